@@ -1,0 +1,58 @@
+"""The command line: one file per sub-command, and the only place that prints or exits."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+import typer
+from click import ClickException
+from click.exceptions import Abort, Exit
+from rich.console import Console
+
+from spectail.cli.analyze import analyze
+from spectail.cli.compare import compare
+from spectail.errors import SpectailError
+
+app = typer.Typer(
+    name="spectail",
+    help="How heavy-tailed the weights of a model are, layer by layer, compared fairly across shapes.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(analyze)
+app.command()(compare)
+
+
+@app.callback()
+def version(show: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    """How heavy-tailed the weights of a model are, layer by layer, compared fairly across shapes."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 done but some layer failed, 2 bad usage or unreadable source."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and return its exit code; whatever the user can mend is one line on standard error."""
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        result = typer.main.get_command(app).main(arguments, prog_name="spectail", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except Exit as exit_:
+        return exit_.exit_code
+    except (Abort, KeyboardInterrupt):
+        errors.print("interrupted; the same command goes on where it stopped", markup=False)
+        return 130
+    except ClickException as error:
+        problem = error.format_message()
+    except SpectailError as error:
+        problem = str(error)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        hint = "; free some space and run the same command again to go on" if error.errno == errno.ENOSPC else ""
+        problem = f"cannot read or write{where}: {os.strerror(error.errno) if error.errno else error}{hint}"
+    errors.print(f"spectail: {' '.join(problem.split())}", markup=False)
+    return 2

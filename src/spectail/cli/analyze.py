@@ -1,0 +1,115 @@
+"""spectail analyze: measure a model, keep the run in a folder, show the extremes."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from spectail import presets
+from spectail.analysis import Analysis
+from spectail.core.spec import Spec
+from spectail.engines import local, ray
+from spectail.errors import SpecError
+from spectail.models.source import Layer
+from spectail.report.tables import extremes
+from spectail.runner import make_plan, run_plan
+
+ENGINES = {"local": local.measure, "ray": ray.measure}
+
+
+def analyze(
+    source: Annotated[
+        str, typer.Argument(help="demo, a model folder, a checkpoint file, module:function or a hub id.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for tables and report; a killed run goes on there.")],
+    preset: Annotated[str, typer.Option(help=", ".join(presets.BY_NAME))] = "farms",
+    aspect_ratio: Annotated[float | None, typer.Option(help="Long side / short side of the windows.")] = None,
+    window: Annotated[str | None, typer.Option(help="Short side of the windows, or common, fit, whole.")] = None,
+    placement: Annotated[str | None, typer.Option(help="tile, grid:K, step:S or random:N.")] = None,
+    cutoff: Annotated[str | None, typer.Option(help="median, ks, peak, top:F or fixed:X.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda...")] = "auto",
+    include: Annotated[list[str] | None, typer.Option(help="Only layers whose name matches this glob.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="No layers whose name matches this glob.")] = None,
+    engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
+    full_spectrum: Annotated[bool, typer.Option("--full-spectrum", help="Also measure without windows.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace the run that the folder holds.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> int:
+    """Measure the tail exponent alpha of every weight matrix of SOURCE and write a table and a report."""
+    if engine not in ENGINES:
+        raise SpecError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
+    spec = _spec(preset, aspect_ratio=aspect_ratio, window=window, placement=placement, cutoff=cutoff)
+    console = Console(quiet=quiet)
+    with console.status("opening the model") if console.is_terminal and not quiet else nullcontext():
+        plan = make_plan(
+            source,
+            spec=spec,
+            device=device,
+            include=include or (),
+            exclude=exclude or (),
+            full_spectrum=full_spectrum,
+        )
+    with _Bar(quiet=quiet) as bar:
+        analysis = run_plan(plan, ENGINES[engine], out=out, progress=bar, fresh=fresh)
+    _show(console, analysis, out)
+    return 1 if any(layer.status == "failed" for layer in analysis.layers) else 0
+
+
+def _spec(preset: str, **options: Any) -> Spec:
+    """The preset with the options that were given in its place."""
+    if preset not in presets.BY_NAME:
+        raise SpecError(f"preset must be one of {', '.join(presets.BY_NAME)}, not {preset!r}")
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if str(given.get("window", "")).isdecimal():
+        given["window"] = int(given["window"])
+    return replace(presets.BY_NAME[preset], **given)
+
+
+class _Bar:
+    """A progress bar on standard error with the layer in hand and the time left, weighed by numbers of weights."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self.progress = Progress(*columns, *times, console=Console(stderr=True), disable=quiet, transient=True)
+        self.task = self.progress.add_task("starting", total=None)
+
+    def __enter__(self) -> _Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, layer: Layer | None, done: int, total: int) -> None:
+        description = layer.name[-44:] if layer else "writing the report"
+        self.progress.update(self.task, description=description, completed=done, total=total)
+
+
+def _show(console: Console, analysis: Analysis, out: Path) -> None:
+    """The most and least heavy-tailed layers, what was not measured, and where the report is."""
+    heaviest, lightest = extremes(analysis.table)
+    for title, rows in (("Heaviest tails (lowest alpha)", heaviest), ("Lightest tails (highest alpha)", lightest)):
+        if not len(rows):
+            continue
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for heading in ("layer", "shape", "alpha", "+-", "null"):
+            table.add_column(heading, justify="left" if heading == "layer" else "right", overflow="fold")
+        for row in rows.to_dict("records"):
+            numbers = (f"{row[key]:.3f}" for key in ("alpha", "alpha_se", "alpha_null"))
+            table.add_row(row["name"], f"{row['rows']} x {row['cols']}", *numbers)
+        console.print(table)
+        console.print()
+    counts = analysis.table["status"].value_counts()
+    console.print(", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False)
+    for layer in analysis.layers:
+        if layer.status == "failed":
+            console.print(f"failed: {layer.name}: {layer.reason}", highlight=False, markup=False)
+    console.print(f"report: {out / 'report.html'}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,40 @@
+"""spectail compare: what moved between two analyses of the same model, before and after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from spectail.analysis import Analysis
+from spectail.report.compare import compare_html, pair_layers
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="DIR_A", help="Folder of an analysis: before.")],
+    b: Annotated[Path, typer.Argument(metavar="DIR_B", help="Folder of an analysis: after.")],
+    out: Annotated[Path | None, typer.Option(help="The page to write; by default compare.html in DIR_B.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> int:
+    """Pair the layers of two analyses by name, show what moved most, and write a page."""
+    first, second = Analysis.load(a), Analysis.load(b)
+    comparison = pair_layers(first, second)
+    page = out or (b if b.is_dir() else b.parent) / "compare.html"
+    html = compare_html(comparison, first, second)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(html, encoding="utf-8")
+    console = Console(quiet=quiet, soft_wrap=True)
+    for warning in comparison.warnings:
+        console.print(f"note: {warning}", highlight=False, markup=False)
+    table = Table(title="Moved most", title_justify="left", box=None, pad_edge=False)
+    for heading in ("layer", "alpha A", "alpha B", "change", "z"):
+        table.add_column(heading, justify="left" if heading == "layer" else "right", overflow="fold")
+    for row in comparison.moved(8).to_dict("records"):
+        numbers = f"{row['alpha_a']:.3f}", f"{row['alpha_b']:.3f}", f"{row['alpha_change']:+.3f}", f"{row['z']:+.1f}"
+        table.add_row(row["name"], *numbers)
+    console.print(table)
+    console.print(f"page: {page}", highlight=False, markup=False)
+    return 0

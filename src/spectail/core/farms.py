@@ -1,0 +1,230 @@
+"""FARMS, whole: a layer's matrices -> windows of one shape -> pooled eigenvalues -> one tail fit with its error bar.
+
+Hu, Goel, Killiakov and Yang, "Eigenspectrum Analysis of Neural Networks without Aspect Ratio Bias", ICML 2025. The
+defaults depart from the published code where that is wrong; ``Spec.legacy`` brings it back.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from spectail.core.cutoffs import Fixed, KSMinimum
+from spectail.core.jackknife import MIN_BANDS, alpha_standard_error
+from spectail.core.laws import null_alpha
+from spectail.core.legacy import CONVOLUTION_FACTOR, fit_divisions, legacy_divisions, legacy_windows
+from spectail.core.metrics import moments
+from spectail.core.spec import Spec
+from spectail.core.spectra import numerical_zeros, window_eigenvalues
+from spectail.core.tails import PowerLaw, fit_from
+from spectail.core.windows import Window, disjoint_bands, largest_fit, window_shape
+from spectail.errors import SpecError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array: TypeAlias = NDArray[np.float64]
+
+MIN_SIDE = 16
+"""Smaller layers (routers, RGB stems, depth-wise slices) have too few eigenvalues per window to say anything."""
+COMPARABLE_SIDE = 64
+"""Smaller layers are measured in a window of their own and never set the common one."""
+MAX_SIDE = 1024
+"""Largest common window."""
+NO_WINDOW = Window(0, 0)
+MIN_TAIL = 5
+"""Fewer tail eigenvalues are not fitted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TailFit:
+    """What one layer shows. NaN where there is no number; then ``status`` and ``reason`` say why."""
+
+    alpha: float = math.nan
+    alpha_se: float = math.nan
+    """Standard error by the jackknife of ``core.jackknife``."""
+    xmin: float = math.nan
+    ks: float = math.nan
+    n_tail: int = 0
+    status: str = "ok"
+    """ok, skipped (too small to measure) or failed (NaN, Inf, all zero, no tail)."""
+    reason: str = ""
+    eigenvalues: Array = field(default_factory=lambda: np.empty(0), repr=False)
+    """All pooled eigenvalues above numerical zero, ascending."""
+    n_zero: int = 0
+    n_windows: int = 0
+    window: Window = NO_WINDOW
+    alpha_null: float = math.nan
+    alpha_null_sd: float = math.nan
+    weight_var: float = math.nan
+    sum_of_squares: float = math.nan
+    """Sum of the squared weights: the sum of all eigenvalues of the whole matrices."""
+
+
+def tail_fit(matrix: ArrayLike | Tensor, spec: Spec | None = None, *, window: int | None = None) -> TailFit:
+    """Measure one matrix (2-D), or several that pool into one layer (3-D, the first axis numbers them).
+
+    ``spec`` is the default preset where none is given. ``window`` is the common window of the run that the result is to
+    be compared with; without it ``common`` means the matrix's own short side, at most MAX_SIDE.
+    Raises SpecError where the window does not fit or the input is no matrix; data that cannot be measured (NaN, all
+    zero, too small) gives a status and a reason instead. The input is not modified.
+
+    >>> import numpy as np
+    >>> gaussian = np.random.default_rng(0).standard_normal((512, 512))
+    >>> fit = tail_fit(gaussian, Spec(window=128))
+    >>> fit.n_windows, fit.status, round(fit.alpha_null, 2), abs(fit.alpha - fit.alpha_null) < 0.03
+    (16, 'ok', 2.12, True)
+    """
+    tensor = matrix.detach() if isinstance(matrix, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(matrix))
+    if tensor.ndim == 2:
+        tensor = tensor[None]
+    if tensor.ndim != 3 or not (tensor.is_floating_point() or tensor.is_complex()):
+        shape = tuple(np.shape(matrix))
+        raise SpecError(
+            f"expected a matrix of floating-point numbers (2-D, or 3-D to pool), got {tensor.dtype} {shape}"
+        )
+    return measure(tensor, spec or Spec(), window)
+
+
+def measure(matrices: Tensor, spec: Spec, common: int | None = None, *, convolution: bool = False) -> TailFit:
+    """Measure the matrices of one layer, shape (n, rows, cols); ``common`` is the run's window for ``"common"``.
+
+    ``convolution`` says that the matrices are kernel slices, which only ``spec.legacy`` treats differently.
+    """
+    shape = (matrices.shape[1], matrices.shape[2])
+    if reason := too_small(shape, spec):
+        return TailFit(status="skipped", reason=reason)
+    weight_var, squares = moments(matrices)
+    if reason := _unusable(matrices, squares):
+        return TailFit(status="failed", reason=reason)
+    divided = spec.legacy and convolution and spec.window != "whole"
+    if divided:
+        matrices, window, positions = legacy_divisions(matrices, spec)
+    else:
+        window, positions = _placed(shape, spec, common)
+    found = window_eigenvalues(matrices, window, positions, exact_zeros=spec.legacy)
+    if spec.legacy and convolution:
+        found *= CONVOLUTION_FACTOR
+    zero = found <= 0 if spec.legacy else numerical_zeros(found, window)
+    fit = TailFit(
+        eigenvalues=np.sort(found[~zero]),
+        n_zero=int(zero.sum()),
+        n_windows=found.shape[0] * found.shape[1],
+        window=window,
+        weight_var=weight_var,
+        sum_of_squares=squares,
+    )
+    if divided:
+        return replace(fit, **fit_divisions(found, spec.cutoff)._asdict())
+    return _with_tail(fit, spec, matrices, dict(zip(positions, found, strict=True)))
+
+
+def too_small(shape: tuple[int, int], spec: Spec) -> str:
+    """Why a matrix of this shape is not measured at all; empty where it is."""
+    if min(shape) >= 1 and (spec.legacy or largest_fit(*shape, spec.aspect_ratio) >= MIN_SIDE):
+        return ""
+    return f"too small: matrices of {shape[0]} x {shape[1]}, a window needs a short side of at least {MIN_SIDE}"
+
+
+def full_spectrum_fit(matrices: Tensor, spec: Spec) -> TailFit:
+    """Eigenvalues and alpha of the whole matrices, one window each, with the cutoff of ``spec``; no error bar."""
+    window = Window(matrices.shape[1], matrices.shape[2])
+    found = window_eigenvalues(matrices, window, [(0, 0)], exact_zeros=spec.legacy)
+    zero = found <= 0 if spec.legacy else numerical_zeros(found, window)
+    pooled = np.sort(found[~zero])
+    tail = _fit(pooled, spec)
+    return TailFit(
+        **tail._asdict(), eigenvalues=pooled, n_zero=int(zero.sum()), window=window, n_windows=found.shape[1]
+    )
+
+
+def common_window(shapes: list[tuple[int, int]], spec: Spec) -> int | None:
+    """The one window of a run over layers of these shapes; None where each layer has its own (fit, whole).
+
+    ``common``: the smallest short side that fits, among layers where at least COMPARABLE_SIDE fits, at most MAX_SIDE.
+    None also where no layer is that large. A number that fits no layer at all is a SpecError.
+    """
+    if spec.window in ("fit", "whole"):
+        return None
+    fits = [largest_fit(*shape, spec.aspect_ratio) for shape in shapes]
+    if spec.window == "common":
+        return min((min(fit, MAX_SIDE) for fit in fits if fit >= COMPARABLE_SIDE), default=None)
+    side = int(spec.window)
+    if fits and not spec.legacy and max(fits) < side:
+        raise SpecError(f"a window of {side} is larger than every layer; the largest that fits any is {max(fits)}")
+    return side
+
+
+def _placed(shape: tuple[int, int], spec: Spec, common: int | None) -> tuple[Window, list[tuple[int, int]]]:
+    """The window of a layer and the corners where it is cut."""
+    if spec.window == "whole":
+        return Window(*shape), [(0, 0)]
+    fit = largest_fit(*shape, spec.aspect_ratio)
+    if spec.window == "fit":
+        side = fit
+    elif spec.window == "common":
+        side = min(fit, MAX_SIDE) if common is None or fit < COMPARABLE_SIDE else common
+    else:
+        side = int(spec.window)
+    if spec.legacy:
+        return legacy_windows(shape, spec, side)
+    window = window_shape(*shape, side, spec.aspect_ratio)
+    return window, spec.placement.positions(*shape, window, spec.seed)
+
+
+def _unusable(matrices: Tensor, squares: float) -> str:
+    """What is wrong with weights whose squares add up to ``squares``; empty where nothing is."""
+    if not math.isfinite(squares):
+        bad = sum(int((~torch.isfinite(matrix)).sum()) for matrix in matrices)
+        return f"{bad} of {matrices.numel()} weights are NaN or infinite" if bad else ""
+    return "all weights are zero" if squares == 0 and not bool(matrices.any()) else ""
+
+
+def _with_tail(fit: TailFit, spec: Spec, matrices: Tensor, known: dict[tuple[int, int], Array]) -> TailFit:
+    """Add the tail, its error bar and its null to what was found; ``known`` are the eigenvalues at each position."""
+    total = fit.eigenvalues.size + fit.n_zero
+    tail = _fit(fit.eigenvalues, spec)
+    if tail.n_tail < (2 if spec.legacy else MIN_TAIL) and not isinstance(spec.cutoff, KSMinimum):
+        reason = f"too small: {tail.n_tail} eigenvalues in the tail, a fit needs at least {MIN_TAIL}"
+        return replace(fit, status="skipped", reason=reason)
+    if not math.isfinite(tail.alpha):
+        return replace(fit, status="failed", reason="all eigenvalues of the tail are equal: no exponent describes them")
+    error, remark = _error_bar(fit.window, matrices, known, spec)
+    mean, sd = null_alpha(fit.window, fit.n_windows, spec.cutoff, fit.weight_var, spec.seed)
+    remarks = [remark] if remark else []
+    if fit.n_zero * 2 > total:
+        remarks.append(f"only {total - fit.n_zero} of {total} eigenvalues are above numerical zero")
+    return replace(fit, **tail._asdict(), alpha_se=error, alpha_null=mean, alpha_null_sd=sd, reason="; ".join(remarks))
+
+
+def _fit(eigenvalues: Array, spec: Spec) -> PowerLaw:
+    """The tail that the cutoff gives; an empty one where nothing reaches it."""
+    start = spec.cutoff.start(eigenvalues) if eigenvalues.size else 0
+    if start >= eigenvalues.size:
+        return PowerLaw(math.nan, math.nan, math.nan, 0)
+    return fit_from(eigenvalues, start)
+
+
+def _error_bar(window: Window, matrices: Tensor, known: dict[tuple[int, int], Array], spec: Spec) -> tuple[float, str]:
+    """Jackknife error of alpha on disjoint windows no larger than ``window`` and a third of the layer; or why none."""
+    rows, cols = matrices.shape[1:]
+    scale = min(1.0, rows // MIN_BANDS / window.rows, cols // MIN_BANDS / window.cols)
+    smaller = Window(int(window.rows * scale + 1e-9), int(window.cols * scale + 1e-9))
+    if min(smaller) < 2:
+        return math.nan, f"no error bar: fewer than {MIN_BANDS} x {MIN_BANDS} disjoint windows fit"
+    if smaller != window and isinstance(spec.cutoff, Fixed):
+        return math.nan, "no error bar: a fixed xmin means something else in the smaller windows that it needs"
+    tops, lefts = disjoint_bands(rows, smaller.rows), disjoint_bands(cols, smaller.cols)
+    corners = [(top, left) for top in tops for left in lefts]
+    if smaller == window and all(corner in known for corner in corners):
+        found = np.stack([known[corner] for corner in corners])
+    else:
+        found = window_eigenvalues(matrices, smaller, corners)
+    found = found.reshape(len(tops), len(lefts), *found.shape[1:])
+    error = alpha_standard_error(found, numerical_zeros(found, smaller), spec.cutoff)
+    return error, "" if math.isfinite(error) else "no error bar: some windows have no tail of their own"

@@ -1,0 +1,123 @@
+"""What a matrix of independent entries of equal variance would show: the Marchenko-Pastur law, and alpha under it.
+
+X is m x n with m <= n and entry variance v, ratio = m / n. The non-zero eigenvalues of X X^T, divided by n v, follow
+the law on [(1 - sqrt(ratio))^2, (1 + sqrt(ratio))^2] (Marchenko and Pastur 1967) as m, n grow.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigvalsh_tridiagonal
+
+from spectail.core.cutoffs import Cutoff, Fixed, Median, TopFraction
+from spectail.core.tails import fit_from
+from spectail.core.windows import Window
+
+Array: TypeAlias = NDArray[np.float64]
+
+_SIMULATED_SIDE = 256
+"""Longest side that the spread of a null is simulated at; larger windows are scaled from there."""
+_SIMULATED_EIGENVALUES = 20_000
+_DRAWS = 12
+_POINTS = 20_001
+
+
+def marchenko_pastur_density(x: Array, ratio: float, variance: float = 1.0) -> Array:
+    """Density of the law at eigenvalues ``x`` of X X^T / n, for m / n = ``ratio`` in (0, 1] and entry ``variance``."""
+    lower, upper = variance * (1 - math.sqrt(ratio)) ** 2, variance * (1 + math.sqrt(ratio)) ** 2
+    x = np.asarray(x, dtype=np.float64)
+    inside = (x > max(lower, 0.0)) & (x < upper)
+    safe = np.where(inside, x, 1.0)
+    root = np.sqrt(np.clip((upper - safe) * (safe - lower), 0, None))
+    return np.where(inside, root / (2 * math.pi * ratio * variance * safe), 0.0)
+
+
+@lru_cache(maxsize=256)
+def _marchenko_pastur_nodes(ratio: float) -> tuple[Array, Array]:
+    """Eigenvalues and their probabilities: midpoints in the angle that takes out both square-root edges."""
+    angle = (np.arange(_POINTS) + 0.5) * math.pi / _POINTS
+    x = 1 + ratio - 2 * math.sqrt(ratio) * np.cos(angle)
+    weights = marchenko_pastur_density(x, ratio) * np.sin(angle)
+    return x, weights / weights.sum()
+
+
+def marchenko_pastur_alpha(ratio: float, *, fraction: float | None = None, xmin: float | None = None) -> float:
+    """Alpha of the law's tail: its largest ``fraction``, or everything from ``xmin`` (for variance 1, divided by n) up.
+
+    NaN where ``xmin`` lies above the law's upper edge.
+    """
+    x, weights = _marchenko_pastur_nodes(ratio)
+    above = np.cumsum(weights[::-1])[::-1]
+    if xmin is None:
+        if fraction is None:
+            raise ValueError("give fraction or xmin")
+        xmin = float(np.interp(-fraction, -above, x))
+    tail = x >= xmin
+    mass = float(weights[tail].sum())
+    if mass <= 0:
+        return math.nan
+    return 1 + mass / float((weights[tail] * np.log(x[tail] / xmin)).sum())
+
+
+def null_alpha(window: Window, n_windows: int, cutoff: Cutoff, weight_var: float, seed: int = 0) -> tuple[float, float]:
+    """(mean, standard deviation) of alpha over matrices of i.i.d. entries, for this window shape and number of windows.
+
+    The mean comes from the Marchenko-Pastur law for median, top:F and fixed:X, from seeded Gaussian draws for ks and
+    peak. The standard deviation always comes from draws, taken for the number of windows as if they were disjoint.
+    """
+    short, long = min(window), max(window)
+    if isinstance(cutoff, Fixed):
+        scaled = cutoff.xmin / (long * weight_var) if weight_var > 0 else math.inf
+        return marchenko_pastur_alpha(short / long, xmin=scaled), math.nan
+    mean, sd = _simulated_alpha(short, long, n_windows, cutoff, seed)
+    if isinstance(cutoff, Median):
+        mean = marchenko_pastur_alpha(short / long, fraction=0.5)
+    elif isinstance(cutoff, TopFraction):
+        mean = marchenko_pastur_alpha(short / long, fraction=cutoff.fraction)
+    return mean, sd
+
+
+@lru_cache(maxsize=1024)
+def _simulated_alpha(short: int, long: int, n_windows: int, cutoff: Cutoff, seed: int) -> tuple[float, float]:
+    """Mean and spread of alpha over draws of at most _SIMULATED_EIGENVALUES eigenvalues each.
+
+    The sum over a window of any smooth function of its eigenvalues fluctuates by O(1) whatever the window's size, so
+    alpha's spread falls as 1 / (side * sqrt(windows)): larger counts, and for median and top:F larger sides, are scaled
+    down to what is affordable. For ks and peak the mean depends on the count too and is that of the count drawn.
+    """
+    smooth = isinstance(cutoff, (Median, TopFraction))
+    scale = min(1.0, _SIMULATED_SIDE / long) if smooth else 1.0
+    m, n = max(2, round(short * scale)), max(2, round(long * scale))
+    drawn = max(1, min(n_windows, _SIMULATED_EIGENVALUES // m))
+    pool = _gaussian_pool(m, n, drawn, seed)
+    alphas = np.array([fit_from(draw, cutoff.start(draw)).alpha for draw in pool])
+    spread = float(alphas.std(ddof=1)) * (m / short) * math.sqrt(drawn / n_windows)
+    return float(alphas.mean()), spread
+
+
+def _gaussian_pool(m: int, n: int, n_windows: int, seed: int) -> list[Array]:
+    """Sorted pooled eigenvalues of ``n_windows`` Gaussian m x n windows, once per draw.
+
+    Drawn through the bidiagonal form of a Gaussian matrix (Dumitriu and Edelman 2002): the same law as the dense
+    matrix at the cost of a tridiagonal solve, independent chi variables on two diagonals.
+    """
+    rng = np.random.default_rng((seed, m, n))
+    draws = []
+    for _ in range(_DRAWS):
+        windows = [_bidiagonal_eigenvalues(rng, m, n) for _ in range(n_windows)]
+        draws.append(np.sort(np.concatenate(windows)))
+    return draws
+
+
+def _bidiagonal_eigenvalues(rng: np.random.Generator, m: int, n: int) -> Array:
+    diagonal = rng.chisquare(np.arange(n, n - m, -1))
+    below = rng.chisquare(np.arange(m - 1, 0, -1))
+    main = diagonal + np.concatenate([[0.0], below])
+    side = np.sqrt(below * diagonal[:-1])
+    eigenvalues: Array = eigvalsh_tridiagonal(main, side)
+    return np.clip(eigenvalues, np.finfo(float).tiny, None)

@@ -1,0 +1,92 @@
+"""Numbers that describe the whole matrices of a layer, whatever windows alpha was measured on.
+
+Eigenvalues are squared singular values. A layer of several matrices (kernel slices) has the largest eigenvalue of any
+of them and the sum over all of them. Names follow WeightWatcher's columns.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array: TypeAlias = NDArray[np.float64]
+
+_DENSE_SIDE = 128
+"""Up to this short side a full solve is as quick as an iteration."""
+_GRAM_SIDE = 1024
+"""Up to this short side the Gram matrix is formed once; beyond, each step multiplies by matrix and transpose."""
+_PIECE = 4 * 2**20
+
+
+def moments(matrices: Tensor) -> tuple[float, float]:
+    """(variance of the entries, sum of their squares), in float64 whatever the stored precision.
+
+    The sum of squares is the sum of all eigenvalues (the squared Frobenius norm). Read in pieces, so that no second
+    copy of a large tensor is made. The variance of complex entries is E|w - mean|^2.
+    """
+    flat = matrices.reshape(-1)
+    count, mean, spread, squares = 0, 0.0 + 0.0j, 0.0, 0.0
+    for piece in torch.split(flat, _PIECE):
+        values = piece.to(_wide(piece))
+        size, centre = piece.numel(), values.mean()
+        shift = complex(centre.item()) - mean
+        spread += float(_squared(values - centre)) + abs(shift) ** 2 * count * size / (count + size)
+        squares += float(_squared(values))
+        count += size
+        mean += shift * size / count
+    return spread / count, squares
+
+
+def largest_eigenvalue(matrices: Tensor) -> float:
+    """The largest squared singular value of any of the matrices, to about 1e-9 relative.
+
+    By Lanczos iteration from a fixed start vector (ARPACK through SciPy), in float64.
+    """
+    if min(matrices.shape[1:]) <= _DENSE_SIDE:
+        norms = [torch.linalg.matrix_norm(batch.to(_wide(batch)), 2).max() for batch in torch.split(matrices, 64)]
+        return float(torch.stack(norms).max()) ** 2
+    return max(_lanczos(matrix.to(_wide(matrix))) for matrix in matrices)
+
+
+def entropy(eigenvalues: Array) -> float:
+    """Matrix entropy in [0, 1]: -sum(p ln p) / ln(rank) with p the eigenvalues divided by their sum; NaN at rank 1."""
+    shares = eigenvalues[eigenvalues > 0] / eigenvalues.sum()
+    if shares.size < 2:
+        return math.nan
+    return float(-(shares * np.log(shares)).sum() / math.log(shares.size))
+
+
+def _lanczos(matrix: Tensor) -> float:
+    if matrix.shape[0] > matrix.shape[1]:
+        matrix = matrix.mT
+    side = matrix.shape[0]
+    gram = matrix @ matrix.mH if side <= _GRAM_SIDE else None
+
+    def multiply(vector: NDArray[np.float64]) -> NDArray[np.float64]:
+        v = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))).to(matrix.device, matrix.dtype)
+        product = gram @ v if gram is not None else matrix @ (matrix.mH @ v)
+        result: NDArray[np.float64] = product.cpu().numpy()
+        return result
+
+    dtype = np.complex128 if matrix.is_complex() else np.float64
+    start = np.random.default_rng(0).standard_normal(side).astype(dtype)
+    operator = LinearOperator((side, side), matvec=multiply, dtype=dtype)
+    found = eigsh(operator, k=1, which="LA", v0=start, tol=1e-10, maxiter=50 * side, return_eigenvectors=False)
+    return float(found[0].real)
+
+
+def _squared(values: Tensor) -> Tensor:
+    """Sum of squared magnitudes."""
+    return torch.vdot(values, values).real
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.complex128 if tensor.is_complex() else torch.float64

@@ -1,0 +1,1 @@
+"""Where the layers of a run are measured: in this process, or spread over a Ray cluster."""

@@ -1,0 +1,59 @@
+"""Layers spread over a Ray cluster: every worker opens the same source, so all of them must see its files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from spectail.errors import SpecError
+from spectail.measurement import Plan, measure_layer
+from spectail.models.open import open_source
+from spectail.models.source import Layer
+from spectail.records import LayerRecord, RunInfo
+
+
+def measure(plan: Plan, layers: Iterable[Layer]) -> Iterator[LayerRecord]:
+    """Measure the layers on every CPU that Ray offers, one thread each; records come as they are done."""
+    try:
+        import ray
+    except ImportError as error:
+        raise SpecError("the ray engine needs Ray: pip install 'spectail[ray]', or leave out --engine") from error
+    if not isinstance(plan.source, str):
+        raise SpecError("the ray engine needs a source that workers can open: text that names a file, not an object")
+    started_here = not ray.is_initialized()
+    if started_here:
+        ray.init(log_to_driver=False, include_dashboard=False)
+    try:
+        worker = ray.remote(_Worker)
+        count = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        idle = [worker.remote(plan.source, plan.run, plan.device) for _ in range(count)]
+        busy: dict[Any, Any] = {}
+        for layer in layers:
+            if not idle:
+                done, _ = ray.wait(list(busy))
+                idle.append(busy.pop(done[0]))
+                yield ray.get(done[0])
+            actor = idle.pop()
+            busy[actor.measure.remote(layer.name)] = actor
+        while busy:
+            done, _ = ray.wait(list(busy))
+            busy.pop(done[0])
+            yield ray.get(done[0])
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+class _Worker:
+    """Opens the source once and measures the layers that it is asked for."""
+
+    def __init__(self, source: str, run: RunInfo, device: str) -> None:
+        torch.set_num_threads(1)
+        opened = open_source(source)
+        self.plan = Plan(run, opened.layers, device)
+        self.layers = {layer.name: layer for layer in opened.layers}
+
+    def measure(self, name: str) -> LayerRecord:
+        return measure_layer(self.layers[name], self.plan)

@@ -1,0 +1,17 @@
+"""The errors that a user can mend: each message says what was expected, what came and what to do."""
+
+
+class SpectailError(Exception):
+    """Base of every error raised on purpose; the command line prints its text as one line and exits with 2."""
+
+
+class SourceError(SpectailError):
+    """A model or checkpoint that cannot be found, read or trusted."""
+
+
+class SpecError(SpectailError, ValueError):
+    """A measurement setting that makes no sense, or does not fit the matrices at hand."""
+
+
+class RunError(SpectailError):
+    """An output folder, or two runs, that do not go together."""

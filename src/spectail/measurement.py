@@ -1,0 +1,141 @@
+"""One layer's weights -> one row of the table: the only place that knows both matrices and layer names."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import ArpackError
+
+from spectail.core.cutoffs import KSMinimum
+from spectail.core.farms import TailFit, full_spectrum_fit, measure, too_small
+from spectail.core.metrics import entropy, largest_eigenvalue
+from spectail.errors import SourceError, SpecError
+from spectail.models.source import Layer
+from spectail.records import LayerRecord, RunInfo, Spectrum
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SOLVER_ERRORS = (torch.linalg.LinAlgError, ArpackError)  # type: ignore[attr-defined]
+BINS = 80
+TOP_POINTS = 60
+NOT_A_TAIL = "not applicable: this cutoff measures the shape of the bulk"
+"""Verdict for every cutoff but the KS one: alpha is then no claim of a power law."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is decided before the first layer is read."""
+
+    run: RunInfo
+    layers: tuple[Layer, ...]
+    device: str
+    source: Any = None
+    """What was given to open, for engines whose workers open it again."""
+
+
+def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
+    """One row of the table. What goes wrong with the layer's data becomes its status and reason."""
+    started = time.perf_counter()
+    record = LayerRecord(
+        name=layer.name,
+        block=layer.block,
+        kind=layer.kind,
+        rows=layer.rows,
+        cols=layer.cols,
+        numel=layer.numel,
+        n_matrices=layer.n_matrices,
+    )
+    spec = plan.run.spec
+    if layer.problem:
+        return replace(record, status="failed", reason=layer.problem)
+    if reason := too_small((layer.rows, layer.cols), spec):
+        return replace(record, status="skipped", reason=reason)
+    try:
+        with torch.no_grad():
+            matrices = layer.load().detach().to(plan.device)
+            record = _measured(record, matrices, plan)
+    except SpecError as error:
+        record = replace(record, status="skipped", reason=str(error))
+    except SourceError as error:
+        record = replace(record, status="failed", reason=str(error))
+    except SOLVER_ERRORS as error:
+        record = replace(record, status="failed", reason=f"the eigenvalue solver gave up: {error}")
+    return replace(record, seconds=round(time.perf_counter() - started, 4))
+
+
+def _measured(record: LayerRecord, matrices: Tensor, plan: Plan) -> LayerRecord:
+    spec, run = plan.run.spec, plan.run
+    fit = measure(matrices, spec, run.window, convolution=record.kind == "conv")
+    record = replace(
+        record,
+        window_rows=fit.window.rows,
+        window_cols=fit.window.cols,
+        n_windows=fit.n_windows,
+        n_eigenvalues=fit.eigenvalues.size + fit.n_zero,
+        n_zero=fit.n_zero,
+        weight_var=fit.weight_var,
+        status=fit.status,
+        reason=fit.reason,
+        spectrum=_summary(fit) if fit.eigenvalues.size else None,
+    )
+    if fit.status == "ok":
+        record = _with_alpha(record, fit, plan)
+    if math.isfinite(fit.sum_of_squares):
+        record = _with_norms(record, fit, matrices, plan)
+    return record
+
+
+def _with_alpha(record: LayerRecord, fit: TailFit, plan: Plan) -> LayerRecord:
+    own_window = plan.run.window is not None and min(fit.window) != plan.run.window and not plan.run.spec.legacy
+    remark = f"not comparable: too small for the common window of {plan.run.window}" if own_window else ""
+    ks_cutoff = isinstance(plan.run.spec.cutoff, KSMinimum)
+    return replace(
+        record,
+        alpha=fit.alpha,
+        alpha_se=fit.alpha_se,
+        alpha_null=fit.alpha_null,
+        alpha_null_sd=fit.alpha_null_sd,
+        xmin=fit.xmin,
+        n_tail=fit.n_tail,
+        ks=fit.ks,
+        comparable=not own_window,
+        tail_verdict="not measured yet" if ks_cutoff else NOT_A_TAIL,
+        reason="; ".join(filter(None, [remark, fit.reason])),
+    )
+
+
+def _with_norms(record: LayerRecord, fit: TailFit, matrices: Tensor, plan: Plan) -> LayerRecord:
+    """Metrics of the whole matrices (of the pooled windows in legacy, as the published code has them)."""
+    legacy = plan.run.spec.legacy
+    largest = float(fit.eigenvalues[-1]) if legacy and fit.eigenvalues.size else largest_eigenvalue(matrices)
+    total = float(fit.eigenvalues.sum()) if legacy else fit.sum_of_squares
+    record = replace(
+        record,
+        spectral_norm=largest,
+        frobenius_norm=total,
+        stable_rank=total / largest if largest else math.nan,
+        alpha_weighted=record.alpha * math.log10(largest) if largest else math.nan,
+        log_norm=math.log10(total) if total else math.nan,
+    )
+    whole = plan.run.spec.window == "whole"
+    if not (whole or plan.run.full_spectrum):
+        return record
+    full = fit if whole else full_spectrum_fit(matrices, plan.run.spec)
+    alpha_full = full.alpha if plan.run.full_spectrum else math.nan
+    return replace(record, entropy=entropy(full.eigenvalues), alpha_full=alpha_full)
+
+
+def _summary(fit: TailFit) -> Spectrum:
+    """A histogram in log10 and the largest eigenvalues at ranks even in log rank: what the report draws."""
+    logs = np.log10(fit.eigenvalues)
+    low, high = float(logs[0]), float(logs[-1])
+    counts, _ = np.histogram(logs, bins=BINS, range=(low, max(high, low + 1e-9)))
+    ranks = np.unique(np.geomspace(1, logs.size, TOP_POINTS).astype(int))
+    top = tuple((int(rank), float(f"{fit.eigenvalues[-rank]:.6g}")) for rank in ranks)
+    return Spectrum((low, high), tuple(int(count) for count in counts), top)

@@ -1,0 +1,96 @@
+"""What a name says: the block that a layer sits in, and the kind of its weight. No torch."""
+
+from __future__ import annotations
+
+import re
+
+_IN_CONTAINER = re.compile(r"(?:^|\.)(?:h|blk|stages|layer\d+|\w*(?:layers|layer|blocks|block))\.(\d+)(?=\.|$)")
+_NUMBERED = re.compile(r"(?:^|\.)([^.]+)\.(\d+)(?=\.)")
+_NOT_REPEATED = re.compile(
+    r"^(?:mlp|fc|classifier|head|heads|conv|net|proj|projector|to_out|downsample|act|expert|experts|adapters?|lora_\w+)$"
+)
+
+_ATTENTION = re.compile(r"(?:attn|attention|self_att|crossattention|SelfAttention|EncDecAttention)", re.IGNORECASE)
+
+_KINDS: tuple[tuple[str, str], ...] = (
+    (
+        "router",
+        r"(router(\.\w+)?|(mlp|moe|block_sparse_moe|feed_forward|ffn|mixer)\.gate|shared_expert_gate|ffn_gate_inp)",
+    ),
+    ("q", r"(q_proj|query|q|wq|to_q|q_lin|q_attn|query_proj|attn_q|q_a_proj|q_b_proj|linear_q)"),
+    ("k", r"(k_proj|key|k|wk|to_k|k_lin|key_proj|attn_k|linear_k)"),
+    ("v", r"(v_proj|value|v|wv|to_v|v_lin|value_proj|attn_v|linear_v)"),
+    (
+        "qkv",
+        r"(qkv|qkv_proj|query_key_value|wqkv|W_pack|to_qkv|in_proj_weight|attn_qkv|c_attn|kv_a_proj_with_mqa|kv_b_proj)",
+    ),
+    ("gate", r"(gate_proj|(experts\.\d+|feed_forward|mlp|ffn)\.w1|wi_0|ffn_gate|ffn_gate_exps)"),
+    ("up", r"(up_proj|(experts\.\d+|feed_forward|mlp|ffn)\.w3|wi_1|ffn_up|ffn_up_exps)"),
+    (
+        "down",
+        r"(down_proj|(experts\.\d+|feed_forward|mlp|ffn)\.w2|DenseReluDense\.wo|ffn_down|ffn_down_exps|output_linear)",
+    ),
+    ("fc1", r"(fc1|c_fc|lin1|linear1|dense_h_to_4h|wi|intermediate\.dense|fc_in)"),
+    ("fc2", r"(fc2|lin2|linear2|dense_4h_to_h|\d+\.output\.dense|fc_out|mlp\.c_proj)"),
+    (
+        "o",
+        r"(o_proj|out_proj|wo|to_out(\.0)?|out_lin|attn_output|o|out|attention\.output\.dense|attention\.dense|self_attention\.dense)",
+    ),
+    ("o", r"\w*att\w*\.(c_proj|proj|dense|wo)"),
+    ("head", r"(lm_head|embed_out|classifier|score|head|output|_?fc|classifier\.\d+|head\.\d+|heads\.head|logits)"),
+    (
+        "embedding",
+        r"(\w*embed\w*|wte|wpe|shared|\w*embeddings?\.\w+|token_embd|position_embd|token_types|patch_embed\.proj)",
+    ),
+)
+_ENDINGS = tuple((kind, re.compile(rf"(?:^|\.)(?:{pattern})$")) for kind, pattern in _KINDS)
+_IN_BLOCK_ONLY_HEAD = frozenset({"head"})
+
+
+def block_of(name: str) -> int | None:
+    """Index of the repeated unit that a layer belongs to, None outside of blocks.
+
+    The first number below a usual container (``layers``, ``h``, ``blocks``...) counts, else the first number that has
+    named layers below it: ``features.3`` is a layer, ``features.3.conv`` lies in block 3. Where a network counts anew in each stage (``layer2.0``), so does the index: see :func:`unit_of`.
+
+    >>> block_of("model.layers.3.mlp.experts.7.w1"), block_of("lm_head")
+    (3, None)
+    """
+    match = _block_match(name)
+    return int(match[match.lastindex or 1]) if match else None
+
+
+def unit_of(name: str) -> str | None:
+    """Full name of the repeated unit, which tells apart blocks of one index (``encoder.layer.0``, ``layer2.0``)."""
+    match = _block_match(name)
+    return name[: match.end()] if match else None
+
+
+def _block_match(name: str) -> re.Match[str] | None:
+    """The piece of the name that holds the block's number."""
+    if match := _IN_CONTAINER.search(name):
+        return match
+    match = _NUMBERED.search(name)
+    return match if match and not _NOT_REPEATED.match(match[1]) else None
+
+
+def kind_of(name: str) -> str:
+    """What a two-dimensional layer does, by its name; ``linear`` where the name does not tell.
+
+    >>> kind_of("model.layers.0.self_attn.q_proj"), kind_of("h.0.attn.c_proj"), kind_of("h.0.mlp.c_proj")
+    ('q', 'o', 'fc2')
+    """
+    in_block = block_of(name) is not None
+    for kind, pattern in _ENDINGS:
+        if kind in _IN_BLOCK_ONLY_HEAD and in_block:
+            continue
+        if pattern.search(name) and not (
+            kind in {"o", "q", "k", "v"} and _is_short(name) and not _ATTENTION.search(name)
+        ):
+            return kind
+    return "linear"
+
+
+def _is_short(name: str) -> bool:
+    """One-letter endings mean a projection only inside of an attention module."""
+    return name.rsplit(".", 1)[-1] in {"q", "k", "v", "o", "out", "proj", "dense"}

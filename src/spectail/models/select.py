@@ -1,0 +1,47 @@
+"""Which layers to look at, by globs over their names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from spectail.errors import SpecError
+from spectail.models.source import Layer
+
+
+def select(layers: Sequence[Layer], include: Sequence[str] = (), exclude: Sequence[str] = ()) -> tuple[Layer, ...]:
+    """Keep the layers that match some ``include`` glob (no glob: all) and no ``exclude`` glob, in the same order.
+
+    A glob matches a whole name, ``*`` also over dots. Brackets match themselves too, for parts are called
+    ``experts.down_proj[3]``.
+
+    Raises:
+        SpecError: an ``include`` glob matches nothing, or nothing is left.
+
+    """
+    for glob in include:
+        if not any(matches(layer.name, glob) for layer in layers):
+            raise SpecError(f"--include {glob!r} matches none of the {len(layers)} layers{_examples(layers)}")
+    kept = tuple(
+        layer
+        for layer in layers
+        if (not include or any(matches(layer.name, glob) for glob in include))
+        and not any(matches(layer.name, glob) for glob in exclude)
+    )
+    if layers and not kept:
+        globs = ", ".join(map(repr, exclude))
+        raise SpecError(f"--exclude {globs} leaves none of the {len(layers)} layers; use a narrower glob")
+    return kept
+
+
+def matches(name: str, glob: str) -> bool:
+    """Whether a glob matches a name, with brackets read as a set of characters or as themselves."""
+    return fnmatchcase(name, glob) or fnmatchcase(name, glob.replace("[", "[[]"))
+
+
+def _examples(layers: Sequence[Layer]) -> str:
+    """Show three names, spread over the model."""
+    if not layers:
+        return ""
+    spread = {layers[0].name: None, layers[len(layers) // 2].name: None, layers[-1].name: None}
+    return f"; names look like {', '.join(spread)}"

@@ -1,0 +1,49 @@
+"""Each paper's settings, named and sourced: nothing else holds such constants.
+
+``dataclasses.replace(presets.FARMS, cutoff="ks")`` gives a variant.
+"""
+
+from __future__ import annotations
+
+from spectail.core.cutoffs import HistogramPeak, KSMinimum, Median, TopFraction
+from spectail.core.spec import Spec
+from spectail.core.windows import Grid, Tile
+
+FARMS = Spec()
+"""The default: square windows of one size for the whole run, tiles, median. Hu et al. 2025 with its defects removed."""
+
+FARMS_LLM = Spec(window=2000, placement=Grid(10), cutoff=HistogramPeak(), legacy=True)
+"""FARMS for LLM pruning as published: 2000 x 2000 windows (clamped to the layer) on 10 x 10 positions, xmin near the
+histogram's peak (arXiv 2506.06280; LLM_Pruning scripts, whose log10 lower bound is kept)."""
+
+FARMS_CV = Spec(window=100, placement=Grid(10), cutoff=Median(), legacy=True)
+"""FARMS for images as published: 100 rows, ratio 1, 10 x 10 positions, median; convolutions as alphas averaged over
+divisions (arXiv 2506.06280; Image_Classification scripts)."""
+
+FULL = Spec(window="whole", cutoff=Median())
+"""No windows: the whole matrix, as before FARMS, with the default cutoff."""
+
+WEIGHTWATCHER = Spec(window="whole", cutoff=KSMinimum())
+"""Whole matrices, xmin by least KS distance (Martin, Peng and Mahoney 2021; Clauset et al. 2009)."""
+
+TEMPBALANCE = Spec(window="whole", cutoff=Median(), legacy=True)
+"""Whole matrices, xmin at the median, numerical zeros kept (Zhou et al. 2023, arXiv 2312.00359; xmin_pos 2)."""
+
+ALPHAPRUNING = Spec(window="whole", cutoff=HistogramPeak(), legacy=True)
+"""Whole matrices, xmin near the histogram's peak with the log10 lower bound (Lu et al. 2024, arXiv 2410.10912)."""
+
+ALPHAQ = Spec(window=128, placement=Tile(), cutoff=TopFraction(0.1))
+"""128 x 128 windows, Hill's estimator on the top 10 % (arXiv 2606.04980). The published code draws at most 256 random
+blocks without a seed and takes the whole matrix where a side is below 128; here tiles, smaller layers are skipped."""
+
+BY_NAME = {
+    "farms": FARMS,
+    "farms-llm": FARMS_LLM,
+    "farms-cv": FARMS_CV,
+    "full": FULL,
+    "weightwatcher": WEIGHTWATCHER,
+    "tempbalance": TEMPBALANCE,
+    "alphapruning": ALPHAPRUNING,
+    "alphaq": ALPHAQ,
+}
+"""What the command line calls them."""

@@ -1,0 +1,74 @@
+"""Where a layer sits along a model's depth: one place per block, and one per layer outside of blocks.
+
+A model with one stack of blocks keeps its block indices; what comes before the first block gets -1, -2, ... and what
+comes after the last goes on counting. Several stacks (an encoder and a decoder, the stages of a ResNet) stand one
+after the other, because equal indices in two stacks are different blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Place of every layer given, the label of every place, and a title for the axis."""
+
+    places: tuple[int, ...]
+    labels: dict[int, str]
+    title: str
+
+    def ticks(self, most: int = 14) -> tuple[list[int], list[str]]:
+        """At most about ``most`` evenly spaced places with their labels; the first one is always among them."""
+        places = sorted(self.labels)
+        step = max(1, -(-len(places) // most))
+        numbered = [place for place in places if place >= 0] or places
+        shown = [place for place in numbered if (place - numbered[0]) % step == 0]
+        return shown, [self.labels[place] for place in shown]
+
+
+def stack_of(name: str, block: int | None) -> str | None:
+    """The name in front of the block's index (``model.layers`` for ``model.layers.3.mlp``); None outside of blocks."""
+    if block is None:
+        return None
+    parts = name.split(".")
+    return ".".join(parts[: parts.index(str(block))]) if str(block) in parts else ""
+
+
+def depth_of(layers: Sequence[tuple[str, int | None]]) -> Depth:
+    """Places of layers given as (name, block) in the model's order."""
+    units: dict[tuple[str | None, int | str], int] = {}
+    keys: list[tuple[str | None, int | str]] = []
+    for name, block in layers:
+        stack = stack_of(name, block)
+        key = (stack, name if block is None else block)
+        units.setdefault(key, len(units))
+        keys.append(key)
+    stacks = {stack for stack, _ in units if stack is not None}
+    if len(stacks) == 1:
+        single = _one_stack(list(units))
+        if single is not None:
+            labels = {place: str(place) if key[0] is not None else "·" for key, place in single.items()}
+            return Depth(tuple(single[key] for key in keys), labels, "block")
+    labels = {place: _label(*key, place=place, stacks=len(stacks)) for key, place in units.items()}
+    return Depth(tuple(units[key] for key in keys), labels, "block, in the model's order" if stacks else "layer")
+
+
+def _label(stack: str | None, unit: int | str, *, place: int, stacks: int) -> str:
+    if stack is None:
+        return "·" if stacks else str(place)
+    return f"{stack.split('.')[-1]}.{unit}" if stacks > 1 and stack else str(unit)
+
+
+def _one_stack(units: list[tuple[str | None, int | str]]) -> dict[tuple[str | None, int | str], int] | None:
+    """Places with the blocks at their own index; None where other layers stand between the blocks."""
+    inside = [i for i, (stack, _) in enumerate(units) if stack is not None]
+    first, last = inside[0], inside[-1]
+    if inside != list(range(first, last + 1)):
+        return None
+    blocks = {unit: int(unit[1]) for unit in units[first : last + 1]}
+    lowest, highest = min(blocks.values()), max(blocks.values())
+    before = {unit: lowest - first + i for i, unit in enumerate(units[:first])}
+    after = {unit: highest + 1 + i for i, unit in enumerate(units[last + 1 :])}
+    return before | blocks | after

@@ -1,0 +1,135 @@
+"""What the alphas of a run can carry: differences weighed against their errors, before anything is put into words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from spectail.records import LayerRecord, Results
+from spectail.report.depth import depth_of
+
+CLEAR = 2.0
+"""Combined standard errors below which a difference is not called one."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The layers of a run, sorted by what can be said of them."""
+
+    results: Results
+    ok: tuple[LayerRecord, ...]
+    """Measured, with a finite alpha."""
+    ranked: tuple[LayerRecord, ...]
+    """Of these, the comparable ones, lowest alpha first."""
+
+    @property
+    def not_comparable(self) -> tuple[LayerRecord, ...]:
+        """Measured layers whose window is not that of the run."""
+        return tuple(layer for layer in self.ok if not layer.comparable)
+
+    @property
+    def without_error(self) -> tuple[LayerRecord, ...]:
+        """Measured layers with no error bar."""
+        return tuple(layer for layer in self.ok if not math.isfinite(layer.alpha_se))
+
+    def count(self, status: str) -> int:
+        """How many layers have this status."""
+        return sum(layer.status == status for layer in self.results.layers)
+
+
+def sort_run(results: Results) -> Run:
+    """The run's layers, sorted by what can be said of them."""
+    ok = tuple(x for x in results.layers if x.status == "ok" and math.isfinite(x.alpha))
+    return Run(results, ok, tuple(sorted((x for x in ok if x.comparable), key=lambda x: x.alpha)))
+
+
+def threshold(comparisons: int) -> float:
+    """Standard errors that the largest of so many differences must exceed: two-sided 5 %, Bonferroni, at least 2."""
+    return max(CLEAR, float(stats.norm.isf(0.025 / max(1, comparisons))))
+
+
+def null_gap(layer: LayerRecord) -> float:
+    """(alpha - null) in combined standard errors of the layer and of the null; NaN without an error bar or a null."""
+    spread = layer.alpha_null_sd if math.isfinite(layer.alpha_null_sd) else 0.0
+    error = math.hypot(layer.alpha_se, spread)
+    return (layer.alpha - layer.alpha_null) / error if error > 0 else math.nan
+
+
+@dataclass(frozen=True)
+class KindMean:
+    """Mean alpha of one kind of layer, with its standard error: the larger of scatter and measurement."""
+
+    kind: str
+    n: int
+    mean: float
+    error: float
+
+
+def kind_means(layers: Sequence[LayerRecord], at_least: int = 3) -> list[KindMean]:
+    """Means of the kinds with ``at_least`` layers, lowest first."""
+    means = []
+    for kind in dict.fromkeys(layer.kind for layer in layers):
+        alphas = np.array([layer.alpha for layer in layers if layer.kind == kind])
+        if alphas.size < at_least:
+            continue
+        errors = np.array([layer.alpha_se for layer in layers if layer.kind == kind])
+        measured = float(np.sqrt(np.nansum(errors**2))) / alphas.size
+        scatter = float(alphas.std(ddof=1)) / math.sqrt(alphas.size)
+        means.append(KindMean(kind, int(alphas.size), float(alphas.mean()), max(scatter, measured)))
+    return sorted(means, key=lambda x: x.mean)
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Rank correlation of alpha with depth, each kind's own mean taken out first."""
+
+    rho: float
+    p_value: float
+    n_blocks: int
+    change: float
+    """Mean of the last third of the blocks minus that of the first third."""
+
+
+def depth_trend(layers: Sequence[LayerRecord], at_least: int = 6) -> Trend | None:
+    """The trend over blocks; None with fewer than ``at_least`` of them, or where all blocks are alike."""
+    inside = [layer for layer in layers if layer.block is not None]
+    means = {kind: float(np.mean([x.alpha for x in inside if x.kind == kind])) for kind in {x.kind for x in inside}}
+    depth = depth_of([(layer.name, layer.block) for layer in inside])
+    rest: dict[int, list[float]] = {}
+    for layer, place in zip(inside, depth.places, strict=True):
+        rest.setdefault(place, []).append(layer.alpha - means[layer.kind])
+    if len(rest) < at_least:
+        return None
+    along = np.array([float(np.mean(rest[place])) for place in sorted(rest)])
+    if np.ptp(along) < 1e-12:
+        return None
+    found = stats.spearmanr(np.arange(along.size), along)
+    third = max(1, along.size // 3)
+    return Trend(
+        float(found.statistic), float(found.pvalue), along.size, float(along[-third:].mean() - along[:third].mean())
+    )
+
+
+def odd_ones(layers: Sequence[LayerRecord], at_least: int = 6) -> list[tuple[LayerRecord, float]]:
+    """Layers far from the median of their kind, with that median, the farthest first.
+
+    Far is more than four robust standard deviations of the kind (1.4826 x the median absolute deviation), and more
+    combined errors than the number of layers lets chance reach.
+    """
+    far: list[tuple[float, LayerRecord, float]] = []
+    for kind in dict.fromkeys(layer.kind for layer in layers):
+        mine = [layer for layer in layers if layer.kind == kind]
+        if len(mine) < at_least:
+            continue
+        alphas = np.array([layer.alpha for layer in mine])
+        middle = float(np.median(alphas))
+        spread = 1.4826 * float(np.median(np.abs(alphas - middle)))
+        for layer in mine:
+            gap = abs(layer.alpha - middle)
+            if gap > 4 * spread and gap > threshold(len(layers)) * layer.alpha_se:
+                far.append((gap / spread if spread else math.inf, layer, middle))
+    return [(layer, middle) for _, layer, middle in sorted(far, key=lambda x: -x[0])]

@@ -1,0 +1,259 @@
+"""The report of a run: everything in one HTML file that opens offline."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from typing import Any
+
+import numpy as np
+
+from spectail.records import COLUMNS, LayerRecord, Results, RunInfo
+from spectail.report import page
+from spectail.report.curves import FIT_POINTS, null_shape, null_shift, window_ratio
+from spectail.report.evidence import CLEAR, null_gap, sort_run
+from spectail.report.page import Column
+from spectail.report.plots import alpha_by_depth, block_kind_heatmap, farms_against_full, spectrum_figure
+from spectail.report.theme import TIMES, safe
+from spectail.report.words import titled_findings
+
+VIEW = (
+    Column("name", "Layer", "name"),
+    Column("block", "Block", "count"),
+    Column("kind", "Kind", "text"),
+    Column("shape", "Shape", "shape", help="rows and columns; sorts by the number of weights"),
+    Column("alpha", "Alpha", "alpha", help="the dot on the scale of all layers; the stroke is a random matrix"),
+    Column("alpha_se", "± error", "fixed", help="standard error of alpha (jackknife)"),
+    Column("alpha_null", "Random", "fixed", help="alpha of a matrix of independent entries"),
+    Column("stable_rank", "Stable rank", "number"),
+    Column("status", "Status", "status"),
+    Column("reason", "Reason", "why"),
+    Column("alpha_full", "Full alpha", "fixed", main=False, help="alpha of the whole matrix, without windows"),
+    Column("alpha_null_sd", "Random sd", "fixed", main=False),
+    Column("xmin", "xmin", "number", main=False),
+    Column("n_tail", "In tail", "count", main=False),
+    Column("n_eigenvalues", "Eigenvalues", "count", main=False),
+    Column("n_zero", "Zeros", "count", main=False),
+    Column("ks", "KS", "fixed", main=False),
+    Column("n_matrices", "Matrices", "count", main=False),
+    Column("n_windows", "Windows", "count", main=False),
+    Column("window_rows", "Window rows", "count", main=False),
+    Column("window_cols", "Window cols", "count", main=False),
+    Column("numel", "Weights", "count", main=False),
+    Column("weight_var", "Weight variance", "number", main=False),
+    Column("spectral_norm", "Largest eigenvalue", "number", main=False),
+    Column("frobenius_norm", "Sum of eigenvalues", "number", main=False),
+    Column("alpha_weighted", "Alpha weighted", "number", main=False),
+    Column("log_norm", "Log norm", "number", main=False),
+    Column("entropy", "Entropy", "number", main=False),
+    Column("tail_verdict", "Tail verdict", "text", main=False),
+    Column("seconds", "Seconds", "number", main=False),
+)
+_QUIET = ("Scope", "Reading", "Not comparable", "Not measured")
+
+
+def report_html(results: Results) -> str:
+    """The page of a run: words, key numbers, charts, the spectrum of any layer, and a table of all layers."""
+    figures, sections = _charts(results)
+    lead = "Every layer, also those that could not be measured. Choose a row to see its spectrum."
+    body = "\n".join([_header(results), *sections, page.table_section("All layers", lead), _footer(results.run)])
+    payload = {
+        "figures": figures,
+        "table": {
+            "columns": COLUMNS,
+            "rows": [[record[name] for name in COLUMNS] for record in (x.to_dict() for x in results.layers)],
+            "view": [column.to_dict() for column in VIEW],
+        },
+        "spectra": spectra_data(results),
+    }
+    return page.render(f"{model_name(results.run)} · spectail", body, payload)
+
+
+def model_name(run: RunInfo) -> str:
+    """A short name of the source: the last part of a path."""
+    return run.source.replace("\\", "/").rstrip("/").split("/")[-1] or run.source
+
+
+def spec_line(run: RunInfo) -> list[tuple[str, str]]:
+    """What was asked, as (word, value) pairs that fit on one line."""
+    spec = run.spec
+    window = str(spec.window) if run.window is None else f"{run.window}"
+    if run.window is not None and isinstance(spec.window, str):
+        window += f" ({spec.window})"
+    parts = [
+        ("aspect ratio", f"{spec.aspect_ratio:g}"),
+        ("window", window),
+        ("placement", str(spec.placement)),
+        ("cutoff", str(spec.cutoff)),
+    ]
+    if spec.legacy:
+        parts.append(("legacy", "on"))
+    if "spectail" in run.versions:
+        parts.append(("spectail", run.versions["spectail"]))
+    return parts
+
+
+def command(run: RunInfo) -> str:
+    """The command that measures the same again; a spec that the command line cannot give is written in Python."""
+    spec = run.spec
+    if spec.legacy or spec.seed:
+        settings = ", ".join(f"{key}={value!r}" for key, value in spec.to_dict().items())
+        return f"import spectail as st\nst.analyze({run.source!r}, spec=st.Spec({settings}))"
+    words = ["spectail", "analyze", run.source, "--out", "DIR", "--aspect-ratio", f"{spec.aspect_ratio:g}"]
+    words += ["--window", str(spec.window), "--placement", str(spec.placement), "--cutoff", str(spec.cutoff)]
+    for option, globs in (("--include", run.include), ("--exclude", run.exclude)):
+        for glob in globs:
+            words += [option, glob]
+    if run.full_spectrum:
+        words.append("--full-spectrum")
+    return shlex.join(words)
+
+
+def spectra_data(results: Results) -> dict[str, Any]:
+    """The spectra in few numbers: counts, largest eigenvalues, and where the shared shape of the null lies."""
+    shapes: dict[float, int] = {}
+    layers: dict[int, dict[str, Any]] = {}
+    for i, layer in enumerate(results.layers):
+        if layer.spectrum is None or layer.status != "ok":
+            continue
+        ratio = window_ratio(layer)
+        layers[i] = {
+            "edges": layer.spectrum.edges,
+            "counts": layer.spectrum.counts,
+            "ranks": [rank for rank, _ in layer.spectrum.top],
+            "values": [_short(value) for _, value in layer.spectrum.top],
+            "shape": None if ratio is None else shapes.setdefault(ratio, len(shapes)),
+            "shift": null_shift(layer),
+        }
+    curves = [
+        {key: [_short(v) for v in values.tolist()] for key, values in null_shape(ratio)._asdict().items()}
+        for ratio in shapes
+    ]
+    return {"layers": layers, "shapes": curves, "fit_points": FIT_POINTS, "first": _first(results, layers)}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def _first(results: Results, drawable: dict[int, dict[str, Any]]) -> int | None:
+    """The layer shown first: the heaviest tail among the comparable ones."""
+    ranked = sorted(drawable, key=lambda i: (not results.layers[i].comparable, _sortable(results.layers[i].alpha)))
+    return ranked[0] if ranked else None
+
+
+def _sortable(alpha: float) -> float:
+    return alpha if math.isfinite(alpha) else math.inf
+
+
+def _header(results: Results) -> str:
+    run = results.run
+    spec = "".join(f"<span>{safe(word)} <b>{safe(value)}</b></span>" for word, value in spec_line(run))
+    words = page.paragraphs(titled_findings(results), quiet=_QUIET)
+    return (
+        f'<header><p class="eyebrow">Heavy-tailed spectra</p><h1>{safe(model_name(run))}</h1><p class="spec">{spec}</p>'
+        f"{page.cards(_key_numbers(results))}</header>{page.section('words', 'In words', '', words)}"
+    )
+
+
+def _key_numbers(results: Results) -> list[tuple[str, str, str]]:
+    run = sort_run(results)
+    skipped, failed = run.count("skipped"), run.count("failed")
+    rest = f"{skipped:,} skipped, {failed:,} failed" if skipped or failed else "none skipped, none failed"
+    numbers = [("Layers measured", f"{len(run.ok):,}", f"of {len(results.layers):,}; {rest}")]
+    alphas = np.array([layer.alpha for layer in run.ranked])
+    if alphas.size:
+        low, high = np.quantile(alphas, [0.25, 0.75])
+        numbers.append(("Median alpha", f"{np.median(alphas):.2f}", f"middle half {low:.2f} to {high:.2f}"))
+    nulls = [layer.alpha_null for layer in run.ranked or run.ok if math.isfinite(layer.alpha_null)]
+    if nulls:
+        same = max(nulls) - min(nulls) < 5e-4
+        text = f"{np.median(nulls):.2f}"
+        numbers.append(("Random matrix", text, "alpha of independent entries" if same else "median over the layers"))
+    gaps = [gap for gap in map(null_gap, run.ok) if math.isfinite(gap)]
+    if gaps:
+        alike = sum(abs(gap) <= CLEAR for gap in gaps)
+        numbers.append(("Look random", f"{alike:,}", f"of {len(gaps):,}: within {CLEAR:g} errors of the null"))
+    numbers.append(("Weights read", _compact(sum(x.numel for x in run.ok)), _windows_note(run.ok, results.run)))
+    return numbers
+
+
+def _compact(count: int) -> str:
+    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {letter}"
+    return str(count)
+
+
+def _windows_note(layers: tuple[LayerRecord, ...], run: RunInfo) -> str:
+    n = sum(layer.n_windows for layer in layers)
+    if run.window is None:
+        return f"{n:,} windows"
+    shapes = {tuple(sorted((x.window_rows, x.window_cols))) for x in layers if x.comparable}
+    if len(shapes) != 1:
+        return f"{n:,} windows, short side {run.window:,}"
+    short, long = shapes.pop()
+    return f"{n:,} windows, most of {short:,} {TIMES} {long:,}"
+
+
+def _charts(results: Results) -> tuple[dict[str, Any], list[str]]:
+    """The figures that this run can fill, and their sections in the order of the page."""
+    run = sort_run(results)
+    figures: dict[str, Any] = {}
+    sections: list[str] = []
+    if run.ok:
+        figures["depth"] = page.figure_data(alpha_by_depth(results))
+        sections.append(_depth_section())
+    if any(layer.spectrum is not None for layer in run.ok):
+        figures["spectrum"] = page.figure_data(spectrum_figure({}))
+        sections.append(_spectrum_section())
+    if len({layer.block for layer in run.ok if layer.block is not None}) > 1:
+        figures["heatmap"] = page.figure_data(block_kind_heatmap(results))
+        lead = "Each cell is one kind of layer in one block; darker means a heavier tail."
+        drawing = page.chart("heatmap", "Heat map of alpha by block and kind of layer", legend=False)
+        sections.append(page.section("blocks", "Blocks and kinds", lead, drawing))
+    if any(math.isfinite(layer.alpha_full) for layer in run.ok):
+        figures["full"] = page.figure_data(farms_against_full(results))
+        lead = "Off the dotted line, the shape of the matrix moved alpha: windows of one size take that out."
+        drawing = page.chart("full", "Alpha over windows against alpha of the full spectrum")
+        sections.append(page.section("shape-bias", "Windows against the full spectrum", lead, drawing))
+    return figures, sections
+
+
+def _depth_section() -> str:
+    lead = "Lower means a heavier tail. The dotted line is a matrix of independent entries."
+    caption = (
+        "Bars are one standard error; the band is two standard deviations of a random matrix. Open marks have another "
+        "window than the run and are not comparable. A point opens its layer below."
+    )
+    return page.section("depth-section", "Alpha across depth", lead, page.chart("depth", "Alpha by depth", caption))
+
+
+def _spectrum_section() -> str:
+    controls = (
+        '<div class="chooser"><label for="layer">Layer</label><select id="layer"></select>'
+        '<button type="button" class="step" id="previous" aria-label="Previous layer">←</button>'
+        '<button type="button" class="step" id="next" aria-label="Next layer">→</button></div>'
+    )
+    facts = '<dl class="facts" id="facts" aria-live="polite"></dl><p class="remark" id="remark"></p>'
+    caption = (
+        "Left or above: the density of the pooled eigenvalues on a log axis. Right or below: the share of eigenvalues at "
+        "or above a value; a power law is a straight line there. The fit starts at xmin and holds the tail's share."
+    )
+    lead = "What alpha summarises: the eigenvalues of all windows, pooled."
+    drawing = page.chart("spectrum", "Spectrum of the chosen layer", caption, above=facts)
+    return page.section("layer-section", "The spectrum of a layer", lead, controls + drawing)
+
+
+def _footer(run: RunInfo) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    items = [
+        ("Source", run.source),
+        ("Fingerprint", run.fingerprint),
+        ("Device", run.device),
+        ("Versions", versions),
+        ("Include", ", ".join(run.include)),
+        ("Exclude", ", ".join(run.exclude)),
+        ("Notes", "; ".join(run.notes)),
+    ]
+    return page.footer(items, command=command(run))

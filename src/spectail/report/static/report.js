@@ -1,0 +1,401 @@
+// Draws the page's figures, follows the chosen layer, and runs the table. All data sits in #data; nothing is fetched.
+// Names come from strangers' files: they reach the page through textContent only.
+(function () {
+  "use strict";
+
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const column = Object.fromEntries(data.table.columns.map((name, i) => [name, i]));
+  const value = (i, name) => data.table.rows[i][column[name]];
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const THEMES = {
+    light: { ink: "#4d5560", grid: "rgba(60,64,72,0.10)", card: "#ffffff", strong: "#1d2127", edge: "#d9d5cc" },
+    dark: { ink: "#aab2bd", grid: "rgba(220,226,235,0.11)", card: "#23272e", strong: "#e7e9ec", edge: "#3a4049" },
+  };
+  let printing = false;
+  let chosen = null;
+
+  // ---- small helpers ------------------------------------------------------------------------------------------
+
+  function make(tag, props, ...children) {
+    const node = document.createElement(tag);
+    for (const [key, v] of Object.entries(props || {})) {
+      if (key in node && key !== "style") node[key] = v; else node.setAttribute(key, v);
+    }
+    node.append(...children);
+    return node;
+  }
+
+  function number(v, digits) {
+    if (v === null || v === undefined) return "\u2013";
+    if (typeof v !== "number") return String(v);
+    if (digits !== undefined) return v.toFixed(digits);
+    if (v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e5)) return v.toExponential(2);
+    return String(Number(v.toPrecision(4)));
+  }
+
+  const narrow = () => window.innerWidth < 720;
+  const theme = () => THEMES[dark.matches && !printing ? "dark" : "light"];
+
+  // ---- figures ------------------------------------------------------------------------------------------------
+
+  function themePatch(layout) {
+    const t = theme();
+    const patch = {
+      "font.color": t.ink, "hoverlabel.bgcolor": t.card, "hoverlabel.bordercolor": t.edge,
+      "hoverlabel.font.color": t.strong, dragmode: narrow() ? false : "zoom",
+    };
+    for (const key of Object.keys(layout)) {
+      if (/^[xy]axis\d*$/.test(key)) { patch[key + ".gridcolor"] = t.grid; patch[key + ".linecolor"] = t.grid; }
+    }
+    return patch;
+  }
+
+  function spectrumPatch() {
+    const stacked = narrow();
+    return {
+      "xaxis.domain": stacked ? [0, 1] : [0, 0.455], "yaxis.domain": stacked ? [0.58, 1] : [0, 1],
+      "xaxis2.domain": stacked ? [0, 1] : [0.56, 1], "yaxis2.domain": stacked ? [0, 0.42] : [0, 1],
+      height: stacked ? 660 : 400,
+    };
+  }
+
+  function sizePatch(id, div) {
+    if (id === "spectrum") return spectrumPatch();
+    return { height: Math.max(narrow() ? 340 : 0, Math.min(div.fullHeight, narrow() ? 420 : 900)) };
+  }
+
+  function adapt() {
+    for (const id of Object.keys(data.figures)) {
+      const div = document.getElementById(id);
+      Plotly.relayout(div, { ...themePatch(div.layout), ...sizePatch(id, div) });
+    }
+  }
+
+  function draw(id, figure) {
+    const div = document.getElementById(id);
+    const layout = figure.layout;
+    div.fullHeight = layout.height;
+    layout.showlegend = false;
+    layout.margin = { ...layout.margin, t: 14, l: narrow() ? 46 : 58, r: 10 };
+    const traces = figure.data.slice();
+    if (traces.some((trace) => trace.customdata && trace.type === "scatter")) {
+      traces.push({
+        type: "scatter", x: [], y: [], mode: "markers", meta: "chosen", showlegend: false, hoverinfo: "skip",
+        marker: { symbol: "circle-open", size: 17, color: "#8b93a1", line: { width: 2.5 } },
+      });
+    }
+    const buttons = ["zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"];
+    const config = {
+      responsive: true, displaylogo: false, modeBarButtonsToRemove: buttons, displayModeBar: narrow() ? false : "hover",
+    };
+    Plotly.newPlot(div, traces, layout, config);
+    legend(div);
+    div.on("plotly_click", (event) => {
+      const i = event.points[0].customdata;
+      if (typeof i === "number") choose(i, true);
+    });
+  }
+
+  function swatch(trace) {
+    const NS = "http://www.w3.org/2000/svg";
+    const svg = document.createElementNS(NS, "svg");
+    svg.setAttribute("width", "18"); svg.setAttribute("height", "12"); svg.setAttribute("aria-hidden", "true");
+    const shape = document.createElementNS(NS, "path");
+    const line = trace.line || {};
+    const first = trace.marker && trace.marker.symbol;
+    const symbol = String(Array.isArray(first) ? first[0] : first || "circle");
+    const marks = {
+      circle: "M9 2a4 4 0 1 0 .01 0z", square: "M5 2h8v8H5z", diamond: "M9 1l5 5-5 5-5-5z",
+      "triangle-up": "M9 1.5l5 9H4z", "triangle-down": "M9 10.5l5-9H4z", cross: "M7.5 1.5h3v3h3v3h-3v3h-3v-3h-3v-3h3z",
+      x: "M5 3l1.5-1.5L9 4l2.5-2.5L13 3l-2.5 3L13 9l-1.500 1.500L9 8l-2.500 2.500L5 9l2.500-3z",
+      pentagon: "M9 1l5 3.800-2 5.700H6L4 4.800z", star: "M9 0l1.600 4h4l-3.200 2.600L12.600 11 9 8.500 5.400 11l1.200-4.400L3.400 4h4z",
+      hexagon: "M6 1h6l3 5-3 5H6L3 6z",
+    };
+    const marked = String(trace.mode || "").includes("markers");
+    shape.setAttribute("d", marked ? marks[symbol.replace("-open", "")] || marks.circle : "M1 6h16");
+    const colour = (marked && trace.marker && trace.marker.color) || line.color || "#888";
+    if (marked && !symbol.endsWith("-open")) shape.setAttribute("fill", colour);
+    else {
+      shape.setAttribute("fill", "none"); shape.setAttribute("stroke", colour);
+      shape.setAttribute("stroke-width", marked ? "1.5" : "2.5");
+      if (line.dash) shape.setAttribute("stroke-dasharray", line.dash === "dot" ? "2.5 2.5" : "5 3");
+    }
+    svg.append(shape);
+    return svg;
+  }
+
+  function legend(div) {
+    const box = document.querySelector('[data-legend="' + div.id + '"]');
+    if (!box) return;
+    const parser = new DOMParser();
+    div.data.filter((trace) => trace.legendgroup && trace.showlegend !== false).forEach((trace) => {
+      const label = parser.parseFromString(trace.name || "", "text/html").body.textContent;
+      const button = make("button", { type: "button", "aria-pressed": "true", title: "Show or hide" }, swatch(trace), label);
+      button.addEventListener("click", () => {
+        const on = button.getAttribute("aria-pressed") !== "true";
+        button.setAttribute("aria-pressed", String(on));
+        const group = div.data.flatMap((other, k) => (other.legendgroup === trace.legendgroup ? [k] : []));
+        Plotly.restyle(div, { visible: on }, group);
+      });
+      box.append(button);
+    });
+  }
+
+  // ---- the chosen layer ---------------------------------------------------------------------------------------
+
+  // The same curves as report/curves.py: densities per decade, shares of the eigenvalues at or above.
+  function curves(i) {
+    const s = data.spectra.layers[i];
+    const total = s.counts.reduce((a, b) => a + b, 0);
+    const [low, high] = s.edges;
+    const bins = s.counts.length;
+    const width = (high - low) / Math.max(1, bins);
+    const density = s.counts.map((c) => (total && width > 0 ? c / (total * width) : 0));
+    const out = {
+      histogram: [Array.from({ length: bins + 1 }, (_, k) => 10 ** (low + k * width)), [...density, ...density.slice(-1)]],
+      survival: [s.values, s.ranks.map((r) => r / Math.max(1, total))],
+    };
+    for (const key of ["null", "null survival", "fit", "fit survival", "xmin", "xmin survival"]) out[key] = [[], []];
+    if (s.shift !== null && s.shape !== null) {
+      const shape = data.spectra.shapes[s.shape];
+      const x = shape.log10.map((u) => 10 ** (u + s.shift));
+      const shown = (_, k) => shape.survival[k] >= 0.5 / Math.max(1, total);
+      out.null = [x, shape.density];
+      out["null survival"] = [x.filter(shown), shape.survival.filter(shown)];
+    }
+    const alpha = value(i, "alpha"), xmin = value(i, "xmin");
+    if (alpha > 1 && xmin > 0 && total) {
+      const share = value(i, "n_tail") / total;
+      const span = Math.max(0, high - Math.log10(xmin));
+      const x = Array.from({ length: data.spectra.fit_points }, (_, k) => xmin * 10 ** (span * k / (data.spectra.fit_points - 1)));
+      const above = x.map((v) => share * (v / xmin) ** (1 - alpha));
+      const fit = above.map((v) => v * (alpha - 1) * Math.LN10);
+      out.fit = [x, fit];
+      out["fit survival"] = [x, above];
+      out.xmin = [[xmin, xmin], [0, Math.max(fit[0], ...density)]];
+      out["xmin survival"] = [[xmin, xmin], [0.5 / total, 1]];
+    }
+    return out;
+  }
+
+  function facts(i) {
+    const box = document.getElementById("facts");
+    const v = (name) => value(i, name);
+    const error = v("alpha_se") === null ? " (no error bar)" : " \u00b1 " + number(v("alpha_se"), 3);
+    const pairs = [
+      ["alpha", number(v("alpha"), 3) + error],
+      ["random matrix", number(v("alpha_null"), 3)],
+      ["xmin", number(v("xmin"))],
+      ["in the tail", v("n_tail").toLocaleString("en") + " of " + (v("n_eigenvalues") - v("n_zero")).toLocaleString("en")],
+      ["KS distance", number(v("ks"), 3)],
+      ["shape", v("rows") + " \u00d7 " + v("cols")],
+      ["windows", v("n_windows").toLocaleString("en") + " of " + v("window_rows") + " \u00d7 " + v("window_cols")],
+      ["stable rank", number(v("stable_rank"))],
+    ];
+    box.replaceChildren(...pairs.map(([name, text]) => make("div", {}, make("dt", {}, name), make("dd", {}, text))));
+    const open = v("comparable") ? "" : "Not comparable with other layers: its window is not that of the run. ";
+    document.getElementById("remark").textContent = open + (v("reason") || "");
+  }
+
+  function mark(i) {
+    for (const id of Object.keys(data.figures)) {
+      const div = document.getElementById(id);
+      const ring = div.data.findIndex((trace) => trace.meta === "chosen");
+      if (ring < 0) continue;
+      const trace = div.data.find((other) => other.type === "scatter" && Array.from(other.customdata || []).includes(i));
+      const k = trace ? Array.from(trace.customdata).indexOf(i) : -1;
+      Plotly.restyle(div, { x: [k < 0 ? [] : [trace.x[k]]], y: [k < 0 ? [] : [trace.y[k]]] }, [ring]);
+    }
+  }
+
+  function choose(i, scroll) {
+    const drawable = data.spectra && data.spectra.layers[i];
+    if (data.spectra && !drawable) return;
+    chosen = i;
+    if (drawable) {
+      const div = document.getElementById("spectrum");
+      const found = curves(i);
+      const parts = div.data.map((trace) => found[trace.meta]);
+      Plotly.restyle(div, { x: parts.map((p) => p[0]), y: parts.map((p) => p[1]) });
+      document.getElementById("layer").value = String(i);
+      div.setAttribute("aria-label", "Spectrum of " + value(i, "name") + ", alpha " + number(value(i, "alpha"), 3));
+      facts(i);
+    }
+    mark(i);
+    table.highlight(i, scroll && !drawable);
+    const target = document.getElementById("layer-section");
+    if (scroll && target) {
+      const box = target.getBoundingClientRect();
+      if (box.top < 0 || box.top > window.innerHeight * 0.55) target.scrollIntoView();
+    }
+  }
+
+  function chooser() {
+    const select = document.getElementById("layer");
+    const order = Object.keys(data.spectra.layers).map(Number);
+    let group = null, title = null;
+    for (const i of order) {
+      const block = value(i, "block");
+      const name = block === null ? "Outside of blocks" : "Block " + block;
+      if (name !== title) { group = make("optgroup", { label: name }); select.append(group); title = name; }
+      group.append(make("option", { value: String(i) }, value(i, "name")));
+    }
+    select.addEventListener("change", () => choose(Number(select.value), false));
+    const move = (step) => () => choose(order[(order.indexOf(chosen) + step + order.length) % order.length], false);
+    document.getElementById("previous").addEventListener("click", move(-1));
+    document.getElementById("next").addEventListener("click", move(1));
+    choose(data.spectra.first, false);
+  }
+
+  // ---- the table ----------------------------------------------------------------------------------------------
+
+  const table = (function () {
+    const view = data.table.view;
+    const head = document.querySelector("#table thead");
+    const body = document.querySelector("#table tbody");
+    const search = document.getElementById("filter");
+    const status = document.getElementById("status");
+    const kind = document.getElementById("kind");
+    const wide = document.getElementById("wide");
+    const alphas = data.table.rows.flatMap((row) => [row[column.alpha], row[column.alpha_null]]).filter((x) => typeof x === "number");
+    const low = Math.min(...alphas), span = Math.max(...alphas) - low || 1;
+    const place = (x) => Math.round(1000 * (x - low) / span) / 10 + "%";
+    let sort = { key: null, up: true };
+    let rows = [];
+
+    const badges = { ok: "", skipped: "", failed: "bad", paired: "good", "only in A": "warn", "only in B": "warn", "shapes differ": "warn" };
+    const cells = {
+      name(td, i) {
+        const text = value(i, "name");
+        td.className = "name"; td.title = text;
+        const able = data.spectra ? data.spectra.layers[i] : true;
+        td.append(able ? make("button", { type: "button" }, text) : text);
+      },
+      shape(td, i) { td.className = "right"; td.textContent = value(i, "rows") + " \u00d7 " + value(i, "cols"); },
+      alpha(td, i, v) {
+        td.className = "right";
+        if (v === null) { td.textContent = "\u2013"; return; }
+        const strip = make("span", { className: "strip", "aria-hidden": "true" });
+        const random = value(i, "alpha_null");
+        if (random !== null) strip.append(make("i", { style: "left:" + place(random) }));
+        strip.append(make("b", { style: "left:" + place(v), className: value(i, "comparable") ? "" : "open" }));
+        td.append(strip, number(v, 3));
+      },
+      fixed(td, i, v) { td.className = "right"; td.textContent = number(v, 3); },
+      signed(td, i, v) { td.className = "right"; td.textContent = v === null ? "\u2013" : (v > 0 ? "+" : "") + number(v, 3); },
+      number(td, i, v) { td.className = "right"; td.textContent = number(v); },
+      count(td, i, v) { td.className = "right"; td.textContent = v === null ? "\u2013" : v.toLocaleString("en"); },
+      text(td, i, v) { td.className = "text"; td.textContent = v === null ? "" : String(v); td.title = td.textContent; },
+      why(td, i, v) { td.className = "why"; td.textContent = v || ""; },
+      status(td, i, v) {
+        td.append(make("span", { className: "badge " + (badges[v] || "") }, v));
+        if (column.comparable !== undefined && v === "ok" && !value(i, "comparable")) {
+          td.append(" ", make("span", { className: "badge warn" }, "not comparable"));
+        }
+      },
+    };
+
+    const shown = () => view.filter((c) => c.main || wide.checked);
+
+    function header() {
+      head.replaceChildren(make("tr", {}, ...shown().map((c) => {
+        const th = make("th", { scope: "col", title: c.help || "" });
+        if (sort.key === c.key) th.setAttribute("aria-sort", sort.up ? "ascending" : "descending");
+        const button = make("button", { type: "button" }, c.label);
+        if (!["name", "text", "why", "status"].includes(c.type)) button.className = "right";
+        button.addEventListener("click", () => {
+          sort = { key: c.key, up: sort.key === c.key ? !sort.up : true };
+          header(); refresh();
+          head.querySelectorAll("th button")[shown().indexOf(c)].focus();
+        });
+        th.append(button);
+        return th;
+      })));
+    }
+
+    function build() {
+      const columns = shown();
+      rows = data.table.rows.map((row, i) => {
+        const tr = document.createElement("tr");
+        tr.dataset.row = i;
+        for (const c of columns) {
+          const td = document.createElement("td");
+          cells[c.type](td, i, c.key in column ? row[column[c.key]] : null);
+          tr.append(td);
+        }
+        return tr;
+      });
+    }
+
+    function order(indices) {
+      if (sort.key === null) return indices;
+      const key = (i) => (sort.key === "shape" ? value(i, "numel") : value(i, sort.key));
+      const side = sort.up ? 1 : -1;
+      return indices.sort((a, b) => {
+        const x = key(a), y = key(b);
+        if (x === null || y === null) return (x === null) - (y === null) || a - b;
+        const way = typeof x === "string" ? x.localeCompare(y, "en", { numeric: true }) : x - y;
+        return side * way || a - b;
+      });
+    }
+
+    function fits(i) {
+      const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+      const text = ["name", "kind", "status", "reason"].map((c) => (c in column ? value(i, c) : "")).join(" ").toLowerCase();
+      const state = status.value;
+      const right = state === "" || (state === "not comparable" && value(i, "comparable") === false) || value(i, "status") === state;
+      return right && (kind.value === "" || value(i, "kind") === kind.value) && words.every((w) => text.includes(w));
+    }
+
+    function refresh() {
+      const kept = order(rows.map((_, i) => i).filter(fits));
+      body.replaceChildren(...kept.map((i) => rows[i]));
+      if (!kept.length) {
+        body.append(make("tr", {}, make("td", { colSpan: shown().length, className: "empty" }, "No layer matches.")));
+      }
+      const all = rows.length.toLocaleString("en");
+      document.getElementById("count").textContent = kept.length === rows.length ? all + " layers" : kept.length.toLocaleString("en") + " of " + all + " layers";
+    }
+
+    function highlight(i, scroll) {
+      for (const tr of body.querySelectorAll("tr.current")) tr.classList.remove("current");
+      for (const tr of rows) tr.classList.remove("current");
+      rows[i].classList.add("current");
+      if (scroll && rows[i].isConnected) rows[i].scrollIntoView({ block: "center" });
+    }
+
+    function start() {
+      const unique = (name) => [...new Set(data.table.rows.map((row) => row[column[name]]))];
+      for (const name of unique("kind")) kind.append(make("option", { value: name }, name));
+      for (const name of unique("status")) status.append(make("option", { value: name }, name));
+      if (column.comparable !== undefined && unique("comparable").includes(false)) {
+        status.append(make("option", { value: "not comparable" }, "not comparable"));
+      }
+      for (const node of [search, status, kind]) node.addEventListener("input", refresh);
+      wide.addEventListener("change", () => { header(); build(); refresh(); if (chosen !== null) highlight(chosen, false); });
+      body.addEventListener("click", (event) => {
+        const tr = event.target.closest("tr");
+        if (tr && tr.dataset.row !== undefined) choose(Number(tr.dataset.row), Boolean(data.spectra));
+      });
+      header(); build(); refresh();
+    }
+    return { start, highlight };
+  })();
+
+  // ---- start --------------------------------------------------------------------------------------------------
+
+  table.start();
+  for (const [id, figure] of Object.entries(data.figures)) draw(id, figure);
+  adapt();
+  if (data.spectra && Object.keys(data.spectra.layers).length) chooser();
+  dark.addEventListener("change", adapt);
+  let width = window.innerWidth;
+  window.addEventListener("resize", () => {
+    const crossed = width < 720 !== narrow();
+    width = window.innerWidth;
+    if (crossed) adapt();
+  });
+  window.addEventListener("beforeprint", () => { printing = true; adapt(); });
+  window.addEventListener("afterprint", () => { printing = false; adapt(); });
+  document.documentElement.dataset.ready = "yes";
+})();

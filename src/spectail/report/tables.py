@@ -1,0 +1,30 @@
+"""Results as a pandas table, one row per layer, in the model's order."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pandas as pd
+
+from spectail.records import COLUMNS, LayerRecord, Results
+
+_DTYPES = {"int": "int64", "float": "float64", "bool": "bool", "str": "str", "int | None": "Int64"}
+COLUMN_DTYPES = {f.name: _DTYPES[str(f.type)] for f in dataclasses.fields(LayerRecord) if f.name in COLUMNS}
+"""pandas dtype of every column of the table; ``block`` is nullable."""
+
+
+def layer_table(results: Results) -> pd.DataFrame:
+    """All layers, skipped and failed ones too, with the columns of ``records.COLUMNS`` in their order."""
+    rows = [layer.row() for layer in results.layers]
+    frame = pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype="object") for name in COLUMNS})
+    return frame.astype(COLUMN_DTYPES)
+
+
+def extremes(table: pd.DataFrame, n: int = 5) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The ``n`` most and the ``n`` least heavy-tailed layers: lowest alpha first, then highest alpha first.
+
+    Only rows that are ok, comparable and have an alpha take part, so that no window size but the run's is ranked.
+    """
+    ranked = table[(table["status"] == "ok") & table["comparable"] & table["alpha"].notna()]
+    ranked = ranked.sort_values("alpha", kind="stable")
+    return ranked.head(n), ranked.tail(n).iloc[::-1]

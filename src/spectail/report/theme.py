@@ -1,0 +1,86 @@
+"""One look for every figure: colours that colour-blind readers can tell apart, on light and on dark ground.
+
+Marks keep a contrast of about 3:1 against white and against near-black; kinds differ in symbol as well as in colour.
+Text handed to plotly goes through ``safe``: plotly reads a few HTML tags, and layer names come from strangers' files.
+"""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import plotly.graph_objects as go
+
+INK = "#777d87"
+"""Text and axes where the ground is not known (a notebook); the HTML page sets its own."""
+GRID = "rgba(128, 134, 144, 0.18)"
+NULL = "#8b93a1"
+NULL_FILL = "rgba(128, 136, 150, 0.22)"
+ACCENT = "#2f6fc4"
+FIT = "#d0492f"
+TIMES = "\u00d7"
+"""Between rows and columns."""
+FONT = "Inter, 'Segoe UI', system-ui, -apple-system, 'Helvetica Neue', Arial, sans-serif"
+HEAT_SCALE = ((0.0, "#43339b"), (0.25, "#2f6fc4"), (0.5, "#2aa3a6"), (0.75, "#93c98b"), (1.0, "#f2dd8c"))
+"""Dark violet = low alpha = heavy tail; equal steps look equal and lightness rises throughout."""
+
+_COLOURS = (
+    *("#2f6fc4", "#c97a05", "#12906a", "#d0492f", "#8a63d2", "#2a9bc7", "#c2619b"),
+    *("#8a8a2b", "#8d6e63", "#68778d"),
+)
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "pentagon", "star", "hexagon")
+_KNOWN_KINDS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def safe(text: str) -> str:
+    """Text that plotly and HTML show as it is: tags escaped, characters that UTF-8 cannot hold replaced."""
+    return html.escape(text.encode("utf-8", "replace").decode("utf-8"), quote=True)
+
+
+def kind_styles(kinds: list[str]) -> dict[str, tuple[str, str]]:
+    """(colour, symbol) of each kind; q, k, v, o, gate, up and down look the same in every report."""
+    styles = {kind: (_COLOURS[i], _SYMBOLS[i]) for i, kind in enumerate(_KNOWN_KINDS) if kind in kinds}
+    free = [i for i in range(len(_COLOURS)) if i >= len(_KNOWN_KINDS) or _KNOWN_KINDS[i] not in kinds]
+    free = sorted(free, key=lambda i: (i < len(_KNOWN_KINDS), i)) or list(range(len(_COLOURS)))
+    others = [kind for kind in kinds if kind not in styles]
+    for i, kind in enumerate(others):
+        place = free[i % len(free)]
+        styles[kind] = (_COLOURS[place], _SYMBOLS[(place + i // len(free)) % len(_SYMBOLS)])
+    return styles
+
+
+def axis(title: str, **more: object) -> dict[str, Any]:
+    """Settings of one quiet axis: a title, few ticks, a faint grid, no zero line."""
+    return {
+        "title": {"text": title, "standoff": 10},
+        "gridcolor": GRID,
+        "zeroline": False,
+        "linecolor": GRID,
+        "ticks": "",
+        "automargin": True,
+        **more,
+    }
+
+
+def figure(**layout: object) -> go.Figure:
+    """An empty figure on a transparent ground with the shared fonts, margins and legend."""
+    base: dict[str, Any] = {
+        "template": "none",
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": FONT, "size": 13, "color": INK},
+        "margin": {"l": 58, "r": 18, "t": 44, "b": 52},
+        "height": 420,
+        "hoverlabel": {"align": "left", "font": {"family": FONT, "size": 12}},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemsizing": "constant"},
+        "hovermode": "closest",
+    }
+    return go.Figure(layout={**base, **layout})
+
+
+def note(fig: go.Figure, text: str) -> go.Figure:
+    """An otherwise empty figure that says in the middle why there is nothing to draw."""
+    fig.add_annotation(text=safe(text), x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False, font={"size": 14})
+    fig.update_xaxes(visible=False)
+    fig.update_yaxes(visible=False)
+    return fig

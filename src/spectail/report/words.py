@@ -1,0 +1,242 @@
+"""A run in words: what stands out and what it may mean, with no claim that the numbers do not carry.
+
+A difference below two combined standard errors is not called one; where the largest of many differences is picked,
+the bar rises with their number (Bonferroni). Layer names stand between backticks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from spectail.core.cutoffs import Fixed, HistogramPeak, KSMinimum, Median, TopFraction
+from spectail.records import LayerRecord, Results
+from spectail.report.evidence import CLEAR, Run, depth_trend, kind_means, null_gap, odd_ones, sort_run, threshold
+from spectail.report.theme import TIMES
+
+
+class Finding(NamedTuple):
+    """One paragraph and what it is about."""
+
+    topic: str
+    text: str
+
+
+def findings(results: Results) -> list[str]:
+    """The run in short paragraphs: scope, range, null, kinds, depth, odd layers, meaning, limits."""
+    return [f"{finding.topic}: {finding.text}" for finding in titled_findings(results)]
+
+
+def titled_findings(results: Results) -> list[Finding]:
+    """The same paragraphs with their titles apart."""
+    run = sort_run(results)
+    parts = [_scope(run)]
+    if run.ok:
+        parts += [_range(run), _against_null(run), _kinds(run), _depth(run), _odd(run), _full(run)]
+        parts += [_meaning(run), _not_comparable(run)]
+    parts.append(_not_measured(run))
+    return [part for part in parts if part is not None]
+
+
+def plural(n: int, word: str) -> str:
+    """``1 layer``, ``2,000 layers``."""
+    return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Names between backticks, at most ``most`` of them, the rest counted."""
+    shown = [f"`{name}`" for name in names[:most]]
+    rest = len(names) - len(shown)
+    if rest:
+        shown.append(f"{rest:,} more")
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def _alpha(layer: LayerRecord) -> str:
+    error = f" ± {layer.alpha_se:.3f}" if math.isfinite(layer.alpha_se) else ""
+    return f"`{layer.name}` ({layer.alpha:.3f}{error})"
+
+
+def _scope(run: Run) -> Finding:
+    """What was measured, and what was not and why."""
+    layers = run.results.layers
+    text = f"{len(run.ok):,} of {plural(len(layers), 'layer')} measured"
+    for status, word in (("skipped", "skipped"), ("failed", "failed")):
+        reasons: dict[str, int] = {}
+        for layer in layers:
+            if layer.status == status:
+                reasons[layer.reason or "no reason given"] = reasons.get(layer.reason or "no reason given", 0) + 1
+        if reasons:
+            common = max(reasons, key=lambda reason: reasons[reason])
+            why = common if len(reasons) == 1 else f"mostly: {common}"
+            text += f"; {run.count(status):,} {word} ({why})"
+    if run.results.run.n_vectors:
+        text += f"; {plural(run.results.run.n_vectors, 'parameter')} with fewer than two dimensions have no row"
+    return Finding("Scope", f"{text}.")
+
+
+def _range(run: Run) -> Finding | None:
+    """From the lowest to the highest alpha, and whether the errors let them be told apart."""
+    if not run.ranked:
+        return None
+    low, high = run.ranked[0], run.ranked[-1]
+    if len(run.ranked) == 1:
+        return Finding("Range", f"the only comparable layer is {_alpha(low)}.")
+    middle = float(np.median([layer.alpha for layer in run.ranked]))
+    text = f"alpha runs from {low.alpha:.3f} to {high.alpha:.3f}, with a median of {middle:.3f}. "
+    n = len(run.ranked)
+    error = math.hypot(low.alpha_se, high.alpha_se)
+    if not math.isfinite(error):
+        return Finding(
+            "Range",
+            f"{text}The lowest is {_alpha(low)}, the highest {_alpha(high)}; without error bars on both it is open "
+            "whether they differ.",
+        )
+    gap = (high.alpha - low.alpha) / error if error > 0 else math.inf
+    if gap > threshold(n * (n - 1) // 2):
+        text += f"The heaviest tail is that of {_alpha(low)}, the lightest that of {_alpha(high)}: "
+        text += f"{gap:.0f} combined standard errors apart."
+    else:
+        text += f"Lowest is {_alpha(low)}, highest {_alpha(high)}, but picked from {n:,} layers "
+        text += f"a gap of {gap:.1f} combined standard errors is no more than chance gives: do not rank single layers."
+    return Finding("Range", text)
+
+
+def _against_null(run: Run) -> Finding | None:
+    """How many layers can be told from independent entries of equal variance."""
+    known = [layer for layer in run.ok if math.isfinite(layer.alpha_null)]
+    weighed = [(layer, null_gap(layer)) for layer in known if math.isfinite(null_gap(layer))]
+    if not known:
+        return Finding("Random matrix", "no null was computed, so nothing is said about which layers look random.")
+    nulls = [layer.alpha_null for layer in known]
+    level = f"{nulls[0]:.3f}" if max(nulls) - min(nulls) < 5e-4 else f"{min(nulls):.3f} to {max(nulls):.3f}"
+    opening = f"a matrix of independent entries would give {level}. "
+    if not weighed:
+        return Finding("Random matrix", f"{opening}Without error bars it is open which layers differ from it.")
+    alike = [layer for layer, gap in weighed if abs(gap) <= CLEAR]
+    below, above = (sum(side * gap > CLEAR for _, gap in weighed) for side in (-1, 1))
+    counts = []
+    if below:
+        counts.append(f"{below:,} of {plural(len(weighed), 'layer')} lie clearly below it (heavier tails)")
+    if above:
+        counts.append(f"{above:,} clearly above it (lighter tails)")
+    if alike:
+        names = f": {listed([layer.name for layer in alike])}" if len(alike) < len(weighed) else ""
+        counts.append(f"{plural(len(alike), 'layer')} cannot be told from a random matrix by alpha{names}")
+    closing = f" (clearly = more than {CLEAR:g} standard errors; about 5 % of random layers would pass that bar too)."
+    return Finding("Random matrix", opening + _sentence("; ".join(counts)) + closing)
+
+
+def _kinds(run: Run) -> Finding | None:
+    """The kinds of layers with the lowest and the highest mean."""
+    means = kind_means(run.ranked)
+    if len(means) < 2:
+        return None
+    low, high = means[0], means[-1]
+    error = math.hypot(low.error, high.error)
+    gap = (high.mean - low.mean) / error if error > 0 else math.inf
+    if gap <= threshold(len(means) * (len(means) - 1) // 2):
+        text = f"the means of the {len(means)} kinds with at least three layers do not differ beyond their errors."
+        return Finding("Kinds", text)
+    order = ", ".join(f"{x.kind} {x.mean:.2f}" for x in means)
+    text = f"{low.kind} layers have the heaviest tails on average ({low.mean:.3f} ± {low.error:.3f}, n = {low.n}), "
+    text += f"{high.kind} layers the lightest ({high.mean:.3f} ± {high.error:.3f}, n = {high.n}). "
+    return Finding("Kinds", f"{text}Means from heavy to light: {order}; neighbours in this list may be equal.")
+
+
+def _depth(run: Run) -> Finding | None:
+    """Whether alpha drifts from the first block to the last."""
+    trend = depth_trend(run.ranked)
+    if trend is None:
+        return None
+    numbers = f"Spearman {trend.rho:+.2f} over {trend.n_blocks} blocks, each kind's mean taken out"
+    errors = [layer.alpha_se for layer in run.ranked if layer.block is not None and math.isfinite(layer.alpha_se)]
+    per_block = float(np.median(errors)) if errors else 0.0
+    if abs(trend.rho) < 0.6 or trend.p_value > 0.01 or abs(trend.change) < CLEAR * per_block / math.sqrt(3):
+        return Finding("Depth", f"no steady rise or fall from the first block to the last ({numbers}).")
+    way = "lighter" if trend.change > 0 else "heavier"
+    text = f"tails get {way} with depth ({numbers}); the last third of the blocks lies "
+    text += f"{abs(trend.change):.3f} {'above' if trend.change > 0 else 'below'} the first."
+    return Finding("Depth", text)
+
+
+def _odd(run: Run) -> Finding | None:
+    """Layers unlike the others of their kind."""
+    odd = odd_ones(run.ranked)
+    if not odd:
+        return None
+    named = "; ".join(f"{_alpha(layer)}, median of {layer.kind} {middle:.3f}" for layer, middle in odd[:4])
+    more = f"; and {len(odd) - 4:,} more" if len(odd) > 4 else ""
+    return Finding("Odd ones", f"{plural(len(odd), 'layer')} far from the rest of their kind: {named}{more}.")
+
+
+def _full(run: Run) -> Finding | None:
+    """What the windows changed."""
+    both = [layer for layer in run.ok if math.isfinite(layer.alpha_full)]
+    if not both:
+        return None
+    change = np.array([layer.alpha_full - layer.alpha for layer in both])
+    text = f"without windows (full spectrum) alpha differs by {np.median(np.abs(change)):.3f} in the median layer "
+    text += f"and by up to {np.abs(change).max():.3f}. "
+    shape = np.array([math.log(max(x.rows, x.cols) / max(1, min(x.rows, x.cols))) for x in both])
+    if len(both) >= 8 and np.ptp(shape) > 0 and np.ptp(change) > 0:
+        rho = float(stats.spearmanr(shape, change).statistic)
+        verdict = (
+            "goes with how elongated the matrix is" if abs(rho) >= 0.6 else "follows the shape only loosely or not"
+        )
+        text += f"The difference {verdict} (Spearman {rho:+.2f} with the log of long / short side)."
+    return Finding("Shape bias", text)
+
+
+def _meaning(run: Run) -> Finding:
+    """What alpha measures under this cutoff, and the hypothesis that ties it to training."""
+    cutoff = run.results.run.spec.cutoff
+    if isinstance(cutoff, Median | HistogramPeak):
+        what = "with this cutoff alpha describes the shape of the spectrum's bulk and is no claim of a power law. "
+        what += "WeightWatcher's thresholds of 2 and 6 belong to another cutoff and do not apply."
+    elif isinstance(cutoff, KSMinimum):
+        what = "alpha is fitted above the xmin with the smallest KS distance; it is an exponent only where the "
+        what += "tail verdict in the table supports a power law."
+    else:
+        assert isinstance(cutoff, TopFraction | Fixed)
+        what = "the tail starts where the cutoff was set by hand; whether it is a power law was not tested, and "
+        what += "WeightWatcher's thresholds of 2 and 6 do not apply."
+    theory = " Heavy-tailed self-regularisation theory reads a lower alpha as a better trained layer and a higher one "
+    theory += "as less trained. That is a hypothesis: nothing here measured training or accuracy."
+    return Finding("Reading", what + theory)
+
+
+def _not_comparable(run: Run) -> Finding | None:
+    """Layers with a window of their own."""
+    apart = run.not_comparable
+    if not apart:
+        return None
+    shapes = {f"{layer.window_rows} {TIMES} {layer.window_cols}" for layer in apart}
+    windows = f"windows of {', '.join(sorted(shapes))}" if len(shapes) <= 3 else "other windows"
+    text = f"{listed([layer.name for layer in apart])} had {windows}, too small for the run's window, and "
+    return Finding("Not comparable", f"{text}{'is' if len(apart) == 1 else 'are'} left out of every comparison above.")
+
+
+def _not_measured(run: Run) -> Finding:
+    """What these numbers cannot say."""
+    gaps = []
+    if run.without_error:
+        n = len(run.without_error)
+        gaps.append(f"{'all' if n == len(run.ok) else f'{n:,}'} measured layers have no error bar")
+    if run.ok and all(math.isnan(layer.alpha_full) for layer in run.ok):
+        gaps.append("alphas of the full spectrum were not asked for")
+    if run.ok and all(math.isnan(layer.entropy) for layer in run.ok):
+        gaps.append("entropy was not computed")
+    poor = [layer for layer in run.ok if layer.n_eigenvalues and layer.n_zero > layer.n_eigenvalues / 2]
+    if poor:
+        gaps.append(f"over half of the eigenvalues are numerical zeros in {listed([x.name for x in poor])}")
+    gaps.append("only the weights were read: no data, loss or accuracy took part, and one model shows no cause")
+    return Finding("Not measured", f"{_sentence('; '.join(gaps))}.")
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,157 @@
+"""analyze: open a source, decide what to measure, let an engine measure it, keep the run as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from spectail import presets
+from spectail.analysis import Analysis
+from spectail.core.farms import common_window, too_small
+from spectail.core.spec import Spec
+from spectail.engines import local
+from spectail.errors import SourceError, SpecError
+from spectail.journal import Journal
+from spectail.measurement import Plan
+from spectail.models.open import open_source
+from spectail.models.select import select
+from spectail.models.source import Layer
+from spectail.records import LayerRecord, RunInfo
+
+VERSIONS_OF = ("spectail", "torch", "numpy", "scipy", "safetensors", "gguf")
+
+
+class Progress(Protocol):
+    """What ``analyze`` tells while it works; ``rich``'s bar or anything else may listen."""
+
+    def __call__(self, layer: Layer | None, done: int, total: int) -> None:
+        """``done`` of ``total`` weights are measured; ``layer`` is next, None at the end."""
+
+
+def analyze(
+    source: Any,
+    *,
+    spec: Spec = presets.FARMS,
+    device: str = "auto",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    full_spectrum: bool = False,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Analysis:
+    """Measure every weight matrix of a model.
+
+    ``source`` is an ``nn.Module``, a state dict, or text: ``demo``, a Hugging Face folder, a ``.safetensors``, ``.pt``,
+    ``.bin``, ``.pth`` or ``.gguf`` file, an index of shards, ``module:function``, a hub id. ``include`` and ``exclude``
+    are globs over layer names. ``full_spectrum`` adds ``alpha_full`` and ``entropy``, measured without windows.
+    With ``out`` the run is kept in that folder as it goes: a run that was killed goes on where it stopped, and the
+    finished tables and the report are written there. A layer that cannot be measured keeps its row with a reason.
+
+    Raises SourceError, SpecError or RunError with one clear line, before anything is written.
+    """
+    plan = make_plan(source, spec=spec, device=device, include=include, exclude=exclude, full_spectrum=full_spectrum)
+    return run_plan(plan, local.measure, out=out, progress=progress)
+
+
+def make_plan(
+    source: Any,
+    *,
+    spec: Spec,
+    device: str = "auto",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    full_spectrum: bool = False,
+) -> Plan:
+    """Open the source, choose the layers and the common window; nothing is measured or written."""
+    device = _device(device)
+    opened = open_source(source)
+    layers = select(opened.layers, include, exclude)
+    if not layers:
+        raise SourceError(f"{opened.label} has no weight matrices to measure: {opened.n_vectors} vectors, nothing else")
+    shapes = [(layer.rows, layer.cols) for layer in layers if not layer.problem]
+    window = common_window([shape for shape in shapes if not too_small(shape, spec)], spec)
+    run = RunInfo(
+        source=opened.label,
+        fingerprint=opened.fingerprint,
+        spec=spec,
+        window=window,
+        include=tuple(include),
+        exclude=tuple(exclude),
+        full_spectrum=full_spectrum,
+        device=device,
+        n_vectors=opened.n_vectors,
+        notes=(*opened.notes, *_window_notes(spec, window, shapes)),
+        versions=_versions(),
+    )
+    return Plan(run, layers, device, source)
+
+
+def run_plan(
+    plan: Plan,
+    engine: Callable[[Plan, Iterable[Layer]], Iterable[LayerRecord]],
+    *,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    fresh: bool = False,
+) -> Analysis:
+    """Measure what the folder ``out`` does not hold yet, keep each record as it comes, write the finished run."""
+    journal = Journal.open(Path(out), plan.run, fresh=fresh) if out is not None else None
+    known = dict(journal.records) if journal else {}
+    total = sum(layer.numel for layer in plan.layers)
+    missing = [layer for layer in plan.layers if layer.name not in known]
+    done = total - sum(layer.numel for layer in missing)
+    names = {layer.name: layer for layer in missing}
+
+    def announced() -> Iterable[Layer]:
+        for layer in missing:
+            if progress:
+                progress(layer, done, total)
+            yield layer
+
+    for record in engine(plan, announced()):
+        known[record.name] = record
+        done += names[record.name].numel
+        if journal:
+            journal.add(record)
+    if progress:
+        progress(None, done, total)
+    analysis = Analysis(plan.run, tuple(known[layer.name] for layer in plan.layers))
+    if journal and out is not None:
+        analysis.save(out)
+        journal.finish()
+    return analysis
+
+
+def _window_notes(spec: Spec, window: int | None, shapes: list[tuple[int, int]]) -> list[str]:
+    if window is not None or len(set(shapes)) < 2:
+        return []
+    if spec.window == "common":
+        return ["No layer is large enough for a common window: each has its own, and other shapes do not compare."]
+    return ["Every layer has a window of its own size: alphas of layers of different shape do not compare."]
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SpecError(
+            f"device must be auto, cpu or an accelerator that torch has here, not {device!r} ({reason})"
+        ) from error
+    return device
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in VERSIONS_OF:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,192 @@
+"""The command line as a user meets it: exit codes, one clear line for what is wrong, kill -9 and go on."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from spectail.cli import run
+from tests.conftest import weights
+
+
+def _columns(folder):
+    return pd.read_parquet(folder / "layers.parquet").drop(columns="seconds")
+
+
+def test_analyze_prints_the_extremes_and_the_report(checkpoint, tmp_path, capsys):
+    assert run(["analyze", str(checkpoint), "--out", str(tmp_path / "run")]) == 0
+    output = capsys.readouterr().out
+    assert "Heaviest tails" in output
+    assert "10 ok, 3 skipped" in output
+    assert f"report: {tmp_path / 'run' / 'report.html'}" in output
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_quiet_prints_nothing(checkpoint, tmp_path, capfd):
+    assert run(["analyze", str(checkpoint), "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_options_reach_the_spec(checkpoint, tmp_path):
+    options = "--preset full --window 48 --placement grid:2 --cutoff top:0.2 --aspect-ratio 1.5 --full-spectrum"
+    assert run(["analyze", str(checkpoint), "--out", str(tmp_path), *options.split(), "--exclude", "*embed*"]) == 0
+    stored = json.loads((tmp_path / "analysis.json").read_text())["run"]
+    assert stored["spec"] == {
+        "aspect_ratio": 1.5,
+        "window": 48,
+        "placement": "grid:2",
+        "cutoff": "top:0.2",
+        "seed": 0,
+        "legacy": False,
+    }
+    assert stored["exclude"] == ["*embed*"]
+    assert stored["full_spectrum"]
+
+
+def test_a_failed_layer_is_named_and_the_exit_code_is_1(tmp_path, capsys):
+    save_file(weights() | {"bad.weight": torch.zeros(96, 96)}, tmp_path / "m.safetensors")
+    assert run(["analyze", str(tmp_path / "m.safetensors"), "--out", str(tmp_path / "run")]) == 1
+    assert "failed: bad: all weights are zero" in capsys.readouterr().out
+
+
+def test_fresh_replaces_another_run(checkpoint, tmp_path, capsys):
+    command = ["analyze", str(checkpoint), "--out", str(tmp_path / "run"), "--quiet"]
+    assert run(command) == 0
+    assert run([*command, "--cutoff", "top:0.1"]) == 2
+    assert "--fresh" in capsys.readouterr().err
+    assert run([*command, "--cutoff", "top:0.1", "--fresh"]) == 0
+
+
+def test_compare_writes_a_page(checkpoint, tmp_path, capsys):
+    save_file(weights(seed=1), tmp_path / "other.safetensors")
+    for source, out in ((checkpoint, "a"), (tmp_path / "other.safetensors", "b")):
+        assert run(["analyze", str(source), "--out", str(tmp_path / out), "--quiet"]) == 0
+    assert run(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert "Moved most" in capsys.readouterr().out
+    assert (tmp_path / "b" / "compare.html").stat().st_size > 10_000
+
+
+class _Harmful:
+    def __reduce__(self):
+        return os.system, ("touch harmed",)
+
+
+def _truncated(path, source):
+    path.write_bytes(source.read_bytes()[:-1000])
+
+
+def _sharded(path, shard):
+    path.write_text(json.dumps({"metadata": {}, "weight_map": {"a.weight": shard}}))
+
+
+BAD_FILES = {
+    "absent.safetensors": None,
+    "empty.safetensors": lambda path, source: path.write_bytes(b""),
+    "truncated.safetensors": _truncated,
+    "text.safetensors": lambda path, source: path.write_text("hello"),
+    "text.gguf": lambda path, source: path.write_text("hello"),
+    "notes.txt": lambda path, source: path.write_text("hello"),
+    "harmful.pt": lambda path, source: path.write_bytes(pickle.dumps({"w": _Harmful()})),
+    "no_shard.safetensors.index.json": lambda path, source: _sharded(path, "model-00001.safetensors"),
+    "outside.safetensors.index.json": lambda path, source: _sharded(path, "../toy.safetensors"),
+    "folder": lambda path, source: path.mkdir(),
+    "no_such_module:build": None,
+    "json:dumps": None,
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_source_is_one_line_and_exit_code_2(name, checkpoint, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    if BAD_FILES[name]:
+        BAD_FILES[name](folder / name, checkpoint)
+    source = name if ":" in name else str(folder / name)
+    assert run(["analyze", source, "--out", str(tmp_path / "run")]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("spectail: ")
+    assert name.partition(":")[0].split(".")[0] in lines[0]
+    assert not (tmp_path / "run").exists()
+    assert not (folder / "harmed").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["analyze"],
+        ["analyze", "{source}"],
+        ["analyze", "{source}", "--out", "{out}", "--aspect-ratio", "0"],
+        ["analyze", "{source}", "--out", "{out}", "--aspect-ratio", "nan"],
+        ["analyze", "{source}", "--out", "{out}", "--aspect-ratio", "wide"],
+        ["analyze", "{source}", "--out", "{out}", "--window", "4096"],
+        ["analyze", "{source}", "--out", "{out}", "--window", "-3"],
+        ["analyze", "{source}", "--out", "{out}", "--preset", "best"],
+        ["analyze", "{source}", "--out", "{out}", "--engine", "steam"],
+        ["analyze", "{source}", "--out", "{out}", "--include", "nothing*"],
+        ["analyze", "{source}", "--out", "{source}"],
+        ["analyze", "{source}", "--out", "{out}", "--no-such-option"],
+        ["compare", "{out}", "{out}"],
+        ["fly"],
+    ],
+    ids=" ".join,
+)
+def test_bad_usage_is_one_line_and_exit_code_2(arguments, checkpoint, tmp_path, capsys):
+    before = checkpoint.read_bytes()
+    filled = [part.format(source=checkpoint, out=tmp_path / "run") for part in arguments]
+    assert run(filled) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+    assert checkpoint.read_bytes() == before
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full to stand for a full disk")
+def test_a_full_disk_is_one_line_and_exit_code_2(checkpoint, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".layers.csv.part").symlink_to("/dev/full")
+    (tmp_path / "run" / ".progress.jsonl").symlink_to("/dev/full")
+    assert run(["analyze", str(checkpoint), "--out", str(tmp_path / "run"), "--quiet"]) == 2
+    assert "No space left" in capsys.readouterr().err
+
+
+SLOW_DOWN = """
+import sys, time
+import spectail.engines.local as local
+measure = local.measure_layer
+def slowly(layer, plan):
+    time.sleep(0.05)
+    return measure(layer, plan)
+local.measure_layer = slowly
+from spectail.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_kill_9_at_any_moment_loses_nothing(checkpoint, tmp_path):
+    arguments = ["analyze", str(checkpoint), "--quiet", "--out"]
+    assert run([*arguments, str(tmp_path / "whole")]) == 0
+    killed = 0
+    for _ in range(40):
+        process = subprocess.Popen([sys.executable, "-c", SLOW_DOWN, *arguments, str(tmp_path / "run")])
+        journal = tmp_path / "run" / ".progress.jsonl"
+        size = journal.stat().st_size if journal.exists() else 0
+        while process.poll() is None and not (journal.exists() and journal.stat().st_size > size):
+            time.sleep(0.002)
+        if process.poll() is None and killed < 4:
+            time.sleep(0.037 * killed)
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        if process.wait() == 0:
+            break
+    assert killed >= 3
+    pd.testing.assert_frame_equal(_columns(tmp_path / "run"), _columns(tmp_path / "whole"))
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}

@@ -1,0 +1,1 @@
+"""What the published code gives on known input, and the known input."""

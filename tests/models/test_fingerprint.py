@@ -1,0 +1,66 @@
+"""What identifies a source: its content, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from spectail.models import fingerprint
+from spectail.models.open import open_source
+
+
+def test_place_and_time_do_not_enter(tmp_path):
+    save_file({"a": torch.ones(3, 4)}, tmp_path / "m.safetensors")
+    (tmp_path / "other").mkdir()
+    shutil.copy(tmp_path / "m.safetensors", tmp_path / "other")
+    os.utime(tmp_path / "other" / "m.safetensors", (1, 1))
+    first, second = open_source(tmp_path / "m.safetensors"), open_source(tmp_path / "other" / "m.safetensors")
+    assert first.fingerprint == second.fingerprint
+    assert first.fingerprint.startswith("sha256:")
+
+
+def test_one_value_enters(tmp_path):
+    weight = torch.ones(3, 4)
+    save_file({"a": weight}, tmp_path / "m.safetensors")
+    before = open_source(tmp_path / "m.safetensors").fingerprint
+    weight[2, 3] = 2
+    save_file({"a": weight}, tmp_path / "m.safetensors")
+    assert open_source(tmp_path / "m.safetensors").fingerprint != before
+
+
+@pytest.mark.parametrize("position", [0, 3 * 2**20 + 100, 5 * 2**20 + 6])
+def test_large_files_are_sampled(tmp_path, monkeypatch, position):
+    monkeypatch.setattr(fingerprint, "WHOLE_FILE", 2**20)
+    path = tmp_path / "large"
+    content = bytearray(5 * 2**20 + 7)
+    path.write_bytes(content)
+    before = fingerprint.fingerprint_files([("large", path)])
+    content[position] = 1
+    path.write_bytes(content)
+    assert fingerprint.fingerprint_files([("large", path)]) != before
+
+
+def test_live_weights_enter_and_training_mode_does_not():
+    model = nn.Linear(3, 4)
+    before = open_source(model).fingerprint
+    assert open_source(model.eval()).fingerprint == before
+    with torch.no_grad():
+        model.weight[0, 0] += 1
+    assert open_source(model).fingerprint != before
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.complex64, torch.float8_e4m3fn, torch.int64, torch.bool])
+def test_all_types_can_be_hashed(dtype):
+    assert open_source({"a.weight": torch.ones(2, 2), "b": torch.ones(2, 2).to(dtype)}).fingerprint
+
+
+def test_large_tensors_are_sampled_in_every_column():
+    state = {"a.weight": torch.zeros(2048, 2048)}
+    before = open_source(state).fingerprint
+    state["a.weight"][:, 7] = 1
+    assert open_source(state).fingerprint != before

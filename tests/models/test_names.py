@@ -1,0 +1,153 @@
+"""What names say, and globs over them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from spectail.errors import SpecError
+from spectail.models.blocks import block_of, kind_of, unit_of
+from spectail.models.names import canonical_name, clean_names, layer_name, natural_key
+from spectail.models.open import open_source
+from spectail.models.select import select
+
+NAMES = [
+    # name, block, kind
+    ("model.embed_tokens", None, "embedding"),
+    ("model.layers.12.self_attn.q_proj", 12, "q"),
+    ("model.layers.0.self_attn.k_proj", 0, "k"),
+    ("model.layers.0.self_attn.o_proj", 0, "o"),
+    ("model.layers.0.mlp.gate_proj", 0, "gate"),
+    ("model.layers.0.mlp.up_proj", 0, "up"),
+    ("model.layers.0.mlp.down_proj", 0, "down"),
+    ("model.layers.3.mlp.gate", 3, "router"),
+    ("model.layers.3.block_sparse_moe.gate", 3, "router"),
+    ("model.layers.3.block_sparse_moe.experts.7.w1", 3, "gate"),
+    ("model.layers.3.block_sparse_moe.experts.7.w2", 3, "down"),
+    ("model.layers.3.mlp.experts.7.up_proj", 3, "up"),
+    ("lm_head", None, "head"),
+    ("transformer.h.5.attn.c_proj", 5, "o"),
+    ("transformer.h.5.mlp.c_proj", 5, "fc2"),
+    ("transformer.h.5.mlp.c_fc", 5, "fc1"),
+    ("transformer.wte", None, "embedding"),
+    ("bert.encoder.layer.2.attention.self.query", 2, "q"),
+    ("bert.encoder.layer.2.attention.output.dense", 2, "o"),
+    ("bert.encoder.layer.2.intermediate.dense", 2, "fc1"),
+    ("bert.encoder.layer.2.output.dense", 2, "fc2"),
+    ("embeddings.word_embeddings", None, "embedding"),
+    ("encoder.block.1.layer.0.SelfAttention.q", 1, "q"),
+    ("encoder.block.1.layer.1.DenseReluDense.wi_0", 1, "gate"),
+    ("encoder.block.1.layer.1.DenseReluDense.wo", 1, "down"),
+    ("blocks.3.attn.proj", 3, "o"),
+    ("blocks.3.mlp.fc2", 3, "fc2"),
+    ("gpt_neox.layers.1.attention.dense", 1, "o"),
+    ("gpt_neox.layers.1.mlp.dense_h_to_4h", 1, "fc1"),
+    ("encoder.layers.0.self_attn.out_proj", 0, "o"),
+    ("encoder.layers.0.linear1", 0, "fc1"),
+    ("head", None, "head"),
+    ("fc", None, "head"),
+    ("layer1.0.conv1", 0, "linear"),
+    ("features.3", None, "linear"),
+    ("features.3.conv.0", 3, "linear"),
+    ("0", None, "linear"),
+    ("net.2", None, "linear"),
+    ("proj", None, "linear"),
+    ("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0", 1, "o"),
+]
+
+
+@pytest.mark.parametrize(("name", "block", "kind"), NAMES)
+def test_block_and_kind(name, block, kind):
+    assert (block_of(name), kind_of(name)) == (block, kind)
+
+
+def test_units_of_one_index_have_names_of_their_own():
+    assert unit_of("layer2.0.conv1") == "layer2.0"
+    assert unit_of("decoder.block.0.layer.1.EncDecAttention.q") == "decoder.block.0"
+    assert unit_of("model.embed_tokens") is None
+
+
+CANONICAL = {
+    "model.layers.0.mlp.experts.gate_up_proj[3].gate": "model.layers.0.mlp.experts.3.gate_proj",
+    "model.layers.0.mlp.experts.gate_up_proj[3].up": "model.layers.0.mlp.experts.3.up_proj",
+    "model.layers.0.mlp.experts.down_proj[13]": "model.layers.0.mlp.experts.13.down_proj",
+    "model.layers.0.block_sparse_moe.experts.3.w1": "model.layers.0.mlp.experts.3.gate_proj",
+    "model.layers.0.block_sparse_moe.experts.3.w2": "model.layers.0.mlp.experts.3.down_proj",
+    "model.layers.0.block_sparse_moe.experts.3.w3": "model.layers.0.mlp.experts.3.up_proj",
+    "model.layers.0.block_sparse_moe.gate": "model.layers.0.mlp.gate",
+    "model.layers.0.block_sparse_moe.input_linear[1].up": "model.layers.0.mlp.experts.1.up_proj",
+    "model.layers.0.block_sparse_moe.output_linear[1]": "model.layers.0.mlp.experts.1.down_proj",
+    "model.layers.0.feed_forward.w1": "model.layers.0.feed_forward.w1",
+    "model.layers.0.self_attn.q_proj": "model.layers.0.self_attn.q_proj",
+    "prompts[1]": "prompts[1]",
+}
+
+
+@pytest.mark.parametrize("name", CANONICAL)
+def test_canonical_name(name):
+    assert canonical_name(name) == CANONICAL[name]
+    assert canonical_name(CANONICAL[name]) == CANONICAL[name]
+
+
+def test_wrappers_are_taken_off():
+    assert clean_names(["module._orig_mod.a.weight", "module.b"]) == ["a.weight", "b"]
+    assert clean_names(["module.a", "b"]) == ["module.a", "b"]
+    peft = ["base_model.model.q.base_layer.weight", "base_model.model.q.lora_A.default.weight"]
+    assert clean_names(peft) == ["q.weight", "q.lora_A.default.weight"]
+    assert clean_names(["base_model.model.q.weight"]) == ["base_model.model.q.weight"]
+
+
+def test_a_name_that_cleaning_would_double_stays():
+    names = ["a._orig_mod.weight", "a.weight", "b._orig_mod.weight"]
+    assert clean_names(names) == ["a._orig_mod.weight", "a.weight", "b.weight"]
+
+
+def test_layer_name():
+    assert [layer_name(name) for name in ("a.weight", "weight", "a.weight.tensor", "weight_ih_l0", "a.weights1")] == [
+        "a",
+        "weight",
+        "a",
+        "weight_ih_l0",
+        "a.weights1",
+    ]
+
+
+def test_natural_order():
+    assert sorted(["l.10.a", "l.2.a", "l.b"], key=natural_key) == ["l.2.a", "l.10.a", "l.b"]
+
+
+def test_names_and_blocks_need_no_torch():
+    code = "import sys; import spectail.models.names, spectail.models.blocks, spectail.models.source; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.fixture
+def layers():
+    names = ["embed", *(f"layers.{i}.{part}" for i in range(3) for part in ("q", "k")), "experts.down_proj[1]"]
+    return open_source({name: torch.ones(2, 2) for name in names}).layers
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        ([], [], 8),
+        (["layers.*"], [], 6),
+        (["layers.*"], ["*.k"], 3),
+        (["*.q", "embed"], [], 4),
+        (["layers.[01].q"], [], 2),
+        (["experts.down_proj[1]"], [], 1),
+        ([], ["nothing"], 8),
+    ],
+)
+def test_select(layers, include, exclude, expected):
+    assert len(select(layers, include, exclude)) == expected
+
+
+def test_a_glob_that_matches_nothing_names_itself_and_three_layers(layers):
+    with pytest.raises(SpecError, match=r"'\*q_proj' matches none of the 8 layers; .* embed, layers\.1\.k, experts"):
+        select(layers, ["layers.*", "*q_proj"])
+    with pytest.raises(SpecError, match=r"--exclude '\*' leaves none of the 8 layers"):
+        select(layers, [], ["*"])

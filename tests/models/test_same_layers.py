@@ -1,0 +1,141 @@
+"""The law of this package: a layer is the same, by name, shape and value, whichever way its model came in."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from spectail.models.names import canonical_name
+from spectail.models.open import open_source
+
+from .cases import PLAIN, TRANSFORMERS
+
+
+def contiguous(state):
+    return {name: tensor.clone().contiguous() for name, tensor in state.items()}
+
+
+def save_sharded(state, folder):
+    names = sorted(state)
+    weight_map = {}
+    for number, chosen in enumerate((names[::2], names[1::2]), start=1):
+        file = f"model-{number:05d}-of-00002.safetensors"
+        save_file(contiguous({name: state[name] for name in chosen}), folder / file)
+        weight_map |= dict.fromkeys(chosen, file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    return index
+
+
+def stored_ways(model, folder):
+    """Save a model in every way that keeps its names."""
+    model.eval()
+    state = model.state_dict()
+    (folder / "sharded").mkdir()
+    (folder / "folder").mkdir()
+    save_file(contiguous(state), folder / "model.safetensors")
+    save_file(contiguous(state), folder / "folder" / "model.safetensors")
+    torch.save(state, folder / "model.pt")
+    torch.save(state, folder / "old.bin", _use_new_zipfile_serialization=False)
+    torch.save({"epoch": 3, "optimizer": {"state": {0: torch.ones(4, 4)}}, "model": state}, folder / "train.pth")
+    torch.save({"module." + name: tensor for name, tensor in state.items()}, folder / "ddp.pt")
+    yield "safetensors", folder / "model.safetensors"
+    yield "folder", folder / "folder"
+    yield "index", save_sharded(state, folder / "sharded")
+    yield "sharded folder", folder / "sharded"
+    yield "pt", folder / "model.pt"
+    yield "legacy bin", str(folder / "old.bin")
+    yield "training checkpoint", folder / "train.pth"
+    yield "ddp", folder / "ddp.pt"
+    yield "state dict", state
+    yield "compiled", {"_orig_mod." + name: tensor for name, tensor in state.items()}
+    yield "arrays", {n: t.numpy() for n, t in state.items() if t.dtype != torch.bfloat16}
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_every_way_in_gives_the_same_layers(case, tmp_path):
+    model = PLAIN[case]()
+    live = open_source(model)
+    assert live.layers
+    expected = {layer.name: layer for layer in live.layers}
+    for way, source in stored_ways(model, tmp_path):
+        if way == "arrays" and case == "bfloat16":
+            continue
+        stored = open_source(source)
+        found = {layer.name: layer for layer in stored.layers}
+        # A file without shared storages holds tied weights twice.
+        extra = {"lm_head"} if case == "tied" and way not in {"pt", "legacy bin", "training checkpoint", "ddp", "state dict", "compiled", "arrays"} else set()
+        assert set(found) - extra == set(expected), way
+        assert stored.n_vectors == live.n_vectors, way
+        for name, layer in expected.items():
+            assert found[name] == layer, way
+            assert torch.equal(found[name].load(), layer.load()), (way, name)
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_load_gives_what_was_announced(case):
+    for layer in open_source(PLAIN[case]()).layers:
+        matrices = layer.load()
+        assert tuple(matrices.shape) == (layer.n_matrices, layer.rows, layer.cols)
+        assert layer.numel == math.prod(matrices.shape)
+        expected = torch.float64 if case == "double" else torch.complex64 if layer.kind == "spectral" else torch.float32
+        assert matrices.dtype == expected
+        assert not matrices.requires_grad
+
+
+@pytest.mark.parametrize("case", TRANSFORMERS)
+def test_transformers_models_equal_their_saved_folder(case, tmp_path):
+    pytest.importorskip("transformers")
+    model = TRANSFORMERS[case]().eval()
+    model.save_pretrained(tmp_path)
+    live = {canonical_name(layer.name): layer for layer in open_source(model).layers}
+    saved = {canonical_name(layer.name): layer for layer in open_source(tmp_path).layers}
+    assert set(live) == set(saved)
+    for name, layer in live.items():
+        assert (layer.rows, layer.cols, layer.kind, layer.block) == (
+            saved[name].rows,
+            saved[name].cols,
+            saved[name].kind,
+            saved[name].block,
+        ), name
+        assert torch.equal(layer.load(), saved[name].load()), name
+    assert open_source(model).n_vectors == open_source(tmp_path).n_vectors
+
+
+def test_opening_and_loading_changes_nothing():
+    model = PLAIN["normed"]().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for layer in open_source(model).layers:
+        layer.load()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+
+
+def test_a_parametrisation_of_the_user_is_computed_by_the_module():
+    class Symmetric(nn.Module):
+        def forward(self, weight):
+            return weight.triu() + weight.triu(1).T
+
+    model = nn.Sequential(nn.Linear(4, 4))
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Symmetric())
+    (layer,) = open_source(model).layers
+    assert layer.name == "0"
+    assert torch.equal(layer.load()[0], model[0].weight)
+    stored = open_source(model.state_dict())
+    assert [item.name for item in stored.layers] == ["0"]
+    assert "parametrised" in stored.notes[0]
+
+
+def test_tied_weights_appear_once_under_their_first_name():
+    assert [layer.name for layer in open_source(PLAIN["tied"]()).layers] == ["embed_tokens"]
+
+
+def test_buffers_are_no_layers():
+    model = nn.Linear(3, 4)
+    model.register_buffer("mask", torch.ones(4, 4))
+    assert [layer.name for layer in open_source(model).layers] == ["weight"]

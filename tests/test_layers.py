@@ -1,0 +1,96 @@
+"""The direction of imports: arrows point downward only, no cycles, and results load without torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parent.parent / "src" / "spectail"
+FLOORS = [
+    {"errors"},
+    {"core", "models"},
+    {"presets", "records"},
+    {"report"},
+    {"analysis"},
+    {"journal", "measurement"},
+    {"engines"},
+    {"runner"},
+    {"cli"},
+]
+"""From the bottom up: a module may import its own floor's package and everything below, nothing above or beside."""
+
+
+def _unit(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def _floor(unit: str) -> int:
+    return next(i for i, floor in enumerate(FLOORS) if unit in floor)
+
+
+def _files() -> list[Path]:
+    return sorted(path for path in SRC.rglob("*.py") if path != SRC / "__init__.py")
+
+
+def _module(path: Path) -> str:
+    parts = path.relative_to(SRC.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports(tree: ast.AST) -> list[tuple[ast.stmt, str]]:
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("spectail"):
+            if node.module == "spectail":
+                found += [(node, f"spectail.{alias.name}") for alias in node.names]
+            else:
+                found.append((node, node.module))
+        if isinstance(node, ast.Import):
+            found += [(node, alias.name) for alias in node.names if alias.name.startswith("spectail")]
+    return found
+
+
+@pytest.mark.parametrize("path", _files(), ids=_module)
+def test_imports_point_downward(path):
+    own = _unit(_module(path))
+    for _, module in _imports(ast.parse(path.read_text())):
+        other = _unit(module)
+        assert other == own or _floor(other) < _floor(own), f"{_module(path)} imports {module}, which is not below it"
+
+
+@pytest.mark.parametrize("path", _files(), ids=_module)
+def test_no_own_import_is_hidden_in_a_function(path):
+    tree = ast.parse(path.read_text())
+    inside = [node for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node, _ in _imports(f)]
+    assert not inside, f"{_module(path)} line {inside[0].lineno} imports inside a function"
+
+
+def test_modules_import_each_other_in_no_circle():
+    edges = {_module(p): {m for _, m in _imports(ast.parse(p.read_text()))} for p in _files()}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path, module))
+        if module not in done:
+            for other in edges.get(module, set()):
+                visit(other, (*path, module))
+            done.add(module)
+
+    for module in edges:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("statement", ["from spectail import Analysis", "import spectail; spectail.compare"])
+def test_results_load_without_torch(statement):
+    code = f"import sys; sys.modules['torch'] = None; {statement}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_names_are_few_and_all_resolve():
+    import spectail
+
+    assert len(spectail.__all__) <= 25
+    assert all(getattr(spectail, name) is not None for name in spectail.__all__)
+    assert callable(spectail.analyze)

@@ -1,0 +1,225 @@
+"""analyze: rows, statuses, the folder of a run, and what is refused."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import spectail as st
+from spectail.journal import JOURNAL_FILE
+from spectail.records import COLUMNS
+from tests.conftest import weights
+
+
+def _table(analysis: st.Analysis) -> pd.DataFrame:
+    return analysis.table.drop(columns="seconds")
+
+
+def test_every_matrix_has_a_row_and_alphas_equal_those_of_tail_fit(checkpoint):
+    analysis = st.analyze(checkpoint)
+    table = analysis.table.set_index("name")
+    assert tuple(analysis.table.columns) == COLUMNS
+    assert analysis.run.window == 64, "the smallest short side of at least 64"
+    assert analysis.run.n_vectors == 1
+    assert table.loc["model.layers.0.mlp.gate", "status"] == "skipped"
+    assert "too small" in table.loc["model.layers.0.mlp.gate", "reason"]
+    for name in table.index[table["status"] == "ok"]:
+        fit = st.tail_fit(weights()[name + ".weight"], window=64)
+        assert table.loc[name, "alpha"] == fit.alpha
+        assert table.loc[name, "alpha_se"] == fit.alpha_se
+        assert table.loc[name, "n_windows"] == fit.n_windows
+
+
+def test_norms_describe_the_whole_matrix(checkpoint):
+    row = st.analyze(checkpoint, include=["*.0.mlp.up_proj"], full_spectrum=True).table.iloc[0]
+    squared = np.linalg.svd(weights()["model.layers.0.mlp.up_proj.weight"].numpy().astype(float), compute_uv=False) ** 2
+    shares = squared / squared.sum()
+    expected = {
+        "spectral_norm": squared[0],
+        "frobenius_norm": squared.sum(),
+        "stable_rank": squared.sum() / squared[0],
+        "log_norm": math.log10(squared.sum()),
+        "alpha_weighted": row["alpha"] * math.log10(squared[0]),
+        "entropy": -(shares * np.log(shares)).sum() / math.log(96),
+        "weight_var": weights()["model.layers.0.mlp.up_proj.weight"].double().var(correction=0).item(),
+        "alpha_full": 1 + 48 / np.log(squared[:48] / squared[47]).sum(),
+    }
+    assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-6)
+
+
+def test_live_module_and_file_give_the_same_table(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(32, 64, 3), nn.BatchNorm2d(64), nn.Flatten(), nn.Linear(128, 96))
+    save_file(model.state_dict(), tmp_path / "m.safetensors")
+    live, stored = st.analyze(model), st.analyze(tmp_path / "m.safetensors")
+    pd.testing.assert_frame_equal(_table(live), _table(stored))
+
+
+BROKEN = {
+    "nan": (lambda w: w.index_put((torch.tensor([3]), torch.tensor([5])), torch.tensor(float("nan"))), "1 of 9216"),
+    "inf": (lambda w: w.index_put((torch.tensor([3]), torch.tensor([5])), torch.tensor(float("inf"))), "1 of 9216"),
+    "zero": (torch.zeros_like, "all weights are zero"),
+    "identity": (lambda w: torch.eye(96), "equal"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_layer_keeps_its_row_and_the_run_goes_on(tmp_path, case):
+    state = weights()
+    change, words = BROKEN[case]
+    state["model.layers.1.self_attn.q_proj.weight"] = change(state["model.layers.1.self_attn.q_proj.weight"])
+    save_file(state, tmp_path / "m.safetensors")
+    table = st.analyze(tmp_path / "m.safetensors").table.set_index("name")
+    row = table.loc["model.layers.1.self_attn.q_proj"]
+    assert row["status"] == "failed"
+    assert words in row["reason"]
+    assert np.isnan(row["alpha"])
+    assert (table["status"] == "ok").sum() == 9
+
+
+def test_layers_below_64_are_measured_apart(tmp_path):
+    save_file({"small.weight": torch.randn(40, 80), "large.weight": torch.randn(100, 80)}, tmp_path / "m.safetensors")
+    table = st.analyze(tmp_path / "m.safetensors").table.set_index("name")
+    assert table.loc["small", "window_rows"] == 40
+    assert not table.loc["small", "comparable"]
+    assert "not comparable" in table.loc["small", "reason"]
+    assert table.loc["large", "window_rows"] == 80
+    assert table.loc["large", "comparable"]
+
+
+def test_a_layer_that_a_given_window_does_not_fit_is_skipped_with_the_reason(checkpoint):
+    table = st.analyze(checkpoint, spec=st.Spec(window=80)).table.set_index("name")
+    row = table.loc["model.layers.0.self_attn.k_proj"]
+    assert row["status"] == "skipped"
+    assert "80 x 80 does not fit into a matrix of 64 x 96" in row["reason"]
+
+
+def test_save_and_load_keep_every_value(checkpoint, tmp_path):
+    analysis = st.analyze(checkpoint, full_spectrum=True, out=tmp_path / "run")
+    loaded = st.Analysis.load(tmp_path / "run")
+    assert loaded.run == analysis.run
+    pd.testing.assert_frame_equal(loaded.table, analysis.table)
+    assert [layer.spectrum for layer in loaded.layers] == [layer.spectrum for layer in analysis.layers]
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "run" / "layers.parquet"), analysis.table)
+    csv = pd.read_csv(tmp_path / "run" / "layers.csv")
+    assert csv["alpha"].to_numpy() == pytest.approx(analysis.table["alpha"].to_numpy(), nan_ok=True, rel=1e-12)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "analysis.json",
+        "layers.csv",
+        "layers.parquet",
+        "report.html",
+    ]
+
+
+def _stop_after(layers: int):
+    seen = []
+
+    def progress(layer, done, total):
+        seen.append(layer)
+        if len(seen) > layers:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+@pytest.mark.parametrize("stop", [0, 1, 5, 12])
+@pytest.mark.parametrize("torn", [b"", b'{"name": "model.layers.2.mlp.up_p'])
+def test_a_stopped_run_goes_on_and_gives_the_same_table(checkpoint, tmp_path, stop, torn):
+    whole = st.analyze(checkpoint)
+    with pytest.raises(KeyboardInterrupt):
+        st.analyze(checkpoint, out=tmp_path / "run", progress=_stop_after(stop))
+    with (tmp_path / "run" / JOURNAL_FILE).open("ab") as journal:
+        journal.write(torn)
+    measured = []
+    resumed = st.analyze(
+        checkpoint, out=tmp_path / "run", progress=lambda layer, done, total: measured.append((layer, done, total))
+    )
+    pd.testing.assert_frame_equal(_table(resumed), _table(whole))
+    assert len(measured) == 13 - stop + 1
+    assert measured[-1][1] == measured[-1][2]
+
+
+def test_a_finished_run_is_not_measured_again(checkpoint, tmp_path):
+    first = st.analyze(checkpoint, out=tmp_path / "run")
+    again = st.analyze(checkpoint, out=tmp_path / "run", progress=_stop_after(1))
+    pd.testing.assert_frame_equal(first.table, again.table)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"spec": st.Spec(cutoff="top:0.1")}, "other settings (spec)"),
+        ({"include": ["*q_proj"]}, "include"),
+        ({"full_spectrum": True}, "full_spectrum"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_run_in_the_folder_is_refused(checkpoint, tmp_path, changes, words, finished):
+    if finished:
+        st.analyze(checkpoint, out=tmp_path / "run")
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            st.analyze(checkpoint, out=tmp_path / "run", progress=_stop_after(4))
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    with pytest.raises(st.RunError) as error:
+        st.analyze(checkpoint, out=tmp_path / "run", **changes)
+    assert words in str(error.value)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
+
+
+def test_another_model_in_the_folder_is_refused(checkpoint, tmp_path):
+    st.analyze(checkpoint, out=tmp_path / "run")
+    save_file(weights(seed=1), tmp_path / "other.safetensors")
+    with pytest.raises(st.RunError, match=r"another model: toy.*other"):
+        st.analyze(tmp_path / "other.safetensors", out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"include": ["*nothing*"]}, "nothing"),
+        ({"spec": {"window": 500}}, "a window of 500 is larger than every layer; the largest that fits any is 96"),
+        ({"spec": {"aspect_ratio": 0}}, "aspect ratio must be a positive finite number, not 0"),
+        ({"spec": {"aspect_ratio": -1.0}}, "not -1.0"),
+        ({"spec": {"aspect_ratio": math.nan}}, "not nan"),
+        ({"spec": {"placement": "grid:0"}}, "grid:K"),
+        ({"spec": {"placement": "tiles"}}, "placement must be tile, grid:K, step:S or random:N"),
+        ({"spec": {"cutoff": "top:2"}}, "top:F"),
+        ({"spec": {"window": "huge"}}, "window must be"),
+        ({"device": "abacus"}, "device must be"),
+    ],
+)
+def test_settings_that_make_no_sense_leave_nothing_behind(checkpoint, tmp_path, options, words):
+    with pytest.raises(st.SpectailError) as error:
+        spec = st.Spec(**options.pop("spec", {}))
+        st.analyze(checkpoint, out=tmp_path / "run", spec=spec, **options)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_ray_engine_gives_the_same_table(checkpoint, tmp_path):
+    pytest.importorskip("ray")
+    from spectail.engines import ray
+    from spectail.runner import make_plan, run_plan
+
+    plan = make_plan(str(checkpoint), spec=st.presets.FARMS)
+    pd.testing.assert_frame_equal(_table(run_plan(plan, ray.measure)), _table(st.analyze(checkpoint)))
+
+
+@pytest.mark.parametrize("name", list(st.presets.BY_NAME))
+def test_presets_measure_and_survive_json(checkpoint, name):
+    spec = st.presets.BY_NAME[name]
+    assert st.Spec(**json.loads(json.dumps(spec.to_dict()))) == spec
+    if name == "alphaq":
+        with pytest.raises(st.SpecError, match="a window of 128 is larger than every layer"):
+            st.analyze(checkpoint, spec=spec)
+        return
+    table = st.analyze(checkpoint, spec=spec, include=["*q_proj"]).table
+    assert (table["status"] == "ok").all()
+    assert (table["alpha"] > 1).all()
