@@ -77,9 +77,7 @@ def test_gpt2_is_transposed_and_split():
     stored = model.transformer.h[1].attn.c_attn.weight
     for source in (model, model.state_dict()):
         assert torch.equal(matrix(source, "transformer.h.1.attn.c_attn.k"), stored[:, 8:16].T)
-        assert torch.equal(
-            matrix(source, "transformer.h.1.attn.c_proj"), model.transformer.h[1].attn.c_proj.weight.T
-        )
+        assert torch.equal(matrix(source, "transformer.h.1.attn.c_proj"), model.transformer.h[1].attn.c_proj.weight.T)
         names = by_name(source)
         assert "transformer.h.0.crossattention.c_attn.v" in names
         assert "transformer.h.0.crossattention.c_attn.q" not in names
@@ -193,11 +191,26 @@ def test_float8_experts_are_scaled_one_by_one():
 
 
 QUANTISED = {
-    "gptq": {"q.qweight": torch.zeros(4, 8, dtype=torch.int32), "q.scales": torch.ones(1, 8), "q.qzeros": torch.zeros(1, 1).int()},
-    "bitsandbytes": {"q.weight": torch.zeros(32, 1, dtype=torch.uint8), "q.weight.absmax": torch.ones(1, 2), "q.weight.quant_map": torch.ones(16)},
+    "gptq": {
+        "q.qweight": torch.zeros(4, 8, dtype=torch.int32),
+        "q.scales": torch.ones(1, 8),
+        "q.qzeros": torch.zeros(1, 1).int(),
+    },
+    "bitsandbytes": {
+        "q.weight": torch.zeros(32, 1, dtype=torch.uint8),
+        "q.weight.absmax": torch.ones(1, 2),
+        "q.weight.quant_map": torch.ones(16),
+    },
     "int8": {"q.weight": torch.zeros(4, 8, dtype=torch.int8), "q.SCB": torch.ones(4)},
-    "compressed": {"q.weight_packed": torch.zeros(4, 1, dtype=torch.int32), "q.weight_scale": torch.ones(4, 1), "q.weight_shape": torch.tensor([4, 8])},
-    "mxfp4": {"q_blocks": torch.zeros(2, 4, 1, 16, dtype=torch.uint8), "q_scales": torch.zeros(2, 4, 1, dtype=torch.uint8)},
+    "compressed": {
+        "q.weight_packed": torch.zeros(4, 1, dtype=torch.int32),
+        "q.weight_scale": torch.ones(4, 1),
+        "q.weight_shape": torch.tensor([4, 8]),
+    },
+    "mxfp4": {
+        "q_blocks": torch.zeros(2, 4, 1, 16, dtype=torch.uint8),
+        "q_scales": torch.zeros(2, 4, 1, dtype=torch.uint8),
+    },
 }
 
 

@@ -79,6 +79,18 @@ def test_gpt2_adapter_is_output_by_input():
     assert "transformer.h.0.attn.c_attn.q" in layers
 
 
+def test_modules_that_are_saved_whole_keep_their_name(tmp_path):
+    model, _ = adapted(modules_to_save=["lm_head"])
+    save(model, tmp_path)
+    with torch.no_grad():
+        model.base_model.model.lm_head.original_module.weight.zero_()
+    live = {layer.name: layer for layer in open_source(model).layers}
+    stored = {layer.name: layer for layer in open_source(tmp_path).layers}
+    assert live["lm_head"].load().any()
+    assert torch.equal(stored["lm_head"].load(), live["lm_head"].load())
+    assert not live["lm_head.original_module"].load().any()
+
+
 def test_convolution_adapter():
     model = adapt(nn.Sequential(nn.Conv2d(3, 5, 3)), r=2, target_modules=["0"], init_lora_weights=False)
     (delta,) = [layer for layer in open_source(model).layers if layer.kind == "lora"]
@@ -109,7 +121,10 @@ def test_adapter_file_without_its_configuration_says_so(tmp_path):
 
 
 def test_scaling_is_alpha_over_rank():
-    factors = {"base_model.model.q.lora_A.weight": torch.ones(2, 3), "base_model.model.q.lora_B.weight": torch.ones(4, 2)}
+    factors = {
+        "base_model.model.q.lora_A.weight": torch.ones(2, 3),
+        "base_model.model.q.lora_B.weight": torch.ones(4, 2),
+    }
     (layer,) = open_source(factors).layers
     assert (layer.name, layer.rows, layer.cols) == ("q.lora", 4, 3)
     assert math.isclose(layer.load().sum(), 24)
@@ -133,6 +148,9 @@ def test_adapter_of_fused_experts_is_not_multiplied_across_experts(tmp_path):
     from safetensors.torch import save_file
 
     prefix = "base_model.model.mlp.experts."
-    save_file({prefix + "lora_A.weight": torch.ones(6, 3), prefix + "lora_B.weight": torch.ones(4, 6)}, tmp_path / "adapter_model.safetensors")
+    save_file(
+        {prefix + "lora_A.weight": torch.ones(6, 3), prefix + "lora_B.weight": torch.ones(4, 6)},
+        tmp_path / "adapter_model.safetensors",
+    )
     (layer,) = open_source(tmp_path).layers
     assert "fused parameter" in layer.problem

@@ -55,6 +55,7 @@ NAMES = [
     ("0", None, "linear"),
     ("net.2", None, "linear"),
     ("proj", None, "linear"),
+    ("fno_blocks.convs.1", 1, "linear"),
     ("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0", 1, "o"),
 ]
 
@@ -82,6 +83,9 @@ CANONICAL = {
     "model.layers.0.block_sparse_moe.output_linear[1]": "model.layers.0.mlp.experts.1.down_proj",
     "model.layers.0.feed_forward.w1": "model.layers.0.feed_forward.w1",
     "model.layers.0.self_attn.q_proj": "model.layers.0.self_attn.q_proj",
+    "model.layers.0.block_sparse_moe.router.layer": "model.layers.0.mlp.gate",
+    "model.layers.0.mlp.router": "model.layers.0.mlp.gate",
+    "embed_out": "lm_head",
     "prompts[1]": "prompts[1]",
 }
 
@@ -120,7 +124,8 @@ def test_natural_order():
 
 
 def test_names_and_blocks_need_no_torch():
-    code = "import sys; import spectail.models.names, spectail.models.blocks, spectail.models.source; print('torch' in sys.modules)"
+    modules = "spectail.models.names, spectail.models.blocks, spectail.models.source"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+import warnings
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from spectail.models import safetensors_files
 from spectail.models.names import canonical_name
 from spectail.models.open import open_source
 
@@ -68,8 +71,8 @@ def test_every_way_in_gives_the_same_layers(case, tmp_path):
             continue
         stored = open_source(source)
         found = {layer.name: layer for layer in stored.layers}
-        # A file without shared storages holds tied weights twice.
-        extra = {"lm_head"} if case == "tied" and way not in {"pt", "legacy bin", "training checkpoint", "ddp", "state dict", "compiled", "arrays"} else set()
+        # A safetensors file has no shared storages: it holds tied weights twice.
+        extra = {"lm_head"} if case == "tied" and way in {"safetensors", "folder", "index", "sharded folder"} else set()
         assert set(found) - extra == set(expected), way
         assert stored.n_vectors == live.n_vectors, way
         for name, layer in expected.items():
@@ -133,6 +136,58 @@ def test_a_parametrisation_of_the_user_is_computed_by_the_module():
 
 def test_tied_weights_appear_once_under_their_first_name():
     assert [layer.name for layer in open_source(PLAIN["tied"]()).layers] == ["embed_tokens"]
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_wrappers_do_not_show(wrap):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 2)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = wrap(model)
+    assert open_source(wrapped).layers == open_source(model).layers
+
+
+def test_a_tensor_that_only_the_index_knows_is_noted(tmp_path):
+    index = save_sharded({"a.weight": torch.ones(2, 3), "b.weight": torch.ones(2, 3)}, tmp_path)
+    content = json.loads(index.read_text())
+    content["weight_map"]["c.weight"] = "model-00001-of-00002.safetensors"
+    index.write_text(json.dumps(content))
+    assert open_source(tmp_path).notes == ("the index names c.weight, which no shard holds",)
+
+
+def test_one_part_of_a_large_tensor_is_read_at_a_time(tmp_path, monkeypatch):
+    state = {"mlp.experts.gate_up_proj": torch.randn(4, 24, 8), "mlp.experts.down_proj": torch.randn(4, 8, 12)}
+    save_file(state, tmp_path / "m.safetensors")
+    source = open_source(tmp_path / "m.safetensors")
+    read = []
+    original = safetensors_files._open
+
+    class Spy:
+        def get_slice(self, name):
+            piece = original(tmp_path / "m.safetensors").get_slice(name)
+
+            class Slice:
+                def __getitem__(self, index):
+                    read.append(piece[index].shape)
+                    return piece[index]
+
+            return Slice()
+
+    monkeypatch.setattr(safetensors_files, "_open", lambda path: Spy())
+    for layer in source.layers:
+        layer.load()
+    assert set(read) == {(12, 8), (8, 12)}
+
+
+def test_layers_can_be_sent_to_another_process(tmp_path):
+    for case, make in PLAIN.items():
+        model = make()
+        torch.save(model.state_dict(), tmp_path / "m.pt")
+        save_file(contiguous(model.state_dict()), tmp_path / "m.safetensors")
+        for source in (tmp_path / "m.pt", tmp_path / "m.safetensors"):
+            layers = open_source(source).layers
+            for before, after in zip(layers, pickle.loads(pickle.dumps(layers)), strict=True):
+                assert torch.equal(before.load(), after.load()), case
 
 
 def test_buffers_are_no_layers():

@@ -40,8 +40,10 @@ def pooled_eigenvalues(matrices: Sequence[NDArray], shape: tuple[int, int], corn
 def fit_at_or_above(eigenvalues: Array, xmin: float) -> Fit:
     """Alpha = 1 + n / sum ln(x / xmin) over all x >= xmin, and the largest |model - share of the tail below x|."""
     tail = eigenvalues[eigenvalues >= xmin]
-    n = len(tail)
-    alpha = 1 + n / float(np.sum(np.log(tail / xmin)))
+    n, total = len(tail), float(np.sum(np.log(tail / xmin)))
+    if total == 0:
+        return Fit(math.inf, xmin, math.nan, n)
+    alpha = 1 + n / total
     model = 1 - (tail / xmin) ** (1 - alpha)
     return Fit(alpha, xmin, float(np.max(np.abs(model - np.arange(n) / n))), n)
 

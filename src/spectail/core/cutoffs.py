@@ -82,7 +82,7 @@ class TopFraction:
         return eigenvalues.size - max(1, int(self.fraction * eigenvalues.size + 0.5))
 
     def __str__(self) -> str:
-        return f"top:{self.fraction:g}"
+        return f"top:{self.fraction!r}"
 
 
 @dataclass(frozen=True)

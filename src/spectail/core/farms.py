@@ -81,6 +81,7 @@ def tail_fit(matrix: ArrayLike | Tensor, spec: Spec | None = None, *, window: in
     (16, 'ok', 2.12, True)
     """
     tensor = matrix.detach() if isinstance(matrix, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(matrix))
+    several = tensor.ndim == 3
     if tensor.ndim == 2:
         tensor = tensor[None]
     if tensor.ndim != 3 or not (tensor.is_floating_point() or tensor.is_complex()):
@@ -88,7 +89,10 @@ def tail_fit(matrix: ArrayLike | Tensor, spec: Spec | None = None, *, window: in
         raise SpecError(
             f"expected a matrix of floating-point numbers (2-D, or 3-D to pool), got {tensor.dtype} {shape}"
         )
-    return measure(tensor, spec or Spec(), window)
+    spec = spec or Spec()
+    if window is not None and spec.window != "common":
+        raise SpecError(f"window={window} stands for the common window of a run, but the spec asks for {spec.window!r}")
+    return measure(tensor, spec, window, convolution=several)
 
 
 def measure(matrices: Tensor, spec: Spec, common: int | None = None, *, convolution: bool = False) -> TailFit:

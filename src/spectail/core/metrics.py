@@ -7,12 +7,14 @@ of them and the sum over all of them. Names follow WeightWatcher's columns.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, eigsh
+
+from spectail.core.spectra import largest_exponent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +55,7 @@ def largest_eigenvalue(matrices: Tensor) -> float:
     if min(matrices.shape[1:]) <= _DENSE_SIDE:
         norms = [torch.linalg.matrix_norm(batch.to(_wide(batch)), 2).max() for batch in torch.split(matrices, 64)]
         return float(torch.stack(norms).max()) ** 2
-    return max(_lanczos(matrix.to(_wide(matrix))) for matrix in matrices)
+    return max(_lanczos(matrix) for matrix in matrices)
 
 
 def entropy(eigenvalues: Array) -> float:
@@ -65,22 +67,31 @@ def entropy(eigenvalues: Array) -> float:
 
 
 def _lanczos(matrix: Tensor) -> float:
+    """Iterate in float32 where the weights are no finer, then take the Rayleigh quotient of the vector in float64.
+
+    The quotient's error is the square of the vector's: float32 halves the cost and loses nothing that shows.
+    """
     if matrix.shape[0] > matrix.shape[1]:
         matrix = matrix.mT
     side = matrix.shape[0]
-    gram = matrix @ matrix.mH if side <= _GRAM_SIDE else None
+    fine = matrix.dtype in (torch.float64, torch.complex128)
+    scale = math.ldexp(1.0, -largest_exponent(matrix))
+    scaled = matrix * scale if fine else (matrix.to(torch.promote_types(matrix.dtype, torch.float32)) * scale)
+    gram = scaled @ scaled.mH if side <= _GRAM_SIDE else None
 
-    def multiply(vector: NDArray[np.float64]) -> NDArray[np.float64]:
-        v = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))).to(matrix.device, matrix.dtype)
-        product = gram @ v if gram is not None else matrix @ (matrix.mH @ v)
-        result: NDArray[np.float64] = product.cpu().numpy()
-        return result
+    def multiply(vector: NDArray[Any]) -> NDArray[Any]:
+        v = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))).to(scaled.device, scaled.dtype)
+        product: NDArray[Any] = (gram @ v if gram is not None else scaled @ (scaled.mH @ v)).cpu().numpy()
+        return product
 
-    dtype = np.complex128 if matrix.is_complex() else np.float64
+    dtype = torch.empty(0, dtype=scaled.dtype).numpy().dtype
     start = np.random.default_rng(0).standard_normal(side).astype(dtype)
     operator = LinearOperator((side, side), matvec=multiply, dtype=dtype)
-    found = eigsh(operator, k=1, which="LA", v0=start, tol=1e-10, maxiter=50 * side, return_eigenvectors=False)
-    return float(found[0].real)
+    tolerance = 1e-10 if fine else 1e-5
+    _, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance, maxiter=50 * side)
+    top = torch.from_numpy(vectors[:, 0]).to(scaled.device, _wide(scaled))
+    image = scaled.mH.to(top.dtype) @ top
+    return float(_squared(image) / _squared(top)) / scale**2
 
 
 def _squared(values: Tensor) -> Tensor:

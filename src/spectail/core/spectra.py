@@ -37,7 +37,7 @@ def window_eigenvalues(
     ``matrices`` is a finite real or complex tensor of shape (n, rows, cols) and is not modified. ``exact_zeros`` takes
     the SVD instead of the Gram matrix, as the published code does: slower, and small values keep their digits.
     """
-    exponent = _exponent(matrices)
+    exponent = largest_exponent(matrices)
     solve = _squared_singular_values if exact_zeros else _gram_eigenvalues
     per_window = matrices.shape[0] * window.rows * window.cols * 8
     workers = 1 if matrices.is_cuda or len(positions) == 1 else torch.get_num_threads()
@@ -76,8 +76,8 @@ def _squared_singular_values(windows: Tensor) -> Tensor:
     return values
 
 
-def _exponent(matrices: Tensor) -> int:
-    """The exponent e for which the largest entry lies in [2^(e-1), 2^e)."""
+def largest_exponent(matrices: Tensor) -> int:
+    """The exponent e for which the largest magnitude (of real and imaginary parts) lies in [2^(e-1), 2^e)."""
     if matrices.is_complex():
         matrices = torch.view_as_real(matrices)
     lowest, highest = torch.aminmax(matrices)

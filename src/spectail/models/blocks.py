@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-_IN_CONTAINER = re.compile(r"(?:^|\.)(?:h|blk|stages|layer\d+|\w*(?:layers|layer|blocks|block))\.(\d+)(?=\.|$)")
+_IN_CONTAINER = re.compile(
+    r"(?:^|\.)(?:h|blk|stages|layer\d+|\w*(?:layers|layer|blocks|block|convs|skips))\.(\d+)(?=\.|$)"
+)
 _NUMBERED = re.compile(r"(?:^|\.)([^.]+)\.(\d+)(?=\.)")
 _NOT_REPEATED = re.compile(
     r"^(?:mlp|fc|classifier|head|heads|conv|net|proj|projector|to_out|downsample|act|expert|experts|adapters?|lora_\w+)$"
@@ -30,17 +32,23 @@ _KINDS: tuple[tuple[str, str], ...] = (
         "down",
         r"(down_proj|(experts\.\d+|feed_forward|mlp|ffn)\.w2|DenseReluDense\.wo|ffn_down|ffn_down_exps|output_linear)",
     ),
-    ("fc1", r"(fc1|c_fc|lin1|linear1|dense_h_to_4h|wi|intermediate\.dense|fc_in)"),
-    ("fc2", r"(fc2|lin2|linear2|dense_4h_to_h|\d+\.output\.dense|fc_out|mlp\.c_proj)"),
+    (
+        "fc1",
+        r"(fc1|c_fc|lin1|linear1|dense_h_to_4h|wi|Wi|intermediate\.dense|intermediate_dense|pwconv1|fc_in|ff\.layer_1)",
+    ),
+    (
+        "fc2",
+        r"(fc2|lin2|linear2|dense_4h_to_h|\d+\.output\.dense|fc_out|output_dense|pwconv2|ff\.layer_2|mlp\.(c_proj|Wo))",
+    ),
     (
         "o",
         r"(o_proj|out_proj|wo|to_out(\.0)?|out_lin|attn_output|o|out|attention\.output\.dense|attention\.dense|self_attention\.dense)",
     ),
-    ("o", r"\w*att\w*\.(c_proj|proj|dense|wo)"),
+    ("o", r"\w*att\w*\.(c_proj|proj|dense|wo|Wo)"),
     ("head", r"(lm_head|embed_out|classifier|score|head|output|_?fc|classifier\.\d+|head\.\d+|heads\.head|logits)"),
     (
         "embedding",
-        r"(\w*embed\w*|wte|wpe|shared|\w*embeddings?\.\w+|token_embd|position_embd|token_types|patch_embed\.proj)",
+        r"(\w*embed\w*|wte|wpe|relative_attention_bias|shared|\w*embeddings?\.\w+|token_embd|position_embd|token_types|patch_embed\.proj)",
     ),
 )
 _ENDINGS = tuple((kind, re.compile(rf"(?:^|\.)(?:{pattern})$")) for kind, pattern in _KINDS)
@@ -51,7 +59,8 @@ def block_of(name: str) -> int | None:
     """Index of the repeated unit that a layer belongs to, None outside of blocks.
 
     The first number below a usual container (``layers``, ``h``, ``blocks``...) counts, else the first number that has
-    named layers below it: ``features.3`` is a layer, ``features.3.conv`` lies in block 3. Where a network counts anew in each stage (``layer2.0``), so does the index: see :func:`unit_of`.
+    named layers below it: ``features.3`` is a layer, ``features.3.conv`` lies in block 3. Where a network counts
+    anew in each stage (``layer2.0``), so does the index: see :func:`unit_of`.
 
     >>> block_of("model.layers.3.mlp.experts.7.w1"), block_of("lm_head")
     (3, None)

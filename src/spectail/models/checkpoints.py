@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from spectail.models.fingerprint import fingerprint_files
 from spectail.models.gguf_files import gguf_shards, read_gguf
 from spectail.models.layers import build_source
 from spectail.models.lora import ScaleOf, no_scale, scale_from_config
-from spectail.models.names import natural_key
 from spectail.models.pickle_files import read_pickles
-from spectail.models.safetensors_files import read_safetensors, shards_of_index
+from spectail.models.safetensors_files import read_index, read_safetensors
 from spectail.models.source import Source
+from spectail.models.stored import Stored
 
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+"""Names of a whole model in one file, which transformers too looks for before an index."""
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 _SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})(\.\w+)$")
 _NOT_MODELS = re.compile(r"^(?:training_args|optimizer|scheduler|scaler|rng_state.*|random_states.*|tokenizer.*)\.")
@@ -60,9 +62,9 @@ def _by_content(path: Path, label: str) -> Source:
 
 def _from_index(index: Path, label: str) -> Source:
     """Open the shards that an index names."""
-    shards = shards_of_index(index)
+    shards, promised = read_index(index)
     reader = _safetensors if all(shard.suffix == ".safetensors" for shard in shards) else _pickles
-    return reader(shards, label)
+    return reader(shards, label, promised)
 
 
 def _folder(folder: Path, label: str) -> Source:
@@ -70,7 +72,8 @@ def _folder(folder: Path, label: str) -> Source:
     for pattern in ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt"):
         reader = _safetensors if pattern == "*.safetensors" else _pickles
         indices = sorted(folder.glob(f"{pattern}.index.json"))
-        if indices:
+        whole = any((folder / name).is_file() for name in WHOLE if name.endswith(pattern[1:]))
+        if indices and not whole:
             preferred = [
                 index
                 for index in indices
@@ -93,10 +96,9 @@ def _folder(folder: Path, label: str) -> Source:
 def _choose(folder: Path, files: Sequence[Path]) -> list[Path]:
     """Find the one model among a folder's files of one format."""
     by_name = {path.name: path for path in files}
-    for stem in ("model", "pytorch_model"):
-        for path in files:
-            if path.stem == stem:
-                return [path]
+    for name in WHOLE:
+        if name in by_name:
+            return [by_name[name]]
     shards = [match for name in by_name if (match := _SHARD.match(name))]
     if shards and len({(m[1], m[3], m[4]) for m in shards}) == 1:
         stem, count, suffix = shards[0][1], shards[0][3], shards[0][4]
@@ -112,30 +114,29 @@ def _choose(folder: Path, files: Sequence[Path]) -> list[Path]:
     return whole
 
 
-def _safetensors(paths: Sequence[Path], label: str) -> Source:
+def _safetensors(paths: Sequence[Path], label: str, promised: Iterable[str] = ()) -> Source:
     """Open safetensors files that make up one model."""
-    return _assembled(paths, label, partial(read_safetensors, paths))
+    return _assembled(paths, label, read_safetensors(paths), promised)
 
 
-def _pickles(paths: Sequence[Path], label: str) -> Source:
+def _pickles(paths: Sequence[Path], label: str, promised: Iterable[str] = ()) -> Source:
     """Open torch files that make up one model."""
-    return _assembled(paths, label, partial(read_pickles, sorted(paths, key=lambda path: natural_key(path.name))))
+    return _assembled(paths, label, read_pickles(paths), promised)
 
 
-def _assembled(paths: Sequence[Path], label: str, read: partial[Any]) -> Source:
-    """Read the tensors, and the configuration files beside them."""
+def _assembled(paths: Sequence[Path], label: str, tensors: Sequence[Stored], promised: Iterable[str]) -> Source:
+    """Put the tensors together with the configuration files beside them."""
     folder = paths[0].parent
     adapter = paths[0].stem == "adapter_model"
     scale_of: ScaleOf = no_scale
-    notes: tuple[str, ...] = ()
+    notes = _lost(promised, tensors)
     files = [(path.name, path) for path in paths]
-    tensors = read()
     if adapter:
         config = _json(folder / "adapter_config.json")
         scale_of = partial(scale_from_config, config)
         if config:
             files.append(("adapter_config.json", folder / "adapter_config.json"))
-        notes = _adapter_notes(config)
+        notes += _adapter_notes(config)
     return build_source(
         label,
         fingerprint_files(files),
@@ -144,6 +145,16 @@ def _assembled(paths: Sequence[Path], label: str, read: partial[Any]) -> Source:
         scale_of=scale_of,
         notes=notes,
     )
+
+
+def _lost(promised: Iterable[str], tensors: Sequence[Stored]) -> tuple[str, ...]:
+    """Say which tensors an index names and no shard holds."""
+    there = {stored.name for stored in tensors}
+    lost = [name for name in promised if name not in there]
+    if not lost:
+        return ()
+    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+    return (f"the index names {lost[0]}{more}, which no shard holds",)
 
 
 def _adapter_notes(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -47,5 +47,5 @@ def fingerprint_tensors(tensors: Iterable[Stored]) -> str:
         if size > WHOLE_TENSOR:
             # An odd step, or a sample of a matrix with 2^k columns would see a few columns only.
             flat = flat[:: (size // WHOLE_TENSOR + 1) | 1]
-        digest.update(memoryview(flat.contiguous().cpu().view(torch.uint8).numpy()))
+        digest.update(flat.contiguous().cpu().view(torch.uint8).numpy().tobytes())
     return f"sha256:{digest.hexdigest()}"

@@ -70,7 +70,7 @@ class _Cursor:
     def number(self, code: str) -> int:
         """Read one number of a struct code."""
         layout = struct.Struct("<" + code)
-        (value,) = layout.unpack_from(self.data, self.position)
+        value: int = layout.unpack_from(self.data, self.position)[0]
         self.position += layout.size
         return value
 

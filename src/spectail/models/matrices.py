@@ -20,14 +20,25 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
+from spectail.models.arrange import (
+    as_one,
+    columns,
+    every_second_column,
+    every_second_row,
+    headwise,
+    kernel_slices,
+    modes,
+    transposed,
+)
 from spectail.models.blocks import kind_of
 from spectail.models.names import layer_name
 from spectail.models.stored import Index, Stored
+
+Arrange: TypeAlias = Callable[[Tensor], Tensor]
 
 LONGEST_KERNEL = 32
 """A last dimension up to this is a kernel of a one-dimensional convolution, whatever the other dimensions."""
@@ -72,7 +83,7 @@ class Part:
     rows: int
     cols: int
     index: Index
-    arrange: Callable[[Tensor], Tensor] = field(repr=False)
+    arrange: Arrange = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -91,11 +102,18 @@ class _View:
         """Shape of the parameter whose name differs by this ending."""
         return self.shapes.get(self.name.removesuffix(old) + new)
 
-    def matrix(self, suffix: str = "", kind: str | None = None, index: Index = (), **changes: Any) -> Part:
+    def matrix(
+        self,
+        suffix: str = "",
+        kind: str | None = None,
+        index: Index = (),
+        *,
+        size: tuple[int, ...] | None = None,
+        arrange: Arrange = as_one,
+    ) -> Part:
         """Describe one plain two-dimensional piece: the whole tensor, or some of its rows."""
         name = layer_name(self.name) + suffix
-        rows, cols = changes.pop("size", self.shape[-2:])
-        arrange = changes.pop("arrange", as_one)
+        rows, cols = size or self.shape[-2:]
         return Part(name, kind or kind_of(name), 1, rows, cols, (*self.lead, *index), arrange)
 
 
@@ -106,7 +124,8 @@ def parts_of(stored: Stored, shapes: Mapping[str, tuple[int, ...]], heads: Heads
     """
     if len(stored.shape) < 2:
         return ()
-    shape, lead = stored.shape, ()
+    shape = stored.shape
+    lead: Index = ()
     if not stored.name.endswith("weight") and stored.hint is None:
         while len(shape) > 2 and shape[0] == 1:
             shape, lead = shape[1:], (*lead, 0)
@@ -115,52 +134,6 @@ def parts_of(stored: Stored, shapes: Mapping[str, tuple[int, ...]], heads: Heads
         if parts := rule(view):
             return parts
     return (view.matrix(),)
-
-
-# What a read piece becomes. Module-level functions, so that a layer can be sent to another process.
-
-
-def as_one(tensor: Tensor) -> Tensor:
-    """One matrix as stored."""
-    return tensor.unsqueeze(0)
-
-
-def transposed(tensor: Tensor) -> Tensor:
-    """One matrix stored as (in, out)."""
-    return tensor.T.unsqueeze(0)
-
-
-def kernel_slices(tensor: Tensor) -> Tensor:
-    """(out, in, *kernel) to (positions, out, in)."""
-    return tensor.flatten(2).permute(2, 0, 1)
-
-
-def modes(tensor: Tensor, *, real_view: bool) -> Tensor:
-    """Complex (in, out, *modes), or its real view, to (modes, out, in)."""
-    if real_view:
-        tensor = torch.view_as_complex(tensor.contiguous())
-    return tensor.flatten(2).permute(2, 1, 0)
-
-
-def columns(tensor: Tensor, *, start: int, stop: int) -> Tensor:
-    """Some columns of a matrix stored as (in, out)."""
-    return tensor[:, start:stop].T.unsqueeze(0)
-
-
-def every_second_column(tensor: Tensor, *, start: int) -> Tensor:
-    """Interleaved columns of a matrix stored as (in, out)."""
-    return tensor[:, start::2].T.unsqueeze(0)
-
-
-def every_second_row(tensor: Tensor, *, start: int) -> Tensor:
-    """Interleaved rows of a matrix."""
-    return tensor[start::2].unsqueeze(0)
-
-
-def headwise(tensor: Tensor, *, heads: int, which: int) -> Tensor:
-    """Query, key or value of a weight that is stored head by head."""
-    size = tensor.shape[0] // (3 * heads)
-    return tensor.reshape(heads, 3, size, -1)[:, which].reshape(1, heads * size, -1)
 
 
 # Rules, tried in this order.
@@ -274,7 +247,7 @@ def _gate_and_up(view: _View, expert: int, *, inward: bool, interleaved: bool) -
     parts = []
     for which, kind in enumerate(("gate", "up")):
         index: Index = (expert,)
-        arrange: Callable[[Tensor], Tensor] = as_one
+        arrange: Arrange = as_one
         if interleaved:
             arrange = partial(every_second_column if inward else every_second_row, start=which)
         elif inward:
@@ -286,7 +259,7 @@ def _gate_and_up(view: _View, expert: int, *, inward: bool, interleaved: bool) -
 
 
 def _gpt2(view: _View) -> tuple[Part, ...] | None:
-    """Transformers' Conv1D, (in, out), with c_attn split; nanoGPT's and GPT-Neo's Linear layers of that name are not."""
+    """Transformers' Conv1D, (in, out), with c_attn split; Linear layers of those names (nanoGPT) are not."""
     if len(view.shape) != 2 or not (view.stored.hint == "conv1d" or _looks_like_conv1d(view)):
         return None
     inputs, outputs = view.shape

@@ -61,7 +61,7 @@ def canonical_name(name: str) -> str:
     """Map the known forms of a layer's name onto one, so that a live model pairs with its saved file.
 
     transformers fuses the experts of a live model and saves them one by one, under the names of the first release
-    (as it does GPT-NeoX's output layer).
+    (as it does routers and GPT-NeoX's output layer).
 
     >>> canonical_name("model.layers.0.mlp.experts.gate_up_proj[3].gate")
     'model.layers.0.mlp.experts.3.gate_proj'
@@ -70,6 +70,7 @@ def canonical_name(name: str) -> str:
     """
     name = re.sub(r"(^|\.)block_sparse_moe(?=\.)", r"\1mlp", name)
     name = re.sub(r"^embed_out$", "lm_head", name)
+    name = re.sub(r"(^|\.)mlp\.router(?:\.layer)?$", r"\1mlp.gate", name)
     name = re.sub(r"experts\.gate_up_proj\[(\d+)\]\.(gate|up)\b", r"experts.\1.\2_proj", name)
     name = re.sub(r"experts\.(\w+)\[(\d+)\]", r"experts.\2.\1", name)
     name = re.sub(r"(input_linear|output_linear)\[(\d+)\](\.gate|\.up)?$", _from_granite, name)

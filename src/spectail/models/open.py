@@ -85,7 +85,8 @@ def _named_source(text: str) -> Source:
     ):
         return _from_hub(text)
     raise SourceError(
-        f"no such file or folder: {text!r}; expected a checkpoint, a model folder, 'demo', 'module:function' or a hub id"
+        f"no such file or folder: {text!r}; "
+        "expected a checkpoint, a model folder, 'demo', 'module:function' or a hub id"
     )
 
 

@@ -88,48 +88,29 @@ def _load(path: Path) -> object:
     """Load a file with torch, memory-mapped where its format allows."""
     if path.stat().st_size == 0:
         raise SourceError(f"{path} is empty; expected a file written by torch.save")
-    zipped = zipfile.is_zipfile(path)
-    if zipped and _is_torchscript(path):
-        raise SourceError(f"{path} is a TorchScript archive, which holds code; save the module's state_dict() instead")
     try:
+        zipped = zipfile.is_zipfile(path)
         # torch warns about foreign pickles before it refuses them; the refusal says enough.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        raise SourceError(_refused(path, str(error))) from None
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        TypeError,
-        AssertionError,
-    ) as error:
-        raise SourceError(_unreadable(path, error)) from None
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a damaged pickle may fail in any way
+        raise SourceError(_why(path, error)) from None
 
 
-def _is_torchscript(path: Path) -> bool:
-    """Whether an archive holds a compiled module, which is code."""
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _refused(path: Path, reason: str) -> str:
-    """Say why weights_only refused a file."""
-    if re.search(r"GLOBAL|global|REDUCE|class|[Uu]nsafe", reason):
+def _why(path: Path, error: Exception) -> str:
+    """Say why torch could not or would not load a file."""
+    if "TorchScript" in str(error):
+        return f"{path} is a TorchScript archive, which holds code; save the module's state_dict() instead"
+    with path.open("rb") as file:
+        start = file.read(2)
+    refused = isinstance(error, pickle.UnpicklingError)
+    foreign = start[:1] == b"\x80" and start[1:] != b"\x02"
+    if refused and (foreign or re.search(r"GLOBAL|global|REDUCE|class|[Uu]nsafe", str(error))):
         return (
             f"{path} holds Python objects besides tensors (a whole module, or code that would run on loading), "
             "which are never loaded; save the module's state_dict() instead"
         )
-    return f"{path} is not a file written by torch.save: it is truncated or of another format"
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    """Say why a file could not be read at all."""
-    text = str(error).strip()
-    reason = text.splitlines()[0][:120] if text else type(error).__name__
-    return f"{path} is not a readable file of torch.save ({reason}): it is truncated or of another format"
+    return f"{path} is not a readable file of torch.save: it is truncated, damaged or of another format"

@@ -42,7 +42,8 @@ def read_safetensors(paths: Iterable[Path]) -> list[Stored]:
         for name in file.keys():  # noqa: SIM118
             if name in where:
                 raise SourceError(
-                    f"tensor {name!r} is in both {where[name].name} and {path.name}; each tensor may be in one shard only"
+                    f"tensor {name!r} is in both {where[name].name} and {path.name}; "
+                    "each tensor may be in one shard only"
                 )
             where[name] = path
             piece = file.get_slice(name)
@@ -56,8 +57,8 @@ def read_safetensors(paths: Iterable[Path]) -> list[Stored]:
     return sorted(tensors, key=lambda stored: natural_key(stored.name))
 
 
-def shards_of_index(index: Path) -> list[Path]:
-    """List the files that an index names, each checked to exist inside of the index's folder.
+def read_index(index: Path) -> tuple[list[Path], list[str]]:
+    """List the files that an index names, each checked to lie in the index's folder, and the tensors it names.
 
     Raises:
         SourceError: the index is no index, names a shard elsewhere, or a shard is missing.
@@ -66,7 +67,7 @@ def shards_of_index(index: Path) -> list[Path]:
     try:
         weight_map: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()), key=natural_key)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise SourceError(
             f"{index} is not an index of shards: expected JSON with a 'weight_map' from tensor to file name"
         ) from None
@@ -82,7 +83,7 @@ def shards_of_index(index: Path) -> list[Path]:
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise SourceError(f"shard {missing[0]}{more} of {index} is missing; download the model again")
-    return [folder / name for name in names]
+    return [folder / name for name in names], list(weight_map)
 
 
 def _checked_open(path: Path) -> Any:
@@ -107,4 +108,5 @@ def _open(path: Path) -> Any:
 def _read(path: Path, name: str, index: Index) -> Tensor:
     """Read the indexed piece of one tensor."""
     file = _open(path)
-    return file.get_slice(name)[index] if index else file.get_tensor(name)
+    tensor: Tensor = file.get_slice(name)[index] if index else file.get_tensor(name)
+    return tensor

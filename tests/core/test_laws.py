@@ -1,0 +1,123 @@
+"""The null: Marchenko-Pastur against quadrature and dense simulation, and what Gaussian matrices really show."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+from tests.reference import random_matrices
+
+from spectail.core.cutoffs import Cutoff, Fixed, HistogramPeak, KSMinimum, Median, TopFraction
+from spectail.core.laws import marchenko_pastur_alpha, marchenko_pastur_density, null_alpha
+from spectail.core.tails import fit_from
+from spectail.core.windows import Window
+
+RATIOS = [1.0, 0.8, 0.5, 0.25, 0.1]
+SMOOTH = [Median(), TopFraction(0.1)]
+SHAPES = [(16, 1), (16, 4), (32, 1.5), (64, 1), (64, 2), (128, 1), (128, 4)]
+DRAWS = 40
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_the_density_is_the_law_and_sums_to_one(ratio: float) -> None:
+    low, high = random_matrices.edges(ratio)
+    x = np.linspace(low - 0.1, high + 0.1, 57)
+    known = [random_matrices.density(value, ratio) for value in x]
+    assert marchenko_pastur_density(x, ratio) == pytest.approx(known, rel=1e-12)
+    assert 9 * marchenko_pastur_density(9 * x, ratio, variance=9.0) == pytest.approx(known, rel=1e-9)
+    assert random_matrices.mass_above(low, ratio) == pytest.approx(1, rel=1e-6)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("fraction", [0.9, 0.5, 0.1, 0.02])
+def test_alpha_of_the_top_is_that_of_quadrature(ratio: float, fraction: float) -> None:
+    known = random_matrices.alpha_of_top(fraction, ratio)
+    assert marchenko_pastur_alpha(ratio, fraction=fraction) == pytest.approx(known, rel=1e-3)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("xmin", [0.3, 1.0, 1.7])
+def test_alpha_above_a_fixed_xmin_is_that_of_quadrature(ratio: float, xmin: float) -> None:
+    if xmin < random_matrices.edges(ratio)[1]:
+        known = random_matrices.alpha_above(xmin, ratio)
+        assert marchenko_pastur_alpha(ratio, xmin=xmin) == pytest.approx(known, rel=1e-3)
+
+
+def test_the_median_of_a_square_gives_2_12() -> None:
+    assert marchenko_pastur_alpha(1.0, fraction=0.5) == pytest.approx(2.1217, abs=1e-3)
+
+
+def test_an_xmin_above_the_law_has_no_null() -> None:
+    assert math.isnan(marchenko_pastur_alpha(1.0, xmin=4.1))
+    with pytest.raises(ValueError, match="give fraction or xmin"):
+        marchenko_pastur_alpha(1.0)
+
+
+@cache
+def dense_alphas(side: int, ratio: float, windows: int, cutoff: Cutoff) -> np.ndarray:
+    rng = np.random.default_rng((side, int(4 * ratio), windows))
+    pools = [random_matrices.pooled_eigenvalues(side, round(side * ratio), windows, rng) for _ in range(DRAWS)]
+    return np.array([fit_from(pool, cutoff.start(pool)).alpha for pool in pools])
+
+
+def window_of(side: int, ratio: float) -> Window:
+    return Window(side, round(side * ratio))
+
+
+@pytest.mark.parametrize("cutoff", SMOOTH, ids=str)
+@pytest.mark.parametrize(("side", "ratio"), SHAPES)
+def test_the_null_is_what_dense_gaussian_windows_show(side: int, ratio: float, cutoff: Cutoff) -> None:
+    alphas = dense_alphas(side, ratio, 9, cutoff)
+    mean, _ = null_alpha(window_of(side, ratio), 9, cutoff, 1.0)
+    finite_size = 0.3 / side * mean
+    assert abs(mean - alphas.mean()) < 4 * alphas.std() / math.sqrt(DRAWS) + finite_size
+
+
+@pytest.mark.parametrize("cutoff", SMOOTH, ids=str)
+@pytest.mark.parametrize("windows", [4, 9])
+def test_the_spread_of_the_null_is_that_of_dense_windows(windows: int, cutoff: Cutoff) -> None:
+    """Each spread comes from few draws: within a factor of 2.2 one by one, within 1.25 on the average."""
+    shapes = [shape for shape in SHAPES if shape[0] >= 32]
+    shares = []
+    for side, ratio in shapes:
+        _, spread = null_alpha(window_of(side, ratio), windows, cutoff, 1.0)
+        shares.append(math.log(spread / dense_alphas(side, ratio, windows, cutoff).std(ddof=1)))
+    assert np.max(np.abs(shares)) < math.log(2.2)
+    assert abs(np.mean(shares)) < math.log(1.25)
+
+
+@pytest.mark.parametrize("cutoff", [KSMinimum(), HistogramPeak()], ids=str)
+@pytest.mark.parametrize(("side", "ratio"), [(32, 1), (64, 1.5), (64, 2)])
+def test_a_simulated_null_holds_the_dense_alphas(side: int, ratio: float, cutoff: Cutoff) -> None:
+    """These alphas scatter widely and lopsidedly, so only the bulk of them is asked for."""
+    alphas = dense_alphas(side, ratio, 9, cutoff)
+    mean, spread = null_alpha(window_of(side, ratio), 9, cutoff, 1.0)
+    assert abs(mean - np.median(alphas)) < 2 * spread
+    assert np.mean(np.abs(alphas - mean) < 3 * spread) > 0.8
+
+
+def test_the_null_of_a_large_window_is_scaled_from_a_smaller_one() -> None:
+    """The spread falls as 1 / (side * sqrt(windows))."""
+    (_, small), (_, large), (_, many) = (
+        null_alpha(Window(side, side), count, Median(), 1.0) for side, count in [(256, 4), (1024, 4), (1024, 64)]
+    )
+    assert small / large == pytest.approx(4, rel=1e-6)
+    assert large / many == pytest.approx(4, rel=0.8)
+
+
+def test_the_null_of_a_fixed_xmin_knows_the_scale_of_the_weights() -> None:
+    for variance in (1.0, 1e-4):
+        mean, spread = null_alpha(Window(64, 128), 9, Fixed(128 * variance), variance)
+        assert mean == pytest.approx(random_matrices.alpha_above(1.0, 0.5), rel=1e-3)
+        assert math.isnan(spread)
+    assert math.isnan(null_alpha(Window(64, 64), 9, Fixed(1e9), 1.0)[0])
+
+
+@pytest.mark.parametrize("cutoff", [Median(), KSMinimum()], ids=str)
+def test_a_null_repeats_with_the_seed_and_ignores_orientation(cutoff: Cutoff) -> None:
+    null_alpha.cache_clear() if hasattr(null_alpha, "cache_clear") else None
+    first = null_alpha(Window(32, 48), 4, cutoff, 1.0, seed=3)
+    assert null_alpha(Window(48, 32), 4, cutoff, 7.0, seed=3) == first
+    assert null_alpha(Window(32, 48), 4, cutoff, 1.0, seed=4) != first
