@@ -149,13 +149,31 @@ def test_bad_usage_is_one_line_and_exit_code_2(arguments, checkpoint, tmp_path, 
     assert checkpoint.read_bytes() == before
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full to stand for a full disk")
-def test_a_full_disk_is_one_line_and_exit_code_2(checkpoint, tmp_path, capsys):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ".layers.csv.part").symlink_to("/dev/full")
-    (tmp_path / "run" / ".progress.jsonl").symlink_to("/dev/full")
-    assert run(["analyze", str(checkpoint), "--out", str(tmp_path / "run"), "--quiet"]) == 2
-    assert "No space left" in capsys.readouterr().err
+def _mount(folder, size, *more):
+    options = ",".join((f"size={size}", *more))
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("size", ["4k", "64k"], ids=["journal", "report"])
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(checkpoint, tmp_path, capsys, size):
+    out = tmp_path / "run"
+    out.mkdir()
+    if not _mount(out, size):
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        command = ["analyze", str(checkpoint), "--out", str(out), "--quiet"]
+        assert run(command) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1
+        assert "No space left on device; free some space and run the same command again" in lines[0]
+        assert [path.name for path in out.iterdir()] == [".progress.jsonl"]
+        assert _mount(out, "64m", "remount")
+        assert run(command) == 0
+        assert run([*command[:3], str(tmp_path / "whole"), "--quiet"]) == 0
+        pd.testing.assert_frame_equal(_columns(out), _columns(tmp_path / "whole"))
+    finally:
+        subprocess.run(["umount", str(out)], check=True)
 
 
 SLOW_DOWN = """

@@ -7,12 +7,12 @@ import typing
 
 import numpy as np
 import pytest
-from tests.core.spectra_cases import KINDS, SIZES, distinct, spectrum
-from tests.reference import plain_farms
 
 from spectail.core.cutoffs import Cutoff, Fixed, HistogramPeak, KSMinimum, Median, TopFraction, parse_cutoff
 from spectail.core.tails import best_ks_start, fit_from
 from spectail.errors import SpecError
+from tests.core.spectra_cases import KINDS, SIZES, distinct, spectrum
+from tests.reference import plain_farms
 
 CUTOFFS = {
     "median": Median(),
@@ -110,9 +110,22 @@ def test_a_cutoff_gives_the_plain_fit(kind: str, cutoff: str) -> None:
             assert ours == pytest.approx(known, rel=1e-9)
 
 
+def test_the_legacy_peak_compares_a_logarithm_with_eigenvalues() -> None:
+    """A power law from 3 up, a clump at 100, a foot below 2: the bound of log10(95) = 1.98 lets the law start at 3."""
+    law = 3 * np.linspace(0.003, 1, 300) ** -0.6
+    found = np.sort(np.concatenate([np.linspace(0.1, 1.9, 150), law, np.linspace(100, 101, 40)]))
+    assert 99 < plain_farms.histogram_peak(found) < 101
+    legacy = fit_from(found, HistogramPeak(legacy_lower_bound=True).start(found))
+    assert 2 < legacy.xmin < 4.5
+    assert legacy == pytest.approx(plain_farms.fit(found, "peak", legacy=True), rel=1e-9)
+    assert fit_from(found, HistogramPeak().start(found)).xmin > 94
+
+
 def test_peak_takes_its_candidates_from_the_peak_up() -> None:
     """A spectrum with a heavy foot: the lower bound of 0.95 peak keeps xmin off it, the legacy one lets it in."""
-    found = np.sort(np.concatenate([np.geomspace(1e-4, 0.9, 400), np.linspace(1.0, 1.05, 200), 1 / np.linspace(0.02, 1, 90)]))
+    found = np.sort(
+        np.concatenate([np.geomspace(1e-4, 0.9, 400), np.linspace(1.0, 1.05, 200), 1 / np.linspace(0.02, 1, 90)])
+    )
     peak = plain_farms.histogram_peak(found)
     ours, legacy = (fit_from(found, HistogramPeak(legacy_lower_bound=flag).start(found)) for flag in (False, True))
     assert 0.95 * peak <= ours.xmin <= 1.5 * peak

@@ -198,14 +198,10 @@ def test_the_default_route_agrees_where_its_windows_are_the_published_ones(matri
 FITTED_CONVOLUTIONS = [c for c in published.GOLDENS["conv"] if "alpha" in c]
 
 
-@pytest.mark.parametrize(
-    "known", FITTED_CONVOLUTIONS, ids=lambda c: f"{c['matrix']}-{c['Q_ratio']}-{c['fix_fingers']}"
-)
+@pytest.mark.parametrize("known", FITTED_CONVOLUTIONS, ids=lambda c: f"{c['matrix']}-{c['Q_ratio']}-{c['fix_fingers']}")
 def test_published_convolution(known: dict[str, Any]) -> None:
     slices = torch.from_numpy(published.kernel_slices(published.matrix(known["matrix"])))
-    spec = Spec(
-        window=100, aspect_ratio=known["Q_ratio"], cutoff=published.CUTOFFS[known["fix_fingers"]], legacy=True
-    )
+    spec = Spec(window=100, aspect_ratio=known["Q_ratio"], cutoff=published.CUTOFFS[known["fix_fingers"]], legacy=True)
     ours = measure(slices, spec, convolution=True)
     assert ours.status == "ok"
     assert ours.alpha == pytest.approx(known["alpha"], rel=1e-5)

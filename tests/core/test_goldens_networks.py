@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.goldens import published
 
 from spectail.core.farms import measure, tail_fit
 from spectail.core.spec import Spec
 from spectail.errors import SpecError
+from tests.goldens import published
 
 SHAPES = {
     "conv1": (16, 3, 3, 3),

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from tests.reference import plain_farms, plain_jackknife
 
 from spectail.core.cutoffs import KSMinimum, Median, TopFraction
 from spectail.core.farms import tail_fit
 from spectail.core.jackknife import MAX_BANDS, alpha_standard_error
 from spectail.core.spec import Spec
+from tests.reference import plain_farms, plain_jackknife
 
 CUTOFFS = {"median": Median(), "ks": KSMinimum(), "top:0.1": TopFraction(0.1)}
 SHAPES = [((256, 256), 64), ((192, 576), 192), ((200, 200), 192), ((512, 768), 128)]
@@ -98,6 +98,16 @@ def test_too_few_windows_say_so() -> None:
     assert fixed.reason == "no error bar: a fixed xmin means something else in the smaller windows that it needs"
 
 
+def test_a_layer_that_is_zero_where_the_disjoint_windows_lie_gets_no_error_bar() -> None:
+    """Three bands of 64 leave rows 64 to 94 of 255 between them."""
+    matrix = np.zeros((255, 255))
+    matrix[64:95] = np.random.default_rng(0).standard_normal((31, 255))
+    fit = tail_fit(matrix, Spec(window=64))
+    assert fit.status == "ok"
+    assert math.isnan(fit.alpha_se)
+    assert "no error bar: some windows have no tail of their own" in fit.reason
+
+
 def ratio_to_spread(law: str, shape: tuple[int, int], window: int, cutoff: str, draws: int) -> float:
     """Mean error bar over the standard deviation of alpha, over independent draws of the matrix."""
     fits = [
@@ -108,13 +118,7 @@ def ratio_to_spread(law: str, shape: tuple[int, int], window: int, cutoff: str, 
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_the_error_bar_is_about_the_true_spread(law: str) -> None:
-    assert 0.6 < ratio_to_spread(law, (256, 256), 64, "median", 30) < 1.9
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize(("shape", "window"), SHAPES)
 def test_the_error_bar_is_calibrated(law: str, shape: tuple[int, int], window: int) -> None:
     """The standard deviation over 60 draws is itself known to a tenth."""
-    assert 0.7 < ratio_to_spread(law, shape, window, "median", 60) < 1.7
+    assert 0.7 < ratio_to_spread(law, shape, window, "median", 60) < 1.6

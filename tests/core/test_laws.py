@@ -7,16 +7,17 @@ from functools import cache
 
 import numpy as np
 import pytest
-from tests.reference import random_matrices
 
 from spectail.core.cutoffs import Cutoff, Fixed, HistogramPeak, KSMinimum, Median, TopFraction
 from spectail.core.laws import marchenko_pastur_alpha, marchenko_pastur_density, null_alpha
 from spectail.core.tails import fit_from
 from spectail.core.windows import Window
+from tests.reference import random_matrices
 
 RATIOS = [1.0, 0.8, 0.5, 0.25, 0.1]
 SMOOTH = [Median(), TopFraction(0.1)]
-SHAPES = [(16, 1), (16, 4), (32, 1.5), (64, 1), (64, 2), (128, 1), (128, 4)]
+SHAPES = [(16, 1), (16, 4), (32, 1.5), (32, 4), (64, 1), (64, 2), (128, 1)]
+LARGE = [(128, 4), (256, 1), (256, 2), (512, 1)]
 DRAWS = 40
 
 
@@ -67,7 +68,9 @@ def window_of(side: int, ratio: float) -> Window:
 
 
 @pytest.mark.parametrize("cutoff", SMOOTH, ids=str)
-@pytest.mark.parametrize(("side", "ratio"), SHAPES)
+@pytest.mark.parametrize(
+    ("side", "ratio"), [*SHAPES, *(pytest.param(*shape, marks=pytest.mark.slow) for shape in LARGE)]
+)
 def test_the_null_is_what_dense_gaussian_windows_show(side: int, ratio: float, cutoff: Cutoff) -> None:
     alphas = dense_alphas(side, ratio, 9, cutoff)
     mean, _ = null_alpha(window_of(side, ratio), 9, cutoff, 1.0)
@@ -107,6 +110,11 @@ def test_the_null_of_a_large_window_is_scaled_from_a_smaller_one() -> None:
     assert large / many == pytest.approx(4, rel=0.8)
 
 
+def test_the_null_of_many_windows_is_scaled_from_fewer() -> None:
+    (_, drawn), (_, scaled) = (null_alpha(Window(128, 128), count, Median(), 1.0) for count in (156, 15_600))
+    assert drawn / scaled == pytest.approx(10, rel=1e-6)
+
+
 def test_the_null_of_a_fixed_xmin_knows_the_scale_of_the_weights() -> None:
     for variance in (1.0, 1e-4):
         mean, spread = null_alpha(Window(64, 128), 9, Fixed(128 * variance), variance)
@@ -117,7 +125,6 @@ def test_the_null_of_a_fixed_xmin_knows_the_scale_of_the_weights() -> None:
 
 @pytest.mark.parametrize("cutoff", [Median(), KSMinimum()], ids=str)
 def test_a_null_repeats_with_the_seed_and_ignores_orientation(cutoff: Cutoff) -> None:
-    null_alpha.cache_clear() if hasattr(null_alpha, "cache_clear") else None
     first = null_alpha(Window(32, 48), 4, cutoff, 1.0, seed=3)
     assert null_alpha(Window(48, 32), 4, cutoff, 7.0, seed=3) == first
     assert null_alpha(Window(32, 48), 4, cutoff, 1.0, seed=4) != first

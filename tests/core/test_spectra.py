@@ -5,14 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.reference import plain_farms
 
+from spectail.core.farms import tail_fit
 from spectail.core.spec import Spec
 from spectail.core.spectra import numerical_zeros, window_eigenvalues
-from spectail.core.farms import tail_fit
 from spectail.core.windows import Tile, Window
+from tests.reference import plain_farms
 
-SHAPES = [((90, 70), Window(32, 32)), ((70, 90), Window(16, 40)), ((90, 70), Window(48, 20)), ((40, 40), Window(40, 40))]
+SHAPES = [
+    ((90, 70), Window(32, 32)),
+    ((70, 90), Window(16, 40)),
+    ((90, 70), Window(48, 20)),
+    ((40, 40), Window(40, 40)),
+]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128]
 
 

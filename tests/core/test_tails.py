@@ -7,11 +7,11 @@ import time
 
 import numpy as np
 import pytest
-from tests.core.spectra_cases import KINDS, SIZES, distinct, spectrum
-from tests.reference import plain_farms
 
 from spectail.core.cutoffs import KSMinimum, Median
 from spectail.core.tails import fit_from
+from tests.core.spectra_cases import KINDS, SIZES, distinct, spectrum
+from tests.reference import plain_farms
 
 powerlaw = pytest.importorskip("powerlaw")
 WIDE = {"alpha": [1.0, 1e4]}

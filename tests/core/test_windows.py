@@ -153,16 +153,27 @@ def test_a_placement_is_what_its_text_says(text: str) -> None:
     assert parse_placement(f" {text} ") == PLACEMENTS[text]
 
 
-BAD_PLACEMENTS = ["", "tiles", "tile:3", "grid", "grid:", "grid:x", "grid:-1", "grid:1.5", "step", "random:", "all", ":"]
+BAD_PLACEMENTS = [
+    "",
+    "tiles",
+    "tile:3",
+    "grid",
+    "grid:",
+    "grid:x",
+    "grid:-1",
+    "grid:1.5",
+    "step",
+    "random:",
+    "all",
+    ":",
+]
 
 
 @pytest.mark.parametrize("text", BAD_PLACEMENTS)
 def test_a_bad_placement_is_named(text: str) -> None:
     with pytest.raises(SpecError) as error:
         parse_placement(text)
-    assert str(error.value) == (
-        f"placement must be tile, grid:K, step:S or random:N with a whole number, not {text!r}"
-    )
+    assert str(error.value) == (f"placement must be tile, grid:K, step:S or random:N with a whole number, not {text!r}")
 
 
 @pytest.mark.parametrize("text", ["grid:0", "step:0", "random:0"])

@@ -5,6 +5,7 @@ An eigenvalue is a squared singular value; windows are (rows, cols) cut at (top,
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -25,7 +26,9 @@ class Fit(NamedTuple):
     n_tail: int
 
 
-def pooled_eigenvalues(matrices: Sequence[NDArray], shape: tuple[int, int], corners: Iterable[tuple[int, int]]) -> Array:
+def pooled_eigenvalues(
+    matrices: Sequence[NDArray], shape: tuple[int, int], corners: Iterable[tuple[int, int]]
+) -> Array:
     """Squared singular values of every window of every matrix, ascending."""
     rows, cols = shape
     pooled: list[float] = []
@@ -64,7 +67,7 @@ def histogram_peak(eigenvalues: Array, bins: int = 100) -> float:
     """Left edge of the fullest of ``bins`` equal bins of log10(eigenvalue), as an eigenvalue."""
     logs = np.log10(eigenvalues)
     edges = np.linspace(logs.min(), logs.max(), bins + 1)
-    counts = [int(np.sum((logs >= low) & (logs < high))) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    counts = [int(np.sum((logs >= low) & (logs < high))) for low, high in itertools.pairwise(edges)]
     counts[-1] += int(np.sum(logs == edges[-1]))
     return float(10 ** edges[int(np.argmax(counts))])
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def sides(short_side: int, ratio: float) -> tuple[int, int]:
-    """(along, across) of a window: along / across is the ratio, the short one as given, the long one rounded half up."""
+    """(along, across) of a window: along / across is the ratio, the short side as given, the long one rounded."""
     if ratio >= 1:
         return math.floor(short_side * ratio + 0.5), short_side
     return short_side, math.floor(short_side / ratio + 0.5)

@@ -1,6 +1,6 @@
 """What independent entries of equal variance show: the Marchenko-Pastur law by quadrature, and dense simulation.
 
-For m x n entries of variance 1, m <= n, the eigenvalues of X X^T / n fill [(1 - sqrt(c))^2, (1 + sqrt(c))^2], c = m / n.
+For m x n entries of variance 1, c = m / n <= 1, the eigenvalues of X X^T / n lie in (1 - sqrt(c))^2 to (1 + sqrt(c))^2.
 """
 
 from __future__ import annotations

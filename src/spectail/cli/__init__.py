@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from typing import Any
 
 import typer
-from click import ClickException
-from click.exceptions import Abort, Exit
 from rich.console import Console
 
 from spectail.cli.analyze import analyze
 from spectail.cli.compare import compare
 from spectail.errors import SpectailError
+
+UsageProblem: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""What typer raises for bad usage: click's class, or that of the copy of click that newer typers carry."""
 
 app = typer.Typer(
     name="spectail",
@@ -41,12 +43,12 @@ def run(arguments: list[str]) -> int:
     try:
         result = typer.main.get_command(app).main(arguments, prog_name="spectail", standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except Exit as exit_:
+    except typer.Exit as exit_:
         return exit_.exit_code
-    except (Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         errors.print("interrupted; the same command goes on where it stopped", markup=False)
         return 130
-    except ClickException as error:
+    except UsageProblem as error:
         problem = error.format_message()
     except SpectailError as error:
         problem = str(error)

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from spectail.analysis import Analysis
-from spectail.report.compare import compare_html, pair_layers
+from spectail.report.compare import pair_layers
+from spectail.report.compare_page import compare_html
 
 
 def compare(

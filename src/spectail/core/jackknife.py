@@ -50,6 +50,8 @@ def _merge(count: int) -> NDArray[np.intp]:
 def _jackknife_variance(values: Array, group: NDArray[np.intp], cutoff: Cutoff) -> float:
     """(G - 1) / G * sum (alpha without g - mean)^2 over the G groups."""
     groups = np.unique(group)
+    if groups.size < 2:
+        return math.nan
     alphas = np.array([_alpha(values[group != g], cutoff) for g in groups])
     return float((groups.size - 1) / groups.size * ((alphas - alphas.mean()) ** 2).sum())
 

@@ -73,6 +73,8 @@ def _lanczos(matrix: Tensor) -> float:
     """
     if matrix.shape[0] > matrix.shape[1]:
         matrix = matrix.mT
+    if not bool(matrix.any()):
+        return 0.0
     side = matrix.shape[0]
     fine = matrix.dtype in (torch.float64, torch.complex128)
     scale = math.ldexp(1.0, -largest_exponent(matrix))

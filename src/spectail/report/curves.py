@@ -18,6 +18,8 @@ from spectail.records import LayerRecord, Spectrum
 
 Array: TypeAlias = NDArray[np.float64]
 FIT_POINTS = 41
+HIDDEN_SHARE = 0.005
+"""Share of the smallest eigenvalues that the axes leave out at first: a few of them may lie decades below the rest."""
 _EMPTY: Array = np.array([], dtype=np.float64)
 
 
@@ -92,6 +94,20 @@ def spectrum_curves(layer: LayerRecord, spectrum: Spectrum) -> dict[str, Curve]:
     if has_fit(layer) and total:
         curves |= _fit_curves(layer, total, high, float(density.max(initial=0)))
     return curves
+
+
+def shown_range(spectrum: Spectrum, curves: dict[str, Curve]) -> tuple[float, float]:
+    """log10 of the eigenvalues between which the axes start: xmin and all but HIDDEN_SHARE of the smallest are seen."""
+    low, high = spectrum.edges
+    total, bins = sum(spectrum.counts), len(spectrum.counts)
+    below = np.cumsum(spectrum.counts)
+    if total:
+        low += (high - low) * int(np.searchsorted(below, HIDDEN_SHARE * total, side="right")) / bins
+    xmin, null = curves["xmin"].x, curves["null"].x
+    low = min([low, *np.log10(xmin[:1]).tolist()])
+    high = max([high, *np.log10(null[-1:]).tolist()])
+    pad = max(0.05, 0.03 * (high - low))
+    return low - pad, high + pad
 
 
 def _fit_curves(layer: LayerRecord, total: int, high: float, peak: float) -> dict[str, Curve]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from spectail.records import COLUMNS, LayerRecord, Results, RunInfo
 from spectail.report import page
-from spectail.report.curves import FIT_POINTS, null_shape, null_shift, window_ratio
+from spectail.report.curves import FIT_POINTS, HIDDEN_SHARE, null_shape, null_shift, window_ratio
 from spectail.report.evidence import CLEAR, null_gap, sort_run
 from spectail.report.page import Column
 from spectail.report.plots import alpha_by_depth, block_kind_heatmap, farms_against_full, spectrum_figure
@@ -129,7 +129,7 @@ def spectra_data(results: Results) -> dict[str, Any]:
         {key: [_short(v) for v in values.tolist()] for key, values in null_shape(ratio)._asdict().items()}
         for ratio in shapes
     ]
-    return {"layers": layers, "shapes": curves, "fit_points": FIT_POINTS, "first": _first(results, layers)}
+    return {"layers": layers, "shapes": curves, "fit_points": FIT_POINTS, "hidden_share": HIDDEN_SHARE, "first": _first(results, layers)}
 
 
 def _short(value: float) -> float:

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from spectail.errors import SpectailError
 from spectail.records import LayerRecord, Results, Spectrum
-from spectail.report.curves import Curve, spectrum_curves
+from spectail.report.curves import Curve, shown_range, spectrum_curves
 from spectail.report.depth import Depth, depth_of
 from spectail.report.theme import (
     ACCENT,
@@ -240,7 +240,9 @@ def find_layer(results: Results, name: str) -> tuple[LayerRecord, Spectrum]:
 def layer_spectrum(results: Results, name: str) -> go.Figure:
     """The spectrum of one layer: density per decade with tail fit, xmin and null, and the survival curve on log-log."""
     layer, spectrum = find_layer(results, name)
-    fig = spectrum_figure(spectrum_curves(layer, spectrum))
+    curves = spectrum_curves(layer, spectrum)
+    fig = spectrum_figure(curves)
+    fig.update_xaxes(range=shown_range(spectrum, curves))
     error = f" ± {layer.alpha_se:.3f}" if math.isfinite(layer.alpha_se) else ""
     title = f"{safe(shorten(name, 80))}, alpha {layer.alpha:.3f}{error}"
     fig.update_layout(title={"text": title, "font": {"size": 15}}, margin={"t": 88})

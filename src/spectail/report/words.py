@@ -34,7 +34,7 @@ def findings(results: Results) -> list[str]:
 def titled_findings(results: Results) -> list[Finding]:
     """The same paragraphs with their titles apart."""
     run = sort_run(results)
-    parts = [_scope(run)]
+    parts: list[Finding | None] = [_scope(run)]
     if run.ok:
         parts += [_range(run), _against_null(run), _kinds(run), _depth(run), _odd(run), _full(run)]
         parts += [_meaning(run), _not_comparable(run)]

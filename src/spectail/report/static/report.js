@@ -178,6 +178,20 @@
     return out;
   }
 
+  // As shown_range in report/curves.py: xmin and all but a few of the smallest eigenvalues.
+  function shownRange(i, found) {
+    const s = data.spectra.layers[i];
+    let [low, high] = s.edges;
+    const total = s.counts.reduce((a, b) => a + b, 0);
+    let below = 0;
+    const first = s.counts.findIndex((c) => (below += c) > data.spectra.hidden_share * total);
+    if (first > 0) low += (high - low) * first / s.counts.length;
+    low = Math.min(low, ...found.xmin[0].map(Math.log10));
+    high = Math.max(high, ...found.null[0].slice(-1).map(Math.log10));
+    const pad = Math.max(0.05, 0.03 * (high - low));
+    return [low - pad, high + pad];
+  }
+
   function facts(i) {
     const box = document.getElementById("facts");
     const v = (name) => value(i, name);
@@ -216,7 +230,11 @@
       const div = document.getElementById("spectrum");
       const found = curves(i);
       const parts = div.data.map((trace) => found[trace.meta]);
-      Plotly.restyle(div, { x: parts.map((p) => p[0]), y: parts.map((p) => p[1]) });
+      const range = shownRange(i, found);
+      Plotly.update(
+        div, { x: parts.map((p) => p[0]), y: parts.map((p) => p[1]) },
+        { "xaxis.range": range, "xaxis2.range": [...range], "yaxis.autorange": true, "yaxis2.autorange": true },
+      );
       document.getElementById("layer").value = String(i);
       div.setAttribute("aria-label", "Spectrum of " + value(i, "name") + ", alpha " + number(value(i, "alpha"), 3));
       facts(i);

@@ -1,0 +1,200 @@
+"""The page of a comparison: what moved in words, by depth and as a scatter, and every layer in a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from spectail.records import Results
+from spectail.report import page
+from spectail.report.compare import PAIRED, Comparison
+from spectail.report.depth import depth_of
+from spectail.report.evidence import CLEAR, threshold
+from spectail.report.html import model_name, spec_line
+from spectail.report.page import Column
+from spectail.report.theme import NULL, axis, figure, kind_styles, note, safe
+from spectail.report.words import plural
+
+CHANGE = "change of alpha (B - A; below zero = heavier tail)"
+VIEW = (
+    Column("name", "Layer", "name"),
+    Column("block", "Block", "count"),
+    Column("kind", "Kind", "text"),
+    Column("alpha_a", "Alpha A", "fixed"),
+    Column("alpha_b", "Alpha B", "fixed"),
+    Column("alpha_change", "Change", "signed", help="B - A; below zero the tail became heavier"),
+    Column("z", "In errors", "signed", help="the change divided by the combined standard error"),
+    Column("status", "Status", "status"),
+    Column("reason", "Reason", "why"),
+    Column("alpha_se_a", "± A", "fixed", main=False),
+    Column("alpha_se_b", "± B", "fixed", main=False),
+    Column("stable_rank_a", "Stable rank A", "number", main=False),
+    Column("stable_rank_b", "Stable rank B", "number", main=False),
+    Column("spectral_norm_a", "Largest eigenvalue A", "number", main=False),
+    Column("spectral_norm_b", "Largest eigenvalue B", "number", main=False),
+    Column("weight_var_a", "Weight variance A", "number", main=False),
+    Column("weight_var_b", "Weight variance B", "number", main=False),
+    Column("xmin_a", "xmin A", "number", main=False),
+    Column("xmin_b", "xmin B", "number", main=False),
+    Column("name_a", "Name in A", "text", main=False),
+    Column("name_b", "Name in B", "text", main=False),
+)
+
+
+def compare_html(comparison: Comparison, a: Results, b: Results) -> str:
+    """One HTML file that opens offline: what moved from A to B."""
+    table = comparison.table
+    figures = {
+        "change": page.figure_data(change_by_depth(comparison)),
+        "pairs": page.figure_data(a_against_b(comparison)),
+    }
+    caption = "Bars are one combined standard error. Only layers measured in the same window in both runs are drawn."
+    words = page.paragraphs(_words(comparison), quiet=("Note",))
+    sections = [
+        page.section("words", "In words", "", words),
+        page.section("depth", "Change across depth", "", page.chart("change", "Change of alpha by depth", caption)),
+        page.section("scatter", "A against B", "", page.chart("pairs", "Alpha in B against alpha in A")),
+        page.table_section("All layers", "Every layer of both runs, also those without a partner."),
+        page.footer(_origins(a, b), command="spectail compare DIR_A DIR_B"),
+    ]
+    columns = list(table.columns)
+    payload = {
+        "figures": figures,
+        "table": {
+            "columns": columns,
+            "rows": [[_plain(value) for value in row] for row in table.itertuples(index=False)],
+            "view": [column.to_dict() for column in VIEW],
+        },
+    }
+    title = f"{model_name(a.run)} → {model_name(b.run)}"
+    return page.render(f"{title} · spectail", "\n".join([_header(title, comparison, a, b), *sections]), payload)
+
+
+def change_by_depth(comparison: Comparison) -> go.Figure:
+    """Change of alpha along the model, one line per kind, error bars of one combined standard error."""
+    paired = _drawable(comparison)
+    blocks = [None if block is pd.NA else int(block) for block in paired["block"]]
+    depth = depth_of(list(zip(paired["name"].tolist(), blocks, strict=True)))
+    places, labels = depth.ticks() if len(paired) else ([], [])
+    fig = figure(
+        xaxis=axis(depth.title, showgrid=False, tickvals=places, ticktext=[safe(x) for x in labels]),
+        yaxis=axis(CHANGE),
+    )
+    if not len(paired):
+        return note(fig, "no layer was measured in the same window in both runs")
+    fig.add_hline(y=0, line={"color": NULL, "width": 1.5, "dash": "dot"})
+    placed = paired.assign(place=depth.places, error=np.hypot(paired["alpha_se_a"], paired["alpha_se_b"]))
+    styles = kind_styles(list(dict.fromkeys(placed["kind"])))
+    for kind, (colour, symbol) in styles.items():
+        mine = placed[placed["kind"] == kind].sort_values("place", kind="stable")
+        fig.add_scatter(
+            x=mine["place"].tolist(),
+            y=mine["alpha_change"].tolist(),
+            error_y={"type": "data", "array": mine["error"].tolist(), "thickness": 1.2, "width": 0, "color": colour},
+            customdata=mine.index.tolist(),
+            hovertext=[_hover(row) for row in mine.to_dict("records")],
+            hoverinfo="text",
+            mode="lines+markers" if mine["place"].is_unique and len(mine) > 1 else "markers",
+            name=safe(kind),
+            legendgroup=kind,
+            line={"color": colour, "width": 2},
+            marker={"color": colour, "symbol": symbol, "size": 7},
+        )
+    return fig
+
+
+def a_against_b(comparison: Comparison) -> go.Figure:
+    """Alpha in B over alpha in A; layers on the dotted line did not move."""
+    paired = _drawable(comparison)
+    fig = figure(xaxis=axis("alpha in A"), yaxis=axis("alpha in B"))
+    if not len(paired):
+        return note(fig, "no layer was measured in the same window in both runs")
+    ends = [float(f(paired[["alpha_a", "alpha_b"]].to_numpy())) for f in (np.min, np.max)]
+    line = {"color": NULL, "width": 1.5, "dash": "dot"}
+    fig.add_scatter(x=ends, y=ends, mode="lines", line=line, name="no change", legendgroup="same", hoverinfo="skip")
+    for kind, (colour, symbol) in kind_styles(list(dict.fromkeys(paired["kind"]))).items():
+        mine = paired[paired["kind"] == kind]
+        fig.add_scatter(
+            x=mine["alpha_a"].tolist(),
+            y=mine["alpha_b"].tolist(),
+            customdata=mine.index.tolist(),
+            hovertext=[_hover(row) for row in mine.to_dict("records")],
+            hoverinfo="text",
+            mode="markers",
+            name=safe(kind),
+            legendgroup=kind,
+            marker={"color": colour, "symbol": symbol, "size": 8},
+        )
+    return fig
+
+
+def _drawable(comparison: Comparison) -> pd.DataFrame:
+    table = comparison.table
+    return table[(table["status"] == PAIRED) & table["alpha_change"].notna()]
+
+
+def _hover(row: Mapping[Hashable, Any]) -> str:
+    errors = f"{row['z']:+.1f} errors" if isinstance(row["z"], float) and math.isfinite(row["z"]) else "no error bar"
+    return f"<b>{safe(str(row['name']))}</b><br>{row['alpha_a']:.3f} → {row['alpha_b']:.3f} · {errors}"
+
+
+def _words(comparison: Comparison) -> list[tuple[str, str]]:
+    """What the change carries: only what exceeds its errors, all comparisons taken together, is called one."""
+    paired = _drawable(comparison)
+    found = []
+    if len(paired):
+        limit = threshold(len(paired))
+        clear = paired[paired["z"].abs() > limit]
+        heavier, lighter = int((clear["alpha_change"] < 0).sum()), int((clear["alpha_change"] > 0).sum())
+        text = (
+            f"Of {plural(len(paired), 'layer')} measured alike in both runs, {heavier:,} have a clearly heavier tail "
+            f"in B and {lighter:,} a clearly lighter one (more than {limit:.1f} combined errors, so that by chance "
+            "hardly any would). The errors treat the runs as independent; for two states of one model they are too "
+            "cautious."
+        )
+        found.append(("Changes", text))
+        middle = float(paired["alpha_change"].median())
+        found.append(("Overall", f"The median change of alpha is {middle:+.3f}."))
+        top = ", ".join(
+            f"`{row['name']}` ({row['alpha_change']:+.3f})" for row in comparison.moved(3).to_dict("records")
+        )
+        found.append(("Moved most", f"{top}."))
+    return [*found, *(("Note", text) for text in comparison.warnings)]
+
+
+def _header(title: str, comparison: Comparison, a: Results, b: Results) -> str:
+    specs = "".join(
+        f'<p class="spec"><b>{run}</b> '
+        + "".join(f"<span>{safe(word)} <b>{safe(value)}</b></span>" for word, value in spec_line(results.run))
+        + "</p>"
+        for run, results in (("A", a), ("B", b))
+    )
+    paired = _drawable(comparison)
+    moved = int((paired["z"].abs() > CLEAR).sum())
+    numbers = [
+        ("Layers compared", f"{len(paired):,}", f"of {len(comparison.table):,}"),
+        ("Median change", f"{paired['alpha_change'].median():+.3f}" if len(paired) else "–", "of alpha, B - A"),
+        ("Moved", f"{moved:,}", f"by more than {CLEAR:g} combined errors"),
+    ]
+    heading = f'<p class="eyebrow">What moved</p><h1>{safe(title)}</h1>'
+    return f"<header>{heading}{specs}{page.cards(numbers)}</header>"
+
+
+def _origins(a: Results, b: Results) -> list[tuple[str, str]]:
+    return [
+        item
+        for run, results in (("A", a), ("B", b))
+        for item in ((f"Source {run}", results.run.source), (f"Fingerprint {run}", results.run.fingerprint))
+    ]
+
+
+def _plain(value: object) -> object:
+    """A cell as a JSON value."""
+    if value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return value.item() if isinstance(value, np.generic) else value
