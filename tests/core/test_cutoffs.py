@@ -111,14 +111,14 @@ def test_a_cutoff_gives_the_plain_fit(kind: str, cutoff: str) -> None:
 
 
 def test_the_legacy_peak_compares_a_logarithm_with_eigenvalues() -> None:
-    """A power law from 3 up, a clump at 100, a foot below 2: the bound of log10(95) = 1.98 lets the law start at 3."""
+    """A power law from 3 up, a clump at 100, a foot below 2: the bound of log10(95) lets the law start at 3."""
     law = 3 * np.linspace(0.003, 1, 300) ** -0.6
     found = np.sort(np.concatenate([np.linspace(0.1, 1.9, 150), law, np.linspace(100, 101, 40)]))
-    assert 99 < plain_farms.histogram_peak(found) < 101
+    assert 90 < plain_farms.histogram_peak(found) < 101
     legacy = fit_from(found, HistogramPeak(legacy_lower_bound=True).start(found))
-    assert 2 < legacy.xmin < 4.5
+    assert 2 < legacy.xmin < 4
     assert legacy == pytest.approx(plain_farms.fit(found, "peak", legacy=True), rel=1e-9)
-    assert fit_from(found, HistogramPeak().start(found)).xmin > 94
+    assert fit_from(found, HistogramPeak().start(found)).xmin > 85
 
 
 def test_peak_takes_its_candidates_from_the_peak_up() -> None:

@@ -30,10 +30,11 @@ def compare(
     console = Console(quiet=quiet, soft_wrap=True)
     for warning in comparison.warnings:
         console.print(f"note: {warning}", highlight=False, markup=False)
-    table = Table(title="Moved most", title_justify="left", box=None, pad_edge=False)
+    moved = comparison.moved(8).to_dict("records")
+    table = Table(title="Moved most" if moved else "No layer moved", title_justify="left", box=None, pad_edge=False)
     for heading in ("layer", "alpha A", "alpha B", "change", "z"):
         table.add_column(heading, justify="left" if heading == "layer" else "right", overflow="fold")
-    for row in comparison.moved(8).to_dict("records"):
+    for row in moved:
         numbers = f"{row['alpha_a']:.3f}", f"{row['alpha_b']:.3f}", f"{row['alpha_change']:+.3f}", f"{row['z']:+.1f}"
         table.add_row(row["name"], *numbers)
     console.print(table)

@@ -15,6 +15,7 @@ from spectail.models.fingerprint import fingerprint_files
 from spectail.models.gguf_files import gguf_shards, read_gguf
 from spectail.models.layers import build_source
 from spectail.models.lora import ScaleOf, no_scale, scale_from_config
+from spectail.models.names import natural_key
 from spectail.models.pickle_files import read_pickles
 from spectail.models.safetensors_files import read_index, read_safetensors
 from spectail.models.source import Source
@@ -182,4 +183,5 @@ def _gguf(path: Path, label: str) -> Source:
     paths = gguf_shards(path)
     model = read_gguf(paths)
     fingerprint = fingerprint_files((part.name, part) for part in paths)
-    return build_source(label, fingerprint, model.tensors, config=model.config, notes=model.notes)
+    tensors = sorted(model.tensors, key=lambda stored: natural_key(stored.name))  # stored as blk.0, blk.1, blk.10
+    return build_source(label, fingerprint, tensors, config=model.config, notes=model.notes)

@@ -32,8 +32,9 @@ class Comparison:
     warnings: tuple[str, ...]
 
     def moved(self, n: int = 10) -> pd.DataFrame:
-        """The ``n`` comparable pairs whose alpha changed most, the largest change first."""
-        paired = self.table[(self.table["status"] == PAIRED) & self.table["alpha_change"].notna()]
+        """The ``n`` comparable pairs whose alpha changed most, the largest change first; none where nothing moved."""
+        change = self.table["alpha_change"]
+        paired = self.table[(self.table["status"] == PAIRED) & change.notna() & (change != 0)]
         order = paired["alpha_change"].abs().sort_values(ascending=False, kind="stable").index
         return paired.loc[order].head(n)
 

@@ -20,7 +20,7 @@ from spectail.report.page import Column
 from spectail.report.theme import NULL, axis, figure, kind_styles, note, safe
 from spectail.report.words import plural
 
-CHANGE = "change of alpha (B - A; below zero = heavier tail)"
+CHANGE = "change of alpha (B - A)"
 VIEW = (
     Column("name", "Layer", "name"),
     Column("block", "Block", "count"),
@@ -57,7 +57,7 @@ def compare_html(comparison: Comparison, a: Results, b: Results) -> str:
     words = page.paragraphs(_words(comparison), quiet=("Note",))
     sections = [
         page.section("words", "In words", "", words),
-        page.section("depth", "Change across depth", "", page.chart("change", "Change of alpha by depth", caption)),
+        page.section("depth", "Change across depth", "Below zero the tail is heavier in B.", page.chart("change", "Change of alpha by depth", caption)),
         page.section("scatter", "A against B", "", page.chart("pairs", "Alpha in B against alpha in A")),
         page.table_section("All layers", "Every layer of both runs, also those without a partner."),
         page.footer(_origins(a, b), command="spectail compare DIR_A DIR_B"),
@@ -163,7 +163,7 @@ def _words(comparison: Comparison) -> list[tuple[str, str]]:
         top = ", ".join(
             f"`{row['name']}` ({row['alpha_change']:+.3f})" for row in comparison.moved(3).to_dict("records")
         )
-        found.append(("Moved most", f"{top}."))
+        found.append(("Moved most", f"{top}." if top else "No layer moved."))
     return [*found, *(("Note", text) for text in comparison.warnings)]
 
 
