@@ -57,10 +57,13 @@ def test_an_xmin_above_the_law_has_no_null() -> None:
 
 
 @cache
-def dense_alphas(side: int, ratio: float, windows: int, cutoff: Cutoff) -> np.ndarray:
+def dense_pools(side: int, ratio: float, windows: int) -> list[np.ndarray]:
     rng = np.random.default_rng((side, int(4 * ratio), windows))
-    pools = [random_matrices.pooled_eigenvalues(side, round(side * ratio), windows, rng) for _ in range(DRAWS)]
-    return np.array([fit_from(pool, cutoff.start(pool)).alpha for pool in pools])
+    return [random_matrices.pooled_eigenvalues(side, round(side * ratio), windows, rng) for _ in range(DRAWS)]
+
+
+def dense_alphas(side: int, ratio: float, windows: int, cutoff: Cutoff) -> np.ndarray:
+    return np.array([fit_from(pool, cutoff.start(pool)).alpha for pool in dense_pools(side, ratio, windows)])
 
 
 def window_of(side: int, ratio: float) -> Window:

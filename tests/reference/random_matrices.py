@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.integrate import quad
 from scipy.optimize import brentq
@@ -47,8 +48,8 @@ def alpha_of_top(fraction: float, ratio: float) -> float:
 
 def pooled_eigenvalues(m: int, n: int, windows: int, rng: np.random.Generator) -> Array:
     """Ascending eigenvalues of X X^T, pooled over dense Gaussian m x n matrices."""
-    drawn = [np.linalg.svd(rng.standard_normal((m, n)), compute_uv=False) ** 2 for _ in range(windows)]
-    return np.sort(np.concatenate(drawn))
+    drawn = torch.from_numpy(rng.standard_normal((windows, m, n)))
+    return np.sort(torch.linalg.svdvals(drawn).numpy() ** 2, axis=None)
 
 
 def _integral(function, xmin: float, ratio: float) -> float:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from spectail.core.laws import marchenko_pastur_alpha
+from spectail.core.spec import Spec
 from spectail.core.tails import fit_from
-from spectail.records import LayerRecord, Results, RunInfo, Spec, Spectrum
+from spectail.records import LayerRecord, Results, RunInfo, Spectrum
 
 SIDE = 64
 NULL = marchenko_pastur_alpha(1.0, fraction=0.5)
@@ -47,14 +48,15 @@ def ok_layer(name: str, block: int | None, kind: str, heavy: float = 0.0, seed: 
     fit = fit_from(eigenvalues, eigenvalues.size // 2)
     rows, cols = (4 * SIDE, SIDE) if kind in ("gate", "up") else (SIDE, 4 * SIDE) if kind == "down" else (192, 192)
     total, largest = float((windows**2).sum()), float(eigenvalues[-1])
-    values = dict(
-        name=name, block=block, kind=kind, rows=rows, cols=cols, numel=rows * cols, n_matrices=1, window_rows=SIDE,
-        window_cols=SIDE, n_windows=9, n_eigenvalues=eigenvalues.size, alpha=fit.alpha, alpha_se=0.02,
-        alpha_null=NULL, alpha_null_sd=0.008, xmin=fit.xmin, n_tail=fit.n_tail, ks=fit.ks,
-        tail_verdict="not applicable: this cutoff measures the shape of the bulk", spectral_norm=largest,
-        frobenius_norm=total, stable_rank=total / largest, alpha_weighted=fit.alpha * math.log10(largest),
-        log_norm=math.log10(total), weight_var=float(windows.var()), seconds=0.05, spectrum=spectrum_of(eigenvalues),
-    )  # fmt: skip
+    values = {
+        "name": name, "block": block, "kind": kind, "rows": rows, "cols": cols, "numel": rows * cols, "n_matrices": 1,
+        "window_rows": SIDE, "window_cols": SIDE, "n_windows": 9, "n_eigenvalues": eigenvalues.size,
+        "alpha": fit.alpha, "alpha_se": 0.02, "alpha_null": NULL, "alpha_null_sd": 0.008, "xmin": fit.xmin,
+        "n_tail": fit.n_tail, "ks": fit.ks, "spectral_norm": largest, "frobenius_norm": total,
+        "tail_verdict": "not applicable: this cutoff measures the shape of the bulk", "stable_rank": total / largest,
+        "alpha_weighted": fit.alpha * math.log10(largest), "log_norm": math.log10(total), "seconds": 0.05,
+        "weight_var": float(windows.var()), "spectrum": spectrum_of(eigenvalues),
+    }  # fmt: skip
     return LayerRecord(**{**values, **more})
 
 
@@ -66,10 +68,10 @@ def missing(name: str, block: int | None, kind: str, status: str, reason: str, *
 
 def run_of(layers: list[LayerRecord], **more: Any) -> Results:
     """Results with plausible run information."""
-    values = dict(
-        source="demo", fingerprint="sha256:0123abcd", spec=Spec(), window=SIDE, n_vectors=25,
-        versions={"spectail": "0.1.0", "torch": "2.9.0", "numpy": "2.4.6"},
-    )  # fmt: skip
+    values = {
+        "source": "demo", "fingerprint": "sha256:0123abcd", "spec": Spec(), "window": SIDE, "n_vectors": 25,
+        "versions": {"spectail": "0.1.0", "torch": "2.9.0", "numpy": "2.4.6"},
+    }  # fmt: skip
     return Results(RunInfo(**{**values, **more}), tuple(layers))
 
 
@@ -85,7 +87,7 @@ def block_layers(b: int, n_blocks: int) -> list[LayerRecord]:
 
 
 def build_transformer(n_blocks: int = 12, full: bool = False) -> Results:
-    """Blocks of q, k, v, o, gate, up, down, with an embedding, some convs, a not comparable, skipped and failed rows."""
+    """Blocks of q, k, v, o, gate, up, down, with embedding, convs, not comparable, skipped and failed rows."""
     layers = [ok_layer("model.embed_tokens", None, "embedding", 0.4, seed=7)]
     for b in range(n_blocks):
         layers += block_layers(b, n_blocks)

@@ -11,6 +11,7 @@ import pandas as pd
 from spectail.errors import RunError
 from spectail.models.names import canonical_name
 from spectail.records import LayerRecord, Results
+from spectail.report.tables import storable
 
 PREFIXES = ("base_model.model.", "model.", "transformer.", "module.")
 """What the same model's names may start with when it is saved with and without its head."""
@@ -55,7 +56,8 @@ def pair_layers(a: Results, b: Results) -> Comparison:
         first, second = (f"{x.layers[0].name!r}" if x.layers else "nothing" for x in (a, b))
         raise RunError(f"the two analyses share no layer: A has {first} and others, B has {second}; compare one model")
     by_name = {layer.name: layer for layer in b.layers}
-    rows = [_row(layer, by_name.get(partner.get(layer.name, ""))) for layer in a.layers]
+    unlike = _unlike(a, b)
+    rows = [_row(layer, by_name[partner[layer.name]] if layer.name in partner else None, unlike) for layer in a.layers]
     paired = set(partner.values())
     rows += [_row(None, layer) for layer in b.layers if layer.name not in paired]
     table = pd.DataFrame(rows).astype({"block": "Int64"})
@@ -88,18 +90,29 @@ def _bare(name: str) -> str:
     return name
 
 
-def _row(a: LayerRecord | None, b: LayerRecord | None) -> dict[str, object]:
+def _unlike(a: Results, b: Results) -> str:
+    """Why no alpha of one run may be compared with one of the other; empty where they measure the same thing."""
+    for key in ("cutoff", "legacy"):
+        before, now = str(getattr(a.run.spec, key)), str(getattr(b.run.spec, key))
+        if before != now:
+            return f"{key} {before} in A, {now} in B: different quantities"
+    return ""
+
+
+def _row(a: LayerRecord | None, b: LayerRecord | None, unlike: str = "") -> dict[str, object]:
     one = b or a
     if one is None:
         raise ValueError("a row needs a layer")
     status, reason = _status(a, b)
+    if status == PAIRED and unlike:
+        status, reason = "not comparable", unlike
     change = b.alpha - a.alpha if a and b and status == PAIRED else math.nan
     error = math.hypot(a.alpha_se, b.alpha_se) if a and b else math.nan
     row: dict[str, object] = {
-        "name": one.name,
-        "name_a": a.name if a else "",
-        "name_b": b.name if b else "",
-        "kind": one.kind,
+        "name": storable(one.name),
+        "name_a": storable(a.name) if a else "",
+        "name_b": storable(b.name) if b else "",
+        "kind": storable(one.kind),
         "block": one.block,
         "alpha_a": a.alpha if a else math.nan,
         "alpha_b": b.alpha if b else math.nan,
@@ -111,7 +124,7 @@ def _row(a: LayerRecord | None, b: LayerRecord | None) -> dict[str, object]:
     for metric in METRICS:
         row[f"{metric}_a"] = getattr(a, metric) if a else math.nan
         row[f"{metric}_b"] = getattr(b, metric) if b else math.nan
-    return {**row, "status": status, "reason": reason}
+    return {**row, "status": status, "reason": storable(reason)}
 
 
 def _status(a: LayerRecord | None, b: LayerRecord | None) -> tuple[str, str]:

@@ -28,7 +28,7 @@ VIEW = (
     Column("alpha_a", "Alpha A", "fixed"),
     Column("alpha_b", "Alpha B", "fixed"),
     Column("alpha_change", "Change", "signed", help="B - A; below zero the tail became heavier"),
-    Column("z", "In errors", "signed", help="the change divided by the combined standard error"),
+    Column("z", "In errors", "errors", help="the change divided by the combined standard error"),
     Column("status", "Status", "status"),
     Column("reason", "Reason", "why"),
     Column("alpha_se_a", "± A", "fixed", main=False),
@@ -57,8 +57,18 @@ def compare_html(comparison: Comparison, a: Results, b: Results) -> str:
     words = page.paragraphs(_words(comparison), quiet=("Note",))
     sections = [
         page.section("words", "In words", "", words),
-        page.section("depth", "Change across depth", "Below zero the tail is heavier in B.", page.chart("change", "Change of alpha by depth", caption)),
-        page.section("scatter", "A against B", "", page.chart("pairs", "Alpha in B against alpha in A")),
+        page.section(
+            "depth",
+            "Change across depth",
+            "Below zero the tail is heavier in B.",
+            page.chart("change", "Change of alpha by depth", caption),
+        ),
+        page.section(
+            "scatter",
+            "A against B",
+            "Layers on the dotted line did not move.",
+            page.chart("pairs", "Alpha in B against alpha in A"),
+        ),
         page.table_section("All layers", "Every layer of both runs, also those without a partner."),
         page.footer(_origins(a, b), command="spectail compare DIR_A DIR_B"),
     ]
@@ -151,12 +161,15 @@ def _words(comparison: Comparison) -> list[tuple[str, str]]:
         limit = threshold(len(paired))
         clear = paired[paired["z"].abs() > limit]
         heavier, lighter = int((clear["alpha_change"] < 0).sum()), int((clear["alpha_change"] > 0).sum())
+        moved = f"{heavier:,} have a clearly heavier tail in B and {lighter:,} a clearly lighter one"
         text = (
-            f"Of {plural(len(paired), 'layer')} measured alike in both runs, {heavier:,} have a clearly heavier tail "
-            f"in B and {lighter:,} a clearly lighter one (more than {limit:.1f} combined errors, so that by chance "
-            "hardly any would). The errors treat the runs as independent; for two states of one model they are too "
-            "cautious."
+            f"Of {plural(len(paired), 'layer')} measured alike in both runs, {moved if len(clear) else 'none'} "
+            f"{'' if len(clear) else 'moved clearly '}(by more than {limit:.1f} combined errors, which chance would "
+            "hardly reach). The errors treat the runs as independent: for two states of one model they are too wide."
         )
+        unknown = int(paired["z"].isna().sum())
+        if unknown:
+            text += f" {plural(unknown, 'layer')} without an error bar on both sides cannot be weighed."
         found.append(("Changes", text))
         middle = float(paired["alpha_change"].median())
         found.append(("Overall", f"The median change of alpha is {middle:+.3f}."))
@@ -179,7 +192,7 @@ def _header(title: str, comparison: Comparison, a: Results, b: Results) -> str:
     numbers = [
         ("Layers compared", f"{len(paired):,}", f"of {len(comparison.table):,}"),
         ("Median change", f"{paired['alpha_change'].median():+.3f}" if len(paired) else "–", "of alpha, B - A"),
-        ("Moved", f"{moved:,}", f"by more than {CLEAR:g} combined errors"),
+        ("Moved", f"{moved:,}", f"by over {CLEAR:g} combined errors; chance gives {0.0455 * len(paired):.0f}"),
     ]
     heading = f'<p class="eyebrow">What moved</p><h1>{safe(title)}</h1>'
     return f"<header>{heading}{specs}{page.cards(numbers)}</header>"

@@ -20,11 +20,10 @@ class Depth:
     title: str
 
     def ticks(self, most: int = 14) -> tuple[list[int], list[str]]:
-        """At most about ``most`` evenly spaced places with their labels; the first one is always among them."""
-        places = sorted(self.labels)
+        """At most about ``most`` evenly spaced places with their labels; layers outside of blocks have none."""
+        places = sorted(place for place, label in self.labels.items() if label)
         step = max(1, -(-len(places) // most))
-        numbered = [place for place in places if place >= 0] or places
-        shown = [place for place in numbered if (place - numbered[0]) % step == 0]
+        shown = [place for place in places if (place - places[0]) % step == 0]
         return shown, [self.labels[place] for place in shown]
 
 
@@ -49,7 +48,7 @@ def depth_of(layers: Sequence[tuple[str, int | None]]) -> Depth:
     if len(stacks) == 1:
         single = _one_stack(list(units))
         if single is not None:
-            labels = {place: str(place) if key[0] is not None else "·" for key, place in single.items()}
+            labels = {place: str(place) if key[0] is not None else "" for key, place in single.items()}
             return Depth(tuple(single[key] for key in keys), labels, "block")
     labels = {place: _label(*key, place=place, stacks=len(stacks)) for key, place in units.items()}
     return Depth(tuple(units[key] for key in keys), labels, "block, in the model's order" if stacks else "layer")
@@ -57,7 +56,7 @@ def depth_of(layers: Sequence[tuple[str, int | None]]) -> Depth:
 
 def _label(stack: str | None, unit: int | str, *, place: int, stacks: int) -> str:
     if stack is None:
-        return "·" if stacks else str(place)
+        return "" if stacks else str(place)
     return f"{stack.split('.')[-1]}.{unit}" if stacks > 1 and stack else str(unit)
 
 

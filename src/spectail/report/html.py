@@ -19,16 +19,16 @@ from spectail.report.words import titled_findings
 
 VIEW = (
     Column("name", "Layer", "name"),
+    Column("alpha", "Alpha", "alpha", help="the dot on the scale of all layers; the stroke is a random matrix"),
+    Column("alpha_se", "± error", "fixed", help="standard error of alpha (jackknife)"),
     Column("block", "Block", "count"),
     Column("kind", "Kind", "text"),
     Column("shape", "Shape", "shape", help="rows and columns; sorts by the number of weights"),
-    Column("alpha", "Alpha", "alpha", help="the dot on the scale of all layers; the stroke is a random matrix"),
-    Column("alpha_se", "± error", "fixed", help="standard error of alpha (jackknife)"),
-    Column("alpha_null", "Random", "fixed", help="alpha of a matrix of independent entries"),
     Column("stable_rank", "Stable rank", "number"),
     Column("status", "Status", "status"),
     Column("reason", "Reason", "why"),
     Column("alpha_full", "Full alpha", "fixed", main=False, help="alpha of the whole matrix, without windows"),
+    Column("alpha_null", "Random", "fixed", main=False, help="alpha of a matrix of independent entries"),
     Column("alpha_null_sd", "Random sd", "fixed", main=False),
     Column("xmin", "xmin", "number", main=False),
     Column("n_tail", "In tail", "count", main=False),
@@ -129,7 +129,13 @@ def spectra_data(results: Results) -> dict[str, Any]:
         {key: [_short(v) for v in values.tolist()] for key, values in null_shape(ratio)._asdict().items()}
         for ratio in shapes
     ]
-    return {"layers": layers, "shapes": curves, "fit_points": FIT_POINTS, "hidden_share": HIDDEN_SHARE, "first": _first(results, layers)}
+    return {
+        "layers": layers,
+        "shapes": curves,
+        "fit_points": FIT_POINTS,
+        "hidden_share": HIDDEN_SHARE,
+        "first": _first(results, layers),
+    }
 
 
 def _short(value: float) -> float:
@@ -149,7 +155,10 @@ def _sortable(alpha: float) -> float:
 def _header(results: Results) -> str:
     run = results.run
     spec = "".join(f"<span>{safe(word)} <b>{safe(value)}</b></span>" for word, value in spec_line(run))
-    words = page.paragraphs(titled_findings(results), quiet=_QUIET)
+    found = titled_findings(results)
+    main = page.paragraphs(x for x in found if x.topic not in _QUIET)
+    aside = page.paragraphs(x for x in found if x.topic in _QUIET)
+    words = f'<div class="columns"><div>{main}</div><aside aria-label="How to read this">{aside}</aside></div>'
     return (
         f'<header><p class="eyebrow">Heavy-tailed spectra</p><h1>{safe(model_name(run))}</h1><p class="spec">{spec}</p>'
         f"{page.cards(_key_numbers(results))}</header>{page.section('words', 'In words', '', words)}"
@@ -193,7 +202,7 @@ def _windows_note(layers: tuple[LayerRecord, ...], run: RunInfo) -> str:
     if len(shapes) != 1:
         return f"{n:,} windows, short side {run.window:,}"
     short, long = shapes.pop()
-    return f"{n:,} windows, most of {short:,} {TIMES} {long:,}"
+    return f"{n:,} windows, most of {short:,}\u00a0{TIMES}\u00a0{long:,}"
 
 
 def _charts(results: Results) -> tuple[dict[str, Any], list[str]]:
@@ -237,8 +246,8 @@ def _spectrum_section() -> str:
     )
     facts = '<dl class="facts" id="facts" aria-live="polite"></dl><p class="remark" id="remark"></p>'
     caption = (
-        "Left or above: the density of the pooled eigenvalues on a log axis. Right or below: the share of eigenvalues at "
-        "or above a value; a power law is a straight line there. The fit starts at xmin and holds the tail's share."
+        "Left or above: the density of the pooled eigenvalues on a log axis. Right or below: the share of eigenvalues "
+        "at or above a value; a power law is a straight line there. The fit starts at xmin and holds the tail's share."
     )
     lead = "What alpha summarises: the eigenvalues of all windows, pooled."
     drawing = page.chart("spectrum", "Spectrum of the chosen layer", caption, above=facts)

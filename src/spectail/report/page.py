@@ -72,7 +72,7 @@ def figure_data(fig: go.Figure) -> dict[str, Any]:
 
 def render(title: str, body: str, payload: Mapping[str, object]) -> str:
     """The whole page; ``title`` is plain text, ``body`` is HTML whose text is already escaped."""
-    plotly, script = _plotly(), _static("report.js")
+    plotly, script = _plotly(), _static("table.js") + _static("report.js")
     sources = " ".join(f"'sha256-{_digest(text)}'" for text in (plotly, script))
     policy = (
         f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -120,12 +120,12 @@ def cards(items: Iterable[tuple[str, str, str]]) -> str:
 
 
 def paragraphs(items: Iterable[tuple[str, str]], quiet: Sequence[str] = ()) -> str:
-    """Titled paragraphs in words; names between backticks become code, titles in ``quiet`` step back."""
+    """Titled paragraphs in words, none for no items; names between backticks become code, ``quiet`` ones step back."""
     cells = []
     for topic, text in items:
         shade = ' class="quiet"' if topic in quiet else ""
         cells.append(f"<dt{shade}>{safe(topic)}</dt><dd{shade}>{_with_code(_sentence(text))}</dd>")
-    return f'<dl class="words">{"".join(cells)}</dl>'
+    return f'<dl class="words">{"".join(cells)}</dl>' if cells else ""
 
 
 def _sentence(text: str) -> str:

@@ -116,9 +116,9 @@ def _add_null(fig: go.Figure, layers: Sequence[Numbered], depth: Depth) -> None:
     if any(half > 0 for _, _, half in known):
         fig.add_scatter(x=ends, y=low, line={"width": 0}, showlegend=False, **shared)
         fig.add_scatter(
-            x=xs, y=high, line={"width": 0}, fill="tonexty", fillcolor=NULL_FILL, showlegend=False, **shared
+            x=ends, y=high, line={"width": 0}, fill="tonexty", fillcolor=NULL_FILL, showlegend=False, **shared
         )
-    fig.add_scatter(x=xs, y=mid, name="random matrix", line={"color": NULL, "width": 1.5, "dash": "dot"}, **shared)
+    fig.add_scatter(x=ends, y=mid, name="random matrix", line={"color": NULL, "width": 1.5, "dash": "dot"}, **shared)
 
 
 def _widen(values: list[float]) -> list[float]:
@@ -193,7 +193,9 @@ def block_kind_heatmap(results: Results) -> go.Figure:
             marker={"symbol": "circle-open", "size": 7, "color": NULL},
         )  # fmt: skip
     places, labels = depth.ticks()
-    fig.update_xaxes(tickvals=[columns.index(x) for x in places], ticktext=[safe(x) for x in labels], title=depth.title)
+    fig.update_xaxes(
+        tickvals=[columns.index(x) for x in places], ticktext=[safe(x) for x in labels], title_text=depth.title
+    )
     fig.update_yaxes(tickvals=list(range(shape[0])), ticktext=[safe(shorten(kind, 18)) for kind in kinds])
     fig.update_layout(height=min(900, 120 + 34 * shape[0]), margin={"t": 16})
     return fig
@@ -251,7 +253,7 @@ def layer_spectrum(results: Results, name: str) -> go.Figure:
 
 def spectrum_figure(curves: dict[str, Curve]) -> go.Figure:
     """The two panels with the given curves; the page keeps one with none, and fills in the layer that is chosen."""
-    x = {"type": "log", "exponentformat": "power", "nticks": 7}
+    x = {"type": "log", "exponentformat": "power", "nticks": 7, "tickangle": 0}
     fig = figure(
         xaxis=axis("eigenvalue", domain=[0, 0.46], showgrid=False, **x),
         yaxis=axis("density per decade", rangemode="tozero"),

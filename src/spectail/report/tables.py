@@ -13,10 +13,19 @@ COLUMN_DTYPES = {f.name: _DTYPES[str(f.type)] for f in dataclasses.fields(LayerR
 """pandas dtype of every column of the table; ``block`` is nullable."""
 
 
+def storable(text: str) -> str:
+    """The text with ``?`` for what UTF-8 cannot hold (lone surrogates): no CSV, Parquet or HTML file can store it."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def layer_table(results: Results) -> pd.DataFrame:
     """All layers, skipped and failed ones too, with the columns of ``records.COLUMNS`` in their order."""
     rows = [layer.row() for layer in results.layers]
-    frame = pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype="object") for name in COLUMNS})
+    columns = {name: [row[name] for row in rows] for name in COLUMNS}
+    for name, dtype in COLUMN_DTYPES.items():
+        if dtype == "str":
+            columns[name] = [storable(text) for text in columns[name]]
+    frame = pd.DataFrame({name: pd.Series(values, dtype="object") for name, values in columns.items()})
     return frame.astype(COLUMN_DTYPES)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from spectail.report.tables import storable
+
 INK = "#777d87"
 """Text and axes where the ground is not known (a notebook); the HTML page sets its own."""
 GRID = "rgba(128, 134, 144, 0.18)"
@@ -20,7 +22,7 @@ ACCENT = "#2f6fc4"
 FIT = "#d0492f"
 TIMES = "\u00d7"
 """Between rows and columns."""
-FONT = "Inter, 'Segoe UI', system-ui, -apple-system, 'Helvetica Neue', Arial, sans-serif"
+FONT = "Inter, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 HEAT_SCALE = ((0.0, "#43339b"), (0.25, "#2f6fc4"), (0.5, "#2aa3a6"), (0.75, "#93c98b"), (1.0, "#f2dd8c"))
 """Dark violet = low alpha = heavy tail; equal steps look equal and lightness rises throughout."""
 
@@ -34,7 +36,7 @@ _KNOWN_KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 
 def safe(text: str) -> str:
     """Text that plotly and HTML show as it is: tags escaped, characters that UTF-8 cannot hold replaced."""
-    return html.escape(text.encode("utf-8", "replace").decode("utf-8"), quote=True)
+    return html.escape(storable(text), quote=True)
 
 
 def kind_styles(kinds: list[str]) -> dict[str, tuple[str, str]]:
@@ -52,7 +54,8 @@ def kind_styles(kinds: list[str]) -> dict[str, tuple[str, str]]:
 def axis(title: str, **more: object) -> dict[str, Any]:
     """Settings of one quiet axis: a title, few ticks, a faint grid, no zero line."""
     return {
-        "title": {"text": title, "standoff": 10},
+        "title": {"text": title, "standoff": 10, "font": {"size": 13}},
+        "tickfont": {"size": 12},
         "gridcolor": GRID,
         "zeroline": False,
         "linecolor": GRID,

@@ -15,7 +15,17 @@ from scipy import stats
 
 from spectail.core.cutoffs import Fixed, HistogramPeak, KSMinimum, Median, TopFraction
 from spectail.records import LayerRecord, Results
-from spectail.report.evidence import CLEAR, Run, depth_trend, kind_means, null_gap, odd_ones, sort_run, threshold
+from spectail.report.evidence import (
+    CLEAR,
+    KindMean,
+    Run,
+    depth_trend,
+    kind_means,
+    null_gap,
+    odd_ones,
+    sort_run,
+    threshold,
+)
 from spectail.report.theme import TIMES
 
 
@@ -142,10 +152,19 @@ def _kinds(run: Run) -> Finding | None:
     if gap <= threshold(len(means) * (len(means) - 1) // 2):
         text = f"the means of the {len(means)} kinds with at least three layers do not differ beyond their errors."
         return Finding("Kinds", text)
-    order = ", ".join(f"{x.kind} {x.mean:.2f}" for x in means)
-    text = f"{low.kind} layers have the heaviest tails on average ({low.mean:.3f} ± {low.error:.3f}, n = {low.n}), "
-    text += f"{high.kind} layers the lightest ({high.mean:.3f} ± {high.error:.3f}, n = {high.n}). "
-    return Finding("Kinds", f"{text}Means from heavy to light: {order}; neighbours in this list may be equal.")
+    heavy = [x for x in means if x.mean - low.mean <= CLEAR * math.hypot(x.error, low.error)]
+    light = [x for x in reversed(means) if high.mean - x.mean <= CLEAR * math.hypot(x.error, high.error)]
+    light = [x for x in light if x not in heavy]
+    text = f"on average the tails are heaviest in {_mean_texts(heavy)}, and lightest in {_mean_texts(light)}"
+    between = [x for x in means if x not in heavy and x not in light]
+    if between:
+        text += f"; between them {_mean_texts(between)}"
+    return Finding("Kinds", f"{text}. Kinds in one group are not told apart.")
+
+
+def _mean_texts(means: Sequence[KindMean]) -> str:
+    texts = [f"{x.kind} ({x.mean:.3f} ± {x.error:.3f}, n = {x.n})" for x in means]
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
 def _depth(run: Run) -> Finding | None:
@@ -215,10 +234,12 @@ def _not_comparable(run: Run) -> Finding | None:
     apart = run.not_comparable
     if not apart:
         return None
-    shapes = {f"{layer.window_rows} {TIMES} {layer.window_cols}" for layer in apart}
-    windows = f"windows of {', '.join(sorted(shapes))}" if len(shapes) <= 3 else "other windows"
-    text = f"{listed([layer.name for layer in apart])} had {windows}, too small for the run's window, and "
-    return Finding("Not comparable", f"{text}{'is' if len(apart) == 1 else 'are'} left out of every comparison above.")
+    shapes = sorted({f"{layer.window_rows} {TIMES} {layer.window_cols}" for layer in apart})
+    windows = f"windows of {', '.join(shapes)}" if len(shapes) <= 3 else "other windows"
+    text = f"{listed([layer.name for layer in apart])} had {windows} and not the window of the run; "
+    return Finding(
+        "Not comparable", f"{text}no ranking, mean or trend above includes {'it' if len(apart) == 1 else 'them'}."
+    )
 
 
 def _not_measured(run: Run) -> Finding:
@@ -226,7 +247,8 @@ def _not_measured(run: Run) -> Finding:
     gaps = []
     if run.without_error:
         n = len(run.without_error)
-        gaps.append(f"{'all' if n == len(run.ok) else f'{n:,}'} measured layers have no error bar")
+        who = f"{n:,} of {plural(len(run.ok), 'measured layer')}" if n < len(run.ok) else "no measured layer"
+        gaps.append(f"{who} {'has an' if n == len(run.ok) else 'has no' if n == 1 else 'have no'} error bar")
     if run.ok and all(math.isnan(layer.alpha_full) for layer in run.ok):
         gaps.append("alphas of the full spectrum were not asked for")
     if run.ok and all(math.isnan(layer.entropy) for layer in run.ok):

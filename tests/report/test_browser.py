@@ -1,0 +1,274 @@
+"""The pages in a real browser: offline, without an error, at two widths, in both colour schemes."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spectail.report.compare import pair_layers
+from spectail.report.compare_page import compare_html
+from spectail.report.curves import shown_range, spectrum_curves
+from spectail.report.html import report_html
+
+WIDE, PHONE = (1280, 900), (390, 844)
+OVERFLOW = "document.documentElement.scrollWidth <= window.innerWidth"
+DRAWN = "document.getElementById('spectrum').data.map(t => [t.meta, Array.from(t.x), Array.from(t.y)])"
+
+
+class Opened:
+    """A page that was opened from disk, and everything that went wrong in it."""
+
+    def __init__(self, browser, path: Path, size=WIDE, scheme="light"):
+        self.errors: list[str] = []
+        self.context = browser.new_context(
+            viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, offline=True
+        )
+        self.page = self.context.new_page()
+        self.page.route("http://**/*", self._refuse)
+        self.page.route("https://**/*", self._refuse)
+        self.page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector("html[data-ready=yes]", timeout=30_000)
+
+    def _refuse(self, route):
+        self.errors.append(f"asked the network for {route.request.url}")
+        route.abort()
+
+    def close(self):
+        self.context.close()
+        assert self.errors == []
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory, transformer, cnn, failed, hostile, huge):
+    """Every page once, on disk."""
+    folder = tmp_path_factory.mktemp("pages")
+    runs = {
+        "transformer": transformer,
+        "cnn": cnn,
+        "failed": failed,
+        "hostile": hostile,
+        "huge": huge,
+    }
+    made = {name: report_html(results) for name, results in runs.items()}
+    moved = [dataclasses.replace(x, alpha=x.alpha + 0.01 * (i % 9)) for i, x in enumerate(transformer.layers[:-3])]
+    other = dataclasses.replace(transformer, layers=tuple(moved))
+    made["compare"] = compare_html(pair_layers(transformer, other), transformer, other)
+    for name, html in made.items():
+        (folder / f"{name}.html").write_text(html, encoding="utf-8")
+    return {name: folder / f"{name}.html" for name in made}
+
+
+@pytest.fixture
+def opened(browser, pages):
+    """Opens a page by name; afterwards nothing may have gone wrong in it."""
+    seen = []
+
+    def open_page(name, size=WIDE, scheme="light"):
+        seen.append(Opened(browser, pages[name], size, scheme))
+        return seen[-1].page
+
+    yield open_page
+    for one in seen:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def shared(browser, pages):
+    """The transformer's page at full width: plotly.js takes seconds to start, so that many tests share one."""
+    one = Opened(browser, pages["transformer"])
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def report(shared):
+    """The shared page with its filters cleared; the test may not leave an error behind."""
+    page = shared.page
+    page.fill("#filter", "")
+    page.select_option("#kind", "")
+    page.select_option("#status", "")
+    yield page
+    assert shared.errors == []
+
+
+@pytest.mark.parametrize("name", ["transformer", "cnn", "failed"])
+def test_opens_without_error_or_sideways_scroll(opened, name):
+    page = opened(name, PHONE, "dark")
+    assert page.evaluate(OVERFLOW)
+    page.check("#wide")
+    assert page.evaluate(OVERFLOW)
+    page.set_viewport_size({"width": WIDE[0], "height": WIDE[1]})
+    page.wait_for_timeout(200)
+    assert page.evaluate(OVERFLOW)
+    assert page.locator("tbody tr").count() > 0
+
+
+def test_the_wide_page_has_no_sideways_scroll(report):
+    assert report.evaluate(OVERFLOW)
+
+
+def test_the_scheme_changes_page_and_charts(report):
+    look = "[getComputedStyle(document.body).backgroundColor, document.getElementById('depth').layout.font.color]"
+    page = report
+    light = page.evaluate(look)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(f"JSON.stringify({look}) !== {json.dumps(json.dumps(light, separators=(',', ':')))}")
+    dark = page.evaluate(look)
+    page.emulate_media(color_scheme="light")
+    assert light[0] != dark[0]
+    assert light[1] != dark[1]
+
+
+def test_choosing_a_layer_draws_the_curves_of_its_record(report, transformer):
+    page = report
+    before = page.evaluate(DRAWN)
+    index = next(i for i, layer in enumerate(transformer.layers) if layer.name == "model.layers.3.mlp.down_proj")
+    page.select_option("#layer", str(index))
+    after = page.evaluate(DRAWN)
+    assert after != before
+    layer = transformer.layers[index]
+    curves = spectrum_curves(layer, layer.spectrum)
+    assert {meta for meta, _, _ in after} == set(curves)
+    for meta, x, y in after:
+        assert np.allclose(x, curves[meta].x, rtol=2e-4), meta
+        assert np.allclose(y, curves[meta].y, rtol=2e-4, atol=1e-5), meta
+    shown = page.evaluate("document.getElementById('spectrum').layout.xaxis.range")
+    assert shown == pytest.approx(shown_range(layer.spectrum, curves), abs=1e-3)
+    assert f"{layer.alpha:.3f} ± 0.020" in page.inner_text("#facts")
+
+
+def test_arrows_rows_and_points_choose_too(report, transformer):
+    page = report
+    first = page.input_value("#layer")
+    page.click("#next")
+    assert page.input_value("#layer") != first
+    page.click("#previous")
+    assert page.input_value("#layer") == first
+    page.click("td.name button >> text=model.layers.2.self_attn.v_proj")
+    chosen = transformer.layers[int(page.input_value("#layer"))].name
+    assert chosen == "model.layers.2.self_attn.v_proj"
+    assert page.locator("tr.current").count() == 1
+    ring = page.evaluate("document.getElementById('depth').data.find(t => t.meta === 'chosen').x")
+    assert list(ring) == [2]
+    page.locator("#depth").scroll_into_view_if_needed()
+    place = page.evaluate(
+        """() => { const d = document.getElementById('depth'), l = d._fullLayout, b = d.getBoundingClientRect();
+        const q = d.data.find(t => t.name === 'q');
+        return [b.x + l.xaxis._offset + l.xaxis.d2p(q.x[5]), b.y + l.yaxis._offset + l.yaxis.d2p(q.y[5])]; }"""
+    )
+    page.mouse.move(*place)
+    page.wait_for_selector("#depth .hoverlayer .hovertext")
+    page.mouse.click(*place)
+    page.wait_for_function("document.getElementById('layer').selectedOptions[0].text.includes('layers.5.self_attn.q')")
+
+
+def test_keyboard_alone_sorts_and_chooses(report):
+    page = report
+    page.focus("th button >> text=Kind")
+    page.keyboard.press("Enter")
+    assert page.get_attribute("th:has-text('Kind')", "aria-sort") == "ascending"
+    assert page.evaluate("document.activeElement.textContent") == "Kind"
+    page.focus("tbody tr:nth-child(3) td.name button")
+    page.keyboard.press("Enter")
+    assert page.locator("tbody tr:nth-child(3)").get_attribute("class") == "current"
+
+
+def column(page, n):
+    return page.eval_on_selector_all(f"tbody td:nth-child({n})", "cells => cells.map(c => c.textContent)")
+
+
+def test_sorting_goes_both_ways_and_missing_values_stay_last(report):
+    page = report
+    page.click("th button >> text=Alpha")
+    up = column(page, 2)
+    page.click("th button >> text=Alpha")
+    down = column(page, 2)
+    numbers = [float(x) for x in up if x != "–"]
+    assert numbers == sorted(numbers)
+    assert [float(x) for x in down if x != "–"] == numbers[::-1]
+    assert up[-13:] == down[-13:] == ["–"] * 13
+    page.click("th button >> text=Layer")
+    names = column(page, 1)
+    assert names.index("model.layers.2.router") < names.index("model.layers.10.router")
+
+
+def test_filters_narrow_the_table_and_say_how_far(report):
+    page = report
+    page.fill("#filter", "layers.3. PROJ")
+    assert page.locator("tbody tr").count() == 7
+    assert page.inner_text("#count") == "7 of 102 layers"
+    page.select_option("#kind", "gate")
+    assert column(page, 1) == ["model.layers.3.mlp.gate_proj"]
+    page.fill("#filter", "nothing like it")
+    assert "No layer matches" in page.inner_text("tbody")
+    page.fill("#filter", "")
+    page.select_option("#kind", "")
+    page.select_option("#status", "skipped")
+    assert page.locator("tbody tr").count() == 12
+    assert "short side 8 is below 16" in page.inner_text("tbody")
+    page.select_option("#status", "not comparable")
+    assert column(page, 1) == ["model.head.conv2"]
+
+
+def test_legend_buttons_hide_and_show_a_kind(report):
+    page = report
+    button = page.locator("[data-legend=depth] button", has_text="gate")
+    button.click()
+    assert button.get_attribute("aria-pressed") == "false"
+    state = "document.getElementById('depth').data.filter(t => t.legendgroup === 'gate').map(t => t.visible)"
+    assert page.evaluate(state) == [False]
+    button.click()
+    assert page.evaluate(state) == [True]
+
+
+def test_hostile_names_are_shown_and_never_run(opened, hostile):
+    page = opened("hostile")
+    assert page.evaluate("window.hacked === undefined")
+    assert page.locator("main script, main img, main u").count() == 0
+    shown = column(page, 1)
+    for layer, text in zip(hostile.layers, shown, strict=True):
+        assert text.encode("utf-16", "replace") == layer.name.encode("utf-16", "replace") or "\ufffd" in text
+    for i in range(len(hostile.layers) - 1):
+        page.select_option("#layer", str(i))
+
+
+def test_two_thousand_layers_stay_usable(opened):
+    page = opened("huge", PHONE)
+    assert page.locator("tbody tr").count() == 2000
+    page.fill("#filter", "layers.39. experts.7.")
+    assert page.locator("tbody tr").count() == 1
+    page.click("tbody td.name button")
+    assert page.input_value("#layer") == str(39 * 50 + 7)
+    assert page.evaluate(OVERFLOW)
+
+
+def test_comparison_page_sorts_and_marks_the_row_of_a_point(opened):
+    page = opened("compare")
+    page.click("th button >> text=Change")
+    change = [float(x) for x in column(page, 6) if x != "–"]
+    assert change == sorted(change)
+    page.select_option("#status", "only in A")
+    assert page.locator("tbody tr").count() == 3
+    page.click("tbody tr:nth-child(1) td.name button")
+    assert page.locator("tr.current").count() == 1
+    assert page.evaluate(OVERFLOW)
+    page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
+    page.check("#wide")
+    assert page.evaluate(OVERFLOW)
+
+
+def test_printing_turns_charts_light_and_shows_the_whole_table(report):
+    ink = "document.getElementById('depth').layout.font.color"
+    light = report.evaluate(ink)
+    report.emulate_media(color_scheme="dark")
+    report.wait_for_function(f"{ink} !== '{light}'")
+    report.emulate_media(media="print", color_scheme="dark")
+    report.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert report.evaluate(ink) == light
+    assert report.evaluate("getComputedStyle(document.querySelector('.scroller')).maxHeight") == "none"
+    report.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    report.emulate_media(media="screen", color_scheme="light")

@@ -1,0 +1,115 @@
+"""The page as text: its data equal the records, hostile names stay text, nothing is asked of the network."""
+
+import json
+import re
+import time
+
+import pytest
+
+from spectail.core.spec import Spec
+from spectail.records import COLUMNS, LayerRecord
+from spectail.report.html import command, report_html, spectra_data
+from spectail.report.page import embed
+
+from .conftest import run_of
+
+CASES = ["transformer", "cnn", "single", "failed", "random_model", "hostile"]
+
+
+def data_of(page):
+    [found] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    return json.loads(found)
+
+
+def without_scripts(page):
+    return re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_embedded_rows_are_the_records(case, request):
+    results = request.getfixturevalue(case)
+    table = data_of(report_html(results))["table"]
+    assert tuple(table["columns"]) == COLUMNS
+    for row, layer in zip(table["rows"], results.layers, strict=True):
+        back = LayerRecord.from_dict(dict(zip(COLUMNS, row, strict=True)))
+        assert back.to_dict() | {"spectrum": None} == layer.to_dict() | {"spectrum": None}
+
+
+def test_embedded_spectra_are_those_of_the_records(transformer):
+    spectra = data_of(report_html(transformer))["spectra"]
+    drawable = [i for i, layer in enumerate(transformer.layers) if layer.spectrum]
+    assert [int(i) for i in spectra["layers"]] == drawable
+    stored, kept = spectra["layers"][str(drawable[3])], transformer.layers[drawable[3]].spectrum
+    assert tuple(stored["counts"]) == kept.counts
+    assert list(zip(stored["ranks"], stored["values"], strict=True)) == [
+        (r, pytest.approx(x, rel=1e-4)) for r, x in kept.top
+    ]
+    assert len(spectra["shapes"]) == 1
+    heaviest = min((x for x in transformer.layers if x.comparable and x.spectrum), key=lambda x: x.alpha)
+    assert transformer.layers[spectra["first"]] is heaviest
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_comes_from_elsewhere(case, request):
+    html = without_scripts(report_html(request.getfixturevalue(case)))
+    assert not re.search(r"""<(script|link|img|iframe|object|base|form)\b|\b(src|href)=["'](?!#)|@import|url\(""", html)
+    assert "default-src 'none'" in html
+
+
+def test_hostile_text_opens_no_element(hostile):
+    page = report_html(hostile)
+    assert page.count("</script>") == 3
+    assert "<!--" not in without_scripts(page)
+    body = without_scripts(page)
+    for tag in ("<script", "<img", "<i>x", "<b>bold", "<u>note", "<b>0"):
+        assert tag not in body
+    assert "&lt;script&gt;window.hacked" in body
+    page.encode("utf-8")
+
+
+def test_embed_is_safe_json():
+    values = {"a": float("nan"), "b": ["</script>", "<!--", "\u2028", "\udc80"], "c": (1, float("inf"))}
+    text = embed(values)
+    assert not set("<>&") & set(text)
+    assert text.isascii()
+    assert json.loads(text) == {"a": None, "b": values["b"], "c": [1, None]}
+
+
+def test_sections_follow_what_the_run_holds(transformer, cnn, failed):
+    charts = {case: set(data_of(report_html(results))["figures"]) for case, results in
+              (("transformer", transformer), ("cnn", cnn), ("failed", failed))}  # fmt: skip
+    assert charts == {
+        "transformer": {"depth", "spectrum", "heatmap", "full"},
+        "cnn": {"depth", "spectrum"},
+        "failed": set(),
+    }
+
+
+def test_the_page_says_what_was_asked_and_how_to_repeat_it(transformer):
+    body = without_scripts(report_html(transformer))
+    for text in ("sha256:0123abcd", "torch 2.9.0", "89", "64 (common)", "spectail analyze demo --out DIR"):
+        assert text in body
+
+
+def test_command_quotes_and_carries_every_option():
+    results = run_of([], source="my model/x.pt", include=("*q*",), exclude=("lm head",), full_spectrum=True)
+    assert command(results.run) == (
+        "spectail analyze 'my model/x.pt' --out DIR --aspect-ratio 1 --window common --placement tile --cutoff median "
+        "--include '*q*' --exclude 'lm head' --full-spectrum"
+    )
+
+
+def test_a_spec_that_the_command_line_cannot_give_is_repeated_in_python():
+    text = command(run_of([], spec=Spec(legacy=True, window=32)).run)
+    assert text.startswith("import spectail as st")
+    assert "legacy=True" in text
+    assert "window=32" in text
+
+
+def test_two_thousand_layers_take_seconds_and_few_megabytes(huge):
+    report_html(run_of([]))
+    start = time.perf_counter()
+    page = report_html(huge)
+    assert time.perf_counter() - start < 10
+    assert len(embed(spectra_data(huge))) < 4_000_000
+    assert len(page) < 16_000_000

@@ -1,0 +1,174 @@
+"""The figures: each draws the numbers of its records and nothing else."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from spectail.core.laws import marchenko_pastur_alpha
+from spectail.errors import SpectailError
+from spectail.records import Spectrum
+from spectail.report.curves import null_shape, spectrum_curves
+from spectail.report.depth import depth_of
+from spectail.report.plots import alpha_by_depth, block_kind_heatmap, farms_against_full, layer_spectrum
+from spectail.report.theme import kind_styles
+
+from .conftest import HOSTILE, NULL, ok_layer, run_of
+
+
+def traces(fig, meta):
+    return [trace for trace in fig.data if trace.meta == meta]
+
+
+def test_depth_draws_every_measured_layer_once_at_its_block(transformer):
+    fig = alpha_by_depth(transformer)
+    drawn = [
+        (i, x, y)
+        for t in traces(fig, "layers") + traces(fig, "not comparable")
+        for i, x, y in zip(t.customdata, t.x, t.y)
+    ]
+    measured = [i for i, layer in enumerate(transformer.layers) if layer.status == "ok"]
+    assert sorted(i for i, _, _ in drawn) == measured
+    for i, x, y in drawn:
+        layer = transformer.layers[i]
+        assert y == layer.alpha
+        assert x == layer.block if layer.block is not None else x in (-1, 12, 13, 14, 15)
+
+
+def test_depth_error_bars_are_the_standard_errors_and_missing_ones_are_none(transformer):
+    fig = alpha_by_depth(transformer)
+    [q] = [t for t in traces(fig, "layers") if t.name == "q"]
+    assert list(q.error_y.array) == [0.02] * 12
+    [opened] = traces(fig, "not comparable")
+    assert list(opened.error_y.array) == [None]
+    assert opened.marker.symbol.endswith("-open")
+    assert "not comparable" in opened.hovertext[0]
+
+
+def test_depth_null_is_a_band_of_two_standard_deviations(transformer):
+    low, high, middle = [t for t in alpha_by_depth(transformer).data if t.legendgroup == "null"]
+    assert np.allclose(middle.y, NULL)
+    assert np.allclose(low.y, NULL - 0.016)
+    assert np.allclose(high.y, NULL + 0.016)
+    assert list(low.x) == list(high.x) == list(middle.x)
+    assert (low.x[0], low.x[-1]) == (-1.5, 15.5)
+    assert len(low.x) == len(low.y)
+
+
+def test_depth_null_without_a_spread_is_a_line(single):
+    bare = run_of([dataclasses.replace(single.layers[0], alpha_null_sd=math.nan)])
+    assert len([t for t in alpha_by_depth(bare).data if t.legendgroup == "null"]) == 1
+
+
+def test_depth_joins_means_where_a_block_holds_several_of_a_kind(huge):
+    fig = alpha_by_depth(huge)
+    [line] = [t for t in fig.data if t.legendgroup == "gate" and t.mode == "lines"]
+    alphas = [x.alpha for x in huge.layers if x.kind == "gate" and x.block == 3]
+    assert line.y[3] == pytest.approx(np.mean(alphas))
+
+
+@pytest.mark.parametrize("figure", [alpha_by_depth, block_kind_heatmap, farms_against_full])
+def test_nothing_to_draw_is_said(figure, failed):
+    fig = figure(failed)
+    assert not fig.data
+    assert fig.layout.annotations[0].text.startswith("no ")
+
+
+def test_heatmap_cells_are_means_over_block_and_kind(huge):
+    fig = block_kind_heatmap(huge)
+    z = np.array(fig.data[0].z, dtype=float)
+    kinds = list(fig.layout.yaxis.ticktext)
+    assert z.shape == (7, 40)
+    alphas = [x.alpha for x in huge.layers if x.kind == "up" and x.block == 11]
+    assert z[kinds.index("up"), 11] == pytest.approx(np.mean(alphas))
+    assert "mean alpha" in fig.data[0].hovertext[kinds.index("up")][11]
+
+
+def test_heatmap_leaves_cells_open_that_are_not_comparable():
+    layers = [ok_layer(f"layers.{b}.{k}", b, k, comparable=k == "q") for b in range(2) for k in ("q", "v")]
+    fig = block_kind_heatmap(run_of(layers))
+    assert [[v is None for v in row] for row in fig.data[0].z] == [[False, False], [True, True]]
+    assert list(zip(fig.data[1].x, fig.data[1].y)) == [(0, 1), (1, 1)]
+
+
+def test_full_against_windows(transformer):
+    fig = farms_against_full(transformer)
+    for trace in traces(fig, "layers"):
+        for i, x, y in zip(trace.customdata, trace.x, trace.y):
+            assert (x, y) == (transformer.layers[i].alpha_full, transformer.layers[i].alpha)
+
+
+def test_spectrum_curves_hold_together(transformer):
+    layer = transformer.layers[1]
+    curves = spectrum_curves(layer, layer.spectrum)
+    edges, density = curves["histogram"]
+    assert np.sum(density[:-1] * np.diff(np.log10(edges))) == pytest.approx(1)
+    fit = curves["fit"]
+    tail = np.trapezoid(fit.y, np.log10(fit.x))
+    expected = layer.n_tail / sum(layer.spectrum.counts) * (1 - (fit.x[-1] / layer.xmin) ** (1 - layer.alpha))
+    assert tail == pytest.approx(expected, rel=2e-3)
+    assert curves["fit survival"].y[0] == pytest.approx(layer.n_tail / sum(layer.spectrum.counts))
+    assert curves["survival"].x[0] == layer.spectrum.top[0][1]
+    assert curves["xmin"].x.tolist() == [layer.xmin, layer.xmin]
+
+
+def test_null_curve_fits_the_histogram_of_a_random_layer():
+    layer = ok_layer("w", None, "linear", 0.0, seed=3)
+    curves = spectrum_curves(layer, layer.spectrum)
+    at = np.array([rank for rank, _ in layer.spectrum.top]) / 576
+    below_null = np.interp(curves["survival"].x, curves["null survival"].x, curves["null survival"].y)
+    assert np.max(np.abs(below_null - at)) < 0.03
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.5, 0.1])
+def test_null_shape_is_a_density_whose_survival_matches(ratio):
+    shape = null_shape(ratio)
+    steps = (shape.density[1:] + shape.density[:-1]) / 2 * np.diff(shape.log10)
+    assert steps.sum() == pytest.approx(1, abs=0.01)
+    assert np.allclose(1 - np.cumsum(steps), shape.survival[1:], atol=0.01)
+    median = np.interp(-0.5, -shape.survival, shape.log10)
+    above = shape.log10 >= median
+    mean_log = np.trapezoid((shape.density * (shape.log10 - median))[above], shape.log10[above]) * math.log(10) / 0.5
+    assert 1 + 1 / mean_log == pytest.approx(marchenko_pastur_alpha(ratio, fraction=0.5), rel=0.02)
+
+
+def test_layer_spectrum_says_what_is_missing(transformer):
+    with pytest.raises(SpectailError, match=r"no layer is called 'lm_hed'; did you mean lm_head\?"):
+        layer_spectrum(transformer, "lm_hed")
+    with pytest.raises(SpectailError, match=r"has no spectrum to draw \(status skipped: short side 8 is below 16\)"):
+        layer_spectrum(transformer, "model.layers.0.router")
+
+
+def test_degenerate_spectra_draw():
+    one = Spectrum((0.0, 0.0), (5,), ((1, 1.0),))
+    layer = ok_layer("w", None, "linear", spectrum=one, alpha=math.nan, xmin=math.nan, weight_var=0.0)
+    curves = spectrum_curves(layer, one)
+    assert curves["fit"].x.size == curves["null"].x.size == 0
+    assert np.isfinite(curves["histogram"].y).all()
+    layer_spectrum(run_of([layer]), "w")
+
+
+def test_hostile_names_are_text_in_every_figure(hostile):
+    for fig in (alpha_by_depth(hostile), layer_spectrum(hostile, HOSTILE[0])):
+        text = fig.to_json()
+        for tag in ("<script", "</script", "<img", "<b>bold"):
+            assert tag not in text.replace("\\u003c", "<")
+
+
+def test_stacks_with_equal_indices_are_different_places():
+    depth = depth_of([("encoder.block.0.q", 0), ("encoder.block.1.q", 1), ("decoder.block.0.q", 0), ("head", None)])
+    assert depth.places == (0, 1, 2, 3)
+    assert depth.labels == {0: "block.0", 1: "block.1", 2: "block.0", 3: ""}
+
+
+def test_one_stack_keeps_its_indices_and_what_is_outside_goes_around_it():
+    depth = depth_of([("embed", None), ("layers.4.q", 4), ("layers.6.q", 6), ("layers.6.k", 6), ("head", None)])
+    assert depth.places == (3, 4, 6, 6, 7)
+    assert depth.ticks()[0] == [4, 6]
+
+
+def test_known_kinds_look_the_same_everywhere_and_all_differ():
+    few, many = kind_styles(["v", "conv"]), kind_styles(["conv", "q", "k", "v", "o", "gate", "up", "down", "head"])
+    assert few["v"] == many["v"]
+    assert len(set(many.values())) == 9
