@@ -195,9 +195,12 @@ def test_another_model_in_the_folder_is_refused(checkpoint, tmp_path):
     ],
 )
 def test_settings_that_make_no_sense_leave_nothing_behind(checkpoint, tmp_path, options, words):
-    with pytest.raises(st.SpectailError) as error:
+    def measure():
         spec = st.Spec(**options.pop("spec", {}))
         st.analyze(checkpoint, out=tmp_path / "run", spec=spec, **options)
+
+    with pytest.raises(st.SpectailError) as error:
+        measure()
     assert words in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()

@@ -171,4 +171,5 @@ def test_one_stack_keeps_its_indices_and_what_is_outside_goes_around_it():
 def test_known_kinds_look_the_same_everywhere_and_all_differ():
     few, many = kind_styles(["v", "conv"]), kind_styles(["conv", "q", "k", "v", "o", "gate", "up", "down", "head"])
     assert few["v"] == many["v"]
+    assert list(many) == ["q", "k", "v", "o", "gate", "up", "down", "conv", "head"]
     assert len(set(many.values())) == 9

@@ -43,6 +43,10 @@ class KSMinimum:
         return "ks"
 
 
+_BINS = 100
+"""Bins of the log10 histogram, as published."""
+
+
 @dataclass(frozen=True)
 class HistogramPeak:
     """The least KS distance among xmin near the peak of the log10 histogram (AlphaPruning; FARMS for LLMs).
@@ -51,12 +55,11 @@ class HistogramPeak:
     log10(0.95 peak) with the eigenvalues themselves: a bound that depends on the scale of the weights.
     """
 
-    bins: int = 100
     legacy_lower_bound: bool = False
 
     def start(self, eigenvalues: Array) -> int:
         """Index of xmin in the ascending eigenvalues."""
-        counts, edges = np.histogram(np.log10(eigenvalues), bins=self.bins)
+        counts, edges = np.histogram(np.log10(eigenvalues), bins=_BINS)
         peak = 10.0 ** edges[int(np.argmax(counts))]
         lowest = math.log10(0.95 * peak) if self.legacy_lower_bound else 0.95 * peak
         first = int(np.searchsorted(eigenvalues, lowest, side="left"))
@@ -110,7 +113,7 @@ def parse_cutoff(text: str) -> Cutoff:
     """``median``, ``ks``, ``peak``, ``top:F`` or ``fixed:X`` as a Cutoff; anything else is a SpecError."""
     kind, _, number = text.strip().partition(":")
     plain: dict[str, Cutoff] = {"median": Median(), "ks": KSMinimum(), "peak": HistogramPeak()}
-    if kind in plain and not number:
+    if text.strip() in plain:
         return plain[kind]
     numbered: dict[str, type[TopFraction] | type[Fixed]] = {"top": TopFraction, "fixed": Fixed}
     if kind in numbered:

@@ -37,6 +37,7 @@ COMPARABLE_SIDE = 64
 MAX_SIDE = 1024
 """Largest common window."""
 NO_WINDOW = Window(0, 0)
+NO_EXPONENT = "all eigenvalues of the tail are equal: no exponent describes them"
 MIN_TAIL = 5
 """Fewer tail eigenvalues are not fitted."""
 
@@ -80,15 +81,10 @@ def tail_fit(matrix: ArrayLike | Tensor, spec: Spec | None = None, *, window: in
     >>> fit.n_windows, fit.status, round(fit.alpha_null, 2), abs(fit.alpha - fit.alpha_null) < 0.03
     (16, 'ok', 2.12, True)
     """
-    tensor = matrix.detach() if isinstance(matrix, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(matrix))
+    tensor = _as_tensor(matrix)
     several = tensor.ndim == 3
     if tensor.ndim == 2:
         tensor = tensor[None]
-    if tensor.ndim != 3 or not (tensor.is_floating_point() or tensor.is_complex()):
-        shape = tuple(np.shape(matrix))
-        raise SpecError(
-            f"expected a matrix of floating-point numbers (2-D, or 3-D to pool), got {tensor.dtype} {shape}"
-        )
     spec = spec or Spec()
     if window is not None and spec.window != "common":
         raise SpecError(f"window={window} stands for the common window of a run, but the spec asks for {spec.window!r}")
@@ -103,6 +99,10 @@ def measure(matrices: Tensor, spec: Spec, common: int | None = None, *, convolut
     shape = (matrices.shape[1], matrices.shape[2])
     if reason := too_small(shape, spec):
         return TailFit(status="skipped", reason=reason)
+    if not matrices.shape[0]:
+        return TailFit(status="skipped", reason="too small: a layer of no matrices")
+    if matrices.is_meta:
+        return TailFit(status="failed", reason="the weights have no values (meta device): load the checkpoint first")
     weight_var, squares = moments(matrices)
     if reason := _unusable(matrices, squares):
         return TailFit(status="failed", reason=reason)
@@ -124,7 +124,10 @@ def measure(matrices: Tensor, spec: Spec, common: int | None = None, *, convolut
         sum_of_squares=squares,
     )
     if divided:
-        return replace(fit, **fit_divisions(found, spec.cutoff)._asdict())
+        tail = fit_divisions(found, spec.cutoff)
+        if not math.isfinite(tail.alpha):
+            return replace(fit, status="failed", reason=NO_EXPONENT)
+        return replace(fit, **tail._asdict())
     return _with_tail(fit, spec, matrices, dict(zip(positions, found, strict=True)))
 
 
@@ -164,6 +167,23 @@ def common_window(shapes: list[tuple[int, int]], spec: Spec) -> int | None:
     return side
 
 
+def _as_tensor(matrix: ArrayLike | Tensor) -> Tensor:
+    """The input as a tensor of two or three dimensions that numbers can be read from; SpecError for anything else."""
+    if isinstance(matrix, torch.Tensor):
+        tensor = matrix.detach()
+    else:
+        array = np.asarray(matrix)
+        if array.dtype.kind not in "fc":
+            raise SpecError(f"expected a matrix of floating-point numbers, got {array.dtype} of shape {array.shape}")
+        wide = np.dtype(np.complex128 if array.dtype.kind == "c" else np.float64)
+        native = array.dtype if array.dtype.itemsize <= wide.itemsize else wide
+        tensor = torch.from_numpy(np.array(array, dtype=native.newbyteorder("="), order="C"))
+    if tensor.ndim not in (2, 3) or not (tensor.is_floating_point() or tensor.is_complex()):
+        expected = "expected a matrix of floating-point numbers (2-D, or 3-D to pool)"
+        raise SpecError(f"{expected}, got {tensor.dtype} of shape {tuple(tensor.shape)}")
+    return tensor.to_dense() if tensor.is_sparse else tensor
+
+
 def _placed(shape: tuple[int, int], spec: Spec, common: int | None) -> tuple[Window, list[tuple[int, int]]]:
     """The window of a layer and the corners where it is cut."""
     if spec.window == "whole":
@@ -185,8 +205,11 @@ def _unusable(matrices: Tensor, squares: float) -> str:
     """What is wrong with weights whose squares add up to ``squares``; empty where nothing is."""
     if not math.isfinite(squares):
         bad = sum(int((~torch.isfinite(matrix)).sum()) for matrix in matrices)
-        return f"{bad} of {matrices.numel()} weights are NaN or infinite" if bad else ""
-    return "all weights are zero" if squares == 0 and not bool(matrices.any()) else ""
+        too_large = "the squares of the weights do not fit into float64: scale them down"
+        return f"{bad} of {matrices.numel()} weights are NaN or infinite" if bad else too_large
+    if squares > np.finfo(np.float64).tiny:
+        return ""
+    return "the squares of the weights vanish in float64: scale them up" if matrices.any() else "all weights are zero"
 
 
 def _with_tail(fit: TailFit, spec: Spec, matrices: Tensor, known: dict[tuple[int, int], Array]) -> TailFit:
@@ -197,7 +220,7 @@ def _with_tail(fit: TailFit, spec: Spec, matrices: Tensor, known: dict[tuple[int
         reason = f"too small: {tail.n_tail} eigenvalues in the tail, a fit needs at least {MIN_TAIL}"
         return replace(fit, status="skipped", reason=reason)
     if not math.isfinite(tail.alpha):
-        return replace(fit, status="failed", reason="all eigenvalues of the tail are equal: no exponent describes them")
+        return replace(fit, status="failed", reason=NO_EXPONENT)
     error, remark = _error_bar(fit.window, matrices, known, spec)
     mean, sd = null_alpha(fit.window, fit.n_windows, spec.cutoff, fit.weight_var, spec.seed)
     remarks = [remark] if remark else []

@@ -38,7 +38,11 @@ def alpha_standard_error(eigenvalues: Array, zero: NDArray[np.bool_], cutoff: Cu
     order = np.argsort(values, kind="stable")
     values, row_of, column_of = values[order], row_of[order], column_of[order]
     cell = row_of * (column[-1] + 1) + column_of
-    rows, columns, cells = (_jackknife_variance(values, group, cutoff) for group in (row_of, column_of, cell))
+    groups = row[-1] + 1, column[-1] + 1
+    rows, columns, cells = (
+        _jackknife_variance(values, group, count, cutoff)
+        for group, count in ((row_of, groups[0]), (column_of, groups[1]), (cell, groups[0] * groups[1]))
+    )
     return math.sqrt(max(rows + columns - cells, cells))
 
 
@@ -47,13 +51,10 @@ def _merge(count: int) -> NDArray[np.intp]:
     return np.arange(count) * min(count, MAX_BANDS) // count
 
 
-def _jackknife_variance(values: Array, group: NDArray[np.intp], cutoff: Cutoff) -> float:
-    """(G - 1) / G * sum (alpha without g - mean)^2 over the G groups."""
-    groups = np.unique(group)
-    if groups.size < 2:
-        return math.nan
-    alphas = np.array([_alpha(values[group != g], cutoff) for g in groups])
-    return float((groups.size - 1) / groups.size * ((alphas - alphas.mean()) ** 2).sum())
+def _jackknife_variance(values: Array, group: NDArray[np.intp], count: int, cutoff: Cutoff) -> float:
+    """(G - 1) / G * sum (alpha without g - mean)^2 over the G groups, those of zeros alone included."""
+    alphas = np.array([_alpha(values[group != g], cutoff) for g in range(count)])
+    return float((count - 1) / count * ((alphas - alphas.mean()) ** 2).sum())
 
 
 def _alpha(values: Array, cutoff: Cutoff) -> float:

@@ -22,8 +22,10 @@ Array: TypeAlias = NDArray[np.float64]
 
 _SIMULATED_SIDE = 256
 """Longest side that the spread of a null is simulated at; larger windows are scaled from there."""
-_SIMULATED_EIGENVALUES = 20_000
-_DRAWS = 12
+_SMOOTH_EIGENVALUES, _SMOOTH_DRAWS = 4_096, 48
+"""For median and top:F only the spread is drawn, and it is scaled: many small draws."""
+_SEARCH_EIGENVALUES, _SEARCH_DRAWS = 20_000, 12
+"""For ks and peak the mean is drawn too, which depends on the number of eigenvalues: few large draws."""
 _POINTS = 20_001
 
 
@@ -84,7 +86,7 @@ def null_alpha(window: Window, n_windows: int, cutoff: Cutoff, weight_var: float
 
 @lru_cache(maxsize=1024)
 def _simulated_alpha(short: int, long: int, n_windows: int, cutoff: Cutoff, seed: int) -> tuple[float, float]:
-    """Mean and spread of alpha over draws of at most _SIMULATED_EIGENVALUES eigenvalues each.
+    """Mean and spread of alpha over draws of a limited number of eigenvalues each.
 
     The sum over a window of any smooth function of its eigenvalues fluctuates by O(1) whatever the window's size, so
     alpha's spread falls as 1 / (side * sqrt(windows)): larger counts, and for median and top:F larger sides, are scaled
@@ -93,14 +95,15 @@ def _simulated_alpha(short: int, long: int, n_windows: int, cutoff: Cutoff, seed
     smooth = isinstance(cutoff, (Median, TopFraction))
     scale = min(1.0, _SIMULATED_SIDE / long) if smooth else 1.0
     m, n = max(2, round(short * scale)), max(2, round(long * scale))
-    drawn = max(1, min(n_windows, _SIMULATED_EIGENVALUES // m))
-    pool = _gaussian_pool(m, n, drawn, seed)
+    most, draws = (_SMOOTH_EIGENVALUES, _SMOOTH_DRAWS) if smooth else (_SEARCH_EIGENVALUES, _SEARCH_DRAWS)
+    drawn = max(1, min(n_windows, most // m))
+    pool = _gaussian_pool(m, n, drawn, draws, seed)
     alphas = np.array([fit_from(draw, cutoff.start(draw)).alpha for draw in pool])
     spread = float(alphas.std(ddof=1)) * (m / short) * math.sqrt(drawn / n_windows)
     return float(alphas.mean()), spread
 
 
-def _gaussian_pool(m: int, n: int, n_windows: int, seed: int) -> list[Array]:
+def _gaussian_pool(m: int, n: int, n_windows: int, count: int, seed: int) -> list[Array]:
     """Sorted pooled eigenvalues of ``n_windows`` Gaussian m x n windows, once per draw.
 
     Drawn through the bidiagonal form of a Gaussian matrix (Dumitriu and Edelman 2002): the same law as the dense
@@ -108,7 +111,7 @@ def _gaussian_pool(m: int, n: int, n_windows: int, seed: int) -> list[Array]:
     """
     rng = np.random.default_rng((seed, m, n))
     draws = []
-    for _ in range(_DRAWS):
+    for _ in range(count):
         windows = [_bidiagonal_eigenvalues(rng, m, n) for _ in range(n_windows)]
         draws.append(np.sort(np.concatenate(windows)))
     return draws

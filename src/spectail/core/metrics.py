@@ -48,7 +48,7 @@ def moments(matrices: Tensor) -> tuple[float, float]:
 
 
 def largest_eigenvalue(matrices: Tensor) -> float:
-    """The largest squared singular value of any of the matrices, to about 1e-9 relative.
+    """The largest squared singular value of any of the matrices, to about 1e-7 relative.
 
     By Lanczos iteration from a fixed start vector (ARPACK through SciPy), in float64.
     """

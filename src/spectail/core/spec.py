@@ -39,10 +39,17 @@ class Spec:
             raise SpecError(f"aspect ratio must be a positive finite number, not {self.aspect_ratio!r}")
         if isinstance(self.window, str) and self.window not in WINDOW_WORDS:
             raise SpecError(f"window must be a whole number, common, fit or whole, not {self.window!r}")
-        if not isinstance(self.window, str) and self.window < 2:
-            raise SpecError(f"window must be at least 2, not {self.window!r}")
+        if not isinstance(self.window, str) and not (isinstance(self.window, int) and self.window >= 2):
+            raise SpecError(f"window must be a whole number of at least 2, not {self.window!r}")
+        for name, types in (("placement", Placement), ("cutoff", Cutoff)):
+            if not isinstance(getattr(self, name), types):
+                raise SpecError(
+                    f"{name} must be one of spectail's types or its short text, not {getattr(self, name)!r}"
+                )
+        if self.seed < 0:
+            raise SpecError(f"seed must be a whole number of at least 0, not {self.seed!r}")
         if self.legacy and isinstance(self.cutoff, HistogramPeak) and not self.cutoff.legacy_lower_bound:
-            object.__setattr__(self, "cutoff", HistogramPeak(self.cutoff.bins, legacy_lower_bound=True))
+            object.__setattr__(self, "cutoff", HistogramPeak(legacy_lower_bound=True))
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain JSON values; ``Spec(**spec.to_dict())`` gives it back."""

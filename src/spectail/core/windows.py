@@ -95,7 +95,7 @@ Placement: TypeAlias = Tile | Grid | Step | RandomPlacement
 def parse_placement(text: str) -> Placement:
     """``tile``, ``grid:K``, ``step:S`` or ``random:N`` as a Placement; anything else is a SpecError."""
     kind, _, number = text.strip().partition(":")
-    if kind == "tile" and not number:
+    if text.strip() == "tile":
         return Tile()
     types: dict[str, type[Grid] | type[Step] | type[RandomPlacement]] = {
         "grid": Grid,

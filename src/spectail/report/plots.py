@@ -56,9 +56,8 @@ def alpha_by_depth(results: Results) -> go.Figure:
     if not layers:
         return note(fig, "no layer was measured")
     _add_null(fig, layers, depth)
-    kinds = list(dict.fromkeys(layer.kind for _, layer in layers))
-    styles = kind_styles(kinds)
-    for kind in kinds:
+    styles = kind_styles([layer.kind for _, layer in layers])
+    for kind in styles:
         mine = [(i, layer, x) for (i, layer), x in zip(layers, depth.places, strict=True) if layer.kind == kind]
         solid = [entry for entry in mine if entry[1].comparable]
         opened = [entry for entry in mine if not entry[1].comparable]
@@ -166,7 +165,7 @@ def _add_points(
 def block_kind_heatmap(results: Results) -> go.Figure:
     """Alpha of every block and kind, the mean where a block holds several; only comparable layers, others as a ring."""
     layers = [(i, x) for i, x in measured(results) if x.block is not None]
-    kinds = list(dict.fromkeys(layer.kind for _, layer in layers))
+    kinds = list(kind_styles([layer.kind for _, layer in layers]))
     fig = figure(xaxis=axis("block", showgrid=False), yaxis=axis("", showgrid=False, autorange="reversed"))
     if not layers:
         return note(fig, "no layer lies in a block")
@@ -296,9 +295,8 @@ def farms_against_full(results: Results) -> go.Figure:
         x=[min(ends), max(ends)], y=[min(ends), max(ends)], mode="lines", name="equal", hoverinfo="skip",
         line={"color": NULL, "width": 1.5, "dash": "dot"},
     )  # fmt: skip
-    kinds = list(dict.fromkeys(layer.kind for _, layer in layers))
-    styles = kind_styles(kinds)
-    for kind in kinds:
+    styles = kind_styles([layer.kind for _, layer in layers])
+    for kind in styles:
         mine = [(i, layer) for i, layer in layers if layer.kind == kind]
         colour, symbol = styles[kind]
         fig.add_scatter(

@@ -40,11 +40,11 @@ def safe(text: str) -> str:
 
 
 def kind_styles(kinds: list[str]) -> dict[str, tuple[str, str]]:
-    """(colour, symbol) of each kind; q, k, v, o, gate, up and down look the same in every report."""
+    """(colour, symbol) of each kind, q, k, v, o, gate, up and down first: these look the same in every report."""
     styles = {kind: (_COLOURS[i], _SYMBOLS[i]) for i, kind in enumerate(_KNOWN_KINDS) if kind in kinds}
     free = [i for i in range(len(_COLOURS)) if i >= len(_KNOWN_KINDS) or _KNOWN_KINDS[i] not in kinds]
     free = sorted(free, key=lambda i: (i < len(_KNOWN_KINDS), i)) or list(range(len(_COLOURS)))
-    others = [kind for kind in kinds if kind not in styles]
+    others = [kind for kind in dict.fromkeys(kinds) if kind not in styles]
     for i, kind in enumerate(others):
         place = free[i % len(free)]
         styles[kind] = (_COLOURS[place], _SYMBOLS[(place + i // len(free)) % len(_SYMBOLS)])
