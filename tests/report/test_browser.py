@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,14 @@ from spectail.report.html import report_html
 WIDE, PHONE = (1280, 900), (390, 844)
 OVERFLOW = "document.documentElement.scrollWidth <= window.innerWidth"
 DRAWN = "document.getElementById('spectrum').data.map(t => [t.meta, Array.from(t.x), Array.from(t.y)])"
+
+
+def until(page, expression, seconds=5.0):
+    """Wait for a condition from outside: the page's policy lets Playwright's own waiting evaluate nothing."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, f"still not so after {seconds} s: {expression}"
+        page.wait_for_timeout(20)
 
 
 class Opened:
@@ -116,7 +125,7 @@ def test_the_scheme_changes_page_and_charts(report):
     page = report
     light = page.evaluate(look)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function(f"JSON.stringify({look}) !== {json.dumps(json.dumps(light, separators=(',', ':')))}")
+    until(page, f"JSON.stringify({look}) !== {json.dumps(json.dumps(light, separators=(',', ':')))}")
     dark = page.evaluate(look)
     page.emulate_media(color_scheme="light")
     assert light[0] != dark[0]
@@ -163,7 +172,7 @@ def test_arrows_rows_and_points_choose_too(report, transformer):
     page.mouse.move(*place)
     page.wait_for_selector("#depth .hoverlayer .hovertext")
     page.mouse.click(*place)
-    page.wait_for_function("document.getElementById('layer').selectedOptions[0].text.includes('layers.5.self_attn.q')")
+    until(page, "document.getElementById('layer').selectedOptions[0].text.includes('layers.5.self_attn.q')")
 
 
 def test_keyboard_alone_sorts_and_chooses(report):
@@ -258,14 +267,14 @@ def test_comparison_page_sorts_and_marks_the_row_of_a_point(opened):
     assert page.evaluate(OVERFLOW)
     page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
     page.check("#wide")
-    assert page.evaluate(OVERFLOW)
+    until(page, OVERFLOW)
 
 
 def test_printing_turns_charts_light_and_shows_the_whole_table(report):
     ink = "document.getElementById('depth').layout.font.color"
     light = report.evaluate(ink)
     report.emulate_media(color_scheme="dark")
-    report.wait_for_function(f"{ink} !== '{light}'")
+    until(report, f"{ink} !== '{light}'")
     report.emulate_media(media="print", color_scheme="dark")
     report.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     assert report.evaluate(ink) == light

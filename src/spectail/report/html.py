@@ -158,7 +158,11 @@ def _header(results: Results) -> str:
     found = titled_findings(results)
     main = page.paragraphs(x for x in found if x.topic not in _QUIET)
     aside = page.paragraphs(x for x in found if x.topic in _QUIET)
-    words = f'<div class="columns"><div>{main}</div><aside aria-label="How to read this">{aside}</aside></div>'
+    words = (
+        aside
+        if not main
+        else f'<div class="columns"><div>{main}</div><aside aria-label="How to read this">{aside}</aside></div>'
+    )
     return (
         f'<header><p class="eyebrow">Heavy-tailed spectra</p><h1>{safe(model_name(run))}</h1><p class="spec">{spec}</p>'
         f"{page.cards(_key_numbers(results))}</header>{page.section('words', 'In words', '', words)}"

@@ -220,7 +220,13 @@ def _draw_cells(
         xgap=2,
         ygap=2,
         colorscale=[list(stop) for stop in HEAT_SCALE],
-        colorbar={"title": {"text": "alpha"}, "thickness": 10, "outlinewidth": 0, "len": 0.9, "nticks": 5},
+        colorbar={
+            "title": {"text": "alpha", "font": {"size": 13}},
+            "thickness": 10,
+            "outlinewidth": 0,
+            "len": 0.9,
+            "nticks": 5,
+        },
     )
 
 
