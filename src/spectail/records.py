@@ -107,6 +107,8 @@ class RunInfo:
     """Parameters with fewer than two dimensions, which have no row."""
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    given: str = ""
+    """What was typed to open the source, where that was text: the command that repeats the run needs it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

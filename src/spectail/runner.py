@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -86,6 +87,7 @@ def make_plan(
         n_vectors=opened.n_vectors,
         notes=(*opened.notes, *_window_notes(spec, window, shapes)),
         versions=_versions(),
+        given=os.fspath(source) if isinstance(source, str | os.PathLike) else "",
     )
     return Plan(run, layers, device, source)
 

@@ -98,8 +98,8 @@ def command(run: RunInfo) -> str:
     spec = run.spec
     if spec.legacy or spec.seed:
         settings = ", ".join(f"{key}={value!r}" for key, value in spec.to_dict().items())
-        return f"import spectail as st\nst.analyze({run.source!r}, spec=st.Spec({settings}))"
-    words = ["spectail", "analyze", run.source, "--out", "DIR", "--aspect-ratio", f"{spec.aspect_ratio:g}"]
+        return f"import spectail as st\nst.analyze({(run.given or run.source)!r}, spec=st.Spec({settings}))"
+    words = ["spectail", "analyze", run.given or run.source, "--out", "DIR", "--aspect-ratio", f"{spec.aspect_ratio:g}"]
     words += ["--window", str(spec.window), "--placement", str(spec.placement), "--cutoff", str(spec.cutoff)]
     for option, globs in (("--include", run.include), ("--exclude", run.exclude)):
         for glob in globs:
