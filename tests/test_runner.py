@@ -144,6 +144,16 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(checkpoint, tmp_path, st
     assert measured[-1][1] == measured[-1][2]
 
 
+def test_a_run_killed_while_its_files_are_written_leaves_no_pieces(checkpoint, tmp_path):
+    st.analyze(checkpoint, out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        st.analyze(checkpoint, out=tmp_path / "run", progress=_stop_after(12))
+    (tmp_path / "run" / ".layers.csv.part").write_text("half a ta")
+    (tmp_path / "run" / ".analysis.json.part").write_text("{")
+    st.analyze(checkpoint, out=tmp_path / "run")
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
+
+
 def test_a_finished_run_is_not_measured_again(checkpoint, tmp_path):
     first = st.analyze(checkpoint, out=tmp_path / "run")
     again = st.analyze(checkpoint, out=tmp_path / "run", progress=_stop_after(1))

@@ -102,4 +102,4 @@ class _Staged:
                 self._temporary(name).unlink(missing_ok=True)
 
     def _temporary(self, name: str) -> Path:
-        return self.folder / f".{name}.{os.getpid()}.part"
+        return self.folder / f".{name}.part"
