@@ -107,7 +107,7 @@ def test_llama_rows_get_hugging_faces_order_back(tmp_path, quantised):
         "blk.0.attn_v.weight": v,
     }
     layers = by_name(open_source(write(tmp_path / "m.gguf", "llama", tensors, quantised=quantised)))
-    assert list(layers) == ["model.embed_tokens", *(f"model.layers.0.self_attn.{p}_proj" for p in "qkv")]
+    assert list(layers) == ["model.embed_tokens", *(f"model.layers.0.self_attn.{p}_proj" for p in "kqv")]
     for part, expected in (("q", q), ("k", k), ("v", v)):
         found = layers[f"model.layers.0.self_attn.{part}_proj"].load()[0].numpy()
         np.testing.assert_allclose(found, expected, atol=0.02 if quantised else 0)
@@ -200,5 +200,5 @@ def test_a_missing_part_of_a_split_model_is_named(tmp_path):
     with pytest.raises(SourceError, match=r"m-00002-of-00002\.gguf"):
         open_source(path)
     write(tmp_path / "m-00002-of-00002.gguf", "llama", {"output.weight": random(4, 8)})
-    assert [layer.name for layer in open_source(path).layers] == ["model.embed_tokens", "lm_head"]
+    assert [layer.name for layer in open_source(path).layers] == ["lm_head", "model.embed_tokens"]
     assert len(open_source(tmp_path).layers) == 2
