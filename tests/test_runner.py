@@ -30,8 +30,8 @@ def test_every_matrix_has_a_row_and_alphas_equal_those_of_tail_fit(checkpoint):
     assert "too small" in table.loc["model.layers.0.mlp.gate", "reason"]
     for name in table.index[table["status"] == "ok"]:
         fit = st.tail_fit(weights()[name + ".weight"], window=64)
-        assert table.loc[name, "alpha"] == fit.alpha
-        assert table.loc[name, "alpha_se"] == fit.alpha_se
+        # the engine gives each small layer one thread: the last bits of a Gram matrix may differ
+        assert table.loc[name, ["alpha", "alpha_se"]].tolist() == pytest.approx([fit.alpha, fit.alpha_se], rel=1e-9)
         assert table.loc[name, "n_windows"] == fit.n_windows
 
 

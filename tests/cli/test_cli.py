@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import pandas as pd
 import pytest
@@ -28,6 +29,11 @@ def test_analyze_prints_the_extremes_and_the_report(checkpoint, tmp_path, capsys
     assert "10 ok, 3 skipped" in output
     assert f"report: {tmp_path / 'run' / 'report.html'}" in output
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_version(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == metadata.version("spectail")
 
 
 def test_quiet_prints_nothing(checkpoint, tmp_path, capfd):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from importlib import metadata
 from typing import Any
 
 import typer
@@ -27,8 +28,18 @@ app.command()(analyze)
 app.command()(compare)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(metadata.version("spectail"))
+        raise typer.Exit
+
+
 @app.callback()
-def version(show: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+def options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
     """How heavy-tailed the weights of a model are, layer by layer, compared fairly across shapes."""
 
 
