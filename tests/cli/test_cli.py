@@ -43,6 +43,7 @@ def test_quiet_prints_nothing(checkpoint, tmp_path, capfd):
 
 def test_options_reach_the_spec(checkpoint, tmp_path):
     options = "--preset full --window 48 --placement grid:2 --cutoff top:0.2 --aspect-ratio 1.5 --full-spectrum"
+    options += " --tolerance 0.3"
     assert run(["analyze", str(checkpoint), "--out", str(tmp_path), *options.split(), "--exclude", "*embed*"]) == 0
     stored = json.loads((tmp_path / "analysis.json").read_text())["run"]
     assert stored["spec"] == {
@@ -52,6 +53,7 @@ def test_options_reach_the_spec(checkpoint, tmp_path):
         "cutoff": "top:0.2",
         "seed": 0,
         "legacy": False,
+        "tolerance": 0.3,
     }
     assert stored["exclude"] == ["*embed*"]
     assert stored["full_spectrum"]

@@ -8,8 +8,8 @@ import torch
 
 from spectail.core.farms import tail_fit
 from spectail.core.spec import Spec
-from spectail.core.spectra import numerical_zeros, window_eigenvalues
-from spectail.core.windows import Tile, Window
+from spectail.core.spectra import numerical_zeros, shared_grams, window_eigenvalues
+from spectail.core.windows import Grid, RandomPlacement, Tile, Window
 from tests.reference import plain_farms
 
 SHAPES = [
@@ -154,3 +154,31 @@ def test_tail_fit_takes_every_kind_of_tensor(kind: str) -> None:
     assert tail_fit(TENSORS[kind](matrix), Spec(window=32)).alpha == pytest.approx(
         tail_fit(matrix, Spec(window=32)).alpha, rel=1e-12
     )
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.complex128])
+@pytest.mark.parametrize("lefts", [[3], [0, 7, 9, 40], [5, 5, 6], [0, 25, 50]])
+def test_products_shared_by_overlapping_windows_are_those_of_each_window(lefts: list[int], dtype: type) -> None:
+    rng = np.random.default_rng(len(lefts))
+    width, rows = 50, 12
+    matrix = rng.standard_normal((rows, 120)).astype(dtype)
+    if dtype is np.complex128:
+        matrix += 1j * rng.standard_normal(matrix.shape)
+    matrix[:, lefts[0]] *= 1e8  # a large column that later windows do not have must leave nothing behind
+    grams = shared_grams(matrix[:, lefts[0] : lefts[-1] + width], lefts, width)
+    for left, gram in zip(lefts, grams, strict=True):
+        columns = matrix[:, left : left + width]
+        expected = columns @ columns.conj().T
+        np.testing.assert_allclose(gram, expected, rtol=0, atol=1e-13 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (200, 300)])
+def test_a_dense_grid_gives_the_eigenvalues_of_each_window_in_the_order_of_the_positions(shape: tuple) -> None:
+    matrices = torch.from_numpy(np.random.default_rng(0).standard_normal((2, *shape)))
+    window = Window(60, 90) if shape[1] > shape[0] else Window(90, 60)
+    positions = Grid(9).positions(*shape, window)[::-1] + RandomPlacement(20).positions(*shape, window, 3)
+    found = window_eigenvalues(matrices, window, positions)
+    for place, (top, left) in enumerate(positions):
+        cut = matrices[:, top : top + window.rows, left : left + window.cols]
+        expected = torch.linalg.svdvals(cut).flip(-1) ** 2
+        np.testing.assert_allclose(found[place], expected.numpy(), rtol=1e-9)

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from spectail.core import tails
 from spectail.core.cutoffs import KSMinimum, Median
 from spectail.core.tails import fit_from
 from tests.core.spectra_cases import KINDS, SIZES, distinct, spectrum
@@ -98,3 +99,12 @@ def test_a_hundred_thousand_eigenvalues_are_fitted_in_seconds(kind: str) -> None
     before = time.process_time()
     fit_from(found, KSMinimum().start(found))
     assert time.process_time() - before < 5
+
+
+def test_ks_search_on_a_power_law_throughout_computes_few_distances(monkeypatch: pytest.MonkeyPatch) -> None:
+    eigenvalues = np.sort(np.random.default_rng(0).pareto(1.5, 100_000) + 1)
+    full = tails._gaps
+    computed = []
+    monkeypatch.setattr(tails, "_gaps", lambda logs, alpha: computed.append(logs.size) or full(logs, alpha))
+    tails.best_ks_start(eigenvalues, 0, eigenvalues.size - 1)
+    assert 1 <= len(computed) < 50

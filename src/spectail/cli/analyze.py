@@ -34,6 +34,9 @@ def analyze(
     window: Annotated[str | None, typer.Option(help="Short side of the windows, or common, fit, whole.")] = None,
     placement: Annotated[str | None, typer.Option(help="tile, grid:K, step:S or random:N.")] = None,
     cutoff: Annotated[str | None, typer.Option(help="median, ks, peak, top:F or fixed:X.")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Stop a layer when the windows left would move alpha by a smaller share.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda...")] = "auto",
     include: Annotated[list[str] | None, typer.Option(help="Only layers whose name matches this glob.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No layers whose name matches this glob.")] = None,
@@ -45,7 +48,8 @@ def analyze(
     """Measure the tail exponent alpha of every weight matrix of SOURCE and write a table and a report."""
     if engine not in ENGINES:
         raise SpecError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
-    spec = _spec(preset, aspect_ratio=aspect_ratio, window=window, placement=placement, cutoff=cutoff)
+    options = {"window": window, "placement": placement, "cutoff": cutoff, "tolerance": tolerance}
+    spec = _spec(preset, aspect_ratio=aspect_ratio, **options)
     console = Console(quiet=quiet)
     with console.status("opening the model") if console.is_terminal and not quiet else nullcontext():
         plan = make_plan(

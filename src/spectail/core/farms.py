@@ -19,6 +19,7 @@ from spectail.core.jackknife import MIN_BANDS, alpha_standard_error
 from spectail.core.laws import null_alpha
 from spectail.core.legacy import CONVOLUTION_FACTOR, fit_divisions, legacy_divisions, legacy_windows
 from spectail.core.metrics import moments
+from spectail.core.sequential import enough_windows
 from spectail.core.spec import Spec
 from spectail.core.spectra import numerical_zeros, window_eigenvalues
 from spectail.core.tails import PowerLaw, fit_from
@@ -111,7 +112,7 @@ def measure(matrices: Tensor, spec: Spec, common: int | None = None, *, convolut
         matrices, window, positions = legacy_divisions(matrices, spec)
     else:
         window, positions = _placed(shape, spec, common)
-    found = window_eigenvalues(matrices, window, positions, exact_zeros=spec.legacy)
+    taken, found = _solved(matrices, window, positions, spec, all_of_them=divided)
     if spec.legacy and convolution:
         found *= CONVOLUTION_FACTOR
     zero = found <= 0 if spec.legacy else numerical_zeros(found, window)
@@ -128,7 +129,10 @@ def measure(matrices: Tensor, spec: Spec, common: int | None = None, *, convolut
         if not math.isfinite(tail.alpha):
             return replace(fit, status="failed", reason=NO_EXPONENT)
         return replace(fit, **tail._asdict())
-    return _with_tail(fit, spec, matrices, dict(zip(positions, found, strict=True)))
+    fit = _with_tail(fit, spec, matrices, dict(zip(taken, found, strict=True)))
+    if spec.tolerance is None or fit.status != "ok":
+        return fit
+    return replace(fit, reason="; ".join(filter(None, [_how_many(len(taken), len(positions), spec), fit.reason])))
 
 
 def too_small(shape: tuple[int, int], spec: Spec) -> str:
@@ -199,6 +203,21 @@ def _placed(shape: tuple[int, int], spec: Spec, common: int | None) -> tuple[Win
         return legacy_windows(shape, spec, side)
     window = window_shape(*shape, side, spec.aspect_ratio)
     return window, spec.placement.positions(*shape, window, spec.seed)
+
+
+def _solved(
+    matrices: Tensor, window: Window, positions: list[tuple[int, int]], spec: Spec, *, all_of_them: bool
+) -> tuple[list[tuple[int, int]], Array]:
+    """The windows that are looked at, and their eigenvalues."""
+    if spec.tolerance is not None and not all_of_them:
+        return enough_windows(matrices, window, positions, spec)
+    return positions, window_eigenvalues(matrices, window, positions, exact_zeros=spec.legacy)
+
+
+def _how_many(taken: int, placed: int, spec: Spec) -> str:
+    if taken == placed:
+        return f"all {placed} windows: fewer would not do for a tolerance of {spec.tolerance:g}"
+    return f"{taken} of {placed} windows: the others would move alpha by less than {100 * (spec.tolerance or 0):g} %"
 
 
 def _unusable(matrices: Tensor, squares: float) -> str:

@@ -40,7 +40,7 @@ def alpha_standard_error(eigenvalues: Array, zero: NDArray[np.bool_], cutoff: Cu
     cell = row_of * (column[-1] + 1) + column_of
     groups = row[-1] + 1, column[-1] + 1
     rows, columns, cells = (
-        _jackknife_variance(values, group, count, cutoff)
+        jackknife_variance(values, group, count, cutoff)
         for group, count in ((row_of, groups[0]), (column_of, groups[1]), (cell, groups[0] * groups[1]))
     )
     return math.sqrt(max(rows + columns - cells, cells))
@@ -51,14 +51,17 @@ def _merge(count: int) -> NDArray[np.intp]:
     return np.arange(count) * min(count, MAX_BANDS) // count
 
 
-def _jackknife_variance(values: Array, group: NDArray[np.intp], count: int, cutoff: Cutoff) -> float:
-    """(G - 1) / G * sum (alpha without g - mean)^2 over the G groups, those of zeros alone included."""
-    alphas = np.array([_alpha(values[group != g], cutoff) for g in range(count)])
+def jackknife_variance(values: Array, group: NDArray[np.intp], count: int, cutoff: Cutoff) -> float:
+    """Variance of alpha, (G - 1) / G * sum (alpha without g - mean)^2 over the G groups, those of zeros alone included.
+
+    ``values`` ascending, ``group`` the number of each one's group.
+    """
+    alphas = np.array([tail_alpha(values[group != g], cutoff) for g in range(count)])
     return float((count - 1) / count * ((alphas - alphas.mean()) ** 2).sum())
 
 
-def _alpha(values: Array, cutoff: Cutoff) -> float:
-    """Alpha alone, without the KS distance that nobody looks at here."""
+def tail_alpha(values: Array, cutoff: Cutoff) -> float:
+    """Alpha of the tail alone, with no KS distance; NaN where there is no tail, or nothing but equal values in it."""
     if not values.size:
         return math.nan
     start = cutoff.start(values)

@@ -22,8 +22,8 @@ Array: TypeAlias = NDArray[np.float64]
 
 _SIMULATED_SIDE = 256
 """Longest side that the spread of a null is simulated at; larger windows are scaled from there."""
-_SMOOTH_EIGENVALUES, _SMOOTH_DRAWS = 4_096, 48
-"""For median and top:F only the spread is drawn, and it is scaled: many small draws."""
+_SMOOTH_WINDOWS, _SMOOTH_DRAWS = 4, 64
+"""For median and top:F only the spread is drawn, and it is scaled: many draws of few windows."""
 _SEARCH_EIGENVALUES, _SEARCH_DRAWS = 20_000, 12
 """For ks and peak the mean is drawn too, which depends on the number of eigenvalues: few large draws."""
 _POINTS = 20_001
@@ -84,7 +84,6 @@ def null_alpha(window: Window, n_windows: int, cutoff: Cutoff, weight_var: float
     return mean, sd
 
 
-@lru_cache(maxsize=1024)
 def _simulated_alpha(short: int, long: int, n_windows: int, cutoff: Cutoff, seed: int) -> tuple[float, float]:
     """Mean and spread of alpha over draws of a limited number of eigenvalues each.
 
@@ -95,12 +94,17 @@ def _simulated_alpha(short: int, long: int, n_windows: int, cutoff: Cutoff, seed
     smooth = isinstance(cutoff, (Median, TopFraction))
     scale = min(1.0, _SIMULATED_SIDE / long) if smooth else 1.0
     m, n = max(2, round(short * scale)), max(2, round(long * scale))
-    most, draws = (_SMOOTH_EIGENVALUES, _SMOOTH_DRAWS) if smooth else (_SEARCH_EIGENVALUES, _SEARCH_DRAWS)
-    drawn = max(1, min(n_windows, most // m))
-    pool = _gaussian_pool(m, n, drawn, draws, seed)
-    alphas = np.array([fit_from(draw, cutoff.start(draw)).alpha for draw in pool])
+    drawn = min(n_windows, _SMOOTH_WINDOWS) if smooth else max(1, min(n_windows, _SEARCH_EIGENVALUES // m))
+    draws = _SMOOTH_DRAWS if smooth else _SEARCH_DRAWS
+    alphas = _drawn_alphas(m, n, drawn, draws, cutoff, seed)
     spread = float(alphas.std(ddof=1)) * (m / short) * math.sqrt(drawn / n_windows)
     return float(alphas.mean()), spread
+
+
+@lru_cache(maxsize=1024)
+def _drawn_alphas(m: int, n: int, n_windows: int, draws: int, cutoff: Cutoff, seed: int) -> Array:
+    pool = _gaussian_pool(m, n, n_windows, draws, seed)
+    return np.array([fit_from(draw, cutoff.start(draw)).alpha for draw in pool])
 
 
 def _gaussian_pool(m: int, n: int, n_windows: int, count: int, seed: int) -> list[Array]:

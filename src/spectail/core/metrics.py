@@ -7,6 +7,7 @@ of them and the sum over all of them. Names follow WeightWatcher's columns.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from spectail.core.spectra import largest_exponent
+from spectail.core.spectra import largest_magnitude
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,7 @@ _DENSE_SIDE = 128
 _GRAM_SIDE = 1024
 """Up to this short side the Gram matrix is formed once; beyond, each step multiplies by matrix and transpose."""
 _PIECE = 4 * 2**20
+"""Entries that are turned into float64 at a time."""
 
 
 def moments(matrices: Tensor) -> tuple[float, float]:
@@ -73,27 +75,45 @@ def _lanczos(matrix: Tensor) -> float:
     """
     if matrix.shape[0] > matrix.shape[1]:
         matrix = matrix.mT
-    if not bool(matrix.any()):
+    magnitude = largest_magnitude(matrix)
+    if not magnitude:
         return 0.0
-    side = matrix.shape[0]
+    exponent = math.frexp(magnitude)[1]
     fine = matrix.dtype in (torch.float64, torch.complex128)
-    scale = math.ldexp(1.0, -largest_exponent(matrix))
-    scaled = matrix * scale if fine else (matrix.to(torch.promote_types(matrix.dtype, torch.float32)) * scale)
-    gram = scaled @ scaled.mH if side <= _GRAM_SIDE else None
+    scaled = matrix.to(matrix.dtype if fine else torch.promote_types(matrix.dtype, torch.float32)) * 2.0**-exponent
+    multiply = _gram_product(scaled) if matrix.shape[0] <= _GRAM_SIDE else _two_products(scaled)
+    dtype = torch.empty(0, dtype=scaled.dtype).numpy().dtype
+    start = np.random.default_rng(0).standard_normal(matrix.shape[0]).astype(dtype)
+    operator = LinearOperator((start.size, start.size), matvec=multiply, dtype=dtype)
+    _, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=1e-10 if fine else 1e-5, maxiter=50 * start.size)
+    top = torch.from_numpy(vectors[:, 0]).to(scaled.device, _wide(scaled))
+    rows = max(1, _PIECE // matrix.shape[1])
+    pieces = zip(torch.split(scaled, rows), torch.split(top, rows), strict=True)
+    image = sum(
+        (piece.mH.to(top.dtype) @ part for piece, part in pieces), torch.zeros((), dtype=top.dtype, device=top.device)
+    )
+    return math.ldexp(float(_squared(image) / _squared(top)), 2 * exponent)
+
+
+def _gram_product(scaled: Tensor) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """The map v -> (A A^H) v, the Gram matrix formed once; by NumPy, which takes half the work where A is real."""
+    if scaled.is_cuda:
+        gram = (scaled @ scaled.mH).cpu().numpy()
+    else:
+        values = scaled.numpy()
+        gram = values @ (values.conj().T if scaled.is_complex() else values.T)
+    return lambda vector: gram @ vector.reshape(-1)
+
+
+def _two_products(scaled: Tensor) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """The map v -> A (A^H v)."""
 
     def multiply(vector: NDArray[Any]) -> NDArray[Any]:
         v = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))).to(scaled.device, scaled.dtype)
-        product: NDArray[Any] = (gram @ v if gram is not None else scaled @ (scaled.mH @ v)).cpu().numpy()
+        product: NDArray[Any] = (scaled @ (scaled.mH @ v)).cpu().numpy()
         return product
 
-    dtype = torch.empty(0, dtype=scaled.dtype).numpy().dtype
-    start = np.random.default_rng(0).standard_normal(side).astype(dtype)
-    operator = LinearOperator((side, side), matvec=multiply, dtype=dtype)
-    tolerance = 1e-10 if fine else 1e-5
-    _, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance, maxiter=50 * side)
-    top = torch.from_numpy(vectors[:, 0]).to(scaled.device, _wide(scaled))
-    image = scaled.mH.to(top.dtype) @ top
-    return float(_squared(image) / _squared(top)) / scale**2
+    return multiply
 
 
 def _squared(values: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ class Spec:
 
     ``window`` is the short side of the windows or one of WINDOW_WORDS. ``legacy`` reproduces the published FARMS code:
     ``window`` counts rows and ``aspect_ratio`` is columns / rows as stored, grids use the floor stride, numerical
-    zeros stay in, the peak's lower bound is in log10, convolutions average alphas over divisions.
+    zeros stay in, the peak's lower bound is in log10, convolutions average alphas over divisions. ``tolerance`` takes the
+    windows of a grid, step or random placement one after the other until the rest would move alpha by a smaller share.
     """
 
     aspect_ratio: float = 1.0
@@ -29,6 +30,7 @@ class Spec:
     cutoff: Cutoff = field(default_factory=Median)
     seed: int = 0
     legacy: bool = False
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.placement, str):
@@ -48,8 +50,18 @@ class Spec:
                 )
         if self.seed < 0:
             raise SpecError(f"seed must be a whole number of at least 0, not {self.seed!r}")
+        self._check_tolerance()
         if self.legacy and isinstance(self.cutoff, HistogramPeak) and not self.cutoff.legacy_lower_bound:
             object.__setattr__(self, "cutoff", HistogramPeak(legacy_lower_bound=True))
+
+    def _check_tolerance(self) -> None:
+        if self.tolerance is None:
+            return
+        if not 0 < self.tolerance < 1:
+            raise SpecError(f"tolerance must be a share of alpha above 0 and below 1, not {self.tolerance!r}")
+        if isinstance(self.placement, Tile) or self.window == "whole":
+            placed = "no windows at all" if self.window == "whole" else "no more windows than cover the matrix"
+            raise SpecError(f"tolerance needs grid:K, step:S or random:N: {self.placement} takes {placed}")
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain JSON values; ``Spec(**spec.to_dict())`` gives it back."""
@@ -60,4 +72,5 @@ class Spec:
             "cutoff": str(self.cutoff),
             "seed": self.seed,
             "legacy": self.legacy,
+            "tolerance": self.tolerance,
         }

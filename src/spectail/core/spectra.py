@@ -4,20 +4,25 @@ By the Gram matrix of the shorter side and a symmetric solver: about half the wo
 number, so eigenvalues below ``max(window) * eps * largest`` are rounding noise; they are told apart by
 ``numerical_zeros``. Everything is scaled by a power of two first, which is exact: no Gram matrix overflows, and weights
 scaled by a power of two give the same bits.
+
+On the CPU, NumPy's BLAS and LAPACK: its product of a matrix with its own transpose takes half the work of a general
+one, and it solves stacks without holding Python's lock. ``benchmarks/solvers.py`` times the other ways; float32 would
+save a quarter, and cannot tell the smallest eigenvalues of a square window from zero.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from spectail.core.cuda import stacked_eigenvalues
+from spectail.core.threads import single_threaded
 from spectail.core.windows import Window
 
 if TYPE_CHECKING:
@@ -27,6 +32,18 @@ Array: TypeAlias = NDArray[np.float64]
 
 _BATCH_BYTES = 16 * 2**20
 """Windows are solved in batches of about this size: large enough to keep a core busy, small enough for any memory."""
+_MOST_SHARED = 4
+"""Large overlapping windows share their products in groups of this many, which are held at once."""
+
+
+class _Strip(NamedTuple):
+    """Windows side by side in one matrix, each overlapping the next by half or more; or a single window."""
+
+    matrix: int
+    top: int
+    lefts: tuple[int, ...]
+    places: tuple[int, ...]
+    """Where each window stands in the list of positions."""
 
 
 def window_eigenvalues(
@@ -37,25 +54,16 @@ def window_eigenvalues(
     ``matrices`` is a finite real or complex tensor of shape (n, rows, cols) and is not modified. ``exact_zeros`` takes
     the SVD instead of the Gram matrix, as the published code does: slower, and small values keep their digits.
     """
-    exponent = largest_exponent(matrices)
-    solve = _squared_singular_values if exact_zeros else _gram_eigenvalues
-    per_window = matrices.shape[0] * window.rows * window.cols * 8
-    workers = 1 if matrices.is_cuda or len(positions) == 1 else torch.get_num_threads()
-    count = max(1, min(_BATCH_BYTES // per_window, len(positions) // (4 * workers)))
-    batches = [positions[i : i + count] for i in range(0, len(positions), count)]
-
-    def run(batch: Sequence[tuple[int, int]]) -> Array:
-        cut = torch.stack([matrices[:, r : r + window.rows, c : c + window.cols] for r, c in batch])
-        scaled = cut.to(torch.complex128 if cut.is_complex() else torch.float64) * math.ldexp(1.0, -exponent)
-        values: Array = solve(scaled).cpu().numpy()
-        return values
-
-    if workers == 1:
-        found = [run(batch) for batch in batches]
+    exponent = math.frexp(largest_magnitude(matrices))[1]
+    scale = math.ldexp(1.0, -exponent)
+    if window.rows > window.cols:
+        matrices, window = matrices.mT, Window(window.cols, window.rows)
+        positions = [(left, top) for top, left in positions]
+    if matrices.is_cuda:
+        found = stacked_eigenvalues(matrices, window, positions, scale=scale, exact_zeros=exact_zeros)
     else:
-        with _one_thread_per_solver(), ThreadPoolExecutor(workers) as pool:
-            found = list(pool.map(run, batches))
-    return np.ldexp(np.concatenate(found), 2 * exponent)
+        found = _on_cpu(matrices, window, positions, scale=scale, exact_zeros=exact_zeros)
+    return np.ldexp(found, 2 * exponent)
 
 
 def numerical_zeros(eigenvalues: Array, window: Window) -> NDArray[np.bool_]:
@@ -64,36 +72,100 @@ def numerical_zeros(eigenvalues: Array, window: Window) -> NDArray[np.bool_]:
     return eigenvalues <= np.maximum(floor, 0.0)
 
 
-def _gram_eigenvalues(windows: Tensor) -> Tensor:
-    if windows.shape[-2] > windows.shape[-1]:
-        windows = windows.mT
-    values: Tensor = torch.linalg.eigvalsh(windows @ windows.mH)
-    return values
-
-
-def _squared_singular_values(windows: Tensor) -> Tensor:
-    values: Tensor = torch.linalg.svdvals(windows).flip(-1) ** 2
-    return values
-
-
-def largest_exponent(matrices: Tensor) -> int:
-    """The exponent e for which the largest magnitude (of real and imaginary parts) lies in [2^(e-1), 2^e)."""
+def largest_magnitude(matrices: Tensor) -> float:
+    """The largest magnitude of an entry (of its real or its imaginary part)."""
     if matrices.is_complex():
         matrices = torch.view_as_real(matrices)
     lowest, highest = torch.aminmax(matrices)
-    return math.frexp(max(abs(float(lowest)), abs(float(highest))))[1]
+    return max(abs(float(lowest)), abs(float(highest)))
 
 
-@contextmanager
-def _one_thread_per_solver() -> Iterator[None]:
-    """Keep every worker on one thread: LAPACK gains little from two on one window.
+def _on_cpu(
+    matrices: Tensor, window: Window, positions: Sequence[tuple[int, int]], *, scale: float, exact_zeros: bool
+) -> Array:
+    """Eigenvalues of windows that are no taller than wide, batches of them spread over the cores."""
+    found = np.empty((len(positions), matrices.shape[0], window.rows))
 
-    Measured on 2 cores, 192 x 192 windows: 2 workers with a thread each 1.4 ms a window, one worker with two 3.2 ms,
-    two with two each 5.0 ms. The thread setting is torch's process-wide one; it is put back at the end.
+    def solve(strips: Sequence[_Strip]) -> None:
+        pieces = (_cut(matrices, strip, window) * scale for strip in strips)
+        if exact_zeros:
+            values = np.concatenate([np.linalg.svd(piece, compute_uv=False)[None, ::-1] ** 2 for piece in pieces])
+        else:
+            grams = [shared_grams(piece, strip.lefts, window.cols) for piece, strip in zip(pieces, strips, strict=True)]
+            values = np.linalg.eigvalsh(np.concatenate(grams) if len(grams) > 1 else grams[0])
+        places = [(place, strip.matrix) for strip in strips for place in strip.places]
+        found[tuple(np.transpose(places))] = values
+
+    strips = _strips(window, positions, matrices.shape[0], share=not exact_zeros)
+    workers = torch.get_num_threads()
+    batches = _batches(strips, window, workers)
+    if workers == 1 or len(batches) == 1:
+        for batch in batches:
+            solve(batch)
+        return found
+    with single_threaded(), ThreadPoolExecutor(workers) as pool:
+        list(pool.map(solve, batches))
+    return found
+
+
+def shared_grams(piece: NDArray[Any], lefts: Sequence[int], width: int) -> NDArray[Any]:
+    """W W^H of the windows of ``width`` columns that start at ``lefts`` (ascending, all overlapping), stacked.
+
+    ``piece`` begins at the first of them. The columns that all windows have are multiplied once; what a window has
+    left of them is summed up leftwards, what it has right of them rightwards. Only sums: nothing cancels.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    starts = [left - lefts[0] for left in lefts]
+    grams = np.empty((len(starts), piece.shape[0], piece.shape[0]), dtype=piece.dtype)
+    grams[-1] = _gram(piece[:, starts[-1] : width])
+    for i in range(len(starts) - 1, 0, -1):
+        np.add(grams[i], _gram(piece[:, starts[i - 1] : starts[i]]), out=grams[i - 1])
+    right = np.zeros_like(grams[0])
+    for i in range(1, len(starts)):
+        right += _gram(piece[:, width + starts[i - 1] : width + starts[i]])
+        grams[i] += right
+    return grams
+
+
+def _gram(columns: NDArray[Any]) -> NDArray[Any]:
+    product: NDArray[Any] = columns @ (columns.conj().T if np.iscomplexobj(columns) else columns.T)
+    return product
+
+
+def _cut(matrices: Tensor, strip: _Strip, window: Window) -> NDArray[Any]:
+    """The columns from the first to the last window of a strip, in double precision."""
+    end = strip.lefts[-1] + window.cols
+    piece = matrices[strip.matrix, strip.top : strip.top + window.rows, strip.lefts[0] : end].detach()
+    values: NDArray[Any] = piece.to(torch.complex128 if piece.is_complex() else torch.float64).cpu().numpy()
+    return values
+
+
+def _strips(window: Window, positions: Sequence[tuple[int, int]], n_matrices: int, *, share: bool) -> list[_Strip]:
+    """All windows of all matrices, neighbours that overlap by half or more together where ``share``."""
+    most = max(_MOST_SHARED, _BATCH_BYTES // (8 * window.rows**2)) if share else 1
+    groups: list[list[int]] = []
+    for place in sorted(range(len(positions)), key=lambda place: positions[place]):
+        top, left = positions[place]
+        if groups:
+            first_top, first_left = positions[groups[-1][0]]
+            if first_top == top and left - first_left <= window.cols // 2 and len(groups[-1]) < most:
+                groups[-1].append(place)
+                continue
+        groups.append([place])
+    return [
+        _Strip(matrix, positions[group[0]][0], tuple(positions[place][1] for place in group), tuple(group))
+        for matrix in range(n_matrices)
+        for group in groups
+    ]
+
+
+def _batches(strips: list[_Strip], window: Window, workers: int) -> list[list[_Strip]]:
+    """Strips in batches of about _BATCH_BYTES, and at least four batches a worker where there are as many strips."""
+    windows = sum(len(strip.lefts) for strip in strips)
+    most = max(1, min(_BATCH_BYTES // (8 * window.rows**2), windows // (4 * workers)))
+    batches: list[list[_Strip]] = [[]]
+    for strip in strips:
+        held = sum(len(other.lefts) for other in batches[-1])
+        if batches[-1] and held + len(strip.lefts) > most:
+            batches.append([])
+        batches[-1].append(strip)
+    return batches

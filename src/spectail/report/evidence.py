@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.special import ndtri, stdtr
 
 from spectail.records import LayerRecord, Results
 from spectail.report.depth import depth_of
@@ -49,14 +51,7 @@ def sort_run(results: Results) -> Run:
 
 def threshold(comparisons: int) -> float:
     """Standard errors that the largest of so many differences must exceed: two-sided 5 %, Bonferroni, at least 2."""
-    return max(CLEAR, float(stats.norm.isf(0.025 / max(1, comparisons))))
-
-
-def null_gap(layer: LayerRecord) -> float:
-    """(alpha - null) in combined standard errors of the layer and of the null; NaN without an error bar or a null."""
-    spread = layer.alpha_null_sd if math.isfinite(layer.alpha_null_sd) else 0.0
-    error = math.hypot(layer.alpha_se, spread)
-    return (layer.alpha - layer.alpha_null) / error if error > 0 else math.nan
+    return max(CLEAR, -float(ndtri(0.025 / max(1, comparisons))))
 
 
 @dataclass(frozen=True)
@@ -107,11 +102,21 @@ def depth_trend(layers: Sequence[LayerRecord], at_least: int = 6) -> Trend | Non
     along = np.array([float(np.mean(rest[place])) for place in sorted(rest)])
     if np.ptp(along) < 1e-12:
         return None
-    found = stats.spearmanr(np.arange(along.size), along)
+    rho, p_value = rank_correlation(np.arange(along.size), along)
     third = max(1, along.size // 3)
-    return Trend(
-        float(found.statistic), float(found.pvalue), along.size, float(along[-third:].mean() - along[:third].mean())
-    )
+    return Trend(rho, p_value, along.size, float(along[-third:].mean() - along[:third].mean()))
+
+
+def rank_correlation(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
+    """Spearman's rho of at least three pairs and its two-sided p-value, from Student's t as SciPy computes it.
+
+    Importing scipy.stats for it would take as long as measuring a small model.
+    """
+    ranks = np.stack([pd.Series(np.asarray(values)).rank() for values in (x, y)])
+    rho = float(np.clip(np.corrcoef(ranks)[0, 1], -1, 1))
+    freedom = ranks.shape[1] - 2
+    t = abs(rho) * math.sqrt(freedom / max((1 + rho) * (1 - rho), np.finfo(float).tiny))
+    return rho, 2 * float(stdtr(freedom, -t))
 
 
 def odd_ones(layers: Sequence[LayerRecord], at_least: int = 6) -> list[tuple[LayerRecord, float]]:
