@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import spectail as st
+from spectail.core.goodness import judge_tail, verdict
 from spectail.journal import JOURNAL_FILE
 from spectail.records import COLUMNS
 from tests.conftest import weights
@@ -114,6 +115,60 @@ def test_save_and_load_keep_every_value(checkpoint, tmp_path):
         "layers.parquet",
         "report.html",
     ]
+
+
+def test_the_ks_cutoff_says_whether_the_tail_is_a_power_law(checkpoint, tmp_path):
+    analysis = st.analyze(checkpoint, spec=st.Spec(cutoff="ks"), out=tmp_path / "run")
+    judged = 0
+    for layer in analysis.layers:
+        if layer.status != "ok":
+            assert (layer.tail_verdict, math.isnan(layer.ks_p)) == ("", True)
+            continue
+        fit = st.tail_fit(weights()[layer.name + ".weight"], st.Spec(cutoff="ks"), window=64)
+        found = judge_tail(fit.eigenvalues[-fit.n_tail :])
+        assert layer.tail_verdict == verdict(found)
+        numbers = [layer.ks_p, layer.lognormal_ratio, layer.exponential_ratio]
+        expected = [found.ks_p, found.lognormal_ratio, found.exponential_ratio]
+        assert numbers == pytest.approx(expected, rel=1e-6, abs=1e-9, nan_ok=True)
+        judged += math.isfinite(layer.ks_p)
+    assert judged, "no tail of the toy model was large enough"
+    pd.testing.assert_frame_equal(st.Analysis.load(tmp_path / "run").table, analysis.table)
+
+
+def test_other_cutoffs_claim_no_power_law(checkpoint):
+    table = st.analyze(checkpoint, include=["*q_proj"]).table
+    assert set(table["tail_verdict"]) == {"not applicable: this cutoff measures the shape of the bulk"}
+    assert table[["ks_p", "lognormal_ratio", "exponential_ratio"]].isna().all(axis=None)
+
+
+def test_an_average_over_divisions_has_no_tail_of_its_own():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(32, 128, 3))
+    spec = st.Spec(window="fit", aspect_ratio=1.0, cutoff="ks", legacy=True)
+    [row] = st.analyze(model, spec=spec).layers
+    assert row.status == "ok"
+    assert row.tail_verdict == "not applicable: alpha is an average over several tails"
+    assert math.isnan(row.ks_p)
+
+
+def test_null_z_is_the_distance_from_the_null_in_combined_errors(checkpoint):
+    table = st.analyze(checkpoint).table
+    error = np.hypot(table["alpha_se"], table["alpha_null_sd"])
+    expected = ((table["alpha"] - table["alpha_null"]) / error).to_numpy()
+    assert table["null_z"].to_numpy() == pytest.approx(expected, nan_ok=True, rel=1e-12)
+    assert (table["null_z"].isna() == table["alpha_se"].isna()).all()
+
+
+def test_an_analysis_without_the_newer_columns_still_loads(checkpoint, tmp_path):
+    analysis = st.analyze(checkpoint, out=tmp_path / "run")
+    stored = json.loads((tmp_path / "run" / "analysis.json").read_text())
+    for layer in stored["layers"]:
+        for name in ("null_z", "ks_p", "lognormal_ratio", "exponential_ratio"):
+            del layer[name]
+    (tmp_path / "run" / "analysis.json").write_text(json.dumps(stored))
+    loaded = st.Analysis.load(tmp_path / "run").table
+    assert loaded["null_z"].isna().all()
+    pd.testing.assert_series_equal(loaded["alpha"], analysis.table["alpha"])
 
 
 def _stop_after(layers: int):

@@ -13,19 +13,24 @@ from scipy.sparse.linalg import ArpackError
 
 from spectail.core.cutoffs import KSMinimum
 from spectail.core.farms import TailFit, full_spectrum_fit, measure, too_small
+from spectail.core.goodness import TailJudgement, judge_tail, verdict
 from spectail.core.metrics import entropy, largest_eigenvalue
 from spectail.errors import SourceError, SpecError
 from spectail.models.source import Layer
-from spectail.records import LayerRecord, RunInfo, Spectrum
+from spectail.records import LayerRecord, RunInfo, Spectrum, null_gap
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SOLVER_ERRORS = (torch.linalg.LinAlgError, ArpackError)  # type: ignore[attr-defined]
+    from spectail.core.spec import Spec
+
+SOLVER_ERRORS = (np.linalg.LinAlgError, torch.linalg.LinAlgError, ArpackError)  # type: ignore[attr-defined]
 BINS = 80
 TOP_POINTS = 60
 NOT_A_TAIL = "not applicable: this cutoff measures the shape of the bulk"
 """Verdict for every cutoff but the KS one: alpha is then no claim of a power law."""
+NOT_ONE_TAIL = "not applicable: alpha is an average over several tails"
+"""Verdict where published code averages the alphas of the divisions of a convolution (``Spec.legacy``)."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,8 @@ def _measured(record: LayerRecord, matrices: Tensor, plan: Plan) -> LayerRecord:
 def _with_alpha(record: LayerRecord, fit: TailFit, plan: Plan) -> LayerRecord:
     own_window = plan.run.window is not None and min(fit.window) != plan.run.window and not plan.run.spec.legacy
     remark = f"not comparable: too small for the common window of {plan.run.window}" if own_window else ""
-    ks_cutoff = isinstance(plan.run.spec.cutoff, KSMinimum)
-    return replace(
+    judged, words = _judged(fit, plan.run.spec)
+    record = replace(
         record,
         alpha=fit.alpha,
         alpha_se=fit.alpha_se,
@@ -105,9 +110,25 @@ def _with_alpha(record: LayerRecord, fit: TailFit, plan: Plan) -> LayerRecord:
         n_tail=fit.n_tail,
         ks=fit.ks,
         comparable=not own_window,
-        tail_verdict="not measured yet" if ks_cutoff else NOT_A_TAIL,
+        tail_verdict=words,
+        ks_p=judged.ks_p,
+        lognormal_ratio=judged.lognormal_ratio,
+        exponential_ratio=judged.exponential_ratio,
         reason="; ".join(filter(None, [remark, fit.reason])),
     )
+    return replace(record, null_z=null_gap(record))
+
+
+def _judged(fit: TailFit, spec: Spec) -> tuple[TailJudgement, str]:
+    """Whether a power law describes the tail, in numbers and in words; asked of the KS cutoff only."""
+    unasked = TailJudgement(n_tail=fit.n_tail)
+    if not isinstance(spec.cutoff, KSMinimum):
+        return unasked, NOT_A_TAIL
+    tail = fit.eigenvalues[np.searchsorted(fit.eigenvalues, fit.xmin, side="left") :]
+    if tail.size != fit.n_tail or tail[0] != fit.xmin:
+        return unasked, NOT_ONE_TAIL
+    judged = judge_tail(tail)
+    return judged, verdict(judged)
 
 
 def _with_norms(record: LayerRecord, fit: TailFit, matrices: Tensor, plan: Plan) -> LayerRecord:

@@ -62,6 +62,14 @@ class LayerRecord:
     """Spread of alpha over random matrices of this shape: the half width of the null band."""
     comparable: bool = True
     """False where the window is not that of the run, so that alpha must not be compared with other layers."""
+    null_z: float = math.nan
+    """alpha minus alpha_null, in combined standard errors of the two (see ``null_gap``)."""
+    ks_p: float = math.nan
+    """Upper bound of the chance that a true power law lies this far from its fit; for the KS cutoff only."""
+    lognormal_ratio: float = math.nan
+    """Log-likelihood of the power law minus that of a lognormal tail, in standard errors; for the KS cutoff only."""
+    exponential_ratio: float = math.nan
+    """The same against an exponential tail."""
     spectrum: Spectrum | None = field(default=None, repr=False)
 
     def row(self) -> dict[str, Any]:
@@ -88,6 +96,16 @@ class LayerRecord:
 
 COLUMNS = tuple(f.name for f in dataclasses.fields(LayerRecord) if f.name != "spectrum")
 """Names of the table's columns; the order may grow at the end."""
+
+
+def null_gap(layer: LayerRecord) -> float:
+    """(alpha - null) in combined standard errors of the layer and of the null; NaN without an error bar or a null.
+
+    A layer that is itself random has both spreads from the same cause: counting both is the cautious side.
+    """
+    spread = layer.alpha_null_sd if math.isfinite(layer.alpha_null_sd) else 0.0
+    error = math.hypot(layer.alpha_se, spread)
+    return (layer.alpha - layer.alpha_null) / error if error > 0 else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import pytest
 
 from spectail.core.spec import Spec
 from spectail.records import COLUMNS, LayerRecord
-from spectail.report.html import command, report_html, spectra_data
+from spectail.report.html import VIEW, command, report_html, spectra_data
 from spectail.report.page import embed
 
 from .conftest import run_of
@@ -33,6 +33,18 @@ def test_embedded_rows_are_the_records(case, request):
     for row, layer in zip(table["rows"], results.layers, strict=True):
         back = LayerRecord.from_dict(dict(zip(COLUMNS, row, strict=True)))
         assert back.to_dict() | {"spectrum": None} == layer.to_dict() | {"spectrum": None}
+
+
+@pytest.mark.parametrize(("cutoff", "main"), [("ks", True), ("median", False), ("top:0.1", False)])
+def test_the_verdict_is_a_main_column_where_the_cutoff_asks_for_it(cutoff, main):
+    view = data_of(report_html(run_of([], spec=Spec(cutoff=cutoff))))["table"]["view"]
+    assert {column["key"]: column["main"] for column in view}["tail_verdict"] is main
+
+
+def test_every_column_of_the_page_is_one_of_the_table():
+    keys = [column.key for column in VIEW if column.key != "shape"]
+    assert sorted({*COLUMNS} - {*keys}) == ["cols", "comparable", "rows"]
+    assert len(keys) == len(set(keys))
 
 
 def test_embedded_spectra_are_those_of_the_records(transformer):

@@ -5,9 +5,11 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from spectail.core.spec import Spec
-from spectail.report.evidence import depth_trend, kind_means, null_gap, odd_ones, sort_run, threshold
+from spectail.records import null_gap
+from spectail.report.evidence import depth_trend, kind_means, odd_ones, rank_correlation, sort_run, threshold
 from spectail.report.words import findings, listed, titled_findings
 
 from .conftest import NULL, build_transformer, ok_layer, run_of
@@ -108,6 +110,22 @@ def test_the_reading_follows_the_cutoff(cutoff, words, single):
     assert "hypothesis" in text
 
 
+def ks_run(*judged):
+    names = ("ks_p", "lognormal_ratio", "exponential_ratio")
+    layers = [ok_layer(f"w{i}", None, "linear", **dict(zip(names, x, strict=True))) for i, x in enumerate(judged)]
+    return run_of([*layers, ok_layer("few", None, "linear")], spec=Spec(cutoff="ks"))
+
+
+def test_power_laws_are_counted_where_the_cutoff_asks(single):
+    text = by_topic(ks_run((0.3, -1.0, 4.0), (0.1, -3.0, 0.5), (1e-9, -9.0, -1.7)))["Power law"]
+    assert text.startswith(
+        "3 of 4 tails could be judged. A power law is ruled out in 2 and not ruled out in 1; "
+        "a lognormal fits better in 2; an exponential fits better in 1."
+    )
+    assert "no tail was large enough" in by_topic(ks_run())["Power law"]
+    assert "Power law" not in by_topic(single)
+
+
 def test_not_comparable_layers_are_named(transformer):
     text = by_topic(transformer)["Not comparable"]
     assert "`model.head.conv2` had windows of 32 × 32" in text
@@ -150,3 +168,14 @@ def test_listed_names_a_few_and_counts_the_rest():
     assert listed(["a"]) == "`a`"
     assert listed(["a", "b"]) == "`a` and `b`"
     assert listed([*"abcdef"]) == "`a`, `b`, `c`, `d` and 2 more"
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_rank_correlation_is_scipys(ties: bool) -> None:
+    rng = np.random.default_rng(3)
+    for size in (4, 9, 60):
+        x, y = rng.standard_normal((2, size))
+        y = np.round(y + x) if ties else y + x
+        expected = spearmanr(x, y)
+        assert rank_correlation(x, y) == pytest.approx((expected.statistic, expected.pvalue), rel=1e-9)
+    assert rank_correlation([1, 2, 3, 4], [8, 6, 4, 1]) == (-1.0, pytest.approx(0.0))

@@ -7,7 +7,7 @@ of them and the sum over all of them. Names follow WeightWatcher's columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -26,7 +26,7 @@ _DENSE_SIDE = 128
 """Up to this short side a full solve is as quick as an iteration."""
 _GRAM_SIDE = 1024
 """Up to this short side the Gram matrix is formed once; beyond, each step multiplies by matrix and transpose."""
-_PIECE = 4 * 2**20
+_PIECE = 2**20
 """Entries that are turned into float64 at a time."""
 
 
@@ -78,30 +78,28 @@ def _lanczos(matrix: Tensor) -> float:
     magnitude = largest_magnitude(matrix)
     if not magnitude:
         return 0.0
-    exponent = math.frexp(magnitude)[1]
+    side, exponent = matrix.shape[0], math.frexp(magnitude)[1]
     fine = matrix.dtype in (torch.float64, torch.complex128)
-    scaled = matrix.to(matrix.dtype if fine else torch.promote_types(matrix.dtype, torch.float32)) * 2.0**-exponent
-    multiply = _gram_product(scaled) if matrix.shape[0] <= _GRAM_SIDE else _two_products(scaled)
-    dtype = torch.empty(0, dtype=scaled.dtype).numpy().dtype
-    start = np.random.default_rng(0).standard_normal(matrix.shape[0]).astype(dtype)
-    operator = LinearOperator((start.size, start.size), matvec=multiply, dtype=dtype)
-    _, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=1e-10 if fine else 1e-5, maxiter=50 * start.size)
-    top = torch.from_numpy(vectors[:, 0]).to(scaled.device, _wide(scaled))
-    rows = max(1, _PIECE // matrix.shape[1])
-    pieces = zip(torch.split(scaled, rows), torch.split(top, rows), strict=True)
-    image = sum(
-        (piece.mH.to(top.dtype) @ part for piece, part in pieces), torch.zeros((), dtype=top.dtype, device=top.device)
-    )
-    return math.ldexp(float(_squared(image) / _squared(top)), 2 * exponent)
-
-
-def _gram_product(scaled: Tensor) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """The map v -> (A A^H) v, the Gram matrix formed once; by NumPy, which takes half the work where A is real."""
-    if scaled.is_cuda:
-        gram = (scaled @ scaled.mH).cpu().numpy()
+    working = matrix.dtype if fine else torch.promote_types(matrix.dtype, torch.float32)
+    pieces, scale = torch.split(matrix, max(1, _PIECE // side), dim=1), 2.0**-exponent
+    if side <= _GRAM_SIDE:
+        multiply = _gram_product((piece.to(working) * scale).cpu() for piece in pieces)
     else:
-        values = scaled.numpy()
-        gram = values @ (values.conj().T if scaled.is_complex() else values.T)
+        multiply = _two_products(matrix.to(working) * scale)
+    start = np.random.default_rng(0).standard_normal(side).astype(torch.empty(0, dtype=working).numpy().dtype)
+    operator = LinearOperator((side, side), matvec=multiply, dtype=start.dtype)
+    _, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=1e-10 if fine else 1e-5, maxiter=50 * side)
+    top = torch.from_numpy(vectors[:, 0]).to(matrix.device, _wide(matrix))
+    image = sum(float(_squared(scale * (piece.mH.to(top.dtype) @ top))) for piece in pieces)
+    return math.ldexp(image / float(_squared(top)), 2 * exponent)
+
+
+def _gram_product(pieces: Iterable[Tensor]) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """The map v -> (A A^H) v, the Gram matrix formed once; by NumPy, which takes half the work where A is real.
+
+    ``pieces`` are the columns of A, some at a time.
+    """
+    gram = sum(piece.numpy() @ piece.mH.resolve_conj().numpy() for piece in pieces)
     return lambda vector: gram @ vector.reshape(-1)
 
 

@@ -20,8 +20,9 @@ class Spec:
 
     ``window`` is the short side of the windows or one of WINDOW_WORDS. ``legacy`` reproduces the published FARMS code:
     ``window`` counts rows and ``aspect_ratio`` is columns / rows as stored, grids use the floor stride, numerical
-    zeros stay in, the peak's lower bound is in log10, convolutions average alphas over divisions. ``tolerance`` takes the
-    windows of a grid, step or random placement one after the other until the rest would move alpha by a smaller share.
+    zeros stay in, the peak's lower bound is in log10, convolutions average alphas over divisions.
+    ``tolerance`` takes the windows of a grid, step or random placement one after the other until the rest would move
+    alpha by a smaller share.
     """
 
     aspect_ratio: float = 1.0

@@ -127,6 +127,10 @@ def _permuted_heads(known: HfName | None, metadata: Mapping[str, object]) -> int
     return heads if known.stem == "attn_q" else _heads(metadata, "head_count_kv", block) or heads
 
 
+_READ_BYTES = 2**20
+"""Stored bytes that are dequantised at a time: the library needs several times the memory of its result."""
+
+
 def _place(path: Path, tensor: GgufTensor) -> tuple[str, _Place | None, str | None]:
     """Torch's name for the type of a tensor's values, where they are, and why they cannot be read, if so."""
     gguf = _library(path)
@@ -180,8 +184,16 @@ def _dequantise(place: _Place, early: Index) -> np.ndarray[Any, Any]:
     gguf = _library(place.path)
     data = np.ascontiguousarray(place.data()[early])
     kind = gguf.GGMLQuantizationType(place.type_id)
-    values = data.view(np.float64) if kind.name == "F64" else gguf.quants.dequantize(data, kind)
-    return values if values.flags.writeable else values.copy()
+    if kind.name == "F64":
+        return data.view(np.float64).copy()
+    rows = data.reshape(-1, data.shape[-1])
+    some = max(1, _READ_BYTES // data.shape[-1])
+    first = gguf.quants.dequantize(rows[:some], kind)
+    values = np.empty((rows.shape[0], first.shape[-1]), dtype=first.dtype)
+    values[:some] = first
+    for start in range(some, rows.shape[0], some):
+        values[start : start + some] = gguf.quants.dequantize(rows[start : start + some], kind)
+    return values.reshape(*data.shape[:-1], -1)
 
 
 def _read_expert(place: _Place | None, expert: int, index: Index) -> Tensor:

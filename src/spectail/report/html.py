@@ -8,19 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from spectail.records import COLUMNS, LayerRecord, Results, RunInfo
+from spectail.core.cutoffs import KSMinimum
+from spectail.records import COLUMNS, LayerRecord, Results, RunInfo, null_gap
 from spectail.report import page
 from spectail.report.curves import FIT_POINTS, HIDDEN_SHARE, null_shape, null_shift, window_ratio
-from spectail.report.evidence import CLEAR, null_gap, sort_run
+from spectail.report.evidence import CLEAR, sort_run
 from spectail.report.page import Column
 from spectail.report.plots import alpha_by_depth, block_kind_heatmap, farms_against_full, spectrum_figure
 from spectail.report.theme import TIMES, safe
 from spectail.report.words import titled_findings
 
+VERDICT = Column("tail_verdict", "Tail verdict", "why", main=False, help="whether a power law describes the tail")
+RATIO_HELP = (
+    "log-likelihood of the power law minus that of this law, in standard errors; below zero this law fits better"
+)
 VIEW = (
     Column("name", "Layer", "name"),
     Column("alpha", "Alpha", "alpha", help="the dot on the scale of all layers; the stroke is a random matrix"),
     Column("alpha_se", "± error", "fixed", help="standard error of alpha (jackknife)"),
+    Column("null_z", "From random", "errors", help="alpha minus that of a random matrix, in combined standard errors"),
     Column("block", "Block", "count"),
     Column("kind", "Kind", "text"),
     Column("shape", "Shape", "shape", help="rows and columns; sorts by the number of weights"),
@@ -46,7 +52,10 @@ VIEW = (
     Column("alpha_weighted", "Alpha weighted", "number", main=False),
     Column("log_norm", "Log norm", "number", main=False),
     Column("entropy", "Entropy", "number", main=False),
-    Column("tail_verdict", "Tail verdict", "text", main=False),
+    VERDICT,
+    Column("ks_p", "KS p", "fixed", main=False, help="at most this often would a true power law fit as badly"),
+    Column("lognormal_ratio", "Lognormal ratio", "errors", main=False, help=RATIO_HELP),
+    Column("exponential_ratio", "Exponential ratio", "errors", main=False, help=RATIO_HELP),
     Column("seconds", "Seconds", "number", main=False),
 )
 _QUIET = ("Scope", "Reading", "Not comparable", "Not measured")
@@ -62,11 +71,17 @@ def report_html(results: Results) -> str:
         "table": {
             "columns": COLUMNS,
             "rows": [[record[name] for name in COLUMNS] for record in (x.to_dict() for x in results.layers)],
-            "view": [column.to_dict() for column in VIEW],
+            "view": [column.to_dict() for column in _view(results.run)],
         },
         "spectra": spectra_data(results),
     }
     return page.render(f"{model_name(results.run)} · spectail", body, payload)
+
+
+def _view(run: RunInfo) -> list[Column]:
+    """The columns; the verdict is among the main ones where the cutoff asks for it."""
+    asked = isinstance(run.spec.cutoff, KSMinimum)
+    return [column._replace(main=True) if asked and column is VERDICT else column for column in VIEW]
 
 
 def model_name(run: RunInfo) -> str:
@@ -86,6 +101,8 @@ def spec_line(run: RunInfo) -> list[tuple[str, str]]:
         ("placement", str(spec.placement)),
         ("cutoff", str(spec.cutoff)),
     ]
+    if spec.tolerance is not None:
+        parts.append(("tolerance", f"{spec.tolerance:g}"))
     if spec.legacy:
         parts.append(("legacy", "on"))
     if "spectail" in run.versions:
@@ -101,6 +118,8 @@ def command(run: RunInfo) -> str:
         return f"import spectail as st\nst.analyze({(run.given or run.source)!r}, spec=st.Spec({settings}))"
     words = ["spectail", "analyze", run.given or run.source, "--out", "DIR", "--aspect-ratio", f"{spec.aspect_ratio:g}"]
     words += ["--window", str(spec.window), "--placement", str(spec.placement), "--cutoff", str(spec.cutoff)]
+    if spec.tolerance is not None:
+        words += ["--tolerance", f"{spec.tolerance:g}"]
     for option, globs in (("--include", run.include), ("--exclude", run.exclude)):
         for glob in globs:
             words += [option, glob]

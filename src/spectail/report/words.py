@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from spectail.core.cutoffs import Fixed, HistogramPeak, KSMinimum, Median, TopFraction
-from spectail.records import LayerRecord, Results
+from spectail.core.goodness import LEVEL, two_sided
+from spectail.records import LayerRecord, Results, null_gap
 from spectail.report.evidence import (
     CLEAR,
     KindMean,
     Run,
     depth_trend,
     kind_means,
-    null_gap,
     odd_ones,
+    rank_correlation,
     sort_run,
     threshold,
 )
@@ -37,7 +37,7 @@ class Finding(NamedTuple):
 
 
 def findings(results: Results) -> list[str]:
-    """The run in short paragraphs: scope, range, null, kinds, depth, odd layers, meaning, limits."""
+    """The run in short paragraphs: scope, range, null, power law, kinds, depth, odd layers, meaning, limits."""
     return [f"{finding.topic}: {finding.text}" for finding in titled_findings(results)]
 
 
@@ -46,7 +46,7 @@ def titled_findings(results: Results) -> list[Finding]:
     run = sort_run(results)
     parts: list[Finding | None] = [_scope(run)]
     if run.ok:
-        parts += [_range(run), _against_null(run), _kinds(run), _depth(run), _odd(run), _full(run)]
+        parts += [_range(run), _against_null(run), _power_law(run), _kinds(run), _depth(run), _odd(run), _full(run)]
         parts += [_meaning(run), _not_comparable(run)]
     parts.append(_not_measured(run))
     return [part for part in parts if part is not None]
@@ -141,6 +141,26 @@ def _against_null(run: Run) -> Finding | None:
     return Finding("Random matrix", opening + _sentence("; ".join(counts)) + closing)
 
 
+def _power_law(run: Run) -> Finding | None:
+    """In how many layers the tail may be a power law; None where the cutoff does not ask."""
+    if not isinstance(run.results.run.spec.cutoff, KSMinimum):
+        return None
+    judged = [layer for layer in run.ok if math.isfinite(layer.ks_p)]
+    if not judged:
+        return Finding("Power law", "no tail was large enough to say whether it is a power law.")
+    text = f"{len(judged):,} of {plural(len(run.ok), 'tail')} could be judged. "
+    out = sum(layer.ks_p <= LEVEL for layer in judged)
+    text += f"A power law is ruled out in {out:,} and not ruled out in {len(judged) - out:,}"
+    for name, ratios in (
+        ("lognormal", [layer.lognormal_ratio for layer in judged]),
+        ("exponential", [layer.exponential_ratio for layer in judged]),
+    ):
+        better = sum(ratio < 0 and two_sided(ratio) <= LEVEL for ratio in ratios)
+        text += f"; {'an' if name[0] == 'e' else 'a'} {name} fits better in {better:,}"
+    text += ". Not ruled out is weak: xmin was chosen to make the fit close, and the p-values are upper bounds."
+    return Finding("Power law", text)
+
+
 def _kinds(run: Run) -> Finding | None:
     """The kinds of layers with the lowest and the highest mean."""
     means = kind_means(run.ranked)
@@ -203,7 +223,7 @@ def _full(run: Run) -> Finding | None:
     text += f"and by up to {np.abs(change).max():.3f}. "
     shape = np.array([math.log(max(x.rows, x.cols) / max(1, min(x.rows, x.cols))) for x in both])
     if len(both) >= 8 and np.ptp(shape) > 0 and np.ptp(change) > 0:
-        rho = float(stats.spearmanr(shape, change).statistic)
+        rho = rank_correlation(shape, change)[0]
         verdict = (
             "goes with how elongated the matrix is" if abs(rho) >= 0.6 else "follows the shape only loosely or not"
         )

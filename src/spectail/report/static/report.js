@@ -200,9 +200,11 @@
     const box = document.getElementById("facts");
     const v = (name) => value(i, name);
     const error = v("alpha_se") === null ? " (no error bar)" : " \u00b1 " + number(v("alpha_se"), 3);
+    const z = v("null_z");
+    const away = z === null ? "" : ", " + number(Math.abs(z), 1) + " errors " + (z < 0 ? "above" : "below");
     const pairs = [
       ["alpha", number(v("alpha"), 3) + error],
-      ["random matrix", number(v("alpha_null"), 3)],
+      ["random matrix", number(v("alpha_null"), 3) + away],
       ["xmin", number(v("xmin"))],
       ["in the tail", v("n_tail").toLocaleString("en") + " of " + (v("n_eigenvalues") - v("n_zero")).toLocaleString("en")],
       ["KS distance", number(v("ks"), 3)],
@@ -212,7 +214,8 @@
     ];
     box.replaceChildren(...pairs.map(([name, text]) => make("div", {}, make("dt", {}, name), make("dd", {}, text))));
     const open = v("comparable") ? "" : "Not comparable with other layers: its window is not that of the run. ";
-    document.getElementById("remark").textContent = open + (v("reason") || "");
+    const verdict = v("ks_p") === null ? "" : v("tail_verdict").replace(/^./, (c) => c.toUpperCase()) + ". ";
+    document.getElementById("remark").textContent = open + verdict + (v("reason") || "");
   }
 
   function mark(i) {
