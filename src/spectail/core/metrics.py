@@ -35,18 +35,19 @@ def moments(matrices: Tensor) -> tuple[float, float]:
 
     The sum of squares is the sum of all eigenvalues (the squared Frobenius norm). Read in pieces, so that no second
     copy of a large tensor is made. The variance of complex entries is E|w - mean|^2.
+    Sums are taken of the differences to the mean of the first piece: nothing cancels where the mean is large.
     """
     flat = matrices.reshape(-1)
-    count, mean, spread, squares = 0, 0.0 + 0.0j, 0.0, 0.0
+    count, total, squares = flat.numel(), 0.0 + 0.0j, 0.0
+    shift = flat[:_PIECE].to(_wide(flat)).mean()
     for piece in torch.split(flat, _PIECE):
-        values = piece.to(_wide(piece))
-        size, centre = piece.numel(), values.mean()
-        shift = complex(centre.item()) - mean
-        spread += float(_squared(values - centre)) + abs(shift) ** 2 * count * size / (count + size)
+        values = piece.to(_wide(piece)) - shift
+        total += complex(values.sum().item())
         squares += float(_squared(values))
-        count += size
-        mean += shift * size / count
-    return spread / count, squares
+    offset = complex(shift.item())
+    mean = total / count
+    variance = max(0.0, squares / count - abs(mean) ** 2)
+    return variance, count * (variance + abs(mean + offset) ** 2)
 
 
 def largest_eigenvalue(matrices: Tensor) -> float:
