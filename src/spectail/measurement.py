@@ -69,6 +69,8 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
         record = replace(record, status="skipped", reason=str(error))
     except SourceError as error:
         record = replace(record, status="failed", reason=str(error))
+    except torch.cuda.OutOfMemoryError:
+        record = replace(record, status="failed", reason="the GPU's memory does not hold this layer: use --device cpu")
     except SOLVER_ERRORS as error:
         record = replace(record, status="failed", reason=f"the eigenvalue solver gave up: {error}")
     return replace(record, seconds=round(time.perf_counter() - started, 4))

@@ -31,14 +31,14 @@ def stacked_eigenvalues(
     torch's OutOfMemoryError.
     """
     found = np.empty((len(positions), matrices.shape[0], window.rows))
-    done, count = 0, _fitting(matrices, window)
+    done, count = 0, min(len(positions), _fitting(matrices, window))
     while done < len(positions):
         try:
             stack = _stack(matrices, window, positions[done : done + count]) * scale
             values = (
                 torch.linalg.svdvals(stack).flip(-1) ** 2 if exact_zeros else torch.linalg.eigvalsh(stack @ stack.mH)
             )
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             if count == 1:
                 raise
             torch.cuda.empty_cache()
