@@ -165,7 +165,8 @@ def test_products_shared_by_overlapping_windows_are_those_of_each_window(lefts: 
     if dtype is np.complex128:
         matrix += 1j * rng.standard_normal(matrix.shape)
     matrix[:, lefts[0]] *= 1e8  # a large column that later windows do not have must leave nothing behind
-    grams = shared_grams(matrix[:, lefts[0] : lefts[-1] + width], lefts, width)
+    grams = np.empty((len(lefts), rows, rows), dtype)
+    shared_grams(matrix[:, lefts[0] : lefts[-1] + width], lefts, width, out=grams)
     for left, gram in zip(lefts, grams, strict=True):
         columns = matrix[:, left : left + width]
         expected = columns @ columns.conj().T

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from spectail.core.cutoffs import Fixed, KSMinimum
+from spectail.core.cutoffs import Cutoff, Fixed, KSMinimum, Median
 from spectail.core.jackknife import MIN_BANDS, alpha_standard_error
 from spectail.core.laws import null_alpha
 from spectail.core.legacy import CONVOLUTION_FACTOR, fit_divisions, legacy_divisions, legacy_windows
@@ -261,7 +261,7 @@ def _fit(eigenvalues: Array, spec: Spec) -> PowerLaw:
 def _error_bar(window: Window, matrices: Tensor, known: dict[tuple[int, int], Array], spec: Spec) -> tuple[float, str]:
     """Jackknife error of alpha on disjoint windows; or why there is none."""
     rows, cols = matrices.shape[1:]
-    smaller = _disjoint_window(window, rows, cols)
+    smaller = _disjoint_window(window, rows, cols, spec.cutoff)
     if min(smaller) < 2:
         return math.nan, f"no error bar: fewer than {MIN_BANDS} x {MIN_BANDS} disjoint windows fit"
     if smaller != window and isinstance(spec.cutoff, Fixed):
@@ -277,18 +277,21 @@ def _error_bar(window: Window, matrices: Tensor, known: dict[tuple[int, int], Ar
     return error, "" if math.isfinite(error) else "no error bar: some windows have no tail of their own"
 
 
-def _disjoint_window(window: Window, rows: int, cols: int) -> Window:
-    """The run's window where 3 x 3 or more of it tile the layer; else one of its shape, half as large or smaller.
+def _disjoint_window(window: Window, rows: int, cols: int, cutoff: Cutoff) -> Window:
+    """The window of the run's shape for the error bar: at least 3 x 3 fit into the layer without overlap.
 
-    It then fits six times side by side: a steadier error bar than three bands give, and cheaper than the layer's own
-    windows. Where it would be narrower than NARROWEST_BAND fewer are taken, down to three of at most the run's window.
+    The run's own where so many tile the layer, else as large as 3 x 3 allow. The median measures the bulk, which looks
+    alike at every size: there the window is at most half the run's and fits six times where it stays as wide as
+    NARROWEST_BAND, a steadier error bar at a smaller cost. Tails change with the size of the window.
     """
 
     def fitting(bands: int, most: float = 1.0) -> Window:
         scale = min(most, rows // bands / window.rows, cols // bands / window.cols)
         return Window(int(window.rows * scale + 1e-9), int(window.cols * scale + 1e-9))
 
-    if rows % window.rows == 0 and cols % window.cols == 0 and fitting(MIN_BANDS) == window:
-        return window
+    largest = fitting(MIN_BANDS)
+    tiled = largest == window and rows % window.rows == 0 and cols % window.cols == 0
+    if tiled or not isinstance(cutoff, Median):
+        return largest
     fits = [fitting(bands, 0.5) for bands in range(2 * MIN_BANDS, MIN_BANDS, -1)]
-    return next((fit for fit in fits if min(fit) >= NARROWEST_BAND), fitting(MIN_BANDS))
+    return next((fit for fit in fits if min(fit) >= NARROWEST_BAND), largest)

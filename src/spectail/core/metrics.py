@@ -26,6 +26,8 @@ _DENSE_SIDE = 128
 """Up to this short side a full solve is as quick as an iteration."""
 _GRAM_SIDE = 1024
 """Up to this short side the Gram matrix is formed once; beyond, each step multiplies by matrix and transpose."""
+_SAFE_EXPONENT = 24
+"""Weights of 2^-24 to 2^24 at most are not scaled first: their squares are far inside the range of float32."""
 _PIECE = 2**20
 """Entries that are turned into float64 at a time."""
 
@@ -40,8 +42,9 @@ def moments(matrices: Tensor) -> tuple[float, float]:
     flat = matrices.reshape(-1)
     count, total, squares = flat.numel(), 0.0 + 0.0j, 0.0
     shift = flat[:_PIECE].to(_wide(flat)).mean()
+    buffer = torch.empty(min(count, _PIECE), dtype=_wide(flat), device=flat.device)
     for piece in torch.split(flat, _PIECE):
-        values = piece.to(_wide(piece)) - shift
+        values = buffer[: piece.numel()].copy_(piece).sub_(shift)
         total += complex(values.sum().item())
         squares += float(_squared(values))
     offset = complex(shift.item())
@@ -80,18 +83,17 @@ def _lanczos(matrix: Tensor) -> float:
     if not magnitude:
         return 0.0
     side, exponent = matrix.shape[0], math.frexp(magnitude)[1]
+    exponent = 0 if abs(exponent) <= _SAFE_EXPONENT else exponent
     fine = matrix.dtype in (torch.float64, torch.complex128)
     working = matrix.dtype if fine else torch.promote_types(matrix.dtype, torch.float32)
-    pieces, scale = torch.split(matrix, max(1, _PIECE // side), dim=1), 2.0**-exponent
-    if side <= _GRAM_SIDE:
-        multiply = _gram_product((piece.to(working) * scale).cpu() for piece in pieces)
-    else:
-        multiply = _two_products(matrix.to(working) * scale)
+    scaled = matrix.to(working) if exponent == 0 else matrix.to(working) * 2.0**-exponent
+    pieces = torch.split(scaled, max(1, _PIECE // side), dim=1)
+    multiply = _gram_product(piece.cpu() for piece in pieces) if side <= _GRAM_SIDE else _two_products(scaled)
     start = np.random.default_rng(0).standard_normal(side).astype(torch.empty(0, dtype=working).numpy().dtype)
     operator = LinearOperator((side, side), matvec=multiply, dtype=start.dtype)
     _, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=1e-10 if fine else 1e-5, maxiter=50 * side)
     top = torch.from_numpy(vectors[:, 0]).to(matrix.device, _wide(matrix))
-    image = sum(float(_squared(scale * (piece.mH.to(top.dtype) @ top))) for piece in pieces)
+    image = sum(float(_squared(piece.mH.to(top.dtype) @ top)) for piece in pieces)
     return math.ldexp(image / float(_squared(top)), 2 * exponent)
 
 

@@ -13,6 +13,7 @@ save a quarter, and cannot tell the smallest eigenvalues of a square window from
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -86,19 +87,24 @@ def _on_cpu(
     """Eigenvalues of windows that are no taller than wide, batches of them spread over the cores."""
     found = np.empty((len(positions), matrices.shape[0], window.rows))
 
+    rooms = threading.local()
+
     def solve(strips: Sequence[_Strip]) -> None:
-        pieces = (_cut(matrices, strip, window) * scale for strip in strips)
+        if not hasattr(rooms, "own"):
+            rooms.own = _Room(matrices.is_complex(), window.rows, window.cols, longest)
+        room: _Room = rooms.own
         if exact_zeros:
-            values = np.concatenate([np.linalg.svd(piece, compute_uv=False)[None, ::-1] ** 2 for piece in pieces])
+            cuts = (room.cut(matrices, strip, window, scale) for strip in strips)
+            values = np.stack([np.linalg.svd(cut, compute_uv=False)[::-1] ** 2 for cut in cuts])
         else:
-            grams = [shared_grams(piece, strip.lefts, window.cols) for piece, strip in zip(pieces, strips, strict=True)]
-            values = np.linalg.eigvalsh(np.concatenate(grams) if len(grams) > 1 else grams[0])
+            values = np.linalg.eigvalsh(room.fill(matrices, strips, window, scale))
         places = [(place, strip.matrix) for strip in strips for place in strip.places]
         found[tuple(np.transpose(places))] = values
 
     strips = _strips(window, positions, matrices.shape[0], share=not exact_zeros)
     workers = torch.get_num_threads()
     batches = _batches(strips, window, workers)
+    longest = max(sum(len(strip.lefts) for strip in batch) for batch in batches)
     if workers == 1 or len(batches) == 1:
         for batch in batches:
             solve(batch)
@@ -108,35 +114,53 @@ def _on_cpu(
     return found
 
 
-def shared_grams(piece: NDArray[Any], lefts: Sequence[int], width: int) -> NDArray[Any]:
-    """W W^H of the windows of ``width`` columns that start at ``lefts`` (ascending, all overlapping), stacked.
+class _Room:
+    """Memory that one worker fills again and again: fresh pages cost as much as a third of the solver's time."""
+
+    def __init__(self, complex_: bool, side: int, width: int, most: int) -> None:
+        dtype = np.complex128 if complex_ else np.float64
+        self.grams = np.empty((most, side, side), dtype)
+        self.window = np.empty((side, 2 * width), dtype)
+
+    def cut(self, matrices: Tensor, strip: _Strip, window: Window, scale: float) -> NDArray[Any]:
+        """The columns from the first to the last window of a strip, in double precision, scaled."""
+        end = strip.lefts[-1] + window.cols
+        piece = matrices[strip.matrix, strip.top : strip.top + window.rows, strip.lefts[0] : end].detach()
+        room = self.window.reshape(-1)[: piece.numel()].reshape(piece.shape)
+        torch.from_numpy(room).copy_(piece).mul_(scale)
+        return room
+
+    def fill(self, matrices: Tensor, strips: Sequence[_Strip], window: Window, scale: float) -> NDArray[Any]:
+        """The Gram matrices of all windows of the strips, stacked."""
+        done = 0
+        for strip in strips:
+            grams = self.grams[done : done + len(strip.lefts)]
+            shared_grams(self.cut(matrices, strip, window, scale), strip.lefts, window.cols, out=grams)
+            done += len(grams)
+        return self.grams[:done]
+
+
+def shared_grams(piece: NDArray[Any], lefts: Sequence[int], width: int, *, out: NDArray[Any]) -> None:
+    """W W^H of the windows of ``width`` columns that start at ``lefts`` (ascending, all overlapping), into ``out``.
 
     ``piece`` begins at the first of them. The columns that all windows have are multiplied once; what a window has
     left of them is summed up leftwards, what it has right of them rightwards. Only sums: nothing cancels.
     """
     starts = [left - lefts[0] for left in lefts]
-    grams = np.empty((len(starts), piece.shape[0], piece.shape[0]), dtype=piece.dtype)
-    grams[-1] = _gram(piece[:, starts[-1] : width])
+    _gram(piece[:, starts[-1] : width], out=out[-1])
+    if len(starts) == 1:
+        return
     for i in range(len(starts) - 1, 0, -1):
-        np.add(grams[i], _gram(piece[:, starts[i - 1] : starts[i]]), out=grams[i - 1])
-    right = np.zeros_like(grams[0])
+        np.add(out[i], _gram(piece[:, starts[i - 1] : starts[i]]), out=out[i - 1])
+    right = np.zeros_like(out[0])
     for i in range(1, len(starts)):
         right += _gram(piece[:, width + starts[i - 1] : width + starts[i]])
-        grams[i] += right
-    return grams
+        out[i] += right
 
 
-def _gram(columns: NDArray[Any]) -> NDArray[Any]:
-    product: NDArray[Any] = columns @ (columns.conj().T if np.iscomplexobj(columns) else columns.T)
-    return product
-
-
-def _cut(matrices: Tensor, strip: _Strip, window: Window) -> NDArray[Any]:
-    """The columns from the first to the last window of a strip, in double precision."""
-    end = strip.lefts[-1] + window.cols
-    piece = matrices[strip.matrix, strip.top : strip.top + window.rows, strip.lefts[0] : end].detach()
-    values: NDArray[Any] = piece.to(torch.complex128 if piece.is_complex() else torch.float64).cpu().numpy()
-    return values
+def _gram(columns: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Columns times their own transpose, for which NumPy does half the work."""
+    return np.matmul(columns, columns.conj().T if np.iscomplexobj(columns) else columns.T, out=out)
 
 
 def _strips(window: Window, positions: Sequence[tuple[int, int]], n_matrices: int, *, share: bool) -> list[_Strip]:
@@ -162,10 +186,12 @@ def _batches(strips: list[_Strip], window: Window, workers: int) -> list[list[_S
     """Strips in batches of about _BATCH_BYTES, and at least four batches a worker where there are as many strips."""
     windows = sum(len(strip.lefts) for strip in strips)
     most = max(1, min(_BATCH_BYTES // (8 * window.rows**2), windows // (4 * workers)))
-    batches: list[list[_Strip]] = [[]]
+    batches: list[list[_Strip]] = []
+    held = most
     for strip in strips:
-        held = sum(len(other.lefts) for other in batches[-1])
-        if batches[-1] and held + len(strip.lefts) > most:
+        if held + len(strip.lefts) > most:
             batches.append([])
+            held = 0
         batches[-1].append(strip)
+        held += len(strip.lefts)
     return batches

@@ -19,8 +19,8 @@ from spectail.measurement import Plan, measure_layer
 from spectail.models.source import Layer
 from spectail.records import LayerRecord
 
-SMALL = 4 * 2**20
-"""Weights up to which a layer shares the memory with others; beyond, one tensor is held at a time."""
+TOGETHER = 2**27
+"""Weights held at a time by layers that are measured side by side; larger ones are measured alone."""
 
 
 def measure(plan: Plan, layers: Iterable[Layer]) -> Iterator[LayerRecord]:
@@ -30,7 +30,7 @@ def measure(plan: Plan, layers: Iterable[Layer]) -> Iterator[LayerRecord]:
         with ThreadPoolExecutor(2, initializer=_own_stream, initargs=(plan.device,)) as pool:
             yield from _side_by_side(pool, 2, plan, layers)
         return
-    for large, run in groupby(layers, key=lambda layer: layer.numel > SMALL):
+    for large, run in groupby(layers, key=lambda layer: layer.numel * cores > TOGETHER):
         if large or cores == 1:
             yield from (measure_layer(layer, plan) for layer in run)
         else:

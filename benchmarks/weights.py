@@ -1,0 +1,118 @@
+"""Weights whose spectra look like a trained model's, made from a seed: bulk, scaled rows and columns, heavy low rank.
+
+    W = D_r N D_c + s U diag(k^-0.6) V^T
+
+N is Gaussian with variance 1 / cols. D_r and D_c hold lognormal scales, whose width sets how far the bulk is from
+Marchenko and Pastur's law, and so the median alpha. The second term has ``RANK`` directions whose strengths fall as a
+power law from ``s`` times the bulk's edge. Width and strength differ by kind of layer and with depth, so alphas differ.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+RANK = 128
+DECAY = 0.6
+"""Exponent of the strengths of the low-rank directions."""
+CHARACTER = {
+    "q_proj": (0.45, 4.0),
+    "k_proj": (0.50, 5.0),
+    "v_proj": (0.20, 2.0),
+    "o_proj": (0.25, 3.0),
+    "gate_proj": (0.30, 2.5),
+    "up_proj": (0.15, 2.0),
+    "down_proj": (0.20, 2.0),
+}
+"""Width of the scales' logarithms and strength of the low-rank part in the first block, by kind of layer."""
+OTHERS = (0.3, 3.0)
+"""The same for embedding and head."""
+CHUNK = 4096
+"""Rows that are made at a time: what bounds the memory."""
+LLAMA = {"hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 32000, "num_attention_heads": 32}
+"""LLaMA-7B without its 32 blocks."""
+
+
+def made(
+    rows: int, cols: int, *, name: str = "q_proj", depth: float = 0.0, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """A rows x cols matrix with the spectrum of its kind (last part of ``name``) at ``depth`` from 0 to 1.
+
+    The same arguments give the same weights. Beside the result only CHUNK rows are in memory.
+    """
+    width, strength = CHARACTER.get(name.rsplit(".", 1)[-1], OTHERS)
+    width, strength = width * (1 + 0.6 * depth), strength * (1.5 - depth)
+    random = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}/{depth:.6f}".encode()))
+    rank = min(RANK, rows, cols)
+    edge = 1 + math.sqrt(rows / cols)
+    strengths = strength * edge * torch.arange(1, rank + 1) ** -DECAY
+    row_scale = torch.exp(width * torch.randn(rows, 1, generator=random) - width**2)
+    col_scale = torch.exp(width * torch.randn(cols, generator=random) - width**2) / math.sqrt(cols)
+    right = torch.randn(rank, cols, generator=random) * (strengths / math.sqrt(cols * rows))[:, None]
+    result = torch.empty(rows, cols, dtype=dtype)
+    for top in range(0, rows, CHUNK):
+        part = slice(top, min(top + CHUNK, rows))
+        count = part.stop - top
+        noise = torch.randn(count, cols, generator=random).mul_(row_scale[part]).mul_(col_scale)
+        result[part] = noise.addmm_(torch.randn(count, rank, generator=random), right)
+    return result
+
+
+def shapes_of_block(config: dict[str, int]) -> dict[str, tuple[int, int]]:
+    """The seven matrices of a block, output x input."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    attention = {f"self_attn.{kind}_proj": (hidden, hidden) for kind in "qkvo"}
+    return attention | {
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+
+
+def write_checkpoint(
+    folder: Path, blocks: int, *, config: dict[str, int] | None = None, per_shard: int = 2, seed: int = 0
+) -> int:
+    """Write a sharded bfloat16 Llama checkpoint of so many blocks in the Hugging Face layout; returns its bytes.
+
+    ``config`` is LLAMA where none is given. One shard (``per_shard`` blocks) is in memory at a time.
+    """
+    config = config or LLAMA
+    folder.mkdir(parents=True, exist_ok=True)
+    groups = [range(i, min(i + per_shard, blocks)) for i in range(0, blocks, per_shard)]
+    where, size = {}, 0
+    for number, group in enumerate([None, *groups], 1):
+        file = f"model-{number:05d}-of-{len(groups) + 1:05d}.safetensors"
+        shard = dict(_ends(config, seed) if group is None else _blocks(config, group, blocks, seed))
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(shard, file)
+        size += sum(2 * tensor.numel() for tensor in shard.values())
+    index = {"metadata": {"total_size": size}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    described = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(described | config | {"num_hidden_layers": blocks}))
+    return size
+
+
+def _ends(config: dict[str, int], seed: int) -> Iterator[tuple[str, Tensor]]:
+    shape = config["vocab_size"], config["hidden_size"]
+    for name in ("model.embed_tokens", "lm_head"):
+        yield f"{name}.weight", made(*shape, name=name, seed=seed, dtype=torch.bfloat16)
+    yield "model.norm.weight", torch.ones(config["hidden_size"], dtype=torch.bfloat16)
+
+
+def _blocks(config: dict[str, int], group: range, blocks: int, seed: int) -> Iterator[tuple[str, Tensor]]:
+    for block in group:
+        prefix = f"model.layers.{block}."
+        for name, shape in shapes_of_block(config).items():
+            depth = block / max(1, blocks - 1)
+            weight = made(*shape, name=f"{prefix}{name}", depth=depth, seed=seed, dtype=torch.bfloat16)
+            yield f"{prefix}{name}.weight", weight
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            yield f"{prefix}{norm}.weight", torch.ones(config["hidden_size"], dtype=torch.bfloat16)

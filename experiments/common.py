@@ -1,0 +1,138 @@
+"""What every experiment shares: the environment it ran in, results kept atomically, runs that go on after a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+WORK = ROOT / "build" / "experiments"
+"""Where runs are kept until they are finished."""
+PACKAGES = ("spectail", "torch", "numpy", "scipy", "safetensors", "gguf", "transformers")
+_FLAT_LIST = re.compile(r"\[\s+([^\[\]{}]*?)\s+\]")
+
+
+def environment() -> dict[str, Any]:
+    """What a result may depend on: versions, system, processor, cores. No host names, no paths."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "system": platform.system(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+    }
+
+
+def save_json(path: str | Path, data: Any) -> None:
+    """Write ``data`` as JSON, whole or not at all: NaN and infinities as null, a list of plain values on one line."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_plain(data), indent=1, allow_nan=False, ensure_ascii=False)
+    text = _FLAT_LIST.sub(lambda match: "[" + re.sub(r",\n\s+", ", ", match[1]) + "]", text)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+@dataclass
+class Journal:
+    """Steps of a run by key, each kept as one JSON line the moment it is done."""
+
+    path: Path
+    done: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path, settings: Mapping[str, Any], *, fresh: bool = False) -> Journal:
+        """Go on with the run at ``path``, or start one. ValueError where that run has other settings."""
+        head = json.dumps({"settings": _plain(settings)})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [] if fresh or not path.exists() else _whole_lines(path)
+        if lines and lines[0] != head:
+            raise ValueError(f"{path} holds a run with other settings; go on with those, or start anew with --fresh")
+        path.write_text("\n".join(lines or [head]) + "\n", encoding="utf-8")
+        return cls(path, dict(json.loads(line) for line in lines[1:]))
+
+    def add(self, key: str, value: Any) -> None:
+        """Keep one step."""
+        self.done[key] = value = _plain(value)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([key, value]) + "\n")
+
+
+def run_steps(
+    journal: Journal, steps: Iterable[tuple[str, Callable[[], Any]]], *, seconds: float | None = None
+) -> bool:
+    """Do the steps that the journal lacks, with a line of progress each; False where ``seconds`` ran out before."""
+    steps = list(steps)
+    started = time.perf_counter()
+    for i, (key, step) in enumerate(steps, 1):
+        if key in journal.done:
+            continue
+        if seconds is not None and time.perf_counter() - started > seconds:
+            print(f"stopped after {seconds:g} s with {i - 1} of {len(steps)} steps done; run again to go on")
+            return False
+        begun = time.perf_counter()
+        journal.add(key, step())
+        print(f"[{i}/{len(steps)}] {key}: {time.perf_counter() - begun:.1f} s", flush=True)
+    return True
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A markdown table: the first column to the left, the others to the right."""
+    lines = [list(header), ["---", *["---:"] * (len(header) - 1)], *map(list, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def fill_page(page: Path, parts: Mapping[str, str]) -> None:
+    """Put each text between ``<!-- NAME -->`` and ``<!-- /NAME -->`` of a page. ValueError where a mark is missing."""
+    text = page.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        marks = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
+        if not marks.search(text):
+            raise ValueError(f"{page.name} has no place for {name!r}: expected <!-- {name} --> and <!-- /{name} -->")
+        text = marks.sub(partial(_between, part), text)
+    page.write_text(text, encoding="utf-8")
+
+
+def _between(part: str, marks: re.Match[str]) -> str:
+    return f"{marks[1]}\n{part}\n\n{marks[2]}"
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines that were written to their end: a kill may cut the last."""
+    text = path.read_text(encoding="utf-8")
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _processor() -> str:
+    """The processor's model name as the kernel gives it."""
+    path = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", path.read_text(), re.MULTILINE) if path.exists() else None
+    return found[1] if found else platform.processor()
+
+
+def _plain(data: Any) -> Any:
+    """JSON values only; keys as text."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {str(key): _plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_plain(value) for value in data]
+    return data

@@ -1,0 +1,116 @@
+"""python -m experiments.tolerance [--quick]: alpha of a dense grid and alpha of the windows that --tolerance takes.
+
+The setting of the FARMS paper for language models: 15 x 15 windows (225), each about half as long as the matrix.
+On layers of SmolLM2-135M (windows of half the short side) and on drawn matrices of 4096 x 4096; tolerance 1 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import spectail as st
+from experiments.common import ROOT, WORK, Journal, environment, fill_page, markdown_table, run_steps, save_json
+from experiments.ensembles import LAWS
+from spectail.core.sequential import enough_windows
+from spectail.core.spectra import numerical_zeros, window_eigenvalues
+from spectail.core.tails import fit_from
+from spectail.core.windows import Window
+from spectail.models.open import open_source
+
+HERE = Path(__file__).parent
+CUTOFFS = ("median", "top:0.1", "peak", "ks")
+TOLERANCE = 0.01
+BLOCKS = (0, 10, 20, 29)
+
+
+def main() -> None:
+    """Run what is missing, then write results.json and the table in docs/tolerance.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small matrices, a coarse grid: does it run?")
+    parser.add_argument("--seconds", type=float, help="stop after about this long; run again to go on")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=HERE / "results.json")
+    options = parser.parse_args()
+    side, window, grid = (96, 48, "grid:5") if options.quick else (4096, 2000, "grid:15")
+    settings = {"side": side, "window": window, "placement": grid, "tolerance": TOLERANCE, "seed": options.seed}
+    journal = Journal.open(WORK / f"tolerance{'_quick' * options.quick}.jsonl", settings)
+    if not run_steps(journal, _steps(settings, () if options.quick else BLOCKS), seconds=options.seconds):
+        return
+    save_json(options.out, {"environment": environment(), "settings": settings, "results": journal.done})
+    if not options.quick:
+        fill_page(ROOT / "docs" / "tolerance.md", {"results": _table(journal.done)})
+
+
+def _steps(settings: dict[str, Any], blocks: tuple[int, ...]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    layers = [layer for layer in open_source("demo").layers if layer.block in blocks] if blocks else []
+    for layer in layers:
+        half = min(layer.rows, layer.cols) // 2
+        yield f"SmolLM2 | {layer.name}", lambda m=layer, w=half: compare(m.load()[0], w, settings["placement"])
+    shape = (settings["side"], settings["side"])
+    for law in LAWS:
+        yield (
+            f"drawn | {law}",
+            lambda d=law: compare(
+                torch.from_numpy(LAWS[d](np.random.default_rng(settings["seed"]), shape)).float(),
+                settings["window"],
+                settings["placement"],
+            ),
+        )
+
+
+def compare(matrix: Tensor, side: int, placement: str) -> dict[str, Any]:
+    """Alpha of all windows and of those that the tolerance takes, for every cutoff."""
+    spec = st.Spec(window=side, placement=placement, tolerance=TOLERANCE)
+    window = Window(side, side)
+    positions = spec.placement.positions(*matrix.shape, window)
+    started = time.perf_counter()
+    everything = window_eigenvalues(matrix[None], window, positions)
+    seconds = time.perf_counter() - started
+    found: dict[str, Any] = {"windows": len(positions), "cutoffs": {}}
+    for cutoff in CUTOFFS:
+        spec = st.Spec(window=side, placement=placement, cutoff=cutoff, tolerance=TOLERANCE)
+        started = time.perf_counter()
+        taken, few = enough_windows(matrix[None], window, positions, spec)
+        faster = seconds / (time.perf_counter() - started)
+        whole, part = (_alpha(values, window, spec) for values in (everything, few))
+        found["cutoffs"][cutoff] = {
+            "alpha": whole,
+            "alpha_few": part,
+            "change": part / whole - 1,
+            "windows": len(taken),
+            "times_faster": faster,
+        }
+    return found
+
+
+def _alpha(values: np.ndarray, window: Window, spec: st.Spec) -> float:
+    pooled = np.sort(values[~numerical_zeros(values, window)])
+    return fit_from(pooled, spec.cutoff.start(pooled)).alpha
+
+
+def _table(done: dict[str, Any]) -> str:
+    rows = []
+    for source in ("SmolLM2", "drawn"):
+        layers = [value for key, value in done.items() if key.startswith(source)]
+        for cutoff in CUTOFFS:
+            cells = [layer["cutoffs"][cutoff] for layer in layers]
+            changes = np.abs([cell["change"] for cell in cells])
+            counts = np.array([cell["windows"] for cell in cells])
+            within = f"{int((changes <= TOLERANCE).sum())} of {len(cells)}"
+            taken = f"{int(np.median(counts))} ({counts.min()} to {counts.max()})"
+            faster = f"{np.median([cell['times_faster'] for cell in cells]):.0f}"
+            rows.append([f"{source}, {cutoff}", taken, within, f"{100 * changes.max():.2f} %", faster])
+    head = ["matrices, cutoff", "windows taken of 225", "within 1 %", "largest change", "times faster (median)"]
+    return markdown_table(head, rows)
+
+
+if __name__ == "__main__":
+    main()

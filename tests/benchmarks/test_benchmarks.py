@@ -1,0 +1,255 @@
+"""The benchmarks measure the right thing: the plain procedure is right, the sides do the same work, the files load."""
+
+import argparse
+import json
+import math
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import spectail as st
+from benchmarks import __main__ as benchmarks
+from benchmarks import checkpoint, command, common, fit, layers, plain, training
+from benchmarks.weights import made, shapes_of_block, write_checkpoint
+from spectail.errors import SourceError
+from spectail.models.open import open_source
+from tests.benchmarks.light_job import Broken, Counter
+from tests.reference import plain_farms
+
+CUTOFFS = ["median", "top:0.1", "peak", "ks"]
+
+
+@pytest.fixture
+def matrix():
+    return made(90, 70, name="k_proj").double()
+
+
+@pytest.fixture
+def pooled(matrix):
+    return plain.pooled_eigenvalues(matrix, (40, 40), plain.grid_corners((90, 70), (40, 40), 3))
+
+
+def one_result(arguments, path):
+    benchmarks.main([*arguments, "--quick", "--result", str(path)])
+    result = json.loads(path.read_text())
+    assert result["benchmark"] == arguments[0]
+    assert result["quick"]
+    assert result["environment"]["cores"] >= 1
+    return result["results"]
+
+
+class TestPlain:
+    def test_eigenvalues_are_those_of_the_oracle(self, matrix, pooled):
+        corners = [(top, left) for top in (0, 25, 50) for left in (0, 15, 30)]
+        expected = plain_farms.pooled_eigenvalues([matrix.numpy()], (40, 40), corners)
+        np.testing.assert_allclose(pooled.numpy(), expected, rtol=1e-12, atol=1e-14)
+
+    def test_one_window_per_side_starts_at_the_corner(self):
+        assert plain.grid_corners((90, 70), (40, 40), 1) == [(0, 0)]
+
+    @pytest.mark.parametrize("cutoff", CUTOFFS)
+    @pytest.mark.parametrize("legacy", [False, True])
+    def test_fit_is_that_of_the_oracle(self, pooled, cutoff, legacy):
+        found = plain.fit(pooled, cutoff, log_lower_bound=legacy)
+        expected = plain_farms.fit(pooled.numpy(), cutoff, legacy=legacy)
+        assert found.n_tail == expected.n_tail
+        assert found.alpha == pytest.approx(expected.alpha, rel=1e-12)
+        assert found.ks == pytest.approx(expected.ks, rel=1e-9)
+
+    @pytest.mark.parametrize("legacy", [False, True])
+    def test_peak_tries_the_candidates_of_the_oracle(self, pooled, legacy):
+        tried = [float(pooled[i]) for i in plain.candidates(pooled, "peak", log_lower_bound=legacy)]
+        assert tried == plain_farms.near_peak(pooled.numpy(), log_lower_bound=legacy)
+
+    @pytest.mark.parametrize("cutoff", CUTOFFS)
+    def test_spectail_finds_the_same(self, matrix, cutoff):
+        own = st.tail_fit(matrix, st.Spec(window=40, placement="grid:3", cutoff=cutoff, legacy=True))
+        pooled = plain.pooled_eigenvalues(matrix, (40, 40), plain.grid_corners((90, 70), (40, 40), 3))
+        assert plain.fit(pooled, cutoff, log_lower_bound=True).alpha == pytest.approx(own.alpha, rel=1e-9)
+
+    def test_a_sampled_scan_stays_within_its_budget(self, pooled):
+        tried = plain.candidates(pooled, "ks")
+        whole = sum(len(pooled) - i for i in tried)
+        assert plain.every_within(whole * 1.01, pooled, tried) == 1
+        every = plain.every_within(whole / 5, pooled, tried)
+        assert every in (5, 6)
+        assert sum(len(pooled) - i for i in tried[::every]) <= 1.05 * whole / 5
+
+
+def test_the_quickest_threads_leave_the_setting_alone():
+    before = torch.get_num_threads()
+    assert plain.quickest_threads(lambda: torch.ones(10).sum()) in (1, before)
+    assert torch.get_num_threads() == before
+
+
+class TestTimes:
+    def test_ratios_are_paired(self):
+        assert common.paired([2, 30, 8], [1, 10, 2]) == {"median": 3, "least": 2, "most": 4, "rounds": 3}
+
+    def test_a_command_that_fails_says_why(self):
+        with pytest.raises(RuntimeError, match=r"ended with exit code 2: .*no such file or folder: 'nowhere'"):
+            common.run_command([*command.SPECTAIL, "analyze", "nowhere", "--out", "unused"])
+
+    def test_memory_is_the_commands_own(self):
+        here = bytearray(300 * 2**20)
+        python = command.SPECTAIL[0]
+        small, large = (
+            common.run_command([python, "-c", f"import time; x = bytearray({mb} << 20); time.sleep(0.2)"], every=0.005)
+            for mb in (1, 100)
+        )
+        assert len(here) > 0
+        assert small.peak_megabytes < 60
+        assert 90 < large.peak_megabytes - small.peak_megabytes < 110
+        assert large.seconds > 0.2
+
+    def test_every_side_is_asked_in_every_round_with_its_own_environment(self):
+        sides = {name: common.Side(Counter, (10,), {"BENCHMARK_SIDE": name}) for name in "ab"}
+        outcomes = common.run_sides(sides, 3)
+        for name, outcome in outcomes.items():
+            assert outcome.seconds == {"work": [3.0, 3.25, 3.5]}, "the warm-up is not counted"
+            assert outcome.facts == {"calls": 14, "variable": name}
+            assert 0 < outcome.megabytes["before"] <= outcome.megabytes["peak"]
+            assert outcome.to_dict()["seconds"] == {"work": 3.25}
+        assert "BENCHMARK_SIDE" not in os.environ
+
+    def test_a_side_that_fails_ends_the_benchmark(self):
+        with pytest.raises(RuntimeError, match="a side of the benchmark failed; its own error is printed above"):
+            common.run_sides({"a": common.Side(Broken, (0,))}, 1)
+
+
+class TestQuickModes:
+    def test_layers(self, tmp_path):
+        case = one_result(["layers", "--rounds", "1"], tmp_path / "layers.json")["quick"]
+        assert case["layers"]["layer"] == {"shape": [96, 128], "window": [64, 64], "windows": 9, "compared": 4}
+        assert "4 windows" in case["sides"]["plain float32"]["extrapolated"]["eigenvalues"]
+        assert case["ratios"]["layer"]["eigenvalues: plain float64 / spectail"]["median"] > 0
+        differences = case["alpha_difference"]["plain float64 - spectail"]["layer"]
+        assert set(differences) == set(layers.CUTOFFS)
+        assert max(map(abs, differences.values())) < 1e-9
+
+    def test_fit(self, tmp_path):
+        case = one_result(["fit", "--rounds", "1", "--spectrum", "pareto"], tmp_path / "fit.json")["pareto 1000"]
+        assert set(case["ratios"]) == {f"{cutoff}: plain / spectail" for cutoff in fit.CUTOFFS}
+        assert max(map(abs, case["alpha_difference"].values())) < 1e-9
+
+    def test_solvers(self, tmp_path):
+        ways = one_result(["solvers", "--rounds", "1"], tmp_path / "solvers.json")["32"]
+        assert ways["ours"]["error"] < 1e-12
+
+    def test_command_alone(self, tmp_path):
+        result = one_result(["command"], tmp_path / "command.json")
+        assert result["weightwatcher"] == "not measured"
+        assert result["spectail"]["peak_megabytes"][0] > 50
+
+    def test_command_against_weightwatcher(self, tmp_path, monkeypatch):
+        answer = {"analyze_seconds": 5.0, "load_seconds": 1.0, "layers": 3, "versions": {"weightwatcher": "0"}}
+        stand_in = tmp_path / "stand_in.py"
+        stand_in.write_text(f"print('chatter'); print({json.dumps(answer)!r}); print('more')")
+        monkeypatch.setattr(command, "SCRIPT", stand_in)
+        result = one_result(["command", "--weightwatcher", sys.executable], tmp_path / "command.json")
+        own = result["spectail"]["seconds"][0]
+        assert result["weightwatcher"]["layers"] == 3
+        ratio = result["ratios"]["weightwatcher's analyze() alone / spectail's whole process"]["median"]
+        assert ratio == pytest.approx(5.0 / own, rel=0.01)
+
+    def test_checkpoint(self, tmp_path):
+        result = one_result(["checkpoint"], tmp_path / "checkpoint.json")
+        assert result["analyze"]["layers"] == 16
+        assert result["analyze"]["layers_not_ok"] == []
+        assert result["analyze"]["by_kind"]["down"]["layers"] == 2
+
+    def test_training(self, tmp_path):
+        result = one_result(["training", "--rounds", "1"], tmp_path / "training.json")
+        assert result["largest_alpha_difference"] < 1e-4
+        assert result["ratios"]["plain / spectail"]["rounds"] == 1
+
+
+class TestFitSpectra:
+    @pytest.mark.parametrize("kind", fit.SPECTRA)
+    def test_as_many_as_asked_ascending(self, kind):
+        found = fit.spectrum(kind, 1000)
+        assert found.shape == (1000,)
+        assert (np.diff(found) >= 0).all()
+        assert found[0] > 0
+
+    def test_pareto_has_the_exponent_it_says(self):
+        assert plain.fit(torch.from_numpy(fit.spectrum("pareto", 20_000)), "median").alpha == pytest.approx(3, abs=0.1)
+
+    def test_a_missing_demo_model_is_named(self, monkeypatch):
+        def missing(source):
+            raise SourceError("the demo model is not installed")
+
+        monkeypatch.setattr(fit, "open_source", missing)
+        assert fit._run_case("smollm2", 1000, 1, math.inf) == {"not measured": "the demo model is not installed"}
+
+
+class TestLayerCases:
+    def test_the_demo_has_its_seven_kinds_in_the_runs_window(self):
+        cut = layers.cuts(layers.CASES["demo"])
+        assert list(cut) == list(layers.KINDS)
+        assert {c.window for c in cut.values()} == {(192, 192)}
+        assert cut["down"].matrix.shape == (576, 1536)
+
+    @pytest.mark.parametrize(("size", "expected"), [(4, [1, 2, 3, 4]), (7, [1, 1.5, 2, 2.5, 3, 3.5, 4])])
+    def test_a_stretched_spectrum_keeps_its_quantiles(self, size, expected):
+        assert layers._stretched(torch.tensor([1.0, 2, 3, 4]), size).tolist() == expected
+
+
+class TestWeights:
+    def test_the_same_arguments_give_the_same_weights(self):
+        assert torch.equal(made(50, 40, seed=1), made(50, 40, seed=1))
+        assert not torch.equal(made(50, 40, seed=1), made(50, 40, seed=2))
+
+    def test_the_strongest_direction_stands_above_the_bulk(self):
+        singular = torch.linalg.svdvals(made(512, 512, name="up_proj"))
+        assert singular[0] == pytest.approx(2.0 * 1.5 * 2, rel=0.2), "strength x depth factor x edge"
+        assert singular[0] / singular[3] == pytest.approx(4**0.6, rel=0.25)
+
+    def test_kinds_and_depths_differ_and_none_is_noise(self):
+        def alpha(name, depth):
+            return st.tail_fit(made(512, 512, name=name, depth=depth), st.Spec(window=128)).alpha
+
+        alphas = [alpha(name, depth) for name in ("q_proj", "up_proj", "v_proj") for depth in (0.0, 1.0)]
+        null = st.tail_fit(torch.randn(512, 512), st.Spec(window=128)).alpha_null
+        assert max(alphas) < null
+        assert min(abs(a - b) for a, b in zip(alphas[::2], alphas[1::2], strict=True)) > 0.02
+        assert max(alphas) - min(alphas) > 0.2
+
+    def test_a_checkpoint_reads_as_a_llama(self, tmp_path):
+        size = write_checkpoint(tmp_path, 3, config=checkpoint.TINY)
+        source = open_source(str(tmp_path))
+        shapes = {layer.name: (layer.rows, layer.cols) for layer in source.layers}
+        expected = {
+            f"model.layers.{block}.{name}": shape
+            for block in range(3)
+            for name, shape in shapes_of_block(checkpoint.TINY).items()
+        }
+        assert shapes == expected | {"model.embed_tokens": (300, 128), "lm_head": (300, 128)}
+        assert source.n_vectors == 7
+        assert size == 2 * (sum(math.prod(shape) for shape in shapes.values()) + 7 * 128)
+        assert len(list(tmp_path.glob("*.safetensors"))) == 3
+        loaded = next(layer for layer in source.layers if layer.name == "model.layers.1.mlp.down_proj").load()
+        rounded = made(128, 320, name="model.layers.1.mlp.down_proj", depth=0.5, dtype=torch.bfloat16)
+        assert torch.equal(loaded[0], rounded.float())
+
+    def test_another_checkpoint_in_the_folder_is_refused(self, tmp_path):
+        write_checkpoint(tmp_path, 1, config=checkpoint.TINY)
+        arguments = argparse.Namespace(quick=True, folder=tmp_path, keep=True, seed=0)
+        with pytest.raises(SystemExit, match="holds another checkpoint"):
+            checkpoint.run(arguments)
+
+    def test_only_what_was_written_is_removed(self, tmp_path):
+        folder = tmp_path / "model"
+        write_checkpoint(folder, 1, config=checkpoint.TINY)
+        (folder / "mine.txt").write_text("stays")
+        checkpoint._remove(folder)
+        assert [file.name for file in folder.iterdir()] == ["mine.txt"]
+
+
+def test_resnet18_has_its_published_size():
+    model = training.network(training.WIDTHS)
+    assert sum(p.numel() for p in model.parameters()) == 11_689_512
+    assert training.network(training.QUICK_WIDTHS)(torch.zeros(2, 3, 64, 64)).shape == (2, 1000)

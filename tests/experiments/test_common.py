@@ -1,0 +1,83 @@
+"""What every experiment shares: JSON that is whole or not there, runs that go on, pages that are filled in."""
+
+import json
+import math
+import socket
+from pathlib import Path
+
+import pytest
+
+from experiments.common import Journal, environment, fill_page, markdown_table, run_steps, save_json
+
+
+def test_environment_tells_versions_and_no_host():
+    found = environment()
+    assert {"python", "spectail", "torch", "numpy"} <= set(found["versions"])
+    assert found["cores"] >= 1
+    text = json.dumps(found)
+    assert socket.gethostname() not in text
+    assert str(Path.home()) + "/" not in text
+
+
+def test_saved_json_comes_back_with_nan_as_null_and_flat_lists_on_one_line(tmp_path):
+    path = tmp_path / "new" / "a.json"
+    save_json(path, {"x": [1.5, math.nan, "a b"], "y": {"z": [[1, 2], [3]]}, 3: (), "empty": []})
+    assert json.loads(path.read_text()) == {
+        "x": [1.5, None, "a b"],
+        "y": {"z": [[1, 2], [3]]},
+        "3": [],
+        "empty": [],
+    }
+    assert '"x": [1.5, null, "a b"]' in path.read_text()
+    assert [file.name for file in path.parent.iterdir()] == ["a.json"]
+
+
+def test_what_cannot_be_saved_leaves_the_old_file(tmp_path):
+    save_json(tmp_path / "a.json", [1])
+    with pytest.raises(TypeError):
+        save_json(tmp_path / "a.json", [object()])
+    assert (tmp_path / "a.json").read_text() == "[1]\n"
+
+
+def test_a_journal_goes_on_after_a_line_that_a_kill_cut(tmp_path):
+    path = tmp_path / "run.jsonl"
+    journal = Journal.open(path, {"seed": 1})
+    journal.add("a", {"alpha": (1.0, math.inf)})
+    journal.add("b", 2)
+    path.write_text(path.read_text()[:-3])
+    again = Journal.open(path, {"seed": 1})
+    assert again.done == {"a": {"alpha": [1.0, None]}}
+    again.add("b", 3)
+    assert Journal.open(path, {"seed": 1}).done == {"a": {"alpha": [1.0, None]}, "b": 3}
+    assert Journal.open(path, {"seed": 1}, fresh=True).done == {}
+
+
+def test_a_journal_refuses_other_settings(tmp_path):
+    Journal.open(tmp_path / "run.jsonl", {"seed": 1})
+    with pytest.raises(ValueError, match="holds a run with other settings; go on with those, or start anew with --fre"):
+        Journal.open(tmp_path / "run.jsonl", {"seed": 2})
+
+
+def test_steps_are_done_once_and_stop_when_time_is_up(tmp_path, capsys):
+    journal = Journal.open(tmp_path / "run.jsonl", {})
+    calls = []
+    steps = [(name, lambda name=name: calls.append(name)) for name in "abc"]
+    assert not run_steps(journal, steps, seconds=-1)
+    assert "stopped after -1 s with 0 of 3 steps done; run again to go on" in capsys.readouterr().out
+    journal.add("b", None)
+    assert run_steps(journal, steps)
+    assert run_steps(journal, steps)
+    assert calls == ["a", "c"]
+    assert "[3/3] c: 0.0 s" in capsys.readouterr().out
+
+
+def test_tables_and_pages(tmp_path):
+    table = markdown_table(["", "alpha"], [["q", "2.1"]])
+    assert table.splitlines() == ["|  | alpha |", "| --- | ---: |", "| q | 2.1 |"]
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- t -->\nold\n<!-- /t -->\nafter\n")
+    fill_page(page, {"t": r"new \1"})
+    fill_page(page, {"t": r"new \1"})
+    assert page.read_text() == "before\n<!-- t -->\n\nnew \\1\n\n<!-- /t -->\nafter\n"
+    with pytest.raises(ValueError, match=r"page.md has no place for 'u': expected <!-- u --> and <!-- /u -->"):
+        fill_page(page, {"u": ""})
