@@ -199,7 +199,7 @@ class Solver:
         for label, grams in self.grams.items():
             scale = len(self.cuts[label].corners) / len(grams)
             for dtype in (torch.float64, torch.float32):
-                tensors = [gram.to(dtype) for gram in grams]
+                tensors = _stacks([gram.to(dtype) for gram in grams])
                 arrays = [tensor.numpy() for tensor in tensors]
                 precision = str(dtype).removeprefix("torch.")
                 seconds[f"{label}|numpy {precision}"] = scale * _on_all_cores(np.linalg.eigvalsh, arrays)
@@ -215,6 +215,12 @@ def _gram(cut: Cut, corner: tuple[int, int]) -> Tensor:
     top, left = corner
     window = cut.matrix[top : top + cut.window.rows, left : left + cut.window.cols].double()
     return window @ window.mT
+
+
+def _stacks(grams: list[Tensor]) -> list[Tensor]:
+    """The matrices in stacks, two for every core: single small calls would wait for Python's lock."""
+    size = max(1, len(grams) // (2 * (os.cpu_count() or 1)))
+    return [torch.stack(grams[i : i + size]) for i in range(0, len(grams), size)]
 
 
 def _on_all_cores(solve: Callable[[Any], Any], matrices: list[Any]) -> float:

@@ -29,17 +29,18 @@ PIECE = (192, 576)
 """Pieces of SmolLM2's gate, up and (turned) down projections and of its embedding."""
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run what is missing, then write results.json and the table in docs/error-bars.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few draws, small shapes: does it run?")
+    parser.add_argument("--fresh", action="store_true", help="do not go on with an unfinished run")
     parser.add_argument("--seconds", type=float, help="stop after about this long; run again to go on")
     parser.add_argument("--seed", type=int, default=0, help="of the first draw")
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     draws = 8 if options.quick else 100
     settings = {"draws": draws, "seed": options.seed, "quick": options.quick}
-    journal = Journal.open(WORK / f"error_bars{'_quick' * options.quick}.jsonl", settings)
+    journal = Journal.open(WORK / f"error_bars{'_quick' * options.quick}.jsonl", settings, fresh=options.fresh)
     if not run_steps(journal, _steps(settings), seconds=options.seconds):
         return
     save_json(options.out, {"environment": environment(), "settings": settings, "results": journal.done})
@@ -81,7 +82,7 @@ def calibrate_real(cutoff: str, *, quick: bool) -> dict[str, Any]:
     spec = st.Spec(window=PIECE[0], cutoff=cutoff)
     found: dict[str, list[tuple[float, float, int]]] = {}
     for layer in open_source("demo").layers:
-        if layer.kind not in ("gate", "up", "down", "embedding") or (quick and (layer.block or 0) > 1):
+        if layer.kind not in ("gate", "up", "down", "embedding") or (quick and layer.block != 0):
             continue
         weights = layer.load()[0]
         weights = weights.mT if layer.kind == "down" else weights

@@ -31,17 +31,18 @@ TOLERANCE = 0.01
 BLOCKS = (0, 10, 20, 29)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run what is missing, then write results.json and the table in docs/tolerance.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small matrices, a coarse grid: does it run?")
+    parser.add_argument("--fresh", action="store_true", help="do not go on with an unfinished run")
     parser.add_argument("--seconds", type=float, help="stop after about this long; run again to go on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     side, window, grid = (96, 48, "grid:5") if options.quick else (4096, 2000, "grid:15")
     settings = {"side": side, "window": window, "placement": grid, "tolerance": TOLERANCE, "seed": options.seed}
-    journal = Journal.open(WORK / f"tolerance{'_quick' * options.quick}.jsonl", settings)
+    journal = Journal.open(WORK / f"tolerance{'_quick' * options.quick}.jsonl", settings, fresh=options.fresh)
     if not run_steps(journal, _steps(settings, () if options.quick else BLOCKS), seconds=options.seconds):
         return
     save_json(options.out, {"environment": environment(), "settings": settings, "results": journal.done})

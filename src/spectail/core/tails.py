@@ -51,8 +51,8 @@ def best_ks_start(eigenvalues: Array, first: int, stop: int) -> int:
     Exact, by cutting planes. Every candidate has a lower bound of its distance: the largest gap at the points looked at
     so far. The candidate with the least bound is computed in full; where its gap is largest, neighbours have large
     gaps too, so that point is looked at for all candidates left. Ends when no bound is below the best distance. The
-    plain scan grows with the square of N; this one computed 2 to 7 distances in full on spectra of
-    10,000 to 450,000 eigenvalues, power laws throughout among them (``benchmarks/fit.py``).
+    plain scan grows with the square of N; this one computes a handful of distances in full, on a
+    power law throughout too (a test counts them; ``benchmarks/fit.py`` takes the time).
     """
     if stop - first < 1:
         return min(first, eigenvalues.size - 1)

@@ -1,0 +1,96 @@
+"""``python -m benchmarks.report``: the tables of docs/speed.md from the results that are there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from experiments.common import ROOT, fill_page, markdown_table
+
+RESULTS = Path(__file__).parent / "results"
+PAGE = ROOT / "docs" / "speed.md"
+
+
+def main() -> None:
+    """Fill every table; a result that is missing is an error."""
+    tables = {"command": _command, "layers": _layers, "fit": _fit, "checkpoint": _checkpoint, "training": _training}
+    tables |= {"solvers": _solvers}
+    fill_page(PAGE, {name: table(_read(name)) for name, table in tables.items()})
+
+
+def _read(name: str) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())["results"]
+    return results
+
+
+def _ratio(found: dict[str, Any]) -> str:
+    """Median and range of a paired ratio."""
+    if found["rounds"] == 1:
+        return f"{found['median']:.3g}"
+    return f"{found['median']:.3g} ({found['least']:.3g} to {found['most']:.3g})"
+
+
+def _command(results: dict[str, Any]) -> str:
+    return markdown_table(["ratio", "median (range)"], [[k, _ratio(v)] for k, v in results["ratios"].items()])
+
+
+def _layers(results: dict[str, Any]) -> str:
+    rows = []
+    for case, found in results.items():
+        label = "together" if "together" in found["ratios"] else "layer"
+        ratios = found["ratios"][label]
+        for name in (
+            "eigenvalues: plain float32 / spectail",
+            "with fit ks: plain float32 / spectail",
+            "eigenvalues: spectail / numpy float64 alone",
+            "eigenvalues: spectail / torch float64 alone",
+        ):
+            if name in ratios:
+                rows.append([f"{case.replace('_', ', ')}: {name}", _ratio(ratios[name])])
+    return markdown_table(["windows: ratio", "median (range)"], rows)
+
+
+def _fit(results: dict[str, Any]) -> str:
+    rows = []
+    for case, found in results.items():
+        seconds = found["sides"]["spectail"]["seconds"]
+        ratios = (_ratio(found["ratios"][f"{cutoff}: plain / spectail"]) for cutoff in ("ks", "peak"))
+        rows.append([case, *(f"{1000 * seconds[cutoff]:.3g}" for cutoff in ("median", "peak", "ks")), *ratios])
+    head = ["spectrum, eigenvalues", "median, ms", "peak, ms", "ks, ms", "plain / ours, ks", "plain / ours, peak"]
+    return markdown_table(head, rows)
+
+
+def _checkpoint(results: dict[str, Any]) -> str:
+    found = results["analyze"]
+    rows = [
+        ["layers, windows", f"{found['layers']}, {found['windows']:,}"],
+        ["minutes", f"{found['seconds'] / 60:.1f}"],
+        ["peak resident memory", f"{found['peak_megabytes'] / 1024:.2f} GiB"],
+        ["of that without pages of the checkpoint's own files", f"{found['peak_anonymous_megabytes'] / 1024:.2f} GiB"],
+        ["size of the checkpoint", f"{results['megabytes'] / 1024:.1f} GiB"],
+    ]
+    return markdown_table([f"LLaMA-7B's shape, {results['blocks']} blocks", ""], rows)
+
+
+def _training(results: dict[str, Any]) -> str:
+    side = results["sides"]["spectail"]
+    rows = [
+        ["seconds a measurement, median", f"{side['seconds']['measurement']:.2f}"],
+        ["slowest", f"{results['slowest_seconds']:.2f}"],
+        ["plain SVDs / spectail", _ratio(results["ratios"]["plain / spectail"])],
+    ]
+    return markdown_table([f"ResNet-18, {side['weights']:,} weights, {side['windows']:,} windows", ""], rows)
+
+
+def _solvers(results: dict[str, Any]) -> str:
+    ways = list(next(iter(results.values())))
+    rows = [
+        [way, *(f"{found[way]['time / ours']['median']:.2f}" if way in found else "-" for found in results.values())]
+        for way in ways
+    ]
+    return markdown_table(["time / ours", *(f"{side} x {side}" for side in results)], rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The calibration of the error bar, and of the tolerance: do the scripts run, and do they see a wrong error bar?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import spectail as st
+from experiments import common
+from experiments.error_bars import __main__ as error_bars
+from experiments.tolerance import __main__ as tolerance
+
+
+@pytest.fixture(autouse=True)
+def scratch(monkeypatch, tmp_path):
+    for module in (error_bars, tolerance):
+        monkeypatch.setattr(module, "WORK", tmp_path)
+
+
+def test_error_bars_run_and_keep_every_setting(tmp_path):
+    error_bars.main(["--quick", "--out", str(tmp_path / "out.json")])
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert set(found["environment"]) == set(common.environment())
+    assert len(found["results"]) == len(error_bars.LAWS) * len(error_bars.CUTOFFS) + len(error_bars.CUTOFFS)
+    assert set(found["results"]["real | median"]) == {"gate", "up", "down"}
+
+
+def test_an_error_bar_twice_too_large_shows(monkeypatch):
+    settings = {"draws": 20, "seed": 0}
+    honest = error_bars.calibrate("gaussian", (96, 96), 32, "median", settings)
+    assert 0.5 < honest["ratio"] < 2
+    fit = st.tail_fit
+    monkeypatch.setattr(
+        error_bars.st, "tail_fit", lambda *given: (lambda f: replace(f, alpha_se=2 * f.alpha_se))(fit(*given))
+    )
+    assert error_bars.calibrate("gaussian", (96, 96), 32, "median", settings)["ratio"] == pytest.approx(
+        2 * honest["ratio"]
+    )
+
+
+def test_tolerance_runs_and_counts_windows(tmp_path):
+    tolerance.main(["--quick", "--out", str(tmp_path / "out.json")])
+    found = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert set(found) == {f"drawn | {law}" for law in tolerance.LAWS}
+    for layer in found.values():
+        for cell in layer["cutoffs"].values():
+            assert 4 <= cell["windows"] <= layer["windows"] == 25
+            assert cell["change"] == pytest.approx(cell["alpha_few"] / cell["alpha"] - 1, abs=1e-12)
+        assert np.isfinite(layer["cutoffs"]["median"]["times_faster"])
