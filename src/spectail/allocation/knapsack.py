@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 from scipy.sparse import coo_array
 
 Array: TypeAlias = NDArray[np.float64]
@@ -110,24 +110,31 @@ def _improve(problem: _Problem, picks: Integers, reduced: Array, gap: float) -> 
     core = np.flatnonzero(candidates.sum(axis=1) > 1)
     if core.size == 0:
         return picks, 0.0
+    lowest = picks.copy()
+    lowest[core] = candidates[core].argmax(axis=1)
     item, choice = np.nonzero(candidates[core])
-    fixed = picks.copy()
-    outside = np.setdiff1d(np.arange(picks.size), core)
-    weight = problem.numel[core][item] * problem.choices[choice]
-    room = problem.capacity - int(problem.numel[outside] @ problem.choices[fixed[outside]])
-    cost = problem.costs[core][item, choice]
+    # Above the lowest candidate of each item, in units of the gap: small numbers, whatever the model's size.
+    weights = problem.numel[core][item] * (problem.choices[choice] - problem.choices[lowest[core][item]])
+    costs = (problem.costs[core][item, choice] - problem.costs[core[item], lowest[core][item]]) / gap
+    found = _solve(costs, weights, item, room=problem.capacity - problem.weight(lowest))
+    open_gap = gap / problem.total(picks)
+    if found.x is not None:
+        better = lowest.copy()
+        chosen = found.x > 0.5
+        better[core[item[chosen]]] = choice[chosen]
+        if problem.weight(better) <= problem.capacity and problem.total(better) <= problem.total(picks):
+            return better, 0.0 if found.status == 0 else open_gap
+    return picks, open_gap
+
+
+def _solve(costs: Array, weights: Integers, item: Integers, *, room: int) -> OptimizeResult:
+    """SciPy's integer program: one of each item's choices, least cost, total weight up to ``room``."""
     one_each = coo_array((np.ones(item.size), (item, np.arange(item.size))))
-    found = milp(
-        (cost - problem.costs[core].min(axis=1)[item]) / gap,
+    scale = max(1, int(weights.max()))
+    return milp(
+        costs,
         integrality=np.ones(item.size),
         bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(weight[None].astype(float), -np.inf, room)],
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(weights[None] / scale, -np.inf, room / scale)],
         options={"mip_rel_gap": 0.0, "time_limit": TIME_LIMIT},
     )
-    open_gap = 0.0 if found.status == 0 else gap / problem.total(picks)
-    if found.x is not None:
-        chosen = found.x > 0.5
-        fixed[core[item[chosen]]] = choice[chosen]
-        if problem.weight(fixed) <= problem.capacity and problem.total(fixed) <= problem.total(picks):
-            return fixed, open_gap
-    return picks, open_gap

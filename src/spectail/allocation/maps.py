@@ -166,7 +166,7 @@ def parse_map(text: str) -> Map:
     try:
         numbers = [float(word) for word in words]
     except ValueError:
-        numbers = [math.nan]
+        kind, numbers = "", []
     plain: dict[str, Map] = {"sqrt": SquareRoot(), "log2": Log2()}
     if kind in plain and not numbers:
         return plain[kind]
