@@ -57,6 +57,14 @@ def test_any_small_problem_against_every_assignment(data):
     assert total <= best_bits(costs.tolist(), numel, choices=choices, budget=budget) * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("sizes", [[1, 1, 15, 1, 43], [1, 1, 20, 1, 38]])
+def test_costs_that_are_small_beside_the_largest_count_too(sizes):
+    costs = np.array([0.0, 1.0, 5.68e7, 0.0, 5.97e7])[:, None] * 4.0 ** -np.array([1.0, 6.0])
+    widths, gap = choose(costs, np.array(sizes), choices=(1, 6), budget=5.75)
+    assert widths.tolist() == [6, 6, 1, 6, 6]
+    assert gap == 0
+
+
 def test_the_integer_program_beats_the_greedy_walk_where_sizes_differ():
     rng = np.random.default_rng(5)
     better = 0
@@ -64,7 +72,7 @@ def test_the_integer_program_beats_the_greedy_walk_where_sizes_differ():
         numel = rng.integers(10, 100, 8)
         costs = rng.lognormal(0, 1, 8)[:, None] * 4.0 ** -np.array([2.0, 3.0, 4.0])
         problem = knapsack._Problem(costs, numel, np.array([2, 3, 4]), int(3 * numel.sum()))
-        greedy = problem.total(knapsack._greedy(problem)[0])
+        greedy = problem.total(knapsack._walk(problem, np.zeros(8, dtype=int))[0])
         widths, _ = choose(costs, numel, choices=(2, 3, 4), budget=3.0)
         exact = problem.total(widths.astype(int) - 2)
         assert exact <= greedy
@@ -156,7 +164,13 @@ def test_a_variance_that_is_not_known_is_named():
         st.allocate(results(*layers), target="bits", budget=3)
 
 
-def test_layers_without_variance_keep_the_fewest_bits():
+def test_layers_without_variance_get_what_the_others_leave():
     layers = [layer("layers.0.a", weight_var=0.0), layer("layers.1.a", 2.0), layer("layers.2.a", 2.5)]
-    allocation = st.allocate(results(*layers), target="bits", budget=4)
-    assert allocation["layers.0.a"] == 2.0
+    assert list(st.allocate(results(*layers), target="bits", budget=10 / 3).values()) == [2.0, 4.0, 4.0]
+    assert list(st.allocate(results(*layers), target="bits", budget=4).values()) == [4.0, 4.0, 4.0]
+
+
+def test_costs_below_the_smallest_float_do_not_starve_a_layer():
+    layers = [layer("layers.0.a", 1.1), layer("layers.1.a", 9.0), layer("layers.2.a", 9.5)]
+    allocation = st.allocate(results(*layers), target=st.targets.Bits(gamma=5000), budget=8)
+    assert set(allocation.values()) == {8.0}

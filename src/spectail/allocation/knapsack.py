@@ -22,6 +22,8 @@ Integers: TypeAlias = NDArray[np.int64]
 
 TIME_LIMIT = 60.0
 """Seconds for the integer program; past them the best solution so far stands, with its gap."""
+_PARTS = 1e6
+"""The gap in the solver's units: HiGHS takes what is within 1e-6 for the same."""
 _ROUNDING = 1e-13
 """Relative gap below which two totals of costs cannot be told apart."""
 
@@ -54,7 +56,7 @@ def choose(costs: Array, numel: Integers, *, choices: Sequence[int], budget: flo
     widths = np.array(choices, dtype=np.int64)
     divisor = int(np.gcd.reduce(numel))
     problem = _Problem(costs, numel // divisor, widths, _capacity(int(numel.sum()), budget, divisor))
-    picks, price = _greedy(problem)
+    picks, price = _walk(problem, np.zeros(numel.size, dtype=np.int64))
     bound, reduced = _relaxed(problem, price)
     gap = problem.total(picks) - bound
     open_gap = 0.0
@@ -71,8 +73,8 @@ def _capacity(total: int, budget: float, divisor: int) -> int:
     return most // divisor
 
 
-def _greedy(problem: _Problem) -> tuple[Integers, float]:
-    """Steps in falling order of cost saved per weight, each taken where it fits; the price at the first that does not.
+def _walk(problem: _Problem, picks: Integers) -> tuple[Integers, float]:
+    """From ``picks``, take steps that fit, those that save most per weight first; the price where one did not fit.
 
     A later step of an item waits for its earlier ones, which convex costs put first.
     """
@@ -80,7 +82,7 @@ def _greedy(problem: _Problem) -> tuple[Integers, float]:
     growth = np.diff(problem.choices)
     weights = problem.numel[:, None] * growth
     saved = -np.diff(problem.costs, axis=1) / weights
-    picks = np.zeros(n, dtype=np.int64)
+    picks = picks.copy()
     room = problem.capacity - problem.weight(picks)
     price = 0.0
     # Earlier steps of an item first where rounding makes savings equal: the sort is stable and goes column by column.
@@ -113,18 +115,21 @@ def _improve(problem: _Problem, picks: Integers, reduced: Array, gap: float) -> 
     lowest = picks.copy()
     lowest[core] = candidates[core].argmax(axis=1)
     item, choice = np.nonzero(candidates[core])
-    # Above the lowest candidate of each item, in units of the gap: small numbers, whatever the model's size.
+    # Above the lowest candidate of each item, in parts of the gap: numbers of one scale, whatever the model's.
     weights = problem.numel[core][item] * (problem.choices[choice] - problem.choices[lowest[core][item]])
     costs = (problem.costs[core][item, choice] - problem.costs[core[item], lowest[core][item]]) / gap
     found = _solve(costs, weights, item, room=problem.capacity - problem.weight(lowest))
     open_gap = gap / problem.total(picks)
-    if found.x is not None:
-        better = lowest.copy()
-        chosen = found.x > 0.5
-        better[core[item[chosen]]] = choice[chosen]
-        if problem.weight(better) <= problem.capacity and problem.total(better) <= problem.total(picks):
-            return better, 0.0 if found.status == 0 else open_gap
-    return picks, open_gap
+    if found.x is None:
+        return picks, open_gap
+    better = lowest.copy()
+    chosen = found.x > 0.5
+    better[core[item[chosen]]] = choice[chosen]
+    if problem.weight(better) > problem.capacity:
+        return picks, open_gap
+    # The solver does not tell apart costs that are small beside the largest: let the walk use what room is left.
+    best = min(picks, _walk(problem, better)[0], key=problem.total)
+    return best, 0.0 if found.status == 0 else open_gap
 
 
 def _solve(costs: Array, weights: Integers, item: Integers, *, room: int) -> OptimizeResult:
