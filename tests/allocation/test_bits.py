@@ -140,9 +140,9 @@ def test_a_budget_that_no_choice_can_meet(budget):
         st.allocate(transformer(), target="bits", budget=budget, exclude=["*.gate"])
 
 
-@pytest.mark.parametrize("choices", [(), (0, 4), (2.5,), (40,)])
+@pytest.mark.parametrize("choices", [(), (0, 4), (2.5,), (40,), 2.5])
 def test_choices_that_are_no_widths(choices):
-    with pytest.raises(AllocationError, match=r"choices must be whole numbers of bits from 1 to 32, not \("):
+    with pytest.raises(AllocationError, match=r"choices must be whole numbers of bits from 1 to 32, not "):
         st.targets.Bits(choices=choices)
 
 
@@ -174,3 +174,10 @@ def test_costs_below_the_smallest_float_do_not_starve_a_layer():
     layers = [layer("layers.0.a", 1.1), layer("layers.1.a", 9.0), layer("layers.2.a", 9.5)]
     allocation = st.allocate(results(*layers), target=st.targets.Bits(gamma=5000), budget=8)
     assert set(allocation.values()) == {8.0}
+
+
+def test_numbers_of_numpy_are_numbers():
+    rule = st.targets.Bits(choices=tuple(np.array([2, 4])))
+    allocation = st.allocate(transformer(), target=rule, budget=np.float32(3), exclude=["*.gate"])
+    assert allocation.settings["choices"] == [2, 4]
+    assert allocation.budget == 3.0

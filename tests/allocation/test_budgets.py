@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectail.allocation.budgets import fill
@@ -24,6 +24,7 @@ def problems(draw):
     return np.array(factors), np.array(numel, dtype=float), {"budget": min(budget, high), "bounds": (low, high)}
 
 
+@settings(max_examples=400)
 @given(problems())
 def test_the_budget_is_met_within_the_bounds_and_in_order(problem):
     factors, numel, asked = problem
@@ -63,6 +64,11 @@ def test_the_excess_goes_to_the_others_in_the_ratio_of_their_factors():
 def test_factors_of_zero_rise_together_when_all_others_are_full():
     values = fill(np.array([0.0, 0.0, 1.0]), np.array([1.0, 3.0, 4.0]), budget=0.75, bounds=(0.0, 1.0))
     np.testing.assert_allclose(values, [0.5, 0.5, 1.0])
+
+
+def test_rounding_at_the_upper_bound_does_not_keep_the_others_down():
+    factors = np.array([1.875, 12507.0] + [0.0] * 23)
+    np.testing.assert_allclose(fill(factors, np.ones(25), budget=0.75, bounds=(0.0, 0.75)), 0.75, rtol=1e-14)
 
 
 @pytest.mark.parametrize("budget", [0.2, 0.9])

@@ -159,7 +159,7 @@ def test_a_budget_beyond_the_bounds():
         st.allocate(transformer(), target="sparsity", budget=0.999, exclude=["*.gate"])
 
 
-@pytest.mark.parametrize("bounds", [(-0.1, 0.5), (0.6, 0.5), (0.0, 1.1)])
+@pytest.mark.parametrize("bounds", [(-0.1, 0.5), (0.6, 0.5), (0.0, 1.1), (0.5,), 0.5])
 def test_bounds_that_make_no_sense(bounds):
-    with pytest.raises(AllocationError, match=r"bounds of sparsity must be 0 <= LOW <= HIGH <= 1, not "):
+    with pytest.raises(AllocationError, match=r"bounds of sparsity must be \(LOW, HIGH\), 0 <= LOW <= HIGH <= 1, not "):
         st.targets.Sparsity(bounds=bounds)

@@ -7,13 +7,12 @@ import pytest
 
 import spectail as st
 from spectail.cli import run
+from tests.allocation.conftest import transformer
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """An analysis of a toy transformer of three blocks, with an embedding and routers too small to measure."""
-    from tests.allocation.conftest import transformer
-
     path = tmp_path_factory.mktemp("allocate") / "run"
     results = transformer(3)
     st.Analysis(results.run, results.layers).save(path)

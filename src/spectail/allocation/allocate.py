@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from numbers import Real
 
 from spectail.allocation.allocation import Allocation, Share
 from spectail.allocation.coverage import cover
@@ -41,7 +42,7 @@ def allocate(
     if not isinstance(analysis, Results):
         raise AllocationError(f"expected an analysis, as st.analyze or st.Analysis.load gives it, not {analysis!r}")
     rule = as_target(target, map=map, level=level)
-    if isinstance(budget, bool) or not isinstance(budget, int | float):
+    if isinstance(budget, bool) or not isinstance(budget, Real):
         raise AllocationError(f"the budget must be a number, not {budget!r}")
     coverage = cover(analysis.layers, inside_blocks=rule.inside_blocks, include=include, exclude=exclude)
     layers, without_alpha, remarks = with_alphas(coverage.layers, missing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import ClassVar
 
 import numpy as np
@@ -32,10 +33,10 @@ class Bits:
 
     def __post_init__(self) -> None:
         check_level(self.level)
-        choices = tuple(sorted(set(self.choices)))
-        if not choices or any(not isinstance(b, int) or not 1 <= b <= 32 for b in choices):
+        given = self.choices if isinstance(self.choices, tuple | list) else (self.choices,)
+        if not given or any(not isinstance(b, Integral) or not 1 <= b <= 32 for b in given):
             raise AllocationError(f"choices must be whole numbers of bits from 1 to 32, not {self.choices!r}")
-        object.__setattr__(self, "choices", choices)
+        object.__setattr__(self, "choices", tuple(sorted({int(b) for b in given})))
         if not (math.isfinite(self.gamma) and self.gamma >= 0):
             raise AllocationError(f"gamma must be a finite number of at least 0, not {self.gamma!r}")
 

@@ -38,13 +38,11 @@ def fill(factors: Array, weights: Array, *, budget: float, bounds: tuple[float, 
     share = weights / weights.sum()
     relative = factors / factors.max()
     relative[relative < _SMALLEST] = 0.0
-    scale = _scale(relative, share, budget=budget, bounds=bounds)
-    values: Array = np.clip(scale * relative, low, high)
-    short = budget - float(share @ values)
     zero = relative == 0
-    if short > 0 and zero.any() and (values[~zero] >= high).all():
-        values[zero] = np.minimum(low + short / float(share[zero].sum()), high)
-    return values
+    full = high * float(share[~zero].sum())
+    if zero.any() and full + low * float(share[zero].sum()) <= budget:
+        return np.where(zero, np.clip((budget - full) / share[zero].sum(), low, high), high)
+    return np.asarray(np.clip(_scale(relative, share, budget=budget, bounds=bounds) * relative, low, high))
 
 
 def _scale(relative: Array, share: Array, *, budget: float, bounds: tuple[float, float]) -> float:

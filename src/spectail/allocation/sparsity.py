@@ -32,10 +32,10 @@ class Sparsity:
     def __post_init__(self) -> None:
         object.__setattr__(self, "map", as_map(self.map))
         check_level(self.level)
-        low, high = self.bounds
-        if not 0 <= low <= high <= 1:
-            raise AllocationError(f"bounds of sparsity must be 0 <= LOW <= HIGH <= 1, not {low!r} and {high!r}")
-        object.__setattr__(self, "bounds", (float(low), float(high)))
+        given = tuple(self.bounds) if isinstance(self.bounds, tuple | list) else ()
+        if len(given) != 2 or not 0 <= given[0] <= given[1] <= 1:
+            raise AllocationError(f"bounds of sparsity must be (LOW, HIGH), 0 <= LOW <= HIGH <= 1, not {self.bounds!r}")
+        object.__setattr__(self, "bounds", (float(given[0]), float(given[1])))
 
     def values(self, units: Units, budget: float) -> tuple[Array, tuple[str, ...]]:
         """One ratio per unit, and where they depart from the published rule."""
