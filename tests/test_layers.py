@@ -12,6 +12,7 @@ FLOORS = [
     {"errors"},
     {"core", "models"},
     {"presets", "records"},
+    {"allocation"},
     {"report"},
     {"analysis"},
     {"journal", "measurement"},
@@ -82,7 +83,14 @@ def test_modules_import_each_other_in_no_circle():
         visit(module, ())
 
 
-@pytest.mark.parametrize("statement", ["from spectail import Analysis", "import spectail; spectail.compare"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from spectail import Analysis",
+        "import spectail; spectail.compare",
+        "import spectail; spectail.allocate; spectail.Allocation; spectail.maps; spectail.targets",
+    ],
+)
 def test_results_load_without_torch(statement):
     code = f"import sys; {statement}; assert 'torch' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", code], check=True)

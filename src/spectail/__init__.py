@@ -12,15 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spectail import presets
+    from spectail.allocation import maps, targets
+    from spectail.allocation.allocate import allocate
+    from spectail.allocation.allocation import Allocation
     from spectail.analysis import Analysis, compare
     from spectail.core.farms import TailFit, tail_fit
     from spectail.core.spec import Spec
-    from spectail.errors import RunError, SourceError, SpecError, SpectailError
+    from spectail.errors import AllocationError, RunError, SourceError, SpecError, SpectailError
     from spectail.records import LayerRecord
     from spectail.report.compare import Comparison
     from spectail.runner import analyze
 
 _WHERE = {
+    "Allocation": "spectail.allocation.allocation",
+    "AllocationError": "spectail.errors",
     "Analysis": "spectail.analysis",
     "Comparison": "spectail.report.compare",
     "LayerRecord": "spectail.records",
@@ -30,14 +35,21 @@ _WHERE = {
     "SpecError": "spectail.errors",
     "SpectailError": "spectail.errors",
     "TailFit": "spectail.core.farms",
+    "allocate": "spectail.allocation.allocate",
     "analyze": "spectail.runner",
     "compare": "spectail.analysis",
+    "maps": "spectail.allocation.maps",
     "presets": "spectail.presets",
     "tail_fit": "spectail.core.farms",
+    "targets": "spectail.allocation.targets",
 }
 """The public names and the modules that hold them, imported on first use: results are read without torch."""
 
+_MODULES = ("maps", "presets", "targets")
+
 __all__ = [
+    "Allocation",
+    "AllocationError",
     "Analysis",
     "Comparison",
     "LayerRecord",
@@ -47,10 +59,13 @@ __all__ = [
     "SpecError",
     "SpectailError",
     "TailFit",
+    "allocate",
     "analyze",
     "compare",
+    "maps",
     "presets",
     "tail_fit",
+    "targets",
 ]
 
 __version__ = metadata.version("spectail")
@@ -60,7 +75,7 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'spectail' has no attribute {name!r}")
     module = import_module(_WHERE[name])
-    value = module if name == "presets" else getattr(module, name)
+    value = module if name in _MODULES else getattr(module, name)
     globals()[name] = value
     return value
 

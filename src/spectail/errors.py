@@ -15,3 +15,7 @@ class SpecError(SpectailError, ValueError):
 
 class RunError(SpectailError):
     """An output folder, or two runs, that do not go together."""
+
+
+class AllocationError(SpectailError, ValueError):
+    """An allocation that cannot be made or read: a budget out of reach, a missing alpha, a rule that makes no sense."""

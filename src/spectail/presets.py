@@ -1,5 +1,6 @@
 """Each paper's settings, named and sourced: nothing else holds such constants.
 
+First how alpha is measured, at the end how values are given by it.
 ``dataclasses.replace(presets.FARMS, cutoff="ks")`` gives a variant.
 """
 
@@ -47,3 +48,24 @@ BY_NAME = {
     "alphaq": ALPHAQ,
 }
 """What the command line calls them."""
+
+MAPS = {
+    "alphapruning": "linear:0.7:1.3",
+    "tempbalance": "linear:0.5:1.5",
+    "tb-sigmoid": "sigmoid:1.0:1.0:10.0",
+    "llr": "linear:1.0:5.0",
+    "alphadecay": "linear:0.666:3.0",
+}
+"""From alpha to factors, as text: sparsity with the eps of AlphaPruning's README for LLaMA-7B, magnitude, 70 % (0.2 for
+Wanda and SparseGPT); learning rates of TempBalance (arXiv 2312.00359), ModelBalancing (arXiv 2410.12178; scales from
+0.125 to 2 by how much data there is) and LLR (arXiv 2605.22297); AlphaDecay's weight decay (5 in place of 3 in
+some of its runs)."""
+
+SPARSITY_BOUNDS = (0.0, 0.998)
+"""The largest ratio that the published FARMS code lets stand (0.99999 at 70 %); AlphaPruning has no bound."""
+
+ALPHAQ_CHOICES = (2, 3, 4, 8)
+"""Bit widths that AlphaQ chooses from (arXiv 2606.04980)."""
+
+ALPHAQ_GAMMA = 1.0
+"""AlphaQ's default; its ablation finds the best at 10 to 20 for DeepSeek and Qwen, near 200 for Mixtral."""

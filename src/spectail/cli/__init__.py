@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from spectail.cli.allocate import allocate
 from spectail.cli.analyze import analyze
 from spectail.cli.compare import compare
 from spectail.errors import SpectailError
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(analyze)
 app.command()(compare)
+app.command()(allocate)
 
 
 def _print_version(asked: bool) -> None:

@@ -1,0 +1,67 @@
+"""Budgets: values in the ratios of given factors, within bounds, whose weighted mean is the budget.
+
+What a bound cuts off is given to the others (water-filling), where published code loses it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spectail.errors import AllocationError
+
+Array: TypeAlias = NDArray[np.float64]
+
+_SMALLEST = 1e-100
+"""Factors below this part of the largest count as zero: nothing real comes near, and no quotient overflows."""
+
+
+def fill(factors: Array, weights: Array, *, budget: float, bounds: tuple[float, float]) -> Array:
+    """Values clip(c * factors, low, high) with the c at which their mean, weighted by ``weights``, is the budget.
+
+    ``factors`` are at least 0, one of them above; units of factor 0 stay at the lower bound until all others are at
+    the upper one, then they rise together. Values never decrease in the factor.
+
+    Raises:
+        AllocationError: no values within the bounds have that mean.
+
+    >>> fill(np.array([1.0, 1.0, 4.0]), np.ones(3), budget=0.5, bounds=(0.0, 0.9))
+    array([0.3, 0.3, 0.9])
+
+    """
+    low, high = bounds
+    if not low <= budget <= high:
+        raise AllocationError(f"values from {low:g} to {high:g} cannot have the mean {budget:g}: widen the bounds")
+    share = weights / weights.sum()
+    relative = factors / factors.max()
+    relative[relative < _SMALLEST] = 0.0
+    zero = relative == 0
+    full = high * float(share[~zero].sum())
+    if zero.any() and full + low * float(share[zero].sum()) <= budget:
+        return np.where(zero, np.clip((budget - full) / share[zero].sum(), low, high), high)
+    return np.asarray(np.clip(_scale(relative, share, budget=budget, bounds=bounds) * relative, low, high))
+
+
+def _scale(relative: Array, share: Array, *, budget: float, bounds: tuple[float, float]) -> float:
+    """The c of ``fill``: the mean is piecewise linear in c, with a corner where some unit meets a bound."""
+    low, high = bounds
+
+    def mean(c: float) -> float:
+        return float(share @ np.clip(c * relative, low, high))
+
+    positive = relative[relative > 0]
+    corners = np.unique(np.concatenate([[0.0], low / positive, high / positive if np.isfinite(high) else []]))
+    after = bisect_left(corners, budget, key=mean)
+    if after == 0 or (after == corners.size and np.isfinite(high)):
+        return float(corners[min(after, corners.size - 1)])
+    left = float(corners[after - 1])
+    right = float(corners[after]) if after < corners.size else 2 * left + 1
+    middle = np.clip((left + right) / 2 * relative, low, high)
+    free = (middle > low) & (middle < high)
+    slope = float(share[free] @ relative[free])
+    if not slope > 0:
+        return right
+    return (budget - float(share[~free] @ middle[~free])) / slope

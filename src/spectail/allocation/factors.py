@@ -1,0 +1,54 @@
+"""A base value times a factor per unit: what learning rates and weight decays have in common."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from spectail.allocation.budgets import fill
+from spectail.allocation.maps import Linear, Map, Step, as_map
+from spectail.allocation.units import Array, Units, check_level
+from spectail.errors import AllocationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaled:
+    """The base value, which is the budget, times the map's factor.
+
+    Published maps do not keep the mean; with ``normalize`` the mean weighted by numel is the base value.
+    """
+
+    name: ClassVar[str]
+    quantity: ClassVar[str]
+    inside_blocks: ClassVar[bool] = False
+
+    map: Map | str
+    level: str = "layer"
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "map", as_map(self.map))
+        check_level(self.level)
+
+    def values(self, units: Units, budget: float) -> tuple[Array, tuple[str, ...]]:
+        """One value per unit, and where they depart from the published rule."""
+        if not (math.isfinite(budget) and budget >= 0):
+            raise AllocationError(f"a base {self.quantity} must be a finite number of at least 0, not {budget!r}")
+        factors = as_map(self.map).factors(units.alpha)
+        departures = _departures(as_map(self.map), units.alpha)
+        if not self.normalize:
+            return budget * factors, departures
+        values = fill(factors, units.numel, budget=budget, bounds=(0.0, math.inf))
+        return values, (*departures, f"Normalised: the mean {self.quantity} is the base, the published map's is not.")
+
+
+def _departures(how: Map, alphas: Array) -> tuple[str, ...]:
+    """Where published maps have no answer, or one that depends on the order of the layers."""
+    if isinstance(how, Linear | Step) and not np.ptp(alphas) > 0:
+        return ("All units have one alpha and keep the base value; published code gives the map's low or high end.",)
+    if isinstance(how, Step) and np.unique(alphas).size < alphas.size:
+        return ("Units of equal alpha share a step; published code gives them different ones by position.",)
+    return ()
