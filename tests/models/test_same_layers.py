@@ -160,23 +160,32 @@ def test_one_part_of_a_large_tensor_is_read_at_a_time(tmp_path, monkeypatch):
     save_file(state, tmp_path / "m.safetensors")
     source = open_source(tmp_path / "m.safetensors")
     read = []
-    original = safetensors_files._open
+    original = safetensors_files._File.read
 
-    class Spy:
-        def get_slice(self, name):
-            piece = original(tmp_path / "m.safetensors").get_slice(name)
+    def spy(file, name, index):
+        piece = original(file, name, index)
+        read.append(tuple(piece.shape))
+        return piece
 
-            class Slice:
-                def __getitem__(self, index):
-                    read.append(piece[index].shape)
-                    return piece[index]
-
-            return Slice()
-
-    monkeypatch.setattr(safetensors_files, "_open", lambda path: Spy())
+    monkeypatch.setattr(safetensors_files._File, "read", spy)
     for layer in source.layers:
         layer.load()
     assert set(read) == {(12, 8), (8, 12)}
+
+
+def test_a_file_is_mapped_anew_when_much_of_it_was_read(tmp_path, monkeypatch):
+    state = {f"layers.{i}.weight": torch.randn(16, 16) for i in range(6)}
+    save_file(state, tmp_path / "m.safetensors")
+    source = open_source(tmp_path / "m.safetensors")
+    opened = []
+    original = safetensors_files.safe_open
+    monkeypatch.setattr(
+        safetensors_files, "safe_open", lambda *given, **named: opened.append(1) or original(*given, **named)
+    )
+    monkeypatch.setattr(safetensors_files, "_MOST_MAPPED", 2000)
+    for layer in source.layers:
+        assert torch.equal(layer.load()[0], state[f"{layer.name}.weight"])
+    assert len(opened) == 2
 
 
 def test_layers_can_be_sent_to_another_process(tmp_path):

@@ -38,7 +38,7 @@ def read_safetensors(paths: Iterable[Path]) -> list[Stored]:
     where: dict[str, Path] = {}
     tensors = []
     for path in paths:
-        file = _checked_open(path)
+        file = _checked_open(path).mapped
         for name in file.keys():  # noqa: SIM118
             if name in where:
                 raise SourceError(
@@ -86,7 +86,7 @@ def read_index(index: Path) -> tuple[list[Path], list[str]]:
     return [folder / name for name in names], list(weight_map)
 
 
-def _checked_open(path: Path) -> Any:
+def _checked_open(path: Path) -> _File:
     """Open a file, with one clear line where it is not a safetensors file."""
     if path.stat().st_size == 0:
         raise SourceError(f"{path} is empty; expected a safetensors file")
@@ -99,14 +99,33 @@ def _checked_open(path: Path) -> Any:
         ) from None
 
 
-@lru_cache(maxsize=8)
-def _open(path: Path) -> Any:
-    """Open a memory-mapped file; a few stay open, for models are read layer by layer."""
-    return safe_open(path, framework="pt")
+class _File:
+    """A memory-mapped file that is opened anew now and then: pages that were read count as this process's memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.mapped: Any = safe_open(path, framework="pt")
+        self.bytes_read = 0
+
+    def read(self, name: str, index: Index) -> Tensor:
+        """The indexed piece of one tensor."""
+        if self.bytes_read > _MOST_MAPPED:
+            self.mapped, self.bytes_read = safe_open(self.path, framework="pt"), 0
+        tensor: Tensor = self.mapped.get_slice(name)[index] if index else self.mapped.get_tensor(name)
+        self.bytes_read += tensor.nbytes
+        return tensor
+
+
+_MOST_MAPPED = 2**28
+"""Bytes that are read through one mapping."""
+
+
+@lru_cache(maxsize=4)
+def _open(path: Path) -> _File:
+    """A few files stay open, for models are read layer by layer."""
+    return _File(path)
 
 
 def _read(path: Path, name: str, index: Index) -> Tensor:
     """Read the indexed piece of one tensor."""
-    file = _open(path)
-    tensor: Tensor = file.get_slice(name)[index] if index else file.get_tensor(name)
-    return tensor
+    return _open(path).read(name, index)
