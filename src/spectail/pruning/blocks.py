@@ -184,7 +184,9 @@ def _hidden(output: Any) -> Tensor:
     """The hidden states among what a block returns."""
     states = output[0] if isinstance(output, tuple | list) and output else output
     if not isinstance(states, Tensor):
-        raise PruneError(f"a block of this model returns {type(output).__name__}, not hidden states: prune by magnitude")
+        raise PruneError(
+            f"a block of this model returns {type(output).__name__}, not hidden states: prune by magnitude"
+        )
     return states.detach()
 
 

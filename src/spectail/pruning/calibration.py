@@ -65,5 +65,7 @@ def as_tokens(calibration: Any, model: nn.Module, method: str) -> Tensor:
         raise PruneError(f"calibration sequences of {calibration.shape[1]} tokens exceed the model's {most} positions")
     words = getattr(config, "vocab_size", None)
     if isinstance(words, int) and (int(calibration.max()) >= words or int(calibration.min()) < 0):
-        raise PruneError(f"calibration holds token {int(calibration.max())}, the model knows {words}: another tokenizer?")
+        raise PruneError(
+            f"calibration holds token {int(calibration.max())}, the model knows {words}: another tokenizer?"
+        )
     return calibration

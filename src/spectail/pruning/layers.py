@@ -89,9 +89,7 @@ def make_targets(
     return [Target(*three) for three in zip(weights, wanted, quotas, strict=True)]
 
 
-def _ratios(
-    source: Source, allocation: Allocation | Mapping[str, float] | float, model: nn.Module
-) -> dict[str, float]:
+def _ratios(source: Source, allocation: Allocation | Mapping[str, float] | float, model: nn.Module) -> dict[str, float]:
     """The ratio of every layer of the model that has one, under the model's names."""
     covered = _covered(source)
     if isinstance(allocation, Real) and not isinstance(allocation, bool):
@@ -105,7 +103,9 @@ def _ratios(
     names = {canonical_name(layer.name): layer.name for layer in source.layers}
     given = {canonical_name(name): name for name in allocation}
     if lacking := [name for canonical, name in given.items() if canonical not in names]:
-        raise PruneError(f"the model has no {_listed(lacking)}{_tied(model, lacking[0])}; names look like {_like(source)}")
+        raise PruneError(
+            f"the model has no {_listed(lacking)}{_tied(model, lacking[0])}; names look like {_like(source)}"
+        )
     known = set(given)
     if isinstance(allocation, Allocation):
         known |= {canonical_name(layer.name) for layer in allocation.left_out}
@@ -135,7 +135,9 @@ def _tied(model: nn.Module, name: str) -> str:
 
 
 def _like(source: Source) -> str:
-    inside = [layer.name for layer in source.layers if layer.block is not None] or [layer.name for layer in source.layers]
+    inside = [layer.name for layer in source.layers if layer.block is not None] or [
+        layer.name for layer in source.layers
+    ]
     return ", ".join(inside[:2])
 
 

@@ -17,7 +17,7 @@ from spectail.pruning.blocks import find_blocks, start
 from spectail.pruning.calibration import as_tokens
 from spectail.pruning.layers import Target, make_targets
 from spectail.pruning.methods import Method, as_method, settings
-from spectail.pruning.quotas import Pattern, Zeros
+from spectail.pruning.quotas import Pattern, Quota, Zeros
 from spectail.pruning.report import PrunedLayer, PruneReport
 from spectail.pruning.statistics import Statistic, check_seen, site_of, watching
 
@@ -29,7 +29,7 @@ class Progress(Protocol):
         """``done`` of ``total`` weights are pruned; the layer or block ``name`` is next, None at the end."""
 
 
-class PruningInterrupted(KeyboardInterrupt):  # noqa: N818 (it is no error)
+class PruningInterrupted(KeyboardInterrupt):
     """Pruning was interrupted: the layers of ``report`` are pruned, all others as they were."""
 
     def __init__(self, report: PruneReport, total: int) -> None:
@@ -128,7 +128,7 @@ def _by_text(model: nn.Module, targets: Sequence[Target], rule: Method, tokens: 
     stream = start(model, [block for _, block in blocks], tokens)
     for number, (name, block) in enumerate(blocks[: last + 1]):
         yield name
-        chosen = [target for target in inside.get(name, ()) if target.quota not in _NOTHING]
+        chosen = [target for target in inside.get(name, ()) if not _is_nothing(target.quota)]
         with watching([target.weight for target in chosen], kind) as seen:
             if chosen:
                 stream.run(block, number, keep=False)
@@ -140,14 +140,16 @@ def _by_text(model: nn.Module, targets: Sequence[Target], rule: Method, tokens: 
             stream.run(block, number, keep=True)
 
 
-_NOTHING = (Zeros(0),)
+def _is_nothing(quota: Quota) -> bool:
+    """Whether a layer stays as it is."""
+    return (quota.count if isinstance(quota, Zeros) else quota.n) == 0
 
 
 def prune_weight(target: Target, rule: Method, seen: Statistic | None) -> PrunedLayer:
     """Prune one weight in place: what the method masks becomes zero, what it updates is written, all else stays."""
     weight, quota, note = target.weight, target.quota, ""
     current = weight.read()
-    if quota not in _NOTHING and getattr(quota, "n", 1):
+    if not _is_nothing(quota):
         wide = current if current.dtype == torch.float64 else current.float()
         try:
             outcome = rule.apply(wide, quota, seen)

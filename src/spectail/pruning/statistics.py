@@ -142,12 +142,14 @@ def _see(name: str, statistic: Statistic, module: nn.Module, args: tuple[Any, ..
     """Take in the input of a module's call."""
     inputs = args[0] if args else next(iter(kwargs.values()), None)
     if not isinstance(inputs, Tensor) or inputs.shape[-1] != statistic.total.shape[-1]:
-        raise PruneError(f"{name} is not called with inputs of {statistic.total.shape[-1]} features: prune by magnitude")
+        raise PruneError(
+            f"{name} is not called with inputs of {statistic.total.shape[-1]} features: prune by magnitude"
+        )
     statistic.add(inputs)
 
 
 def _place(tensor: Tensor) -> Place:
-    return tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+    return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())
 
 
 _PRODUCTS: tuple[Callable[..., Any], ...] = (
@@ -180,7 +182,7 @@ class _ExpertInputs(TorchFunctionMode):
 @contextmanager
 def _one_by_one(owner: nn.Module) -> Iterator[None]:
     """Have transformers multiply experts one by one where it offers grouped kernels, and switch back."""
-    config = getattr(owner, "config", None)
+    config: Any = getattr(owner, "config", None)
     before = getattr(config, "_experts_implementation", None)
     if before is None:
         yield
