@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,9 @@ def load_model(source: str, *, device: str = "cpu") -> tuple[Any, Any]:
     if options:
         more = {"dtype": torch.float32, "quantization_config": transformers.GgufConfig(dequantize=True)}
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(where, **options, **more)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
+        with _without_bars(transformers):
+            model = transformers.AutoModelForCausalLM.from_pretrained(where, **options, **more)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SourceError(f"transformers cannot load {source} as a causal language model: {reason}") from error
@@ -69,7 +72,8 @@ def save_pruned(
     part.mkdir(parents=True)
     try:
         saved: Any = model
-        saved.save_pretrained(part)
+        with _without_bars(_transformers()):
+            saved.save_pretrained(part)
         tokenizer.save_pretrained(part)
         allocation.save(part / ALLOCATION_FILE)
         report.save(part / REPORT_FILE)
@@ -92,6 +96,19 @@ def _transformers() -> Any:
         return importlib.import_module("transformers")
     except ImportError:
         raise SourceError("pruning a folder needs transformers: pip install 'spectail[hf]'") from None
+
+
+@contextmanager
+def _without_bars(transformers: Any) -> Iterator[None]:
+    """No progress bars of transformers for a while: the caller has one."""
+    bars = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
 
 
 def _demo_file() -> Path:
