@@ -105,7 +105,7 @@ def _hooked(model, modules, text):
 def test_the_second_block_is_pruned_otherwise_after_a_dense_first_one():
     """That the test above can tell: with block one left dense, block two gets other zeros."""
     both, second = decoder("llama"), decoder("llama")
-    ratios = {name: 0.5 for name in _matrices(both)}
+    ratios = dict.fromkeys(_matrices(both), 0.5)
     st.prune(both, ratios, method="wanda", calibration=tokens())
     st.prune(second, {n: r * (".1." in n) for n, r in ratios.items()}, method="wanda", calibration=tokens())
     a, b = (m.state_dict()["model.layers.1.mlp.up_proj.weight"] for m in (both, second))
