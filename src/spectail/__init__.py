@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from spectail.analysis import Analysis, compare
     from spectail.core.farms import TailFit, tail_fit
     from spectail.core.spec import Spec
-    from spectail.errors import AllocationError, RunError, SourceError, SpecError, SpectailError
+    from spectail.errors import AllocationError, PruneError, RunError, SourceError, SpecError, SpectailError
+    from spectail.pruning.prune import prune
+    from spectail.pruning.report import PruneReport
     from spectail.records import LayerRecord
     from spectail.report.compare import Comparison
     from spectail.runner import analyze
@@ -29,6 +31,8 @@ _WHERE = {
     "Analysis": "spectail.analysis",
     "Comparison": "spectail.report.compare",
     "LayerRecord": "spectail.records",
+    "PruneError": "spectail.errors",
+    "PruneReport": "spectail.pruning.report",
     "RunError": "spectail.errors",
     "SourceError": "spectail.errors",
     "Spec": "spectail.core.spec",
@@ -40,6 +44,7 @@ _WHERE = {
     "compare": "spectail.analysis",
     "maps": "spectail.allocation.maps",
     "presets": "spectail.presets",
+    "prune": "spectail.pruning.prune",
     "tail_fit": "spectail.core.farms",
     "targets": "spectail.allocation.targets",
 }
@@ -53,6 +58,8 @@ __all__ = [
     "Analysis",
     "Comparison",
     "LayerRecord",
+    "PruneError",
+    "PruneReport",
     "RunError",
     "SourceError",
     "Spec",
@@ -64,6 +71,7 @@ __all__ = [
     "compare",
     "maps",
     "presets",
+    "prune",
     "tail_fit",
     "targets",
 ]

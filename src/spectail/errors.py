@@ -19,3 +19,7 @@ class RunError(SpectailError):
 
 class AllocationError(SpectailError, ValueError):
     """An allocation that cannot be made or read: a budget out of reach, a missing alpha, a rule that makes no sense."""
+
+
+class PruneError(SpectailError, ValueError):
+    """A model, allocation or calibration text that cannot be pruned with, or settings that do not go together."""

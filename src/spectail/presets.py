@@ -69,3 +69,13 @@ ALPHAQ_CHOICES = (2, 3, 4, 8)
 
 ALPHAQ_GAMMA = 1.0
 """AlphaQ's default; its ablation finds the best at 10 to 20 for DeepSeek and Qwen, near 200 for Mixtral."""
+
+PRUNE_EPS = 0.2
+"""eps of the linear map where ``spectail prune`` is given none: AlphaPruning's README for LLaMA-7B at 70 %, Wanda and
+SparseGPT (arXiv 2410.10912). Published values range from 0.1 to 0.6 and were tuned per model, method and sparsity."""
+
+OWL_M = 5.0
+"""A weight counts as an outlier above this many times the mean score of its block (OWL, arXiv 2310.05175)."""
+
+OWL_LAMBDA = 0.08
+"""Half the range of OWL's ratios across blocks (its default; both were tuned per model)."""

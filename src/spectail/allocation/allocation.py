@@ -28,8 +28,8 @@ class Share:
     value: float
     unit: str
     """The block (``model.layers.3``) or layer whose alpha the value was given by."""
-    alpha: float
-    """Of the unit."""
+    alpha: float | None
+    """Of the unit; None where the value was not given by an alpha."""
     numel: int
 
 

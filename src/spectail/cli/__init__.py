@@ -14,6 +14,7 @@ from rich.console import Console
 from spectail.cli.allocate import allocate
 from spectail.cli.analyze import analyze
 from spectail.cli.compare import compare
+from spectail.cli.prune import prune
 from spectail.errors import SpectailError
 
 UsageProblem: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command()(analyze)
 app.command()(compare)
 app.command()(allocate)
+app.command()(prune)
 
 
 def _print_version(asked: bool) -> None:

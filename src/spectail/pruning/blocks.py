@@ -1,0 +1,211 @@
+"""The blocks of a decoder, and calibration inputs on their way through them, one block at a time.
+
+Two samples run through the whole model, which shows what the model itself gives to every block besides the hidden
+states (masks, rotary angles, positions, whatever it is), that the blocks follow on each other, and that these arguments
+do not depend on the text. For the others the model runs up to its first block. From there on blocks are called here,
+with the model's own arguments.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectail.errors import PruneError
+from spectail.models.blocks import unit_of
+
+
+@dataclass(frozen=True)
+class Extra:
+    """What the model gives to a block besides the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    keyword: str | None
+    """The name that the hidden states are given by, None where they are the first positional argument."""
+
+
+@dataclass
+class Stream:
+    """Hidden states of all samples on their way in front of the next block, and the blocks' other arguments."""
+
+    hidden: list[Tensor]
+    extras: list[Extra]
+
+    def run(self, block: nn.Module, number: int, *, keep: bool) -> None:
+        """Send all samples through a block; with ``keep`` they go on from there, else they stay in front of it."""
+        extra = self.extras[number]
+        for i, states in enumerate(self.hidden):
+            output = _hidden(_call(block, extra, states))
+            if keep:
+                self.hidden[i] = output
+
+
+def find_blocks(model: nn.Module, paths: Iterable[str]) -> list[tuple[str, nn.Module]]:
+    """The one stack of blocks that all these parameters lie in, in order, with the blocks' names.
+
+    Raises:
+        PruneError: a parameter outside of blocks, or blocks of more than one stack.
+
+    """
+    stacks: dict[str, str] = {}
+    for path in paths:
+        unit = unit_of(path)
+        if unit is None:
+            raise PruneError(
+                f"{path} lies in no block, and only blocks are pruned by calibration text: "
+                "leave it out of the allocation, or prune by magnitude"
+            )
+        stacks.setdefault(unit.rpartition(".")[0], path)
+    if len(stacks) != 1:
+        raise PruneError(f"expected one stack of blocks, as a decoder has, not {len(stacks)}: {', '.join(stacks)}")
+    (name,) = stacks
+    stack = model.get_submodule(name)
+    if not isinstance(stack, nn.ModuleList):
+        raise PruneError(f"the blocks of {name} are no list of modules but a {type(stack).__name__}")
+    return [(f"{name}.{i}", block) for i, block in enumerate(stack)]
+
+
+def start(model: nn.Module, blocks: Sequence[nn.Module], tokens: Tensor) -> Stream:
+    """Bring samples of token ids, (samples, length), in front of the first block.
+
+    Raises:
+        PruneError: the model does not run its blocks one after the other, or gives them what depends on the text.
+
+    """
+    first = _watch(model, blocks, tokens[:1])
+    if len(tokens) == 1:
+        return Stream([first.states], first.extras)
+    second = _watch(model, blocks, tokens[1:2])
+    for number, (a, b) in enumerate(zip(first.extras, second.extras, strict=True)):
+        if not _same((a.args, dict(a.kwargs)), (b.args, dict(b.kwargs))):
+            raise PruneError(
+                f"block {number} of this model takes arguments that depend on the text besides its hidden states: "
+                "calibration cannot follow it, prune by magnitude"
+            )
+    others = [_before_first(model, blocks[0], ids[None]) for ids in tokens[2:]]
+    return Stream([first.states, second.states, *others], first.extras)
+
+
+@dataclass
+class _Record:
+    """What one sample shows of a model."""
+
+    states: Tensor = field(default_factory=lambda: torch.empty(0))
+    extras: list[Extra] = field(default_factory=list)
+    last: Tensor | None = None
+    order: list[int] = field(default_factory=list)
+    broken: bool = False
+
+
+def _watch(model: nn.Module, blocks: Sequence[nn.Module], ids: Tensor) -> _Record:
+    """Run one sample through the whole model and note what every block is given."""
+    record = _Record()
+    numbers = {id(block): number for number, block in enumerate(blocks)}
+
+    def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states, extra = _split(args, kwargs)
+        if not record.order:
+            record.states = states
+        elif record.last is None or not _equal(record.last, states):
+            record.broken = True
+        record.order.append(numbers[id(block)])
+        record.extras.append(extra)
+
+    def after(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        record.last = _hidden(output).clone()
+
+    hooks = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks]
+    hooks += [block.register_forward_hook(after) for block in blocks]
+    try:
+        _forward(model, ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if record.broken or record.order != list(range(len(blocks))):
+        raise PruneError(
+            f"this {type(model).__name__} does not hand its hidden states from block to block in order: "
+            "calibration cannot follow it, prune by magnitude"
+        )
+    return record
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass in front of the first block."""
+
+
+def _before_first(model: nn.Module, block: nn.Module, ids: Tensor) -> Tensor:
+    """The hidden states in front of the first block; the rest of the model does not run."""
+    found: list[Tensor] = []
+
+    def stop(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(_split(args, kwargs)[0])
+        raise _ReachedError
+
+    hook = block.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        _forward(model, ids)
+    except _ReachedError:
+        pass
+    finally:
+        hook.remove()
+    return found[0]
+
+
+def _forward(model: nn.Module, ids: Tensor) -> None:
+    """Call the model on token ids, without a cache where it has one."""
+    device = next(model.parameters()).device
+    takes = inspect.signature(model.forward).parameters
+    model(ids.to(device), **({"use_cache": False} if "use_cache" in takes else {}))
+
+
+def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Extra]:
+    """The hidden states and the rest of a block's arguments."""
+    if args and isinstance(args[0], Tensor):
+        return args[0].detach(), Extra(args[1:], dict(kwargs), None)
+    if isinstance(kwargs.get("hidden_states"), Tensor):
+        rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        return kwargs["hidden_states"].detach(), Extra(args, rest, "hidden_states")
+    raise PruneError("the blocks of this model are not called with hidden states first: prune by magnitude")
+
+
+def _call(block: nn.Module, extra: Extra, states: Tensor) -> Any:
+    if extra.keyword:
+        return block(*extra.args, **{**extra.kwargs, extra.keyword: states})
+    return block(states, *extra.args, **extra.kwargs)
+
+
+def _hidden(output: Any) -> Tensor:
+    """The hidden states among what a block returns."""
+    states = output[0] if isinstance(output, tuple | list) and output else output
+    if not isinstance(states, Tensor):
+        raise PruneError(
+            f"a block of this model returns {type(output).__name__}, not hidden states: prune by magnitude"
+        )
+    return states.detach()
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two arguments are equal, tensors by value; objects of other kinds by type."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and _equal(a, b)
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if a is None or isinstance(a, bool | int | float | str):
+        return bool(a == b)
+    return type(a) is type(b)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN being one."""
+    if a.shape != b.shape:
+        return False
+    b = b.to(a.device)
+    return bool(((a == b) | ((a != a) & (b != b))).all())

@@ -1,0 +1,144 @@
+"""Baselines that look at no alpha: the same sparsity everywhere, and OWL's by outliers (arXiv 2310.05175)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from spectail import presets
+from spectail.allocation.allocation import Allocation, Share
+from spectail.errors import PruneError
+from spectail.models.blocks import unit_of
+from spectail.models.editable import Weight
+from spectail.models.walk import module_source
+from spectail.pruning import scores
+from spectail.pruning.blocks import find_blocks, start
+from spectail.pruning.calibration import as_tokens
+from spectail.pruning.layers import coverage_of, make_targets
+from spectail.pruning.statistics import Squares, Statistic, check_seen, site_of, watching
+
+Array: TypeAlias = NDArray[np.float64]
+
+
+def uniform(model: nn.Module, sparsity: float) -> Allocation:
+    """The same ratio for every matrix inside blocks."""
+    _check(sparsity)
+    units = _units(model)
+    return _allocation(model, dict.fromkeys(units, float(sparsity)), sparsity, {"rule": "uniform"})
+
+
+def owl(
+    model: nn.Module,
+    sparsity: float,
+    *,
+    calibration: Tensor | Sequence[Tensor],
+    m: float = presets.OWL_M,
+    lam: float = presets.OWL_LAMBDA,
+) -> Allocation:
+    """One ratio per block: less is pruned where more scores |W_ij| norm(X_j) exceed ``m`` times the block's mean.
+
+    The ratios span 2 ``lam`` and follow the share of outliers linearly. The budget holds over all weights, with ratios
+    between the bounds of ``presets``; the published code means blocks of equal size and has no bounds. The model is
+    dense while its scores are taken, and is not changed.
+    """
+    _check(sparsity)
+    if not (m > 0 and 0 <= lam <= 1):
+        raise PruneError(f"OWL needs m above 0 and lambda from 0 to 1, not {m!r} and {lam!r}")
+    shares = outlier_shares(model, calibration, m=m)
+    sizes = {name: sum(layers.values()) for name, layers in _units(model).items()}
+    found, weights = (np.array([x[name] for name in sizes], dtype=np.float64) for x in (shares, sizes))
+    ratios = owl_ratios(found, weights, sparsity=float(sparsity), lam=lam)
+    rule = {"rule": "owl", "m": m, "lambda": lam, "outlier_percent": {k: round(v, 6) for k, v in shares.items()}}
+    return _allocation(model, dict(zip(sizes, map(float, ratios), strict=True)), sparsity, rule)
+
+
+def owl_ratios(outliers: Array, weights: Array, *, sparsity: float, lam: float) -> Array:
+    """Ratios that fall by up to 2 ``lam`` from the unit with the fewest outliers to the one with the most.
+
+    Their mean by ``weights`` is ``sparsity``; what a bound of ``presets.SPARSITY_BOUNDS`` cuts off goes to the others.
+
+    >>> owl_ratios(np.array([1.0, 2.0, 3.0]), np.ones(3), sparsity=0.6, lam=0.1).round(6)
+    array([0.7, 0.6, 0.5])
+    """
+    spread = float(np.ptp(outliers))
+    kept = (outliers - outliers.min()) / spread * 2 * lam if spread > 0 else np.zeros_like(outliers)
+    low, high = presets.SPARSITY_BOUNDS
+    share = weights / weights.sum()
+    corners = np.sort(np.concatenate([kept + low, kept + high]))
+    means = [float(share @ np.clip(corner - kept, low, high)) for corner in corners]
+    if sparsity > means[-1]:
+        raise PruneError(f"ratios from {low:g} to {high:g} cannot have the mean {sparsity:g}")
+    shift = float(np.interp(sparsity, means, corners))  # the mean is piecewise linear in the shift
+    return np.asarray(np.clip(shift - kept, low, high))
+
+
+def outlier_shares(model: nn.Module, calibration: Tensor | Sequence[Tensor], *, m: float) -> dict[str, float]:
+    """Percent of the scores of each block's layers above ``m`` times their mean, by the block's name."""
+    weights = [target.weight for target in make_targets(model, 0.0)]
+    tokens = as_tokens(calibration, model, "OWL")
+    blocks = find_blocks(model, [weight.path for weight in weights])
+    inside: dict[str | None, list[Weight]] = {}
+    for weight in weights:
+        inside.setdefault(unit_of(weight.path), []).append(weight)
+    found: dict[str, float] = {}
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            stream = start(model, [block for _, block in blocks], tokens)
+            for number, (name, block) in enumerate(blocks):
+                members = inside.get(name, [])
+                with watching(members, Squares) as seen:
+                    stream.run(block, number, keep=True)
+                check_seen(members, seen)
+                if members:
+                    found[unit_of(members[0].name) or name] = _outliers(members, seen, m)
+    finally:
+        model.train(training)
+    return found
+
+
+def _outliers(weights: Sequence[Weight], seen: Mapping[Any, Statistic], m: float) -> float:
+    """Percent of a block's scores above ``m`` times their mean, one matrix in memory at a time."""
+
+    def score(weight: Weight) -> Tensor:
+        return scores.wanda(weight.read().float(), seen[site_of(weight)].squares)
+
+    numel = sum(weight.rows * weight.cols for weight in weights)
+    mean = sum(float(score(weight).double().sum()) for weight in weights) / numel
+    return 100 * sum(int((score(weight) > m * mean).sum()) for weight in weights) / numel
+
+
+def _units(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Numbers of weights of the covered layers, by block and layer."""
+    found: dict[str, dict[str, int]] = {}
+    for layer in coverage_of(module_source(model)).layers:
+        found.setdefault(unit_of(layer.name) or layer.name, {})[layer.name] = layer.numel
+    return found
+
+
+def _allocation(model: nn.Module, ratios: Mapping[str, float], sparsity: float, rule: dict[str, Any]) -> Allocation:
+    source = module_source(model)
+    return Allocation(
+        target="sparsity",
+        budget=float(sparsity),
+        settings=rule,
+        shares=tuple(
+            Share(name, ratios[unit], unit, None, numel)
+            for unit, layers in _units(model).items()
+            for name, numel in layers.items()
+        ),
+        left_out=coverage_of(source).left_out,
+        source=source.label,
+        fingerprint=source.fingerprint,
+    )
+
+
+def _check(sparsity: float) -> None:
+    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
+        raise PruneError(f"a sparsity must be at least 0 and below 1, not {sparsity!r}")

@@ -1,0 +1,111 @@
+"""What pruning did: sparsity asked and reached per layer and in total, time, and what to know about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+_FORMAT = "spectail pruning"
+NO_GAIN = (
+    "Zeros alone make nothing smaller or faster: the file and the arithmetic are those of the dense model, "
+    "unless a sparse format or kernel uses them."
+)
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """One layer after pruning."""
+
+    name: str
+    requested: float
+    """The ratio of zeros that was asked for."""
+    realised: float
+    """The ratio of zeros that it now has, those that were there before included."""
+    zeros: int
+    numel: int
+    quota: str
+    """How many zeros the ratio became, as a number or as ``n:m``."""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneReport:
+    """What ``prune`` returns: one row per pruned layer, in the order in which they were pruned."""
+
+    method: str
+    settings: dict[str, Any]
+    """The method's options."""
+    pattern: str | None
+    layers: tuple[PrunedLayer, ...]
+    calibration: tuple[int, int] | None
+    """Samples and tokens per sample, None where no text was used."""
+    seconds: float
+    notes: tuple[str, ...] = ()
+    complete: bool = True
+    """False where pruning was interrupted: other layers are as they were."""
+
+    @property
+    def numel(self) -> int:
+        """Weights of all pruned layers."""
+        return sum(layer.numel for layer in self.layers)
+
+    @property
+    def requested(self) -> float:
+        """The ratio of zeros asked for over all weights of the pruned layers."""
+        return sum(layer.requested * layer.numel for layer in self.layers) / max(1, self.numel)
+
+    @property
+    def realised(self) -> float:
+        """The ratio of zeros over all weights of the pruned layers."""
+        return sum(layer.zeros for layer in self.layers) / max(1, self.numel)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per layer: name, requested, realised, zeros, numel, quota, note."""
+        names = [field.name for field in dataclasses.fields(PrunedLayer)]
+        return pd.DataFrame([dataclasses.asdict(layer) for layer in self.layers], columns=names)
+
+    def summary(self) -> str:
+        """A few lines: method, sparsity asked and reached, the range, time, notes."""
+        how = self.method + (f" {self.pattern}" if self.pattern else "")
+        text = f", {self.calibration[0]} x {self.calibration[1]} calibration tokens" if self.calibration else ""
+        lines = [f"{how}: {len(self.layers)} layers, {self.numel:,} weights{text}, {self.seconds:.1f} s"]
+        if self.layers:
+            ratios = [layer.realised for layer in self.layers]
+            lines.append(
+                f"sparsity {self.realised:.6f} (asked {self.requested:.6f}), "
+                f"layers from {min(ratios):.4f} to {max(ratios):.4f}"
+            )
+        noted: dict[str, list[str]] = {}
+        for layer in self.layers:
+            if layer.note:
+                noted.setdefault(layer.note, []).append(layer.name)
+        for note, names in noted.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            lines.append(f"note: {names[0]}{more}: {note}")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes), NO_GAIN])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        lists = {"layers": [dataclasses.asdict(layer) for layer in self.layers], "notes": list(self.notes)}
+        shape = list(self.calibration) if self.calibration else None
+        totals = {"requested": self.requested, "realised": self.realised, "numel": self.numel}
+        return {"format": _FORMAT, **own, **totals, "calibration": shape, **lists}
+
+    def save(self, path: str | Path) -> Path:
+        """Write JSON."""
+        path = Path(path)
+        path.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        return path
+
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        html: str = self.table.to_html(index=False, max_rows=60, float_format="{:.4g}".format, na_rep="")
+        return html

@@ -1,0 +1,134 @@
+"""spectail prune: a folder that transformers loads, what it prints, and one line for what is wrong."""
+
+import json
+
+import pytest
+import torch
+
+import spectail as st
+from spectail.cli import run
+from spectail.pruning import prune as pruning
+from tests.pruning.models import decoder
+
+transformers = pytest.importorskip("transformers")
+WORDS = [f"w{i}" for i in range(90)]
+TEXT = " ".join(WORDS[(7 * i * i + i) % 90] for i in range(400))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny Llama with a tokenizer of whole words."""
+    tokenizers = pytest.importorskip("tokenizers")
+    path = tmp_path_factory.mktemp("prune") / "model"
+    decoder("llama").save_pretrained(path)
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {word: i + 3 for i, word in enumerate(WORDS)}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<pad>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>").save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def text(tmp_path):
+    """A calibration text."""
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def _run(folder, tmp_path, *options):
+    return run(["prune", str(folder), "--out", str(tmp_path / "out"), *options])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--method", "magnitude", "--allocation", "uniform"],
+        ["--method", "wanda", "--allocation", "owl"],
+        ["--method", "sparsegpt", "--allocation", "alphapruning", "--eps", "0.1"],
+        ["--method", "sparsegpt", "--allocation", "uniform", "--pattern", "2:4"],
+    ],
+    ids=" ".join,
+)
+def test_the_folder_loads_and_holds_what_was_asked_for(folder, tmp_path, text, capfd, options):
+    words = ["--calibration", str(text), "--samples", "6", "--seq-len", "16"]
+    assert _run(folder, tmp_path, "--sparsity", "0.5", *options, *words) == 0
+    printed = capfd.readouterr().out
+    assert "sparsity 0.5" in printed
+    assert "Zeros alone make nothing smaller or faster" in printed
+    out = tmp_path / "out"
+    model = transformers.AutoModelForCausalLM.from_pretrained(out)
+    transformers.AutoTokenizer.from_pretrained(out)
+    report = json.loads((out / "pruning.json").read_text())
+    allocation = st.Allocation.load(out / "allocation.json")
+    zeros = sum(int((model.get_submodule(name).weight == 0).sum()) for name in allocation)
+    assert zeros == round(0.5 * sum(share.numel for share in allocation.shares))
+    assert report["realised"] == 0.5
+    assert report["method"] == options[1]
+    assert not (model.lm_head.weight == 0).any()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_file_of_allocate_and_a_quiet_run(folder, tmp_path, capfd):
+    analysis = tmp_path / "run"
+    assert run(["analyze", str(folder), "--out", str(analysis), "--preset", "full", "--quiet"]) == 0
+    file = tmp_path / "a.json"
+    options = ["--target", "sparsity", "--budget", "0.4", "--out", str(file), "--quiet"]
+    assert run(["allocate", str(analysis), *options]) == 0
+    capfd.readouterr()
+    options = ["--sparsity", "0.4", "--method", "magnitude", "--allocation", str(file), "--quiet"]
+    assert _run(folder, tmp_path, *options) == 0
+    assert capfd.readouterr() == ("", "")
+    kept = st.Allocation.load(tmp_path / "out" / "allocation.json")
+    assert dict(kept) == dict(st.Allocation.load(file))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sparsity", "1"], "a sparsity must be at least 0 and below 1, not 1.0"),
+        (["--sparsity", "0.5", "--method", "lottery"], "method must be one of magnitude, wanda, wanda-variant, sparse"),
+        (["--sparsity", "0.5"], "wanda with the allocation farms needs calibration text: give --calibration FILE"),
+        (
+            ["--sparsity", "0.5", "--method", "magnitude", "--allocation", "no.json"],
+            "allocation must be one of uniform",
+        ),
+        (["--sparsity", "0.5", "--calibration", "TEXT"], "the calibration text has 400 tokens, and one sequence takes"),
+        (["--sparsity", "0.5", "--pattern", "2-4"], "a pattern is written N:M, such as 2:4, not '2-4'"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_what_is_wrong_is_one_line_and_nothing_is_written(folder, tmp_path, text, capfd, options, message):
+    options = [str(text) if word == "TEXT" else word for word in options]
+    assert _run(folder, tmp_path, *options) == 2
+    error = capfd.readouterr().err.strip()
+    assert message in error.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_use_and_a_folder_without_a_model(folder, tmp_path, capfd):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    assert _run(folder, tmp_path, "--sparsity", "0.5") == 2
+    assert "exists and is not an empty folder, so nothing is written there" in capfd.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    (tmp_path / "empty").mkdir()
+    options = ["--sparsity", "0.5", "--method", "magnitude", "--out", str(tmp_path / "new")]
+    assert run(["prune", str(tmp_path / "empty"), *options]) == 2
+    assert "transformers cannot load" in capfd.readouterr().err
+    assert run(["prune", str(tmp_path / "none"), *options]) == 2
+    assert "expected a transformers model folder, a hub id or demo" in capfd.readouterr().err
+
+
+def test_an_interruption_writes_nothing_and_says_how_far(folder, tmp_path, capfd, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pruning, "prune_weight", interrupt)
+    options = ["--sparsity", "0.5", "--method", "magnitude", "--allocation", "uniform"]
+    assert _run(folder, tmp_path, *options) == 130
+    assert (
+        "interrupted after 0 of 14 layers; the others are as they were; nothing was written" in capfd.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
+    assert torch.is_grad_enabled()
