@@ -159,6 +159,9 @@ def test_an_expert_without_tokens_is_pruned_by_magnitude_and_says_so():
     report = st.prune(model, 0.5, method="sparsegpt", calibration=tokens(1, 2))
     unseen = [layer for layer in report.layers if layer.note == "no calibration token came here: pruned by magnitude"]
     assert unseen
+    more = f" and {len(unseen) - 1} more" if len(unseen) > 1 else ""
+    assert report.notes == (f"{unseen[0].name}{more}: {unseen[0].note}",)
+    assert f"note: {report.notes[0]}" in report.summary()
     assert report.realised == 0.5
 
 

@@ -46,7 +46,6 @@ class PruneReport:
     calibration: tuple[int, int] | None
     """Samples and tokens per sample, None where no text was used."""
     seconds: float
-    notes: tuple[str, ...] = ()
     complete: bool = True
     """False where pruning was interrupted: other layers are as they were."""
 
@@ -65,6 +64,18 @@ class PruneReport:
         """The ratio of zeros over all weights of the pruned layers."""
         return sum(layer.zeros for layer in self.layers) / max(1, self.numel)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know about layers (raised damping, experts without tokens), each remark once, with whom it is of."""
+        noted: dict[str, list[str]] = {}
+        for layer in self.layers:
+            if layer.note:
+                noted.setdefault(layer.note, []).append(layer.name)
+        return tuple(
+            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {note}"
+            for note, names in noted.items()
+        )
+
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row per layer: name, requested, realised, zeros, numel, quota, note."""
@@ -82,13 +93,6 @@ class PruneReport:
                 f"sparsity {self.realised:.6f} (asked {self.requested:.6f}), "
                 f"layers from {min(ratios):.4f} to {max(ratios):.4f}"
             )
-        noted: dict[str, list[str]] = {}
-        for layer in self.layers:
-            if layer.note:
-                noted.setdefault(layer.note, []).append(layer.name)
-        for note, names in noted.items():
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            lines.append(f"note: {names[0]}{more}: {note}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes), NO_GAIN])
 
     def to_dict(self) -> dict[str, Any]:
