@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from spectail.core.farms import TailFit, tail_fit
     from spectail.core.spec import Spec
     from spectail.errors import AllocationError, RunError, SourceError, SpecError, SpectailError
+    from spectail.evaluation import evaluate_tasks, perplexity
+    from spectail.models.language import open_language_model
     from spectail.records import LayerRecord
     from spectail.report.compare import Comparison
     from spectail.runner import analyze
@@ -38,7 +40,10 @@ _WHERE = {
     "allocate": "spectail.allocation.allocate",
     "analyze": "spectail.runner",
     "compare": "spectail.analysis",
+    "evaluate_tasks": "spectail.evaluation",
     "maps": "spectail.allocation.maps",
+    "open_language_model": "spectail.models.language",
+    "perplexity": "spectail.evaluation",
     "presets": "spectail.presets",
     "tail_fit": "spectail.core.farms",
     "targets": "spectail.allocation.targets",
@@ -62,7 +67,10 @@ __all__ = [
     "allocate",
     "analyze",
     "compare",
+    "evaluate_tasks",
     "maps",
+    "open_language_model",
+    "perplexity",
     "presets",
     "tail_fit",
     "targets",

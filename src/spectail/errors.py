@@ -19,3 +19,11 @@ class RunError(SpectailError):
 
 class AllocationError(SpectailError, ValueError):
     """An allocation that cannot be made or read: a budget out of reach, a missing alpha, a rule that makes no sense."""
+
+
+class EvaluationError(SpectailError, ValueError):
+    """A model that cannot be evaluated as asked: too little text, a block that is too long, logits that are NaN."""
+
+
+class ExportError(SpectailError, ValueError):
+    """An allocation that the other tool has no way to say."""
