@@ -36,11 +36,12 @@ class Perplexity(float):
     seq_len: int
 
     def __new__(cls, losses: Sequence[float], *, seq_len: int) -> Perplexity:
+        """From the mean negative log-likelihoods of the sequences."""
         self = super().__new__(cls, _exp(fmean(losses)))
         self.losses, self.seq_len = tuple(losses), seq_len
         return self
 
-    def __getnewargs_ex__(self) -> tuple[tuple[Any, ...], dict[str, Any]]:  # type: ignore[override]
+    def __getnewargs_ex__(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (self.losses,), {"seq_len": self.seq_len}
 
     @property
@@ -93,13 +94,17 @@ def perplexity(
         EvaluationError: too little text, blocks longer than the model's positions, tokens that the model lacks, NaN.
 
     """
-    _check_counts(seq_len=(seq_len, 2), batch_size=(batch_size, 1), max_sequences=(1 if max_sequences is None else max_sequences, 1))
+    _check_counts(
+        seq_len=(seq_len, 2),
+        batch_size=(batch_size, 1),
+        max_sequences=(1 if max_sequences is None else max_sequences, 1),
+    )
     _check_positions(model, seq_len)
     blocks = token_blocks(tokenizer, text, seq_len)[:max_sequences]
     _check_vocabulary(model, blocks)
     losses: list[float] = []
     with torch.inference_mode(), _in_eval_mode(model):
-        for batch in blocks.split(batch_size):
+        for batch in torch.split(blocks, batch_size):
             logits = _logits(model, batch.to(_device(model)))
             losses += [_loss(rows, tokens) for rows, tokens in zip(logits, batch, strict=True)]
             if math.isnan(sum(losses)):
@@ -209,7 +214,7 @@ def _logits(model: nn.Module, ids: Tensor) -> Tensor:
 def _loss(logits: Tensor, tokens: Tensor) -> float:
     """Mean negative log-likelihood of a block's tokens but the first: (seq_len, vocabulary) and (seq_len,)."""
     targets = tokens[1:].to(logits.device)
-    pieces = zip(logits[:-1].split(POSITIONS), targets.split(POSITIONS), strict=True)
+    pieces = zip(torch.split(logits[:-1], POSITIONS), torch.split(targets, POSITIONS), strict=True)
     sums = [functional.cross_entropy(rows.float(), words, reduction="sum").double() for rows, words in pieces]
     return float(torch.stack(sums).sum()) / len(targets)
 

@@ -14,6 +14,8 @@ from rich.console import Console
 from spectail.cli.allocate import allocate
 from spectail.cli.analyze import analyze
 from spectail.cli.compare import compare
+from spectail.cli.evaluate import evaluate
+from spectail.cli.export import export
 from spectail.errors import SpectailError
 
 UsageProblem: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -28,6 +30,8 @@ app = typer.Typer(
 app.command()(analyze)
 app.command()(compare)
 app.command()(allocate)
+app.command()(evaluate)
+app.command()(export)
 
 
 def _print_version(asked: bool) -> None:

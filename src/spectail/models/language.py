@@ -60,7 +60,9 @@ def _location(text: str) -> tuple[str, dict[str, str]]:
     if path.is_file() and path.suffix.lower() == ".gguf":
         return str(path.parent), {"gguf_file": path.name}
     if path.is_file():
-        raise SourceError(f"{text} is a file; a language model needs the whole folder, with configuration and tokenizer")
+        raise SourceError(
+            f"{text} is a file; a language model needs the whole folder, with configuration and tokenizer"
+        )
     if path.is_dir() and not (path / "config.json").is_file():
         raise SourceError(f"{text} has no config.json; expected a model folder that transformers wrote")
     if not path.exists() and not is_hub_id(text):
