@@ -1,5 +1,7 @@
 """Torch-Pruning: ratios of channels that remove the ratio of weights."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -29,7 +31,7 @@ def test_names_become_modules():
 def test_torch_pruning_cuts_every_layer_by_its_ratio():
     tp = pytest.importorskip("torch_pruning")
     sizes = (8, 64, 64, 64, 5)
-    model = torch.nn.Sequential(*(torch.nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)))
+    model = torch.nn.Sequential(*itertools.starmap(torch.nn.Linear, itertools.pairwise(sizes)))
     ratios = channel_ratios(allocation({"0": 0.4375, "1": 0.75, "2": 0.4375}))
     pruner = tp.pruner.BasePruner(
         model, torch.zeros(1, 8), importance=tp.importance.MagnitudeImportance(p=2),

@@ -80,9 +80,15 @@ def _transformers() -> Any:
 
 @contextmanager
 def _one_line_errors(text: str) -> Iterator[None]:
-    """Say in one line why transformers, or a library that it needs, cannot load a source."""
+    """Say in one line why transformers, or a library that it needs, cannot load a source; it draws no bars."""
+    bars = _transformers().utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         lines = str(error).strip().splitlines()
         raise SourceError(f"{text} cannot be loaded: {lines[0][:200] if lines else type(error).__name__}") from error
+    finally:
+        if shown:
+            bars.enable_progress_bar()
