@@ -4,6 +4,7 @@ import pytest
 import torch
 import yaml
 
+import spectail as st
 from spectail.errors import ExportError
 from spectail.export.llm_compressor import PRUNERS, QUANTISERS, pruning_recipe, quantization_recipe
 from tests.export.conftest import allocation, llama_names, llama_ratios
@@ -66,9 +67,11 @@ def _oneshot(tmp_path, recipe):
     (tmp_path / "recipe.yaml").write_text(recipe)
     ids = [tokenizer()(words(32, seed))["input_ids"] for seed in range(16)]
     data = datasets.Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * 32 for _ in ids]})
-    model = llama()
+    llama().save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    model, saved_tokenizer = st.open_language_model(tmp_path / "model")
     llmcompressor.oneshot(
-        model=model, tokenizer=tokenizer(), dataset=data, recipe=str(tmp_path / "recipe.yaml"),
+        model=model, tokenizer=saved_tokenizer, dataset=data, recipe=str(tmp_path / "recipe.yaml"),
         max_seq_length=32, num_calibration_samples=16,
     )  # fmt: skip
     return model
@@ -83,7 +86,7 @@ def test_llm_compressor_gives_the_ratios_back(tmp_path, method):
     for name, ratio in ratios.items():
         weight = model.get_submodule(name).weight
         zeros = float((weight == 0).float().mean())
-        assert zeros == pytest.approx(ratio, abs=1 / min(weight.shape)), name
+        assert zeros == pytest.approx(ratio, abs=0.005), name
     assert (model.lm_head.weight != 0).all()
 
 
@@ -100,5 +103,5 @@ def test_llm_compressor_gives_the_widths_back(tmp_path, method):
         groups = module.weight.detach().float().unflatten(1, (-1, 32)) / module.weight_scale.detach().float()[..., None]
         if method == "gptq":
             assert torch.allclose(groups, groups.round(), atol=1e-2)
-            assert groups.unique().numel() <= 2**width
+            assert 2 < groups.round().unique().numel() <= 2**width
     assert not hasattr(model.lm_head, "quantization_scheme")
