@@ -25,8 +25,12 @@ def export(
     model: Annotated[
         str | None, typer.Option(help="The model's folder: llm-compressor needs the order of its modules to prune.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="llm-compressor: wanda or sparsegpt; rtn or gptq.")] = None,
-    group_size: Annotated[int | None, typer.Option(help="Weights that share a scale, for bits.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="llm-compressor: wanda or sparsegpt, for bits rtn or gptq.")
+    ] = None,
+    group_size: Annotated[
+        int | None, typer.Option(help="Weights that share a scale: 32 for torchao, 128 for llm-compressor.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> int:
@@ -39,7 +43,7 @@ def export(
     pruned = to == "llm-compressor" and allocation.target == "sparsity"
     _check_used(to, model=(model, pruned), method=(method, to == "llm-compressor"))
     _check_used(to, group_size=(group_size, to in {"llm-compressor", "torchao"} and not pruned))
-    text = _text(to, allocation, model, {"method": method} if method else {}, group_size)
+    text = _text(to, allocation, model, method, group_size)
     part = out.with_name(f".{out.name}.part")
     out.parent.mkdir(parents=True, exist_ok=True)
     part.write_text(text, encoding="utf-8")
@@ -48,20 +52,22 @@ def export(
     return 0
 
 
-def _text(to: str, allocation: Allocation, model: str | None, method: dict[str, str], group_size: int | None) -> str:
+def _text(to: str, allocation: Allocation, model: str | None, method: str | None, group_size: int | None) -> str:
     """What the file is to hold."""
-    group = {} if group_size is None else {"group_size": group_size}
     if to == "llama.cpp":
         return "\n".join(llama_cpp.tensor_types(allocation)) + "\n"
     if to == "torch-pruning":
         return json.dumps(torch_pruning.channel_ratios(allocation), indent=1) + "\n"
     if to == "torchao":
-        return json.dumps(torchao.widths(allocation, **group), indent=1) + "\n"
+        return (
+            json.dumps(torchao.widths(allocation, group_size=32 if group_size is None else group_size), indent=1) + "\n"
+        )
     if allocation.target != "sparsity":
-        return llm_compressor.quantization_recipe(allocation, **method, **group)
+        size = 128 if group_size is None else group_size
+        return llm_compressor.quantization_recipe(allocation, method=method or "rtn", group_size=size)
     if model is None:
         raise ExportError("llm-compressor pairs ratios with modules by position: give the model's folder with --model")
-    return llm_compressor.pruning_recipe(allocation, module_names(model), **method)
+    return llm_compressor.pruning_recipe(allocation, module_names(model), method=method or "wanda")
 
 
 def _check_used(to: str, **options: tuple[object, bool]) -> None:
