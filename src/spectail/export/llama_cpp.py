@@ -11,8 +11,7 @@ from spectail.models.gguf_names import FAMILIES
 from spectail.models.names import canonical_name
 
 TYPES = {2: "q2_K", 3: "q3_K", 4: "q4_K", 5: "q5_K", 6: "q6_K", 8: "q8_0", 16: "f16", 32: "f32"}
-"""The type for a width: the plain one of that many bits; its scales add 0.4 to 0.6 bits per weight, q2_K's and
-q8_0's included."""
+"""The plain type of each width; the scales of the quantised ones add 0.4 to 0.6 bits per weight."""
 
 _ROOT = r"^(?:model\.|transformer\.|bert\.|(?:model\.)?language_model\.(?:model\.)?)?"
 _PARTS = re.compile(r"\.(?:q|k|v|gate|up)$")
