@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from spectail.core.farms import TailFit, tail_fit
     from spectail.core.spec import Spec
     from spectail.errors import AllocationError, PruneError, RunError, SourceError, SpecError, SpectailError
+    from spectail.evaluation import evaluate_tasks, perplexity
+    from spectail.models.language import open_language_model
     from spectail.pruning.prune import prune
     from spectail.pruning.report import PruneReport
     from spectail.records import LayerRecord
@@ -42,7 +44,10 @@ _WHERE = {
     "allocate": "spectail.allocation.allocate",
     "analyze": "spectail.runner",
     "compare": "spectail.analysis",
+    "evaluate_tasks": "spectail.evaluation",
     "maps": "spectail.allocation.maps",
+    "open_language_model": "spectail.models.language",
+    "perplexity": "spectail.evaluation",
     "presets": "spectail.presets",
     "prune": "spectail.pruning.prune",
     "tail_fit": "spectail.core.farms",
@@ -69,7 +74,10 @@ __all__ = [
     "allocate",
     "analyze",
     "compare",
+    "evaluate_tasks",
     "maps",
+    "open_language_model",
+    "perplexity",
     "presets",
     "prune",
     "tail_fit",

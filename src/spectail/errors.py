@@ -23,3 +23,11 @@ class AllocationError(SpectailError, ValueError):
 
 class PruneError(SpectailError, ValueError):
     """A model, allocation or calibration text that cannot be pruned with, or settings that do not go together."""
+
+
+class EvaluationError(SpectailError, ValueError):
+    """A model that cannot be evaluated as asked: too little text, a block that is too long, logits that are NaN."""
+
+
+class ExportError(SpectailError, ValueError):
+    """An allocation that the other tool has no way to say."""

@@ -14,6 +14,8 @@ from rich.console import Console
 from spectail.cli.allocate import allocate
 from spectail.cli.analyze import analyze
 from spectail.cli.compare import compare
+from spectail.cli.evaluate import evaluate
+from spectail.cli.export import export
 from spectail.cli.prune import prune
 from spectail.errors import SpectailError
 
@@ -30,6 +32,8 @@ app.command()(analyze)
 app.command()(compare)
 app.command()(allocate)
 app.command()(prune)
+app.command()(evaluate)
+app.command()(export)
 
 
 def _print_version(asked: bool) -> None:

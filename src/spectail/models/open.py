@@ -74,15 +74,13 @@ def _state_source(state: Mapping[str, Any] | Tensor | np.ndarray[Any, Any]) -> S
 def _named_source(text: str) -> Source:
     """Open what a text names: the demo (a folder of that name is ./demo), else a path that exists, else the rest."""
     if text == "demo":
-        return _demo()
+        return path_source(demo_file())
     path = Path(text).expanduser()
     if text and path.exists():
         return path_source(path)
     if match := _FUNCTION.match(text):
         return _from_function(match[1], match[2])
-    if _HUB_ID.match(text) and not path.suffix.lower().startswith(
-        (".safetensors", ".gguf", ".pt", ".bin", ".json", ".ckpt")
-    ):
+    if is_hub_id(text):
         return _from_hub(text)
     raise SourceError(
         f"no such file or folder: {text!r}; "
@@ -90,14 +88,20 @@ def _named_source(text: str) -> Source:
     )
 
 
-def _demo() -> Source:
-    """Open SmolLM2-135M-Instruct from the package that ships it."""
+def demo_file() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct, in the package that ships it."""
     spec = importlib.util.find_spec(DEMO_PACKAGE)
     folders = spec.submodule_search_locations if spec else None
     files = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
     if not files:
         raise SourceError(f"the demo model is not installed; install it with: {DEMO_COMMAND}")
-    return path_source(files[0])
+    return files[0]
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text that is no path looks like ``org/name``."""
+    endings = (".safetensors", ".gguf", ".pt", ".bin", ".json", ".ckpt")
+    return bool(_HUB_ID.match(text)) and not Path(text).suffix.lower().startswith(endings)
 
 
 def _from_function(module: str, function: str) -> Source:

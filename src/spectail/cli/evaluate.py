@@ -1,0 +1,94 @@
+"""spectail evaluate: the perplexity of a language model on a text, or its scores on tasks of lm-eval."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from spectail.errors import EvaluationError
+from spectail.evaluation import Perplexity, evaluate_tasks, perplexity
+from spectail.models.language import DTYPES, open_language_model
+
+
+def evaluate(
+    source: Annotated[str, typer.Argument(help="demo, a model folder that transformers loads, or a .gguf file.")],
+    text: Annotated[Path | None, typer.Option(help="UTF-8 file to measure token perplexity on.")] = None,
+    seq_len: Annotated[int | None, typer.Option(help="Tokens in a block; 2048 unless given.")] = None,
+    max_sequences: Annotated[int | None, typer.Option(help="Only the first blocks.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks of lm-eval, as hellaswag,winogrande.")] = None,
+    tasks_path: Annotated[Path | None, typer.Option(help="Folder with tasks of your own.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first questions of every task.")] = None,
+    few_shot: Annotated[int | None, typer.Option(help="Examples before a question.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences per forward pass.")] = 1,
+    dtype: Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda...")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Also write the numbers to this file, as JSON.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> int:
+    """Measure a language model: token perplexity on a text, or tasks of lm-eval."""
+    if (text is None) == (tasks is None):
+        raise EvaluationError("give either --text FILE or --tasks NAMES")
+    _check_used("--tasks", tasks, seq_len=seq_len, max_sequences=max_sequences)
+    _check_used("--text", text, tasks_path=tasks_path, limit=limit, few_shot=few_shot)
+    if text is not None and not text.is_file():
+        raise EvaluationError(f"no text file at {text}")
+    if out is not None and out.exists():
+        raise EvaluationError(f"{out} exists, so it stays; give another name")
+    model, tokenizer = open_language_model(source, dtype, device)
+    if text is not None:
+        with _bar(quiet=quiet) as bar:
+            ppl = perplexity(
+                model, tokenizer, text, seq_len=2048 if seq_len is None else seq_len, max_sequences=max_sequences,
+                batch_size=batch_size, progress=bar,
+            )  # fmt: skip
+        words, result = _described(ppl)
+    else:
+        result = evaluate_tasks(
+            model, tokenizer, str(tasks).split(","), limit=limit, few_shot=few_shot, batch_size=batch_size,
+            include_path=tasks_path,
+        )  # fmt: skip
+        words = "\n".join(_line(task, scores) for task, scores in result.items())
+    if out is not None:
+        out.write_text(json.dumps({"source": source, "dtype": dtype, **result}, indent=1) + "\n", encoding="utf-8")
+    Console(quiet=quiet, soft_wrap=True).print(words, highlight=False, markup=False)
+    return 0
+
+
+def _check_used(option: str, given: object, **others: object) -> None:
+    """Refuse options that would change nothing."""
+    for name, value in others.items():
+        if given is not None and value is not None:
+            raise EvaluationError(f"--{name.replace('_', '-')} does not go with {option}: leave it out")
+
+
+def _described(ppl: Perplexity) -> tuple[str, dict[str, Any]]:
+    """A perplexity in words, and as JSON values, in which what is not finite is null."""
+    n = len(ppl.losses)
+    spread = f" +- {ppl.se:.2g}" if math.isfinite(ppl.se) else ""
+    words = f"perplexity {ppl:.4f}{spread} ({n} {'sequence' if n == 1 else 'sequences'} of {ppl.seq_len} tokens)"
+    numbers = {"perplexity": float(ppl), "standard_error": ppl.se, "loss": ppl.loss}
+    finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    return words, {**finite, "seq_len": ppl.seq_len, "sequences": n, "tokens": ppl.n_tokens}
+
+
+def _line(task: str, scores: dict[str, float]) -> str:
+    """A task with its metrics, each with its standard error where there is one."""
+    errors = {name: scores.get(f"{name}_stderr") for name in scores if not name.endswith("_stderr")}
+    parts = (f"{name} {scores[name]:.4g}" + (f" +- {e:.2g}" if e is not None else "") for name, e in errors.items())
+    return f"{task}: {', '.join(parts)}"
+
+
+@contextmanager
+def _bar(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error that goes away when it is done."""
+    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
+        task = progress.add_task("perplexity", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

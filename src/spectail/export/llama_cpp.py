@@ -1,0 +1,69 @@
+"""llama.cpp: the types of tensors, for ``llama-quantize --tensor-type`` or a file of them."""
+
+from __future__ import annotations
+
+import re
+
+from spectail.allocation.allocation import Allocation
+from spectail.errors import ExportError
+from spectail.export.parts import check_target, grouped
+from spectail.models.gguf_names import FAMILIES
+from spectail.models.names import canonical_name
+
+TYPES = {2: "q2_K", 3: "q3_K", 4: "q4_K", 5: "q5_K", 6: "q6_K", 8: "q8_0", 16: "f16", 32: "f32"}
+"""The plain type of each width; the scales of the quantised ones add 0.4 to 0.6 bits per weight."""
+
+_ROOT = r"^(?:model\.|transformer\.|bert\.|(?:model\.)?language_model\.(?:model\.)?)?"
+_PARTS = re.compile(r"\.(?:q|k|v|gate|up)$")
+
+
+def tensor_types(allocation: Allocation) -> tuple[str, ...]:
+    r"""One ``pattern=type`` per tensor, such as ``^blk\.3\.attn_q\.weight$=q4_K``.
+
+    A width without a type of its own gets the next wider one. Experts lie in one tensor and get the largest width in
+    use that is not above their mean. Patterns match one tensor each, so their order does not matter.
+
+    Raises:
+        ExportError: not an allocation of bits, or layers for which llama.cpp's name is not known.
+
+    """
+    check_target(allocation, "bits", "llama.cpp")
+    widths = grouped(allocation, gguf_tensor, "llama.cpp's names of these layers are not known")
+    return tuple(f"^{tensor.replace('.', chr(92) + '.')}$={tensor_type(width)}" for tensor, width in widths.items())
+
+
+def tensor_type(width: float) -> str:
+    """llama.cpp's type for a number of bits: the narrowest one of at least that width."""
+    if width > max(TYPES):
+        raise ExportError(f"llama.cpp has no type of {width:g} bits")
+    return TYPES[min(bits for bits in TYPES if bits >= width)]
+
+
+def gguf_tensor(layer: str) -> str | None:
+    """llama.cpp's name for the tensor that holds a layer of a Hugging Face model; None where it is not known.
+
+    >>> gguf_tensor("model.layers.3.self_attn.q_proj"), gguf_tensor("model.layers.0.mlp.experts.7.up_proj")
+    ('blk.3.attn_q.weight', 'blk.0.ffn_up_exps.weight')
+    """
+    name = canonical_name(layer)
+    for form in dict.fromkeys((name, layer, _PARTS.sub("", name))):
+        for pattern, tensor in _TABLE:
+            if match := pattern.match(form):
+                return tensor.format(*match.groups())
+    return None
+
+
+def _table() -> tuple[tuple[re.Pattern[str], str], ...]:
+    """Patterns of Hugging Face's names, over all architectures, with llama.cpp's names."""
+    rows = {}
+    for family in FAMILIES.values():
+        blocks = re.sub(r"^(?:model|transformer)\.", "", family.blocks)
+        for stem, inside in family.inside.items():
+            within = re.escape(inside).replace(r"\{\}", r"\d+")
+            rows[f"{_ROOT}{re.escape(blocks)}(\\d+)\\.{within}$"] = f"blk.{{}}.{stem}.weight"
+        for stem, top in family.top.items():
+            rows[f"{_ROOT}{re.escape(re.sub(r'^(?:model|transformer)[.]', '', top))}$"] = f"{stem}.weight"
+    return tuple((re.compile(pattern), tensor) for pattern, tensor in rows.items())
+
+
+_TABLE = _table()

@@ -1,0 +1,86 @@
+"""Recipes for llm-compressor: Wanda or SparseGPT with one ratio per module, or weights of several widths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from spectail.allocation.allocation import Allocation
+from spectail.errors import ExportError
+from spectail.export.parts import by_module, check_target, shown
+
+PRUNERS = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}
+QUANTISERS = {"rtn": "QuantizationModifier", "gptq": "GPTQModifier"}
+
+
+def pruning_recipe(allocation: Allocation, modules: Iterable[str], *, method: str = "wanda") -> str:
+    """YAML with one modifier, every layer a target and its sparsity at the same place in a list.
+
+    llm-compressor pairs the list with the modules by position, in the order of ``model.named_modules()`` and not in
+    that of the targets; a checkpoint stores its layers in another one. So ``modules`` has to be those names, as
+    ``[name for name, _ in model.named_modules()]`` or ``spectail.models.language.module_names(folder)`` gives them.
+
+    Raises:
+        ExportError: not an allocation of sparsity, an unknown method, or a layer that is no module.
+
+    """
+    check_target(allocation, "sparsity", "a pruning recipe")
+    modifier = _modifier(PRUNERS, method)
+    ratios = by_module(allocation, "llm-compressor")
+    order = [name for name in modules if name in ratios]
+    lost = set(ratios) - set(order)
+    if lost:
+        raise ExportError(
+            f"the model has no module {shown(name for name in ratios if name in lost)}: "
+            "give the names of the model that was analysed"
+        )
+    lines = ["sparsity:", *_items(ratios[name] for name in order), 'mask_structure: "0:0"']
+    lines += ["targets:", *_items(order)]
+    return _stage("pruning", modifier, lines)
+
+
+def quantization_recipe(allocation: Allocation, *, method: str = "rtn", group_size: int = 128) -> str:
+    """YAML with one modifier and one ``config_groups`` entry per width: symmetric integers, one scale per group.
+
+    ``group_size`` is the number of weights along a row that share a scale; it must divide the columns of every layer.
+
+    Raises:
+        ExportError: not an allocation of bits, an unknown method, or a layer that is no module.
+
+    """
+    check_target(allocation, "bits", "a quantisation recipe")
+    modifier = _modifier(QUANTISERS, method)
+    check_group_size(group_size)
+    widths = by_module(allocation, "llm-compressor")
+    lines = ["config_groups:"]
+    for width in sorted(set(widths.values())):
+        weights = {"num_bits": int(width), "type": "int", "symmetric": True, "strategy": "group"}
+        lines.append(f"  bits_{int(width)}:")
+        lines += [
+            "    weights:",
+            *(f"      {k}: {json.dumps(v)}" for k, v in {**weights, "group_size": group_size}.items()),
+        ]
+        lines += ["    targets:", *(f"    {item}" for item in _items(n for n, w in widths.items() if w == width))]
+    return _stage("quantization", modifier, lines)
+
+
+def check_group_size(size: int) -> None:
+    """Refuse what is no number of weights."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ExportError(f"group_size must be a whole number of weights, not {size!r}")
+
+
+def _modifier(known: dict[str, str], method: str) -> str:
+    if method not in known:
+        raise ExportError(f"method must be one of {', '.join(known)}, not {method!r}")
+    return known[method]
+
+
+def _items(values: Iterable[float | str]) -> list[str]:
+    """A block list; every JSON value is a YAML value."""
+    return [f"- {json.dumps(value)}" for value in values]
+
+
+def _stage(kind: str, modifier: str, lines: list[str]) -> str:
+    head = ["spectail_stage:", f"  {kind}_modifiers:", f"    {modifier}:"]
+    return "\n".join([*head, *(f"      {line}" for line in lines)]) + "\n"

@@ -1,0 +1,47 @@
+"""torchao: integer weights of a width per module, as ``FqnToConfig`` takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from spectail.allocation.allocation import Allocation
+from spectail.errors import ExportError
+from spectail.export.llm_compressor import check_group_size
+from spectail.export.parts import by_module, check_target
+
+WIDEST = 8
+"""Bits of torchao's widest integer weight."""
+
+
+def widths(allocation: Allocation, *, group_size: int = 32) -> dict[str, Any]:
+    """Plain JSON values that :func:`fqn_to_config` reads: full name of a module to bits, and the size of a group.
+
+    Raises:
+        ExportError: not an allocation of bits, a width above 8, or a layer that is no module.
+
+    """
+    check_target(allocation, "bits", "torchao")
+    check_group_size(group_size)
+    found = {name: int(width) for name, width in by_module(allocation, "torchao").items()}
+    wide = [name for name, width in found.items() if width > WIDEST]
+    if wide:
+        raise ExportError(f"torchao's integer weights have at most {WIDEST} bits, but {wide[0]} has {found[wide[0]]}")
+    return {"group_size": group_size, "bits": found}
+
+
+def fqn_to_config(data: Mapping[str, Any]) -> Any:
+    """Build the ``torchao.quantization.FqnToConfig``, for ``quantize_`` or transformers' ``TorchAoConfig``.
+
+    Every module has symmetric integers with a scale per group; modules that are not named stay as they are.
+    """
+    try:
+        import torch
+        from torchao.quantization import FqnToConfig, IntxWeightOnlyConfig, PerGroup
+    except ImportError as error:
+        raise ExportError(f"this needs torchao with FqnToConfig: pip install torchao ({error})") from None
+    by_width = {
+        bits: IntxWeightOnlyConfig(weight_dtype=getattr(torch, f"int{bits}"), granularity=PerGroup(data["group_size"]))
+        for bits in set(data["bits"].values())
+    }
+    return FqnToConfig({name: by_width[bits] for name, bits in data["bits"].items()})

@@ -1,0 +1,94 @@
+"""Open a causal language model of transformers together with its tokenizer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spectail.errors import SourceError
+from spectail.models.open import demo_file, is_hub_id
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def open_language_model(
+    source: str | os.PathLike[str], dtype: str = "auto", device: str | torch.device | None = None
+) -> tuple[Any, Any]:
+    """Load a model, in eval mode, and its tokenizer; no code from the folder is run.
+
+    Args:
+        source: a folder that transformers wrote, a ``.gguf`` file, ``demo``, or a hub id ``org/name``.
+        dtype: ``auto`` (as stored; a GGUF file is dequantised to float32), ``float32``, ``bfloat16`` or ``float16``.
+        device: where to put the model; the CPU unless given.
+
+    Raises:
+        SourceError: transformers is missing, or cannot load the source.
+
+    """
+    text = os.fspath(source)
+    if dtype not in DTYPES:
+        raise SourceError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    where, options = _location(text)
+    wanted: Any = torch.float32 if options and dtype == "auto" else dtype
+    with _one_line_errors(text):
+        transformers = _transformers()
+        quantised = {"quantization_config": transformers.GgufConfig(dequantize=True)} if options else {}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
+        model = transformers.AutoModelForCausalLM.from_pretrained(where, dtype=wanted, **options, **quantised)
+    return (model if device is None else model.to(device)).eval(), tokenizer
+
+
+def module_names(source: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Names of a language model's modules in the order of ``named_modules``; reads no weights."""
+    text = os.fspath(source)
+    where, options = _location(text)
+    with _one_line_errors(text), torch.device("meta"):
+        transformers = _transformers()
+        config = transformers.AutoConfig.from_pretrained(where, **options)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    return tuple(name for name, _ in model.named_modules() if name)
+
+
+def _location(text: str) -> tuple[str, dict[str, str]]:
+    """What transformers is to be asked for, and the GGUF file to take from there."""
+    path = demo_file() if text == "demo" else Path(text).expanduser()
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_file():
+        raise SourceError(
+            f"{text} is a file; a language model needs the whole folder, with configuration and tokenizer"
+        )
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise SourceError(f"{text} has no config.json; expected a model folder that transformers wrote")
+    if not path.exists() and not is_hub_id(text):
+        raise SourceError(f"no such folder: {text!r}; expected a model folder, a .gguf file, 'demo' or a hub id")
+    return (str(path) if path.exists() else text), {}
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise SourceError("language models need transformers: pip install 'spectail[hf]'") from None
+    return transformers
+
+
+@contextmanager
+def _one_line_errors(text: str) -> Iterator[None]:
+    """Say in one line why transformers, or a library that it needs, cannot load a source; it draws no bars."""
+    bars = _transformers().utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        lines = str(error).strip().splitlines()
+        raise SourceError(f"{text} cannot be loaded: {lines[0][:200] if lines else type(error).__name__}") from error
+    finally:
+        if shown:
+            bars.enable_progress_bar()

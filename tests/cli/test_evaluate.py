@@ -1,0 +1,59 @@
+"""spectail evaluate: perplexity of a folder on a file, what it prints and writes, and what is wrong."""
+
+import json
+
+import pytest
+
+import spectail as st
+from spectail.cli import run
+from tests.language import llama, tokenizer, words
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("evaluate")
+    llama().save_pretrained(path / "model")
+    tokenizer().save_pretrained(path / "model")
+    (path / "text.txt").write_text(words(200))
+    return path
+
+
+def test_the_perplexity_of_a_folder_is_printed_and_written(folder, tmp_path, capsys):
+    arguments = ["evaluate", str(folder / "model"), "--text", str(folder / "text.txt"), "--seq-len", "40"]
+    assert run([*arguments, "--max-sequences", "4", "--out", str(tmp_path / "ppl.json")]) == 0
+    expected = st.perplexity(llama(), tokenizer(), words(160), seq_len=40)
+    words_, stored = capsys.readouterr().out, json.loads((tmp_path / "ppl.json").read_text())
+    assert words_ == f"perplexity {expected:.4f} +- {expected.se:.2g} (4 sequences of 40 tokens)\n"
+    assert stored == {
+        "source": str(folder / "model"), "dtype": "auto", "perplexity": pytest.approx(expected),
+        "standard_error": pytest.approx(expected.se), "loss": pytest.approx(expected.loss), "seq_len": 40,
+        "sequences": 4, "tokens": 156,
+    }  # fmt: skip
+
+
+def test_one_sequence_has_no_error_and_the_json_stays_json(folder, tmp_path, capsys):
+    options = ["--text", str(folder / "text.txt"), "--seq-len", "150", "--dtype", "bfloat16"]
+    assert run(["evaluate", str(folder / "model"), *options, "--out", str(tmp_path / "ppl.json")]) == 0
+    assert "(1 sequence of 150 tokens)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "ppl.json").read_text())["standard_error"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give either --text FILE or --tasks NAMES"),
+        (["--text", "TEXT", "--tasks", "a"], "give either --text FILE or --tasks NAMES"),
+        (["--tasks", "a", "--seq-len", "8"], "--seq-len does not go with --tasks: leave it out"),
+        (["--text", "TEXT", "--few-shot", "0"], "--few-shot does not go with --text: leave it out"),
+        (["--text", "none.txt"], "no text file at none.txt"),
+        (["--text", "TEXT", "--seq-len", "256"], "the text has 200 tokens, fewer than one block of 256"),
+        (["--text", "TEXT", "--dtype", "int8"], "dtype must be one of auto, float32, bfloat16, float16, not 'int8'"),
+        (["--text", "TEXT", "--out", "TEXT"], "text.txt exists, so it stays; give another name"),
+    ],
+)
+def test_what_is_wrong_is_one_line(folder, capsys, options, message):
+    options = [str(folder / "text.txt") if option == "TEXT" else option for option in options]
+    assert run(["evaluate", str(folder / "model"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1

@@ -1,0 +1,59 @@
+"""Language models from a folder: model and tokenizer, dtypes, the order of modules, and what cannot be opened."""
+
+import pytest
+import torch
+
+import spectail as st
+from spectail.errors import SourceError
+from spectail.models.language import module_names
+from tests.language import llama, tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("language") / "llama"
+    llama().to(torch.bfloat16).save_pretrained(path)
+    tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("auto", torch.bfloat16), ("float32", torch.float32), ("float16", torch.float16)]
+)
+def test_a_folder_gives_model_and_tokenizer(folder, dtype, expected):
+    model, tok = st.open_language_model(folder, dtype)
+    assert model.dtype == expected
+    assert not model.training
+    assert tok("w0 w29")["input_ids"] == [2, 31]
+    saved = llama().to(torch.bfloat16).to(expected).state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+
+
+def test_names_of_modules_come_in_the_models_order_without_weights(folder):
+    (folder / "model.safetensors").rename(folder / "away")
+    names = module_names(folder)
+    (folder / "away").rename(folder / "model.safetensors")
+    assert names == tuple(name for name, _ in llama().named_modules() if name)
+    assert names.index("model.layers.0.self_attn.q_proj") < names.index("model.layers.0.self_attn.k_proj")
+
+
+def test_what_cannot_be_opened_is_one_line(folder, tmp_path, monkeypatch):
+    (tmp_path / "file.safetensors").touch()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{}")
+    cases = {
+        tmp_path / "none": "no such folder: ",
+        tmp_path: "has no config.json; expected a model folder that transformers wrote",
+        tmp_path / "file.safetensors": "is a file; a language model needs the whole folder",
+        tmp_path / "broken": "broken cannot be loaded: ",
+    }
+    for source, message in cases.items():
+        with pytest.raises(SourceError) as error:
+            st.open_language_model(source)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+    with pytest.raises(SourceError, match="dtype must be one of auto, float32, bfloat16, float16, not 'int8'"):
+        st.open_language_model(folder, "int8")
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(SourceError, match=r"language models need transformers: pip install 'spectail\[hf\]'"):
+        st.open_language_model(folder)
