@@ -87,24 +87,18 @@ def _on_cpu(
     """Eigenvalues of windows that are no taller than wide, batches of them spread over the cores."""
     found = np.empty((len(positions), matrices.shape[0], window.rows))
 
-    rooms = threading.local()
-
     def solve(strips: Sequence[_Strip]) -> None:
-        if not hasattr(rooms, "own"):
-            rooms.own = _Room(matrices.is_complex(), window.rows, window.cols, longest)
-        room: _Room = rooms.own
         if exact_zeros:
-            cuts = (room.cut(matrices, strip, window, scale) for strip in strips)
+            cuts = (_cut(matrices, strip, window, scale) for strip in strips)
             values = np.stack([np.linalg.svd(cut, compute_uv=False)[::-1] ** 2 for cut in cuts])
         else:
-            values = np.linalg.eigvalsh(room.fill(matrices, strips, window, scale))
+            values = np.linalg.eigvalsh(_grams(matrices, strips, window, scale))
         places = [(place, strip.matrix) for strip in strips for place in strip.places]
         found[tuple(np.transpose(places))] = values
 
     strips = _strips(window, positions, matrices.shape[0], share=not exact_zeros)
     workers = torch.get_num_threads()
     batches = _batches(strips, window, workers)
-    longest = max(sum(len(strip.lefts) for strip in batch) for batch in batches)
     if workers == 1 or len(batches) == 1:
         for batch in batches:
             solve(batch)
@@ -114,30 +108,42 @@ def _on_cpu(
     return found
 
 
-class _Room:
-    """Memory that one worker fills again and again: fresh pages cost as much as a third of the solver's time."""
+class _Room(threading.local):
+    """Memory that each thread fills again and again: fresh pages cost as much as a third of the solver's time."""
 
-    def __init__(self, complex_: bool, side: int, width: int, most: int) -> None:
-        dtype = np.complex128 if complex_ else np.float64
-        self.grams = np.empty((most, side, side), dtype)
-        self.window = np.empty((side, 2 * width), dtype)
+    def __init__(self) -> None:
+        self.held: dict[str, NDArray[Any]] = {}
 
-    def cut(self, matrices: Tensor, strip: _Strip, window: Window, scale: float) -> NDArray[Any]:
-        """The columns from the first to the last window of a strip, in double precision, scaled."""
-        end = strip.lefts[-1] + window.cols
-        piece = matrices[strip.matrix, strip.top : strip.top + window.rows, strip.lefts[0] : end].detach()
-        room = self.window.reshape(-1)[: piece.numel()].reshape(piece.shape)
-        torch.from_numpy(room).copy_(piece).mul_(scale)
-        return room
+    def take(self, use: str, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
+        """An array with whatever was in it, valid until the same thread takes it for the same use again."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if self.held.get(use, np.empty(0)).nbytes < size:
+            self.held[use] = np.empty(size, np.uint8)
+        return self.held[use][:size].view(dtype).reshape(shape)
 
-    def fill(self, matrices: Tensor, strips: Sequence[_Strip], window: Window, scale: float) -> NDArray[Any]:
-        """The Gram matrices of all windows of the strips, stacked."""
-        done = 0
-        for strip in strips:
-            grams = self.grams[done : done + len(strip.lefts)]
-            shared_grams(self.cut(matrices, strip, window, scale), strip.lefts, window.cols, out=grams)
-            done += len(grams)
-        return self.grams[:done]
+
+_ROOM = _Room()
+
+
+def _cut(matrices: Tensor, strip: _Strip, window: Window, scale: float) -> NDArray[Any]:
+    """The columns from the first to the last window of a strip, in double precision, scaled."""
+    end = strip.lefts[-1] + window.cols
+    piece = matrices[strip.matrix, strip.top : strip.top + window.rows, strip.lefts[0] : end].detach()
+    room = _ROOM.take("cut", tuple(piece.shape), np.complex128 if piece.is_complex() else np.float64)
+    torch.from_numpy(room).copy_(piece).mul_(scale)
+    return room
+
+
+def _grams(matrices: Tensor, strips: Sequence[_Strip], window: Window, scale: float) -> NDArray[Any]:
+    """The Gram matrices of all windows of the strips, stacked."""
+    count = sum(len(strip.lefts) for strip in strips)
+    dtype = np.complex128 if matrices.is_complex() else np.float64
+    grams, done = _ROOM.take("grams", (count, window.rows, window.rows), dtype), 0
+    for strip in strips:
+        own = grams[done : done + len(strip.lefts)]
+        shared_grams(_cut(matrices, strip, window, scale), strip.lefts, window.cols, out=own)
+        done += len(own)
+    return grams
 
 
 def shared_grams(piece: NDArray[Any], lefts: Sequence[int], width: int, *, out: NDArray[Any]) -> None:
