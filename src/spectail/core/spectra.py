@@ -13,9 +13,11 @@ save a quarter, and cannot tell the smallest eigenvalues of a square window from
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -33,6 +35,8 @@ Array: TypeAlias = NDArray[np.float64]
 
 _BATCH_BYTES = 16 * 2**20
 """Windows are solved in batches of about this size: large enough to keep a core busy, small enough for any memory."""
+_CALL_BYTES = 2 * 2**20
+"""Smaller stacks keep threads waiting for Python's lock more than they solve."""
 _MOST_SHARED = 4
 """Large overlapping windows share their products in groups of this many, which are held at once."""
 
@@ -103,9 +107,15 @@ def _on_cpu(
         for batch in batches:
             solve(batch)
         return found
-    with single_threaded(), ThreadPoolExecutor(workers) as pool:
-        list(pool.map(solve, batches))
+    with single_threaded():
+        list(_pool(workers, os.getpid()).map(solve, batches))
     return found
+
+
+@lru_cache(maxsize=1)
+def _pool(workers: int, process: int) -> ThreadPoolExecutor:
+    """The threads of this process (a forked one has none of its parent's): kept, and with them their memory."""
+    return ThreadPoolExecutor(workers, thread_name_prefix=f"spectail-{process}")
 
 
 class _Room(threading.local):
@@ -189,9 +199,10 @@ def _strips(window: Window, positions: Sequence[tuple[int, int]], n_matrices: in
 
 
 def _batches(strips: list[_Strip], window: Window, workers: int) -> list[list[_Strip]]:
-    """Strips in batches of about _BATCH_BYTES, and at least four batches a worker where there are as many strips."""
-    windows = sum(len(strip.lefts) for strip in strips)
-    most = max(1, min(_BATCH_BYTES // (8 * window.rows**2), windows // (4 * workers)))
+    """Strips in batches of about _BATCH_BYTES, and four batches a worker where each is worth a call of the solver."""
+    windows, size = sum(len(strip.lefts) for strip in strips), 8 * window.rows**2
+    worth = min(-(-windows // workers), _CALL_BYTES // size)
+    most = max(1, min(_BATCH_BYTES // size, max(worth, windows // (4 * workers))))
     batches: list[list[_Strip]] = []
     held = most
     for strip in strips:
