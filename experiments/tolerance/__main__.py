@@ -38,16 +38,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--fresh", action="store_true", help="do not go on with an unfinished run")
     parser.add_argument("--seconds", type=float, help="stop after about this long; run again to go on")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--side", type=int, default=4096, help="of the drawn matrices; windows are 2000/4096 of it")
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
     options = parser.parse_args(arguments)
-    side, window, grid = (96, 48, "grid:5") if options.quick else (4096, 2000, "grid:15")
+    side, window, grid = (96, 48, "grid:5") if options.quick else (options.side, options.side * 2000 // 4096, "grid:15")
     settings = {"side": side, "window": window, "placement": grid, "tolerance": TOLERANCE, "seed": options.seed}
     journal = Journal.open(WORK / f"tolerance{'_quick' * options.quick}.jsonl", settings, fresh=options.fresh)
     if not run_steps(journal, _steps(settings, () if options.quick else BLOCKS), seconds=options.seconds):
         return
     save_json(options.out, {"environment": environment(), "settings": settings, "results": journal.done})
     if not options.quick:
-        fill_page(ROOT / "docs" / "tolerance.md", {"results": _table(journal.done)})
+        fill_page(ROOT / "docs" / "tolerance.md", {"results": _table(journal.done, side, window)})
 
 
 def _steps(settings: dict[str, Any], blocks: tuple[int, ...]) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -97,9 +98,10 @@ def _alpha(values: np.ndarray, window: Window, spec: st.Spec) -> float:
     return fit_from(pooled, spec.cutoff.start(pooled)).alpha
 
 
-def _table(done: dict[str, Any]) -> str:
+def _table(done: dict[str, Any], side: int, window: int) -> str:
     rows = []
-    for source in ("SmolLM2", "drawn"):
+    names = {"SmolLM2": "SmolLM2", "drawn": f"drawn, {side} x {side}, windows of {window}"}
+    for source, shown in names.items():
         layers = [value for key, value in done.items() if key.startswith(source)]
         for cutoff in CUTOFFS:
             cells = [layer["cutoffs"][cutoff] for layer in layers]
@@ -108,7 +110,7 @@ def _table(done: dict[str, Any]) -> str:
             within = f"{int((changes <= TOLERANCE).sum())} of {len(cells)}"
             taken = f"{int(np.median(counts))} ({counts.min()} to {counts.max()})"
             faster = f"{np.median([cell['times_faster'] for cell in cells]):.0f}"
-            rows.append([f"{source}, {cutoff}", taken, within, f"{100 * changes.max():.2f} %", faster])
+            rows.append([f"{shown}: {cutoff}", taken, within, f"{100 * changes.max():.2f} %", faster])
     head = ["matrices, cutoff", "windows taken of 225", "within 1 %", "largest change", "times faster (median)"]
     return markdown_table(head, rows)
 
