@@ -64,6 +64,8 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
     try:
         with torch.no_grad():
             matrices = layer.load().detach().to(plan.device)
+            if layer.n_matrices > 1:
+                matrices = matrices.contiguous()  # kernel slices lie scattered, and are read several times
             record = _measured(record, matrices, plan)
     except SpecError as error:
         record = replace(record, status="skipped", reason=str(error))

@@ -61,7 +61,8 @@ def largest_eigenvalue(matrices: Tensor) -> float:
     if min(matrices.shape[1:]) <= _DENSE_SIDE:
         norms = [torch.linalg.matrix_norm(batch.to(_wide(batch)), 2).max() for batch in torch.split(matrices, 64)]
         return float(torch.stack(norms).max()) ** 2
-    return max(_lanczos(matrix) for matrix in matrices)
+    magnitude = largest_magnitude(matrices)
+    return max(_lanczos(matrix, magnitude) for matrix in matrices) if magnitude else 0.0
 
 
 def entropy(eigenvalues: Array) -> float:
@@ -72,21 +73,20 @@ def entropy(eigenvalues: Array) -> float:
     return float(-(shares * np.log(shares)).sum() / math.log(shares.size))
 
 
-def _lanczos(matrix: Tensor) -> float:
+def _lanczos(matrix: Tensor, magnitude: float) -> float:
     """Iterate in float32 where the weights are no finer, then take the Rayleigh quotient of the vector in float64.
 
     The quotient's error is the square of the vector's: float32 halves the cost and loses nothing that shows.
     """
     if matrix.shape[0] > matrix.shape[1]:
         matrix = matrix.mT
-    magnitude = largest_magnitude(matrix)
-    if not magnitude:
-        return 0.0
     side, exponent = matrix.shape[0], math.frexp(magnitude)[1]
     exponent = 0 if abs(exponent) <= _SAFE_EXPONENT else exponent
     fine = matrix.dtype in (torch.float64, torch.complex128)
     working = matrix.dtype if fine else torch.promote_types(matrix.dtype, torch.float32)
     scaled = matrix.to(working) if exponent == 0 else matrix.to(working) * 2.0**-exponent
+    if not scaled.any():
+        return 0.0
     pieces = torch.split(scaled, max(1, _PIECE // side), dim=1)
     multiply = _gram_product(piece.cpu() for piece in pieces) if side <= _GRAM_SIDE else _two_products(scaled)
     start = np.random.default_rng(0).standard_normal(side).astype(torch.empty(0, dtype=working).numpy().dtype)

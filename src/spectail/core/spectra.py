@@ -37,6 +37,8 @@ _BATCH_BYTES = 16 * 2**20
 """Windows are solved in batches of about this size: large enough to keep a core busy, small enough for any memory."""
 _CALL_BYTES = 2 * 2**20
 """Smaller stacks keep threads waiting for Python's lock more than they solve."""
+_SMALL_SIDE = 256
+"""Windows up to this side are cut out many at a time; of larger ones the second copy would cost more than the calls."""
 _MOST_SHARED = 4
 """Large overlapping windows share their products in groups of this many, which are held at once."""
 
@@ -138,9 +140,19 @@ _ROOM = _Room()
 def _cut(matrices: Tensor, strip: _Strip, window: Window, scale: float) -> NDArray[Any]:
     """The columns from the first to the last window of a strip, in double precision, scaled."""
     end = strip.lefts[-1] + window.cols
-    piece = matrices[strip.matrix, strip.top : strip.top + window.rows, strip.lefts[0] : end].detach()
+    return _widened(matrices[strip.matrix, strip.top : strip.top + window.rows, strip.lefts[0] : end], scale)
+
+
+def _cuts(matrices: Tensor, strips: Sequence[_Strip], window: Window, scale: float) -> NDArray[Any]:
+    """Single windows, stacked: taken out in one call, since threads queue for Python's lock at every call."""
+    everywhere = matrices.unfold(1, window.rows, 1).unfold(2, window.cols, 1)
+    places = torch.tensor([(strip.matrix, strip.top, strip.lefts[0]) for strip in strips]).unbind(1)
+    return _widened(everywhere[places], scale)
+
+
+def _widened(piece: Tensor, scale: float) -> NDArray[Any]:
     room = _ROOM.take("cut", tuple(piece.shape), np.complex128 if piece.is_complex() else np.float64)
-    torch.from_numpy(room).copy_(piece).mul_(scale)
+    torch.from_numpy(room).copy_(piece.detach()).mul_(scale)
     return room
 
 
@@ -149,6 +161,8 @@ def _grams(matrices: Tensor, strips: Sequence[_Strip], window: Window, scale: fl
     count = sum(len(strip.lefts) for strip in strips)
     dtype = np.complex128 if matrices.is_complex() else np.float64
     grams, done = _ROOM.take("grams", (count, window.rows, window.rows), dtype), 0
+    if count == len(strips) and window.rows <= _SMALL_SIDE:
+        return _gram(_cuts(matrices, strips, window, scale), out=grams)
     for strip in strips:
         own = grams[done : done + len(strip.lefts)]
         shared_grams(_cut(matrices, strip, window, scale), strip.lefts, window.cols, out=own)
@@ -176,7 +190,8 @@ def shared_grams(piece: NDArray[Any], lefts: Sequence[int], width: int, *, out: 
 
 def _gram(columns: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
     """Columns times their own transpose, for which NumPy does half the work."""
-    return np.matmul(columns, columns.conj().T if np.iscomplexobj(columns) else columns.T, out=out)
+    transposed = np.swapaxes(columns, -1, -2)
+    return np.matmul(columns, transposed.conj() if np.iscomplexobj(columns) else transposed, out=out)
 
 
 def _strips(window: Window, positions: Sequence[tuple[int, int]], n_matrices: int, *, share: bool) -> list[_Strip]:
@@ -199,10 +214,15 @@ def _strips(window: Window, positions: Sequence[tuple[int, int]], n_matrices: in
 
 
 def _batches(strips: list[_Strip], window: Window, workers: int) -> list[list[_Strip]]:
-    """Strips in batches of about _BATCH_BYTES, and four batches a worker where each is worth a call of the solver."""
+    """Strips in batches of about _BATCH_BYTES, and four batches a worker where each is worth a call of the solver.
+
+    All of about one size, and as many for one worker as for the other: nobody waits for the last.
+    """
     windows, size = sum(len(strip.lefts) for strip in strips), 8 * window.rows**2
     worth = min(-(-windows // workers), _CALL_BYTES // size)
     most = max(1, min(_BATCH_BYTES // size, max(worth, windows // (4 * workers))))
+    rounds = -(-windows // (most * workers))
+    most = -(-windows // (rounds * workers))
     batches: list[list[_Strip]] = []
     held = most
     for strip in strips:
