@@ -1,0 +1,93 @@
+"""``python -m experiments.pruning``: prune one language model by every allocation; table, plot and docs page."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.common import ROOT, WORK, Journal, environment, fill_page, run_steps, save_json
+from experiments.pruning.draw import draw, tables
+from experiments.pruning.steps import FULL, Experiment, Settings
+from experiments.pruning.summary import summarise
+from experiments.pruning.texts import Texts, given, installed
+from experiments.pruning.toy import toy
+from spectail.models.language import open_language_model
+
+HERE = Path(__file__).parent
+QUICK = Settings(
+    eps=(0.2,), eps_magnitude=(0.2, 0.4), seeds=2, seq_len=32, calibration=4, selection=2, tests=2, dtype="float32"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is missing; 0 when all is done, 3 when ``--seconds`` ran out before."""
+    options = _options(arguments)
+    settings = QUICK if options.quick else FULL if options.full else Settings()
+    model, tokenizer, texts = _inputs(options, settings)
+    kept = settings.to_dict() | {"model": "toy" if options.quick else options.model, "texts": _sizes(texts)}
+    journal = Journal.open(options.work / "pruning.jsonl", kept, fresh=options.fresh)
+    if options.fresh:
+        shutil.rmtree(options.work / "pruning", ignore_errors=True)
+    experiment = Experiment(model, tokenizer, texts, settings=settings, journal=journal, work=options.work / "pruning")
+    if not run_steps(journal, experiment.steps(), seconds=options.seconds):
+        return 3
+    summary = summarise(journal.done, settings, list(texts.tests))
+    alphas = {key.removeprefix("alphas | "): v for key, v in journal.done.items() if key.startswith("alphas | ")}
+    results: dict[str, Any] = {"environment": environment(), "settings": kept, **summary, "block alphas": alphas}
+    save_json(options.out / "results.json", results)
+    draw(summary, options.image)
+    parts = tables(summary)
+    (options.out / "tables.md").write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
+    if options.page:
+        fill_page(options.page, parts)
+    print("\n\n".join(parts.values()))
+    return 0
+
+
+def _inputs(options: argparse.Namespace, settings: Settings) -> tuple[Any, Any, Texts]:
+    if options.quick:
+        return toy()
+    own = (options.calibration, options.selection, options.test)
+    if any(own) and not all(own):
+        raise SystemExit("give --calibration, --selection and --test together: no text may serve two ends")
+    texts = given(*own) if all(own) else installed()
+    model, tokenizer = open_language_model(options.model)
+    return model.to(getattr(torch, settings.dtype)).to(options.device), tokenizer, texts
+
+
+def _sizes(texts: Texts) -> dict[str, int]:
+    """Letters of every text: with other texts it is another run."""
+    named = {"calibration": texts.calibration, "selection": texts.selection} | dict(texts.tests)
+    return {name: len(text) for name, text in named.items()}
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.pruning", description=__doc__)
+    parser.add_argument("--model", default="demo", help="a transformers folder, a .gguf file, a hub id or demo")
+    parser.add_argument("--calibration", type=Path, help="a text file, in place of the installed texts")
+    parser.add_argument("--selection", type=Path, help="another, by which settings are chosen")
+    parser.add_argument("--test", action="append", default=[], metavar="NAME=FILE", help="others, for tests")
+    parser.add_argument("--full", action="store_true", help="the grid for a GPU")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seconds", type=float, help="stop after so long; the same command goes on (exit code 3)")
+    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has measured")
+    parser.add_argument("--quick", action="store_true", help="a toy model, seconds; the docs stay as they are")
+    parser.add_argument("--out", type=Path, help="folder of results.json and tables.md; the docs stay as they are")
+    options = parser.parse_args(arguments)
+    name = "full" if options.full else ""
+    elsewhere = (options.out or WORK) / "quick" if options.quick else options.out
+    options.work = elsewhere or WORK / name
+    options.page = None if elsewhere or name else ROOT / "docs" / "pruning-results.md"
+    options.image = (elsewhere or ROOT / "docs" / "images") / f"pruning{name and '-' + name}.png"
+    options.out = elsewhere or HERE / name
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

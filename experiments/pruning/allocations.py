@@ -1,0 +1,173 @@
+"""The allocations that are compared: what is measured, and how it becomes a ratio per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+import numpy as np
+from numpy.typing import NDArray
+
+import spectail as st
+from spectail import presets
+from spectail.allocation.maps import Linear
+from spectail.allocation.targets import Sparsity
+from spectail.core.windows import Grid
+from spectail.models.blocks import unit_of
+from spectail.pruning.owl import owl_ratios
+from spectail.records import LayerRecord
+
+Outliers = Mapping[str, float]
+"""OWL's percent of outliers by block."""
+Change = Callable[[tuple[LayerRecord, ...], Outliers], tuple[LayerRecord, ...]]
+"""Replaces alphas by what a candidate goes by instead."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How layers get their ratio: by the alphas of ``spec`` (None: by none), as they are or changed."""
+
+    spec: st.Spec | None = None
+    level: str = "block"
+    change: Change | None = None
+    by_outliers: bool = False
+
+
+def ratios(
+    rule: Rule, eps: float | None, sparsity: float, *, analysis: st.Analysis | None, even: st.Allocation, owl: Outliers
+) -> st.Allocation | dict[str, float]:
+    """Ratios between about sparsity (1 - eps) and sparsity (1 + eps) that meet the budget.
+
+    ``even`` is the uniform allocation; it says which layers there are, and what a rule without eps gives.
+    """
+    if eps is None:
+        return even
+    if rule.by_outliers:
+        return by_outliers(owl, even, eps * sparsity)
+    if analysis is None:
+        raise ValueError("ratios by alpha need an analysis")
+    if rule.change:
+        analysis = replace(analysis, layers=rule.change(analysis.layers, owl))
+    target = Sparsity(map=Linear(1 - eps, 1 + eps), level=rule.level)
+    return st.allocate(analysis, target=target, budget=sparsity)
+
+
+def by_outliers(owl: Outliers, even: st.Allocation, lam: float) -> dict[str, float]:
+    """OWL's ratios, from sparsity - lam to sparsity + lam."""
+    sizes: dict[str, int] = {}
+    for share in even.shares:
+        sizes[share.unit] = sizes.get(share.unit, 0) + share.numel
+    found, numel = (np.array([x[unit] for unit in sizes], dtype=np.float64) for x in (owl, sizes))
+    by_block = dict(zip(sizes, owl_ratios(found, numel, sparsity=even.budget, lam=lam), strict=True))
+    return {share.name: float(by_block[share.unit]) for share in even.shares}
+
+
+def shrunk(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord, ...]:
+    """Alphas pulled to the mean of their kind, the more the wider their error bar (empirical Bayes)."""
+
+    def pull(alpha: NDArray[np.float64], error: NDArray[np.float64]) -> NDArray[np.float64]:
+        true = max(float(alpha.var(ddof=1) - np.mean(error**2)), 0.0)
+        return np.asarray(alpha.mean() + (alpha - alpha.mean()) * true / (true + error**2))
+
+    return _by_kind(layers, pull)
+
+
+def standardised(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord, ...]:
+    """Alphas as standard scores within their kind, so that no kind dominates a block's mean."""
+    return _by_kind(layers, lambda alpha, error: OFFSET + _scores(alpha))
+
+
+def with_variance(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord, ...]:
+    """Blocks by alpha and by the spread of their weights: heavy tails and large weights are both kept."""
+    return _by_block(layers, {unit: -np.log(np.mean(v)) for unit, v in _columns(layers, "weight_var").items()})
+
+
+def with_outliers(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord, ...]:
+    """Blocks by alpha and by OWL's outliers, in equal parts."""
+    return _by_block(layers, {unit: -float(owl[unit]) for unit in _columns(layers, "alpha")})
+
+
+OFFSET = 10.0
+"""Keeps scores positive, as alphas are; a linear map is blind to it."""
+
+MAIN: dict[str, Rule] = {
+    "uniform": Rule(),
+    "OWL": Rule(by_outliers=True),
+    "AlphaPruning": Rule(presets.ALPHAPRUNING),
+    "FARMS as published, 10 x 10": Rule(presets.FARMS_LLM),
+    "FARMS as published, 15 x 15": Rule(replace(presets.FARMS_LLM, placement=Grid(15))),
+    "FARMS default": Rule(presets.FARMS),
+}
+"""The comparison: every allocation with the same choice of eps."""
+
+PARTS: dict[str, Rule] = {
+    "whole, median": Rule(presets.FULL),
+    "whole, top 10 %": Rule(st.Spec(window="whole", cutoff="top:0.1")),
+    "windows, peak": Rule(st.Spec(cutoff="peak")),
+    "windows, top 10 %": Rule(st.Spec(cutoff="top:0.1")),
+}
+"""What the windows bring and what the cutoff brings; AlphaPruning and the default are the other two of the six."""
+
+VARIANTS: dict[str, Rule] = {
+    "per layer": Rule(presets.FARMS, level="layer"),
+    "per layer, top 10 %": Rule(st.Spec(cutoff="top:0.1"), level="layer"),
+    "KS": Rule(st.Spec(cutoff="ks")),
+    "windows of 128": Rule(st.Spec(window=128)),
+    "windows of 64": Rule(st.Spec(window=64)),
+    "windows of 64, top 10 %": Rule(st.Spec(window=64, cutoff="top:0.1")),
+    "shrunk by error bars": Rule(presets.FARMS, change=shrunk),
+    "standard scores within a kind": Rule(presets.FARMS, change=standardised),
+    "standard scores within a kind, top 10 %": Rule(st.Spec(cutoff="top:0.1"), change=standardised),
+    "alpha and Var(W)": Rule(presets.FARMS, change=with_variance),
+    "alpha and outliers": Rule(presets.FARMS, change=with_outliers),
+    "alpha and outliers, top 10 %": Rule(st.Spec(cutoff="top:0.1"), change=with_outliers),
+}
+"""Attempts to do better, compared on selection text only."""
+
+RULES = MAIN | PARTS | VARIANTS
+BASELINE = "FARMS as published, 10 x 10"
+
+
+def block_alphas(layers: tuple[LayerRecord, ...]) -> dict[str, float]:
+    """Mean alpha by block."""
+    return {unit: fmean(values) for unit, values in _columns(layers, "alpha").items()}
+
+
+def _columns(layers: tuple[LayerRecord, ...], column: str) -> dict[str, list[float]]:
+    """A column's values by block, of layers that lie in one."""
+    found: dict[str, list[float]] = {}
+    for layer in layers:
+        unit = unit_of(layer.name)
+        if unit and layer.status == "ok":
+            found.setdefault(unit, []).append(getattr(layer, column))
+    return found
+
+
+def _by_kind(
+    layers: tuple[LayerRecord, ...],
+    rule: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]],
+) -> tuple[LayerRecord, ...]:
+    """Alphas replaced by ``rule(alpha, alpha_se)`` of all layers of a kind."""
+    found = list(layers)
+    for kind in {layer.kind for layer in layers}:
+        chosen = [i for i, layer in enumerate(layers) if layer.kind == kind and unit_of(layer.name)]
+        if len(chosen) < 2:
+            continue
+        alpha, error = (np.array([getattr(layers[i], name) for i in chosen]) for name in ("alpha", "alpha_se"))
+        for i, value in zip(chosen, rule(alpha, error), strict=True):
+            found[i] = replace(layers[i], alpha=float(value))
+    return tuple(found)
+
+
+def _by_block(layers: tuple[LayerRecord, ...], other: Mapping[str, float]) -> tuple[LayerRecord, ...]:
+    """Every alpha replaced by the sum of its block's standard scores in mean alpha and in ``other``."""
+    alphas = block_alphas(layers)
+    both = _scores(np.array(list(alphas.values()))) + _scores(np.array([other[unit] for unit in alphas]))
+    scores = dict(zip(alphas, OFFSET + both, strict=True))
+    return tuple(replace(layer, alpha=float(scores.get(unit_of(layer.name) or "", layer.alpha))) for layer in layers)
+
+
+def _scores(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    spread = values.std()
+    return np.asarray((values - values.mean()) / spread if spread > 0 else values * 0)

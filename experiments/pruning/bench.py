@@ -1,0 +1,97 @@
+"""A model that is pruned or rounded again and again, and put back each time; perplexity of drawn token blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import spectail as st
+from spectail.models.editable import Weight
+from spectail.pruning.layers import make_targets
+from spectail.pruning.methods import BY_NAME
+from spectail.pruning.prune import prune_weight
+from spectail.pruning.statistics import Squares, Statistic, site_of, watching
+
+AT_ONCE = 4
+"""Sequences in a forward pass."""
+GROUP = 64
+"""Neighbours along the input that share the range of their rounding."""
+
+
+@dataclass
+class Bench:
+    """A language model and the weights that it had at first."""
+
+    model: Any
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+        self.weights: list[Weight] = [target.weight for target in make_targets(self.model, 0.0)]
+        self.first = [weight.read() for weight in self.weights]
+        self.device = next(self.model.parameters()).device
+
+    @contextmanager
+    def borrowed(self) -> Iterator[nn.Module]:
+        """The model to prune; afterwards its weights are as at first, bit for bit."""
+        try:
+            yield self.model
+        finally:
+            with torch.no_grad():
+                for weight, values in zip(self.weights, self.first, strict=True):
+                    weight.write(values)
+
+    def perplexity(self, tokens: Tensor) -> float:
+        """Exp of the mean negative log-likelihood of blocks (n, length), their first tokens apart."""
+        total = 0.0
+        with torch.inference_mode():
+            for batch in torch.split(tokens, AT_ONCE):
+                ids = batch.to(self.device)
+                logits = self.model(ids, use_cache=False).logits
+                for row, words in zip(logits, ids, strict=True):
+                    total += float(functional.cross_entropy(row[:-1].float(), words[1:], reduction="sum"))
+        mean = total / (tokens.shape[0] * (tokens.shape[1] - 1))
+        return math.exp(mean) if mean < 700 else math.inf
+
+    def statistics(self, tokens: Tensor) -> Mapping[Any, Statistic]:
+        """Sums of squares of every layer's inputs in the dense model: Wanda's scores without going block by block."""
+        with torch.inference_mode(), watching(self.weights, Squares) as seen:
+            for batch in torch.split(tokens, AT_ONCE):
+                self.model.base_model(batch.to(self.device), use_cache=False)
+        return seen
+
+    def prune_at_once(
+        self, allocation: Mapping[str, float] | float, method: str, seen: Mapping[Any, Statistic] | None
+    ) -> None:
+        """Prune every layer by the statistics of the dense model."""
+        rule = BY_NAME[method]
+        with torch.no_grad():
+            for target in make_targets(self.model, allocation):
+                prune_weight(target, rule, seen[site_of(target.weight)] if seen is not None else None)
+
+    def prune(self, allocation: Mapping[str, float] | float, method: str, tokens: Tensor) -> float:
+        """Prune as ``st.prune`` does, block by block; returns the ratio of zeros reached."""
+        calibration = None if method == "magnitude" else tokens
+        return float(st.prune(self.model, allocation, method=method, calibration=calibration).realised)
+
+    def round_weights(self, bits: Mapping[str, float]) -> None:
+        """Round every layer of ``bits`` to its width."""
+        for weight in self.weights:
+            if weight.name in bits:
+                weight.write(rounded(weight.read(), int(bits[weight.name])))
+
+
+def rounded(weights: Tensor, bits: int, group: int = GROUP) -> Tensor:
+    """Round to nearest, 2^bits levels from the least to the largest of every ``group`` neighbours along the input."""
+    rows, cols = weights.shape
+    pieces = functional.pad(weights.float(), (0, -cols % group), mode="replicate").reshape(rows, -1, group)
+    low = pieces.amin(dim=-1, keepdim=True)
+    step = (pieces.amax(dim=-1, keepdim=True) - low) / (2**bits - 1)
+    levels = torch.where(step > 0, ((pieces - low) / step).round(), torch.zeros_like(pieces))
+    return (low + levels * step).reshape(rows, -1)[:, :cols].to(weights.dtype)

@@ -1,0 +1,90 @@
+"""Tables and the picture of the docs page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from experiments.common import markdown_table
+from experiments.drawing import COLOURS, QUIET, panels, save
+from experiments.pruning.allocations import BASELINE, MAIN
+from experiments.pruning.summary import SIX, variants
+
+
+def tables(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Markdown by the name of its place on the page."""
+    tests, selection = summary["tests"], summary["selection"]
+    targets = list(tests)
+    sources = list(summary["dense"]["sources"])
+    return {
+        "comparison": markdown_table(
+            ["allocation", *targets], [[name, *(_cell(tests[t][name]) for t in targets)] for name in MAIN]
+        ),
+        "ratios": markdown_table(
+            [f"over {BASELINE}", *targets], [[name, *(_ratio(tests[t][name]) for t in targets)] for name in MAIN]
+        ),
+        "sources": markdown_table(
+            ["allocation", *(f"{t}, {s}" for t in targets for s in sources)],
+            [
+                ["dense", *(_mean(summary["dense"]["sources"][s]) for _ in targets for s in sources)],
+                *([name, *(_mean(tests[t][name]["sources"][s]) for t in targets for s in sources)] for name in MAIN),
+            ],
+        ),
+        "parts": markdown_table(
+            ["measured on, cutoff", *targets],
+            [[shown, *(_cell(tests[t][name]) for t in targets)] for shown, name in SIX.items()],
+        ),
+        "variants": markdown_table(
+            ["variant, over FARMS default", *selection],
+            [[name, *(f"{row[t]:.3f}" for t in selection)] for name, row in variants(selection).items()],
+        ),
+        "bits": markdown_table(
+            ["widths", *(f"mean of {budget} bits" for budget in summary["bits"])],
+            [
+                [name, *(_cell(found[name]) for found in summary["bits"].values())]
+                for name in next(iter(summary["bits"].values()), {})
+            ],
+        ),
+    }
+
+
+def draw(summary: Mapping[str, Any], path: Path) -> None:
+    """Perplexity over the baseline's, a panel per method, a point per seed."""
+    tests = summary["tests"]
+    fig, axes = panels(1, len(tests), size=(3.2 * len(tests) + 2.4, 3.4), share_y=True)
+    for axis, (target, found) in zip(axes, tests.items(), strict=True):
+        base = found[BASELINE]["seeds"]
+        for i, name in enumerate(MAIN):
+            ratios = [a / b for a, b in zip(found[name]["seeds"], base, strict=True)]
+            axis.plot(ratios, [i] * len(ratios), "o", color=COLOURS[i], alpha=0.6, markersize=5)
+            axis.plot([found[name]["ratio"]] * 2, [i - 0.3, i + 0.3], color=COLOURS[i], linewidth=2.4)
+        axis.axvline(1.0, color=QUIET, linewidth=0.8, linestyle=":")
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_title(target)
+    axes[0].set_yticks(range(len(MAIN)), list(MAIN))
+    axes[0].invert_yaxis()
+    fig.supxlabel(f"test perplexity over that of {BASELINE} (a point per seed, bar: mean)", fontsize=9)
+    save(fig, path)
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    setting = next((f" ({row[key]:g})" for key in ("eps", "gamma") if row.get(key) is not None), "")
+    return f"{_short(row['mean'])} ± {_short(row['spread'])}{setting}"
+
+
+def _ratio(row: Mapping[str, Any]) -> str:
+    return f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
+
+
+def _mean(values: list[float]) -> str:
+    return _short(math.exp(sum(map(math.log, values)) / len(values)))
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"

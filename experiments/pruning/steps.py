@@ -1,0 +1,237 @@
+"""What is measured, step by step: each step is kept when it is done, later ones read earlier ones from the journal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import spectail as st
+from experiments.common import Journal
+from experiments.pruning.allocations import MAIN, PARTS, RULES, Rule, block_alphas, ratios
+from experiments.pruning.bench import Bench
+from experiments.pruning.texts import Texts
+from spectail import presets
+from spectail.allocation.targets import Bits
+from spectail.pruning.calibration import calibration_tokens
+from spectail.pruning.owl import outlier_shares, uniform
+
+BITS: dict[str, tuple[st.Spec, tuple[float, ...]] | None] = {
+    "uniform": None,
+    "variance alone": (presets.FARMS, (0.0,)),
+    "AlphaQ as published": (presets.ALPHAQ, (1.0, 10.0)),
+    "FARMS default": (presets.FARMS, (1.0, 10.0)),
+}
+"""Widths: by which alphas, and the gammas that are tried."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Sizes of a run; the defaults are the grid whose results are kept here."""
+
+    targets: tuple[tuple[str, float], ...] = (("magnitude", 0.5), ("wanda", 0.6), ("sparsegpt", 0.6))
+    eps: tuple[float, ...] = (0.1, 0.3)
+    eps_magnitude: tuple[float, ...] = (0.1, 0.3, 0.4)
+    seeds: int = 3
+    seq_len: int = 512
+    calibration: int = 32
+    selection: int = 10
+    tests: int = 20
+    bits: tuple[float, ...] = (3.0, 4.0)
+    dtype: str = "bfloat16"
+
+    def eps_of(self, method: str) -> tuple[float, ...]:
+        """The candidates, the same for every allocation."""
+        return self.eps_magnitude if method == "magnitude" else self.eps
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+FULL = Settings(
+    targets=tuple((method, s) for s in (0.4, 0.5, 0.6, 0.7) for method in ("magnitude", "wanda", "sparsegpt")),
+    eps=(0.05, 0.1, 0.2, 0.3, 0.4),
+    eps_magnitude=(0.05, 0.1, 0.2, 0.3, 0.4),
+    seq_len=2048,
+    calibration=128,
+)
+"""The grid for a GPU."""
+
+
+class Experiment:
+    """The steps over one model and its texts."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, texts: Texts, *, settings: Settings, journal: Journal, work: Path
+    ) -> None:
+        self.bench, self.settings, self.journal, self.work = Bench(model), settings, journal, work
+        self.tokenizer, self.texts = tokenizer, texts
+        self._drawn: dict[Any, Tensor] = {}
+        self._analyses: dict[str, st.Analysis] = {}
+        self._seen: dict[int, Any] = {}
+
+    def steps(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """All steps, the comparison first, what goes beyond it last."""
+        seeds = range(self.settings.seeds)
+        for seed in seeds:
+            yield f"dense | {seed}", partial(self.dense, seed)
+            yield f"outliers | {seed}", partial(self.outliers, seed)
+        for name, rule in RULES.items():
+            if rule.spec:
+                yield f"alphas | {name}", partial(self.alphas, name)
+        choosers = [target for target in self.settings.targets if target[0] != "sparsegpt"]
+        for method, sparsity in choosers:
+            yield from self._selection(method, sparsity, RULES)
+        for names in (MAIN, PARTS):
+            for method, sparsity in self.settings.targets:
+                for name in names:
+                    for seed in seeds:
+                        key = f"test | {method} {sparsity:g} | {name} | {seed}"
+                        yield key, partial(self.test, method, sparsity, name, seed)
+        yield from self._bits()
+
+    def _selection(
+        self, method: str, sparsity: float, rules: Mapping[str, Rule]
+    ) -> Iterator[tuple[str, Callable[[], Any]]]:
+        for name in rules:
+            for eps in self.settings.eps_of(method) if name != "uniform" else (None,):
+                yield selection_key(method, sparsity, name, eps), partial(self.select, method, sparsity, name, eps)
+
+    def _bits(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        for budget in self.settings.bits:
+            for name, chosen in BITS.items():
+                for gamma in chosen[1] if chosen else (None,):
+                    yield bits_key(budget, name, gamma), partial(self.select_bits, budget, name, gamma)
+            for name in BITS:
+                for seed in range(self.settings.seeds):
+                    yield f"test bits | {budget:g} | {name} | {seed}", partial(self.test_bits, budget, name, seed)
+
+    def dense(self, seed: int) -> dict[str, float]:
+        """Perplexity of the model as it is, by text, and on the selection text."""
+        return self._tests(seed) | {"selection": self.bench.perplexity(self._tokens("selection", 0))}
+
+    def outliers(self, seed: int) -> dict[str, float]:
+        """OWL's percent of outliers by block."""
+        found = outlier_shares(self.bench.model, self._tokens("calibration", seed), m=presets.OWL_M)
+        return dict(found)
+
+    def alphas(self, name: str) -> dict[str, float]:
+        """Mean alpha by block, what the candidate makes of it included."""
+        rule, layers = RULES[name], self._analysis(name).layers
+        return block_alphas(rule.change(layers, self.journal.done["outliers | 0"]) if rule.change else layers)
+
+    def select(self, method: str, sparsity: float, name: str, eps: float | None) -> float:
+        """Perplexity on selection text, pruned at once by the statistics of the dense model."""
+        seen = None if method == "magnitude" else self._statistics()
+        with self.bench.borrowed():
+            self.bench.prune_at_once(self._ratios(name, sparsity, eps, 0), method, seen)
+            return self.bench.perplexity(self._tokens("selection", 0))
+
+    def test(self, method: str, sparsity: float, name: str, seed: int) -> dict[str, Any]:
+        """Perplexity on test texts with the eps that selection text chose, pruned block by block."""
+        eps = self.chosen(method, sparsity, name)
+        with self.bench.borrowed():
+            shared = self._ratios(name, sparsity, eps, seed)
+            reached = self.bench.prune(shared, method, self._tokens("calibration", seed))
+            return self._tests(seed) | {"eps": eps, "sparsity": reached}
+
+    def chosen(self, method: str, sparsity: float, name: str) -> float | None:
+        """The eps of least perplexity on selection text; SparseGPT takes Wanda's."""
+        method = "wanda" if method == "sparsegpt" else method
+        found = self.journal.done
+        if name == "uniform":
+            return None
+        return min(
+            self.settings.eps_of(method), key=lambda eps: _number(found[selection_key(method, sparsity, name, eps)])
+        )
+
+    def select_bits(self, budget: float, name: str, gamma: float | None) -> float:
+        """Perplexity on selection text of the weights rounded to nearest."""
+        with self.bench.borrowed():
+            self.bench.round_weights(self._widths(budget, name, gamma))
+            return self.bench.perplexity(self._tokens("selection", 0))
+
+    def test_bits(self, budget: float, name: str, seed: int) -> dict[str, Any]:
+        """Perplexity on test texts with the gamma that selection text chose."""
+        gammas = chosen[1] if (chosen := BITS[name]) else (None,)
+        gamma = min(gammas, key=lambda g: _number(self.journal.done[bits_key(budget, name, g)]))
+        with self.bench.borrowed():
+            widths = self._widths(budget, name, gamma)
+            self.bench.round_weights(widths)
+            mean = widths.realised if isinstance(widths, st.Allocation) else budget
+            return self._tests(seed) | {"gamma": gamma, "bits": mean}
+
+    def _widths(self, budget: float, name: str, gamma: float | None) -> Mapping[str, float]:
+        chosen = BITS[name]
+        if chosen is None or gamma is None:
+            return dict.fromkeys(uniform(self.bench.model, 0.5), budget)
+        analysis = self._measured(f"bits {name}", chosen[0])
+        return st.allocate(analysis, target=Bits(gamma=gamma), budget=budget)
+
+    def _tests(self, seed: int) -> dict[str, float]:
+        return {name: self.bench.perplexity(self._tokens(name, seed)) for name in self.texts.tests}
+
+    def _ratios(self, name: str, sparsity: float, eps: float | None, seed: int) -> Mapping[str, float]:
+        rule = RULES[name]
+        return ratios(
+            rule,
+            eps,
+            sparsity,
+            analysis=self._analysis(name) if rule.spec else None,
+            even=uniform(self.bench.model, sparsity),
+            owl=self.journal.done[f"outliers | {seed}"],
+        )
+
+    def _statistics(self) -> Any:
+        if 0 not in self._seen:
+            self._seen[0] = self.bench.statistics(self._tokens("calibration", 0))
+        return self._seen[0]
+
+    def _analysis(self, name: str) -> st.Analysis:
+        spec = RULES[name].spec
+        if spec is None:
+            raise ValueError(f"{name} goes by no alpha")
+        return self._measured(name, spec)
+
+    def _measured(self, name: str, spec: st.Spec) -> st.Analysis:
+        """Measured once for each spec, kept in the folder of the run."""
+        key = " ".join(f"{k}={v}" for k, v in spec.to_dict().items())
+        if key not in self._analyses:
+            folder = self.work / "analyses" / "".join(c if c.isalnum() else "_" for c in key)
+            units = dict.fromkeys(share.unit for share in uniform(self.bench.model, 0.5).shares)
+            self._analyses[key] = st.analyze(
+                self.bench.model, spec=spec, out=folder, include=[f"{unit}.*" for unit in units]
+            )
+        return self._analyses[key]
+
+    def _tokens(self, what: str, seed: int) -> Tensor:
+        """Token blocks (n, seq_len) of a text, drawn by seed."""
+        sizes = {"calibration": self.settings.calibration, "selection": self.settings.selection}
+        if (what, seed) not in self._drawn:
+            text = {"calibration": self.texts.calibration, "selection": self.texts.selection, **self.texts.tests}[what]
+            samples = sizes.get(what, self.settings.tests)
+            self._drawn[what, seed] = calibration_tokens(
+                self.tokenizer, text, samples=samples, seq_len=self.settings.seq_len, seed=seed
+            )
+        return self._drawn[what, seed]
+
+
+def selection_key(method: str, sparsity: float, name: str, eps: float | None) -> str:
+    """The step that scores a setting."""
+    return f"select | {method} {sparsity:g} | {name} | {'' if eps is None else f'{eps:g}'}"
+
+
+def bits_key(budget: float, name: str, gamma: float | None) -> str:
+    """The step that scores widths."""
+    return f"select bits | {budget:g} | {name} | {'' if gamma is None else f'{gamma:g}'}"
+
+
+def _number(value: float | None) -> float:
+    """The journal keeps infinities as null."""
+    return math.inf if value is None else value
