@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from experiments.common import ROOT, WORK, Journal, environment, fill_page, run_steps, save_json
+from experiments.pruning.allocations import MAIN
 from experiments.pruning.draw import draw, tables
 from experiments.pruning.steps import FULL, Experiment, Settings
-from experiments.pruning.summary import summarise
+from experiments.pruning.summary import complete_seeds, summarise
 from experiments.pruning.texts import Texts, given, installed
 from experiments.pruning.toy import toy
 from spectail.models.language import open_language_model
@@ -26,7 +27,7 @@ QUICK = Settings(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is missing; 0 when all is done, 3 when ``--seconds`` ran out before."""
+    """Run what is missing and write what is complete; 0 when all is done, 3 when ``--seconds`` ran out before."""
     options = _options(arguments)
     settings = QUICK if options.quick else FULL if options.full else Settings()
     model, tokenizer, texts = _inputs(options, settings)
@@ -35,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.fresh:
         shutil.rmtree(options.work / "pruning", ignore_errors=True)
     experiment = Experiment(model, tokenizer, texts, settings=settings, journal=journal, work=options.work / "pruning")
-    if not run_steps(journal, experiment.steps(), seconds=options.seconds):
+    finished = run_steps(journal, experiment.steps(), seconds=options.seconds)
+    if complete_seeds(journal.done, [f"test | {m} {s:g} | {n}" for m, s in settings.targets for n in MAIN], 1) == 0:
         return 3
     summary = summarise(journal.done, settings, list(texts.tests))
     alphas = {key.removeprefix("alphas | "): v for key, v in journal.done.items() if key.startswith("alphas | ")}
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.page:
         fill_page(options.page, parts)
     print("\n\n".join(parts.values()))
-    return 0
+    return 0 if finished else 3
 
 
 def _inputs(options: argparse.Namespace, settings: Settings) -> tuple[Any, Any, Texts]:

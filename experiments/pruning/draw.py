@@ -36,7 +36,11 @@ def tables(summary: Mapping[str, Any]) -> dict[str, str]:
         ),
         "parts": markdown_table(
             ["measured on, cutoff", *targets],
-            [[shown, *(_cell(tests[t][name]) for t in targets)] for shown, name in SIX.items()],
+            [
+                [shown, *(_cell(tests[t][name]) for t in targets)]
+                for shown, name in SIX.items()
+                if all(name in tests[t] for t in targets)
+            ],
         ),
         "variants": markdown_table(
             ["variant, over FARMS default", *selection],
@@ -75,7 +79,8 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
 
 def _cell(row: Mapping[str, Any]) -> str:
     setting = next((f" ({row[key]:g})" for key in ("eps", "gamma") if row.get(key) is not None), "")
-    return f"{_short(row['mean'])} ± {_short(row['spread'])}{setting}"
+    spread = f" ± {_short(row['spread'])}" if row["spread"] is not None and math.isfinite(row["spread"]) else ""
+    return f"{_short(row['mean'])}{spread}{setting}"
 
 
 def _ratio(row: Mapping[str, Any]) -> str:

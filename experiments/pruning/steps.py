@@ -13,7 +13,7 @@ from torch import Tensor
 
 import spectail as st
 from experiments.common import Journal
-from experiments.pruning.allocations import MAIN, PARTS, RULES, Rule, block_alphas, ratios
+from experiments.pruning.allocations import MAIN, PARTS, RULES, VARIANTS, Rule, block_alphas, ratios
 from experiments.pruning.bench import Bench
 from experiments.pruning.texts import Texts
 from spectail import presets
@@ -32,7 +32,10 @@ BITS: dict[str, tuple[st.Spec, tuple[float, ...]] | None] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes of a run; the defaults are the grid whose results are kept here."""
+    """Sizes of a run; the defaults are the grid whose results are kept here.
+
+    float32 on a CPU: bfloat16 is twice as fast on those that compute with it, and many times slower on others.
+    """
 
     targets: tuple[tuple[str, float], ...] = (("magnitude", 0.5), ("wanda", 0.6), ("sparsegpt", 0.6))
     eps: tuple[float, ...] = (0.1, 0.3)
@@ -43,10 +46,12 @@ class Settings:
     selection: int = 10
     tests: int = 20
     bits: tuple[float, ...] = (3.0, 4.0)
-    dtype: str = "bfloat16"
+    dtype: str = "float32"
 
-    def eps_of(self, method: str) -> tuple[float, ...]:
-        """The candidates, the same for every allocation."""
+    def eps_of(self, method: str, name: str) -> tuple[float | None, ...]:
+        """The candidates, the same for every allocation but the uniform one, which has nothing to choose."""
+        if name == "uniform":
+            return (None,)
         return self.eps_magnitude if method == "magnitude" else self.eps
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,6 +65,7 @@ FULL = Settings(
     eps_magnitude=(0.05, 0.1, 0.2, 0.3, 0.4),
     seq_len=2048,
     calibration=128,
+    dtype="bfloat16",
 )
 """The grid for a GPU."""
 
@@ -77,31 +83,37 @@ class Experiment:
         self._seen: dict[int, Any] = {}
 
     def steps(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        """All steps, the comparison first, what goes beyond it last."""
-        seeds = range(self.settings.seeds)
+        """All steps: the comparison first, seed by seed, then what the windows bring, attempts to do better, bits."""
+        targets, seeds = self.settings.targets, range(self.settings.seeds)
+        yield from self._selection(MAIN)
         for seed in seeds:
             yield f"dense | {seed}", partial(self.dense, seed)
             yield f"outliers | {seed}", partial(self.outliers, seed)
-        for name, rule in RULES.items():
-            if rule.spec:
-                yield f"alphas | {name}", partial(self.alphas, name)
-        choosers = [target for target in self.settings.targets if target[0] != "sparsegpt"]
-        for method, sparsity in choosers:
-            yield from self._selection(method, sparsity, RULES)
-        for names in (MAIN, PARTS):
-            for method, sparsity in self.settings.targets:
-                for name in names:
-                    for seed in seeds:
-                        key = f"test | {method} {sparsity:g} | {name} | {seed}"
-                        yield key, partial(self.test, method, sparsity, name, seed)
+            for method, sparsity in targets:
+                for name in MAIN:
+                    key = test_key(method, sparsity, name, seed)
+                    yield key, partial(self.test, method, sparsity, name, seed)
+        yield from self._selection(PARTS)
+        for seed in seeds:
+            for method, sparsity in targets:
+                for name in PARTS:
+                    key = test_key(method, sparsity, name, seed)
+                    yield key, partial(self.test, method, sparsity, name, seed)
+        yield from self._selection(VARIANTS)
         yield from self._bits()
 
-    def _selection(
-        self, method: str, sparsity: float, rules: Mapping[str, Rule]
-    ) -> Iterator[tuple[str, Callable[[], Any]]]:
-        for name in rules:
-            for eps in self.settings.eps_of(method) if name != "uniform" else (None,):
-                yield selection_key(method, sparsity, name, eps), partial(self.select, method, sparsity, name, eps)
+    def _selection(self, rules: Mapping[str, Rule]) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """The steps that choose eps, SparseGPT's left out: it takes Wanda's."""
+        yield "outliers | 0", partial(self.outliers, 0)
+        for name, rule in rules.items():
+            if rule.spec:
+                yield f"alphas | {name}", partial(self.alphas, name)
+        for method, sparsity in self.settings.targets:
+            if method == "sparsegpt":
+                continue
+            for name in rules:
+                for eps in self.settings.eps_of(method, name):
+                    yield selection_key(method, sparsity, name, eps), partial(self.select, method, sparsity, name, eps)
 
     def _bits(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         for budget in self.settings.bits:
@@ -144,12 +156,9 @@ class Experiment:
     def chosen(self, method: str, sparsity: float, name: str) -> float | None:
         """The eps of least perplexity on selection text; SparseGPT takes Wanda's."""
         method = "wanda" if method == "sparsegpt" else method
-        found = self.journal.done
-        if name == "uniform":
-            return None
-        return min(
-            self.settings.eps_of(method), key=lambda eps: _number(found[selection_key(method, sparsity, name, eps)])
-        )
+        scores = self.journal.done
+        tried = self.settings.eps_of(method, name)
+        return min(tried, key=lambda eps: _number(scores[selection_key(method, sparsity, name, eps)]))
 
     def select_bits(self, budget: float, name: str, gamma: float | None) -> float:
         """Perplexity on selection text of the weights rounded to nearest."""
@@ -225,6 +234,11 @@ class Experiment:
 def selection_key(method: str, sparsity: float, name: str, eps: float | None) -> str:
     """The step that scores a setting."""
     return f"select | {method} {sparsity:g} | {name} | {'' if eps is None else f'{eps:g}'}"
+
+
+def test_key(method: str, sparsity: float, name: str, seed: int) -> str:
+    """The step that tests the chosen setting."""
+    return f"test | {method} {sparsity:g} | {name} | {seed}"
 
 
 def bits_key(budget: float, name: str, gamma: float | None) -> str:

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from experiments.pruning.allocations import BASELINE, MAIN, PARTS, RULES, VARIANTS
-from experiments.pruning.steps import BITS, Settings, bits_key, selection_key
+from experiments.pruning.steps import BITS, Settings, selection_key
 
 SIX = {
     "whole, peak": "AlphaPruning",
@@ -22,48 +22,56 @@ SIX = {
 
 
 def summarise(done: Mapping[str, Any], settings: Settings, sources: Sequence[str]) -> dict[str, Any]:
-    """Everything that tables and plot show."""
-    tests = {
-        f"{method} {sparsity:g}": {
-            name: _tested(done, f"test | {method} {sparsity:g} | {name}", settings.seeds, sources)
-            for name in MAIN | PARTS
-        }
-        for method, sparsity in settings.targets
-    }
+    """Everything that tables and plot show: of parts that are complete, with the seeds that are."""
+    targets = [f"{method} {sparsity:g}" for method, sparsity in settings.targets]
+    tests: dict[str, dict[str, Any]] = {target: {} for target in targets}
+    for names in (MAIN, PARTS):
+        keys = [f"test | {target} | {name}" for target in targets for name in names]
+        seeds = complete_seeds(done, [*keys, "dense"], settings.seeds)
+        for target in targets if seeds else ():
+            tests[target] |= {name: _tested(done, f"test | {target} | {name}", seeds, sources) for name in names}
     for found in tests.values():
         against_baseline(found)
-    selections = {
-        f"{method} {sparsity:g}": {
-            name: {
-                "" if eps is None else f"{eps:g}": done[selection_key(method, sparsity, name, eps)]
-                for eps in (settings.eps_of(method) if name != "uniform" else (None,))
-            }
-            for name in RULES
-        }
-        for method, sparsity in settings.targets
-        if method != "sparsegpt"
-    }
+    budgets = [f"{budget:g}" for budget in settings.bits]
+    seeds = complete_seeds(
+        done, [f"test bits | {budget} | {name}" for budget in budgets for name in BITS], settings.seeds
+    )
     bits = {
-        f"{budget:g}": {
-            name: _tested(done, f"test bits | {budget:g} | {name}", settings.seeds, sources)
-            | {
-                "selection": {
-                    str(gamma): done[bits_key(budget, name, gamma)] for gamma in (chosen[1] if chosen else (None,))
-                }
-            }
-            for name, chosen in BITS.items()
-        }
-        for budget in settings.bits
+        budget: {name: _tested(done, f"test bits | {budget} | {name}", seeds, sources) for name in BITS}
+        for budget in (budgets if seeds else ())
     }
-    dense = _tested(done, "dense", settings.seeds, sources)
-    return {"dense": dense, "tests": tests, "selection": selections, "bits": bits}
+    dense = _tested(done, "dense", complete_seeds(done, ["dense"], settings.seeds), sources)
+    scores = {key: value for key, value in done.items() if key.startswith("select bits |")}
+    return {
+        "dense": dense,
+        "tests": tests,
+        "selection": _selections(done, settings),
+        "bits": bits,
+        "selection of gamma": scores,
+    }
+
+
+def complete_seeds(done: Mapping[str, Any], keys: Sequence[str], seeds: int) -> int:
+    """How many seeds, from the first on, have every one of these steps."""
+    return next((seed for seed in range(seeds) if any(f"{key} | {seed}" not in done for key in keys)), seeds)
+
+
+def _selections(done: Mapping[str, Any], settings: Settings) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Selection perplexity by target, allocation and eps, of the allocations for which all are there."""
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for method, sparsity in settings.targets:
+        for name in RULES if method != "sparsegpt" else ():
+            keys = {eps: selection_key(method, sparsity, name, eps) for eps in settings.eps_of(method, name)}
+            if all(key in done for key in keys.values()):
+                scores = {"" if eps is None else f"{eps:g}": done[key] for eps, key in keys.items()}
+                found.setdefault(f"{method} {sparsity:g}", {})[name] = scores
+    return found
 
 
 def against_baseline(found: dict[str, dict[str, Any]]) -> None:
     """Add ``ratio`` to every allocation: its perplexity over the baseline's, seed by seed, with mean and spread."""
-    base = found[BASELINE]["seeds"]
     for row in found.values():
-        logs = [math.log(a / b) for a, b in zip(row["seeds"], base, strict=True)]
+        logs = [math.log(a / b) for a, b in zip(row["seeds"], found[BASELINE]["seeds"], strict=False)]
         row["ratio"] = math.exp(fmean(logs))
         row["ratio_low"], row["ratio_high"] = math.exp(min(logs)), math.exp(max(logs))
 
@@ -75,7 +83,7 @@ def best(scores: Mapping[str, float | None]) -> float:
 
 def variants(selection: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Best selection perplexity of each variant over that of the default, by method."""
-    names = (*VARIANTS, *PARTS)
+    names = [name for name in (*VARIANTS, *PARTS) if all(name in found for found in selection.values())]
     return {
         name: {target: best(found[name]) / best(found["FARMS default"]) for target, found in selection.items()}
         for name in names
