@@ -158,6 +158,8 @@ class Experiment:
         method = "wanda" if method == "sparsegpt" else method
         scores = self.journal.done
         tried = self.settings.eps_of(method, name)
+        if len(tried) == 1:
+            return tried[0]
         return min(tried, key=lambda eps: _number(scores[selection_key(method, sparsity, name, eps)]))
 
     def select_bits(self, budget: float, name: str, gamma: float | None) -> float:

@@ -44,7 +44,7 @@ def test_an_error_bar_twice_too_large_shows(monkeypatch):
 def test_tolerance_runs_and_counts_windows(tmp_path):
     tolerance.main(["--quick", "--out", str(tmp_path / "out.json")])
     found = json.loads((tmp_path / "out.json").read_text())["results"]
-    assert set(found) == {f"drawn | {law}" for law in tolerance.LAWS}
+    assert set(found) == {f"drawn 96 | {law}" for law in tolerance.LAWS}
     for layer in found.values():
         for cell in layer["cutoffs"].values():
             assert 4 <= cell["windows"] <= layer["windows"] == 25
