@@ -194,8 +194,10 @@ def test_eps_is_chosen_on_the_end_of_the_calibration_text_and_the_result_tested(
         float(st.perplexity(pruned, tokenizer, last, seq_len=16, max_sequences=16)), rel=1e-6
     )
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "--eps auto" in page
-    assert "--out DIR" in page
+    assert (
+        f"spectail prune {folder} --sparsity 0.5 --out DIR --allocation alphapruning --calibration {text} --eps auto "
+        f"--evaluate {test} --samples 6 --seq-len 16 --max-sequences 5</pre>"
+    ) in page
 
 
 def test_calibration_never_sees_the_text_that_eps_is_chosen_by(folder, tmp_path, text, monkeypatch):

@@ -85,7 +85,7 @@ def test_lines_are_block_means_of_every_allocation_and_points_what_was_reached()
     done = pruned()
     fig = ratios_by_depth(done.allocation, done.report, done.others)
     lines = {trace.name: trace for trace in fig.data}
-    assert list(lines) == ["eps 0.1", "eps 0.6", "uniform", "used", "reached, each layer"]
+    assert list(lines) == ["used", "reached, each layer", "uniform", "eps 0.1", "eps 0.6"]
     for name, found in (*done.others.items(), ("used", done.allocation)):
         ratios = [found[f"model.layers.{b}.mlp.up_proj"] for b in range(BLOCKS)]
         assert list(lines[name].x) == list(range(BLOCKS))
@@ -107,13 +107,17 @@ def test_the_choice_of_eps_is_drawn_without_the_candidate_that_gave_nan():
     assert list(fig.data[0].x) == [0.1, 0.3]
     assert list(fig.data[0].y) == [40.0, 35.5]
     assert (fig.data[1].x, fig.data[1].y) == ((0.3,), (35.5,))
+    lost = replace(pruned().report.selected, perplexities=((0.1, math.inf), (0.3, math.inf)))
+    assert not perplexity_by_eps(lost).data
+    assert perplexity_by_eps(lost).layout.annotations[0].text == "no candidate has a finite perplexity"
 
 
 def test_words_say_what_zeros_are_worth_and_which_perplexity_is_which():
     body = body_of(html(pruned(evaluated=2)))
     for text in (
         NO_GAIN, "my-model", "This is no test result.", "test0.txt (test text)", "test1.txt (test text)",
-        "22.1980", "36.5982", "0.3 (chosen)", "0.6: no number", "1 of 6 units would lie outside.", "damping raised",
+        "22.2 → 36.6", "dense 22.198, pruned 36.598 (1.65 times)",
+        "0.3 (chosen)", "0.6: no number", "1 of 6 units would lie outside.", "damping raised",
         "spectail prune path/to/my-model --out DIR", "32 × 512 tokens",
     ):  # fmt: skip
         assert text in body, text

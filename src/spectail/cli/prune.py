@@ -109,8 +109,8 @@ def _command(context: typer.Context) -> str:
             words.append(str(value))
         elif option.name == "out":
             words += ["--out", "DIR"]
-        elif value not in (None, option.default, [], False) and option.name != "quiet":
-            values = value if isinstance(value, list | tuple) else [value]
+        elif value not in (None, option.default) and option.name != "quiet":
+            values = value if isinstance(value, list) else [value]
             words += [word for one in values for word in (option.opts[0], str(one))]
     return shlex.join(words)
 

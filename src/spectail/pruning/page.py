@@ -18,7 +18,7 @@ from spectail.report import page
 from spectail.report.depth import depth_of
 from spectail.report.page import Column
 from spectail.report.plots import shorten
-from spectail.report.theme import ACCENT, FIT, HEAT_SCALE, NULL, axis, figure, safe
+from spectail.report.theme import ACCENT, FIT, HEAT_SCALE, NULL, axis, figure, note, safe
 from spectail.report.words import plural
 
 VIEW = (
@@ -86,15 +86,13 @@ def ratios_by_depth(allocation: Allocation, report: PruneReport, others: Mapping
         yaxis=axis("ratio of zeros"),
     )
     candidates = [name for name in others if name != "uniform"]
-    places = [0.15 + 0.6 * i / max(1, len(candidates) - 1) for i in range(len(candidates))]
+    places = [0.6 * i / max(1, len(candidates) - 1) for i in range(len(candidates))]
     colours = sample_colorscale([colour for _, colour in HEAT_SCALE], places)
     looks = {
         name: {"color": colour, "width": 1.5, "dash": "dash"} for name, colour in zip(candidates, colours, strict=True)
     }
     looks["uniform"] = {"color": NULL, "width": 2, "dash": "dot"}
-    for name, other in others.items():
-        _add_line(fig, name, _by_place(other, place), looks[name])
-    _add_line(fig, "used", _by_place(allocation, place), {"color": ACCENT, "width": 3.5})
+    _add_line(fig, "used", _by_place(allocation, place), {"color": FIT, "width": 3.5})
     fig.add_scatter(
         x=[place[layer.name] for layer in report.layers],
         y=[layer.realised for layer in report.layers],
@@ -104,8 +102,12 @@ def ratios_by_depth(allocation: Allocation, report: PruneReport, others: Mapping
         mode="markers",
         name="reached, each layer",
         legendgroup="reached",
-        marker={"color": FIT, "symbol": "circle-open", "size": 6},
+        marker={"color": FIT, "symbol": "circle-open", "size": 7},
     )
+    for name in ("uniform", *candidates):
+        if name in others:
+            _add_line(fig, name, _by_place(others[name], place), looks[name])
+    fig.data[0].zorder = fig.data[1].zorder = 1
     return fig
 
 
@@ -129,24 +131,26 @@ def _by_place(allocation: Allocation, place: Mapping[str, int]) -> dict[int, flo
 
 
 def perplexity_by_eps(selected: Selected) -> go.Figure:
-    """The selection perplexity of every candidate, the chosen one filled, the dense model dotted."""
-    scored = [(eps, value) for eps, value in selected.perplexities if math.isfinite(value)]
-    values = [value for _, value in scored]
-    wide = max(values) > 20 * min(values)
+    """The selection perplexity of every candidate that has one, the chosen one marked."""
+    tried = [eps for eps, _ in selected.perplexities]
+    scored = {eps: value for eps, value in selected.perplexities if math.isfinite(value)}
+    wide = bool(scored) and max(scored.values()) > 20 * min(scored.values())
     fig = figure(
-        xaxis=axis("eps", tickvals=[eps for eps, _ in selected.perplexities]),
+        xaxis=axis("eps", tickvals=tried, range=[min(tried) - 0.03, max(tried) + 0.03]),
         yaxis=axis("selection perplexity", **({"type": "log"} if wide else {})),
         height=320,
     )
+    if not scored:
+        return note(fig, "no candidate has a finite perplexity")
     fig.add_scatter(
-        x=[eps for eps, _ in scored], y=values, mode="lines+markers", name="pruned", legendgroup="pruned",
+        x=list(scored), y=list(scored.values()), mode="lines+markers", name="pruned", legendgroup="pruned",
         line={"color": ACCENT, "width": 2},
         marker={"color": ACCENT, "size": 9},
-        hovertemplate="eps %{x:g}: %{y:.4f}<extra></extra>",
+        hovertemplate="eps %{x:g}: %{y:.5g}<extra></extra>",
     )  # fmt: skip
     fig.add_scatter(
-        x=[selected.eps], y=[value for eps, value in scored if eps == selected.eps], mode="markers", name="chosen",
-        legendgroup="chosen", marker={"color": FIT, "symbol": "diamond", "size": 13}, hoverinfo="skip",
+        x=[selected.eps], y=[scored[selected.eps]], mode="markers", name="chosen", legendgroup="chosen",
+        marker={"color": FIT, "symbol": "diamond", "size": 13}, hoverinfo="skip",
     )  # fmt: skip
     return fig
 
@@ -179,16 +183,9 @@ def _header(title: str, done: Pruned) -> str:
     numbers = [("Sparsity reached", f"{report.realised:.4f}", f"asked {report.requested:.4f}")]
     if ratios:
         numbers.append(("Layers", f"{len(ratios):,}", f"from {min(ratios):.3f} to {max(ratios):.3f} zeros"))
-    numbers += [
-        (
-            "Perplexity",
-            f"{evaluated.before:.2f} → {evaluated.after:.2f}"
-            if math.isfinite(evaluated.after)
-            else f"{evaluated.before:.2f} → –",
-            f"dense → pruned, test text {evaluated.text}",
-        )
-        for evaluated in report.evaluated
-    ]
+    for found in report.evaluated:
+        after = f"{found.after:.4g}" if math.isfinite(found.after) else "–"
+        numbers.append(("Perplexity", f"{found.before:.4g} → {after}", f"dense → pruned, test text {found.text}"))
     numbers.append(("Smaller or faster", "no", "zeros alone change neither size nor speed"))
     heading = f'<p class="eyebrow">Pruned model</p><h1>{safe(title)}</h1><p class="spec">{spec}</p>'
     return f"<header>{heading}{page.cards(numbers)}</header>"
@@ -218,7 +215,7 @@ def _words(done: Pruned) -> list[tuple[str, str]]:
         method += " Blocks were pruned in order, on inputs that went through the pruned blocks before them."
     if report.pattern:
         method += f" Zeros lie in groups along the input, {report.pattern} over all layers."
-    found.append((report.method, method))
+    found.append(("Method", f"`{report.method}`: {method}"))
     found.append(
         (
             "Sparsity",
@@ -235,7 +232,7 @@ def _words(done: Pruned) -> list[tuple[str, str]]:
     ]
     if not report.evaluated:
         found.append(("Perplexity", "not measured: `--evaluate FILE` measures it on a test text before and after."))
-    found += [("Remark", f"{note}.") for note in report.notes]
+    found += [("Remark", "`{}`: {}.".format(*text.split(": ", 1))) for text in report.notes]
     reasons: dict[str, int] = {}
     for layer in allocation.left_out:
         reasons[layer.reason] = reasons.get(layer.reason, 0) + 1
@@ -261,11 +258,11 @@ def _rule(plan: Plan, allocation: Allocation) -> str:
 
 def _choice(selected: Selected) -> str:
     scores = ", ".join(
-        f"{eps:g}: {value:.3f}" if math.isfinite(value) else f"{eps:g}: no number"
+        f"{eps:g}: {value:.5g}" if math.isfinite(value) else f"{eps:g}: no number"
         for eps, value in selected.perplexities
     )
     return (
-        f"{selected.eps:g}, the candidate of the lowest selection perplexity ({scores}; dense {selected.dense:.3f}) on "
+        f"{selected.eps:g}, the candidate of the lowest selection perplexity ({scores}; dense {selected.dense:.5g}) on "
         f"{selected.text}, each pruned by the same method on the same calibration text. This is no test result."
     )
 

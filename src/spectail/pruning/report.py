@@ -49,7 +49,7 @@ class Evaluated:
     def describe(self) -> str:
         """One line: before and after."""
         change = f" ({self.after / self.before:.3g} times)" if math.isfinite(self.after) else ""
-        return f"perplexity on {self.text} (test text): dense {self.before:.4f}, {_after(self.after)}{change}"
+        return f"perplexity on {self.text} (test text): dense {self.before:.5g}, {_after(self.after)}{change}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -70,7 +70,7 @@ class Selected:
 
     def describe(self) -> str:
         """One line: the choice, and what it was chosen by."""
-        shown = ", ".join(f"{eps:g}: {value:.4f}" for eps, value in self.perplexities)
+        shown = ", ".join(f"{eps:g}: {value:.5g}" for eps, value in self.perplexities)
         return f"eps {self.eps:g} chosen by selection perplexity (not a test result) on {self.text}: {shown}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Selected:
 
 
 def _after(value: float) -> str:
-    return f"pruned {value:.4f}" if math.isfinite(value) else "the pruned model gives no finite perplexity"
+    return f"pruned {value:.5g}" if math.isfinite(value) else "the pruned model gives no finite perplexity"
 
 
 @dataclass(frozen=True, kw_only=True)
