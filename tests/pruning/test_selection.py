@@ -1,8 +1,10 @@
 """Choosing eps on held-out text: the best candidate, the weights put back, texts kept apart."""
 
 import copy
+import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ import torch
 import spectail as st
 from spectail import presets
 from spectail.errors import PruneError, SourceError
+from spectail.evaluation import Perplexity
 from spectail.pruning.baselines import allocations_by_eps
+from spectail.pruning.report import Evaluated, Selected
 from spectail.pruning.selection import HELD_OUT, choose_eps, hold_out, perplexity_or_nan
 from spectail.pruning.texts import Texts, read_texts
 from tests.language import llama, tokenizer, words
@@ -77,6 +81,23 @@ def test_a_model_that_gives_nan_scores_nan_and_others_as_ever():
     with torch.no_grad():
         model.lm_head.weight.fill_(math.nan)
     assert math.isnan(perplexity_or_nan(model, tokenizer(), text, seq_len=20))
+
+
+def test_what_is_not_finite_is_said_and_stored_as_null(tmp_path):
+    dense, lost = st.perplexity(llama(), tokenizer(), words(60), seq_len=20), Perplexity([math.nan], seq_len=20)
+    report = replace(
+        st.prune(llama(), 0.5),
+        evaluated=(Evaluated("test.txt", dense, lost), Evaluated("other.txt", dense, dense)),
+        selected=Selected("cal.txt", 0.2, dense, ((0.1, math.inf), (0.2, 30.0))),
+    )
+    summary = report.summary()
+    assert f"perplexity on test.txt (test text): dense {dense:.5g}, the pruned model gives no finite perpl" in summary
+    assert f"perplexity on other.txt (test text): dense {dense:.5g}, pruned {dense:.5g} (1 times)" in summary
+    assert "eps 0.2 chosen by selection perplexity (not a test result) on cal.txt: 0.1: inf, 0.2: 30" in summary
+    stored = json.loads(report.save(tmp_path / "p.json").read_text())
+    assert stored["evaluated"][0]["after"]["perplexity"] is None
+    assert stored["evaluated"][0]["before"] == dense.to_dict()
+    assert stored["selected"]["candidates"] == [{"eps": 0.1, "perplexity": None}, {"eps": 0.2, "perplexity": 30.0}]
 
 
 @pytest.fixture

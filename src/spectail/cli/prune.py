@@ -23,8 +23,8 @@ from spectail.pruning.texts import read_texts
 from spectail.report.tables import storable
 
 EPS = (
-    f"How far ratios go from the mean, 1 +- EPS; auto chooses from {', '.join(map(str, presets.PRUNE_EPS_CANDIDATES))} "
-    "on the selection text. Unless given, the published settings."
+    "How far ratios go from the mean, 1 +- EPS (owl: lambda is EPS x the sparsity); auto chooses from "
+    f"{', '.join(map(str, presets.PRUNE_EPS_CANDIDATES))} on the selection text. Unless given, the published settings."
 )
 
 
