@@ -86,7 +86,7 @@ def ratios_by_depth(allocation: Allocation, report: PruneReport, others: Mapping
         yaxis=axis("ratio of zeros"),
     )
     candidates = [name for name in others if name != "uniform"]
-    places = [0.6 * i / max(1, len(candidates) - 1) for i in range(len(candidates))]
+    places = [0.2 + 0.4 * i / max(1, len(candidates) - 1) for i in range(len(candidates))]
     colours = sample_colorscale([colour for _, colour in HEAT_SCALE], places)
     looks = {
         name: {"color": colour, "width": 1.5, "dash": "dash"} for name, colour in zip(candidates, colours, strict=True)
