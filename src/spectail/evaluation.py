@@ -60,6 +60,18 @@ class Perplexity(float):
         """How many tokens were predicted: seq_len - 1 in every sequence."""
         return len(self.losses) * (self.seq_len - 1)
 
+    def describe(self) -> str:
+        """One line: the number, its standard error, and on how much text."""
+        n = len(self.losses)
+        spread = f" +- {self.se:.2g}" if math.isfinite(self.se) else ""
+        return f"perplexity {self:.4f}{spread} ({n} {'sequence' if n == 1 else 'sequences'} of {self.seq_len} tokens)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; what is not finite is null."""
+        numbers = {"perplexity": float(self), "standard_error": self.se, "loss": self.loss}
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        return {**finite, "seq_len": self.seq_len, "sequences": len(self.losses), "tokens": self.n_tokens}
+
 
 def perplexity(
     model: nn.Module,

@@ -74,6 +74,10 @@ PRUNE_EPS = 0.2
 """eps of the linear map where ``spectail prune`` is given none: AlphaPruning's README for LLaMA-7B at 70 %, Wanda and
 SparseGPT (arXiv 2410.10912). Published values range from 0.1 to 0.6 and were tuned per model, method and sparsity."""
 
+PRUNE_EPS_CANDIDATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+"""What ``spectail prune --eps auto`` chooses from: the range of the eps that AlphaPruning's scripts and FARMS's
+(``llm_pruning_main.txt``) give per model, method and sparsity, in steps of 0.1."""
+
 OWL_M = 5.0
 """A weight counts as an outlier above this many times the mean score of its block (OWL, arXiv 2310.05175)."""
 

@@ -16,6 +16,7 @@ from benchmarks import checkpoint, command, common, fit, layers, plain, training
 from benchmarks.weights import made, shapes_of_block, write_checkpoint
 from spectail.errors import SourceError
 from spectail.models.open import open_source
+from tests import language
 from tests.benchmarks.light_job import Broken, Counter
 from tests.reference import plain_farms
 
@@ -247,6 +248,17 @@ class TestWeights:
         (folder / "mine.txt").write_text("stays")
         checkpoint._remove(folder)
         assert [file.name for file in folder.iterdir()] == ["mine.txt"]
+
+
+def test_pruning_tells_its_peak_and_the_parts_of_it(tmp_path):
+    language.llama().save_pretrained(tmp_path / "model")
+    language.tokenizer().save_pretrained(tmp_path / "model")
+    found = one_result(["prune", "--model", str(tmp_path / "model")], tmp_path / "prune.json")
+    assert found["peak_megabytes"] > found["parts_megabytes"]["model"]
+    statistics = 4 * (6 * 64**2 + 96**2) / 2**20
+    assert found["parts_megabytes"]["statistics of one block"] == pytest.approx(statistics, abs=0.06)
+    assert found["parts_megabytes"]["hidden states"] == 0.0
+    assert found["loading_alone"]["peak"] > 50
 
 
 def test_resnet18_has_its_published_size():

@@ -1,16 +1,20 @@
 """spectail prune: a folder that transformers loads, what it prints, and one line for what is wrong."""
 
 import json
+import sys
 
 import pytest
 import torch
 
 import spectail as st
 from spectail.cli import run
+from spectail.pruning import pipeline
 from spectail.pruning import prune as pruning
+from spectail.pruning.selection import hold_out
 from tests.pruning.models import decoder
 
 transformers = pytest.importorskip("transformers")
+command = sys.modules["spectail.cli.prune"]
 WORDS = [f"w{i}" for i in range(90)]
 TEXT = " ".join(WORDS[(7 * i * i + i) % 90] for i in range(400))
 
@@ -94,12 +98,31 @@ def test_a_file_of_allocate_and_a_quiet_run(folder, tmp_path, capfd):
             "allocation must be one of uniform",
         ),
         (["--sparsity", "0.5", "--calibration", "TEXT"], "the calibration text has 400 tokens, and one sequence takes"),
+        (["--sparsity", "0.5", "--eps", "much"], "eps must be a number from 0 to 1, or auto, not 'much'"),
+        (["--sparsity", "0.5", "--eps", "1.5"], "eps must be a number from 0 to 1, or auto, not '1.5'"),
+        (["--sparsity", "0.5", "--allocation", "uniform", "--eps", "auto"], "eps goes with owl, alphapruning, farms"),
+        (["--sparsity", "0.5", "--method", "magnitude", "--eps", "auto"], "--eps auto needs text to choose by: give"),
+        (["--sparsity", "0.5", "--calibration", "TEXT", "--selection", "TEXT"], "--selection goes with --eps auto"),
+        (
+            ["--sparsity", "0.5", "--calibration", "TEXT", "--selection", "TEXT", "--eps", "auto"],
+            "--calibration text.txt and --selection text.txt share their text",
+        ),
+        (
+            ["--sparsity", "0.5", "--calibration", "TEXT", "--seq-len", "50", "--eps", "auto"],
+            "the last 10% of text.txt: the text has 40 tokens, fewer than one block of 50",
+        ),
+        (
+            ["--sparsity", "0.5", "--method", "magnitude", "--seq-len", "64", "--evaluate", "SHORT"],
+            "short.txt: the text has 2 tokens, fewer than one block of 64: give more text",
+        ),
         (["--sparsity", "0.5", "--pattern", "2-4"], "a pattern is written N:M, such as 2:4, not '2-4'"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
 def test_what_is_wrong_is_one_line_and_nothing_is_written(folder, tmp_path, text, capfd, options, message):
-    options = [str(text) if word == "TEXT" else word for word in options]
+    (tmp_path / "short.txt").write_text("w1 w2")
+    files = {"TEXT": str(text), "SHORT": str(tmp_path / "short.txt")}
+    options = [files.get(word, word) for word in options]
     assert _run(folder, tmp_path, *options) == 2
     error = capfd.readouterr().err.strip()
     assert message in error.splitlines()[-1]
@@ -115,9 +138,9 @@ def test_a_folder_in_use_and_a_folder_without_a_model(folder, tmp_path, capfd):
     (tmp_path / "empty").mkdir()
     options = ["--sparsity", "0.5", "--method", "magnitude", "--out", str(tmp_path / "new")]
     assert run(["prune", str(tmp_path / "empty"), *options]) == 2
-    assert "transformers cannot load" in capfd.readouterr().err
+    assert "has no config.json; expected a model folder that transformers wrote" in capfd.readouterr().err
     assert run(["prune", str(tmp_path / "none"), *options]) == 2
-    assert "expected a transformers model folder, a hub id or demo" in capfd.readouterr().err
+    assert "expected a model folder, a .gguf file, 'demo' or a hub id" in capfd.readouterr().err
 
 
 def test_an_interruption_writes_nothing_and_says_how_far(folder, tmp_path, capfd, monkeypatch):
@@ -132,3 +155,90 @@ def test_an_interruption_writes_nothing_and_says_how_far(folder, tmp_path, capfd
     )
     assert not (tmp_path / "out").exists()
     assert torch.is_grad_enabled()
+
+
+def test_an_interruption_while_the_model_loads_writes_nothing(folder, tmp_path, capfd, monkeypatch):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "open_language_model", interrupt)
+    assert _run(folder, tmp_path, "--sparsity", "0.5", "--method", "magnitude") == 130
+    assert capfd.readouterr().err.strip() == "interrupted; nothing was written"
+    assert not (tmp_path / "out").exists()
+
+
+def test_eps_is_chosen_on_the_end_of_the_calibration_text_and_the_result_tested(folder, tmp_path, text, capfd):
+    test = tmp_path / "test.txt"
+    test.write_text(" ".join(reversed(TEXT.split())))
+    words = ["--calibration", str(text), "--samples", "6", "--seq-len", "16", "--sparsity", "0.5"]
+    options = ["--method", "wanda", "--allocation", "alphapruning", "--eps", "auto", "--evaluate", str(test)]
+    assert _run(folder, tmp_path, *words, *options, "--max-sequences", "5") == 0
+    printed = capfd.readouterr()
+    assert "chosen by selection perplexity (not a test result) on the last 10% of text.txt: 0.1: " in printed.out
+    assert "perplexity on test.txt (test text): dense " in printed.out
+    assert f"report: {tmp_path / 'out' / 'report.html'}" in printed.out
+    report = json.loads((tmp_path / "out" / "pruning.json").read_text())
+    allocation = st.Allocation.load(tmp_path / "out" / "allocation.json")
+    candidates = {x["eps"]: x["perplexity"] for x in report["selected"]["candidates"]}
+    assert list(candidates) == list(st.presets.PRUNE_EPS_CANDIDATES)
+    assert report["selected"]["eps"] == min(candidates, key=candidates.get) == allocation.settings["eps"]
+    assert allocation.settings["eps_scores"] == {f"{eps:g}": value for eps, value in candidates.items()}
+    pruned, tokenizer = st.open_language_model(tmp_path / "out")
+    [found] = report["evaluated"]
+    for model, key in ((st.open_language_model(folder)[0], "before"), (pruned, "after")):
+        expected = st.perplexity(model, tokenizer, test, seq_len=16, max_sequences=5)
+        assert found[key]["perplexity"] == pytest.approx(float(expected), rel=1e-6)
+        assert found[key]["sequences"] == 5
+    last = hold_out(TEXT)[1]
+    assert candidates[report["selected"]["eps"]] == pytest.approx(
+        float(st.perplexity(pruned, tokenizer, last, seq_len=16, max_sequences=16)), rel=1e-6
+    )
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert (
+        f"spectail prune {folder} --sparsity 0.5 --out DIR --allocation alphapruning --calibration {text} --eps auto "
+        f"--evaluate {test} --samples 6 --seq-len 16 --max-sequences 5</pre>"
+    ) in page
+
+
+def test_calibration_never_sees_the_text_that_eps_is_chosen_by(folder, tmp_path, text, monkeypatch):
+    seen, inner = [], pipeline.calibration_tokens
+    monkeypatch.setattr(pipeline, "calibration_tokens", lambda *a, **k: seen.append(inner(*a, **k)) or seen[-1])
+    words = ["--calibration", str(text), "--samples", "99", "--seq-len", "8", "--sparsity", "0.5", "--quiet"]
+    assert _run(folder, tmp_path, *words, "--method", "wanda", "--allocation", "owl", "--eps", "auto") == 0
+    assert seen[0].numel() <= 0.9 * 400
+    report = json.loads((tmp_path / "out" / "pruning.json").read_text())
+    assert report["selected"]["dense"]["sequences"] == 5
+
+
+def test_the_same_eps_for_owl_and_a_selection_text_for_magnitude(folder, tmp_path, text):
+    words = ["--calibration", str(text), "--seq-len", "16", "--sparsity", "0.5", "--quiet"]
+    assert _run(folder, tmp_path, *words, "--allocation", "owl", "--eps", "0.3", "--method", "magnitude") == 0
+    settings = st.Allocation.load(tmp_path / "out" / "allocation.json").settings
+    assert (settings["eps"], settings["lambda"]) == (0.3, pytest.approx(0.15))
+    options = [
+        "--selection",
+        str(text),
+        "--seq-len",
+        "16",
+        "--sparsity",
+        "0.5",
+        "--quiet",
+        "--out",
+        str(tmp_path / "b"),
+    ]
+    options += ["--allocation", "alphapruning", "--eps", "auto", "--method", "magnitude"]
+    assert run(["prune", str(folder), *options]) == 0
+    selected = json.loads((tmp_path / "b" / "pruning.json").read_text())["selected"]
+    assert selected["text"] == "text.txt"
+    assert selected["dense"]["sequences"] == 16
+
+
+def test_an_interruption_while_eps_is_chosen(folder, tmp_path, text, capfd, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pruning, "prune_weight", interrupt)
+    options = ["--sparsity", "0.5", "--method", "magnitude", "--allocation", "alphapruning", "--eps", "auto"]
+    assert _run(folder, tmp_path, *options, "--selection", str(text), "--seq-len", "16") == 130
+    assert "interrupted while eps was chosen; nothing was written" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()

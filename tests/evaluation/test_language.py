@@ -5,7 +5,7 @@ import torch
 
 import spectail as st
 from spectail.errors import SourceError
-from spectail.models.language import module_names
+from spectail.models.language import module_names, without_bars
 from tests.language import llama, tokenizer
 
 
@@ -35,6 +35,18 @@ def test_names_of_modules_come_in_the_models_order_without_weights(folder):
     (folder / "away").rename(folder / "model.safetensors")
     assert names == tuple(name for name, _ in llama().named_modules() if name)
     assert names.index("model.layers.0.self_attn.q_proj") < names.index("model.layers.0.self_attn.k_proj")
+
+
+def test_no_bar_is_drawn_not_even_by_the_reader_of_gguf_files(capfd):
+    from transformers import modeling_gguf_pytorch_utils as reader
+    from transformers.utils import logging
+
+    before = reader.tqdm, logging.is_progress_bar_enabled()
+    with without_bars():
+        assert list(reader.tqdm(range(3), desc="Converting and de-quantizing")) == [0, 1, 2]
+        assert not logging.is_progress_bar_enabled()
+    assert capfd.readouterr() == ("", "")
+    assert (reader.tqdm, logging.is_progress_bar_enabled()) == before
 
 
 def test_what_cannot_be_opened_is_one_line(folder, tmp_path, monkeypatch):

@@ -12,7 +12,8 @@ from hypothesis import strategies as some
 import spectail as st
 from spectail.errors import AllocationError, PruneError
 from spectail.models.blocks import unit_of
-from spectail.pruning.baselines import allocation_named
+from spectail.pruning import baselines
+from spectail.pruning.baselines import allocation_named, allocations_by_eps
 from spectail.pruning.layers import make_targets
 from spectail.pruning.owl import outlier_shares, owl, owl_ratios, uniform
 from spectail.pruning.search import choose
@@ -93,12 +94,44 @@ def test_baselines_by_name(tmp_path):
     assert max(values) / min(values) == pytest.approx(1.1 / 0.9)
 
 
+def test_one_eps_gives_owl_the_range_that_ratios_by_alpha_have():
+    model, text = decoder("llama"), tokens()
+    for eps in (0.1, 0.3):
+        ranges = []
+        for name in ("owl", "alphapruning"):
+            values = allocation_named(name, model, 0.5, eps=eps, calibration=text).values()
+            ranges.append(max(values) - min(values))
+        assert ranges == pytest.approx([2 * eps * 0.5] * 2, rel=1e-6)
+
+
+def test_what_allocations_go_by_is_measured_once(monkeypatch):
+    model, calls = decoder("llama"), []
+    for module, name in ((baselines, "analyze"), (baselines, "outlier_shares")):
+        inner = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, _f=inner, **k: (calls.append(_f.__name__), _f(*a, **k))[1])
+    for name in ("owl", "alphapruning"):
+        by_eps = allocations_by_eps(name, model, 0.5, calibration=tokens())
+        found = {eps: by_eps(eps) for eps in (None, 0.1, 0.2, 0.3)}
+        assert dict(found[0.3]) == dict(allocation_named(name, model, 0.5, eps=0.3, calibration=tokens()))
+    assert calls == ["outlier_shares"] * 2 + ["analyze"] * 2
+
+
+def test_without_eps_the_published_settings_hold():
+    model, text = decoder("llama"), tokens()
+    assert allocation_named("alphapruning", model, 0.5).settings["map"] == "linear:0.8:1.2"
+    published = allocation_named("owl", model, 0.5, calibration=text)
+    assert published.settings["lambda"] == 0.08
+    assert dict(published) == dict(owl(model, 0.5, calibration=text))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("magic", {}, "allocation must be one of uniform, owl, alphapruning, farms, farms-llm or a file, not 'magic'"),
         ("owl", {}, "the allocation owl needs calibration text"),
-        ("uniform", {"eps": 0.1}, "eps goes with alphapruning, farms, farms-llm, not with uniform"),
+        ("uniform", {"eps": 0.1}, "eps goes with owl, alphapruning, farms, farms-llm, not with uniform"),
+        ("farms", {"eps": 1.5}, "eps must be a number from 0 to 1, not 1.5"),
+        ("owl", {"eps": -0.1, "calibration": tokens()}, "eps must be a number from 0 to 1, not -0.1"),
     ],
 )
 def test_names_and_options_that_do_not_go_together(name, options, message):

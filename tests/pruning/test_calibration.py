@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from spectail.errors import PruneError
+from spectail.pruning.blocks import start
 from spectail.pruning.calibration import calibration_tokens
+from tests.pruning.models import decoder, tokens
 
 
 class _Numbers:
@@ -50,3 +52,10 @@ def test_the_seed_decides_and_a_short_text_gives_all_it_has():
 def test_what_cannot_be_drawn(options, message):
     with pytest.raises(PruneError, match=re.escape(message)):
         calibration_tokens(_Numbers(), TEXT, **options)
+
+
+def test_calibration_asks_for_no_logits_of_all_positions():
+    model, text, seen = decoder("llama"), tokens(), []
+    model.lm_head.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
+    start(model, list(model.model.layers), text)
+    assert seen == [(1, 1, 100)] * 2

@@ -12,6 +12,7 @@ from spectail.report.compare import pair_layers
 from spectail.report.compare_page import compare_html
 from spectail.report.curves import shown_range, spectrum_curves
 from spectail.report.html import report_html
+from tests.pruning import test_page as prune_page
 
 WIDE, PHONE = (1280, 900), (390, 844)
 OVERFLOW = "document.documentElement.scrollWidth <= window.innerWidth"
@@ -66,6 +67,7 @@ def pages(tmp_path_factory, transformer, cnn, failed, hostile, huge):
     moved = [dataclasses.replace(x, alpha=x.alpha + 0.01 * (i % 9)) for i, x in enumerate(transformer.layers[:-3])]
     other = dataclasses.replace(transformer, layers=tuple(moved))
     made["compare"] = compare_html(pair_layers(transformer, other), transformer, other)
+    made["prune"] = prune_page.html(prune_page.pruned())
     for name, html in made.items():
         (folder / f"{name}.html").write_text(html, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in made}
@@ -266,6 +268,23 @@ def test_comparison_page_sorts_and_marks_the_row_of_a_point(opened):
     assert page.locator("tr.current").count() == 1
     assert page.evaluate(OVERFLOW)
     page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
+    page.check("#wide")
+    until(page, OVERFLOW)
+
+
+def test_pruning_page_draws_its_charts_and_a_point_opens_its_row(opened):
+    page = opened("prune", PHONE)
+    assert page.evaluate("document.getElementById('ratios').data.length") == 6
+    assert page.evaluate("document.getElementById('selection').data[0].y.length") == 2
+    assert page.locator("tbody tr").count() == 14
+    page.select_option("#status", "left out")
+    assert page.locator("tbody tr").count() == 2
+    assert page.evaluate("window.hacked === undefined")
+    page.select_option("#status", "")
+    page.click("tbody tr:nth-child(4) td.name button")
+    assert page.locator("tr.current td.name").inner_text() == "model.layers.1.mlp.up_proj"
+    assert page.evaluate(OVERFLOW)
+    page.set_viewport_size({"width": WIDE[0], "height": WIDE[1]})
     page.check("#wide")
     until(page, OVERFLOW)
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
 from spectail.errors import EvaluationError
-from spectail.evaluation import Perplexity, evaluate_tasks, perplexity
+from spectail.evaluation import evaluate_tasks, perplexity
 from spectail.models.language import DTYPES, open_language_model
 
 
@@ -49,7 +48,7 @@ def evaluate(
                 model, tokenizer, text, seq_len=2048 if seq_len is None else seq_len, max_sequences=max_sequences,
                 batch_size=batch_size, progress=bar,
             )  # fmt: skip
-        words, result = _described(ppl)
+        words, result = ppl.describe(), ppl.to_dict()
     else:
         result = evaluate_tasks(
             model, tokenizer, str(tasks).split(","), limit=limit, few_shot=few_shot, batch_size=batch_size,
@@ -67,16 +66,6 @@ def _check_used(option: str, given: object, **others: object) -> None:
     for name, value in others.items():
         if given is not None and value is not None:
             raise EvaluationError(f"--{name.replace('_', '-')} does not go with {option}: leave it out")
-
-
-def _described(ppl: Perplexity) -> tuple[str, dict[str, Any]]:
-    """A perplexity in words, and as JSON values, in which what is not finite is null."""
-    n = len(ppl.losses)
-    spread = f" +- {ppl.se:.2g}" if math.isfinite(ppl.se) else ""
-    words = f"perplexity {ppl:.4f}{spread} ({n} {'sequence' if n == 1 else 'sequences'} of {ppl.seq_len} tokens)"
-    numbers = {"perplexity": float(ppl), "standard_error": ppl.se, "loss": ppl.loss}
-    finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-    return words, {**finite, "seq_len": ppl.seq_len, "sequences": n, "tokens": ppl.n_tokens}
 
 
 def _line(task: str, scores: dict[str, float]) -> str:

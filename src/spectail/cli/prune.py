@@ -2,74 +2,121 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from spectail import presets
 from spectail.errors import PruneError
-from spectail.pruning.baselines import BASELINES, NEEDS_TEXT, allocation_named
-from spectail.pruning.calibration import calibration_tokens
-from spectail.pruning.folders import check_free, load_model, read_text, save_pruned
+from spectail.models.language import open_language_model
+from spectail.pruning.baselines import BASELINES, check_eps, check_known, check_takes_eps
+from spectail.pruning.folders import PAGE_FILE, check_free, save_pruned
 from spectail.pruning.methods import BY_NAME, as_method
-from spectail.pruning.prune import PruningInterrupted
-from spectail.pruning.prune import prune as prune_model
+from spectail.pruning.page import prune_html
+from spectail.pruning.pipeline import Plan, run
 from spectail.pruning.quotas import Pattern
+from spectail.pruning.texts import read_texts
 from spectail.report.tables import storable
+
+EPS = (
+    "How far ratios go from the mean, 1 +- EPS (owl: lambda is EPS x the sparsity); auto chooses from "
+    f"{', '.join(map(str, presets.PRUNE_EPS_CANDIDATES))} on the selection text. Unless given, the published settings."
+)
 
 
 def prune(
-    source: Annotated[str, typer.Argument(help="A transformers model folder, a hub id or demo.")],
+    context: typer.Context,
+    source: Annotated[
+        str, typer.Argument(help="demo, a model folder that transformers loads, a .gguf file or a hub id.")
+    ],
     sparsity: Annotated[float, typer.Option(help="Ratio of zeros over all matrices inside blocks.")],
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist, or be empty.")],
     method: Annotated[str, typer.Option(help=f"{', '.join(BY_NAME)}.")] = "wanda",
     allocation: Annotated[str, typer.Option(help=f"{', '.join(BASELINES)}, or a file of spectail allocate.")] = "farms",
     calibration: Annotated[Path | None, typer.Option(help="Text file; all but magnitude need it.")] = None,
     pattern: Annotated[str | None, typer.Option(help="2:4 for 2 zeros in every 4 weights along the input.")] = None,
-    eps: Annotated[float | None, typer.Option(help="How far ratios by alpha go from the mean, 1 +- EPS.")] = None,
+    eps: Annotated[str | None, typer.Option(help=EPS)] = None,
+    selection: Annotated[
+        Path | None,
+        typer.Option(help="Text file that --eps auto chooses by; else the last 10 % of --calibration, kept from it."),
+    ] = None,
+    evaluate: Annotated[
+        list[Path] | None, typer.Option(help="Test text: perplexity before and after; may be given again.")
+    ] = None,
     samples: Annotated[int, typer.Option(help="Sequences of calibration text.")] = 128,
-    seq_len: Annotated[int, typer.Option(help="Tokens in each.")] = 2048,
-    seed: Annotated[int, typer.Option(help="Which sequences of the text are drawn.")] = 0,
+    seq_len: Annotated[int, typer.Option(help="Tokens in a sequence, of every text.")] = 2048,
+    max_sequences: Annotated[int | None, typer.Option(help="Only the first sequences of a test text.")] = None,
+    seed: Annotated[int, typer.Option(help="Which sequences of the calibration text are drawn.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda...")] = "cpu",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> int:
-    """Prune a language model by an allocation of sparsities and write it as a transformers folder."""
+    """Prune a language model by an allocation of sparsities and write it as a transformers folder with a report."""
     check_free(out)
-    rule = as_method(method)
-    groups_of = Pattern.parse(pattern) if pattern else None
+    check_known(allocation)
     if not 0 <= sparsity < 1:
         raise PruneError(f"a sparsity must be at least 0 and below 1, not {sparsity!r}")
-    needs_text = rule.statistic is not None or allocation in NEEDS_TEXT
-    if needs_text and calibration is None:
+    plan = Plan(
+        method=as_method(method), sparsity=sparsity, allocation=allocation, eps=_eps(eps, allocation),
+        pattern=Pattern.parse(pattern) if pattern else None, samples=samples, seq_len=seq_len,
+        max_sequences=max_sequences, seed=seed,
+    )  # fmt: skip
+    if plan.calibrates and calibration is None:
         raise PruneError(f"{method} with the allocation {allocation} needs calibration text: give --calibration FILE")
-    text = read_text(calibration) if needs_text and calibration else None
-    console = Console(quiet=quiet, soft_wrap=True)
-    errors = Console(stderr=True, quiet=quiet)
-    with errors.status("loading the model"):
-        model, tokenizer = load_model(source, device=device)
-        tokens = None
-        if text is not None:
-            tokens = calibration_tokens(tokenizer, text, samples=samples, seq_len=seq_len, seed=seed)
-    with errors.status(f"sharing out the sparsity: {allocation}"):
-        shared = allocation_named(allocation, model, sparsity, eps=eps, calibration=tokens)
+    texts = read_texts(calibration=calibration, selection=selection, tests=evaluate or (), choosing=plan.eps == "auto")
     try:
+        with Console(stderr=True, quiet=quiet).status("loading the model"):
+            model, tokenizer = open_language_model(source, device=device)
         with _Bar(quiet=quiet) as bar:
-            report = prune_model(model, shared, method=rule, calibration=tokens, pattern=groups_of, progress=bar)
-    except PruningInterrupted as stopped:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"{stopped}; nothing was written", markup=False)
+            done = run(model, tokenizer, plan, texts, progress=bar)
+        page = prune_html(done, source=source, command=_command(context))
+        save_pruned(model, tokenizer, out, allocation=done.allocation, report=done.report, page=page)
+    except KeyboardInterrupt as stopped:
+        told = f"{str(stopped) or 'interrupted'}; nothing was written"
+        Console(stderr=True, highlight=False, soft_wrap=True).print(told, markup=False)
         return 130
-    save_pruned(model, tokenizer, out, allocation=shared, report=report)
-    if tokens is not None and len(tokens) < samples:
-        console.print(f"note: the text holds {len(tokens)} sequences of {seq_len} tokens, not {samples}")
-    console.print(storable(report.summary()), highlight=False, markup=False)
-    console.print(f"model: {out}", highlight=False, markup=False)
+    console = Console(quiet=quiet, soft_wrap=True, highlight=False)
+    used = done.report.calibration
+    if used and used[0] < samples:
+        console.print(f"note: the text holds {used[0]} sequences of {seq_len} tokens, not {samples}", markup=False)
+    console.print(storable(done.report.summary()), markup=False)
+    console.print(f"model: {out}\nreport: {out / PAGE_FILE}", markup=False)
     return 0
 
 
+def _eps(given: str | None, allocation: str) -> float | Literal["auto"] | None:
+    """What ``--eps`` says: a number, ``auto`` or nothing."""
+    if given is None:
+        return None
+    check_takes_eps(allocation)
+    if given == "auto":
+        return "auto"
+    try:
+        return check_eps(float(given))
+    except ValueError:
+        raise PruneError(f"eps must be a number from 0 to 1, or auto, not {given!r}") from None
+
+
+def _command(context: typer.Context) -> str:
+    """The command that does the same again, into another folder: what was given, without what is the default."""
+    words = ["spectail", "prune"]
+    for option in context.command.params:
+        value = context.params.get(option.name or "")
+        if option.param_type_name == "argument":
+            words.append(str(value))
+        elif option.name == "out":
+            words += ["--out", "DIR"]
+        elif value not in (None, option.default) and option.name != "quiet":
+            values = value if isinstance(value, list) else [value]
+            words += [word for one in values for word in (option.opts[0], str(one))]
+    return shlex.join(words)
+
+
 class _Bar:
-    """A progress bar on standard error with the block or layer in hand, weighed by numbers of weights."""
+    """A progress bar on standard error with the step in hand."""
 
     def __init__(self, *, quiet: bool) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
@@ -84,5 +131,6 @@ class _Bar:
     def __exit__(self, *failure: object) -> None:
         self.progress.stop()
 
-    def __call__(self, name: str | None, done: int, total: int) -> None:
-        self.progress.update(self.task, description=(name or "pruned")[-44:], completed=done, total=total)
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        shown = what if len(what) <= 56 else f"{what[:20]}…{what[-35:]}"
+        self.progress.update(self.task, description=shown, completed=done, total=total)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +81,29 @@ def _transformers() -> Any:
 
 
 @contextmanager
-def _one_line_errors(text: str) -> Iterator[None]:
-    """Say in one line why transformers, or a library that it needs, cannot load a source; it draws no bars."""
+def without_bars() -> Iterator[None]:
+    """No progress bars of transformers for a while, nor the one of tqdm that its GGUF reader draws all by itself."""
     bars = _transformers().utils.logging
-    shown = bars.is_progress_bar_enabled()
+    reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
+    shown, drawn = bars.is_progress_bar_enabled(), getattr(reader, "tqdm", None)
     bars.disable_progress_bar()
+    if drawn:
+        reader.tqdm = partial(drawn, disable=True)
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        lines = str(error).strip().splitlines()
-        raise SourceError(f"{text} cannot be loaded: {lines[0][:200] if lines else type(error).__name__}") from error
     finally:
         if shown:
             bars.enable_progress_bar()
+        if drawn:
+            reader.tqdm = drawn
+
+
+@contextmanager
+def _one_line_errors(text: str) -> Iterator[None]:
+    """Say in one line why transformers, or a library that it needs, cannot load a source; it draws no bars."""
+    try:
+        with without_bars():
+            yield
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
+        lines = str(error).strip().splitlines()
+        raise SourceError(f"{text} cannot be loaded: {lines[0][:200] if lines else type(error).__name__}") from error

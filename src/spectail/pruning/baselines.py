@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from numbers import Real
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -12,8 +15,9 @@ from spectail.allocation.allocate import allocate
 from spectail.allocation.allocation import Allocation
 from spectail.allocation.maps import Linear
 from spectail.allocation.targets import Sparsity
+from spectail.analysis import Analysis
 from spectail.errors import AllocationError, PruneError
-from spectail.pruning.owl import owl, uniform
+from spectail.pruning.owl import outlier_shares, owl_allocation, uniform
 from spectail.runner import analyze
 
 SPECS = {"alphapruning": presets.ALPHAPRUNING, "farms": presets.FARMS, "farms-llm": presets.FARMS_LLM}
@@ -21,6 +25,8 @@ SPECS = {"alphapruning": presets.ALPHAPRUNING, "farms": presets.FARMS, "farms-ll
 
 BASELINES = ("uniform", "owl", *SPECS)
 NEEDS_TEXT = ("owl",)
+BY_EPS = ("owl", *SPECS)
+"""Those whose ratios go up and down from the mean by an eps."""
 
 
 def allocation_named(
@@ -31,33 +37,77 @@ def allocation_named(
     eps: float | None = None,
     calibration: Tensor | Sequence[Tensor] | None = None,
 ) -> Allocation:
-    """The allocation of a baseline, or of a file that ``spectail allocate`` wrote.
+    """The allocation of a baseline, or of a file that ``spectail allocate`` wrote; a file must have this sparsity.
 
-    ``eps`` is how far ratios go from the mean, 1 +- eps by alpha per block (``presets.PRUNE_EPS`` where it is None);
-    OWL takes its lambda from ``presets``. A file must have the sparsity that is asked for.
+    ``eps`` is what ``allocations_by_eps`` says.
 
     Raises:
         PruneError, AllocationError: an unknown name, eps where there is none, a file of another sparsity.
 
     """
-    if eps is not None and name not in SPECS:
-        raise PruneError(f"eps goes with {', '.join(SPECS)}, not with {name}")
-    if name == "uniform":
-        return uniform(model, sparsity)
-    if name == "owl":
-        if calibration is None:
-            raise PruneError("the allocation owl needs calibration text")
-        return owl(model, sparsity, calibration=calibration)
+    if eps is not None:
+        check_takes_eps(name)
+        check_eps(eps)
+    if name in BY_EPS:
+        return allocations_by_eps(name, model, sparsity, calibration=calibration)(eps)
+    check_known(name)
+    return uniform(model, sparsity) if name == "uniform" else _from_file(name, sparsity)
+
+
+def allocations_by_eps(
+    name: str, model: nn.Module, sparsity: float, *, calibration: Tensor | Sequence[Tensor] | None = None
+) -> Callable[[float | None], Allocation]:
+    """Measure once, on the model as it is, what a baseline goes by; gives its allocation for any eps.
+
+    Ratios by alpha are mapped linearly from (1 - eps) to (1 + eps) times the sparsity, up to what the budget moves.
+    OWL gets lambda = eps times the sparsity, so that its ratios span as much: 2 eps times the sparsity.
+    None is the published setting, ``presets.PRUNE_EPS`` by alpha and ``presets.OWL_LAMBDA`` for OWL.
+
+    Raises:
+        PruneError: a baseline without eps, OWL without text; when called, an eps outside [0, 1].
+
+    """
+    check_takes_eps(name)
     if name in SPECS:
-        width = presets.PRUNE_EPS if eps is None else eps
-        rule = Sparsity(map=Linear(1 - width, 1 + width))
-        return allocate(analyze(model, spec=SPECS[name]), target=rule, budget=sparsity)
-    return _from_file(name, sparsity)
+        return partial(_by_alpha, analyze(model, spec=SPECS[name]), sparsity)
+    if calibration is None:
+        raise PruneError("the allocation owl needs calibration text")
+    return partial(_by_outliers, model, sparsity, outlier_shares(model, calibration))
+
+
+def check_takes_eps(name: str) -> None:
+    """PruneError for an allocation that has no eps."""
+    if name not in BY_EPS:
+        raise PruneError(f"eps goes with {', '.join(BY_EPS)}, not with {name}")
+
+
+def check_eps(eps: object) -> float:
+    """An eps as a number; PruneError for anything outside [0, 1]."""
+    if isinstance(eps, bool) or not isinstance(eps, Real) or not 0 <= float(eps) <= 1:
+        raise PruneError(f"eps must be a number from 0 to 1, not {eps!r}")
+    return float(eps)
+
+
+def _by_alpha(analysis: Analysis, sparsity: float, eps: float | None) -> Allocation:
+    width = presets.PRUNE_EPS if eps is None else check_eps(eps)
+    rule = Sparsity(map=Linear(1 - width, 1 + width))
+    return allocate(analysis, target=rule, budget=sparsity)
+
+
+def _by_outliers(model: nn.Module, sparsity: float, shares: dict[str, float], eps: float | None) -> Allocation:
+    if eps is None:
+        return owl_allocation(model, sparsity, shares, lam=presets.OWL_LAMBDA)
+    found = owl_allocation(model, sparsity, shares, lam=check_eps(eps) * sparsity)
+    return replace(found, settings={**found.settings, "eps": float(eps)})
+
+
+def check_known(name: str) -> None:
+    """PruneError for what is neither a baseline nor a file."""
+    if name not in BASELINES and not Path(name).exists():
+        raise PruneError(f"allocation must be one of {', '.join(BASELINES)} or a file, not {name!r}")
 
 
 def _from_file(name: str, sparsity: float) -> Allocation:
-    if not Path(name).exists():
-        raise PruneError(f"allocation must be one of {', '.join(BASELINES)} or a file, not {name!r}")
     allocation = Allocation.load(name)
     if allocation.target != "sparsity":
         raise AllocationError(f"{name} allocates {allocation.target}: expected an allocation of sparsity")

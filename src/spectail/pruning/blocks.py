@@ -158,10 +158,11 @@ def _before_first(model: nn.Module, block: nn.Module, ids: Tensor) -> Tensor:
 
 
 def _forward(model: nn.Module, ids: Tensor) -> None:
-    """Call the model on token ids, without a cache where it has one."""
+    """Call the model on token ids, without a cache and without logits of all positions where it has a say in them."""
     device = next(model.parameters()).device
     takes = inspect.signature(model.forward).parameters
-    model(ids.to(device), **({"use_cache": False} if "use_cache" in takes else {}))
+    spare = {"use_cache": False, "logits_to_keep": 1}
+    model(ids.to(device), **{name: value for name, value in spare.items() if name in takes})
 
 
 def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Extra]:

@@ -47,9 +47,16 @@ def owl(
     dense while its scores are taken, and is not changed.
     """
     _check(sparsity)
+    return owl_allocation(model, sparsity, outlier_shares(model, calibration, m=m), m=m, lam=lam)
+
+
+def owl_allocation(
+    model: nn.Module, sparsity: float, shares: Mapping[str, float], *, m: float = presets.OWL_M, lam: float
+) -> Allocation:
+    """OWL from outliers that are counted already: ``shares`` are those of ``outlier_shares`` for the same ``m``."""
+    _check(sparsity)
     if not (m > 0 and 0 <= lam <= 1):
         raise PruneError(f"OWL needs m above 0 and lambda from 0 to 1, not {m!r} and {lam!r}")
-    shares = outlier_shares(model, calibration, m=m)
     sizes = {name: sum(layers.values()) for name, layers in _units(model).items()}
     found, weights = (np.array([x[name] for name in sizes], dtype=np.float64) for x in (shares, sizes))
     ratios = owl_ratios(found, weights, sparsity=float(sparsity), lam=lam)
@@ -77,7 +84,9 @@ def owl_ratios(outliers: Array, weights: Array, *, sparsity: float, lam: float) 
     return np.asarray(np.clip(shift - kept, low, high))
 
 
-def outlier_shares(model: nn.Module, calibration: Tensor | Sequence[Tensor], *, m: float) -> dict[str, float]:
+def outlier_shares(
+    model: nn.Module, calibration: Tensor | Sequence[Tensor], *, m: float = presets.OWL_M
+) -> dict[str, float]:
     """Percent of the scores of each block's layers above ``m`` times their mean, by the block's name."""
     weights = [target.weight for target in make_targets(model, 0.0)]
     tokens = as_tokens(calibration, model, "OWL")

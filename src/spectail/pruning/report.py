@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from spectail.evaluation import Perplexity
 
 _FORMAT = "spectail pruning"
 NO_GAIN = (
@@ -34,6 +37,54 @@ class PrunedLayer:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What pruning cost on one test text."""
+
+    text: str
+    """Its name."""
+    before: Perplexity
+    after: Perplexity
+
+    def describe(self) -> str:
+        """One line: before and after."""
+        change = f" ({self.after / self.before:.3g} times)" if math.isfinite(self.after) else ""
+        return f"perplexity on {self.text} (test text): dense {self.before:.5g}, {_after(self.after)}{change}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"text": self.text, "before": self.before.to_dict(), "after": self.after.to_dict()}
+
+
+@dataclass(frozen=True)
+class Selected:
+    """How eps was chosen."""
+
+    text: str
+    """Where the selection text was taken from."""
+    eps: float
+    dense: Perplexity
+    """Of the model before pruning, on the selection text."""
+    perplexities: tuple[tuple[float, float], ...]
+    """(eps, perplexity on the selection text) of every candidate; NaN for a model that gives NaN."""
+
+    def describe(self) -> str:
+        """One line: the choice, and what it was chosen by."""
+        shown = ", ".join(f"{eps:g}: {value:.5g}" for eps, value in self.perplexities)
+        return f"eps {self.eps:g} chosen by selection perplexity (not a test result) on {self.text}: {shown}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; what is not finite is null."""
+        scores = [
+            {"eps": eps, "perplexity": value if math.isfinite(value) else None} for eps, value in self.perplexities
+        ]
+        return {"text": self.text, "eps": self.eps, "dense": self.dense.to_dict(), "candidates": scores}
+
+
+def _after(value: float) -> str:
+    return f"pruned {value:.5g}" if math.isfinite(value) else "the pruned model gives no finite perplexity"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PruneReport:
     """What ``prune`` returns: one row per pruned layer, in the order in which they were pruned."""
@@ -48,6 +99,10 @@ class PruneReport:
     seconds: float
     complete: bool = True
     """False where pruning was interrupted: other layers are as they were."""
+    evaluated: tuple[Evaluated, ...] = ()
+    """Perplexity before and after, one for each test text; ``prune`` itself measures none."""
+    selected: Selected | None = None
+    """How eps was chosen, None where it was given."""
 
     @property
     def numel(self) -> int:
@@ -93,15 +148,22 @@ class PruneReport:
                 f"sparsity {self.realised:.6f} (asked {self.requested:.6f}), "
                 f"layers from {min(ratios):.4f} to {max(ratios):.4f}"
             )
+        if self.selected:
+            lines.append(self.selected.describe())
+        lines += [evaluated.describe() for evaluated in self.evaluated]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes), NO_GAIN])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         lists = {"layers": [dataclasses.asdict(layer) for layer in self.layers], "notes": list(self.notes)}
+        texts = {
+            "evaluated": [evaluated.to_dict() for evaluated in self.evaluated],
+            "selected": self.selected.to_dict() if self.selected else None,
+        }
         shape = list(self.calibration) if self.calibration else None
         totals = {"requested": self.requested, "realised": self.realised, "numel": self.numel}
-        return {"format": _FORMAT, **own, **totals, "calibration": shape, **lists}
+        return {"format": _FORMAT, **own, **totals, "calibration": shape, **lists, **texts}
 
     def save(self, path: str | Path) -> Path:
         """Write JSON."""

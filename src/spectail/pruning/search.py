@@ -30,11 +30,13 @@ def choose(
     *,
     prune_with: Callable[[T], object],
     score: Callable[[nn.Module], float],
+    progress: Callable[[T, int, int], None] | None = None,
 ) -> Choice[T]:
     """Prune with each candidate, score the pruned model, and put its weights back, bit for bit.
 
     ``prune_with`` prunes ``model`` in place, ``score`` is lower for the better: a perplexity on selection text. Costs
     one copy of the model's matrices. The first of equal scores wins; a score that is no number never does.
+    ``progress`` is called with the candidate in hand, its number from 0 on, and how many there are.
 
     Raises:
         PruneError: no candidates, or not one score that is a number.
@@ -43,7 +45,9 @@ def choose(
     if not candidates:
         raise PruneError("there is nothing to choose from: give at least one candidate")
     found = []
-    for candidate in candidates:
+    for number, candidate in enumerate(candidates):
+        if progress:
+            progress(candidate, number, len(candidates))
         with _restored(model):
             prune_with(candidate)
             found.append((candidate, float(score(model))))

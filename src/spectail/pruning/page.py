@@ -1,0 +1,273 @@
+"""The page of a pruning run: ratios across depth, what was reached, what it cost, in one HTML file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+
+from spectail.allocation.allocation import Allocation
+from spectail.models.blocks import block_of, kind_of
+from spectail.pruning.pipeline import Plan, Pruned
+from spectail.pruning.report import NO_GAIN, PrunedLayer, PruneReport, Selected
+from spectail.report import page
+from spectail.report.depth import depth_of
+from spectail.report.page import Column
+from spectail.report.plots import shorten
+from spectail.report.theme import ACCENT, FIT, HEAT_SCALE, NULL, axis, figure, note, safe
+from spectail.report.words import plural
+
+VIEW = (
+    Column("name", "Layer", "name"),
+    Column("block", "Block", "count"),
+    Column("kind", "Kind", "text"),
+    Column("requested", "Asked", "fixed", help="the ratio of zeros that the allocation gives"),
+    Column("realised", "Reached", "fixed", help="the ratio of zeros in the saved weights"),
+    Column("zeros", "Zeros", "count"),
+    Column("numel", "Weights", "count"),
+    Column("status", "Status", "status"),
+    Column("reason", "Remarks", "why"),
+    Column("alpha", "Alpha of its unit", "fixed", main=False, help="what the ratio was given by"),
+    Column("quota", "Quota", "text", main=False, help="what the ratio became: a number of zeros, or n:m"),
+)
+COLUMNS = tuple(column.key for column in VIEW)
+
+_METHODS = {
+    "magnitude": "the smallest weights of each matrix went; the others are as they were. No text was read.",
+    "wanda": "in each output row the weights with the smallest |W| times the norm of their input went; the others are "
+    "as they were.",
+    "wanda-variant": "the weights with the smallest |W| times the norm of their input went, up to one share of every "
+    "row's summed score; the others are as they were.",
+    "sparsegpt": "weights went that the Hessian of the layer's inputs makes cheap, and those that stay were updated to "
+    "make up for them.",
+}
+
+
+def prune_html(done: Pruned, *, source: str, command: str) -> str:
+    """The page of a run; ``source`` is what was pruned, ``command`` what does it again, both plain text."""
+    report = done.report
+    figures = {"ratios": page.figure_data(ratios_by_depth(done.allocation, report, done.others))}
+    caption = (
+        "Lines are means over the weights of a block. A point is one layer as it was saved; it opens its row below. "
+        f"Every line has the same sparsity over all weights, {report.requested:.4g}."
+    )
+    chart = page.chart("ratios", "Ratio of zeros by depth, for the allocation used and others", caption)
+    lead = "The allocation used, and others of the same sparsity that were not."
+    sections = [page.section("depth-section", "Ratios across depth", lead, chart)]
+    if report.selected:
+        figures["selection"] = page.figure_data(perplexity_by_eps(report.selected))
+        drawing = page.chart("selection", "Selection perplexity by eps")
+        lead = f"On {safe(report.selected.text)}: text that eps was chosen by, so these are no test results."
+        sections.append(page.section("eps-section", "The choice of eps", lead, drawing))
+    rows = _rows(done)
+    title = source.replace("\\", "/").rstrip("/").split("/")[-1] or source
+    body = [
+        _header(title, done),
+        page.section("words", "In words", "", page.paragraphs(_words(done), quiet=("Left out",))),
+        *sections,
+        page.table_section("All layers", "Every layer that was pruned, and those that were left out."),
+        page.footer(_origins(source, done), command=command),
+    ]
+    table = {"columns": COLUMNS, "rows": rows, "view": [column.to_dict() for column in VIEW]}
+    return page.render(f"{title}, pruned · spectail", "\n".join(body), {"figures": figures, "table": table})
+
+
+def ratios_by_depth(allocation: Allocation, report: PruneReport, others: Mapping[str, Allocation]) -> go.Figure:
+    """Mean ratio of each block along the model, for each allocation, and what every layer reached."""
+    depth = depth_of([(layer.name, block_of(layer.name)) for layer in report.layers])
+    place = dict(zip([layer.name for layer in report.layers], depth.places, strict=True))
+    ticks, labels = depth.ticks()
+    fig = figure(
+        xaxis=axis(depth.title, showgrid=False, tickvals=ticks, ticktext=[safe(x) for x in labels]),
+        yaxis=axis("ratio of zeros"),
+    )
+    candidates = [name for name in others if name != "uniform"]
+    places = [0.2 + 0.4 * i / max(1, len(candidates) - 1) for i in range(len(candidates))]
+    colours = sample_colorscale([colour for _, colour in HEAT_SCALE], places)
+    looks = {
+        name: {"color": colour, "width": 1.5, "dash": "dash"} for name, colour in zip(candidates, colours, strict=True)
+    }
+    looks["uniform"] = {"color": NULL, "width": 2, "dash": "dot"}
+    _add_line(fig, "used", _by_place(allocation, place), {"color": FIT, "width": 3.5})
+    fig.add_scatter(
+        x=[place[layer.name] for layer in report.layers],
+        y=[layer.realised for layer in report.layers],
+        customdata=list(range(len(report.layers))),
+        hovertext=[_hover(layer) for layer in report.layers],
+        hoverinfo="text",
+        mode="markers",
+        name="reached, each layer",
+        legendgroup="reached",
+        marker={"color": FIT, "symbol": "circle-open", "size": 7},
+    )
+    for name in ("uniform", *candidates):
+        if name in others:
+            _add_line(fig, name, _by_place(others[name], place), looks[name])
+    fig.data[0].zorder = fig.data[1].zorder = 1
+    return fig
+
+
+def _add_line(fig: go.Figure, name: str, points: Mapping[int, float], line: Mapping[str, Any]) -> None:
+    fig.add_scatter(
+        x=list(points), y=list(points.values()), mode="lines", name=safe(name), legendgroup=name, line=dict(line),
+        hovertemplate=f"{safe(name)}, block %{{x}}: %{{y:.4f}}<extra></extra>",
+    )  # fmt: skip
+
+
+def _by_place(allocation: Allocation, place: Mapping[str, int]) -> dict[int, float]:
+    """The mean ratio by the number of weights at every place along the model."""
+    zeros: dict[int, float] = {}
+    numel: dict[int, int] = {}
+    for share in allocation.shares:
+        where = place.get(share.name)
+        if where is not None:
+            zeros[where] = zeros.get(where, 0.0) + share.value * share.numel
+            numel[where] = numel.get(where, 0) + share.numel
+    return {where: zeros[where] / numel[where] for where in sorted(zeros)}
+
+
+def perplexity_by_eps(selected: Selected) -> go.Figure:
+    """The selection perplexity of every candidate that has one, the chosen one marked."""
+    tried = [eps for eps, _ in selected.perplexities]
+    scored = {eps: value for eps, value in selected.perplexities if math.isfinite(value)}
+    wide = bool(scored) and max(scored.values()) > 20 * min(scored.values())
+    fig = figure(
+        xaxis=axis("eps", tickvals=tried, range=[min(tried) - 0.03, max(tried) + 0.03]),
+        yaxis=axis("selection perplexity", **({"type": "log"} if wide else {})),
+        height=320,
+    )
+    if not scored:
+        return note(fig, "no candidate has a finite perplexity")
+    fig.add_scatter(
+        x=list(scored), y=list(scored.values()), mode="lines+markers", name="pruned", legendgroup="pruned",
+        line={"color": ACCENT, "width": 2},
+        marker={"color": ACCENT, "size": 9},
+        hovertemplate="eps %{x:g}: %{y:.5g}<extra></extra>",
+    )  # fmt: skip
+    fig.add_scatter(
+        x=[selected.eps], y=[scored[selected.eps]], mode="markers", name="chosen", legendgroup="chosen",
+        marker={"color": FIT, "symbol": "diamond", "size": 13}, hoverinfo="skip",
+    )  # fmt: skip
+    return fig
+
+
+def _hover(layer: PrunedLayer) -> str:
+    asked = f"asked {layer.requested:.4f}, reached {layer.realised:.4f}"
+    return f"<b>{safe(shorten(layer.name))}</b><br>{asked}<br>{layer.zeros:,} of {layer.numel:,} weights"
+
+
+def _rows(done: Pruned) -> list[list[Any]]:
+    """The table's rows in the order of ``COLUMNS``: pruned layers as the report has them, then those left out."""
+    alphas = {share.name: share.alpha for share in done.allocation.shares}
+    found: list[dict[str, Any]] = [
+        {
+            "name": layer.name, "requested": layer.requested, "realised": layer.realised, "zeros": layer.zeros,
+            "numel": layer.numel, "status": "pruned", "reason": layer.note, "alpha": alphas.get(layer.name),
+            "quota": layer.quota,
+        }
+        for layer in done.report.layers
+    ]  # fmt: skip
+    found += [{"name": x.name, "status": "left out", "reason": x.reason, "quota": ""} for x in done.allocation.left_out]
+    for row in found:
+        row |= {"block": block_of(row["name"]), "kind": kind_of(row["name"])}
+    return [[row.get(key) for key in COLUMNS] for row in found]
+
+
+def _header(title: str, done: Pruned) -> str:
+    report, ratios = done.report, [layer.realised for layer in done.report.layers]
+    spec = "".join(f"<span>{safe(word)} <b>{safe(value)}</b></span>" for word, value in _spec(done))
+    numbers = [("Sparsity reached", f"{report.realised:.4f}", f"asked {report.requested:.4f}")]
+    if ratios:
+        numbers.append(("Layers", f"{len(ratios):,}", f"from {min(ratios):.3f} to {max(ratios):.3f} zeros"))
+    for found in report.evaluated:
+        after = f"{found.after:.4g}" if math.isfinite(found.after) else "–"
+        numbers.append(("Perplexity", f"{found.before:.4g} → {after}", f"dense → pruned, test text {found.text}"))
+    numbers.append(("Smaller or faster", "no", "zeros alone change neither size nor speed"))
+    heading = f'<p class="eyebrow">Pruned model</p><h1>{safe(title)}</h1><p class="spec">{spec}</p>'
+    return f"<header>{heading}{page.cards(numbers)}</header>"
+
+
+def _spec(done: Pruned) -> list[tuple[str, str]]:
+    """What was asked, as (word, value) pairs."""
+    plan, parts = done.plan, [("method", done.report.method), ("sparsity", f"{done.plan.sparsity:g}")]
+    if done.report.pattern:
+        parts.append(("pattern", done.report.pattern))
+    parts.append(("allocation", shorten(plan.allocation)))
+    if plan.eps is not None:
+        chosen = done.report.selected
+        parts.append(("eps", f"{chosen.eps:g} (chosen)" if chosen else f"{plan.eps}"))
+    if done.report.calibration:
+        samples, length = done.report.calibration
+        parts.append(("calibration", f"{samples} × {length} tokens"))
+    return parts
+
+
+def _words(done: Pruned) -> list[tuple[str, str]]:
+    """The run in paragraphs."""
+    report, allocation = done.report, done.allocation
+    found = [("Zeros", NO_GAIN)]
+    method = _METHODS[report.method]
+    if report.calibration:
+        method += " Blocks were pruned in order, on inputs that went through the pruned blocks before them."
+    if report.pattern:
+        method += f" Zeros lie in groups along the input, {report.pattern} over all layers."
+    found.append(("Method", f"`{report.method}`: {method}"))
+    found.append(
+        (
+            "Sparsity",
+            f"asked {report.requested:.6f}, reached {report.realised:.6f} over {report.numel:,} weights in "
+            f"{plural(len(report.layers), 'layer')}.",
+        )
+    )
+    found.append(("Allocation", " ".join([_rule(done.plan, allocation), *allocation.departures, *allocation.notes])))
+    if report.selected:
+        found.append(("Choice of eps", _choice(report.selected)))
+    found += [
+        ("Perplexity", f"{evaluated.describe()}, {evaluated.after.n_tokens:,} tokens.")
+        for evaluated in report.evaluated
+    ]
+    if not report.evaluated:
+        found.append(("Perplexity", "not measured: `--evaluate FILE` measures it on a test text before and after."))
+    found += [("Remark", "`{}`: {}.".format(*text.split(": ", 1))) for text in report.notes]
+    reasons: dict[str, int] = {}
+    for layer in allocation.left_out:
+        reasons[layer.reason] = reasons.get(layer.reason, 0) + 1
+    if reasons:
+        counts = "; ".join(f"{plural(n, 'layer')}: {reason}" for reason, n in reasons.items())
+        found.append(("Left out", f"{counts}. They are as they were."))
+    return found
+
+
+def _rule(plan: Plan, allocation: Allocation) -> str:
+    """What the ratios were given by."""
+    settings, name = allocation.settings, f"`{plan.allocation}`"
+    if settings.get("rule") == "uniform":
+        return f"{name}: one ratio for all layers."
+    if settings.get("rule") == "owl":
+        text = (
+            f"{name}: fewer zeros in blocks with more outliers, scores above {settings['m']:g} times the block's mean; "
+        )
+        return f"{text}lambda {settings['lambda']:g}."
+    how = f"per {settings['level']}, map {settings['map']}" if "map" in settings else "as its file says"
+    return f"{name}: more zeros where alpha is higher, {how}."
+
+
+def _choice(selected: Selected) -> str:
+    scores = ", ".join(
+        f"{eps:g}: {value:.5g}" if math.isfinite(value) else f"{eps:g}: no number"
+        for eps, value in selected.perplexities
+    )
+    return (
+        f"{selected.eps:g}, the candidate of the lowest selection perplexity ({scores}; dense {selected.dense:.5g}) on "
+        f"{selected.text}, each pruned by the same method on the same calibration text. This is no test result."
+    )
+
+
+def _origins(source: str, done: Pruned) -> list[tuple[str, str]]:
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("spectail", "torch", "transformers"))
+    items = [("Source", source), ("Fingerprint", done.allocation.fingerprint), ("Versions", versions)]
+    return [*items, ("Seconds", f"{done.report.seconds:.1f} for pruning alone")]

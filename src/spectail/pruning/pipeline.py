@@ -1,0 +1,159 @@
+"""A whole pruning run on a model in memory: allocation, the choice of eps, pruning, perplexity before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from spectail import presets
+from spectail.allocation.allocation import Allocation
+from spectail.errors import EvaluationError
+from spectail.evaluation import Perplexity, perplexity
+from spectail.pruning.baselines import BY_EPS, NEEDS_TEXT, allocation_named, allocations_by_eps
+from spectail.pruning.calibration import calibration_tokens
+from spectail.pruning.methods import Method
+from spectail.pruning.owl import uniform
+from spectail.pruning.prune import PruningInterrupted, prune
+from spectail.pruning.quotas import Pattern
+from spectail.pruning.report import Evaluated, PruneReport, Selected
+from spectail.pruning.selection import SEQUENCES, ChosenEps, choose_eps, perplexity_or_nan
+from spectail.pruning.texts import Text, Texts
+
+
+class Progress(Protocol):
+    """What a run tells while it works."""
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        """``done`` of ``total`` parts of the step in hand are done; None where it has no parts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be done, whatever the model."""
+
+    method: Method
+    sparsity: float
+    allocation: str
+    """A baseline's name, or a file."""
+    eps: float | Literal["auto"] | None = None
+    pattern: Pattern | None = None
+    samples: int = 128
+    seq_len: int = 2048
+    """Tokens in a sequence, of all texts."""
+    max_sequences: int | None = None
+    """How many sequences of a test text are evaluated, None for all."""
+    seed: int = 0
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether calibration text is needed."""
+        return self.method.statistic is not None or self.allocation in NEEDS_TEXT
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What came of it; the model itself is pruned in place."""
+
+    plan: Plan
+    allocation: Allocation
+    report: PruneReport
+    others: Mapping[str, Allocation] = field(default_factory=dict)
+    """Other allocations of the same sparsity that cost nothing to know, by a short name."""
+
+
+def run(model: nn.Module, tokenizer: Any, plan: Plan, texts: Texts, *, progress: Progress) -> Pruned:
+    """Prune ``model`` in place as planned.
+
+    The dense model is evaluated first, on all texts, so that what is wrong with one of them shows before the work.
+    """
+    tokens = _calibration(tokenizer, plan, texts)
+    scores = _Scores(model, tokenizer, plan, progress)
+    dense = [scores.dense(text, plan.max_sequences) for text in texts.tests]
+    selection = texts.selection if plan.eps == "auto" else None
+    dense_selection = scores.dense(selection, SEQUENCES) if selection else None
+    progress(f"sharing out the sparsity: {plan.allocation}", 0, None)
+    candidates, chosen = _allocations(model, plan, tokens)
+    apply = partial(prune, model, method=plan.method, calibration=tokens, pattern=plan.pattern)
+    selected = None
+    if selection and dense_selection:
+        found = _choose(scores, selection, candidates, apply)
+        chosen, selected = found.allocation, Selected(selection.name, found.eps, dense_selection, found.scores)
+    report = apply(chosen, progress=lambda name, done, total: progress(name or "pruned", done, total))
+    evaluated = tuple(
+        Evaluated(text.name, before, scores.pruned(text, plan.max_sequences))
+        for text, before in zip(texts.tests, dense, strict=True)
+    )
+    others = {f"eps {eps:g}": other for eps, other in candidates.items() if dict(other) != dict(chosen)}
+    if plan.allocation != "uniform":
+        others["uniform"] = uniform(model, plan.sparsity)
+    return Pruned(plan, chosen, replace(report, evaluated=evaluated, selected=selected), others)
+
+
+def _calibration(tokenizer: Any, plan: Plan, texts: Texts) -> Tensor | None:
+    if not plan.calibrates or texts.calibration is None:
+        return None
+    return calibration_tokens(
+        tokenizer, texts.calibration.text, samples=plan.samples, seq_len=plan.seq_len, seed=plan.seed
+    )
+
+
+def _allocations(model: nn.Module, plan: Plan, tokens: Tensor | None) -> tuple[Mapping[float, Allocation], Allocation]:
+    """The allocation of every candidate eps, none where there is no eps, and the one to use unless one is chosen."""
+    if plan.allocation not in BY_EPS:
+        return {}, allocation_named(plan.allocation, model, plan.sparsity)
+    by_eps = allocations_by_eps(plan.allocation, model, plan.sparsity, calibration=tokens)
+    candidates = {eps: by_eps(eps) for eps in presets.PRUNE_EPS_CANDIDATES}
+    return candidates, by_eps(None if plan.eps == "auto" else plan.eps)
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Perplexities of one model, dense and pruned."""
+
+    model: nn.Module
+    tokenizer: Any
+    plan: Plan
+    progress: Progress
+
+    def dense(self, text: Text, most: int | None) -> Perplexity:
+        """Before pruning; an error names the text."""
+        try:
+            return perplexity(
+                self.model, self.tokenizer, text.text, seq_len=self.plan.seq_len, max_sequences=most,
+                progress=partial(self.progress, f"dense: {text.name}"),
+            )  # fmt: skip
+        except EvaluationError as error:
+            raise EvaluationError(f"{text.name}: {error}") from None
+
+    def pruned(self, text: Text, most: int | None, *, of: str = "pruned") -> Perplexity:
+        """After pruning; NaN where the model's logits are."""
+        return perplexity_or_nan(
+            self.model, self.tokenizer, text.text, seq_len=self.plan.seq_len, max_sequences=most,
+            progress=partial(self.progress, f"{of}: {text.name}"),
+        )  # fmt: skip
+
+
+def _choose(
+    scores: _Scores, text: Text, candidates: Mapping[float, Allocation], apply: Callable[..., PruneReport]
+) -> ChosenEps:
+    """Choose eps on the selection text, each candidate pruned as the model will be in the end."""
+    in_hand = ""
+
+    def next_one(eps: float, number: int, total: int) -> None:
+        nonlocal in_hand
+        in_hand = f"eps {eps:g} ({number + 1} of {total})"
+
+    def prune_with(allocation: Allocation) -> object:
+        return apply(allocation, progress=lambda name, *done: scores.progress(f"{in_hand}: {name or 'pruned'}", *done))
+
+    def score(model: nn.Module) -> float:
+        return scores.pruned(text, SEQUENCES, of=in_hand)
+
+    try:
+        return choose_eps(scores.model, candidates, prune_with=prune_with, score=score, progress=next_one)
+    except PruningInterrupted:
+        raise KeyboardInterrupt("interrupted while eps was chosen") from None

@@ -1,0 +1,75 @@
+"""The texts of a pruning run, kept apart: what calibrates, what eps is chosen by, what the result is tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+from spectail.errors import PruneError, SourceError
+from spectail.pruning.selection import HELD_OUT, hold_out
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text and what it is called."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a run, each None or empty where it is not needed."""
+
+    calibration: Text | None = None
+    selection: Text | None = None
+    tests: tuple[Text, ...] = ()
+
+
+def read_texts(
+    *, calibration: Path | None, selection: Path | None, tests: Sequence[Path] = (), choosing: bool = False
+) -> Texts:
+    """Read the files; where eps is chosen without a selection text, the end of the calibration text is held out.
+
+    Raises:
+        PruneError: one text holds another, so that the result would be tested on what it was made by; nothing to
+            choose by; a selection text that nothing is chosen by.
+        SourceError: a file is no text.
+
+    """
+    if selection is not None and not choosing:
+        raise PruneError("--selection goes with --eps auto: leave it out, or let eps be chosen")
+    if choosing and selection is None and calibration is None:
+        raise PruneError(
+            "--eps auto needs text to choose by: give --selection FILE, or --calibration FILE, of which the last "
+            f"{HELD_OUT:.0%} are then held out"
+        )
+    given = [("--calibration", calibration), ("--selection", selection), *(("--evaluate", path) for path in tests)]
+    found = [(option, Text(path.name, _read(path))) for option, path in given if path is not None]
+    _check_apart(found)
+    by_option = dict(found)
+    whole, chosen_by = by_option.get("--calibration"), by_option.get("--selection")
+    if choosing and chosen_by is None and whole is not None:
+        first, last = hold_out(whole.text)
+        whole, chosen_by = Text(whole.name, first), Text(f"the last {HELD_OUT:.0%} of {whole.name}", last)
+    return Texts(whole, chosen_by, tuple(text for option, text in found if option == "--evaluate"))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise SourceError(f"{path} is no text in UTF-8") from None
+
+
+def _check_apart(found: Sequence[tuple[str, Text]]) -> None:
+    """Refuse two texts of which one holds the other."""
+    for (option_a, a), (option_b, b) in combinations(found, 2):
+        one, other = a.text.strip(), b.text.strip()
+        if option_a != option_b and one and other and (one in other or other in one):
+            raise PruneError(
+                f"{option_a} {a.name} and {option_b} {b.name} share their text: give texts apart, "
+                "so that nothing is chosen or tested by what it was made from"
+            )
