@@ -65,7 +65,8 @@ def run(arguments: list[str]) -> int:
     except typer.Exit as exit_:
         return exit_.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        errors.print("interrupted; the same command goes on where it stopped", markup=False)
+        goes_on = "; the same command goes on where it stopped" if arguments[:1] == ["analyze"] else ""
+        errors.print(f"interrupted{goes_on}", markup=False)
         return 130
     except UsageProblem as error:
         problem = error.format_message()

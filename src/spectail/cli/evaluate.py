@@ -15,11 +15,12 @@ from rich.progress import Progress
 from spectail.errors import EvaluationError
 from spectail.evaluation import evaluate_tasks, perplexity
 from spectail.models.language import DTYPES, open_language_model
+from spectail.models.texts import HOW, read_text
 
 
 def evaluate(
     source: Annotated[str, typer.Argument(help="demo, a model folder that transformers loads, or a .gguf file.")],
-    text: Annotated[Path | None, typer.Option(help="UTF-8 file to measure token perplexity on.")] = None,
+    text: Annotated[str | None, typer.Option(help=f"Text for token perplexity: {HOW}.")] = None,
     seq_len: Annotated[int | None, typer.Option(help="Tokens in a block; 2048 unless given.")] = None,
     max_sequences: Annotated[int | None, typer.Option(help="Only the first blocks.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks of lm-eval, as hellaswag,winogrande.")] = None,
@@ -37,15 +38,14 @@ def evaluate(
         raise EvaluationError("give either --text FILE or --tasks NAMES")
     _check_used("--tasks", tasks, seq_len=seq_len, max_sequences=max_sequences)
     _check_used("--text", text, tasks_path=tasks_path, limit=limit, few_shot=few_shot)
-    if text is not None and not text.is_file():
-        raise EvaluationError(f"no text file at {text}")
     if out is not None and out.exists():
         raise EvaluationError(f"{out} exists, so it stays; give another name")
+    passage = None if text is None else read_text(text)
     model, tokenizer = open_language_model(source, dtype, device)
-    if text is not None:
+    if passage is not None:
         with _bar(quiet=quiet) as bar:
             ppl = perplexity(
-                model, tokenizer, text, seq_len=2048 if seq_len is None else seq_len, max_sequences=max_sequences,
+                model, tokenizer, passage, seq_len=2048 if seq_len is None else seq_len, max_sequences=max_sequences,
                 batch_size=batch_size, progress=bar,
             )  # fmt: skip
         words, result = ppl.describe(), ppl.to_dict()

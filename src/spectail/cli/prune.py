@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from spectail import presets
 from spectail.errors import PruneError
 from spectail.models.language import open_language_model
+from spectail.models.texts import HOW
 from spectail.pruning.baselines import BASELINES, check_eps, check_known, check_takes_eps
 from spectail.pruning.folders import PAGE_FILE, check_free, save_pruned
 from spectail.pruning.methods import BY_NAME, as_method
@@ -37,15 +38,15 @@ def prune(
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist, or be empty.")],
     method: Annotated[str, typer.Option(help=f"{', '.join(BY_NAME)}.")] = "wanda",
     allocation: Annotated[str, typer.Option(help=f"{', '.join(BASELINES)}, or a file of spectail allocate.")] = "farms",
-    calibration: Annotated[Path | None, typer.Option(help="Text file; all but magnitude need it.")] = None,
+    calibration: Annotated[str | None, typer.Option(help=f"Text: {HOW}; all but magnitude need it.")] = None,
     pattern: Annotated[str | None, typer.Option(help="2:4 for 2 zeros in every 4 weights along the input.")] = None,
     eps: Annotated[str | None, typer.Option(help=EPS)] = None,
     selection: Annotated[
-        Path | None,
-        typer.Option(help="Text file that --eps auto chooses by; else the last 10 % of --calibration, kept from it."),
+        str | None,
+        typer.Option(help="Text that --eps auto chooses by; else the last 10 % of --calibration, kept from it."),
     ] = None,
     evaluate: Annotated[
-        list[Path] | None, typer.Option(help="Test text: perplexity before and after; may be given again.")
+        list[str] | None, typer.Option(help="Test text: perplexity before and after; may be given again.")
     ] = None,
     samples: Annotated[int, typer.Option(help="Sequences of calibration text.")] = 128,
     seq_len: Annotated[int, typer.Option(help="Tokens in a sequence, of every text.")] = 2048,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from spectail.errors import PruneError, SourceError
+from spectail.errors import PruneError
+from spectail.models.texts import read_text
 from spectail.pruning.selection import HELD_OUT, hold_out
 
 
@@ -29,14 +30,16 @@ class Texts:
 
 
 def read_texts(
-    *, calibration: Path | None, selection: Path | None, tests: Sequence[Path] = (), choosing: bool = False
+    *, calibration: str | None, selection: str | None, tests: Sequence[str] = (), choosing: bool = False
 ) -> Texts:
-    """Read the files; where eps is chosen without a selection text, the end of the calibration text is held out.
+    """Read files or datasets (see ``read_text``).
+
+    Where eps is chosen without a selection text, the end of the calibration text is held out.
 
     Raises:
         PruneError: one text holds another, so that the result would be tested on what it was made by; nothing to
             choose by; a selection text that nothing is chosen by.
-        SourceError: a file is no text.
+        SourceError: one of them cannot be read.
 
     """
     if selection is not None and not choosing:
@@ -46,8 +49,8 @@ def read_texts(
             "--eps auto needs text to choose by: give --selection FILE, or --calibration FILE, of which the last "
             f"{HELD_OUT:.0%} are then held out"
         )
-    given = [("--calibration", calibration), ("--selection", selection), *(("--evaluate", path) for path in tests)]
-    found = [(option, Text(path.name, _read(path))) for option, path in given if path is not None]
+    named = [("--calibration", calibration), ("--selection", selection), *(("--evaluate", path) for path in tests)]
+    found = [(option, Text(Path(given).name, read_text(given))) for option, given in named if given is not None]
     _check_apart(found)
     by_option = dict(found)
     whole, chosen_by = by_option.get("--calibration"), by_option.get("--selection")
@@ -55,13 +58,6 @@ def read_texts(
         first, last = hold_out(whole.text)
         whole, chosen_by = Text(whole.name, first), Text(f"the last {HELD_OUT:.0%} of {whole.name}", last)
     return Texts(whole, chosen_by, tuple(text for option, text in found if option == "--evaluate"))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise SourceError(f"{path} is no text in UTF-8") from None
 
 
 def _check_apart(found: Sequence[tuple[str, Text]]) -> None:

@@ -1,0 +1,54 @@
+"""Read the text that a language model is calibrated or evaluated on: a file, or a column of a dataset of the hub."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+from spectail.errors import SourceError
+from spectail.models.open import is_hub_id
+
+COLUMN = "text"
+HOW = "a UTF-8 file, or a hub dataset as org/name[:config[:split[:column]]]"
+
+
+def read_text(given: str | os.PathLike[str]) -> str:
+    """The text of a file, or the rows of a dataset of the hub, joined by empty lines as the published scripts do.
+
+    A dataset is ``org/name``, and after colons its configuration, split (default ``test``) and column (default
+    ``text``): ``Salesforce/wikitext:wikitext-2-raw-v1:test``. Needs the package datasets.
+
+    Raises:
+        SourceError: no such file or dataset, no UTF-8, no such column; one line.
+
+    """
+    text = os.fspath(given)
+    path = Path(text).expanduser()
+    if not path.is_file() and is_hub_id(text.split(":")[0]) and not path.exists():
+        return "\n\n".join(_column(*text.split(":")))
+    if not path.is_file():
+        raise SourceError(f"no text file at {text}; expected {HOW}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise SourceError(f"{text} is no text in UTF-8") from None
+
+
+def _column(name: str, config: str = "", split: str = "test", column: str = COLUMN, *rest: str) -> list[str]:
+    """The rows of one column; the dataset is downloaded, or taken from where it was kept."""
+    if rest:
+        raise SourceError(f"{':'.join([name, config, split, column, *rest])} has too many parts; expected {HOW}")
+    try:
+        datasets: Any = importlib.import_module("datasets")
+    except ImportError:
+        raise SourceError(f"no file {name}, and a hub dataset needs datasets: pip install 'spectail[eval]'") from None
+    try:
+        rows = datasets.load_dataset(name, config or None, split=split or "test")
+    except Exception as error:  # the library raises errors of many kinds, its own among them
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SourceError(f"dataset {name} cannot be loaded: {reason[:200]}") from error
+    if column not in rows.column_names:
+        raise SourceError(f"dataset {name} has no column {column!r}, but {', '.join(rows.column_names)}")
+    return [str(row) for row in rows[column]]

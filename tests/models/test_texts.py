@@ -1,0 +1,85 @@
+"""Texts: files, and datasets of the hub as the datasets library gives them."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from spectail.errors import SourceError
+from spectail.models.texts import read_text
+
+
+class Rows:
+    column_names = ("text", "title")
+
+    def __getitem__(self, column):
+        return {"text": ["one", "two"], "title": ["a", "b"]}[column]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Stands in for the library: notes what is asked for."""
+    calls = []
+
+    def load_dataset(name, config, *, split):
+        calls.append((name, config, split))
+        if name == "no/such":
+            raise FileNotFoundError("not on the hub\nand more")
+        return Rows()
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    return calls
+
+
+def test_a_file_is_read_as_it_is(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("á\n\nb", encoding="utf-8")
+    assert read_text(path) == read_text(str(path)) == "á\n\nb"
+
+
+@pytest.mark.parametrize(
+    ("given", "call", "text"),
+    [
+        ("org/name", ("org/name", None, "test"), "one\n\ntwo"),
+        ("org/name:raw", ("org/name", "raw", "test"), "one\n\ntwo"),
+        ("org/name::train", ("org/name", None, "train"), "one\n\ntwo"),
+        ("org/name:raw:train:title", ("org/name", "raw", "train"), "a\n\nb"),
+    ],
+)
+def test_a_dataset_is_joined_by_empty_lines(asked, given, call, text):
+    assert read_text(given) == text
+    assert asked == [call]
+
+
+def test_a_file_of_a_datasets_name_wins(asked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "name").write_text("mine")
+    assert read_text("org/name") == "mine"
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("no/such", r"dataset no/such cannot be loaded: not on the hub$"),
+        ("org/name:a:b:words", r"dataset org/name has no column 'words', but text, title$"),
+        ("org/name:a:b:c:d", r"org/name:a:b:c:d has too many parts; expected a UTF-8 file, or a hub dataset"),
+        ("none.txt", r"no text file at none.txt; expected a UTF-8 file, or a hub dataset"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_one_line(asked, given, message):
+    with pytest.raises(SourceError, match=message):
+        read_text(given)
+
+
+def test_without_the_library_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(SourceError, match=r"no file org/name, and a hub dataset needs datasets: pip install"):
+        read_text("org/name")
+
+
+def test_bytes_are_no_text(tmp_path):
+    (tmp_path / "b").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(SourceError, match="is no text in UTF-8"):
+        read_text(tmp_path / "b")
