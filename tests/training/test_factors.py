@@ -166,7 +166,7 @@ def run(steps, *, stops=(), rule="tempbalance", background=False, through="torch
 
 def through_a_file(state, how):
     if how == "json":
-        return json.loads(json.dumps(state, allow_nan=False))
+        return json.loads(json.dumps(state, allow_nan=False, sort_keys=True))
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)

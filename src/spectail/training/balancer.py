@@ -179,7 +179,24 @@ class Balancer:
         ]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def _before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._enter()
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if not callable(closure):
+            return None
+
+        def closure_outside() -> Any:
+            """A closure is the user's code (Lightning runs the training step in it), so it sees the user's groups."""
+            self._groups.restore()
+            result = closure()
+            self._enter()
+            return result
+
+        if len(args) > 1:
+            return (args[0], closure_outside, *args[2:]), kwargs
+        return args, {**kwargs, "closure": closure_outside}
+
+    def _enter(self) -> None:
         added = self._groups.enter(self._moving.at(self.steps, self.rule.transition))
         if added:
             _warn(

@@ -147,19 +147,23 @@ class History(Sequence[Update]):
             "format": _FORMAT,
             "run": self.run.to_dict(),
             "rule": self.rule,
+            "names": list(self._updates[0].factors) if self._updates else [],
             "layers": [record.to_dict() for record in self._layers.values()],
             "updates": [asdict(update) for update in self],
         }
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> History:
-        """The inverse of ``to_dict``; TrainingError for anything else."""
+        """The inverse of ``to_dict``, also where its keys were sorted on the way; TrainingError for anything else."""
         try:
             if stored["format"] != _FORMAT:
                 raise TrainingError("it is not a history of training")
             history = cls(RunInfo.from_dict(stored["run"]), stored["rule"])
             history._layers = {values["name"]: LayerRecord.from_dict(values) for values in stored["layers"]}
-            history._updates = [Update(**update) for update in stored["updates"]]
+            for values in stored["updates"]:
+                orders = {"alphas": stored["names"], "factors": stored["names"], "layers": history._layers}
+                ordered = {key: {n: values[key][n] for n in order if n in values[key]} for key, order in orders.items()}
+                history._updates.append(Update(values["step"], values["applied"], **ordered))
         except (KeyError, TypeError, AttributeError) as error:
             raise TrainingError(f"it is not a history that this version can read ({error!r})") from error
         return history

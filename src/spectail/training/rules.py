@@ -5,6 +5,7 @@ A rule says which option of the optimizer is scaled, by which map of alpha, for 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -134,21 +135,27 @@ class AlphaDecay(Rule):
 RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (TempBalance, TBSigmoid, LLR, AlphaDecay)}
 
 
-def as_rule(given: Rule | str) -> Rule:
-    """A rule given as itself or as text: its name, or its name and a map.
+def as_rule(given: Rule | str | Mapping[str, Any]) -> Rule:
+    """A rule given as itself, as its settings, or as text: its name, or its name and a map.
 
-    >>> as_rule("tempbalance:sqrt").map, as_rule("llr").transition
-    (SquareRoot(), 50)
+    >>> as_rule("tempbalance:sqrt").map, as_rule("llr").transition, as_rule(AlphaDecay().settings()) == AlphaDecay()
+    (SquareRoot(), 50, True)
     """
     if isinstance(given, Rule):
         return given
-    name, _, how = given.strip().partition(":") if isinstance(given, str) else ("", "", "")
+    options: dict[str, Any] = {}
+    if isinstance(given, Mapping):
+        options = {**given, "spec": Spec(**given["spec"])}
+        name = options.pop("rule")
+    else:
+        name, _, how = given.strip().partition(":") if isinstance(given, str) else ("", "", "")
+        options = {"map": how} if how else {}
     if name not in RULES:
         raise TrainingError(
             f"the rule must be one of {', '.join(RULES)} (or with a map, tempbalance:sqrt), or a type of "
             f"spectail.training.rules, not {given!r}"
         )
     try:
-        return RULES[name](map=how) if how else RULES[name]()  # type: ignore[call-arg]
+        return RULES[name](**options)
     except AllocationError as error:
         raise TrainingError(f"the rule {given!r} cannot be used: {error}") from error
