@@ -198,14 +198,18 @@ def test_background_factors_are_those_of_one_period_before():
     assert factors[9] != factors[8]
 
 
-def test_measuring_in_the_background_leaves_the_number_of_threads():
-    before = torch.get_num_threads()
+def test_measuring_in_the_background_sets_no_number_of_threads(monkeypatch):
     model = net()
     balancer = st.Balancer(model, sgd(model), "tempbalance", every=None, background=True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
     assert balancer.update() is None
-    assert balancer.update().step == 0
+    update = balancer.update()
     balancer.state_dict()
-    assert torch.get_num_threads() == before
+    assert update.step == 0
+    assert not told
+    assert list(update.alphas.values()) == pytest.approx(alphas_by_hand(model), rel=1e-9)
 
 
 def test_a_weight_that_gets_other_memory_is_measured_as_it_is():

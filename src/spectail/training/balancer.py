@@ -180,6 +180,11 @@ class Balancer:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if _is_captured():
+            _warn(
+                "a captured step runs no hooks when it is replayed: the factors stay those of the capture and nothing "
+                "is measured; call update() yourself and capture again after it"
+            )
         self._enter()
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
@@ -270,6 +275,11 @@ def _check(model: Any, every: Any) -> None:
             f"every must be a whole number of optimizer steps of at least 1 (len(loader) for once per epoch), or None "
             f"to call update() yourself, not {every!r}"
         )
+
+
+def _is_captured() -> bool:
+    """Whether what runs now is recorded into a CUDA graph."""
+    return bool(torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())  # type: ignore[no-untyped-call]
 
 
 def _warn(text: str) -> None:

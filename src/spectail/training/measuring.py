@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spectail.core.farms import common_window, too_small
 from spectail.core.spec import Spec
+from spectail.core.threads import on_one_core
 from spectail.engines import local
 from spectail.errors import TrainingError
 from spectail.measurement import Plan, measure_layer
@@ -121,14 +122,10 @@ class _Kept:
 
 
 def _measure_in_order(plan: Plan, layers: Sequence[Layer], ready: Any) -> list[LayerRecord]:
-    """Measure one layer after the other; the number of torch's threads is set for this thread alone."""
+    """Measure one layer after the other, on one core, or on a stream of its own once the copies are made."""
     if ready is None:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with on_one_core():
             return [measure_layer(layer, plan) for layer in layers]
-        finally:
-            torch.set_num_threads(before)
     stream = torch.cuda.Stream(plan.device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         stream.wait_event(ready)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from spectail.allocation.coverage import cover
+from spectail.core.farms import too_small
 from spectail.errors import AllocationError, TrainingError
 from spectail.measurement import record_of
 from spectail.models.select import matches
@@ -29,7 +30,7 @@ class Scope:
     """Number of the unit by the ``id`` of each of its parameters that the optimizer holds."""
     left_out: Mapping[str, str]
     forgotten: tuple[str, ...]
-    """Units that could be trained and are in no group of the optimizer."""
+    """Units that the rule would take and that could be trained, but are in no group of the optimizer."""
 
 
 def find_scope(model: nn.Module, layers: Sequence[Layer], optimizer: torch.optim.Optimizer, rule: Rule) -> Scope:
@@ -54,8 +55,8 @@ def find_scope(model: nn.Module, layers: Sequence[Layer], optimizer: torch.optim
     for unit in units:
         if not any(id(p) in held for p in unit.weights):
             frozen = not any(p.requires_grad for p in unit.weights)
+            forgotten += [] if frozen or unit.name in reasons else [unit.name]
             reasons.setdefault(unit.name, "frozen" if frozen else "not in the optimizer")
-            forgotten += [] if frozen else [unit.name]
         elif not any(p.requires_grad for p in unit.weights):
             reasons.setdefault(unit.name, "frozen")
     chosen = tuple(unit for unit in units if unit.name not in reasons)
@@ -109,6 +110,10 @@ def _by_rule(units: Sequence[Unit], layers: Mapping[str, Layer], rule: Rule, end
     except AllocationError as error:
         raise TrainingError(f"{rule.name} cannot be used here: {error}") from error
     reasons = {layer.name: layer.reason for layer in found.left_out}
+    for unit in units:
+        small = [too_small((layers[name].rows, layers[name].cols), rule.spec) for name in unit.layers]
+        if all(small):
+            reasons.setdefault(unit.name, small[0])
     for name, word in zip(ends, ("first", "last"), strict=False):
         if not rule.ends and name not in named:
             reasons.setdefault(name, f"the {word} layer")
