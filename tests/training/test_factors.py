@@ -189,6 +189,25 @@ def test_a_resumed_run_is_the_same_bit_by_bit(rule, background):
         assert other.history.table.equals(balancer.history.table), stops
 
 
+def test_the_window_stays_that_of_the_run_and_changes_with_the_spec_alone():
+    def model(*more):
+        return nn.Sequential(*[nn.Linear(96, 96) for _ in range(4)], nn.Linear(96, 4), *more)
+
+    def balancer(model, rule="tempbalance"):
+        return st.Balancer(model, sgd(model), rule, every=None)
+
+    first = balancer(model())
+    grown = balancer(model(nn.Linear(70, 70)))
+    grown.load_state_dict(first.state_dict())
+    grown.update()
+    assert set(grown.history.at(0).table["window_rows"]) == {96}
+    other = balancer(model(), TempBalance(spec=st.Spec(window=64)))
+    with pytest.warns(UserWarning, match="saved with other settings"):
+        other.load_state_dict(first.state_dict())
+    other.update()
+    assert set(other.history.at(0).table["window_rows"]) == {64}
+
+
 def test_background_factors_are_those_of_one_period_before():
     _, factors, balancer = run(11, background=True)
     _, _, waiting = run(11)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim import lr_scheduler
 
 import spectail as st
@@ -256,6 +257,21 @@ def test_a_closure_sees_the_base_groups(given):
         step()
     assert seen == [[0.1]] * 3
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_steps_that_only_initialise_the_optimizer_do_not_count(kind):
+    model = net()
+    optimizer = kind(model.parameters(), lr=0.1)
+    warm_up = lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 2))
+    balancer = st.Balancer(model, optimizer, "tempbalance", every=2)
+    get_optimizer_state_dict(model, optimizer)
+    assert balancer.steps == 0
+    train(model, optimizer, 1, after=lambda _: warm_up.step())
+    assert balancer.steps == 1, "a step of a warm-up that begins at 0 counts"
+    optimizer.zero_grad()
+    get_optimizer_state_dict(model, optimizer)
+    assert balancer.steps == 1
 
 
 def test_remove_leaves_a_plain_optimizer():

@@ -16,7 +16,7 @@ from spectail.errors import TrainingError
 from spectail.records import LayerRecord
 from spectail.training import measuring
 from spectail.training.factors import factors_of
-from spectail.training.groups import SplitGroups
+from spectail.training.groups import SplitGroups, does_nothing
 from spectail.training.history import History, Update
 from spectail.training.rules import Rule, as_rule
 from spectail.training.scope import find_scope, listed
@@ -42,6 +42,15 @@ class Balancer:
     DTensors); ``on_update`` is called with every ``Update``.
 
     Raises TrainingError with one clear line where model, optimizer and rule do not go together.
+
+    >>> model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(5)])
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> balancer = Balancer(model, optimizer, "tempbalance", every=100)
+    >>> balancer.factors, balancer.left_out
+    ({'1': 1.0, '2': 1.0, '3': 1.0}, {'0': 'the first layer', '4': 'the last layer'})
+    >>> update = balancer.update()  # now, without waiting for 100 steps
+    >>> min(balancer.factors.values()), max(balancer.factors.values())
+    (0.5, 1.5)
     """
 
     def __init__(
@@ -60,7 +69,7 @@ class Balancer:
         self.model, self.optimizer, self.rule = model, unwrapped(optimizer), as_rule(rule)
         self.every, self.background, self.on_update = every, background, on_update
         self.steps = 0
-        """Steps of the optimizer so far."""
+        """Steps of the optimizer so far, without those that only initialise its state."""
         self._plan = measuring.plan_of(model, self.rule.spec, device)
         self._group = group if group is not None else measuring.group_of(model)
         if background and self._group is not None:
@@ -138,7 +147,8 @@ class Balancer:
                 stacklevel=2,
             )
         self.steps, self.history = state["steps"], history
-        self._plan = replace(self._plan, run=replace(self._plan.run, window=state["window"]))
+        if "spec" not in differing:
+            self._plan = replace(self._plan, run=replace(self._plan.run, window=state["window"]))
         self._moving = Moving(tuple(state["start"]), tuple(state["goal"]), state["since"])
         self._lacking, self._warned = dict(state["lacking"]), set(state["warned"])
         self._pending = None
@@ -214,6 +224,8 @@ class Balancer:
         if not self._groups.inside:  # the end of a step() that has called its parent's step()
             return
         self._groups.leave()
+        if does_nothing(optimizer):
+            return
         self.steps += 1
         if self.every and self.steps % self.every == 0:
             self.update()

@@ -119,6 +119,22 @@ def _scaled(value: Any, factor: float, before: Any) -> Any:
     return before.copy_(value.detach() if factor == 1 else value.detach() * factor)
 
 
+def does_nothing(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether all rates and all gradients are zero: such a step is none of the training's.
+
+    ``torch.distributed.checkpoint`` makes one to initialise an optimizer's state. A rate that lies on an accelerator counts as one above zero, for looking at it would make every step wait.
+    """
+    if any(_on_accelerator(rate) or bool(rate) for rate in (group.get("lr", 1.0) for group in optimizer.param_groups)):
+        return False
+    gradients = (p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
+    # Of a gradient that is spread over processes all of them must see the same.
+    return not any(g.is_sparse or bool((g.full_tensor() if hasattr(g, "full_tensor") else g).any()) for g in gradients)
+
+
+def _on_accelerator(rate: Any) -> bool:
+    return isinstance(rate, Tensor) and rate.device.type != "cpu"
+
+
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a is b or torch.equal(a, b)
