@@ -122,7 +122,8 @@ def _scaled(value: Any, factor: float, before: Any) -> Any:
 def does_nothing(optimizer: torch.optim.Optimizer) -> bool:
     """Whether all rates and all gradients are zero: such a step is none of the training's.
 
-    ``torch.distributed.checkpoint`` makes one to initialise an optimizer's state. A rate that lies on an accelerator counts as one above zero, for looking at it would make every step wait.
+    ``torch.distributed.checkpoint`` makes one to initialise an optimizer's state. A rate that lies on an accelerator
+    counts as one above zero, for looking at it would make every step wait.
     """
     if any(_on_accelerator(rate) or bool(rate) for rate in (group.get("lr", 1.0) for group in optimizer.param_groups)):
         return False
