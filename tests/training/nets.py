@@ -99,6 +99,13 @@ OPTIMIZERS = {
     "adamw fused tensor lr": lambda ps: torch.optim.AdamW(ps, lr=torch.tensor(1e-2), fused=True, weight_decay=0.1),
     "rmsprop": lambda ps: torch.optim.RMSprop(ps, lr=1e-3, momentum=0.5, weight_decay=1e-2),
     "adafactor": lambda ps: torch.optim.Adafactor(ps, lr=1e-2, weight_decay=1e-2),
+    "adadelta": lambda ps: torch.optim.Adadelta(ps, lr=0.5, weight_decay=1e-2),
+    "adagrad": lambda ps: torch.optim.Adagrad(ps, lr=1e-2, lr_decay=0.1, weight_decay=1e-2),
+    "adamax": lambda ps: torch.optim.Adamax(ps, lr=1e-2, weight_decay=1e-2),
+    "asgd": lambda ps: torch.optim.ASGD(ps, lr=1e-2, weight_decay=1e-2),
+    "nadam": lambda ps: torch.optim.NAdam(ps, lr=1e-2, weight_decay=1e-2, decoupled_weight_decay=True),
+    "radam": lambda ps: torch.optim.RAdam(ps, lr=1e-2, weight_decay=1e-2, foreach=True),
+    "maximize": lambda ps: torch.optim.SGD(ps, lr=1e-4, maximize=True, weight_decay=1e-2),
     "own": lambda ps: Lion(ps),
     "around": lambda ps: Around(ps, torch.optim.SGD, lr=0.1, weight_decay=1e-2),
 }

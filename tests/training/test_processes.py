@@ -3,6 +3,7 @@
 import functools
 import os
 import socket
+import warnings
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import spectail as st
 from spectail.training import measuring
+from spectail.training.huggingface import BalancerCallback
 from tests.training.nets import net, train, weights_of
+from tests.training.test_huggingface import trainer
 
 STEPS, EVERY = 5, 2
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -66,6 +69,21 @@ def work(rank, how, port, folder):
         dist.destroy_process_group()
 
 
+def work_with_a_trainer(rank, port, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    measured = []
+    inner = measuring.measure_layer
+    measuring.measure_layer = lambda layer, plan: measured.append(layer.name) or inner(layer, plan)
+    callback = BalancerCallback("tempbalance", every=2)
+    run = trainer(folder, callback, ddp_backend="gloo", max_steps=4)
+    run.train()
+    torch.save({"factors": callback.balancer.factors, "measured": measured}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -96,3 +114,12 @@ def test_two_processes_do_what_one_does(how, tmp_path):
         assert torch.allclose(a, c, atol=1e-5)
     assert set(first["measured"]) == {"3", "7"}, "the layers are shared out"
     assert set(second["measured"]) == {"5"}
+
+
+@pytest.mark.slow
+def test_a_trainer_shares_the_layers_out(tmp_path):
+    mp.spawn(work_with_a_trainer, (free_port(), tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first["factors"] == second["factors"]
+    assert len(first["factors"]) == len(first["measured"]) == len(second["measured"]) == 14
+    assert not set(first["measured"]) & set(second["measured"])

@@ -99,6 +99,13 @@ SCHEDULERS = {
         o, [lr_scheduler.LinearLR(o, 0.1, total_iters=3), lr_scheduler.ExponentialLR(o, 0.9)], [3]
     ),
     "one cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=STEPS + 1),
+    "cyclic": lambda o: lr_scheduler.CyclicLR(o, 1e-3, 1e-2, step_size_up=2, cycle_momentum=False),
+    "restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    "multiplied": lambda o: lr_scheduler.MultiplicativeLR(o, lambda step: 0.9),
+    "chained": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.StepLR(o, 2, 0.5), lr_scheduler.PolynomialLR(o, STEPS)], o
+    ),
+    "averaging": lambda o: torch.optim.swa_utils.SWALR(o, 0.05, anneal_epochs=4),
     "plateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0, factor=0.5, threshold=0.9),
 }
 
