@@ -160,6 +160,15 @@ def test_globs():
     assert list(balancer.factors) == ["0", "5", "7"]
 
 
+def test_device_and_window():
+    with pytest.raises(st.SpecError, match="device must be auto, cpu or an accelerator that torch has here, not 'gpu'"):
+        balance(device="gpu")
+    with pytest.raises(
+        st.SpecError, match="a window of 512 is larger than every layer; the largest that fits any is 64"
+    ):
+        balance(rule=TempBalance(spec=st.Spec(window=512)))
+
+
 def test_two_balancers_on_one_optimizer():
     model = net()
     optimizer = sgd(model)

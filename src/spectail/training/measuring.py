@@ -21,6 +21,7 @@ from spectail.measurement import Plan, measure_layer
 from spectail.models.source import Layer
 from spectail.models.walk import module_source
 from spectail.records import LayerRecord, RunInfo
+from spectail.runner import usable_device
 
 
 def plan_of(model: nn.Module, spec: Spec, device: str | None) -> Plan:
@@ -28,7 +29,7 @@ def plan_of(model: nn.Module, spec: Spec, device: str | None) -> Plan:
 
     Raises:
         TrainingError: the model has no weight matrices.
-        SpecError: no layer is as large as the window asked for.
+        SpecError: no layer is as large as the window asked for, or torch does not have the device.
 
     """
     source = module_source(model, fingerprint=False)
@@ -38,7 +39,7 @@ def plan_of(model: nn.Module, spec: Spec, device: str | None) -> Plan:
         )
     shapes = [(layer.rows, layer.cols) for layer in source.layers if not layer.problem]
     window = common_window([shape for shape in shapes if not too_small(shape, spec)], spec)
-    device = device or next(("cuda" for p in model.parameters() if p.is_cuda), "cpu")
+    device = usable_device(device) if device else next(("cuda" for p in model.parameters() if p.is_cuda), "cpu")
     run = RunInfo(
         source=source.label, fingerprint="", spec=spec, window=window, device=device, n_vectors=source.n_vectors
     )
