@@ -295,22 +295,23 @@ def test_remove_leaves_a_plain_optimizer():
 
 
 class Decaying(torch.optim.Optimizer):
-    """It lowers its own rate."""
+    """It lowers its own rate; a tensor in place."""
 
-    def __init__(self, params):
-        super().__init__(params, {"lr": 0.1})
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
             for p in group["params"]:
-                p.sub_(p.grad, alpha=group["lr"])
+                p.sub_(p.grad * group["lr"])
             group["lr"] *= 0.9
 
 
-def test_an_optimizer_that_writes_the_rate_itself_is_an_error():
+@pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
+def test_an_optimizer_that_writes_the_rate_itself_is_an_error(rate):
     model = net()
-    optimizer = Decaying(model.parameters())
+    optimizer = Decaying(model.parameters(), rate)
     st.Balancer(model, optimizer, "tempbalance", every=5)
     with pytest.raises(st.SpectailError, match=r"Decaying writes 'lr' into its groups during step\(\)"):
         train(model, optimizer, 1)

@@ -31,6 +31,7 @@ class SplitGroups:
         self._members: list[list[int]] = []
         self._split: list[tuple[Group, int, int | None]] = []
         self._given: list[Group] = []
+        self._versions: list[int] = []
         self.inside = False
         """Whether the split groups are in place."""
         self._known = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -47,6 +48,7 @@ class SplitGroups:
             _refresh(group, self._base[base], self.option, 1.0 if unit is None else factors[unit])
             given.clear()
             given.update(group)
+        self._versions = [_version(group[self.option]) for group, _, _ in self._split]
         groups[:] = [group for group, _, _ in self._split]
         self.inside = True
         return added
@@ -59,6 +61,8 @@ class SplitGroups:
 
         """
         self.restore()
+        if self._versions != [_version(given[self.option]) for given in self._given]:
+            raise TrainingError(_writes(self.optimizer, self.option))
         written: dict[tuple[int, str], Any] = {}
         for (group, base, _), given in zip(self._split, self._given, strict=True):
             for key in group:
@@ -134,6 +138,11 @@ def does_nothing(optimizer: torch.optim.Optimizer) -> bool:
 
 def _on_accelerator(rate: Any) -> bool:
     return isinstance(rate, Tensor) and rate.device.type != "cpu"
+
+
+def _version(value: Any) -> int:
+    """How often a tensor has been written in place; 0 for a number."""
+    return value._version if isinstance(value, Tensor) else 0
 
 
 def _same(a: Any, b: Any) -> bool:
