@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks import checkpoint, command, fit, layers, prune, solvers, training
+from benchmarks import balancer, checkpoint, command, fit, layers, prune, solvers, training
 from experiments.common import environment, save_json
 
 BENCHMARKS = {
@@ -16,6 +16,7 @@ BENCHMARKS = {
     "command": command,
     "checkpoint": checkpoint,
     "training": training,
+    "balancer": balancer,
     "prune": prune,
 }
 RESULTS = Path(__file__).parent / "results"

@@ -18,7 +18,7 @@ FLOORS = [
     {"journal", "measurement"},
     {"engines"},
     {"runner"},
-    {"pruning"},
+    {"pruning", "training"},
     {"cli"},
 ]
 """From the bottom up: a module may import its own floor's package and everything below, nothing above or beside."""

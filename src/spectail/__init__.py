@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from spectail.records import LayerRecord
     from spectail.report.compare import Comparison
     from spectail.runner import analyze
+    from spectail.training.balancer import Balancer
 
 _WHERE = {
     "Allocation": "spectail.allocation.allocation",
     "AllocationError": "spectail.errors",
     "Analysis": "spectail.analysis",
+    "Balancer": "spectail.training.balancer",
     "Comparison": "spectail.report.compare",
     "LayerRecord": "spectail.records",
     "PruneError": "spectail.errors",
@@ -61,6 +63,7 @@ __all__ = [
     "Allocation",
     "AllocationError",
     "Analysis",
+    "Balancer",
     "Comparison",
     "LayerRecord",
     "PruneError",

@@ -31,3 +31,7 @@ class EvaluationError(SpectailError, ValueError):
 
 class ExportError(SpectailError, ValueError):
     """An allocation that the other tool has no way to say."""
+
+
+class TrainingError(SpectailError, ValueError):
+    """A model, optimizer or stored state that a Balancer cannot work with, or settings that do not go together."""

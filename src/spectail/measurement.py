@@ -42,20 +42,14 @@ class Plan:
     device: str
     source: Any = None
     """What was given to open, for engines whose workers open it again."""
+    alpha_only: bool = False
+    """Leave out what training does without: the error bar, the norms of the whole matrices and the spectrum to draw."""
 
 
 def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
     """One row of the table. What goes wrong with the layer's data becomes its status and reason."""
     started = time.perf_counter()
-    record = LayerRecord(
-        name=layer.name,
-        block=layer.block,
-        kind=layer.kind,
-        rows=layer.rows,
-        cols=layer.cols,
-        numel=layer.numel,
-        n_matrices=layer.n_matrices,
-    )
+    record = record_of(layer)
     spec = plan.run.spec
     if layer.problem:
         return replace(record, status="failed", reason=layer.problem)
@@ -78,9 +72,22 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
     return replace(record, seconds=round(time.perf_counter() - started, 4))
 
 
+def record_of(layer: Layer) -> LayerRecord:
+    """A layer's row before anything is measured."""
+    return LayerRecord(
+        name=layer.name,
+        block=layer.block,
+        kind=layer.kind,
+        rows=layer.rows,
+        cols=layer.cols,
+        numel=layer.numel,
+        n_matrices=layer.n_matrices,
+    )
+
+
 def _measured(record: LayerRecord, matrices: Tensor, plan: Plan) -> LayerRecord:
     spec, run = plan.run.spec, plan.run
-    fit = measure(matrices, spec, run.window, convolution=record.kind == "conv")
+    fit = measure(matrices, spec, run.window, convolution=record.kind == "conv", error_bar=not plan.alpha_only)
     record = replace(
         record,
         window_rows=fit.window.rows,
@@ -91,11 +98,11 @@ def _measured(record: LayerRecord, matrices: Tensor, plan: Plan) -> LayerRecord:
         weight_var=fit.weight_var,
         status=fit.status,
         reason=fit.reason,
-        spectrum=_summary(fit) if fit.eigenvalues.size else None,
+        spectrum=_summary(fit) if fit.eigenvalues.size and not plan.alpha_only else None,
     )
     if fit.status == "ok":
         record = _with_alpha(record, fit, plan)
-    if math.isfinite(fit.sum_of_squares):
+    if math.isfinite(fit.sum_of_squares) and not plan.alpha_only:
         record = _with_norms(record, fit, matrices, plan)
     return record
 

@@ -83,3 +83,9 @@ OWL_M = 5.0
 
 OWL_LAMBDA = 0.08
 """Half the range of OWL's ratios across blocks (its default; both were tuned per model)."""
+
+LLR_TRANSITION = 50
+"""Steps over which LLR moves from one set of rates to the next (arXiv 2605.22297; 20 in its shorter runs)."""
+
+MIN_EIGENVALUES = 50
+"""Layers with fewer train at the base rate (TempBalance and AlphaDecay; ModelBalancing has 12 for PDEs)."""

@@ -68,7 +68,7 @@ def make_plan(
     full_spectrum: bool = False,
 ) -> Plan:
     """Open the source, choose the layers and the common window; nothing is measured or written."""
-    device = _device(device)
+    device = usable_device(device)
     opened = open_source(source)
     layers = select(opened.layers, include, exclude)
     if not layers:
@@ -136,7 +136,8 @@ def _window_notes(spec: Spec, window: int | None, shapes: list[tuple[int, int]])
     return ["Every layer has a window of its own size: alphas of layers of different shape do not compare."]
 
 
-def _device(device: str) -> str:
+def usable_device(device: str) -> str:
+    """The device, ``auto`` resolved; SpecError where torch does not have it here."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

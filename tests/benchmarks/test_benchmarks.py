@@ -12,7 +12,7 @@ import torch
 
 import spectail as st
 from benchmarks import __main__ as benchmarks
-from benchmarks import checkpoint, command, common, fit, layers, plain, training
+from benchmarks import balancer, checkpoint, command, common, fit, layers, plain, training
 from benchmarks.weights import made, shapes_of_block, write_checkpoint
 from spectail.errors import SourceError
 from spectail.models.open import open_source
@@ -166,6 +166,17 @@ class TestQuickModes:
         result = one_result(["training", "--rounds", "1"], tmp_path / "training.json")
         assert result["largest_alpha_difference"] < 1e-4
         assert result["ratios"]["plain / spectail"]["rounds"] == 1
+
+    def test_balancer(self, tmp_path):
+        result = one_result(["balancer", "--rounds", "1"], tmp_path / "balancer.json")
+        assert set(result["overhead_per_epoch"]) == {"balanced", "background"}
+        assert result["sides"]["balanced"]["layers"] == 19
+        assert result["sides"]["plain"]["layers"] == 0
+
+
+def test_the_overhead_of_a_balancer_counts_measuring_and_hooks():
+    # 10 steps of 1 s plain and 1.01 s balanced, 3.91 s to measure: 1 % each
+    assert balancer.overhead([10.0], [10.1], [3.91], 10) == pytest.approx(0.02)
 
 
 class TestFitSpectra:

@@ -35,7 +35,8 @@ def compare(
     for heading in ("layer", "alpha A", "alpha B", "change", "z"):
         table.add_column(heading, justify="left" if heading == "layer" else "right", overflow="fold")
     for row in moved:
-        numbers = f"{row['alpha_a']:.3f}", f"{row['alpha_b']:.3f}", f"{row['alpha_change']:+.3f}", f"{row['z']:+.1f}"
+        z = f"{row['z']:+.1f}" if row["z"] == row["z"] else "-"
+        numbers = f"{row['alpha_a']:.3f}", f"{row['alpha_b']:.3f}", f"{row['alpha_change']:+.3f}", z
         table.add_row(row["name"], *numbers)
     console.print(table)
     console.print(f"page: {page}", highlight=False, markup=False)

@@ -94,10 +94,13 @@ def tail_fit(matrix: ArrayLike | Tensor, spec: Spec | None = None, *, window: in
     return measure(tensor, spec, window, convolution=several)
 
 
-def measure(matrices: Tensor, spec: Spec, common: int | None = None, *, convolution: bool = False) -> TailFit:
+def measure(
+    matrices: Tensor, spec: Spec, common: int | None = None, *, convolution: bool = False, error_bar: bool = True
+) -> TailFit:
     """Measure the matrices of one layer, shape (n, rows, cols); ``common`` is the run's window for ``"common"``.
 
-    ``convolution`` says that the matrices are kernel slices, which only ``spec.legacy`` treats differently.
+    ``convolution`` says that the matrices are kernel slices, which only ``spec.legacy`` treats differently. Without
+    ``error_bar`` alpha_se is NaN and everything else the same.
     """
     shape = (matrices.shape[1], matrices.shape[2])
     if reason := too_small(shape, spec):
@@ -131,7 +134,8 @@ def measure(matrices: Tensor, spec: Spec, common: int | None = None, *, convolut
         if not math.isfinite(tail.alpha):
             return replace(fit, status="failed", reason=NO_EXPONENT)
         return replace(fit, **tail._asdict())
-    fit = _with_tail(fit, spec, matrices, dict(zip(taken, found, strict=True)))
+    known = dict(zip(taken, found, strict=True))
+    fit = _with_error(_with_tail(fit, spec), spec, matrices, known if error_bar else None)
     if spec.tolerance is None or fit.status != "ok":
         return fit
     return replace(fit, reason="; ".join(filter(None, [_how_many(len(taken), len(positions), spec), fit.reason])))
@@ -233,21 +237,28 @@ def _unusable(matrices: Tensor, squares: float) -> str:
     return "the squares of the weights vanish in float64: scale them up" if matrices.any() else "all weights are zero"
 
 
-def _with_tail(fit: TailFit, spec: Spec, matrices: Tensor, known: dict[tuple[int, int], Array]) -> TailFit:
-    """Add the tail, its error bar and its null to what was found; ``known`` are the eigenvalues at each position."""
-    total = fit.eigenvalues.size + fit.n_zero
+def _with_tail(fit: TailFit, spec: Spec) -> TailFit:
+    """Add the tail and its null to what was found."""
     tail = _fit(fit.eigenvalues, spec)
     if tail.n_tail < (2 if spec.legacy else MIN_TAIL) and not isinstance(spec.cutoff, KSMinimum):
         reason = f"too small: {tail.n_tail} eigenvalues in the tail, a fit needs at least {MIN_TAIL}"
         return replace(fit, status="skipped", reason=reason)
     if not math.isfinite(tail.alpha):
         return replace(fit, status="failed", reason=NO_EXPONENT)
-    error, remark = _error_bar(fit.window, matrices, known, spec)
     mean, sd = null_alpha(fit.window, fit.n_windows, spec.cutoff, fit.weight_var, spec.seed)
+    return replace(fit, **tail._asdict(), alpha_null=mean, alpha_null_sd=sd)
+
+
+def _with_error(fit: TailFit, spec: Spec, matrices: Tensor, known: dict[tuple[int, int], Array] | None) -> TailFit:
+    """Add the error bar and remarks; ``known`` are the eigenvalues at each position, None for no error bar."""
+    if fit.status != "ok":
+        return fit
+    error, remark = (math.nan, "") if known is None else _error_bar(fit.window, matrices, known, spec)
     remarks = [remark] if remark else []
+    total = fit.eigenvalues.size + fit.n_zero
     if fit.n_zero * 2 > total:
         remarks.append(f"only {total - fit.n_zero} of {total} eigenvalues are above numerical zero")
-    return replace(fit, **tail._asdict(), alpha_se=error, alpha_null=mean, alpha_null_sd=sd, reason="; ".join(remarks))
+    return replace(fit, alpha_se=error, reason="; ".join(remarks))
 
 
 def _fit(eigenvalues: Array, spec: Spec) -> PowerLaw:

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from spectail.core.cuda import stacked_eigenvalues
-from spectail.core.threads import single_threaded
+from spectail.core.threads import cores, single_threaded
 from spectail.core.windows import Window
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _on_cpu(
         found[tuple(np.transpose(places))] = values
 
     strips = _strips(window, positions, matrices.shape[0], share=not exact_zeros)
-    workers = torch.get_num_threads()
+    workers = cores()
     batches = _batches(strips, window, workers)
     if workers == 1 or len(batches) == 1:
         for batch in batches:

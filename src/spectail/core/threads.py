@@ -5,6 +5,7 @@ Two workers with a thread each solve 192 x 192 windows nearly twice as fast as o
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -24,6 +25,24 @@ def single_threaded() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+def cores() -> int:
+    """How many cores the work of this thread may spread over: torch's number of threads, or one (``on_one_core``)."""
+    return 1 if getattr(_THIS_THREAD, "alone", False) else torch.get_num_threads()
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Let this thread spread no work over others; no setting that other threads see is changed meanwhile."""
+    _THIS_THREAD.alone = True
+    try:
+        yield
+    finally:
+        _THIS_THREAD.alone = False
+
+
+_THIS_THREAD = threading.local()
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -48,20 +48,26 @@ class Stored:
 
 
 def stored_tensor(name: str, tensor: Tensor, *, hint: str | None = None) -> Stored:
-    """Describe a tensor in memory; reading it copies nothing."""
+    """Describe a tensor in memory; reading it copies nothing.
+
+    One that is spread over processes (a DTensor) is gathered when it is read, by all of them together.
+    """
+    problem, read = None, take
+    identity: Hashable = None
+    if callable(getattr(tensor, "full_tensor", None)):
+        identity, read = id(tensor), _take_gathered
     tensor = tensor.detach()
-    problem, identity = None, None
     if tensor.layout != torch.strided:
         problem = f"stored as a {str(tensor.layout).removeprefix('torch.')} tensor, only dense ones are read"
     elif tensor.is_meta:
         problem = "on the meta device, its values were never loaded"
-    elif tensor.numel():
+    elif tensor.numel() and identity is None:
         identity = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
     return Stored(
         name=name,
         shape=tuple(tensor.shape),
         dtype=dtype_name(tensor.dtype),
-        read=partial(take, tensor),
+        read=partial(read, tensor),
         hint=hint,
         problem=problem,
         identity=identity,
@@ -71,6 +77,11 @@ def stored_tensor(name: str, tensor: Tensor, *, hint: str | None = None) -> Stor
 def take(tensor: Tensor, index: Index) -> Tensor:
     """Read the indexed piece of a tensor in memory."""
     return tensor[index] if index else tensor
+
+
+def _take_gathered(tensor: Any, index: Index) -> Tensor:
+    """Read the indexed piece of a tensor that is spread over processes."""
+    return take(tensor.full_tensor(), index)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

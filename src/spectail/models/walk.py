@@ -31,17 +31,18 @@ _PLAIN_NORMS = frozenset({"_WeightNorm", "_SpectralNorm"})
 """torch's own parametrisations that ``combine`` computes from the stored pieces, the same way as in a checkpoint."""
 
 
-def module_source(module: nn.Module, label: str | None = None) -> Source:
+def module_source(module: nn.Module, label: str | None = None, *, fingerprint: bool = True) -> Source:
     """List the layers of a live module; values are read when a layer is loaded, and nothing is modified.
 
-    Buffers are no layers. Tied weights appear once. A parametrised weight is the one that the module uses in eval
-    mode. A LoRA target gives its own weight under the base model's name, and the adapter's delta as ``<name>.lora``.
+    Without ``fingerprint`` no value is read at all, and the source's fingerprint is empty. Buffers are no layers. Tied
+    weights appear once. A parametrised weight is the one that the module uses in eval mode. A LoRA target gives its own
+    weight under the base model's name, and the adapter's delta as ``<name>.lora``.
     """
     tensors = list(_parameters(module))
     companions = [stored_tensor(name, buffer) for name, buffer in module.named_buffers()]
     return build_source(
         label or type(module).__name__,
-        fingerprint_tensors((*tensors, *(c for c in companions if c.is_floating))),
+        fingerprint_tensors((*tensors, *(c for c in companions if c.is_floating))) if fingerprint else "",
         tensors,
         companions=companions,
         config=_config(module),

@@ -12,12 +12,12 @@ from torch import nn
 from spectail.allocation.allocation import Allocation
 from spectail.allocation.coverage import Coverage, cover
 from spectail.errors import AllocationError, PruneError, SourceError
+from spectail.measurement import record_of
 from spectail.models.editable import Weight, editable, owners
 from spectail.models.names import canonical_name
-from spectail.models.source import Layer, Source
+from spectail.models.source import Source
 from spectail.models.walk import module_source
 from spectail.pruning.quotas import Pattern, Quota, pattern_counts, zero_counts
-from spectail.records import LayerRecord
 
 SHOWN = 4
 """How many names an error lists before it counts the rest."""
@@ -41,19 +41,6 @@ class Target:
 def coverage_of(source: Source) -> Coverage:
     """The layers that a sparsity is about unless more are named: matrices in blocks, without embeddings or routers."""
     return cover([record_of(layer) for layer in source.layers], inside_blocks=True)
-
-
-def record_of(layer: Layer) -> LayerRecord:
-    """A layer as an allocation knows it."""
-    return LayerRecord(
-        name=layer.name,
-        block=layer.block,
-        kind=layer.kind,
-        rows=layer.rows,
-        cols=layer.cols,
-        numel=layer.numel,
-        n_matrices=layer.n_matrices,
-    )
 
 
 def make_targets(

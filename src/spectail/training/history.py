@@ -1,0 +1,197 @@
+"""What a Balancer has seen: alphas and factors of every measurement, to read, plot, save and compare."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import pandas as pd
+
+from spectail.analysis import Analysis
+from spectail.errors import RunError, TrainingError
+from spectail.records import LayerRecord, RunInfo
+from spectail.report.theme import axis, figure, safe
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+CHANGING = ("alpha", "xmin", "n_tail", "ks", "n_zero", "weight_var", "status", "reason")
+"""What may differ between two measurements of a layer; the rest is kept once."""
+COLUMNS = ("step", "applied", "name", "alpha", "factor")
+HISTORY_FILE = "history.json"
+_FORMAT = "spectail training history"
+
+
+@dataclass(frozen=True)
+class Update:
+    """One measurement and what came of it."""
+
+    step: int
+    """Steps that the optimizer had made when the weights were as measured."""
+    applied: int
+    """Steps that it had made when the factors were taken over; later than ``step`` where measured in the background."""
+    alphas: dict[str, float]
+    """Of the layers that take part and could be measured."""
+    factors: dict[str, float]
+    """Of all layers that take part, as they are when the rule's transition is over."""
+    layers: dict[str, list[Any]]
+    """By layer, the values of CHANGING; None for NaN."""
+
+
+class History(Sequence[Update]):
+    """The measurements of one training run, in order.
+
+    ``table`` has a row per measurement and layer; ``at(step)`` is an Analysis, to save, plot and compare.
+    """
+
+    def __init__(self, run: RunInfo, rule: Mapping[str, Any]) -> None:
+        self.run, self.rule = run, dict(rule)
+        self._updates: list[Update] = []
+        self._layers: dict[str, LayerRecord] = {}
+
+    def __len__(self) -> int:
+        return len(self._updates)
+
+    @overload
+    def __getitem__(self, index: int) -> Update: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Update]: ...
+    def __getitem__(self, index: int | slice) -> Update | list[Update]:
+        return self._updates[index]
+
+    def __iter__(self) -> Iterator[Update]:
+        return iter(self._updates)
+
+    def add(
+        self,
+        step: int,
+        applied: int,
+        records: Sequence[LayerRecord],
+        *,
+        alphas: dict[str, float],
+        factors: dict[str, float],
+    ) -> Update:
+        """Keep one measurement."""
+        for record in records:
+            if record.name not in self._layers or self._layers[record.name].status != "ok":
+                self._layers[record.name] = replace(record, seconds=0.0)
+        layers = {record.name: [_plain(getattr(record, name)) for name in CHANGING] for record in records}
+        self._updates.append(Update(step, applied, dict(alphas), dict(factors), layers))
+        return self._updates[-1]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Columns step, applied, name, alpha (NaN where there was none), factor."""
+        rows = [
+            (update.step, update.applied, name, update.alphas.get(name, math.nan), factor)
+            for update in self
+            for name, factor in update.factors.items()
+        ]
+        return pd.DataFrame(rows, columns=list(COLUMNS))
+
+    def at(self, step: int) -> Analysis:
+        """The layers as they were measured after ``step`` steps; a negative number counts from the last one.
+
+        Error bars and norms are not measured in training. Raises RunError for a step without a measurement.
+        """
+        steps = [update.step for update in self]
+        if step < 0 and -step <= len(steps):
+            step = steps[step]
+        if step not in steps:
+            known = ", ".join(map(str, steps[:6])) + (", ..." if len(steps) > 6 else "")
+            raise RunError(f"nothing was measured at step {step}; there are measurements at {known or 'no step yet'}")
+        update = self._updates[len(steps) - 1 - steps[::-1].index(step)]
+        layers = tuple(self._record(name, values) for name, values in update.layers.items())
+        digest = hashlib.sha256(json.dumps(update.layers, sort_keys=True).encode()).hexdigest()
+        note = f"Measured after {step} optimizer steps, without error bars and norms."
+        return Analysis(replace(self.run, fingerprint=f"alphas:{digest}", notes=(*self.run.notes, note)), layers)
+
+    def plot(self, value: str = "alpha") -> go.Figure:
+        """Alpha (or ``factor``) over steps, a line per layer."""
+        if value not in ("alpha", "factor"):
+            raise RunError(f"a history plots alpha or factor, not {value!r}")
+        fig = figure(xaxis=axis("optimizer steps"), yaxis=axis(value))
+        for name, rows in self.table.groupby("name", sort=False):
+            fig.add_scatter(x=rows["step"], y=rows[value], name=safe(str(name)), mode="lines+markers")
+        return fig
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``history.json``, ``history.csv`` and a ``step_N.json`` per measurement for ``spectail compare``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.table.to_csv(folder / "history.csv", index=False)
+        for step in {update.step for update in self}:
+            _write(folder / f"step_{step}.json", self.at(step).to_dict())
+        return _write(folder / HISTORY_FILE, self.to_dict())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> History:
+        """Read what ``save`` wrote; RunError where there is no history."""
+        path = Path(folder)
+        path = path / HISTORY_FILE if path.is_dir() else path
+        if not path.is_file():
+            raise RunError(f"no history at {folder}: expected {HISTORY_FILE}, as History.save writes it")
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TrainingError) as error:
+            raise RunError(f"{path} is not a history that this version can read ({error})") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "format": _FORMAT,
+            "run": self.run.to_dict(),
+            "rule": self.rule,
+            "names": list(self._updates[0].factors) if self._updates else [],
+            "layers": [record.to_dict() for record in self._layers.values()],
+            "updates": [asdict(update) for update in self],
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> History:
+        """The inverse of ``to_dict``, also where its keys were sorted on the way; TrainingError for anything else."""
+        try:
+            if stored["format"] != _FORMAT:
+                raise TrainingError("it is not a history of training")
+            history = cls(RunInfo.from_dict(stored["run"]), stored["rule"])
+            history._layers = {values["name"]: LayerRecord.from_dict(values) for values in stored["layers"]}
+            for values in stored["updates"]:
+                orders = {"alphas": stored["names"], "factors": stored["names"], "layers": history._layers}
+                ordered = {key: {n: values[key][n] for n in order if n in values[key]} for key, order in orders.items()}
+                history._updates.append(Update(values["step"], values["applied"], **ordered))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise TrainingError(f"it is not a history that this version can read ({error!r})") from error
+        return history
+
+    def _record(self, name: str, values: Sequence[Any]) -> LayerRecord:
+        changed = dict(zip(CHANGING, values, strict=True))
+        return LayerRecord.from_dict(self._layers[name].to_dict() | changed)
+
+
+def scalars(writer: Any) -> Callable[[Update], None]:
+    """What writes every measurement to a TensorBoard ``SummaryWriter``, or to anything else with its ``add_scalar``.
+
+    The tags are ``alpha/<layer>`` and ``factor/<layer>``, at the step of the measurement.
+    """
+
+    def write(update: Update) -> None:
+        for name, alpha in update.alphas.items():
+            writer.add_scalar(f"alpha/{name}", alpha, update.step)
+        for name, factor in update.factors.items():
+            writer.add_scalar(f"factor/{name}", factor, update.applied)
+
+    return write
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(path: Path, values: dict[str, Any]) -> Path:
+    path.write_text(json.dumps(values, allow_nan=False), encoding="utf-8")
+    return path

@@ -1,0 +1,77 @@
+"""A Balancer for Lightning: ``Trainer(callbacks=[BalancerCallback("tempbalance", every="epoch")])``.
+
+Its state is stored in Lightning's checkpoints and taken up again with them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch.distributed as dist
+
+from spectail.errors import TrainingError
+from spectail.training.balancer import Balancer
+from spectail.training.rules import Rule, as_rule
+
+
+def _base() -> type[Any]:
+    """Lightning's ``Callback``; where it is not installed nothing will ever call these methods."""
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        try:
+            base: type[Any] = import_module(name).Callback
+        except ImportError:
+            continue
+        return base
+    return object
+
+
+EPOCH = "epoch"
+_Callback: Any = _base()
+
+
+class BalancerCallback(_Callback):  # type: ignore[misc]
+    """Builds a Balancer when training starts and takes it off at the end; ``balancer`` is the one in use.
+
+    ``every`` is a number of optimizer steps, or ``epoch``: measured at the end of each epoch. A module with several
+    optimizers needs ``optimizer``, the number of the one to balance. ``options`` are those of ``Balancer``. With
+    several processes all of them share the layers out.
+    """
+
+    def __init__(
+        self, rule: Rule | str, *, every: int | str = EPOCH, optimizer: int | None = None, **options: Any
+    ) -> None:
+        self.rule, self.every, self.optimizer, self.options = as_rule(rule), every, optimizer, options
+        self.balancer: Balancer | None = None
+        self.stored: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Build the Balancer, and give it its state where training goes on from a checkpoint."""
+        count = len(trainer.optimizers)
+        if self.optimizer is None and count != 1:
+            raise TrainingError(f"the module has {count} optimizers: say which to balance, optimizer=0 for the first")
+        group = dist.group.WORLD if trainer.world_size > 1 else None
+        options = {"group": group, **self.options}
+        every: Any = None if self.every == EPOCH else self.every
+        self.balancer = Balancer(pl_module, trainer.optimizers[self.optimizer or 0], self.rule, every=every, **options)
+        if self.stored is not None:
+            self.balancer.load_state_dict(self.stored)
+            self.stored = None
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Measure, where that is done once per epoch."""
+        if self.every == EPOCH and self.balancer is not None:
+            self.balancer.update()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Take the Balancer off; its history stays."""
+        if self.balancer is not None:
+            self.balancer.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What Lightning stores with a checkpoint."""
+        return {"balancer": self.balancer.state_dict() if self.balancer is not None else self.stored}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what a checkpoint holds until training starts."""
+        self.stored = state_dict["balancer"]

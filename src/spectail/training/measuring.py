@@ -1,0 +1,133 @@
+"""Measuring while training: alone, shared out between processes, or on a copy while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from spectail.core.farms import common_window, too_small
+from spectail.core.spec import Spec
+from spectail.core.threads import on_one_core
+from spectail.engines import local
+from spectail.errors import TrainingError
+from spectail.measurement import Plan, measure_layer
+from spectail.models.source import Layer
+from spectail.models.walk import module_source
+from spectail.records import LayerRecord, RunInfo
+from spectail.runner import usable_device
+
+
+def plan_of(model: nn.Module, spec: Spec, device: str | None) -> Plan:
+    """All layers of a live model and the window of all measurements to come; no value is read.
+
+    Raises:
+        TrainingError: the model has no weight matrices.
+        SpecError: no layer is as large as the window asked for, or torch does not have the device.
+
+    """
+    source = module_source(model, fingerprint=False)
+    if not source.layers:
+        raise TrainingError(
+            f"{source.label} has no weight matrices to balance: {source.n_vectors} vectors, nothing else"
+        )
+    shapes = [(layer.rows, layer.cols) for layer in source.layers if not layer.problem]
+    window = common_window([shape for shape in shapes if not too_small(shape, spec)], spec)
+    device = usable_device(device) if device else next(("cuda" for p in model.parameters() if p.is_cuda), "cpu")
+    run = RunInfo(
+        source=source.label, fingerprint="", spec=spec, window=window, device=device, n_vectors=source.n_vectors
+    )
+    return Plan(run, source.layers, device, alpha_only=True)
+
+
+def current_layers(model: nn.Module, names: Sequence[str]) -> list[Layer]:
+    """These layers as the model holds them now: a parameter may have got other memory since the last time."""
+    found = {layer.name: layer for layer in module_source(model, fingerprint=False).layers}
+    if lost := [name for name in names if name not in found]:
+        raise TrainingError(
+            f"the model has lost its layer {lost[0]!r} since the Balancer was built; build a new one after changing it"
+        )
+    return [found[name] for name in names]
+
+
+def group_of(model: nn.Module) -> Any:
+    """The processes that hold the same model: of DistributedDataParallel or of its DTensors; None where it is alone."""
+    for module in model.modules():
+        if isinstance(module, DistributedDataParallel):
+            return module.process_group
+    meshes = [p.device_mesh for p in model.parameters() if hasattr(p, "device_mesh")]
+    if not meshes:
+        return None
+    if any(mesh.size() != dist.get_world_size() for mesh in meshes):
+        raise TrainingError(
+            f"the model is spread over {meshes[0].size()} of {dist.get_world_size()} processes: "
+            "a Balancer needs every process to hold a piece of every layer"
+        )
+    return meshes[0].get_group() if all(mesh.ndim == 1 for mesh in meshes) else dist.group.WORLD
+
+
+def measure_now(plan: Plan, layers: Sequence[Layer], group: Any) -> list[LayerRecord]:
+    """Measure the layers; with a group each process takes its share, and all get the same records."""
+    if group is None or dist.get_world_size(group) == 1:
+        return list(local.measure(plan, layers))
+    rank, world = dist.get_rank(group), dist.get_world_size(group)
+    own: list[LayerRecord] = []
+    for start in range(0, len(layers), world):
+        # Reading may gather a layer from all processes, so all of them read, one layer after the other.
+        held = [_held(layer, keep=i == rank) for i, layer in enumerate(layers[start : start + world])]
+        own += [measure_layer(layer, plan) for layer in held if layer is not None]
+    shares: list[list[LayerRecord]] = [[] for _ in range(world)]
+    dist.all_gather_object(shares, own, group=group)
+    by_name = {record.name: record for share in shares for record in share}
+    return [by_name[layer.name] for layer in layers]
+
+
+def measure_beside(plan: Plan, layers: Sequence[Layer]) -> Future[list[LayerRecord]]:
+    """Copy the layers and measure the copies in a thread, on one core, while training goes on."""
+    with torch.no_grad():
+        copies = [layer if layer.problem else _held(layer, keep=True, copy=True) for layer in layers]
+    on_gpu = plan.device.startswith("cuda")
+    ready = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+    if ready is not None:
+        ready.record()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="spectail-balancer")
+    try:
+        return pool.submit(_measure_in_order, plan, [layer for layer in copies if layer is not None], ready)
+    finally:
+        pool.shutdown(wait=False)
+
+
+def _held(layer: Layer, *, keep: bool, copy: bool = False) -> Layer | None:
+    """The layer with its values read already; None where they are read for the others alone."""
+    if layer.problem:
+        return layer if keep else None
+    with torch.no_grad():
+        values = layer.load().detach()
+    return replace(layer, load=_Kept(values.clone() if copy else values)) if keep else None
+
+
+class _Kept:
+    """Gives values that were read before."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def __call__(self) -> Tensor:
+        return self.values
+
+
+def _measure_in_order(plan: Plan, layers: Sequence[Layer], ready: Any) -> list[LayerRecord]:
+    """Measure one layer after the other, on one core, or on a stream of its own once the copies are made."""
+    if ready is None:
+        with on_one_core():
+            return [measure_layer(layer, plan) for layer in layers]
+    stream = torch.cuda.Stream(plan.device)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        stream.wait_event(ready)
+        return [measure_layer(layer, plan) for layer in layers]

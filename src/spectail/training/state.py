@@ -1,0 +1,62 @@
+"""What a Balancer keeps between steps, and how it is stored: plain values, that torch and JSON both save."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spectail.errors import TrainingError
+from spectail.training.structure import Unit
+
+FORMAT = "spectail balancer"
+
+
+@dataclass(frozen=True)
+class Moving:
+    """Factors on their way: from ``start`` to ``goal``, evenly over some steps after step ``since``."""
+
+    start: tuple[float, ...]
+    goal: tuple[float, ...]
+    since: int = 0
+
+    def at(self, step: int, transition: int) -> tuple[float, ...]:
+        """The factors of the step after ``step`` steps; the first one after ``since`` goes 1 / transition of the way.
+
+        >>> [Moving((1.0,), (2.0,), since=10).at(step, 4) for step in (10, 11, 12, 13, 14)]
+        [(1.25,), (1.5,), (1.75,), (2.0,), (2.0,)]
+        """
+        done = step + 1 - self.since
+        if done >= transition:
+            return self.goal
+        return tuple(a + (b - a) * done / transition for a, b in zip(self.start, self.goal, strict=True))
+
+
+def signature(units: Sequence[Unit]) -> dict[str, list[list[int]]]:
+    """What tells one model's state from another's: the balanced layers and the shapes of their weights."""
+    return {unit.name: [list(p.shape) for p in unit.weights] for unit in units}
+
+
+def check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """Names of the rule's settings in which a stored state differs from ``own``, both as ``Balancer.state_dict`` gives.
+
+    Raises:
+        TrainingError: it is no Balancer's state, or that of another model.
+
+    """
+    if not isinstance(state, Mapping) or state.get("format") != FORMAT or own.keys() - state.keys():
+        raise TrainingError("expected a state that Balancer.state_dict has given, this is another or a damaged one")
+    before, now = state["layers"], own["layers"]
+    if before != now:
+        lacking = [name for name in now if name not in before]
+        more = [name for name in before if name not in now]
+        other = [name for name in now if name in before and before[name] != now[name]]
+        found = [
+            f"{word} {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+            for word, names in (("it lacks", lacking), ("it has", more), ("other shapes at", other))
+            if names
+        ]
+        raise TrainingError(
+            f"the state is of another model, or of other layers of it: {'; '.join(found) or 'another order'}"
+        )
+    return [key for key in own["rule"] if state["rule"].get(key) != own["rule"][key]]

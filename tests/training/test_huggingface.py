@@ -1,0 +1,93 @@
+"""The callback for transformers' Trainer: the factors of a plain loop, and checkpoints that resume exactly."""
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+from spectail.errors import TrainingError
+from spectail.training.huggingface import BalancerCallback
+from spectail.training.rules import LLR
+from tests.training.nets import same, weights_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning", "ignore::FutureWarning")
+
+
+def model():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=40, **sizes))
+
+
+class Words(torch.utils.data.Dataset):
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, i):
+        ids = torch.randint(0, 40, (12,), generator=torch.Generator().manual_seed(i))
+        return {"input_ids": ids, "labels": ids}
+
+
+def trainer(folder, callback, **more):
+    options = {"max_steps": 9, "save_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2}
+    arguments = TrainingArguments(
+        str(folder), report_to=[], use_cpu=True, disable_tqdm=True, warmup_steps=2, logging_steps=1, **options | more
+    )
+    return Trainer(model(), arguments, train_dataset=Words(), callbacks=[callback])
+
+
+def rates(run):
+    return [entry["learning_rate"] for entry in run.state.log_history if "learning_rate" in entry]
+
+
+def test_a_trainer_with_the_callback(tmp_path):
+    callback = BalancerCallback("tempbalance", every=3)
+    run = trainer(tmp_path, callback)
+    run.train()
+    balancer = callback.balancer
+    assert [update.step for update in balancer.history] == [3, 6, 9]
+    assert len(balancer.factors) == 14
+    assert balancer.left_out["lm_head"] == "the output head"
+    plain = trainer(tmp_path / "plain", BalancerCallback("tempbalance", every=1000))
+    plain.train()
+    assert rates(run) == rates(plain), "the base rate is logged"
+    assert not same(weights_of(run.model), weights_of(plain.model))
+    assert not balancer.optimizer._optimizer_step_pre_hooks, "taken off at the end"
+
+
+@pytest.mark.parametrize("rule", ["tempbalance", LLR(transition=3)])
+def test_a_resumed_trainer_is_the_same(tmp_path, rule):
+    whole, resumed = BalancerCallback(rule, every=3), BalancerCallback(rule, every=3)
+    first = trainer(tmp_path, whole)
+    first.train()
+    stored = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
+    assert stored["stateful_callbacks"]["BalancerCallback"]["attributes"]["stored"]["steps"] == 4
+    second = trainer(tmp_path / "again", resumed)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert whole.balancer.factors == resumed.balancer.factors
+    assert same(weights_of(first.model), weights_of(second.model))
+    assert resumed.balancer.history.table.equals(whole.balancer.history.table)
+
+
+def test_the_trainer_may_restore_the_callback_itself(tmp_path):
+    first = trainer(tmp_path, BalancerCallback("tempbalance:sqrt", every=3))
+    first.train()
+    again = trainer(
+        tmp_path / "again", BalancerCallback("tempbalance:sqrt", every=3), restore_callback_states_from_checkpoint=True
+    )
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert same(weights_of(first.model), weights_of(again.model))
+
+
+def test_once_per_epoch(tmp_path):
+    callback = BalancerCallback("alphadecay")
+    trainer(tmp_path, callback, max_steps=-1, num_train_epochs=2, weight_decay=0.1, save_strategy="no").train()
+    assert [update.step for update in callback.balancer.history] == [6, 12]
+
+
+def test_bad_rules_and_every_are_refused(tmp_path):
+    with pytest.raises(TrainingError, match="the rule must be one of"):
+        BalancerCallback("fast")
+    with pytest.raises(TrainingError, match="every must be a whole number of optimizer steps of at least 1"):
+        trainer(tmp_path, BalancerCallback("tempbalance", every=0)).train()

@@ -1,0 +1,89 @@
+"""The callback for Lightning: by itself with what Lightning gives it, and in a real Trainer where it is installed."""
+
+import importlib.util
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from spectail.errors import TrainingError
+from spectail.training.lightning import BalancerCallback
+from tests.training.nets import batch, net, same, train, weights_of
+
+needs_lightning = pytest.mark.skipif(not importlib.util.find_spec("lightning"), reason="lightning is not installed")
+
+
+def around(model, count=1):
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) for _ in range(count)]
+    return SimpleNamespace(optimizers=optimizers, world_size=1)
+
+
+def test_the_callback_builds_measures_stores_and_goes():
+    model = net()
+    trainer, callback = around(model), BalancerCallback("tempbalance")
+    assert callback.state_dict() == {"balancer": None}
+    callback.on_train_start(trainer, model)
+    train(model, trainer.optimizers[0], 2)
+    callback.on_train_epoch_end(trainer, model)
+    assert [update.step for update in callback.balancer.history] == [2]
+    again, other = BalancerCallback("tempbalance"), net()
+    again.load_state_dict(callback.state_dict())
+    again.on_train_start(around(other), other)
+    assert again.balancer.factors == callback.balancer.factors
+    callback.on_train_end(trainer, model)
+    assert not trainer.optimizers[0]._optimizer_step_pre_hooks
+
+
+def test_several_optimizers_need_a_choice():
+    model = net()
+    with pytest.raises(TrainingError, match="the module has 2 optimizers: say which to balance, optimizer=0"):
+        BalancerCallback("tempbalance").on_train_start(around(model, 2), model)
+    BalancerCallback("tempbalance", optimizer=1).on_train_start(around(model, 2), model)
+
+
+def fit(folder, epochs, every, checkpoint=None):
+    import lightning.pytorch as lightning
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+            self.rates = []
+
+        def training_step(self, step, _):
+            x = batch(int(step))
+            self.rates.append([group["lr"] for group in self.trainer.optimizers[0].param_groups])
+            return (self.net(x) - x[:, :4].sin()).square().mean()
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+            return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)]
+
+    callback, module = BalancerCallback("tempbalance", every=every), Module()
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        callbacks=[callback],
+    )
+    steps = torch.utils.data.DataLoader(torch.arange(5), batch_size=1)
+    trainer.fit(module, steps, ckpt_path=checkpoint)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return module, callback
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("every", ["epoch", 3])
+def test_a_lightning_trainer_resumes_exactly(tmp_path, every):
+    whole, first = fit(tmp_path, 4, every)
+    fit(tmp_path, 2, every)
+    resumed, second = fit(tmp_path, 4, every, tmp_path / "last.ckpt")
+    assert second.balancer.factors == first.balancer.factors
+    assert second.balancer.history.table.equals(first.balancer.history.table)
+    assert same(weights_of(whole), weights_of(resumed))
+    assert all(len(rates) == 1 for rates in whole.rates), "the training step sees the base rate"
+    assert [u.step for u in first.balancer.history] == ([5, 10, 15, 20] if every == "epoch" else list(range(3, 20, 3)))

@@ -1,0 +1,125 @@
+"""Two processes: DDP and FSDP2 give the factors and weights of one process, the same on all."""
+
+import functools
+import os
+import socket
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import spectail as st
+from spectail.training import measuring
+from spectail.training.huggingface import BalancerCallback
+from tests.training.nets import net, train, weights_of
+from tests.training.test_huggingface import trainer
+
+STEPS, EVERY = 5, 2
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+def optimizer_of(model):
+    return torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+
+
+def wrapped(how):
+    model = net()
+    if how == "ddp":
+        return DistributedDataParallel(model)
+    for layer in model:
+        if list(layer.parameters()):
+            fully_shard(layer)
+    return fully_shard(model)
+
+
+def full(tensor):
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def work(rank, how, port, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        measured = []
+        inner = measuring.measure_layer
+        measuring.measure_layer = lambda layer, plan: measured.append(layer.name) or inner(layer, plan)
+        model = wrapped(how)
+        optimizer = optimizer_of(model)
+        balancer = st.Balancer(model, optimizer, "tempbalance", every=EVERY)
+        train(model, optimizer, STEPS)
+        state = balancer.state_dict()
+        again = wrapped(how)
+        other = st.Balancer(again, optimizer_of(again), "tempbalance", every=EVERY)
+        other.load_state_dict(state)
+        found = {
+            "factors": balancer.factors,
+            "loaded": other.factors,
+            "left_out": balancer.left_out,
+            "alphas": [dict(update.alphas) for update in balancer.history],
+            "weights": [full(p.detach()).clone() for p in model.parameters()],
+            "measured": measured,
+        }
+        torch.save(found, folder / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def work_with_a_trainer(rank, port, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    measured = []
+    inner = measuring.measure_layer
+    measuring.measure_layer = lambda layer, plan: measured.append(layer.name) or inner(layer, plan)
+    callback = BalancerCallback("tempbalance", every=2)
+    run = trainer(folder, callback, ddp_backend="gloo", max_steps=4)
+    run.train()
+    torch.save({"factors": callback.balancer.factors, "measured": measured}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@functools.cache
+def alone():
+    model = net()
+    optimizer = optimizer_of(model)
+    balancer = st.Balancer(model, optimizer, "tempbalance", every=EVERY)
+    train(model, optimizer, STEPS)
+    return balancer, weights_of(model)
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+def test_two_processes_do_what_one_does(how, tmp_path):
+    mp.spawn(work, (how, free_port(), tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    balancer, weights = alone()
+    assert first["factors"] == second["factors"] == first["loaded"]
+    assert first["alphas"] == second["alphas"]
+    assert first["factors"] == pytest.approx(balancer.factors, rel=1e-4)
+    assert first["left_out"] == balancer.left_out
+    assert len(first["alphas"]) == STEPS // EVERY
+    for a, b, c in zip(first["weights"], second["weights"], weights, strict=True):
+        assert torch.equal(a, b)
+        assert torch.allclose(a, c, atol=1e-5)
+    assert set(first["measured"]) == {"3", "7"}, "the layers are shared out"
+    assert set(second["measured"]) == {"5"}
+
+
+@pytest.mark.slow
+def test_a_trainer_shares_the_layers_out(tmp_path):
+    mp.spawn(work_with_a_trainer, (free_port(), tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first["factors"] == second["factors"]
+    assert len(first["factors"]) == len(first["measured"]) == len(second["measured"]) == 14
+    assert not set(first["measured"]) & set(second["measured"])

@@ -1,0 +1,335 @@
+"""A Balancer does bit by bit what groups that are split for good do, for every optimizer and scheduler."""
+
+import copy
+
+import pytest
+import torch
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.optim import lr_scheduler
+
+import spectail as st
+from tests.training.nets import OPTIMIZERS, UNITS, Lion, loss_of, matrices, net, same, train, weights_of
+
+STEPS, EVERY = 9, 3
+
+
+def held(name, model):
+    return matrices(model) if name == "muon" else list(model.parameters())
+
+
+def split_for_good(name, model):
+    """The optimizer with one group per layer and one for all others, and which layer each group is of."""
+    wanted = {id(p) for p in held(name, model)}
+    groups = {unit: [model.get_parameter(n) for n in names] for unit, names in UNITS.items()}
+    taken = {id(p) for ps in groups.values() for p in ps}
+    groups["rest"] = [p for p in model.parameters() if id(p) not in taken]
+    groups = {unit: [p for p in ps if id(p) in wanted] for unit, ps in groups.items()}
+    optimizer = OPTIMIZERS[name]([{"params": ps} for ps in groups.values()])
+    for group in optimizer.param_groups:
+        if isinstance(group.get("lr"), torch.Tensor):
+            group["lr"] = group["lr"].clone()
+    return optimizer, list(groups)
+
+
+def scaled(base, factor):
+    return base if factor == 1 else base * factor
+
+
+def balanced(name, rule):
+    """Train with a Balancer: the weights, and the factors and base values of every step."""
+    model = net()
+    optimizer = OPTIMIZERS[name](held(name, model))
+    balancer = st.Balancer(model, optimizer, rule, every=EVERY)
+    told = []
+    option = balancer.rule.option
+
+    def before(step):
+        base = optimizer.param_groups[0][option]
+        told.append((dict(balancer.factors), base.clone() if isinstance(base, torch.Tensor) else base))
+
+    train(model, optimizer, STEPS, before=before)
+    return model, optimizer, balancer, told
+
+
+@pytest.mark.parametrize("rule", ["tempbalance", "alphadecay"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_equals_a_static_split_bit_by_bit(name, rule):
+    if rule == "alphadecay" and name == "own":
+        pytest.skip("it has no weight decay")
+    model, optimizer, balancer, told = balanced(name, rule)
+    assert len(optimizer.param_groups) == 1
+    assert any(factor not in (1.0,) for factor in told[-1][0].values())
+
+    other = net()
+    static, names = split_for_good(name, other)
+    option = balancer.rule.option
+
+    def before(step):
+        factors, base = told[step]
+        for unit, group in zip(names, static.param_groups, strict=True):
+            group[option] = scaled(base, factors.get(unit, 1.0))
+
+    train(other, static, STEPS, before=before)
+    assert same(weights_of(model), weights_of(other))
+    assert not same(weights_of(model), weights_of(net()))
+
+
+def test_tensor_rates_keep_their_memory():
+    model = net()
+    rate = torch.tensor(1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    balancer = st.Balancer(model, optimizer, "tempbalance", every=1)
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append([id(g["lr"]) for g in optimizer.param_groups]))
+    train(model, optimizer, 3, after=lambda step: rate.mul_(0.5))
+    assert seen[0] == seen[1] == seen[2]
+    assert len(set(seen[0])) == len(seen[0]) == len(balancer.factors) + 1
+    assert optimizer.param_groups[0]["lr"] is rate
+
+
+def test_what_an_optimizer_counts_in_its_groups_is_kept():
+    _, optimizer, _, _ = balanced("own", "tempbalance")
+    assert optimizer.param_groups[0]["counted"] == STEPS
+
+
+SCHEDULERS = {
+    "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS),
+    "warm-up": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, 0.1, total_iters=3), lr_scheduler.ExponentialLR(o, 0.9)], [3]
+    ),
+    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=STEPS + 1),
+    "cyclic": lambda o: lr_scheduler.CyclicLR(o, 1e-3, 1e-2, step_size_up=2, cycle_momentum=False),
+    "restarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    "multiplied": lambda o: lr_scheduler.MultiplicativeLR(o, lambda step: 0.9),
+    "chained": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.StepLR(o, 2, 0.5), lr_scheduler.PolynomialLR(o, STEPS)], o
+    ),
+    "averaging": lambda o: torch.optim.swa_utils.SWALR(o, 0.05, anneal_epochs=4),
+    "plateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0, factor=0.5, threshold=0.9),
+}
+
+
+@pytest.mark.parametrize("first", ["scheduler first", "balancer first"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_see_and_set_the_base_rate(name, first):
+    def run(balance):
+        model = net()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        scheduler = SCHEDULERS[name](optimizer) if first == "scheduler first" or not balance else None
+        balancer = st.Balancer(model, optimizer, "tempbalance", every=EVERY) if balance else None
+        scheduler = scheduler or SCHEDULERS[name](optimizer)
+        rates, inside = [], []
+        if balance:
+            optimizer.register_step_pre_hook(
+                lambda *_: inside.append([(len(g["params"]), g["lr"]) for g in optimizer.param_groups])
+            )
+
+        def after(step):
+            scheduler.step(*([1.0] if name == "plateau" else []))
+            rates.append(scheduler.get_last_lr())
+
+        train(model, optimizer, STEPS, after=after)
+        return rates, inside, balancer
+
+    plain, _, _ = run(False)
+    rates, inside, balancer = run(True)
+    assert rates == plain
+    lowest = min(rate for _, rate in inside[-1])
+    assert lowest == pytest.approx(rates[-2][0] * 0.5), "the factor is taken of the base rate of the step"
+    assert len(balancer.history) == STEPS // EVERY
+
+
+def test_clipping_and_a_scaler_work_unchanged():
+    def run(balance):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        if balance:
+            st.Balancer(model, optimizer, "tempbalance:linear:1.0:1.0", every=2)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+        for step in range(6):
+            optimizer.zero_grad()
+            loss = loss_of(model, step) * (float("inf") if step == 3 else 1.0)
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            scaler.step(optimizer)
+            scaler.update()
+        return model, optimizer
+
+    model, optimizer = run(True)
+    other, _ = run(False)
+    assert same(weights_of(model), weights_of(other))
+    hook = next(iter(optimizer._optimizer_step_pre_hooks.values()))
+    assert hook.__self__.steps == 5, "a step that the scaler skips does not count"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(("name", "tolerance"), [("sgd", 0.0), ("adamw tensor lr", 1e-4)])
+def test_a_compiled_step_is_the_same(name, tolerance):
+    def run(compiled):
+        model = net()
+        optimizer = OPTIMIZERS[name](model.parameters())
+        balancer = st.Balancer(model, optimizer, "tempbalance", every=2)
+        step = torch.compile(lambda: optimizer.step(), backend="eager") if compiled else optimizer.step
+        for i in range(3):
+            optimizer.zero_grad()
+            loss_of(model, i).backward()
+            step()
+        return weights_of(model), balancer.factors, optimizer
+
+    (eager, factors, _), (compiled, same_factors, optimizer) = run(False), run(True)
+    torch._dynamo.reset()
+    assert same_factors == pytest.approx(factors, rel=1e-3)
+    assert max(factors.values()) == 1.5
+    assert len(optimizer.param_groups) == 1
+    for a, b in zip(eager, compiled, strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=tolerance)
+
+
+def test_state_dicts_of_the_optimizer_load_with_and_without_a_balancer():
+    model, optimizer, balancer, _ = balanced("adamw", "tempbalance")
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert len(saved["param_groups"]) == 1
+    plain = torch.optim.AdamW(net().parameters(), lr=1e-2)
+    plain.load_state_dict(copy.deepcopy(saved))
+    optimizer.load_state_dict(copy.deepcopy(plain.state_dict()))
+    before = weights_of(model)
+    rates = []
+    optimizer.register_step_pre_hook(lambda *_: rates.append([g["lr"] for g in optimizer.param_groups]))
+    train(model, optimizer, 1, start=STEPS)
+    assert rates[0] == [1e-2 * f for f in balancer.factors.values()] + [1e-2] or len(set(rates[0])) > 2
+    assert not same(before, weights_of(model))
+
+
+class Breaking(torch.optim.SGD):
+    """It runs out of memory when told to."""
+
+    breaks = False
+
+    def step(self, closure=None):
+        if self.breaks:
+            raise RuntimeError("out of memory")
+        return super().step(closure)
+
+
+def test_the_step_after_one_that_raised_repairs_the_groups():
+    model = net()
+    optimizer = Breaking(model.parameters(), lr=0.1)
+    balancer = st.Balancer(model, optimizer, "tempbalance", every=1)
+    train(model, optimizer, 2)
+    base = optimizer.param_groups[0]
+    optimizer.breaks = True
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            optimizer.step()
+    assert len(optimizer.param_groups) == 4, "the test is about groups that were left split"
+    assert len(optimizer.state_dict()["param_groups"]) == 1, "a state dict is that of the base groups"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    optimizer.breaks = False
+    train(model, optimizer, 1, start=2)
+    assert len(optimizer.param_groups) == 1
+    assert optimizer.param_groups[0] is base
+    assert balancer.steps == 3
+
+
+@pytest.mark.parametrize("given", ["by place", "by name"])
+def test_a_closure_sees_the_base_groups(given):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    balancer = st.Balancer(model, optimizer, "tempbalance", every=1)
+    seen, fails = [], []
+
+    def closure():
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        if fails:
+            raise RuntimeError("bad batch")
+        optimizer.zero_grad()
+        loss = loss_of(model, len(seen))
+        loss.backward()
+        return loss
+
+    def step():
+        return optimizer.step(closure) if given == "by place" else optimizer.step(closure=closure)
+
+    assert step() > 0
+    before = weights_of(model)
+    step()
+    factor = balancer.history[0].factors["3"]
+    moved = before[4] - model[3].weight.detach()
+    assert torch.allclose(moved, 0.1 * factor * model[3].weight.grad, atol=1e-6)
+    fails.append(True)
+    with pytest.raises(RuntimeError, match="bad batch"):
+        step()
+    assert seen == [[0.1]] * 3
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_steps_that_only_initialise_the_optimizer_do_not_count(kind):
+    model = net()
+    optimizer = kind(model.parameters(), lr=0.1)
+    warm_up = lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 2))
+    balancer = st.Balancer(model, optimizer, "tempbalance", every=2)
+    get_optimizer_state_dict(model, optimizer)
+    assert balancer.steps == 0
+    train(model, optimizer, 1, after=lambda _: warm_up.step())
+    assert balancer.steps == 1, "a step of a warm-up that begins at 0 counts"
+    optimizer.zero_grad()
+    get_optimizer_state_dict(model, optimizer)
+    assert balancer.steps == 1
+
+
+def test_remove_leaves_a_plain_optimizer():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    balancer = st.Balancer(model, optimizer, "tempbalance", every=1)
+    balancer.update()
+    balancer.remove()
+    other = net()
+    train(model, optimizer, 3)
+    train(other, torch.optim.SGD(other.parameters(), lr=0.1), 3)
+    assert same(weights_of(model), weights_of(other))
+    assert len(balancer.history) == 1
+
+
+class Decaying(torch.optim.Optimizer):
+    """It lowers its own rate; a tensor in place."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad * group["lr"])
+            group["lr"] *= 0.9
+
+
+@pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
+def test_an_optimizer_that_writes_the_rate_itself_is_an_error(rate):
+    model = net()
+    optimizer = Decaying(model.parameters(), rate)
+    st.Balancer(model, optimizer, "tempbalance", every=5)
+    with pytest.raises(st.SpectailError, match=r"Decaying writes 'lr' into its groups during step\(\)"):
+        train(model, optimizer, 1)
+    assert len(optimizer.param_groups) == 1
+
+
+def test_a_step_that_calls_its_parents_step_counts_once():
+    class Louder(Lion):
+        def step(self, closure=None):
+            super().step()
+
+    Lion(net().parameters())
+    model, other = net(), net()
+    optimizer = Louder(model.parameters())
+    balancer = st.Balancer(model, optimizer, "tempbalance", every=2)
+    train(model, optimizer, 4)
+    plain = Lion(other.parameters())
+    st.Balancer(other, plain, "tempbalance", every=2)
+    train(other, plain, 4)
+    assert balancer.steps == 4
+    assert same(weights_of(model), weights_of(other))
