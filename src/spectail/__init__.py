@@ -16,33 +16,31 @@ if TYPE_CHECKING:
     from spectail.allocation.allocate import allocate
     from spectail.allocation.allocation import Allocation
     from spectail.analysis import Analysis, compare
-    from spectail.core.farms import TailFit, tail_fit
+    from spectail.core.farms import tail_fit
     from spectail.core.spec import Spec
     from spectail.errors import AllocationError, PruneError, RunError, SourceError, SpecError, SpectailError
     from spectail.evaluation import evaluate_tasks, perplexity
     from spectail.models.language import open_language_model
     from spectail.pruning.prune import prune
-    from spectail.pruning.report import PruneReport
-    from spectail.records import LayerRecord
-    from spectail.report.compare import Comparison
     from spectail.runner import analyze
     from spectail.training.balancer import Balancer
+    from spectail.training.rules import LLR, AlphaDecay, TBSigmoid, TempBalance
 
 _WHERE = {
     "Allocation": "spectail.allocation.allocation",
     "AllocationError": "spectail.errors",
+    "AlphaDecay": "spectail.training.rules",
     "Analysis": "spectail.analysis",
     "Balancer": "spectail.training.balancer",
-    "Comparison": "spectail.report.compare",
-    "LayerRecord": "spectail.records",
+    "LLR": "spectail.training.rules",
     "PruneError": "spectail.errors",
-    "PruneReport": "spectail.pruning.report",
     "RunError": "spectail.errors",
     "SourceError": "spectail.errors",
     "Spec": "spectail.core.spec",
     "SpecError": "spectail.errors",
     "SpectailError": "spectail.errors",
-    "TailFit": "spectail.core.farms",
+    "TBSigmoid": "spectail.training.rules",
+    "TempBalance": "spectail.training.rules",
     "allocate": "spectail.allocation.allocate",
     "analyze": "spectail.runner",
     "compare": "spectail.analysis",
@@ -60,20 +58,20 @@ _WHERE = {
 _MODULES = ("maps", "presets", "targets")
 
 __all__ = [
+    "LLR",
     "Allocation",
     "AllocationError",
+    "AlphaDecay",
     "Analysis",
     "Balancer",
-    "Comparison",
-    "LayerRecord",
     "PruneError",
-    "PruneReport",
     "RunError",
     "SourceError",
     "Spec",
     "SpecError",
     "SpectailError",
-    "TailFit",
+    "TBSigmoid",
+    "TempBalance",
     "allocate",
     "analyze",
     "compare",
