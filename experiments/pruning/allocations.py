@@ -96,18 +96,21 @@ MAIN: dict[str, Rule] = {
     "OWL": Rule(by_outliers=True),
     "AlphaPruning": Rule(presets.ALPHAPRUNING),
     "FARMS as published, 10 x 10": Rule(presets.FARMS_LLM),
-    "FARMS as published, 15 x 15": Rule(replace(presets.FARMS_LLM, placement=Grid(15))),
     "FARMS default": Rule(presets.FARMS),
 }
 """The comparison: every allocation with the same choice of eps."""
 
+OTHER_GRID = "FARMS as published, 15 x 15"
+
 PARTS: dict[str, Rule] = {
+    OTHER_GRID: Rule(replace(presets.FARMS_LLM, placement=Grid(15))),
     "whole, median": Rule(presets.FULL),
     "whole, top 10 %": Rule(st.Spec(window="whole", cutoff="top:0.1")),
     "windows, peak": Rule(st.Spec(cutoff="peak")),
     "windows, top 10 %": Rule(st.Spec(cutoff="top:0.1")),
 }
-"""What the windows bring and what the cutoff brings; AlphaPruning and the default are the other two of the six."""
+"""What another grid changes, what the windows bring and what the cutoff brings; AlphaPruning and the default are the
+other two of the six."""
 
 VARIANTS: dict[str, Rule] = {
     "per layer": Rule(presets.FARMS, level="layer"),

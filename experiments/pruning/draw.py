@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from experiments.common import markdown_table
 from experiments.drawing import COLOURS, QUIET, panels, save
-from experiments.pruning.allocations import BASELINE, MAIN
+from experiments.pruning.allocations import BASELINE, MAIN, OTHER_GRID
 from experiments.pruning.summary import SIX, variants
 
 
@@ -20,18 +20,19 @@ def tables(summary: Mapping[str, Any]) -> dict[str, str]:
     tests, selection = summary["tests"], summary["selection"]
     targets = list(tests)
     sources = list(summary["dense"]["sources"])
+    names = compared_in(tests)
     return {
         "comparison": markdown_table(
-            ["allocation", *targets], [[name, *(_cell(tests[t][name]) for t in targets)] for name in MAIN]
+            ["allocation", *targets], [[name, *(_cell(tests[t][name]) for t in targets)] for name in names]
         ),
         "ratios": markdown_table(
-            [f"over {BASELINE}", *targets], [[name, *(_ratio(tests[t][name]) for t in targets)] for name in MAIN]
+            [f"over {BASELINE}", *targets], [[name, *(_ratio(tests[t][name]) for t in targets)] for name in names]
         ),
         "sources": markdown_table(
             ["allocation", *(f"{t}, {s}" for t in targets for s in sources)],
             [
                 ["dense", *(_mean(summary["dense"]["sources"][s]) for _ in targets for s in sources)],
-                *([name, *(_mean(tests[t][name]["sources"][s]) for t in targets for s in sources)] for name in MAIN),
+                *([name, *(_mean(tests[t][name]["sources"][s]) for t in targets for s in sources)] for name in names),
             ],
         ),
         "parts": markdown_table(
@@ -56,14 +57,21 @@ def tables(summary: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def compared_in(tests: Mapping[str, Any]) -> list[str]:
+    """The allocations of the comparison, the second grid where it was tested for every method."""
+    other = [OTHER_GRID] if all(OTHER_GRID in found for found in tests.values()) else []
+    return [*MAIN, *other]
+
+
 def draw(summary: Mapping[str, Any], path: Path) -> None:
     """Perplexity over the baseline's, a panel per method, a point per seed."""
     tests = summary["tests"]
+    names = compared_in(tests)
     fig, axes = panels(1, len(tests), size=(3.2 * len(tests) + 2.4, 3.4), share_y=True)
     for axis, (target, found) in zip(axes, tests.items(), strict=True):
         base = found[BASELINE]["seeds"]
-        for i, name in enumerate(MAIN):
-            ratios = [a / b for a, b in zip(found[name]["seeds"], base, strict=True)]
+        for i, name in enumerate(names):
+            ratios = [a / b for a, b in zip(found[name]["seeds"], base, strict=False)]
             axis.plot(ratios, [i] * len(ratios), "o", color=COLOURS[i], alpha=0.6, markersize=5)
             axis.plot([found[name]["ratio"]] * 2, [i - 0.3, i + 0.3], color=COLOURS[i], linewidth=2.4)
         axis.axvline(1.0, color=QUIET, linewidth=0.8, linestyle=":")
@@ -71,7 +79,7 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
         axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(target)
-    axes[0].set_yticks(range(len(MAIN)), list(MAIN))
+    axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     fig.supxlabel(f"test perplexity over that of {BASELINE} (a point per seed, bar: mean)", fontsize=9)
     save(fig, path)
