@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from experiments.common import ROOT, WORK, Journal, environment, fill_page, run_steps, save_json
-from experiments.pruning.allocations import MAIN
 from experiments.pruning.draw import draw, tables
 from experiments.pruning.steps import FULL, Experiment, Settings
-from experiments.pruning.summary import complete_seeds, summarise
+from experiments.pruning.summary import summarise
 from experiments.pruning.texts import Texts, given, installed
 from experiments.pruning.toy import toy
 from spectail.models.language import open_language_model
@@ -37,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shutil.rmtree(options.work / "pruning", ignore_errors=True)
     experiment = Experiment(model, tokenizer, texts, settings=settings, journal=journal, work=options.work / "pruning")
     finished = run_steps(journal, experiment.steps(), seconds=options.seconds)
-    if complete_seeds(journal.done, [f"test | {m} {s:g} | {n}" for m, s in settings.targets for n in MAIN], 1) == 0:
-        return 3
     summary = summarise(journal.done, settings, list(texts.tests))
+    if not summary["tests"]:
+        return 3
     alphas = {key.removeprefix("alphas | "): v for key, v in journal.done.items() if key.startswith("alphas | ")}
     results: dict[str, Any] = {"environment": environment(), "settings": kept, **summary, "block alphas": alphas}
     save_json(options.out / "results.json", results)

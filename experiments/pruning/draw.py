@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import FuncFormatter, NullFormatter
-
 from experiments.common import markdown_table
 from experiments.drawing import COLOURS, QUIET, panels, save
 from experiments.pruning.allocations import BASELINE, MAIN, OTHER_GRID
@@ -47,14 +45,17 @@ def tables(summary: Mapping[str, Any]) -> dict[str, str]:
             ["variant, over FARMS default", *selection],
             [[name, *(f"{row[t]:.3f}" for t in selection)] for name, row in variants(selection).items()],
         ),
-        "bits": markdown_table(
-            ["widths", *(f"mean of {budget} bits" for budget in summary["bits"])],
-            [
-                [name, *(_cell(found[name]) for found in summary["bits"].values())]
-                for name in next(iter(summary["bits"].values()), {})
-            ],
-        ),
+        "bits": _bits(summary["bits"]),
     }
+
+
+def _bits(found: Mapping[str, Any]) -> str:
+    """Perplexity by widths and budget."""
+    if not found:
+        return "Not run yet."
+    names = next(iter(found.values()))
+    head = ["widths", *(f"mean of {budget} bits" for budget in found)]
+    return markdown_table(head, [[name, *(_cell(budget[name]) for budget in found.values())] for name in names])
 
 
 def compared_in(tests: Mapping[str, Any]) -> list[str]:
@@ -75,9 +76,6 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
             axis.plot(ratios, [i] * len(ratios), "o", color=COLOURS[i], alpha=0.6, markersize=5)
             axis.plot([found[name]["ratio"]] * 2, [i - 0.3, i + 0.3], color=COLOURS[i], linewidth=2.4)
         axis.axvline(1.0, color=QUIET, linewidth=0.8, linestyle=":")
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(target)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
@@ -92,7 +90,8 @@ def _cell(row: Mapping[str, Any]) -> str:
 
 
 def _ratio(row: Mapping[str, Any]) -> str:
-    return f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
+    limits = f" ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})" if len(row["seeds"]) > 1 else ""
+    return f"{row['ratio']:.3f}{limits}"
 
 
 def _mean(values: list[float]) -> str:

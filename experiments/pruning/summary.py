@@ -23,13 +23,13 @@ SIX = {
 
 def summarise(done: Mapping[str, Any], settings: Settings, sources: Sequence[str]) -> dict[str, Any]:
     """Everything that tables and plot show: of parts that are complete, with the seeds that are."""
-    targets = [f"{method} {sparsity:g}" for method, sparsity in settings.targets]
-    tests: dict[str, dict[str, Any]] = {target: {} for target in targets}
-    for names in (MAIN, PARTS):
-        keys = [f"test | {target} | {name}" for target in targets for name in names]
-        seeds = complete_seeds(done, [*keys, "dense"], settings.seeds)
-        for target in targets if seeds else ():
-            tests[target] |= {name: _tested(done, f"test | {target} | {name}", seeds, sources) for name in names}
+    tests: dict[str, dict[str, Any]] = {}
+    for target in [f"{method} {sparsity:g}" for method, sparsity in settings.targets]:
+        for names in (MAIN, PARTS):
+            keys = {name: f"test | {target} | {name}" for name in names}
+            if seeds := complete_seeds(done, [*keys.values(), "dense"], settings.seeds):
+                found = {name: _tested(done, key, seeds, sources) for name, key in keys.items()}
+                tests.setdefault(target, {}).update(found)
     for found in tests.values():
         against_baseline(found)
     budgets = [f"{budget:g}" for budget in settings.bits]
@@ -40,7 +40,8 @@ def summarise(done: Mapping[str, Any], settings: Settings, sources: Sequence[str
         budget: {name: _tested(done, f"test bits | {budget} | {name}", seeds, sources) for name in BITS}
         for budget in (budgets if seeds else ())
     }
-    dense = _tested(done, "dense", complete_seeds(done, ["dense"], settings.seeds), sources)
+    seeds = complete_seeds(done, ["dense"], settings.seeds)
+    dense = _tested(done, "dense", seeds, sources) if seeds else {}
     scores = {key: value for key, value in done.items() if key.startswith("select bits |")}
     return {
         "dense": dense,
