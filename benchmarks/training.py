@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import spectail as st
 from benchmarks import plain
 from benchmarks.common import Side, clock, paired, run_sides
+from experiments.images.networks import Residual
 from spectail.core.farms import too_small
 from spectail.core.windows import largest_fit, window_shape
 from spectail.runner import make_plan
@@ -23,25 +24,6 @@ TARGET = 1.0
 """Seconds."""
 WIDTHS = (64, 128, 256, 512)
 QUICK_WIDTHS = (16, 32, 64, 64)
-
-
-class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions with a way around them (He et al. 2016)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.downsample = nn.Identity()
-        if stride > 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images to images."""
-        inner = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(inner)) + self.downsample(x))
 
 
 class ResNet18(nn.Module):
@@ -53,7 +35,7 @@ class ResNet18(nn.Module):
         self.bn1 = nn.BatchNorm2d(widths[0])
         inputs = widths[0]
         for i, width in enumerate(widths, 1):
-            blocks = [BasicBlock(inputs, width, 1 if i == 1 else 2), BasicBlock(width, width, 1)]
+            blocks = [Residual(inputs, width, 1 if i == 1 else 2), Residual(width, width, 1)]
             setattr(self, f"layer{i}", nn.Sequential(*blocks))
             inputs = width
         self.fc = nn.Linear(inputs, classes)

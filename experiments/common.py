@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -91,6 +92,26 @@ def run_steps(
         journal.add(key, step())
         print(f"[{i}/{len(steps)}] {key}: {time.perf_counter() - begun:.1f} s", flush=True)
     return True
+
+
+def run_options(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, name: str) -> argparse.Namespace:
+    """Options of an experiment that has a small grid and a ``--full`` one, and where each kind of run is kept.
+
+    Adds ``work`` (the journal), ``out`` (results), ``image`` and ``page`` (None: no page is filled) to what was given.
+    """
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seconds", type=float, help="stop after so long; the same command goes on (exit code 3)")
+    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has measured")
+    parser.add_argument("--quick", action="store_true", help="a toy, seconds; the docs stay as they are")
+    parser.add_argument("--out", type=Path, help="folder of the results; the docs stay as they are")
+    options = parser.parse_args(arguments)
+    grid = "full" if options.full else ""
+    elsewhere = (options.out or WORK) / "quick" if options.quick else options.out
+    options.work = elsewhere or WORK / grid
+    options.page = None if elsewhere or grid else ROOT / "docs" / f"{name}-results.md"
+    options.image = (elsewhere or ROOT / "docs" / "images") / f"{name}{grid and '-' + grid}.png"
+    options.out = elsewhere or ROOT / "experiments" / name / grid
+    return options
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -15,13 +15,12 @@ from typing import Any
 import torch
 
 import spectail as st
-from experiments.common import ROOT, WORK, Journal, environment, fill_page, markdown_table, run_steps, save_json
+from experiments.common import Journal, environment, fill_page, markdown_table, run_options, run_steps, save_json
 from experiments.drawing import COLOURS, panels, save
 from experiments.images.data import FASHION, Images, drawn, load
 from experiments.images.networks import NETWORKS
 from experiments.images.train import Recipe, fit, spread
 
-HERE = Path(__file__).parent
 SEARCH_SEED = 1000
 
 
@@ -188,19 +187,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.images", description=__doc__)
     parser.add_argument("--data", type=Path, default=FASHION, help="folder of Fashion-MNIST's or CIFAR's files")
     parser.add_argument("--full", action="store_true", help="full widths, 200 epochs: for a GPU")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seconds", type=float, help="stop after so long; the same command goes on (exit code 3)")
-    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has measured")
-    parser.add_argument("--quick", action="store_true", help="a toy, seconds; the docs stay as they are")
-    parser.add_argument("--out", type=Path, help="folder of results.json; the docs stay as they are")
-    options = parser.parse_args(arguments)
-    name = "full" if options.full else ""
-    elsewhere = (options.out or WORK) / "quick" if options.quick else options.out
-    options.work = elsewhere or WORK / name
-    options.page = None if elsewhere or name else ROOT / "docs" / "images-results.md"
-    options.image = (elsewhere or ROOT / "docs" / "images") / f"images{name and '-' + name}.png"
-    options.out = elsewhere or HERE / name
-    return options
+    return run_options(parser, arguments, "images")
 
 
 if __name__ == "__main__":

@@ -8,22 +8,22 @@ from torch import Tensor, nn
 
 
 class Residual(nn.Module):
-    """Two 3 x 3 convolutions with a way around them (He et al. 2016)."""
+    """Two 3 x 3 convolutions with a way around them (He et al. 2016), with torchvision's parameter names."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outputs)
+        self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
-        self.around: nn.Module = nn.Identity()
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample: nn.Module = nn.Identity()
         if stride > 1 or inputs != outputs:
-            self.around = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """Images to images."""
-        inner = self.norm1(self.conv1(x)).relu()
-        out: Tensor = (self.norm2(self.conv2(inner)) + self.around(x)).relu()
+        inner = self.bn1(self.conv1(x)).relu()
+        out: Tensor = (self.bn2(self.conv2(inner)) + self.downsample(x)).relu()
         return out
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from experiments.common import ROOT, WORK, Journal, environment, fill_page, run_steps, save_json
+from experiments.common import Journal, environment, fill_page, run_options, run_steps, save_json
 from experiments.pruning.draw import draw, tables
 from experiments.pruning.steps import FULL, Experiment, Settings
 from experiments.pruning.summary import summarise
@@ -19,7 +19,6 @@ from experiments.pruning.texts import Texts, given, installed
 from experiments.pruning.toy import toy
 from spectail.models.language import open_language_model
 
-HERE = Path(__file__).parent
 QUICK = Settings(
     eps=(0.2,), eps_magnitude=(0.2, 0.4), seeds=2, seq_len=32, calibration=4, selection=2, tests=2, dtype="float32"
 )
@@ -75,19 +74,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--selection", type=Path, help="another, by which settings are chosen")
     parser.add_argument("--test", action="append", default=[], metavar="NAME=FILE", help="others, for tests")
     parser.add_argument("--full", action="store_true", help="the grid for a GPU")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seconds", type=float, help="stop after so long; the same command goes on (exit code 3)")
-    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has measured")
-    parser.add_argument("--quick", action="store_true", help="a toy model, seconds; the docs stay as they are")
-    parser.add_argument("--out", type=Path, help="folder of results.json and tables.md; the docs stay as they are")
-    options = parser.parse_args(arguments)
-    name = "full" if options.full else ""
-    elsewhere = (options.out or WORK) / "quick" if options.quick else options.out
-    options.work = elsewhere or WORK / name
-    options.page = None if elsewhere or name else ROOT / "docs" / "pruning-results.md"
-    options.image = (elsewhere or ROOT / "docs" / "images") / f"pruning{name and '-' + name}.png"
-    options.out = elsewhere or HERE / name
-    return options
+    return run_options(parser, arguments, "pruning")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import spectail as st
+from spectail.evaluation import Perplexity, batch_losses
 from spectail.models.editable import Weight
 from spectail.pruning.layers import make_targets
 from spectail.pruning.methods import BY_NAME
@@ -49,15 +49,9 @@ class Bench:
 
     def perplexity(self, tokens: Tensor) -> float:
         """Exp of the mean negative log-likelihood of blocks (n, length), their first tokens apart."""
-        total = 0.0
         with torch.inference_mode():
-            for batch in torch.split(tokens, AT_ONCE):
-                ids = batch.to(self.device)
-                logits = self.model(ids, use_cache=False).logits
-                for row, words in zip(logits, ids, strict=True):
-                    total += float(functional.cross_entropy(row[:-1].float(), words[1:], reduction="sum"))
-        mean = total / (tokens.shape[0] * (tokens.shape[1] - 1))
-        return math.exp(mean) if mean < 700 else math.inf
+            losses = [loss for batch in torch.split(tokens, AT_ONCE) for loss in batch_losses(self.model, batch)]
+        return float(Perplexity(losses, seq_len=tokens.shape[1]))
 
     def statistics(self, tokens: Tensor) -> Mapping[Any, Statistic]:
         """Sums of squares of every layer's inputs in the dense model: Wanda's scores without going block by block."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, TypeAlias
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectail.errors import EvaluationError
+from spectail.models.modes import evaluating
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the number of sequences done and their total."""
@@ -115,10 +115,9 @@ def perplexity(
     blocks = token_blocks(tokenizer, text, seq_len)[:max_sequences]
     _check_vocabulary(model, blocks)
     losses: list[float] = []
-    with torch.inference_mode(), _in_eval_mode(model):
+    with torch.inference_mode(), evaluating(model):
         for batch in torch.split(blocks, batch_size):
-            logits = _logits(model, batch.to(_device(model)))
-            losses += [_loss(rows, tokens) for rows, tokens in zip(logits, batch, strict=True)]
+            losses += batch_losses(model, batch)
             if math.isnan(sum(losses)):
                 raise EvaluationError(
                     f"the model gives NaN on sequence {_first_nan(losses)} of {len(blocks)}: weights or activations "
@@ -127,6 +126,12 @@ def perplexity(
             if progress:
                 progress(len(losses), len(blocks))
     return Perplexity(losses, seq_len=seq_len)
+
+
+def batch_losses(model: nn.Module, batch: Tensor) -> list[float]:
+    """Mean negative log-likelihood, in nats, of every block of token ids (n, seq_len), in one forward pass."""
+    logits = _logits(model, batch.to(_device(model)))
+    return [_loss(rows, tokens) for rows, tokens in zip(logits, batch, strict=True)]
 
 
 def token_blocks(tokenizer: Any, text: str | os.PathLike[str] | Sequence[str], seq_len: int) -> Tensor:
@@ -166,7 +171,7 @@ def evaluate_tasks(
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown or not names:
         raise EvaluationError(f"lm-eval has no task {', '.join(unknown) or 'to run'}; lm-eval ls tasks lists them")
-    with _in_eval_mode(model):
+    with evaluating(model):
         results = simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
             tasks=names,
@@ -236,18 +241,6 @@ def _device(model: nn.Module) -> torch.device:
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
     parameter = next((embedding or model).parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off, and afterwards every module back to the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _first_nan(losses: Sequence[float]) -> int:

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from spectail import presets
 from spectail.analysis import Analysis
+from spectail.cli.bar import Bar
 from spectail.core.spec import Spec
 from spectail.engines import local, ray
 from spectail.errors import SpecError
@@ -76,25 +77,14 @@ def _spec(preset: str, **options: Any) -> Spec:
     return replace(presets.BY_NAME[preset], **given)
 
 
-class _Bar:
-    """A progress bar on standard error with the layer in hand and the time left, weighed by numbers of weights."""
+class _Bar(Bar):
+    """The layer in hand and the time left, weighed by numbers of weights."""
 
     def __init__(self, *, quiet: bool) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        self.progress = Progress(*columns, *times, console=Console(stderr=True), disable=quiet, transient=True)
-        self.task = self.progress.add_task("starting", total=None)
-
-    def __enter__(self) -> _Bar:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self.progress.stop()
+        super().__init__(TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), quiet=quiet)
 
     def __call__(self, layer: Layer | None, done: int, total: int) -> None:
-        description = layer.name[-44:] if layer else "writing the report"
-        self.progress.update(self.task, description=description, completed=done, total=total)
+        self.show(layer.name[-44:] if layer else "writing the report", done, total)
 
 
 def _show(console: Console, analysis: Analysis, out: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TimeElapsedColumn
 
 from spectail import presets
+from spectail.cli.bar import Bar
 from spectail.errors import PruneError
 from spectail.models.language import open_language_model
 from spectail.models.texts import HOW
@@ -116,22 +117,11 @@ def _command(context: typer.Context) -> str:
     return shlex.join(words)
 
 
-class _Bar:
-    """A progress bar on standard error with the step in hand."""
+class _Bar(Bar):
+    """The step in hand and the time since the start."""
 
     def __init__(self, *, quiet: bool) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-        console = Console(stderr=True)
-        self.progress = Progress(*columns, TimeElapsedColumn(), console=console, disable=quiet, transient=True)
-        self.task = self.progress.add_task("starting", total=None)
-
-    def __enter__(self) -> _Bar:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self.progress.stop()
+        super().__init__(TimeElapsedColumn(), quiet=quiet)
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
-        shown = what if len(what) <= 56 else f"{what[:20]}…{what[-35:]}"
-        self.progress.update(self.task, description=shown, completed=done, total=total)
+        self.show(what if len(what) <= 56 else f"{what[:20]}…{what[-35:]}", done, total)

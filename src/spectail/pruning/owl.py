@@ -15,6 +15,7 @@ from spectail.allocation.allocation import Allocation, Share
 from spectail.errors import PruneError
 from spectail.models.blocks import unit_of
 from spectail.models.editable import Weight
+from spectail.models.modes import evaluating
 from spectail.models.walk import module_source
 from spectail.pruning import scores
 from spectail.pruning.blocks import find_blocks, start
@@ -95,20 +96,15 @@ def outlier_shares(
     for weight in weights:
         inside.setdefault(unit_of(weight.path), []).append(weight)
     found: dict[str, float] = {}
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            stream = start(model, [block for _, block in blocks], tokens)
-            for number, (name, block) in enumerate(blocks):
-                members = inside.get(name, [])
-                with watching(members, Squares) as seen:
-                    stream.run(block, number, keep=True)
-                check_seen(members, seen)
-                if members:
-                    found[unit_of(members[0].name) or name] = _outliers(members, seen, m)
-    finally:
-        model.train(training)
+    with torch.no_grad(), evaluating(model):
+        stream = start(model, [block for _, block in blocks], tokens)
+        for number, (name, block) in enumerate(blocks):
+            members = inside.get(name, [])
+            with watching(members, Squares) as seen:
+                stream.run(block, number, keep=True)
+            check_seen(members, seen)
+            if members:
+                found[unit_of(members[0].name) or name] = _outliers(members, seen, m)
     return found
 
 

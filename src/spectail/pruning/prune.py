@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from spectail.allocation.allocation import Allocation
 from spectail.errors import PruneError
 from spectail.models.blocks import unit_of
+from spectail.models.modes import evaluating
 from spectail.pruning.blocks import find_blocks, start
 from spectail.pruning.calibration import as_tokens
 from spectail.pruning.layers import Target, make_targets
@@ -93,7 +93,7 @@ def prune(
         )
 
     try:
-        with torch.no_grad(), _evaluating(model):
+        with torch.no_grad(), evaluating(model):
             for step in work:
                 if isinstance(step, PrunedLayer):
                     layers.append(step)
@@ -173,15 +173,3 @@ def _check_mean(pattern: Pattern, targets: Sequence[Target]) -> None:
             f"pattern {pattern} is a sparsity of {pattern.n / pattern.m:g}, the allocation's mean is {mean:g}: "
             "make them equal"
         )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout), and back to what each module was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -1,0 +1,28 @@
+"""A progress bar on standard error that goes away when it is done."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+
+
+class Bar:
+    """What is in hand, a bar, per cent, and further columns; nothing at all where ``quiet``."""
+
+    def __init__(self, *columns: ProgressColumn, quiet: bool) -> None:
+        shown = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), *columns)
+        self.progress = Progress(*shown, console=Console(stderr=True), disable=quiet, transient=True)
+        self.task = self.progress.add_task("starting", total=None)
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.progress.stop()
+
+    def show(self, what: str, done: int, total: int | None) -> None:
+        """``done`` of ``total`` is done, None for nobody knows how much; ``what`` is next."""
+        self.progress.update(self.task, description=what, completed=done, total=total)
