@@ -13,13 +13,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from torch import nn
 
 import spectail as st
 from experiments.common import Journal, environment, fill_page, markdown_table, run_options, run_steps, save_json
 from experiments.drawing import COLOURS, panels, save
 from experiments.images.data import FASHION, Images, drawn, load
 from experiments.images.networks import NETWORKS
-from experiments.images.train import Recipe, fit, spread
+from experiments.images.train import Recipe, accuracy, fit, spread
 
 SEARCH_SEED = 1000
 
@@ -32,8 +33,8 @@ class Settings:
     width: int = 16
     n_train: int = 5000
     n_validation: int = 2000
-    epochs: int = 8
-    batch: int = 128
+    epochs: int = 6
+    batch: int = 64
     lrs: tuple[float, ...] = (0.05, 0.1)
     ranges: tuple[tuple[float, float], ...] = ((0.1, 1.9), (0.5, 1.5))
     seeds: int = 3
@@ -41,15 +42,18 @@ class Settings:
     """Of the method and of the alphas that are reported; no larger than the narrowest layer."""
     aspect_ratios: tuple[float, ...] = (0.5, 0.75, 1.25, 1.5)
     windows: tuple[int, ...] = (8, 32)
+    ablated: tuple[str, ...] = ("VGG-16",)
+    """Networks on which other windows are tried."""
 
 
 FULL = Settings(
-    width=64, n_train=50_000, n_validation=10_000, epochs=200, lrs=(0.05, 0.1), window=64, windows=(32, 128),
+    width=64, n_train=50_000, n_validation=10_000, epochs=200, batch=128, window=64, windows=(32, 128),
+    ablated=("ResNet-18", "VGG-16"),
     ranges=tuple((round(x, 1), round(2 - x, 1)) for x in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)),
 )  # fmt: skip
 QUICK = Settings(
     networks=("toy",), width=16, n_train=64, n_validation=32, epochs=1, batch=32, lrs=(0.05,), ranges=((0.5, 1.5),),
-    seeds=2, aspect_ratios=(0.5,), windows=(),
+    seeds=2, aspect_ratios=(0.5,), windows=(), ablated=("toy",),
 )  # fmt: skip
 
 
@@ -81,10 +85,11 @@ class Experiment:
             for method, spec in specs(self.settings).items():
                 for lr, limits in self.tried(method):
                     key = search_key(network, method, lr, limits)
-                    yield key, partial(self.train, network, spec, lr, limits, SEARCH_SEED)
+                    yield key, partial(self.search, network, spec, lr, limits)
             for seed in range(self.settings.seeds):
                 for method, spec in specs(self.settings).items():
                     yield f"final | {network} | {method} | {seed}", partial(self.final, network, method, spec, seed)
+        for network in self.settings.ablated:
             for name, spec in ablations(self.settings).items():
                 for seed in range(self.settings.seeds):
                     key = f"ablation | {network} | {name} | {seed}"
@@ -104,17 +109,25 @@ class Experiment:
     def final(self, network: str, method: str, spec: st.Spec | None, seed: int) -> dict[str, Any]:
         """One seed at the chosen setting."""
         lr, limits = self.chosen(network, method)
-        return self.train(network, spec, lr, limits, seed) | {"lr": lr, "range": limits}
+        model, found = self.train(network, spec, (lr, limits), seed)
+        return found | {"test": accuracy(model, self.images.test), "lr": lr, "range": limits}
+
+    def search(
+        self, network: str, spec: st.Spec | None, lr: float, limits: tuple[float, float] | None
+    ) -> dict[str, Any]:
+        """One setting, without a look at the test images."""
+        return self.train(network, spec, (lr, limits), SEARCH_SEED)[1]
 
     def train(
-        self, network: str, spec: st.Spec | None, lr: float, limits: tuple[float, float] | None, seed: int
-    ) -> dict[str, Any]:
+        self, network: str, spec: st.Spec | None, tried: tuple[float, tuple[float, float] | None], seed: int
+    ) -> tuple[nn.Module, dict[str, Any]]:
         """Train from scratch; the seed decides the first weights and the order of the images."""
+        lr, limits = tried
         torch.manual_seed(seed)
         model = NETWORKS[network](self.settings.width, self.images.train[0].shape[1], self.images.classes)
         recipe = Recipe(epochs=self.settings.epochs, batch=self.settings.batch, lr=lr, seed=seed, device=self.device)
         rule = st.TempBalance(map=f"linear:{limits[0]:g}:{limits[1]:g}", spec=spec) if spec and limits else None
-        return fit(model, self.images, recipe, rule, st.Spec(window=self.settings.window))
+        return model, fit(model, self.images, recipe, rule, st.Spec(window=self.settings.window))
 
 
 def search_key(network: str, method: str, lr: float, limits: tuple[float, float] | None) -> str:
@@ -127,6 +140,8 @@ def tables(done: dict[str, Any], settings: Settings) -> dict[str, str]:
     rows = []
     for network in settings.networks:
         for kind, names in (("final", specs(settings)), ("ablation", ablations(settings))):
+            if kind == "ablation" and network not in settings.ablated:
+                continue
             for name in names:
                 runs = [done[f"{kind} | {network} | {name} | {seed}"] for seed in range(settings.seeds)]
                 lr, limits = runs[0]["lr"], runs[0]["range"]

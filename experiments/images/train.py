@@ -29,12 +29,12 @@ class Recipe:
 def fit(
     network: nn.Module, images: Images, recipe: Recipe, rule: st.TempBalance | None, look: st.Spec
 ) -> dict[str, Any]:
-    """Train and tell accuracy on validation and test images, and alpha of every layer before and after.
+    """Train and tell accuracy on validation images, and alpha of every layer before and after.
 
     The learning rates of ``rule`` change once per epoch (None: one rate for all). ``look`` is how alphas are measured
     for the record, the same for every method.
     """
-    network = network.to(recipe.device)
+    network = network.to(recipe.device, memory_format=torch.channels_last)  # a fifth quicker on a CPU
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -56,7 +56,6 @@ def fit(
             schedule.step()
     return {
         "validation": accuracy(network, images.validation),
-        "test": accuracy(network, images.test),
         "alphas before": before,
         "alphas": alphas(network, look),
     }
