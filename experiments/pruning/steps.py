@@ -83,13 +83,13 @@ class Experiment:
         self._seen: dict[int, Any] = {}
 
     def steps(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        """All steps: the comparison first, seed by seed, then what the windows bring, attempts to do better, bits."""
+        """All steps: the comparison first, method by method, then what the windows bring, attempts to do better, bits."""
         targets, seeds = self.settings.targets, range(self.settings.seeds)
         yield from self._selection(MAIN)
-        for seed in seeds:
-            yield f"dense | {seed}", partial(self.dense, seed)
-            yield f"outliers | {seed}", partial(self.outliers, seed)
-            for method, sparsity in targets:
+        for method, sparsity in targets:
+            for seed in seeds:
+                yield f"dense | {seed}", partial(self.dense, seed)
+                yield f"outliers | {seed}", partial(self.outliers, seed)
                 for name in MAIN:
                     key = test_key(method, sparsity, name, seed)
                     yield key, partial(self.test, method, sparsity, name, seed)

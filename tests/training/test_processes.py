@@ -36,6 +36,22 @@ def wrapped(how):
     return fully_shard(model)
 
 
+def resumed(how, stop=3):
+    """The same run, stopped in the middle and continued from its state dicts."""
+    model = wrapped(how)
+    optimizer = optimizer_of(model)
+    balancer = st.Balancer(model, optimizer, "tempbalance", every=EVERY)
+    train(model, optimizer, stop)
+    again = wrapped(how)
+    following = optimizer_of(again)
+    after = st.Balancer(again, following, "tempbalance", every=EVERY)
+    again.load_state_dict(model.state_dict())
+    following.load_state_dict(optimizer.state_dict())
+    after.load_state_dict(balancer.state_dict())
+    train(again, following, STEPS - stop, start=stop)
+    return again, after
+
+
 def full(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
@@ -52,17 +68,17 @@ def work(rank, how, port, folder):
         optimizer = optimizer_of(model)
         balancer = st.Balancer(model, optimizer, "tempbalance", every=EVERY)
         train(model, optimizer, STEPS)
-        state = balancer.state_dict()
-        again = wrapped(how)
-        other = st.Balancer(again, optimizer_of(again), "tempbalance", every=EVERY)
-        other.load_state_dict(state)
+        state, own = balancer.state_dict(), list(measured)
+        again, other = resumed(how)
         found = {
             "factors": balancer.factors,
-            "loaded": other.factors,
+            "resumed factors": other.factors,
+            "resumed state": other.state_dict() == state,
+            "resumed weights": [full(p.detach()).clone() for p in again.parameters()],
             "left_out": balancer.left_out,
             "alphas": [dict(update.alphas) for update in balancer.history],
             "weights": [full(p.detach()).clone() for p in model.parameters()],
-            "measured": measured,
+            "measured": own,
         }
         torch.save(found, folder / f"{rank}.pt")
     finally:
@@ -104,7 +120,10 @@ def test_two_processes_do_what_one_does(how, tmp_path):
     mp.spawn(work, (how, free_port(), tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     balancer, weights = alone()
-    assert first["factors"] == second["factors"] == first["loaded"]
+    assert first["factors"] == second["factors"] == first["resumed factors"]
+    for found in (first, second):
+        assert found["resumed state"]
+        assert all(map(torch.equal, found["weights"], found["resumed weights"])), "a resumed run is the same run"
     assert first["alphas"] == second["alphas"]
     assert first["factors"] == pytest.approx(balancer.factors, rel=1e-4)
     assert first["left_out"] == balancer.left_out
