@@ -50,8 +50,11 @@ class Training:
             for _ in range(self.steps):
                 self.optimizer.zero_grad()
                 nn.functional.cross_entropy(self.model(self.images), self.labels).backward()
-                self.optimizer.step()
+                with clock(seconds, "optimizer"):
+                    self.optimizer.step()
             self._wait()
+            if self.side == "background":
+                self.balancer.state_dict()  # waits for the measurement, so that no part of it is left out
         return seconds
 
     def facts(self) -> dict[str, Any]:
@@ -77,23 +80,25 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     steps, batch = (2, 4) if options.quick else (options.steps, options.batch)
     outcomes = run_sides({side: Side(Training, (side, widths, steps, batch)) for side in SIDES}, options.rounds)
     seconds = {side: outcome.seconds for side, outcome in outcomes.items()}
-    plain = seconds["plain"]["steps"]
+    plain = seconds["plain"]
     return {
         "sides": {name: outcome.to_dict() for name, outcome in outcomes.items()},
         "target": TARGET,
         "overhead_per_epoch": {
-            side: overhead(plain, seconds[side]["steps"], seconds[side]["update"], steps) for side in SIDES[1:]
+            "balanced": overhead(plain, seconds["balanced"], "optimizer", repeated=EPOCH / steps, steps=steps),
+            "background": overhead(plain, seconds["background"], "steps", repeated=1, steps=steps),
         },
-        "ratios": {f"{side} / plain, steps": paired(seconds[side]["steps"], plain) for side in SIDES[1:]},
+        "ratios": {f"{side} / plain, steps": paired(seconds[side]["steps"], plain["steps"]) for side in SIDES[1:]},
     }
 
 
-def overhead(plain: list[float], balanced: list[float], update: list[float], steps: int) -> float:
-    """Share of an epoch's plain time that a measurement and the hooks add: medians over the rounds.
+def overhead(
+    plain: dict[str, list[float]], side: dict[str, list[float]], slower: str, *, repeated: float, steps: int
+) -> float:
+    """Share of an epoch's plain time that a measurement and the ``slower`` phase add: medians over the rounds.
 
-    For the background side ``update`` is the copy alone, and its steps are slower for as long as a copy is measured:
-    the share is then an upper bound.
+    ``repeated`` is how often the extra time of that phase in these ``steps`` comes in an epoch.
     """
-    epoch = statistics.median(plain) / steps * EPOCH
-    extra = statistics.median(b - p for b, p in zip(balanced, plain, strict=True)) / steps * EPOCH
-    return round((statistics.median(update) + max(0.0, extra)) / epoch, 5)
+    epoch = statistics.median(plain["steps"]) / steps * EPOCH
+    extra = statistics.median(b - p for b, p in zip(side[slower], plain[slower], strict=True)) * repeated
+    return round((statistics.median(side["update"]) + max(0.0, extra)) / epoch, 5)

@@ -16,7 +16,7 @@ MISSING = "Not measured yet."
 def main() -> None:
     """Fill every table; one whose result is missing says so."""
     tables = {"command": _command, "layers": _layers, "fit": _fit, "checkpoint": _checkpoint, "training": _training}
-    tables |= {"solvers": _solvers}
+    tables |= {"solvers": _solvers, "balancer": _balancer}
     fill_page(PAGE, {name: table(_read(name)) if _path(name).exists() else MISSING for name, table in tables.items()})
 
 
@@ -86,6 +86,18 @@ def _training(results: dict[str, Any]) -> str:
         ["plain SVDs / spectail", _ratio(results["ratios"]["plain / spectail"])],
     ]
     return markdown_table([f"ResNet-18, {side['weights']:,} weights, {side['windows']:,} windows", ""], rows)
+
+
+def _balancer(results: dict[str, Any]) -> str:
+    facts = results["sides"]["balanced"]
+    shares = results["overhead_per_epoch"]
+    rows = [
+        ["measured between epochs", f"{shares['balanced']:.2%}"],
+        ["measured on a copy, in the background", f"{shares['background']:.2%}"],
+    ]
+    return markdown_table(
+        [f"ResNet-18, {facts['layers']} layers, on a {facts['device'].upper()}: share of an epoch", ""], rows
+    )
 
 
 def _solvers(results: dict[str, Any]) -> str:

@@ -83,7 +83,7 @@ class Experiment:
         self._seen: dict[int, Any] = {}
 
     def steps(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        """All steps: the comparison first, method by method, then what the windows bring, attempts to do better, bits."""
+        """All steps: the comparison, method by method, then what the windows bring, attempts to do better, bits."""
         targets, seeds = self.settings.targets, range(self.settings.seeds)
         yield from self._selection(MAIN)
         for method, sparsity in targets:
