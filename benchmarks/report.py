@@ -16,7 +16,7 @@ MISSING = "Not measured yet."
 def main() -> None:
     """Fill every table; one whose result is missing says so."""
     tables = {"command": _command, "layers": _layers, "fit": _fit, "checkpoint": _checkpoint, "training": _training}
-    tables |= {"solvers": _solvers, "balancer": _balancer}
+    tables |= {"solvers": _solvers, "balancer": _balancer, "prune": _prune}
     fill_page(PAGE, {name: table(_read(name)) if _path(name).exists() else MISSING for name, table in tables.items()})
 
 
@@ -98,6 +98,16 @@ def _balancer(results: dict[str, Any]) -> str:
     return markdown_table(
         [f"ResNet-18, {facts['layers']} layers, on a {facts['device'].upper()}: share of an epoch", ""], rows
     )
+
+
+def _prune(results: dict[str, Any]) -> str:
+    rows = [
+        ["loading alone, every weight read once", f"{results['loading_alone']['peak']:.0f}"],
+        [f"loading and pruning, {results['method']}", f"{results['peak_megabytes']:.0f}"],
+        *([f"of that: {name}", f"{size:.0f}"] for name, size in results["parts_megabytes"].items()),
+    ]
+    samples, length = results["calibration"]
+    return markdown_table([f"SmolLM2-135M, {samples} x {length} calibration tokens: peak memory", "MB"], rows)
 
 
 def _solvers(results: dict[str, Any]) -> str:
