@@ -1,0 +1,1 @@
+"""A small language model trained with one rate, with LLR and with AlphaDecay."""
