@@ -80,6 +80,15 @@ class Experiment:
         self.images, self.settings, self.journal, self.device = images, settings, journal, device
 
     def steps(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """The comparison first, then other windows."""
+        yield from self.comparison()
+        for network in self.settings.ablated:
+            for name, spec in ablations(self.settings).items():
+                for seed in range(self.settings.seeds):
+                    key = f"ablation | {network} | {name} | {seed}"
+                    yield key, partial(self.final, network, "TempBalance, windows", spec, seed)
+
+    def comparison(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         """Settings are searched on validation images with a seed of their own, then every seed is run."""
         for network in self.settings.networks:
             for method, spec in specs(self.settings).items():
@@ -89,11 +98,6 @@ class Experiment:
             for seed in range(self.settings.seeds):
                 for method, spec in specs(self.settings).items():
                     yield f"final | {network} | {method} | {seed}", partial(self.final, network, method, spec, seed)
-        for network in self.settings.ablated:
-            for name, spec in ablations(self.settings).items():
-                for seed in range(self.settings.seeds):
-                    key = f"ablation | {network} | {name} | {seed}"
-                    yield key, partial(self.final, network, "TempBalance, windows", spec, seed)
 
     def tried(self, method: str) -> list[tuple[float, tuple[float, float] | None]]:
         """The same base rates for all, and the same ranges for all that have one."""
@@ -136,14 +140,15 @@ def search_key(network: str, method: str, lr: float, limits: tuple[float, float]
 
 
 def tables(done: dict[str, Any], settings: Settings) -> dict[str, str]:
-    """Test accuracy and the spread of alpha across layers, mean and spread over seeds."""
+    """Test accuracy and the spread of alpha across layers, mean and spread over seeds; other windows where complete."""
     rows = []
     for network in settings.networks:
         for kind, names in (("final", specs(settings)), ("ablation", ablations(settings))):
-            if kind == "ablation" and network not in settings.ablated:
-                continue
             for name in names:
-                runs = [done[f"{kind} | {network} | {name} | {seed}"] for seed in range(settings.seeds)]
+                keys = [f"{kind} | {network} | {name} | {seed}" for seed in range(settings.seeds)]
+                if kind == "ablation" and not all(key in done for key in keys):
+                    continue
+                runs = [done[key] for key in keys]
                 lr, limits = runs[0]["lr"], runs[0]["range"]
                 shown = f"{lr:g}" + (f", {limits[0]:g} to {limits[1]:g}" if limits else "")
                 rows.append(
@@ -175,14 +180,19 @@ def draw(done: dict[str, Any], settings: Settings, path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is missing; 0 when all is done, 3 when ``--seconds`` ran out before."""
+    """Run what is missing; 0 when all is done, 3 when ``--seconds`` ran out before.
+
+    Results are written as soon as the comparison is complete, without windows that were not tried with all seeds.
+    """
     options = _options(arguments)
     settings = QUICK if options.quick else FULL if options.full else Settings()
     sizes = {"n_train": settings.n_train, "n_validation": settings.n_validation}
     images = drawn(settings.n_train) if options.quick else load(options.data, **sizes)
     kept = asdict(settings) | {"classes": images.classes, "shape": list(images.train[0].shape[1:])}
     journal = Journal.open(options.work / "images.jsonl", kept, fresh=options.fresh)
-    if not run_steps(journal, Experiment(images, settings, journal, options.device).steps(), seconds=options.seconds):
+    experiment = Experiment(images, settings, journal, options.device)
+    finished = run_steps(journal, experiment.steps(), seconds=options.seconds)
+    if not all(key in journal.done for key, _ in experiment.comparison()):
         return 3
     parts = tables(journal.done, settings)
     save_json(options.out / "results.json", {"environment": environment(), "settings": kept, "runs": journal.done})
@@ -190,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.page:
         fill_page(options.page, parts)
     print("\n\n".join(parts.values()))
-    return 0
+    return 0 if finished else 3
 
 
 def _mean(values: list[float], digits: int) -> str:

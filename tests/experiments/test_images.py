@@ -32,6 +32,17 @@ def test_a_quick_run_trains_every_method_with_every_seed(quick):
     assert (quick / "images.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_results_are_written_when_the_comparison_is_complete(quick, tmp_path):
+    lines = (quick / "images.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "quick").mkdir()
+    again = ["--quick", "--out", str(tmp_path), "--seconds", "0"]
+    for left_out, written in (("final", False), ("ablation", True)):
+        kept = [line for line in lines if not line.startswith(f'["{left_out}')]
+        (tmp_path / "quick" / "images.jsonl").write_text("".join(kept))
+        assert main(again) == 3
+        assert (tmp_path / "quick" / "results.json").exists() is written
+
+
 def test_training_learns_and_repeats_and_follows_its_rule():
     images = drawn(96)
     recipe = Recipe(epochs=6, batch=32, lr=0.05, seed=0)
