@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
@@ -115,6 +115,16 @@ def search_key(optimizer: str, method: str, lr: float) -> str:
     return f"search | {optimizer} | {method} | {lr:g}"
 
 
+def complete_seeds(done: dict[str, Any], settings: Settings) -> int:
+    """How many seeds every method was run with."""
+    found = [
+        sum(f"final | {optimizer} | {method} | {seed}" in done for seed in range(settings.seeds))
+        for optimizer in settings.optimizers
+        for method in rules(settings)
+    ]
+    return min(found)
+
+
 def tables(done: dict[str, Any], settings: Settings) -> dict[str, str]:
     """Losses and the spread of alpha across layers, mean and spread over seeds, and differences seed by seed."""
     rows = []
@@ -134,7 +144,7 @@ def tables(done: dict[str, Any], settings: Settings) -> dict[str, str]:
             )
     losses = ["validation loss", "test loss", "test loss less that of one rate, seed by seed"]
     head = ["optimizer: method", *losses, "standard deviation of alpha across layers", "base rate"]
-    return {"results": markdown_table(head, rows)}
+    return {"results": f"Seeds: {settings.seeds}\n\n{markdown_table(head, rows)}"}
 
 
 def draw(done: dict[str, Any], settings: Settings, path: Path) -> None:
@@ -158,13 +168,16 @@ def draw(done: dict[str, Any], settings: Settings, path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is missing; 0 when all is done, 3 when ``--seconds`` ran out before."""
+    """Run what is missing and write what is complete; 0 when all is done, 3 when ``--seconds`` ran out before."""
     options = _options(arguments)
     settings = QUICK if options.quick else FULL if options.full else Settings()
     text = drawn() if options.quick else corpus(_texts(options))
     kept = asdict(settings) | {"bytes": {name: len(part) for name, part in vars(text).items()}}
     journal = Journal.open(options.work / "language.jsonl", kept, fresh=options.fresh)
-    if not run_steps(journal, Experiment(text, settings, journal, options.device).steps(), seconds=options.seconds):
+    steps = Experiment(text, settings, journal, options.device).steps()
+    finished = run_steps(journal, steps, seconds=options.seconds)
+    settings = replace(settings, seeds=complete_seeds(journal.done, settings))
+    if not settings.seeds:
         return 3
     parts = tables(journal.done, settings)
     save_json(options.out / "results.json", {"environment": environment(), "settings": kept, "runs": journal.done})
@@ -172,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.page:
         fill_page(options.page, parts)
     print("\n\n".join(parts.values()))
-    return 0
+    return 0 if finished else 3
 
 
 def _finals(done: dict[str, Any], settings: Settings, optimizer: str, method: str) -> list[dict[str, Any]]:

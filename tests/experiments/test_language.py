@@ -21,14 +21,31 @@ def trained(rule, recipe=RECIPE):
     return fit(llama(64, 2, 32), drawn(), recipe, rule, WINDOWS)
 
 
-def test_a_quick_run_trains_every_method_with_every_seed(tmp_path):
-    assert main(["--quick", "--out", str(tmp_path)]) == 0
-    runs = json.loads((tmp_path / "quick" / "results.json").read_text())["runs"]
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("language")
+    assert main(["--quick", "--out", str(folder)]) == 0
+    return folder / "quick"
+
+
+def test_seeds_that_all_methods_have_are_written(quick, tmp_path, capsys):
+    lines = (quick / "language.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "quick").mkdir()
+    for left_out, shown in (("AlphaDecay, windows | 0", ""), ("AlphaDecay, windows | 1", "Seeds: 1")):
+        kept = [line for line in lines if f'final | Muon | {left_out}"' not in line and "windows | 1" not in line]
+        (tmp_path / "quick" / "language.jsonl").write_text("".join(kept))
+        assert main(["--quick", "--out", str(tmp_path), "--seconds", "0"]) == 3
+        assert shown in capsys.readouterr().out
+        assert (tmp_path / "quick" / "results.json").exists() is bool(shown)
+
+
+def test_a_quick_run_trains_every_method_with_every_seed(quick):
+    runs = json.loads((quick / "results.json").read_text())["runs"]
     finals = [run for key, run in runs.items() if key.startswith("final")]
     assert len(finals) == 2 * 5 * 2
     assert all(list(run["losses"]) == ["0", "2", "4"] and 0 < run["test"] < 8 for run in finals)
     assert all("test" not in run for key, run in runs.items() if key.startswith("search"))
-    assert (tmp_path / "quick" / "language.png").read_bytes().startswith(b"\x89PNG")
+    assert (quick / "language.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_training_learns_and_repeats_and_follows_its_rule():
