@@ -1,0 +1,84 @@
+"""Every tutorial runs from top to bottom and writes the files that it names; every link leads somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+TEXTS = [
+    *ROOT.glob("*.md"),
+    *ROOT.glob("docs/**/*.md"),
+    *ROOT.glob("experiments/*/*.md"),
+    ROOT / "benchmarks/README.md",
+]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        yield
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_tutorial_runs_and_writes_what_it_says(page, tmp_path):
+    text = page.read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert len(blocks) >= 3
+    names = {}
+    for block in blocks:
+        exec(compile(block, page.name, "exec"), names)
+    files = re.findall(r'(?:write_html|save|save_pretrained)\("([^"]+)"\)', text)
+    assert any(file.endswith(".html") for file in files), "a tutorial shows a picture"
+    for file in files:
+        found = tmp_path / file
+        assert found.stat().st_size > 0
+        assert found.is_file() or list(found.iterdir())
+    check = CHECKS.get(page.stem)
+    if check:
+        check(names)
+
+
+def the_frozen_layer_lies_on_its_null(names):
+    z = names["table"]["null_z"]
+    assert abs(z["4"]) < 3
+    assert (z.drop("4") < -3).all()
+
+
+def stripes_are_learned(names):
+    model, (images, labels) = names["model"], names["stripes"](256)
+    assert (model(images).argmax(dim=1) == labels).float().mean() > 0.6
+    assert len(names["balancer"].history) == 6
+
+
+def heat_is_learned(names):
+    found = names["error"](names["model"](names["test"]), names["answers"])
+    assert found < names["error"](names["test"], names["answers"]) / 2
+
+
+def zeros_are_counted(names):
+    weights = [names["model"].get_submodule(name).weight for name in names["ratios"]]
+    zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+    assert zeros == pytest.approx(0.6, abs=1e-4)
+
+
+CHECKS = {
+    "diagnosis": the_frozen_layer_lies_on_its_null,
+    "images": stripes_are_learned,
+    "pde": heat_is_learned,
+    "pruning": zeros_are_counted,
+}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings(page):
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
+        file, _, heading = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}, link
