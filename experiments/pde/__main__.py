@@ -201,25 +201,23 @@ def search_key(cell: Cell, method: str, lr: float, scale: float | None) -> str:
 
 
 def tables(done: dict[str, Any], settings: Settings) -> dict[str, str]:
-    """Test errors by cell and method, and their differences from Adam, mean and spread over seeds."""
-    rows = []
-    for cell in cells(settings):
-        base = _tests(done, cell, ADAM, settings)
-        mean = fmean(done[f"mean | {cell} | {seed}"] for seed in range(settings.seeds))
-        for method in methods(cell.network, settings):
-            found = _tests(done, cell, method, settings)
-            run = done[f"final | {cell} | {method} | 0"]
-            rows.append(
-                [
-                    f"{cell.task}, {cell.n} pairs, {cell.network}: {method}",
-                    _mean(found),
-                    "" if method == ADAM else _mean([a - b for a, b in zip(found, base, strict=True)], sign="+"),
-                    f"{run['lr']:g}" + ("" if run["scale"] is None else f", {run['scale']:g}"),
-                    f"{100 * mean:.1f}",
-                ]
-            )
-    head = ["task, training pairs, network: method", "test nRMSE, %", "minus Adam's, by seed", "base rate, scale"]
-    return {"results": markdown_table([*head, "of the mean solution, %"], rows)}
+    """Test errors by method and cell, their differences from Adam, and the settings that were chosen."""
+    columns = [(task, n) for task, amounts in settings.amounts for n in amounts]
+    head = ["network: method", *(f"{task}: {n}" for task, n in columns)]
+    results, differences, chosen = [], [], []
+    for network in settings.networks:
+        row = [Cell(task, n, network) for task, n in columns]
+        adam = [_tests(done, cell, ADAM, settings) for cell in row]
+        for method in methods(network, settings):
+            name, found = f"{network}: {method}", [_tests(done, cell, method, settings) for cell in row]
+            results.append([name, *map(_mean, found)])
+            chosen.append([name, *(_setting(done[f"final | {cell} | {method} | 0"]) for cell in row)])
+            if method != ADAM:
+                differences.append([name, *(_mean(_minus(a, b), "+") for a, b in zip(found, adam, strict=True))])
+    means = [[100 * done[f"mean | {cell} | {seed}"] for seed in range(settings.seeds)] for cell in row]
+    results.append(["the mean training solution", *map(_mean, means)])
+    rows = {"results": results, "differences": differences, "settings": chosen}
+    return {name: markdown_table(head, part) for name, part in rows.items()}
 
 
 def draw(done: dict[str, Any], settings: Settings, path: Path) -> None:
@@ -281,6 +279,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _tests(done: dict[str, Any], cell: Cell, method: str, settings: Settings) -> list[float]:
     """Test errors by seed, per cent."""
     return [100 * done[f"final | {cell} | {method} | {seed}"]["test"] for seed in range(settings.seeds)]
+
+
+def _minus(found: list[float], base: list[float]) -> list[float]:
+    return [a - b for a, b in zip(found, base, strict=True)]
+
+
+def _setting(run: dict[str, Any]) -> str:
+    return f"{run['lr']:g}" + ("" if run["scale"] is None else f", {run['scale']:g}")
 
 
 def _mean(values: list[float], sign: str = "") -> str:

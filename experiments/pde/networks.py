@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 NO_OPERATOR = (
-    "the FNO needs neuraloperator: pip install --no-deps neuraloperator==2.0.0 tensorly==0.10.0 tensorly-torch==0.5.0 "
-    "opt-einsum==3.4.0 (what else it asks for is not used here)"
+    "the FNO needs neuraloperator: pip install --no-deps neuraloperator==2.0.0 tensorly-torch==0.5.0, after "
+    "pip install requests pyyaml tensorly==0.10.0 opt-einsum==3.4.0 (what else it asks for is not used here)"
 )
 
 

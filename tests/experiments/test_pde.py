@@ -26,6 +26,7 @@ from experiments.pde.__main__ import (
     problems_of,
     search_key,
     searched,
+    tables,
 )
 from experiments.pde.data import INSIDE, WHEEL, Scale, darcy, drawn, reaction
 from experiments.pde.networks import UNet, fno
@@ -236,6 +237,26 @@ def test_a_quick_run_trains_every_method_with_every_seed(quick):
     assert all(run["test"] > 0 and run["alphas"] for run in finals.values())
     assert not any("test" in run for key, run in runs.items() if key.startswith("search"))
     assert (quick / "pde.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tables_pair_the_seeds():
+    settings = replace(QUICK, amounts=(("reaction", (4,)),))
+    done = {f"mean | {SCRATCH} | {seed}": 0.5 for seed in range(2)}
+    for method, tests in (
+        (ADAM, (0.1, 0.3)),
+        ("TB_Sigmoid, whole matrices", (0.1, 0.2)),
+        ("TB_Sigmoid, windows", (0.2, 0.4)),
+    ):
+        for seed, test in enumerate(tests):
+            scale = None if method == ADAM else 0.5
+            done[f"final | {SCRATCH} | {method} | {seed}"] = {"test": test, "lr": 0.01, "scale": scale}
+    found = tables(done, settings)
+    assert "| U-Net: Adam | 20.00 ± 14.14 |" in found["results"]
+    assert "| the mean training solution | 50.00 ± 0.00 |" in found["results"]
+    assert "| U-Net: TB_Sigmoid, whole matrices | -5.00 ± 7.07 |" in found["differences"]
+    assert "| U-Net: TB_Sigmoid, windows | +10.00 ± 0.00 |" in found["differences"]
+    assert "| U-Net: Adam | 0.01 |" in found["settings"]
+    assert "| U-Net: TB_Sigmoid, windows | 0.01, 0.5 |" in found["settings"]
 
 
 def test_darcy_is_asked_for_before_anything_is_trained(tmp_path):
