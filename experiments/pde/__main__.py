@@ -130,6 +130,12 @@ class Experiment:
                 yield f"mean | {cell} | {seed}", partial(self.mean, cell, seed)
                 for method, rule in rules.items():
                     yield f"final | {cell} | {method} | {seed}", partial(self.final, cell, method, rule, seed)
+                for method in self.balanced(cell):
+                    yield f"same rate | {cell} | {method} | {seed}", partial(self.same_rate, cell, method, seed)
+
+    def balanced(self, cell: Cell) -> list[str]:
+        """All methods but Adam."""
+        return [method for method in methods(cell.network, self.settings) if method != ADAM]
 
     def tried(self, method: str) -> list[tuple[float, float | None]]:
         """The same base rates for all, and the same scales for all that have one."""
@@ -159,6 +165,16 @@ class Experiment:
         test = nrmse(network, self.problems[cell.task].test, unit)
         after = alphas(network, st.Spec(window=self.settings.window))
         return found | {"test": test, "lr": lr, "scale": scale, "alphas": after}
+
+    def same_rate(self, cell: Cell, method: str, seed: int) -> dict[str, Any]:
+        """Adam at the base rate that a method has chosen, taken over where that was run already."""
+        lr = self.chosen(cell, method)[0]
+        known = [("final", ADAM), *(("same rate", other) for other in self.balanced(cell))]
+        runs = (self.journal.done.get(f"{kind} | {cell} | {name} | {seed}") for kind, name in known)
+        if found := next((run for run in runs if run and run["lr"] == lr), None):
+            return {"lr": lr, "test": found["test"]}
+        (network, unit), errors = self.train(cell, lr, None, seed)
+        return errors | {"lr": lr, "test": nrmse(network, self.problems[cell.task].test, unit)}
 
     def train(
         self, cell: Cell, lr: float, rule: st.TBSigmoid | None, seed: int
@@ -201,10 +217,10 @@ def search_key(cell: Cell, method: str, lr: float, scale: float | None) -> str:
 
 
 def tables(done: dict[str, Any], settings: Settings) -> dict[str, str]:
-    """Test errors by method and cell, their differences from Adam, and the settings that were chosen."""
+    """Test errors by method and cell; less those of Adam, as chosen and at the same base rate; the chosen settings."""
     columns = [(task, n) for task, amounts in settings.amounts for n in amounts]
     head = ["network: method", *(f"{task}: {n}" for task, n in columns)]
-    results, differences, chosen = [], [], []
+    results, differences, isolated, chosen = [], [], [], []
     for network in settings.networks:
         row = [Cell(task, n, network) for task, n in columns]
         adam = [_tests(done, cell, ADAM, settings) for cell in row]
@@ -213,10 +229,12 @@ def tables(done: dict[str, Any], settings: Settings) -> dict[str, str]:
             results.append([name, *map(_mean, found)])
             chosen.append([name, *(_setting(done[f"final | {cell} | {method} | 0"]) for cell in row)])
             if method != ADAM:
-                differences.append([name, *(_mean(_minus(a, b), "+") for a, b in zip(found, adam, strict=True))])
+                same = [_tests(done, cell, method, settings, "same rate") for cell in row]
+                for part, base in ((differences, adam), (isolated, same)):
+                    part.append([name, *(_mean(_minus(a, b), "+") for a, b in zip(found, base, strict=True))])
     means = [[100 * done[f"mean | {cell} | {seed}"] for seed in range(settings.seeds)] for cell in row]
     results.append(["the mean training solution", *map(_mean, means)])
-    rows = {"results": results, "differences": differences, "settings": chosen}
+    rows = {"results": results, "differences": differences, "same rate": isolated, "settings": chosen}
     return {name: markdown_table(head, part) for name, part in rows.items()}
 
 
@@ -276,9 +294,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _tests(done: dict[str, Any], cell: Cell, method: str, settings: Settings) -> list[float]:
+def _tests(done: dict[str, Any], cell: Cell, method: str, settings: Settings, kind: str = "final") -> list[float]:
     """Test errors by seed, per cent."""
-    return [100 * done[f"final | {cell} | {method} | {seed}"]["test"] for seed in range(settings.seeds)]
+    return [100 * done[f"{kind} | {cell} | {method} | {seed}"]["test"] for seed in range(settings.seeds)]
 
 
 def _minus(found: list[float], base: list[float]) -> list[float]:

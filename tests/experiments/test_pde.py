@@ -210,6 +210,21 @@ def test_every_method_chooses_from_the_same_grid(experiment):
     assert experiment.chosen(replace(SCRATCH, n=8), "TB_Sigmoid, windows") == (0.2, 0.5)
 
 
+def test_adam_at_the_same_rate_is_trained_only_where_it_is_not_known(experiment):
+    experiment.settings = replace(QUICK, lrs=(0.002, 0.005))
+    for method in methods("U-Net", QUICK):
+        for lr, scale in experiment.tried(method):
+            liked = (0.002 if method == "TB_Sigmoid, windows" else 0.005) == lr
+            experiment.journal.add(search_key(SCRATCH, method, lr, scale), {"validation": 0.1 if liked else 0.2})
+    experiment.journal.add(f"final | {SCRATCH} | {ADAM} | 0", {"lr": 0.005, "test": 0.125})
+    assert experiment.same_rate(SCRATCH, "TB_Sigmoid, whole matrices", 0) == {"lr": 0.005, "test": 0.125}
+    trained = experiment.same_rate(SCRATCH, "TB_Sigmoid, windows", 0)
+    assert trained["lr"] == 0.002
+    assert trained["training"] == experiment.train(SCRATCH, 0.002, None, 0)[1]["training"]
+    experiment.journal.add(f"same rate | {SCRATCH} | TB_Sigmoid, windows | 0", {"lr": 0.002, "test": 0.375})
+    assert experiment.same_rate(SCRATCH, "TB_Sigmoid, windows", 0)["test"] == 0.375
+
+
 def test_settings_are_searched_where_the_settings_say():
     few, many = replace(SCRATCH, n=5), replace(SCRATCH, n=100)
     assert searched(many, Settings()) == few
@@ -250,11 +265,13 @@ def test_tables_pair_the_seeds():
         for seed, test in enumerate(tests):
             scale = None if method == ADAM else 0.5
             done[f"final | {SCRATCH} | {method} | {seed}"] = {"test": test, "lr": 0.01, "scale": scale}
+            done[f"same rate | {SCRATCH} | {method} | {seed}"] = {"test": 0.2, "lr": 0.01}
     found = tables(done, settings)
     assert "| U-Net: Adam | 20.00 ± 14.14 |" in found["results"]
     assert "| the mean training solution | 50.00 ± 0.00 |" in found["results"]
     assert "| U-Net: TB_Sigmoid, whole matrices | -5.00 ± 7.07 |" in found["differences"]
     assert "| U-Net: TB_Sigmoid, windows | +10.00 ± 0.00 |" in found["differences"]
+    assert "| U-Net: TB_Sigmoid, windows | +10.00 ± 14.14 |" in found["same rate"]
     assert "| U-Net: Adam | 0.01 |" in found["settings"]
     assert "| U-Net: TB_Sigmoid, windows | 0.01, 0.5 |" in found["settings"]
 
