@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "experiments"
 """Where runs are kept until they are finished."""
-PACKAGES = ("spectail", "torch", "numpy", "scipy", "safetensors", "gguf", "transformers")
+PACKAGES = ("spectail", "torch", "numpy", "scipy", "safetensors", "gguf", "transformers", "neuraloperator")
 _FLAT_LIST = re.compile(r"\[\s+([^\[\]{}]*?)\s+\]")
 
 
