@@ -25,6 +25,7 @@ from experiments.pde.train import Recipe, alphas, error_of_mean, fit, nrmse
 
 SEARCH_SEED = 1000
 ADAM = "Adam"
+WINDOWS = "TB_Sigmoid, windows"
 TUNED = "reaction, fine-tuned"
 """The task that starts from a network of the source equation; the others start from scratch."""
 SOURCE = "source"
@@ -240,23 +241,26 @@ def tables(done: dict[str, Any], settings: Settings) -> dict[str, str]:
 
 def draw(done: dict[str, Any], settings: Settings, path: Path) -> None:
     """Test error over the number of training pairs: a row of panels for each network."""
-    tasks = [task for task, _ in settings.amounts]
-    size = (3.4 * len(tasks), 2.8 * len(settings.networks) + 0.5)
-    fig, axes = panels(len(settings.networks), len(tasks), size=size)
+    tasks, rows = len(settings.amounts), len(settings.networks)
+    fig, axes = panels(rows, tasks, size=(3.0 * tasks + 2.6, 2.8 * rows + 0.5))
     for i, axis in enumerate(axes):
-        network, (task, amounts) = settings.networks[i // len(tasks)], settings.amounts[i % len(tasks)]
-        for j, method in enumerate(methods(network, settings)):
-            found = [_tests(done, Cell(task, n, network), method, settings) for n in amounts]
-            at = [k + 0.08 * (j - 2) for k in range(len(amounts))]
+        network, (task, amounts) = settings.networks[i // tasks], settings.amounts[i % tasks]
+        series = [(name, "final", name) for name in methods(network, settings)]
+        series.append((WINDOWS, "same rate", f"Adam, base rate of\n{WINDOWS}"))
+        for j, (method, kind, label) in enumerate(series):
+            found = [_tests(done, Cell(task, n, network), method, settings, kind) for n in amounts]
+            at = [k + 0.09 * (j - (len(series) - 1) / 2) for k in range(len(amounts))]
             means, bars = [fmean(errors) for errors in found], [stdev(errors) for errors in found]
-            look = {"markersize": 4, "capsize": 2, "linewidth": 1, "color": COLOURS[j]}
-            axis.errorbar(at, means, bars, fmt=f"{MARKERS[j]}-", label=method, **look)
+            look = {"markersize": 4, "capsize": 2, "linewidth": 1, "color": COLOURS[j if kind == "final" else -1]}
+            axis.errorbar(at, means, bars, fmt=f"{MARKERS[j]}{'-' if kind == 'final' else ':'}", label=label, **look)
         axis.set_xticks(range(len(amounts)), [str(n) for n in amounts])
+        axis.set_xlim(-0.5, len(amounts) - 0.5)
         axis.set_title(f"{network}, {task}")
         axis.set_xlabel("training pairs")
-        if i % len(tasks) == 0:
+        if i % tasks == 0:
             axis.set_ylabel("test nRMSE, %")
-            axis.legend(fontsize=7)
+        if (i + 1) % tasks == 0:
+            axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     save(fig, path)
 
 
