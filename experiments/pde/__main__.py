@@ -56,6 +56,8 @@ class Settings:
     every: int = 20
     """Steps between two measurements."""
     lrs: tuple[float, ...] = (0.002, 0.005, 0.0125)
+    tuning_lrs: tuple[float, ...] = (0.00025, 0.0005)
+    """More base rates for fine-tuning, which asks for lower ones."""
     scales: tuple[float, ...] = (0.25, 1.0)
     """Of the sigmoid: factors from 10^(-scale / 2) to 10^(scale / 2)."""
     seeds: int = 3
@@ -67,11 +69,11 @@ FULL = Settings(
     widths=(64, 32), search_all=True, sizes=(1000, 200, 200), side=32, steps=10_000, batch=16, every=100, seeds=5,
     amounts=(("Darcy", (10, 25, 50, 100, 200, 400, 800)), ("reaction", (10, 25, 50, 100, 200, 400, 1000)),
              (TUNED, (5, 10, 25, 100))),
-    lrs=(0.0005, 0.001, 0.002, 0.005, 0.0125), scales=(0.125, 0.25, 0.5, 1.0, 2.0),
+    lrs=(0.0005, 0.001, 0.002, 0.005, 0.0125), tuning_lrs=(0.0001, 0.00025), scales=(0.125, 0.25, 0.5, 1.0, 2.0),
 )  # fmt: skip
 QUICK = Settings(
     networks=("U-Net",), widths=(16,), amounts=(("reaction", (4, 8)), (TUNED, (4,))), sizes=(8, 4, 4), side=8, steps=3,
-    batch=4, every=2, lrs=(0.005,), scales=(0.5,), seeds=2,
+    batch=4, every=2, lrs=(0.005,), tuning_lrs=(), scales=(0.5,), seeds=2,
 )  # fmt: skip
 
 
@@ -125,7 +127,7 @@ class Experiment:
             rules = methods(cell.network, self.settings)
             if searched(cell, self.settings) == cell:
                 for method, rule in rules.items():
-                    for lr, scale in self.tried(method):
+                    for lr, scale in self.tried(cell, method):
                         yield search_key(cell, method, lr, scale), partial(self.search, cell, lr, scaled(rule, scale))
             for seed in range(self.settings.seeds):
                 yield f"mean | {cell} | {seed}", partial(self.mean, cell, seed)
@@ -138,16 +140,18 @@ class Experiment:
         """All methods but Adam."""
         return [method for method in methods(cell.network, self.settings) if method != ADAM]
 
-    def tried(self, method: str) -> list[tuple[float, float | None]]:
+    def tried(self, cell: Cell, method: str) -> list[tuple[float, float | None]]:
         """The same base rates for all, and the same scales for all that have one."""
+        lrs = (*self.settings.tuning_lrs, *self.settings.lrs) if cell.task == TUNED else self.settings.lrs
         scales = (None,) if method == ADAM else self.settings.scales
-        return [(lr, scale) for lr in self.settings.lrs for scale in scales]
+        return [(lr, scale) for lr in lrs for scale in scales]
 
     def chosen(self, cell: Cell, method: str) -> tuple[float, float | None]:
         """The setting of the least validation error."""
         where = searched(cell, self.settings)
         return min(
-            self.tried(method), key=lambda tried: self.journal.done[search_key(where, method, *tried)]["validation"]
+            self.tried(where, method),
+            key=lambda tried: self.journal.done[search_key(where, method, *tried)]["validation"],
         )
 
     def mean(self, cell: Cell, seed: int) -> float:
@@ -218,24 +222,27 @@ def search_key(cell: Cell, method: str, lr: float, scale: float | None) -> str:
 
 
 def tables(done: dict[str, Any], settings: Settings) -> dict[str, str]:
-    """Test errors by method and cell; less those of Adam, as chosen and at the same base rate; the chosen settings."""
+    """By method and cell: test errors; less Adam's, as chosen and at the same base rate; spread of alpha; settings."""
     columns = [(task, n) for task, amounts in settings.amounts for n in amounts]
-    head = ["network: method", *(f"{task}: {n}" for task, n in columns)]
-    results, differences, isolated, chosen = [], [], [], []
+    rows: dict[str, list[list[str]]] = {
+        name: [] for name in ("results", "differences", "same rate", "spread", "settings")
+    }
     for network in settings.networks:
         row = [Cell(task, n, network) for task, n in columns]
         adam = [_tests(done, cell, ADAM, settings) for cell in row]
         for method in methods(network, settings):
             name, found = f"{network}: {method}", [_tests(done, cell, method, settings) for cell in row]
-            results.append([name, *map(_mean, found)])
-            chosen.append([name, *(_setting(done[f"final | {cell} | {method} | 0"]) for cell in row)])
+            finals = [_finals(done, cell, method, settings) for cell in row]
+            rows["results"].append([name, *map(_mean, found)])
+            rows["spread"].append([name, *(_mean([stdev(run["alphas"].values()) for run in runs]) for runs in finals)])
+            rows["settings"].append([name, *(_setting(runs[0]) for runs in finals)])
             if method != ADAM:
                 same = [_tests(done, cell, method, settings, "same rate") for cell in row]
-                for part, base in ((differences, adam), (isolated, same)):
-                    part.append([name, *(_mean(_minus(a, b), "+") for a, b in zip(found, base, strict=True))])
+                for part, base in (("differences", adam), ("same rate", same)):
+                    rows[part].append([name, *(_mean(_minus(a, b), "+") for a, b in zip(found, base, strict=True))])
     means = [[100 * done[f"mean | {cell} | {seed}"] for seed in range(settings.seeds)] for cell in row]
-    results.append(["the mean training solution", *map(_mean, means)])
-    rows = {"results": results, "differences": differences, "same rate": isolated, "settings": chosen}
+    rows["results"].append(["the mean training solution", *map(_mean, means)])
+    head = ["network: method", *(f"{task}: {n}" for task, n in columns)]
     return {name: markdown_table(head, part) for name, part in rows.items()}
 
 
@@ -298,9 +305,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _finals(
+    done: dict[str, Any], cell: Cell, method: str, settings: Settings, kind: str = "final"
+) -> list[dict[str, Any]]:
+    """Runs at the chosen setting, by seed."""
+    return [done[f"{kind} | {cell} | {method} | {seed}"] for seed in range(settings.seeds)]
+
+
 def _tests(done: dict[str, Any], cell: Cell, method: str, settings: Settings, kind: str = "final") -> list[float]:
     """Test errors by seed, per cent."""
-    return [100 * done[f"{kind} | {cell} | {method} | {seed}"]["test"] for seed in range(settings.seeds)]
+    return [100 * run["test"] for run in _finals(done, cell, method, settings, kind)]
 
 
 def _minus(found: list[float], base: list[float]) -> list[float]:
