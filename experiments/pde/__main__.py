@@ -25,6 +25,7 @@ from experiments.pde.train import Recipe, alphas, error_of_mean, fit, nrmse
 
 SEARCH_SEED = 1000
 ADAM = "Adam"
+WINDOWS = "TB_Sigmoid, windows"
 TUNED = "reaction, fine-tuned"
 """The task that starts from a network of the source equation; the others start from scratch."""
 SOURCE = "source"
@@ -55,6 +56,8 @@ class Settings:
     every: int = 20
     """Steps between two measurements."""
     lrs: tuple[float, ...] = (0.002, 0.005, 0.0125)
+    tuning_lrs: tuple[float, ...] = (0.00025, 0.0005)
+    """More base rates for fine-tuning, which asks for lower ones."""
     scales: tuple[float, ...] = (0.25, 1.0)
     """Of the sigmoid: factors from 10^(-scale / 2) to 10^(scale / 2)."""
     seeds: int = 3
@@ -66,11 +69,11 @@ FULL = Settings(
     widths=(64, 32), search_all=True, sizes=(1000, 200, 200), side=32, steps=10_000, batch=16, every=100, seeds=5,
     amounts=(("Darcy", (10, 25, 50, 100, 200, 400, 800)), ("reaction", (10, 25, 50, 100, 200, 400, 1000)),
              (TUNED, (5, 10, 25, 100))),
-    lrs=(0.0005, 0.001, 0.002, 0.005, 0.0125), scales=(0.125, 0.25, 0.5, 1.0, 2.0),
+    lrs=(0.0005, 0.001, 0.002, 0.005, 0.0125), tuning_lrs=(0.0001, 0.00025), scales=(0.125, 0.25, 0.5, 1.0, 2.0),
 )  # fmt: skip
 QUICK = Settings(
     networks=("U-Net",), widths=(16,), amounts=(("reaction", (4, 8)), (TUNED, (4,))), sizes=(8, 4, 4), side=8, steps=3,
-    batch=4, every=2, lrs=(0.005,), scales=(0.5,), seeds=2,
+    batch=4, every=2, lrs=(0.005,), tuning_lrs=(), scales=(0.5,), seeds=2,
 )  # fmt: skip
 
 
@@ -124,7 +127,7 @@ class Experiment:
             rules = methods(cell.network, self.settings)
             if searched(cell, self.settings) == cell:
                 for method, rule in rules.items():
-                    for lr, scale in self.tried(method):
+                    for lr, scale in self.tried(cell, method):
                         yield search_key(cell, method, lr, scale), partial(self.search, cell, lr, scaled(rule, scale))
             for seed in range(self.settings.seeds):
                 yield f"mean | {cell} | {seed}", partial(self.mean, cell, seed)
@@ -137,16 +140,18 @@ class Experiment:
         """All methods but Adam."""
         return [method for method in methods(cell.network, self.settings) if method != ADAM]
 
-    def tried(self, method: str) -> list[tuple[float, float | None]]:
+    def tried(self, cell: Cell, method: str) -> list[tuple[float, float | None]]:
         """The same base rates for all, and the same scales for all that have one."""
+        lrs = (*self.settings.tuning_lrs, *self.settings.lrs) if cell.task == TUNED else self.settings.lrs
         scales = (None,) if method == ADAM else self.settings.scales
-        return [(lr, scale) for lr in self.settings.lrs for scale in scales]
+        return [(lr, scale) for lr in lrs for scale in scales]
 
     def chosen(self, cell: Cell, method: str) -> tuple[float, float | None]:
         """The setting of the least validation error."""
         where = searched(cell, self.settings)
         return min(
-            self.tried(method), key=lambda tried: self.journal.done[search_key(where, method, *tried)]["validation"]
+            self.tried(where, method),
+            key=lambda tried: self.journal.done[search_key(where, method, *tried)]["validation"],
         )
 
     def mean(self, cell: Cell, seed: int) -> float:
@@ -217,46 +222,52 @@ def search_key(cell: Cell, method: str, lr: float, scale: float | None) -> str:
 
 
 def tables(done: dict[str, Any], settings: Settings) -> dict[str, str]:
-    """Test errors by method and cell; less those of Adam, as chosen and at the same base rate; the chosen settings."""
+    """By method and cell: test errors; less Adam's, as chosen and at the same base rate; spread of alpha; settings."""
     columns = [(task, n) for task, amounts in settings.amounts for n in amounts]
-    head = ["network: method", *(f"{task}: {n}" for task, n in columns)]
-    results, differences, isolated, chosen = [], [], [], []
+    rows: dict[str, list[list[str]]] = {
+        name: [] for name in ("results", "differences", "same rate", "spread", "settings")
+    }
     for network in settings.networks:
         row = [Cell(task, n, network) for task, n in columns]
         adam = [_tests(done, cell, ADAM, settings) for cell in row]
         for method in methods(network, settings):
             name, found = f"{network}: {method}", [_tests(done, cell, method, settings) for cell in row]
-            results.append([name, *map(_mean, found)])
-            chosen.append([name, *(_setting(done[f"final | {cell} | {method} | 0"]) for cell in row)])
+            finals = [_finals(done, cell, method, settings) for cell in row]
+            rows["results"].append([name, *map(_mean, found)])
+            rows["spread"].append([name, *(_mean([stdev(run["alphas"].values()) for run in runs]) for runs in finals)])
+            rows["settings"].append([name, *(_setting(runs[0]) for runs in finals)])
             if method != ADAM:
                 same = [_tests(done, cell, method, settings, "same rate") for cell in row]
-                for part, base in ((differences, adam), (isolated, same)):
-                    part.append([name, *(_mean(_minus(a, b), "+") for a, b in zip(found, base, strict=True))])
+                for part, base in (("differences", adam), ("same rate", same)):
+                    rows[part].append([name, *(_mean(_minus(a, b), "+") for a, b in zip(found, base, strict=True))])
     means = [[100 * done[f"mean | {cell} | {seed}"] for seed in range(settings.seeds)] for cell in row]
-    results.append(["the mean training solution", *map(_mean, means)])
-    rows = {"results": results, "differences": differences, "same rate": isolated, "settings": chosen}
+    rows["results"].append(["the mean training solution", *map(_mean, means)])
+    head = ["network: method", *(f"{task}: {n}" for task, n in columns)]
     return {name: markdown_table(head, part) for name, part in rows.items()}
 
 
 def draw(done: dict[str, Any], settings: Settings, path: Path) -> None:
     """Test error over the number of training pairs: a row of panels for each network."""
-    tasks = [task for task, _ in settings.amounts]
-    size = (3.4 * len(tasks), 2.8 * len(settings.networks) + 0.5)
-    fig, axes = panels(len(settings.networks), len(tasks), size=size)
+    tasks, rows = len(settings.amounts), len(settings.networks)
+    fig, axes = panels(rows, tasks, size=(3.0 * tasks + 2.6, 2.8 * rows + 0.5))
     for i, axis in enumerate(axes):
-        network, (task, amounts) = settings.networks[i // len(tasks)], settings.amounts[i % len(tasks)]
-        for j, method in enumerate(methods(network, settings)):
-            found = [_tests(done, Cell(task, n, network), method, settings) for n in amounts]
-            at = [k + 0.08 * (j - 2) for k in range(len(amounts))]
+        network, (task, amounts) = settings.networks[i // tasks], settings.amounts[i % tasks]
+        series = [(name, "final", name) for name in methods(network, settings)]
+        series.append((WINDOWS, "same rate", f"Adam, base rate of\n{WINDOWS}"))
+        for j, (method, kind, label) in enumerate(series):
+            found = [_tests(done, Cell(task, n, network), method, settings, kind) for n in amounts]
+            at = [k + 0.09 * (j - (len(series) - 1) / 2) for k in range(len(amounts))]
             means, bars = [fmean(errors) for errors in found], [stdev(errors) for errors in found]
-            look = {"markersize": 4, "capsize": 2, "linewidth": 1, "color": COLOURS[j]}
-            axis.errorbar(at, means, bars, fmt=f"{MARKERS[j]}-", label=method, **look)
+            look = {"markersize": 4, "capsize": 2, "linewidth": 1, "color": COLOURS[j if kind == "final" else -1]}
+            axis.errorbar(at, means, bars, fmt=f"{MARKERS[j]}{'-' if kind == 'final' else ':'}", label=label, **look)
         axis.set_xticks(range(len(amounts)), [str(n) for n in amounts])
+        axis.set_xlim(-0.5, len(amounts) - 0.5)
         axis.set_title(f"{network}, {task}")
         axis.set_xlabel("training pairs")
-        if i % len(tasks) == 0:
+        if i % tasks == 0:
             axis.set_ylabel("test nRMSE, %")
-            axis.legend(fontsize=7)
+        if (i + 1) % tasks == 0:
+            axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     save(fig, path)
 
 
@@ -294,9 +305,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _finals(
+    done: dict[str, Any], cell: Cell, method: str, settings: Settings, kind: str = "final"
+) -> list[dict[str, Any]]:
+    """Runs at the chosen setting, by seed."""
+    return [done[f"{kind} | {cell} | {method} | {seed}"] for seed in range(settings.seeds)]
+
+
 def _tests(done: dict[str, Any], cell: Cell, method: str, settings: Settings, kind: str = "final") -> list[float]:
     """Test errors by seed, per cent."""
-    return [100 * done[f"{kind} | {cell} | {method} | {seed}"]["test"] for seed in range(settings.seeds)]
+    return [100 * run["test"] for run in _finals(done, cell, method, settings, kind)]
 
 
 def _minus(found: list[float], base: list[float]) -> list[float]:

@@ -199,7 +199,7 @@ def test_training_learns_and_repeats_and_follows_its_rule():
 
 def test_every_method_chooses_from_the_same_grid(experiment):
     experiment.settings = replace(QUICK, lrs=(0.1, 0.2), scales=(0.5, 1.0))
-    tried = {method: experiment.tried(method) for method in methods("FNO", QUICK)}
+    tried = {method: experiment.tried(SCRATCH, method) for method in methods("FNO", QUICK)}
     assert len(tried) == 5
     assert tried.pop(ADAM) == [(0.1, None), (0.2, None)]
     assert all(grid == [(0.1, 0.5), (0.1, 1.0), (0.2, 0.5), (0.2, 1.0)] for grid in tried.values())
@@ -207,13 +207,15 @@ def test_every_method_chooses_from_the_same_grid(experiment):
         key = search_key(SCRATCH, "TB_Sigmoid, windows", lr, scale)
         experiment.journal.add(key, {"validation": 5 - i % 3, "test": i})
     assert experiment.chosen(SCRATCH, "TB_Sigmoid, windows") == (0.2, 0.5)
+    experiment.settings = replace(experiment.settings, tuning_lrs=(0.01,))
+    assert [lr for lr, _ in experiment.tried(replace(SCRATCH, task=TUNED), ADAM)] == [0.01, 0.1, 0.2]
     assert experiment.chosen(replace(SCRATCH, n=8), "TB_Sigmoid, windows") == (0.2, 0.5)
 
 
 def test_adam_at_the_same_rate_is_trained_only_where_it_is_not_known(experiment):
     experiment.settings = replace(QUICK, lrs=(0.002, 0.005))
     for method in methods("U-Net", QUICK):
-        for lr, scale in experiment.tried(method):
+        for lr, scale in experiment.tried(SCRATCH, method):
             liked = (0.002 if method == "TB_Sigmoid, windows" else 0.005) == lr
             experiment.journal.add(search_key(SCRATCH, method, lr, scale), {"validation": 0.1 if liked else 0.2})
     experiment.journal.add(f"final | {SCRATCH} | {ADAM} | 0", {"lr": 0.005, "test": 0.125})
@@ -264,7 +266,12 @@ def test_tables_pair_the_seeds():
     ):
         for seed, test in enumerate(tests):
             scale = None if method == ADAM else 0.5
-            done[f"final | {SCRATCH} | {method} | {seed}"] = {"test": test, "lr": 0.01, "scale": scale}
+            done[f"final | {SCRATCH} | {method} | {seed}"] = {
+                "test": test,
+                "lr": 0.01,
+                "scale": scale,
+                "alphas": {"a": 2.0, "b": 2.0 + test * 2**0.5},
+            }
             done[f"same rate | {SCRATCH} | {method} | {seed}"] = {"test": 0.2, "lr": 0.01}
     found = tables(done, settings)
     assert "| U-Net: Adam | 20.00 ± 14.14 |" in found["results"]
@@ -272,6 +279,7 @@ def test_tables_pair_the_seeds():
     assert "| U-Net: TB_Sigmoid, whole matrices | -5.00 ± 7.07 |" in found["differences"]
     assert "| U-Net: TB_Sigmoid, windows | +10.00 ± 0.00 |" in found["differences"]
     assert "| U-Net: TB_Sigmoid, windows | +10.00 ± 14.14 |" in found["same rate"]
+    assert "| U-Net: TB_Sigmoid, windows | 0.30 ± 0.14 |" in found["spread"]
     assert "| U-Net: Adam | 0.01 |" in found["settings"]
     assert "| U-Net: TB_Sigmoid, windows | 0.01, 0.5 |" in found["settings"]
 
