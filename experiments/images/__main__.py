@@ -23,6 +23,7 @@ from experiments.images.networks import NETWORKS
 from experiments.images.train import Recipe, accuracy, fit, spread
 
 SEARCH_SEED = 1000
+"""The first of those that settings are chosen with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class Settings:
     batch: int = 64
     lrs: tuple[float, ...] = (0.05, 0.1)
     ranges: tuple[tuple[float, float], ...] = ((0.1, 1.9), (0.5, 1.5))
+    search_seeds: int = 2
+    """Each setting is scored by the mean of so many runs: one alone is as noisy as settings differ."""
     seeds: int = 3
     window: int = 16
     """Of the method and of the alphas that are reported; no larger than the narrowest layer."""
@@ -93,8 +96,9 @@ class Experiment:
         for network in self.settings.networks:
             for method, spec in specs(self.settings).items():
                 for lr, limits in self.tried(method):
-                    key = search_key(network, method, lr, limits)
-                    yield key, partial(self.search, network, spec, lr, limits)
+                    for seed in range(self.settings.search_seeds):
+                        key = search_key(network, method, lr, limits, seed)
+                        yield key, partial(self.search, network, spec, lr, limits, seed)
             for seed in range(self.settings.seeds):
                 for method, spec in specs(self.settings).items():
                     yield f"final | {network} | {method} | {seed}", partial(self.final, network, method, spec, seed)
@@ -105,10 +109,13 @@ class Experiment:
         return [(lr, limits) for lr in self.settings.lrs for limits in ranges]
 
     def chosen(self, network: str, method: str) -> tuple[float, tuple[float, float] | None]:
-        """The setting of the best validation accuracy."""
-        return max(
-            self.tried(method), key=lambda tried: self.journal.done[search_key(network, method, *tried)]["validation"]
-        )
+        """The setting of the best validation accuracy, in the mean of the seeds."""
+        seeds, done = range(self.settings.search_seeds), self.journal.done
+
+        def score(tried: tuple[float, tuple[float, float] | None]) -> float:
+            return fmean(done[search_key(network, method, *tried, seed)]["validation"] for seed in seeds)
+
+        return max(self.tried(method), key=score)
 
     def final(self, network: str, method: str, spec: st.Spec | None, seed: int) -> dict[str, Any]:
         """One seed at the chosen setting."""
@@ -117,10 +124,10 @@ class Experiment:
         return found | {"test": accuracy(model, self.images.test), "lr": lr, "range": limits}
 
     def search(
-        self, network: str, spec: st.Spec | None, lr: float, limits: tuple[float, float] | None
+        self, network: str, spec: st.Spec | None, lr: float, limits: tuple[float, float] | None, seed: int
     ) -> dict[str, Any]:
         """One setting, without a look at the test images."""
-        return self.train(network, spec, (lr, limits), SEARCH_SEED)[1]
+        return self.train(network, spec, (lr, limits), SEARCH_SEED + seed)[1]
 
     def train(
         self, network: str, spec: st.Spec | None, tried: tuple[float, tuple[float, float] | None], seed: int
@@ -134,9 +141,10 @@ class Experiment:
         return model, fit(model, self.images, recipe, rule, st.Spec(window=self.settings.window))
 
 
-def search_key(network: str, method: str, lr: float, limits: tuple[float, float] | None) -> str:
+def search_key(network: str, method: str, lr: float, limits: tuple[float, float] | None, seed: int) -> str:
     """The step that scores a setting."""
-    return f"search | {network} | {method} | {lr:g} | {'' if limits is None else f'{limits[0]:g}:{limits[1]:g}'}"
+    shown = "" if limits is None else f"{limits[0]:g}:{limits[1]:g}"
+    return f"search | {network} | {method} | {lr:g} | {shown} | {seed}"
 
 
 def tables(done: dict[str, Any], settings: Settings) -> dict[str, str]:
