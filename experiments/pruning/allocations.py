@@ -122,6 +122,10 @@ VARIANTS: dict[str, Rule] = {
     "shrunk by error bars": Rule(presets.FARMS, change=shrunk),
     "standard scores within a kind": Rule(presets.FARMS, change=standardised),
     "standard scores within a kind, top 10 %": Rule(st.Spec(cutoff="top:0.1"), change=standardised),
+    "per layer, standard scores within a kind": Rule(presets.FARMS, level="layer", change=standardised),
+    "per layer, standard scores within a kind, top 10 %": Rule(
+        st.Spec(cutoff="top:0.1"), level="layer", change=standardised
+    ),
     "alpha and Var(W)": Rule(presets.FARMS, change=with_variance),
     "alpha and outliers": Rule(presets.FARMS, change=with_outliers),
     "alpha and outliers, top 10 %": Rule(st.Spec(cutoff="top:0.1"), change=with_outliers),
