@@ -42,7 +42,7 @@ class Settings:
     every: int = 30
     transition: int = 15
     """Steps over which LLR moves to new rates."""
-    lrs: tuple[float, ...] = (0.001, 0.003, 0.009)
+    lrs: tuple[float, ...] = (0.0003, 0.001, 0.003, 0.009)
     seeds: int = 3
     min_eigenvalues: int = 50
 
@@ -55,16 +55,20 @@ QUICK = Settings(
     optimizers=("AdamW", "Muon"), hidden=64, layers=2, length=32, batch=8, steps=4, every=2, transition=2, lrs=(0.003,),
     seeds=2, min_eigenvalues=0,
 )  # fmt: skip
+CONTROL = "the layers of LLR, all x 3"
 WHOLE, WINDOWS = st.presets.TEMPBALANCE, st.presets.FARMS
 
 
 def rules(settings: Settings) -> dict[str, Rule | None]:
-    """The methods with their published maps; None for one rate and one decay for all."""
-    found: dict[str, Rule | None] = {"one rate": None}
+    """The methods with their published maps, None for one rate and one decay for all, and a control of LLR.
+
+    The control gives the layers that LLR scales the middle of its factors, whatever their alpha.
+    """
+    llr = st.LLR(transition=settings.transition, min_eigenvalues=settings.min_eigenvalues)
+    found: dict[str, Rule | None] = {"one rate": None, CONTROL: replace(llr, map="linear:3:3")}
     for how, spec in (("whole matrices", WHOLE), ("windows", WINDOWS)):
-        least = settings.min_eigenvalues
-        found[f"LLR, {how}"] = st.LLR(spec=spec, transition=settings.transition, min_eigenvalues=least)
-        found[f"AlphaDecay, {how}"] = st.AlphaDecay(spec=spec, min_eigenvalues=least)
+        found[f"LLR, {how}"] = replace(llr, spec=spec)
+        found[f"AlphaDecay, {how}"] = st.AlphaDecay(spec=spec, min_eigenvalues=settings.min_eigenvalues)
     return found
 
 

@@ -90,6 +90,7 @@ def test_all_methods_differ_in_their_rule_alone():
     found = rules(QUICK)
     assert [rule and (rule.name, rule.spec.window) for rule in found.values()] == [
         None,
+        ("llr", "common"),
         ("llr", "whole"),
         ("alphadecay", "whole"),
         ("llr", "common"),
