@@ -42,7 +42,7 @@ def test_seeds_that_all_methods_have_are_written(quick, tmp_path, capsys):
 def test_a_quick_run_trains_every_method_with_every_seed(quick):
     runs = json.loads((quick / "results.json").read_text())["runs"]
     finals = [run for key, run in runs.items() if key.startswith("final")]
-    assert len(finals) == 2 * 5 * 2
+    assert len(finals) == 2 * 6 * 2
     assert all(list(run["losses"]) == ["0", "2", "4"] and 0 < run["test"] < 8 for run in finals)
     assert all("test" not in run for key, run in runs.items() if key.startswith("search"))
     assert (quick / "language.png").read_bytes().startswith(b"\x89PNG")
