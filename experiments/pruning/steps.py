@@ -83,28 +83,19 @@ class Experiment:
         self._seen: dict[int, Any] = {}
 
     def steps(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        """All steps: the comparison, method by method, then what the windows bring, attempts to do better, bits."""
-        targets, seeds = self.settings.targets, range(self.settings.seeds)
+        """All steps: the comparison, what windows and cutoff bring each, attempts to do better, bits; longest last."""
+        for seed in range(self.settings.seeds):
+            yield f"dense | {seed}", partial(self.dense, seed)
+            yield f"outliers | {seed}", partial(self.outliers, seed)
         yield from self._selection(MAIN)
-        for method, sparsity in targets:
-            for seed in seeds:
-                yield f"dense | {seed}", partial(self.dense, seed)
-                yield f"outliers | {seed}", partial(self.outliers, seed)
-                for name in MAIN:
-                    key = test_key(method, sparsity, name, seed)
-                    yield key, partial(self.test, method, sparsity, name, seed)
+        yield from self._tested(MAIN)
         yield from self._selection(PARTS)
-        for seed in seeds:
-            for method, sparsity in targets:
-                for name in PARTS:
-                    key = test_key(method, sparsity, name, seed)
-                    yield key, partial(self.test, method, sparsity, name, seed)
         yield from self._selection(VARIANTS)
         yield from self._bits()
+        yield from self._tested(PARTS)
 
     def _selection(self, rules: Mapping[str, Rule]) -> Iterator[tuple[str, Callable[[], Any]]]:
         """The steps that choose eps, SparseGPT's left out: it takes Wanda's."""
-        yield "outliers | 0", partial(self.outliers, 0)
         for name, rule in rules.items():
             if rule.spec:
                 yield f"alphas | {name}", partial(self.alphas, name)
@@ -114,6 +105,14 @@ class Experiment:
             for name in rules:
                 for eps in self.settings.eps_of(method, name):
                     yield selection_key(method, sparsity, name, eps), partial(self.select, method, sparsity, name, eps)
+
+    def _tested(self, rules: Mapping[str, Rule]) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """The chosen settings, method by method, on test text with every seed."""
+        for method, sparsity in self.settings.targets:
+            for seed in range(self.settings.seeds):
+                for name in rules:
+                    key = test_key(method, sparsity, name, seed)
+                    yield key, partial(self.test, method, sparsity, name, seed)
 
     def _bits(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         for budget in self.settings.bits:
