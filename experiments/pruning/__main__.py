@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.fresh:
         shutil.rmtree(options.work / "pruning", ignore_errors=True)
     experiment = Experiment(model, tokenizer, texts, settings=settings, journal=journal, work=options.work / "pruning")
+    started = time.perf_counter()
     finished = run_steps(journal, experiment.steps(), seconds=options.seconds)
+    if finished:
+        left = None if options.seconds is None else options.seconds - (time.perf_counter() - started)
+        finished = run_steps(journal, experiment.finals(), seconds=left)
     summary = summarise(journal.done, settings, list(texts.tests))
     if not summary["tests"]:
         return 3

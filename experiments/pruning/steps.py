@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,8 @@ BITS: dict[str, tuple[st.Spec, tuple[float, ...]] | None] = {
     "FARMS default": (presets.FARMS, (1.0, 10.0)),
 }
 """Widths: by which alphas, and the gammas that are tried."""
+FINALISTS = 2
+"""How many that are not in the comparison are tested as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ class Experiment:
         self._seen: dict[int, Any] = {}
 
     def steps(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        """All steps: the comparison, what windows and cutoff bring each, attempts to do better, bits; longest last."""
+        """The comparison; on selection text what windows and cutoff bring each, and attempts to do better; bits."""
         for seed in range(self.settings.seeds):
             yield f"dense | {seed}", partial(self.dense, seed)
             yield f"outliers | {seed}", partial(self.outliers, seed)
@@ -92,6 +94,10 @@ class Experiment:
         yield from self._selection(PARTS)
         yield from self._selection(VARIANTS)
         yield from self._bits()
+
+    def finals(self) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """Once all steps are done: the best of them on test text, then all that the windows and the cutoff bring."""
+        yield from self._tested(finalists(self.journal.done, self.settings))
         yield from self._tested(PARTS)
 
     def _selection(self, rules: Mapping[str, Rule]) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -106,7 +112,7 @@ class Experiment:
                 for eps in self.settings.eps_of(method, name):
                     yield selection_key(method, sparsity, name, eps), partial(self.select, method, sparsity, name, eps)
 
-    def _tested(self, rules: Mapping[str, Rule]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    def _tested(self, rules: Iterable[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
         """The chosen settings, method by method, on test text with every seed."""
         for method, sparsity in self.settings.targets:
             for seed in range(self.settings.seeds):
@@ -230,6 +236,38 @@ class Experiment:
                 self.tokenizer, text, samples=samples, seq_len=self.settings.seq_len, seed=seed
             )
         return self._drawn[what, seed]
+
+
+def selections(done: Mapping[str, Any], settings: Settings) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Selection perplexity by target, allocation and eps, of the allocations for which all are there."""
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for method, sparsity in settings.targets:
+        for name in RULES if method != "sparsegpt" else ():
+            keys = {eps: selection_key(method, sparsity, name, eps) for eps in settings.eps_of(method, name)}
+            if all(key in done for key in keys.values()):
+                scores = {"" if eps is None else f"{eps:g}": done[key] for eps, key in keys.items()}
+                found.setdefault(f"{method} {sparsity:g}", {})[name] = scores
+    return found
+
+
+def over_default(selection: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> dict[str, dict[str, float]]:
+    """Of what is not in the comparison: best selection perplexity over that of the default, by target."""
+    names = [name for name in (*PARTS, *VARIANTS) if all(name in found for found in selection.values())]
+    return {
+        name: {target: best(found[name]) / best(found["FARMS default"]) for target, found in selection.items()}
+        for name in names
+    }
+
+
+def finalists(done: Mapping[str, Any], settings: Settings) -> list[str]:
+    """The two that are best on selection text, in the geometric mean of their ratios over the targets."""
+    ratios = over_default(selections(done, settings))
+    return sorted(ratios, key=lambda name: math.prod(ratios[name].values()))[:FINALISTS]
+
+
+def best(scores: Mapping[str, float | None]) -> float:
+    """The least perplexity; a perplexity beyond all numbers is kept as None."""
+    return min(_number(score) for score in scores.values())
 
 
 def selection_key(method: str, sparsity: float, name: str, eps: float | None) -> str:

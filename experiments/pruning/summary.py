@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from experiments.pruning.allocations import BASELINE, MAIN, PARTS, RULES, VARIANTS
-from experiments.pruning.steps import BITS, Settings, selection_key
+from experiments.pruning.allocations import BASELINE, MAIN, PARTS
+from experiments.pruning.steps import BITS, Settings, finalists, selections
 
 SIX = {
     "whole, peak": "AlphaPruning",
@@ -25,7 +25,7 @@ def summarise(done: Mapping[str, Any], settings: Settings, sources: Sequence[str
     """Everything that tables and plot show: of parts that are complete, with the seeds that are."""
     tests: dict[str, dict[str, Any]] = {}
     for target in [f"{method} {sparsity:g}" for method, sparsity in settings.targets]:
-        for names in (MAIN, PARTS):
+        for names in (MAIN, *([name] for name in finalists(done, settings)), PARTS):
             keys = {name: f"test | {target} | {name}" for name in names}
             if seeds := complete_seeds(done, [*keys.values(), "dense"], settings.seeds):
                 found = {name: _tested(done, key, seeds, sources) for name, key in keys.items()}
@@ -46,7 +46,8 @@ def summarise(done: Mapping[str, Any], settings: Settings, sources: Sequence[str
     return {
         "dense": dense,
         "tests": tests,
-        "selection": _selections(done, settings),
+        "selection": selections(done, settings),
+        "finalists": finalists(done, settings),
         "bits": bits,
         "selection of gamma": scores,
     }
@@ -57,38 +58,12 @@ def complete_seeds(done: Mapping[str, Any], keys: Sequence[str], seeds: int) -> 
     return next((seed for seed in range(seeds) if any(f"{key} | {seed}" not in done for key in keys)), seeds)
 
 
-def _selections(done: Mapping[str, Any], settings: Settings) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Selection perplexity by target, allocation and eps, of the allocations for which all are there."""
-    found: dict[str, dict[str, dict[str, float | None]]] = {}
-    for method, sparsity in settings.targets:
-        for name in RULES if method != "sparsegpt" else ():
-            keys = {eps: selection_key(method, sparsity, name, eps) for eps in settings.eps_of(method, name)}
-            if all(key in done for key in keys.values()):
-                scores = {"" if eps is None else f"{eps:g}": done[key] for eps, key in keys.items()}
-                found.setdefault(f"{method} {sparsity:g}", {})[name] = scores
-    return found
-
-
 def against_baseline(found: dict[str, dict[str, Any]]) -> None:
     """Add ``ratio`` to every allocation: its perplexity over the baseline's, seed by seed, with mean and spread."""
     for row in found.values():
         logs = [math.log(a / b) for a, b in zip(row["seeds"], found[BASELINE]["seeds"], strict=False)]
         row["ratio"] = math.exp(fmean(logs))
         row["ratio_low"], row["ratio_high"] = math.exp(min(logs)), math.exp(max(logs))
-
-
-def best(scores: Mapping[str, float | None]) -> float:
-    """The least perplexity; a perplexity beyond all numbers is kept as None."""
-    return min(math.inf if score is None else score for score in scores.values())
-
-
-def variants(selection: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Best selection perplexity of each variant over that of the default, by method."""
-    names = [name for name in (*VARIANTS, *PARTS) if all(name in found for found in selection.values())]
-    return {
-        name: {target: best(found[name]) / best(found["FARMS default"]) for target, found in selection.items()}
-        for name in names
-    }
 
 
 def _tested(done: Mapping[str, Any], key: str, seeds: int, sources: Sequence[str]) -> dict[str, Any]:

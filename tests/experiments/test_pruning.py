@@ -14,8 +14,8 @@ from experiments.pruning import allocations
 from experiments.pruning.__main__ import QUICK, main
 from experiments.pruning.allocations import RULES, block_alphas, by_outliers, shrunk, standardised, with_outliers
 from experiments.pruning.bench import Bench, rounded
-from experiments.pruning.steps import Experiment, selection_key
-from experiments.pruning.summary import against_baseline, best
+from experiments.pruning.steps import Experiment, Settings, best, finalists, selection_key
+from experiments.pruning.summary import against_baseline
 from experiments.pruning.texts import Texts, given, read_html
 from experiments.pruning.toy import toy
 from spectail.pruning.owl import owl, uniform
@@ -43,7 +43,7 @@ def test_a_quick_run_compares_everything_at_one_sparsity(quick):
     results = json.loads((quick / "results.json").read_text())
     assert list(results["tests"]) == ["magnitude 0.5", "wanda 0.6", "sparsegpt 0.6"]
     for target, found in results["tests"].items():
-        assert set(found) == set(allocations.MAIN | allocations.PARTS)
+        assert set(found) == {*allocations.MAIN, *allocations.PARTS, *results["finalists"]}
         for row in found.values():
             assert row["sparsity"] == pytest.approx(float(target.split()[1]), abs=1e-4)
             assert len(row["seeds"]) == 2
@@ -62,6 +62,21 @@ def test_a_stopped_run_goes_on_to_the_same_results(quick, tmp_path):
         pass
     one, two = (json.loads((folder / "results.json").read_text()) for folder in (quick, tmp_path / "quick"))
     assert one == two
+
+
+def test_finalists_are_the_best_on_selection_text_of_all_methods():
+    settings, done = Settings(eps=(0.1, 0.3), eps_magnitude=(0.1,)), {}
+    for name in RULES:
+        for method, sparsity in settings.targets[:2]:
+            for eps in settings.eps_of(method, name):
+                done[selection_key(method, sparsity, name, eps)] = 100.0
+    done[selection_key("magnitude", 0.5, "KS", 0.1)] = 50.0
+    done[selection_key("wanda", 0.6, "per layer", 0.3)] = 40.0
+    done[selection_key("wanda", 0.6, "OWL", 0.3)] = 10.0
+    done[selection_key("magnitude", 0.5, "windows of 64", 0.1)] = 20.0
+    for eps in settings.eps:
+        done[selection_key("wanda", 0.6, "windows of 64", eps)] = 1000.0
+    assert finalists(done, settings) == ["per layer", "KS"]
 
 
 def test_perplexity_is_that_of_the_package():
