@@ -83,6 +83,11 @@ def with_variance(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[Layer
     return _by_block(layers, {unit: -np.log(np.mean(v)) for unit, v in _columns(layers, "weight_var").items()})
 
 
+def standardised_with_variance(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord, ...]:
+    """Blocks by alpha within its kind and by the spread of their weights."""
+    return with_variance(standardised(layers, owl), owl)
+
+
 def with_outliers(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord, ...]:
     """Blocks by alpha and by OWL's outliers, in equal parts."""
     return _by_block(layers, {unit: -float(owl[unit]) for unit in _columns(layers, "alpha")})
@@ -122,11 +127,15 @@ VARIANTS: dict[str, Rule] = {
     "shrunk by error bars": Rule(presets.FARMS, change=shrunk),
     "standard scores within a kind": Rule(presets.FARMS, change=standardised),
     "standard scores within a kind, top 10 %": Rule(st.Spec(cutoff="top:0.1"), change=standardised),
+    "standard scores within a kind, KS": Rule(st.Spec(cutoff="ks"), change=standardised),
     "per layer, standard scores within a kind": Rule(presets.FARMS, level="layer", change=standardised),
     "per layer, standard scores within a kind, top 10 %": Rule(
         st.Spec(cutoff="top:0.1"), level="layer", change=standardised
     ),
     "alpha and Var(W)": Rule(presets.FARMS, change=with_variance),
+    "standard scores within a kind, top 10 %, and Var(W)": Rule(
+        st.Spec(cutoff="top:0.1"), change=standardised_with_variance
+    ),
     "alpha and outliers": Rule(presets.FARMS, change=with_outliers),
     "alpha and outliers, top 10 %": Rule(st.Spec(cutoff="top:0.1"), change=with_outliers),
 }
