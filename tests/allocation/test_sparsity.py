@@ -9,7 +9,7 @@ import spectail as st
 from spectail.errors import AllocationError
 from tests.allocation.conftest import layer, llama, results, transformer
 from tests.goldens.published import load
-from tests.reference.plain_allocation import filled, published_ratios
+from tests.reference.plain_allocation import filled, published_ratios, within_kinds
 
 GOLDENS = load("published_allocations.json.gz")["pruning"]
 TOLERANCE = 1e-6
@@ -132,6 +132,57 @@ def test_thousands_of_random_models_meet_the_budget():
         assert 0 <= min(allocation.values()) <= max(allocation.values()) <= 0.998
         table = allocation.table.sort_values("alpha")
         assert (np.diff(table["value"]) >= -1e-15).all()
+
+
+def test_within_kinds_against_the_plain_loop():
+    analysis = llama("llama-7b", "alpha_farms_15x15")
+    allocation = st.allocate(analysis, target="sparsity", budget=0.7, map="linear:0.4", within_kind=True)
+    scores = within_kinds([x.kind for x in analysis.layers], [x.alpha for x in analysis.layers])
+    blocks = {}
+    for x, score in zip(analysis.layers, scores, strict=True):
+        blocks.setdefault(x.block, []).append((score, x.numel))
+    means = [sum(score for score, _ in of_block) / len(of_block) for of_block in blocks.values()]
+    sizes = [sum(numel for _, numel in of_block) for of_block in blocks.values()]
+    expected = published_ratios(means, sizes, sparsity=0.7, epsilon=0.4)
+    found = allocation.table.groupby("unit", sort=False)["value"].first()
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    plain = st.allocate(analysis, target="sparsity", budget=0.7, map="linear:0.4").table
+    assert not np.allclose(found, plain.groupby("unit", sort=False)["value"].first())
+    assert "bounds 0 to 0.998, within_kind)" in allocation.summary()
+    assert allocation.settings["within_kind"] is True
+
+
+def test_within_kinds_a_kind_counts_alike_however_low_or_spread_its_alphas_are():
+    rng = np.random.default_rng(3)
+    alphas = {name: rng.uniform(1.5, 3, 6) for name in ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")}
+
+    def ratios(q_scale, q_shift):
+        moved = {**alphas, "self_attn.q_proj": alphas["self_attn.q_proj"] * q_scale + q_shift}
+        layers = [layer(f"model.layers.{b}.{name}", float(moved[name][b])) for b in range(6) for name in moved]
+        return list(st.allocate(results(*layers), target="sparsity", budget=0.5, within_kind=True).values())
+
+    np.testing.assert_allclose(ratios(0.2, 1.1), ratios(1, 0), rtol=1e-9)
+
+
+def test_within_kinds_one_alpha_in_a_kind_or_in_all():
+    alphas = {"self_attn.q_proj": (2.0, 2.0, 2.0), "mlp.up_proj": (1.5, 3.0, 2.0)}
+    layers = [layer(f"model.layers.{b}.{name}", alphas[name][b]) for b in range(3) for name in alphas]
+    one, alone = (
+        st.allocate(results(*chosen), target="sparsity", budget=0.5, within_kind=True)
+        for chosen in (layers, [x for x in layers if x.kind == "up"])
+    )
+    np.testing.assert_allclose(list(one.values())[::2], list(alone.values()), rtol=1e-12)
+    same = st.allocate(results(*layers[::2]), target="sparsity", budget=0.5, within_kind=True)
+    assert set(same.values()) == {0.5}
+
+
+def test_within_kinds_is_for_sparsity_and_for_maps_that_take_any_number():
+    layers = [layer(f"model.layers.{b}.mlp.up_proj", 1.0 + 99 * (b == 0)) for b in range(9)]
+    layers += [layer(f"model.layers.{b}.mlp.down_proj", 100 - 99 * (b == 0)) for b in range(9)]
+    with pytest.raises(AllocationError, match="map sqrt needs alphas of at least 0, the smallest here is -"):
+        st.allocate(results(*layers), target="sparsity", budget=0.5, map="sqrt", level="layer", within_kind=True)
+    with pytest.raises(AllocationError, match=r"target bits takes .*, but no within_kind"):
+        st.allocate(results(*layers), target="bits", budget=3, within_kind=True)
 
 
 def test_stages_that_count_anew_are_different_blocks():

@@ -33,6 +33,17 @@ def filled(factors, numel, *, budget, bounds):
     return values(right)
 
 
+def within_kinds(kinds, alphas):
+    """Standard scores within each kind; 0 where a kind has one alpha."""
+    found = []
+    for kind, alpha in zip(kinds, alphas, strict=True):
+        same = [a for k, a in zip(kinds, alphas, strict=True) if k == kind]
+        mean = sum(same) / len(same)
+        spread = math.sqrt(sum((a - mean) ** 2 for a in same) / len(same))
+        found.append((alpha - mean) / spread if spread > 0 else 0.0)
+    return found
+
+
 def bit_costs(alphas, variances, numel, *, choices, gamma):
     """numel (alpha0 / alpha) ** gamma Var 2 ** (-2 b), alpha0 the median."""
     ordered, n = sorted(alphas), len(alphas)

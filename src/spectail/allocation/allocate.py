@@ -9,8 +9,8 @@ from numbers import Real
 from spectail.allocation.allocation import Allocation, Share
 from spectail.allocation.coverage import cover
 from spectail.allocation.maps import Map
-from spectail.allocation.targets import Target, as_target, settings
-from spectail.allocation.units import make_units, with_alphas
+from spectail.allocation.targets import Sparsity, Target, as_target, settings
+from spectail.allocation.units import make_units, with_alphas, within_kinds
 from spectail.errors import AllocationError
 from spectail.records import LayerRecord, Results
 
@@ -22,6 +22,7 @@ def allocate(
     budget: float,
     map: Map | str | None = None,
     level: str | None = None,
+    within_kind: bool | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     missing: str = "error",
@@ -31,7 +32,8 @@ def allocate(
     ``target`` is ``sparsity``, ``bits``, ``lr`` or ``weight-decay``, or a type of ``spectail.targets`` with further
     options. ``budget`` is the mean sparsity or bits weighted by number of weights, or the base value of a rate.
     ``map`` (``linear:0.3``, ``sqrt``, ``log2``, ``step:0.5:1.5``, ``sigmoid:1``, a name of ``presets.MAPS``, or a type
-    of ``spectail.maps``) says how alpha becomes a factor; ``level`` whether a ``block`` or a ``layer`` gets a value.
+    of ``spectail.maps``) says how alpha becomes a factor; ``level`` whether a ``block`` or a ``layer`` gets a value;
+    ``within_kind``, for sparsity, that alphas count within their kind of layer (``units.within_kinds``).
 
     Embeddings, head, norms and routers stay out, for sparsity and bits also what lies in no block; ``include`` globs
     add them, ``exclude`` globs leave layers out. A layer without a comparable alpha is an error, or takes the mean of
@@ -41,11 +43,13 @@ def allocate(
     """
     if not isinstance(analysis, Results):
         raise AllocationError(f"expected an analysis, as st.analyze or st.Analysis.load gives it, not {analysis!r}")
-    rule = as_target(target, map=map, level=level)
+    rule = as_target(target, map=map, level=level, within_kind=within_kind)
     if isinstance(budget, bool) or not isinstance(budget, Real):
         raise AllocationError(f"the budget must be a number, not {budget!r}")
     coverage = cover(analysis.layers, inside_blocks=rule.inside_blocks, include=include, exclude=exclude)
     layers, without_alpha, remarks = with_alphas(coverage.layers, missing)
+    if isinstance(rule, Sparsity) and rule.within_kind:
+        layers = within_kinds(layers)
     units = make_units(layers, rule.level)
     values, departures = rule.values(units, float(budget))
     given = {

@@ -88,7 +88,7 @@ class Allocation(Mapping[str, float]):
         """A few lines: what was asked and reached, the range, who takes part, who does not and why, remarks."""
         values = list(self.values())
         units = len({share.unit for share in self.shares})
-        options = ", ".join(f"{name} {_short(value)}" for name, value in self.settings.items())
+        options = ", ".join(_option(name, value) for name, value in self.settings.items() if value is not False)
         lines = [
             f"{self.target} {self.budget:g} ({options})",
             f"{len(self)} layers in {units} units, {min(values):.6g} to {max(values):.6g}, "
@@ -154,6 +154,10 @@ class Allocation(Mapping[str, float]):
         """The table, for notebooks."""
         html: str = self.table.to_html(index=False, max_rows=60, float_format="{:.4g}".format, na_rep="")
         return html
+
+
+def _option(name: str, value: Any) -> str:
+    return name if value is True else f"{name} {_short(value)}"
 
 
 def _short(value: Any) -> str:

@@ -62,6 +62,10 @@ class SquareRoot:
 
     def factors(self, alphas: Array) -> Array:
         """One factor per alpha."""
+        if alphas.min() < 0:
+            raise AllocationError(
+                f"map sqrt needs alphas of at least 0, the smallest here is {alphas.min():g}; use linear"
+            )
         roots = np.sqrt(alphas)
         return np.asarray(roots / roots.mean())
 

@@ -28,6 +28,8 @@ class Sparsity:
     map: Map | str = presets.MAPS["alphapruning"]
     level: str = "block"
     bounds: tuple[float, float] = presets.SPARSITY_BOUNDS
+    within_kind: bool = False
+    """Whether alphas count within their kind (q with q, down with down), which no published rule has."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "map", as_map(self.map))

@@ -56,6 +56,23 @@ def make_units(layers: Sequence[LayerRecord], level: str) -> Units:
     )
 
 
+def within_kinds(layers: Sequence[LayerRecord]) -> tuple[LayerRecord, ...]:
+    """The layers with alphas that count within their kind: q with q, down with down.
+
+    Every kind's alphas are moved and scaled to the mean and the spread of all, so that a kind that differs from the
+    others, or varies more, does not decide alone. A kind without spread gets the mean.
+    """
+    alpha = np.array([layer.alpha for layer in layers])
+    kinds = np.array([layer.kind for layer in layers])
+    scores = np.zeros_like(alpha)
+    for kind in set(kinds):
+        of_kind = alpha[kinds == kind]
+        spread = of_kind.std() if np.ptp(of_kind) > 0 else 0.0
+        scores[kinds == kind] = (of_kind - of_kind.mean()) / spread if spread > 0 else 0.0
+    found = alpha.mean() + alpha.std() * scores
+    return tuple(replace(layer, alpha=float(value)) for layer, value in zip(layers, found, strict=True))
+
+
 def with_alphas(
     layers: Sequence[LayerRecord], missing: str
 ) -> tuple[tuple[LayerRecord, ...], tuple[LeftOut, ...], tuple[str, ...]]:

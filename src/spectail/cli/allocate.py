@@ -26,6 +26,9 @@ def allocate(
     out: Annotated[Path, typer.Option(help="The file to write, as JSON.")],
     map: Annotated[str | None, typer.Option(help=_MAPS)] = None,
     level: Annotated[str | None, typer.Option(help="One value per layer or per block.")] = None,
+    within_kind: Annotated[
+        bool, typer.Option("--within-kind", help="For sparsity: alphas count within their kind of layer.")
+    ] = False,
     include: Annotated[list[str] | None, typer.Option(help="Also layers whose name matches this glob.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No layers whose name matches this glob.")] = None,
     missing: Annotated[str, typer.Option(help=f"For layers without an alpha: {', '.join(FALLBACKS)}.")] = "error",
@@ -40,6 +43,7 @@ def allocate(
         target,
         map=map,
         level=level,
+        within_kind=within_kind or None,
         bounds=_numbers("bounds", bounds, ":", float),
         choices=_numbers("choices", choices, ",", int),
         gamma=gamma,
