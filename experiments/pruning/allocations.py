@@ -13,6 +13,7 @@ import spectail as st
 from spectail import presets
 from spectail.allocation.maps import Linear
 from spectail.allocation.targets import Sparsity
+from spectail.allocation.units import within_kinds
 from spectail.core.windows import Grid
 from spectail.models.blocks import unit_of
 from spectail.pruning.owl import owl_ratios
@@ -30,6 +31,7 @@ class Rule:
 
     spec: st.Spec | None = None
     level: str = "block"
+    within_kind: bool = False
     change: Change | None = None
     by_outliers: bool = False
 
@@ -49,7 +51,7 @@ def ratios(
         raise ValueError("ratios by alpha need an analysis")
     if rule.change:
         analysis = replace(analysis, layers=rule.change(analysis.layers, owl))
-    target = Sparsity(map=Linear(1 - eps, 1 + eps), level=rule.level)
+    target = Sparsity(map=Linear(1 - eps, 1 + eps), level=rule.level, within_kind=rule.within_kind)
     return st.allocate(analysis, target=target, budget=sparsity)
 
 
@@ -65,17 +67,17 @@ def by_outliers(owl: Outliers, even: st.Allocation, lam: float) -> dict[str, flo
 
 def shrunk(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord, ...]:
     """Alphas pulled to the mean of their kind, the more the wider their error bar (empirical Bayes)."""
-
-    def pull(alpha: NDArray[np.float64], error: NDArray[np.float64]) -> NDArray[np.float64]:
+    found = list(layers)
+    for kind in {layer.kind for layer in layers}:
+        chosen = [i for i, layer in enumerate(layers) if layer.kind == kind and unit_of(layer.name)]
+        if len(chosen) < 2:
+            continue
+        alpha, error = (np.array([getattr(layers[i], name) for i in chosen]) for name in ("alpha", "alpha_se"))
         true = max(float(alpha.var(ddof=1) - np.mean(error**2)), 0.0)
-        return np.asarray(alpha.mean() + (alpha - alpha.mean()) * true / (true + error**2))
-
-    return _by_kind(layers, pull)
-
-
-def standardised(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord, ...]:
-    """Alphas as standard scores within their kind, so that no kind dominates a block's mean."""
-    return _by_kind(layers, lambda alpha, error: OFFSET + _scores(alpha))
+        pulled = alpha.mean() + (alpha - alpha.mean()) * true / (true + error**2)
+        for i, value in zip(chosen, pulled, strict=True):
+            found[i] = replace(layers[i], alpha=float(value))
+    return tuple(found)
 
 
 def with_variance(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord, ...]:
@@ -83,9 +85,9 @@ def with_variance(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[Layer
     return _by_block(layers, {unit: -np.log(np.mean(v)) for unit, v in _columns(layers, "weight_var").items()})
 
 
-def standardised_with_variance(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord, ...]:
+def within_kinds_with_variance(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord, ...]:
     """Blocks by alpha within its kind and by the spread of their weights."""
-    return with_variance(standardised(layers, owl), owl)
+    return with_variance(within_kinds(layers), owl)
 
 
 def with_outliers(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord, ...]:
@@ -125,17 +127,13 @@ VARIANTS: dict[str, Rule] = {
     "windows of 64": Rule(st.Spec(window=64)),
     "windows of 64, top 10 %": Rule(st.Spec(window=64, cutoff="top:0.1")),
     "shrunk by error bars": Rule(presets.FARMS, change=shrunk),
-    "standard scores within a kind": Rule(presets.FARMS, change=standardised),
-    "standard scores within a kind, top 10 %": Rule(st.Spec(cutoff="top:0.1"), change=standardised),
-    "standard scores within a kind, KS": Rule(st.Spec(cutoff="ks"), change=standardised),
-    "per layer, standard scores within a kind": Rule(presets.FARMS, level="layer", change=standardised),
-    "per layer, standard scores within a kind, top 10 %": Rule(
-        st.Spec(cutoff="top:0.1"), level="layer", change=standardised
-    ),
+    "within kinds": Rule(presets.FARMS, within_kind=True),
+    "within kinds, top 10 %": Rule(st.Spec(cutoff="top:0.1"), within_kind=True),
+    "within kinds, KS": Rule(st.Spec(cutoff="ks"), within_kind=True),
+    "per layer, within kinds": Rule(presets.FARMS, level="layer", within_kind=True),
+    "per layer, within kinds, top 10 %": Rule(st.Spec(cutoff="top:0.1"), level="layer", within_kind=True),
     "alpha and Var(W)": Rule(presets.FARMS, change=with_variance),
-    "standard scores within a kind, top 10 %, and Var(W)": Rule(
-        st.Spec(cutoff="top:0.1"), change=standardised_with_variance
-    ),
+    "within kinds, top 10 %, and Var(W)": Rule(st.Spec(cutoff="top:0.1"), change=within_kinds_with_variance),
     "alpha and outliers": Rule(presets.FARMS, change=with_outliers),
     "alpha and outliers, top 10 %": Rule(st.Spec(cutoff="top:0.1"), change=with_outliers),
 }
@@ -158,22 +156,6 @@ def _columns(layers: tuple[LayerRecord, ...], column: str) -> dict[str, list[flo
         if unit and layer.status == "ok":
             found.setdefault(unit, []).append(getattr(layer, column))
     return found
-
-
-def _by_kind(
-    layers: tuple[LayerRecord, ...],
-    rule: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]],
-) -> tuple[LayerRecord, ...]:
-    """Alphas replaced by ``rule(alpha, alpha_se)`` of all layers of a kind."""
-    found = list(layers)
-    for kind in {layer.kind for layer in layers}:
-        chosen = [i for i, layer in enumerate(layers) if layer.kind == kind and unit_of(layer.name)]
-        if len(chosen) < 2:
-            continue
-        alpha, error = (np.array([getattr(layers[i], name) for i in chosen]) for name in ("alpha", "alpha_se"))
-        for i, value in zip(chosen, rule(alpha, error), strict=True):
-            found[i] = replace(layers[i], alpha=float(value))
-    return tuple(found)
 
 
 def _by_block(layers: tuple[LayerRecord, ...], other: Mapping[str, float]) -> tuple[LayerRecord, ...]:

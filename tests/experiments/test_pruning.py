@@ -12,7 +12,7 @@ import spectail as st
 from experiments.common import Journal
 from experiments.pruning import allocations
 from experiments.pruning.__main__ import QUICK, main
-from experiments.pruning.allocations import RULES, block_alphas, by_outliers, shrunk, standardised, with_outliers
+from experiments.pruning.allocations import RULES, block_alphas, by_outliers, shrunk, with_outliers
 from experiments.pruning.bench import Bench, rounded
 from experiments.pruning.steps import Experiment, Settings, best, finalists, selection_key
 from experiments.pruning.summary import against_baseline
@@ -156,14 +156,6 @@ def test_shrinking_pulls_the_uncertain_ones_most(analysis):
     moved = np.abs(np.subtract(found, before))
     assert moved[3] == max(moved)
     assert shrunk(tuple(replace(x, alpha_se=0.0) for x in noisy), {})[0].alpha == pytest.approx(before[0])
-
-
-def test_scores_within_a_kind_have_mean_zero_and_spread_one(analysis):
-    found = standardised(analysis.layers, {})
-    for kind in {layer.kind for layer in found}:
-        values = np.array([layer.alpha for layer in found if layer.kind == kind]) - allocations.OFFSET
-        assert values.mean() == pytest.approx(0, abs=1e-9)
-        assert values.std() == pytest.approx(1)
 
 
 def test_more_outliers_mean_a_lower_score(analysis):
