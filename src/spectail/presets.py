@@ -13,6 +13,10 @@ from spectail.core.windows import Grid, Tile
 FARMS = Spec()
 """The default: square windows of one size for the whole run, tiles, median. Hu et al. 2025 with its defects removed."""
 
+FARMS_TAIL = Spec(cutoff=TopFraction(0.1))
+"""The default's windows, Hill's estimator on the largest 10 % of the eigenvalues: what told best which blocks to prune
+less in ``experiments/pruning``."""
+
 FARMS_LLM = Spec(window=2000, placement=Grid(10), cutoff=HistogramPeak(), legacy=True)
 """FARMS for LLM pruning as published: 2000 x 2000 windows (clamped to the layer) on 10 x 10 positions, xmin near the
 histogram's peak (arXiv 2506.06280; LLM_Pruning scripts, whose log10 lower bound is kept)."""
@@ -39,6 +43,7 @@ blocks without a seed and takes the whole matrix where a side is below 128; here
 
 BY_NAME = {
     "farms": FARMS,
+    "farms-tail": FARMS_TAIL,
     "farms-llm": FARMS_LLM,
     "farms-cv": FARMS_CV,
     "full": FULL,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as some
+from torch import nn
 
 import spectail as st
 from spectail.errors import AllocationError, PruneError
@@ -94,6 +95,19 @@ def test_baselines_by_name(tmp_path):
     assert max(values) / min(values) == pytest.approx(1.1 / 0.9)
 
 
+def test_farms_tail_goes_by_the_largest_tenth_within_kinds():
+    torch.manual_seed(0)
+    sizes = {"q_proj": (96, 96), "up_proj": (160, 96)}
+    blocks = [nn.ModuleDict({k: nn.Linear(cols, rows) for k, (rows, cols) in sizes.items()}) for _ in range(4)]
+    model = nn.ModuleDict({"layers": nn.ModuleList(blocks)})
+    found = allocation_named("farms-tail", model, 0.5, eps=0.3)
+    assert (found.spec["cutoff"], found.spec["window"]) == ("top:0.1", "common")
+    options = {"target": "sparsity", "budget": 0.5, "map": "linear:0.3"}
+    analysis = st.analyze(model, spec=st.Spec(cutoff="top:0.1"))
+    assert dict(found) == dict(st.allocate(analysis, **options, within_kind=True))
+    assert dict(found) != dict(st.allocate(analysis, **options))
+
+
 def test_one_eps_gives_owl_the_range_that_ratios_by_alpha_have():
     model, text = decoder("llama"), tokens()
     for eps in (0.1, 0.3):
@@ -127,9 +141,13 @@ def test_without_eps_the_published_settings_hold():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("magic", {}, "allocation must be one of uniform, owl, alphapruning, farms, farms-llm or a file, not 'magic'"),
+        (
+            "magic",
+            {},
+            "allocation must be one of uniform, owl, alphapruning, farms, farms-tail, farms-llm or a file, not 'magic'",
+        ),
         ("owl", {}, "the allocation owl needs calibration text"),
-        ("uniform", {"eps": 0.1}, "eps goes with owl, alphapruning, farms, farms-llm, not with uniform"),
+        ("uniform", {"eps": 0.1}, "eps goes with owl, alphapruning, farms, farms-tail, farms-llm, not with uniform"),
         ("farms", {"eps": 1.5}, "eps must be a number from 0 to 1, not 1.5"),
         ("owl", {"eps": -0.1, "calibration": tokens()}, "eps must be a number from 0 to 1, not -0.1"),
     ],

@@ -20,8 +20,15 @@ from spectail.errors import AllocationError, PruneError
 from spectail.pruning.owl import outlier_shares, owl_allocation, uniform
 from spectail.runner import analyze
 
-SPECS = {"alphapruning": presets.ALPHAPRUNING, "farms": presets.FARMS, "farms-llm": presets.FARMS_LLM}
+SPECS = {
+    "alphapruning": presets.ALPHAPRUNING,
+    "farms": presets.FARMS,
+    "farms-tail": presets.FARMS_TAIL,
+    "farms-llm": presets.FARMS_LLM,
+}
 """Baselines by alpha: how it is measured."""
+WITHIN_KIND = ("farms-tail",)
+"""Those whose alphas count within their kind of layer."""
 
 BASELINES = ("uniform", "owl", *SPECS)
 NEEDS_TEXT = ("owl",)
@@ -69,7 +76,7 @@ def allocations_by_eps(
     """
     check_takes_eps(name)
     if name in SPECS:
-        return partial(_by_alpha, analyze(model, spec=SPECS[name]), sparsity)
+        return partial(_by_alpha, analyze(model, spec=SPECS[name]), sparsity, name in WITHIN_KIND)
     if calibration is None:
         raise PruneError("the allocation owl needs calibration text")
     return partial(_by_outliers, model, sparsity, outlier_shares(model, calibration))
@@ -88,9 +95,9 @@ def check_eps(eps: object) -> float:
     return float(eps)
 
 
-def _by_alpha(analysis: Analysis, sparsity: float, eps: float | None) -> Allocation:
+def _by_alpha(analysis: Analysis, sparsity: float, within_kind: bool, eps: float | None) -> Allocation:
     width = presets.PRUNE_EPS if eps is None else check_eps(eps)
-    rule = Sparsity(map=Linear(1 - width, 1 + width))
+    rule = Sparsity(map=Linear(1 - width, 1 + width), within_kind=within_kind)
     return allocate(analysis, target=rule, budget=sparsity)
 
 

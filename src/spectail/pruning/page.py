@@ -253,7 +253,8 @@ def _rule(plan: Plan, allocation: Allocation) -> str:
         )
         return f"{text}lambda {settings['lambda']:g}."
     how = f"per {settings['level']}, map {settings['map']}" if "map" in settings else "as its file says"
-    return f"{name}: more zeros where alpha is higher, {how}."
+    within = " within its kind of layer" if settings.get("within_kind") else ""
+    return f"{name}: more zeros where alpha is higher{within}, {how}."
 
 
 def _choice(selected: Selected) -> str:
