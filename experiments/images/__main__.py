@@ -181,6 +181,7 @@ def draw(done: dict[str, Any], settings: Settings, path: Path) -> None:
                 axis.plot(list(run["alphas before"].values()), ":", color=COLOURS[-1], label="before training")
             axis.plot(list(run["alphas"].values()), "o-", color=COLOURS[i], markersize=3, label=method)
         axis.set_title(network)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_xlabel("layer, in the order of the network")
     axes[0].set_ylabel("alpha")
     axes[0].legend(fontsize=7)
