@@ -98,6 +98,16 @@ def test_all_methods_differ_in_their_rule_alone():
     ]
 
 
+def test_before_training_whole_matrices_have_the_factors_of_their_shapes():
+    torch.manual_seed(0)
+    model = llama(256, 7, 128)
+    optimizer = torch.optim.AdamW(model.parameters())
+    balancer = st.Balancer(model, optimizer, st.LLR(spec=st.presets.TEMPBALANCE, transition=0), every=None)
+    balancer.update()
+    for name, factor in balancer.factors.items():
+        assert 4.4 < factor <= 5 if ".mlp." in name else 1 <= factor < 1.3
+
+
 def test_texts_are_bytes_in_pieces_of_their_own_use():
     text = corpus(Texts(calibration="äb", selection="cd", tests={"one": "e", "two": "f"}))
     assert text.train.tolist() == [0xC3, 0xA4, ord("b")]
