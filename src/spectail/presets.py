@@ -15,7 +15,7 @@ FARMS = Spec()
 
 FARMS_TAIL = Spec(cutoff=TopFraction(0.1))
 """The default's windows, Hill's estimator on the largest 10 % of the eigenvalues: what told best which blocks to prune
-less in ``experiments/pruning``."""
+less by magnitude and Wanda in ``experiments/pruning``."""
 
 FARMS_LLM = Spec(window=2000, placement=Grid(10), cutoff=HistogramPeak(), legacy=True)
 """FARMS for LLM pruning as published: 2000 x 2000 windows (clamped to the layer) on 10 x 10 positions, xmin near the
