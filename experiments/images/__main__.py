@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import nn
 
 import spectail as st
-from experiments.common import Journal, environment, fill_page, markdown_table, run_options, run_steps, save_json
+from experiments.common import Journal, markdown_table, mean_and_spread, publish, run_options, run_steps
 from experiments.drawing import COLOURS, panels, save
 from experiments.images.data import FASHION, Images, drawn, load
 from experiments.images.networks import NETWORKS
@@ -162,8 +161,8 @@ def tables(done: dict[str, Any], settings: Settings) -> dict[str, str]:
                 rows.append(
                     [
                         f"{network}: {name}",
-                        _mean([run["test"] for run in runs], 2),
-                        _mean([spread(run["alphas"]) for run in runs], 3),
+                        mean_and_spread([run["test"] for run in runs], 2),
+                        mean_and_spread([spread(run["alphas"]) for run in runs], 3),
                         shown,
                     ]
                 )
@@ -204,17 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not all(key in journal.done for key, _ in experiment.comparison()):
         return 3
     parts = tables(journal.done, settings)
-    save_json(options.out / "results.json", {"environment": environment(), "settings": kept, "runs": journal.done})
+    publish(options, {"settings": kept, "runs": journal.done}, parts)
     draw(journal.done, settings, options.image)
-    if options.page:
-        fill_page(options.page, parts)
-    print("\n\n".join(parts.values()))
     return 0 if finished else 3
-
-
-def _mean(values: list[float], digits: int) -> str:
-    error = f" ± {stdev(values):.{digits}f}" if len(values) > 1 and not any(map(math.isnan, values)) else ""
-    return f"{fmean(values):.{digits}f}{error}"
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import nn
 
 import spectail as st
-from experiments.common import Journal, environment, fill_page, markdown_table, run_options, run_steps, save_json
+from experiments.common import Journal, markdown_table, mean_and_spread, publish, run_options, run_steps
 from experiments.drawing import COLOURS, panels, save
 from experiments.images.train import spread
 from experiments.language.data import Corpus, corpus, drawn
@@ -139,10 +139,10 @@ def tables(done: dict[str, Any], settings: Settings) -> dict[str, str]:
             rows.append(
                 [
                     f"{optimizer}: {method}",
-                    _mean([run["validation"] for run in runs], 3),
-                    _mean([run["test"] for run in runs], 3),
-                    _mean([run["test"] - other["test"] for run, other in zip(runs, base, strict=True)], 3),
-                    _mean([spread(run["alphas"]) for run in runs], 3),
+                    mean_and_spread([run["validation"] for run in runs], 3),
+                    mean_and_spread([run["test"] for run in runs], 3),
+                    mean_and_spread([run["test"] - other["test"] for run, other in zip(runs, base, strict=True)], 3),
+                    mean_and_spread([spread(run["alphas"]) for run in runs], 3),
                     f"{runs[0]['lr']:g}",
                 ]
             )
@@ -184,21 +184,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not settings.seeds:
         return 3
     parts = tables(journal.done, settings)
-    save_json(options.out / "results.json", {"environment": environment(), "settings": kept, "runs": journal.done})
+    publish(options, {"settings": kept, "runs": journal.done}, parts)
     draw(journal.done, settings, options.image)
-    if options.page:
-        fill_page(options.page, parts)
-    print("\n\n".join(parts.values()))
     return 0 if finished else 3
 
 
 def _finals(done: dict[str, Any], settings: Settings, optimizer: str, method: str) -> list[dict[str, Any]]:
     return [done[f"final | {optimizer} | {method} | {seed}"] for seed in range(settings.seeds)]
-
-
-def _mean(values: list[float], digits: int) -> str:
-    error = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{fmean(values):.{digits}f}{error}"
 
 
 def _texts(options: argparse.Namespace) -> Any:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import spectail as st
-from experiments.common import WORK, Journal, environment, fill_page, markdown_table, run_options, run_steps, save_json
+from experiments.common import WORK, Journal, markdown_table, mean_and_spread, publish, run_options, run_steps
 from experiments.drawing import COLOURS, MARKERS, panels, save
 from experiments.pde.data import Problem, Scale, darcy, drawn, reaction
 from experiments.pde.networks import NETWORKS, SPECTRAL
@@ -297,11 +297,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not run_steps(journal, experiment.steps(), seconds=options.seconds):
         return 3
     parts = tables(journal.done, settings)
-    save_json(options.out / "results.json", {"environment": environment(), "settings": kept, "runs": journal.done})
+    publish(options, {"settings": kept, "runs": journal.done}, parts)
     draw(journal.done, settings, options.image)
-    if options.page:
-        fill_page(options.page, parts)
-    print("\n\n".join(parts.values()))
     return 0
 
 
@@ -326,7 +323,7 @@ def _setting(run: dict[str, Any]) -> str:
 
 
 def _mean(values: list[float], sign: str = "") -> str:
-    return f"{fmean(values):{sign}.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+    return mean_and_spread(values, 2, sign)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from experiments.common import Journal, environment, fill_page, run_options, run_steps, save_json
+from experiments.common import Journal, publish, run_options, run_steps
 from experiments.pruning.draw import draw, tables
 from experiments.pruning.steps import FULL, Experiment, Settings
 from experiments.pruning.summary import summarise
@@ -44,14 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not summary["tests"]:
         return 3
     alphas = {key.removeprefix("alphas | "): v for key, v in journal.done.items() if key.startswith("alphas | ")}
-    results: dict[str, Any] = {"environment": environment(), "settings": kept, **summary, "block alphas": alphas}
-    save_json(options.out / "results.json", results)
-    draw(summary, options.image)
     parts = tables(summary)
+    publish(options, {"settings": kept, **summary, "block alphas": alphas}, parts)
+    draw(summary, options.image)
     (options.out / "tables.md").write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
-    if options.page:
-        fill_page(options.page, parts)
-    print("\n\n".join(parts.values()))
     return 0 if finished else 3
 
 
