@@ -36,9 +36,9 @@ def tables(summary: Mapping[str, Any]) -> dict[str, str]:
             ],
         ),
         "parts": markdown_table(
-            ["measured on, cutoff", *(f"{t}, selection" for t in selection), *(f"{t}, test" for t in six)],
+            ["measured on, cutoff", *(f"{t}, selection" for t in selection), *(f"{t}, test ratio" for t in six)],
             [
-                [shown, *(_chosen(selection[t][name]) for t in selection), *(_cell(tests[t][name]) for t in six)]
+                [shown, *(_chosen(selection[t][name]) for t in selection), *(_ratio(tests[t][name]) for t in six)]
                 for shown, name in SIX.items()
                 if all(name in found for found in selection.values())
             ],
