@@ -132,6 +132,20 @@ def fill_page(page: Path, parts: Mapping[str, str]) -> None:
     page.write_text(text, encoding="utf-8")
 
 
+def publish(options: argparse.Namespace, results: Mapping[str, Any], parts: Mapping[str, str]) -> None:
+    """Write ``results`` with their environment, fill the page with the tables and print them."""
+    save_json(options.out / "results.json", {"environment": environment(), **results})
+    if options.page:
+        fill_page(options.page, parts)
+    print("\n\n".join(parts.values()))
+
+
+def mean_and_spread(values: Sequence[float], digits: int, sign: str = "") -> str:
+    """Mean and standard deviation as a table shows them; the mean alone of one value, and where a run diverged."""
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 and not any(map(math.isnan, values)) else ""
+    return f"{fmean(values):{sign}.{digits}f}{spread}"
+
+
 def _between(part: str, marks: re.Match[str]) -> str:
     return f"{marks[1]}\n{part}\n\n{marks[2]}"
 
@@ -158,17 +172,3 @@ def _plain(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [_plain(value) for value in data]
     return data
-
-
-def publish(options: argparse.Namespace, results: Mapping[str, Any], parts: Mapping[str, str]) -> None:
-    """Write ``results`` with their environment, fill the page with the tables and print them."""
-    save_json(options.out / "results.json", {"environment": environment(), **results})
-    if options.page:
-        fill_page(options.page, parts)
-    print("\n\n".join(parts.values()))
-
-
-def mean_and_spread(values: Sequence[float], digits: int, sign: str = "") -> str:
-    """Mean and standard deviation as a table shows them; the mean alone of one value, and where a run diverged."""
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 and not any(map(math.isnan, values)) else ""
-    return f"{fmean(values):{sign}.{digits}f}{spread}"

@@ -14,7 +14,7 @@ import numpy as np
 from experiments.aspect_ratio.draw import draw_shapes, draw_sizes, tables
 from experiments.aspect_ratio.laws import LAWS
 from experiments.aspect_ratio.measure import Matrix, Settings, alone_alphas, drawn, piece, shape_alphas, size_alphas
-from experiments.common import ROOT, WORK, Journal, environment, fill_page, run_steps, save_json
+from experiments.common import ROOT, WORK, Journal, publish, run_steps
 from experiments.stability.catalogue import CATALOGUE, find
 from spectail.models.open import open_source
 
@@ -50,20 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not run_steps(journal, _steps(settings, layers), seconds=options.seconds):
         return 3
     results = {
-        "environment": environment(),
         "settings": settings.to_dict(),
         "not installed": missing,
         "layers": {name: list(matrix.shape) for name, matrix in layers.items()},
         "alphas": _nested({key: journal.done[key] for key, _ in _steps(settings, layers)}),
     }
-    save_json(options.out / "results.json", results)
     draw_shapes(results, options.images / "aspect-ratio.png")
     draw_sizes(results, options.images / "window-size.png")
     parts = tables(results)
+    publish(options, results, parts)
     (options.out / "tables.md").write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
-    if not options.quick:
-        fill_page(ROOT / "docs" / "aspect-ratio.md", parts)
-    print("\n\n".join(parts.values()))
     return 0
 
 
@@ -79,6 +75,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.work = quick or WORK
     options.images = quick or ROOT / "docs" / "images"
     options.out = quick or options.out or HERE
+    options.page = None if quick else ROOT / "docs" / "aspect-ratio.md"
     return options
 
 

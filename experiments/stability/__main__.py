@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import ROOT, WORK, Journal, environment, fill_page, run_steps, save_json
+from experiments.common import ROOT, WORK, Journal, publish, run_steps
 from experiments.stability.catalogue import CATALOGUE, chosen_layers, find
 from experiments.stability.draw import draw, tables
 from experiments.stability.measure import Settings, measure_layer
@@ -41,20 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not run_steps(journal, _steps(layers, settings), seconds=options.seconds):
         return 3
     results: dict[str, Any] = {
-        "environment": environment(),
         "settings": settings.to_dict(),
         "not installed": missing,
         "models": {name: _collect(name, journal, layers[name]) for name in layers},
     }
     results["summary"] = summarise(results["models"])
     results["models"] = {name: _slim(model) for name, model in results["models"].items()}
-    save_json(options.out / "results.json", results)
     draw(results["summary"], options.image)
     parts = tables(results)
+    publish(options, results, parts)
     (options.out / "tables.md").write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
-    if not options.quick:
-        fill_page(ROOT / "docs" / "stability.md", parts)
-    print("\n\n".join(parts.values()))
     return 0
 
 
@@ -76,6 +72,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.work = quick or WORK
     options.image = quick / "stability.png" if quick else ROOT / "docs" / "images" / "stability.png"
     options.out = quick or options.out or HERE
+    options.page = None if quick else ROOT / "docs" / "stability.md"
     return options
 
 
