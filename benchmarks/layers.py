@@ -83,7 +83,7 @@ def cuts(case: Case) -> dict[str, Cut]:
         return {"layer": _cut(matrix, side, case)}
     plan = make_plan("demo", spec=st.presets.FARMS)
     layers = {layer.kind: layer for layer in plan.layers if layer.block == 15}
-    return {kind: _cut(layers[kind].load()[0], int(plan.run.window or 0), case) for kind in KINDS}
+    return {kind: _cut(layers[kind].read()[0], int(plan.run.window or 0), case) for kind in KINDS}
 
 
 def _cut(matrix: Tensor, side: int, case: Case) -> Cut:

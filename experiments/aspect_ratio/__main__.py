@@ -90,7 +90,7 @@ def _layers(folders: Sequence[Path]) -> tuple[dict[str, Matrix], list[str]]:
             missing.append(f"{name} (pip package {catalogue[model].package})")
             continue
         layer = next(layer for layer in open_source(path).layers if layer.name == layer_name)
-        found[name] = layer.load()[0].float().numpy()
+        found[name] = layer.read()[0].float().numpy()
     return found, missing
 
 

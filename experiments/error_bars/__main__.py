@@ -84,7 +84,7 @@ def calibrate_real(cutoff: str, *, quick: bool) -> dict[str, Any]:
     for layer in open_source("demo").layers:
         if layer.kind not in ("gate", "up", "down", "embedding") or (quick and layer.block != 0):
             continue
-        weights = layer.load()[0]
+        weights = layer.read()[0]
         weights = weights.mT if layer.kind == "down" else weights
         pieces = [weights[top : top + PIECE[0]] for top in range(0, weights.shape[0] - PIECE[0] + 1, PIECE[0])]
         fits = [st.tail_fit(piece, spec) for piece in pieces[:64]]

@@ -18,7 +18,7 @@ from experiments.pruning.steps import FULL, Experiment, Settings
 from experiments.pruning.summary import summarise
 from experiments.pruning.texts import Texts, given, installed
 from experiments.pruning.toy import toy
-from spectail.models.language import open_language_model
+from spectail.models.live.language import open_language_model
 
 QUICK = Settings(
     eps=(0.2,), eps_magnitude=(0.2, 0.4), seeds=2, seq_len=32, calibration=4, selection=2, tests=2, dtype="float32"

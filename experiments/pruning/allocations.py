@@ -15,7 +15,7 @@ from spectail.allocation.maps import Linear
 from spectail.allocation.targets import Sparsity
 from spectail.allocation.units import within_kinds
 from spectail.core.windows import Grid
-from spectail.models.blocks import unit_of
+from spectail.models.naming.blocks import unit_of
 from spectail.pruning.owl import owl_ratios
 from spectail.records import LayerRecord
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import spectail as st
 from spectail.evaluation import Perplexity, batch_losses
-from spectail.models.editable import Weight
+from spectail.models.live.weights import Weight
 from spectail.pruning.layers import make_targets
 from spectail.pruning.methods import BY_NAME
 from spectail.pruning.prune import prune_weight

@@ -68,7 +68,7 @@ def measure_layer(layer: Layer, common: int, settings: Settings) -> dict[str, An
     A side that does not fit is left out. Placements that put the windows where an earlier one has them all are left
     out too: they would agree by construction.
     """
-    matrices = layer.load()
+    matrices = layer.read()
     sides = sorted({common, common // 2, *settings.sides})
     found = {
         str(side): _one_side(matrices, side, settings, search=side == common)

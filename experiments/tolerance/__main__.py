@@ -61,7 +61,7 @@ def _steps(settings: dict[str, Any], blocks: tuple[int, ...]) -> Iterator[tuple[
     layers = [layer for layer in open_source("demo").layers if layer.block in blocks] if blocks else []
     for layer in layers:
         half = min(layer.rows, layer.cols) // 2
-        yield f"SmolLM2 | {layer.name}", lambda m=layer, w=half: compare(m.load()[0], w, settings["placement"], CUTOFFS)
+        yield f"SmolLM2 | {layer.name}", lambda m=layer, w=half: compare(m.read()[0], w, settings["placement"], CUTOFFS)
     for side in settings["sides"]:
         for law in LAWS:
             yield f"drawn {side} | {law}", partial(_drawn, law, side, settings)

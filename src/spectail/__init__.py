@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from spectail.core.spec import Spec
     from spectail.errors import AllocationError, PruneError, RunError, SourceError, SpecError, SpectailError
     from spectail.evaluation import evaluate_tasks, perplexity
-    from spectail.models.language import open_language_model
+    from spectail.models.live.language import open_language_model
     from spectail.pruning.prune import prune
     from spectail.runner import analyze
     from spectail.training.balancer import Balancer
@@ -46,7 +46,7 @@ _WHERE = {
     "compare": "spectail.analysis",
     "evaluate_tasks": "spectail.evaluation",
     "maps": "spectail.allocation.maps",
-    "open_language_model": "spectail.models.language",
+    "open_language_model": "spectail.models.live.language",
     "perplexity": "spectail.evaluation",
     "presets": "spectail.presets",
     "prune": "spectail.pruning.prune",

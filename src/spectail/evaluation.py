@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectail.errors import EvaluationError
-from spectail.models.modes import evaluating
+from spectail.models.live.eval_mode import evaluating
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the number of sequences done and their total."""

@@ -51,13 +51,15 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
     started = time.perf_counter()
     record = record_of(layer)
     spec = plan.run.spec
+    if layer.no_weight:
+        return replace(record, status="skipped", reason=layer.no_weight)
     if layer.problem:
         return replace(record, status="failed", reason=layer.problem)
     if reason := too_small((layer.rows, layer.cols), spec):
         return replace(record, status="skipped", reason=reason)
     try:
         with torch.no_grad():
-            matrices = layer.load().detach().to(plan.device)
+            matrices = layer.read().detach().to(plan.device)
             if layer.n_matrices > 1:
                 matrices = matrices.contiguous()  # kernel slices lie scattered, and are read several times
             record = _measured(record, matrices, plan)
@@ -69,7 +71,8 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
         record = replace(record, status="failed", reason="the GPU's memory does not hold this layer: use --device cpu")
     except SOLVER_ERRORS as error:
         record = replace(record, status="failed", reason=f"the eigenvalue solver gave up: {error}")
-    return replace(record, seconds=round(time.perf_counter() - started, 4))
+    reason = "; ".join(filter(None, [layer.note, record.reason]))
+    return replace(record, reason=reason, seconds=round(time.perf_counter() - started, 4))
 
 
 def record_of(layer: Layer) -> LayerRecord:

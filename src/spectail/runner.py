@@ -18,8 +18,8 @@ from spectail.engines import local
 from spectail.errors import SourceError, SpecError
 from spectail.journal import Journal
 from spectail.measurement import Plan
+from spectail.models.naming.select import select
 from spectail.models.open import open_source
-from spectail.models.select import select
 from spectail.models.source import Layer
 from spectail.records import LayerRecord, RunInfo
 
@@ -73,7 +73,7 @@ def make_plan(
     layers = select(opened.layers, include, exclude)
     if not layers:
         raise SourceError(f"{opened.label} has no weight matrices to measure: {opened.n_vectors} vectors, nothing else")
-    shapes = [(layer.rows, layer.cols) for layer in layers if not layer.problem]
+    shapes = [(layer.rows, layer.cols) for layer in layers if layer.part is not None]
     window = common_window([shape for shape in shapes if not too_small(shape, spec)], spec)
     run = RunInfo(
         source=opened.label,

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from spectail.core.spec import Spec
-from spectail.models.blocks import block_of, kind_of
+from spectail.models.naming.blocks import block_of, kind_of
 from spectail.records import LayerRecord, Results, RunInfo
 from tests.goldens.published import HERE
 

@@ -6,8 +6,8 @@ import pytest
 
 from spectail.errors import ExportError
 from spectail.export.llama_cpp import gguf_tensor, tensor_type, tensor_types
-from spectail.models.gguf_names import FAMILIES, hf_name
-from spectail.models.names import layer_name
+from spectail.models.formats.gguf_names import FAMILIES, hf_name
+from spectail.models.naming.names import layer_name
 from tests.export.conftest import allocation, llama_names
 
 TENSORS = [(family, f"blk.13.{stem}.weight") for family in FAMILIES for stem in FAMILIES[family].inside]

@@ -226,5 +226,5 @@ def test_a_file_without_a_known_ending_is_known_by_its_content(tmp_path):
 def test_numpy_arrays_and_nested_dicts():
     source = open_source({"encoder": {"a.weight": np.ones((2, 3))}, "decoder": {"a.weight": np.zeros((3, 2), "f2")}})
     assert [layer.name for layer in source.layers] == ["encoder.a", "decoder.a"]
-    assert [layer.load().dtype for layer in source.layers] == [torch.float64, torch.float32]
+    assert [layer.read().dtype for layer in source.layers] == [torch.float64, torch.float32]
     assert [layer.name for layer in open_source(np.ones((2, 3), ">f4")).layers] == ["weight"]

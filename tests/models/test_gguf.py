@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from spectail.errors import SourceError
-from spectail.models.gguf_header import read_header
+from spectail.models.formats.gguf_header import read_header
 from spectail.models.open import open_source
 
 gguf = pytest.importorskip("gguf")
@@ -80,7 +80,7 @@ def test_demo_equals_transformers(demo):
     layers = by_name(demo)
     assert (len(layers), demo.n_vectors, demo.notes) == (211, 61, ())
     for name, crc in SMOLLM2.items():
-        assert zlib.crc32(layers[name].load()[0].contiguous().numpy().tobytes()) == crc, name
+        assert zlib.crc32(layers[name].read()[0].contiguous().numpy().tobytes()) == crc, name
     assert layers["model.layers.7.mlp.down_proj"].block == 7
     assert layers["model.embed_tokens"].kind == "embedding"
 
@@ -109,14 +109,14 @@ def test_llama_rows_get_hugging_faces_order_back(tmp_path, quantised):
     layers = by_name(open_source(write(tmp_path / "m.gguf", "llama", tensors, quantised=quantised)))
     assert list(layers) == ["model.embed_tokens", *(f"model.layers.0.self_attn.{p}_proj" for p in "kqv")]
     for part, expected in (("q", q), ("k", k), ("v", v)):
-        found = layers[f"model.layers.0.self_attn.{part}_proj"].load()[0].numpy()
+        found = layers[f"model.layers.0.self_attn.{part}_proj"].read()[0].numpy()
         np.testing.assert_allclose(found, expected, atol=0.02 if quantised else 0)
 
 
 def test_qwen_rows_are_left_as_they_are(tmp_path):
     q = random(32, 64)
     source = open_source(write(tmp_path / "m.gguf", "qwen2", {"blk.0.attn_q.weight": q}))
-    assert np.array_equal(source.layers[0].load()[0].numpy(), q)
+    assert np.array_equal(source.layers[0].read()[0].numpy(), q)
 
 
 @pytest.mark.parametrize("quantised", [False, True])
@@ -126,7 +126,7 @@ def test_stacked_experts_are_named_one_by_one(tmp_path, quantised):
     layers = by_name(open_source(write(tmp_path / "m.gguf", "qwen3moe", tensors, quantised=quantised)))
     names = [*(f"model.layers.2.mlp.experts.{e}.gate_proj" for e in range(3)), "model.layers.2.mlp.gate"]
     assert list(layers) == names
-    found = layers["model.layers.2.mlp.experts.1.gate_proj"].load()[0].numpy()
+    found = layers["model.layers.2.mlp.experts.1.gate_proj"].read()[0].numpy()
     np.testing.assert_allclose(found, gate[1], atol=0.02 if quantised else 0)
     mixtral = by_name(open_source(write(tmp_path / "x.gguf", "llama", tensors, quantised=quantised)))
     assert "model.layers.2.block_sparse_moe.experts.1.w1" in mixtral
@@ -140,9 +140,9 @@ def test_gpt2_has_the_names_and_parts_of_its_safetensors(tmp_path):
         "blk.0.ffn_down.weight": narrow,
     }
     layers = by_name(open_source(write(tmp_path / "m.gguf", "gpt2", tensors)))
-    assert np.array_equal(layers["transformer.h.0.attn.c_attn.k"].load()[0].numpy(), fused[8:16])
-    assert np.array_equal(layers["transformer.h.0.mlp.c_proj"].load()[0].numpy(), narrow)
-    assert np.array_equal(layers["transformer.h.0.attn.c_proj"].load()[0].numpy(), tensors["blk.0.attn_output.weight"])
+    assert np.array_equal(layers["transformer.h.0.attn.c_attn.k"].read()[0].numpy(), fused[8:16])
+    assert np.array_equal(layers["transformer.h.0.mlp.c_proj"].read()[0].numpy(), narrow)
+    assert np.array_equal(layers["transformer.h.0.attn.c_proj"].read()[0].numpy(), tensors["blk.0.attn_output.weight"])
 
 
 @pytest.mark.parametrize("quantised", [False, True])
@@ -151,7 +151,7 @@ def test_fused_rows_are_cut_by_the_heads_of_the_file(tmp_path, quantised):
     path = write(tmp_path / "m.gguf", "phi3", {"blk.0.attn_qkv.weight": fused}, quantised=quantised)
     layers = by_name(open_source(path))
     assert [layer.rows for layer in layers.values()] == [32, 16, 16]
-    found = layers["model.layers.0.self_attn.qkv_proj.v"].load()[0].numpy()
+    found = layers["model.layers.0.self_attn.qkv_proj.v"].read()[0].numpy()
     np.testing.assert_allclose(found, fused[48:], atol=0.02 if quantised else 0)
 
 
@@ -165,8 +165,8 @@ def test_unknown_architecture_is_read_under_its_own_names(tmp_path):
 def test_plain_types(tmp_path, dtype):
     values = random(4, 8).astype(dtype)
     (layer,) = open_source(write(tmp_path / "m.gguf", "novel", {"a.weight": values})).layers
-    assert layer.load().dtype == (torch.float64 if dtype == np.float64 else torch.float32)
-    assert np.array_equal(layer.load()[0].numpy(), values.astype(np.float32 if dtype == np.float16 else dtype))
+    assert layer.read().dtype == (torch.float64 if dtype == np.float64 else torch.float32)
+    assert np.array_equal(layer.read()[0].numpy(), values.astype(np.float32 if dtype == np.float16 else dtype))
 
 
 def test_every_prefix_of_a_file_gives_one_line(tmp_path):
@@ -192,7 +192,7 @@ def test_random_damage_of_the_header_is_never_a_crash(tmp_path):
         with contextlib.suppress(SourceError):
             for layer in open_source(path).layers:
                 if layer.problem is None:
-                    layer.load()
+                    layer.read()
 
 
 def test_a_missing_part_of_a_split_model_is_named(tmp_path):

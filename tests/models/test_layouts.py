@@ -16,7 +16,7 @@ def by_name(source):
 
 
 def matrix(source, name):
-    (found,) = by_name(source)[name].load()
+    (found,) = by_name(source)[name].read()
     return found
 
 
@@ -27,7 +27,7 @@ def test_lstm_gates():
         *(f"weight_{side}_l0.{gate}" for side in ("ih", "hh") for gate in "ifgo"),
         "weight_hr_l0",
     ]
-    assert torch.equal(layers["weight_ih_l0.g"].load()[0], model.weight_ih_l0[10:15])
+    assert torch.equal(layers["weight_ih_l0.g"].read()[0], model.weight_ih_l0[10:15])
     assert {layer.kind for layer in layers.values()} == {"recurrent"}
 
 
@@ -46,7 +46,7 @@ def test_grouped_and_transposed_convolutions_keep_their_stored_shape():
     model = PLAIN["convolutions"]()
     shapes = {name: (layer.n_matrices, layer.rows, layer.cols) for name, layer in by_name(model).items()}
     assert shapes == {"0": (9, 6, 2), "2": (9, 6, 1), "3": (6, 6, 4), "4": (5, 8, 4), "5": (8, 2, 4)}
-    assert torch.equal(by_name(model)["0"].load()[5], model[0].weight[:, :, 1, 2])
+    assert torch.equal(by_name(model)["0"].read()[5], model[0].weight[:, :, 1, 2])
 
 
 def test_raw_audio_and_long_positional_convolutions_are_convolutions():
@@ -68,7 +68,7 @@ def test_one_complex_matrix_per_mode(case):
     (layer,) = open_source(model).layers
     assert (layer.name, layer.kind) == ("weight", "spectral")
     assert (layer.n_matrices, layer.rows, layer.cols) == (8, 5, 3)
-    assert torch.equal(layer.load()[3], weight[:, :, 1, 1].T)
+    assert torch.equal(layer.read()[3], weight[:, :, 1, 1].T)
 
 
 def test_gpt2_is_transposed_and_split():
@@ -155,7 +155,7 @@ def test_pieces_of_weight_norm_from_old_torch():
     source = open_source(state)
     expected = torch._weight_norm(v, g, 0)
     assert [layer.name for layer in source.layers] == ["conv"]
-    torch.testing.assert_close(source.layers[0].load(), expected.permute(2, 0, 1))
+    torch.testing.assert_close(source.layers[0].read(), expected.permute(2, 0, 1))
     assert source.n_vectors == 1
 
 
@@ -167,7 +167,7 @@ def test_float8_with_block_scales():
     source = open_source(state)
     assert [layer.name for layer in source.layers] == ["up_proj"]
     assert source.n_vectors == 0
-    assert torch.equal(source.layers[0].load()[0], expected)
+    assert torch.equal(source.layers[0].read()[0], expected)
 
 
 @pytest.mark.parametrize("scale", [torch.tensor(0.5), torch.tensor([0.5]), torch.rand(6, 1), torch.rand(6)])
@@ -175,7 +175,7 @@ def test_float8_with_one_scale_or_one_for_each_row(scale):
     stored = torch.randn(6, 8).to(torch.float8_e5m2)
     (layer,) = open_source({"a.weight": stored, "a.weight_scale": scale}).layers
     expected = stored.float() * (scale[:, None] if scale.shape == (6,) else scale)
-    assert torch.equal(layer.load()[0], expected)
+    assert torch.equal(layer.read()[0], expected)
 
 
 def test_float8_experts_are_scaled_one_by_one():

@@ -55,17 +55,17 @@ def test_live_adapter_equals_its_folder_and_pefts_own_delta(case, tmp_path):
     for name, layer in deltas.items():
         target = model.base_model.model.get_submodule(name.removesuffix(".lora"))
         expected = target.get_delta_weight("default")
-        assert layer.load().dtype == torch.float64
+        assert layer.read().dtype == torch.float64
         assert (1, *expected.shape) == (layer.n_matrices, layer.rows, layer.cols)
-        torch.testing.assert_close(layer.load()[0].float(), expected)
+        torch.testing.assert_close(layer.read()[0].float(), expected)
         assert stored[name] == layer
-        assert torch.equal(stored[name].load(), layer.load())
+        assert torch.equal(stored[name].read(), layer.read())
 
 
 def test_base_weights_are_those_of_the_base_model():
     model, _ = adapted()
     (layer,) = [item for item in open_source(model).layers if item.name == "model.layers.0.self_attn.q_proj"]
-    assert torch.equal(layer.load()[0], model.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight)
+    assert torch.equal(layer.read()[0], model.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight)
 
 
 def test_gpt2_adapter_is_output_by_input():
@@ -75,7 +75,7 @@ def test_gpt2_adapter_is_output_by_input():
     delta = layers["transformer.h.0.attn.c_attn.lora"]
     target = model.base_model.model.transformer.h[0].attn.c_attn
     assert (delta.rows, delta.cols) == (24, 8)
-    torch.testing.assert_close(delta.load()[0], target.get_delta_weight("default").T.double())
+    torch.testing.assert_close(delta.read()[0], target.get_delta_weight("default").T.double())
     assert "transformer.h.0.attn.c_attn.q" in layers
 
 
@@ -86,9 +86,9 @@ def test_modules_that_are_saved_whole_keep_their_name(tmp_path):
         model.base_model.model.lm_head.original_module.weight.zero_()
     live = {layer.name: layer for layer in open_source(model).layers}
     stored = {layer.name: layer for layer in open_source(tmp_path).layers}
-    assert live["lm_head"].load().any()
-    assert torch.equal(stored["lm_head"].load(), live["lm_head"].load())
-    assert not live["lm_head.original_module"].load().any()
+    assert live["lm_head"].read().any()
+    assert torch.equal(stored["lm_head"].read(), live["lm_head"].read())
+    assert not live["lm_head.original_module"].read().any()
 
 
 def test_convolution_adapter():
@@ -96,7 +96,7 @@ def test_convolution_adapter():
     (delta,) = [layer for layer in open_source(model).layers if layer.kind == "lora"]
     assert (delta.name, delta.n_matrices, delta.rows, delta.cols) == ("0.lora", 9, 5, 3)
     expected = model.base_model.model[0].get_delta_weight("default").flatten(2).permute(2, 0, 1)
-    torch.testing.assert_close(delta.load().float(), expected)
+    torch.testing.assert_close(delta.read().float(), expected)
 
 
 def test_two_adapters_are_told_apart():
@@ -117,7 +117,7 @@ def test_adapter_file_without_its_configuration_says_so(tmp_path):
     name = "model.layers.0.self_attn.q_proj"
     (layer,) = [item for item in source.layers if item.name == name + ".lora"]
     target = model.base_model.model.get_submodule(name)
-    torch.testing.assert_close(layer.load()[0] * 4, target.get_delta_weight("default").double())
+    torch.testing.assert_close(layer.read()[0] * 4, target.get_delta_weight("default").double())
 
 
 def test_scaling_is_alpha_over_rank():
@@ -127,7 +127,7 @@ def test_scaling_is_alpha_over_rank():
     }
     (layer,) = open_source(factors).layers
     assert (layer.name, layer.rows, layer.cols) == ("q.lora", 4, 3)
-    assert math.isclose(layer.load().sum(), 24)
+    assert math.isclose(layer.read().sum(), 24)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from spectail.errors import SpecError
-from spectail.models.blocks import block_of, kind_of, unit_of
-from spectail.models.names import canonical_name, clean_names, layer_name, natural_key
+from spectail.models.naming.blocks import block_of, kind_of, unit_of
+from spectail.models.naming.names import canonical_name, clean_names, layer_name, natural_key
+from spectail.models.naming.select import select
 from spectail.models.open import open_source
-from spectail.models.select import select
 
 NAMES = [
     # name, block, kind
@@ -124,7 +124,7 @@ def test_natural_order():
 
 
 def test_names_and_blocks_need_no_torch():
-    modules = "spectail.models.names, spectail.models.blocks, spectail.models.source"
+    modules = "spectail.models.naming.names, spectail.models.naming.blocks, spectail.models.source"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 

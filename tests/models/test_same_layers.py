@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from spectail.models import safetensors_files
-from spectail.models.names import canonical_name
+from spectail.models.formats import safetensors as safetensors_files
+from spectail.models.naming.names import canonical_name
 from spectail.models.open import open_source
 
 from .cases import PLAIN, TRANSFORMERS
@@ -79,13 +79,13 @@ def test_every_way_in_gives_the_same_layers(case, tmp_path):
             assert found[name] == layer, way
             # Where a norm is computed, the last bit depends on where in memory the weights lie.
             close = torch.allclose if case == "normed" else torch.equal
-            assert close(found[name].load(), layer.load()), (way, name)
+            assert close(found[name].read(), layer.read()), (way, name)
 
 
 @pytest.mark.parametrize("case", PLAIN)
 def test_load_gives_what_was_announced(case):
     for layer in open_source(PLAIN[case]()).layers:
-        matrices = layer.load()
+        matrices = layer.read()
         assert tuple(matrices.shape) == (layer.n_matrices, layer.rows, layer.cols)
         assert layer.numel == math.prod(matrices.shape)
         expected = torch.float64 if case == "double" else torch.complex64 if layer.kind == "spectral" else torch.float32
@@ -108,7 +108,7 @@ def test_transformers_models_equal_their_saved_folder(case, tmp_path):
             saved[name].kind,
             saved[name].block,
         ), name
-        assert torch.equal(layer.load(), saved[name].load()), name
+        assert torch.equal(layer.read(), saved[name].read()), name
     assert open_source(model).n_vectors == open_source(tmp_path).n_vectors
 
 
@@ -116,7 +116,7 @@ def test_opening_and_loading_changes_nothing():
     model = PLAIN["normed"]().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for layer in open_source(model).layers:
-        layer.load()
+        layer.read()
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(module.training for module in model.modules())
 
@@ -130,7 +130,7 @@ def test_a_parametrisation_of_the_user_is_computed_by_the_module():
     nn.utils.parametrize.register_parametrization(model[0], "weight", Symmetric())
     (layer,) = open_source(model).layers
     assert layer.name == "0"
-    assert torch.equal(layer.load()[0], model[0].weight)
+    assert torch.equal(layer.read()[0], model[0].weight)
     stored = open_source(model.state_dict())
     assert [item.name for item in stored.layers] == ["0"]
     assert "parametrised" in stored.notes[0]
@@ -171,7 +171,7 @@ def test_one_part_of_a_large_tensor_is_read_at_a_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr(safetensors_files._File, "read", spy)
     for layer in source.layers:
-        layer.load()
+        layer.read()
     assert set(read) == {(12, 8), (8, 12)}
 
 
@@ -186,7 +186,7 @@ def test_a_file_is_mapped_anew_when_much_of_it_was_read(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(safetensors_files, "_MOST_MAPPED", 2000)
     for layer in source.layers:
-        assert torch.equal(layer.load()[0], state[f"{layer.name}.weight"])
+        assert torch.equal(layer.read()[0], state[f"{layer.name}.weight"])
     assert len(opened) == 2
 
 
@@ -198,7 +198,7 @@ def test_layers_can_be_sent_to_another_process(tmp_path):
         for source in (tmp_path / "m.pt", tmp_path / "m.safetensors"):
             layers = open_source(source).layers
             for before, after in zip(layers, pickle.loads(pickle.dumps(layers)), strict=True):
-                assert torch.allclose(before.load(), after.load()), case
+                assert torch.allclose(before.read(), after.read()), case
 
 
 def test_buffers_are_no_layers():

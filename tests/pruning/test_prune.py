@@ -12,8 +12,8 @@ from torch import nn
 import spectail as st
 from spectail.allocation.allocation import Share
 from spectail.errors import PruneError
-from spectail.models.editable import editable, owners
-from spectail.models.walk import module_source
+from spectail.models.live.weights import editable, owners
+from spectail.models.live.walk import module_source
 from spectail.pruning.layers import coverage_of, make_targets
 from spectail.pruning.methods import BY_NAME, SparseGPT, Wanda
 from spectail.pruning.prune import PruningInterrupted

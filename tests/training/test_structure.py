@@ -1,10 +1,11 @@
 """What follows what: norms and biases by the structure of the modules, fused and computed weights, first and last."""
 
+import pytest
 import torch
 from torch import nn
 
 import spectail as st
-from spectail.models.walk import module_source
+from spectail.models.live.walk import module_source
 from spectail.training.rules import TempBalance
 from spectail.training.structure import first_and_last, units_of
 from tests.models import cases
@@ -109,7 +110,7 @@ def test_a_fused_parameter_takes_the_mean_alpha_of_its_parts():
     balancer.update()
     alphas = st.analyze(model).table.set_index("name")["alpha"]
     parts = [f"attn.in_proj_weight.{part}" for part in "qkv"]
-    assert balancer.history[-1].alphas["attn.in_proj_weight"] == alphas[parts].mean()
+    assert balancer.history[-1].alphas["attn.in_proj_weight"] == pytest.approx(alphas[parts].mean(), rel=1e-12)
     assert len(balancer.factors) == 4
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from spectail.errors import AllocationError
-from spectail.models.blocks import unit_of
-from spectail.models.select import matches
+from spectail.models.naming.blocks import unit_of
+from spectail.models.naming.select import matches
 from spectail.records import LayerRecord
 
 OUTSIDE_KINDS = {"embedding": "an embedding", "head": "the output head", "router": "a router", "lora": "a LoRA delta"}

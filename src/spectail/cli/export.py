@@ -13,7 +13,7 @@ from rich.console import Console
 from spectail.allocation.allocation import Allocation
 from spectail.errors import ExportError
 from spectail.export import llama_cpp, llm_compressor, torch_pruning, torchao
-from spectail.models.language import module_names
+from spectail.models.live.language import module_names
 
 TOOLS = ("llm-compressor", "torchao", "llama.cpp", "torch-pruning")
 

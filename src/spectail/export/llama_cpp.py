@@ -7,8 +7,8 @@ import re
 from spectail.allocation.allocation import Allocation
 from spectail.errors import ExportError
 from spectail.export.parts import check_target, grouped
-from spectail.models.gguf_names import FAMILIES
-from spectail.models.names import canonical_name
+from spectail.models.formats.gguf_names import FAMILIES
+from spectail.models.naming.names import canonical_name
 
 TYPES = {2: "q2_K", 3: "q3_K", 4: "q4_K", 5: "q5_K", 6: "q6_K", 8: "q8_0", 16: "f16", 32: "f32"}
 """The plain type of each width; the scales of the quantised ones add 0.4 to 0.6 bits per weight."""

@@ -18,7 +18,7 @@ def pruning_recipe(allocation: Allocation, modules: Iterable[str], *, method: st
 
     llm-compressor pairs the list with the modules by position, in the order of ``model.named_modules()`` and not in
     that of the targets; a checkpoint stores its layers in another one. So ``modules`` has to be those names, as
-    ``[name for name, _ in model.named_modules()]`` or ``spectail.models.language.module_names(folder)`` gives them.
+    ``[name for name, _ in model.named_modules()]`` or ``models.live.language.module_names(folder)`` gives them.
 
     Raises:
         ExportError: not an allocation of sparsity, an unknown method, or a layer that is no module.

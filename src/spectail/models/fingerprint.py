@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from spectail.models.stored import Stored
+from spectail.models.lazy_tensor import LazyTensor
 
 MIB = 1024 * 1024
 WHOLE_FILE = 256 * MIB
@@ -35,7 +35,7 @@ def fingerprint_files(files: Iterable[tuple[str, Path]]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def fingerprint_tensors(tensors: Iterable[Stored]) -> str:
+def fingerprint_tensors(tensors: Iterable[LazyTensor]) -> str:
     """Hash tensors in memory by name, shape, type and bytes; a regular sample of those above 4 MiB."""
     digest = hashlib.sha256()
     for stored in tensors:

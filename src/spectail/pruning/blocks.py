@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spectail.errors import PruneError
-from spectail.models.blocks import unit_of
+from spectail.models.naming.blocks import unit_of
 
 
 @dataclass(frozen=True)

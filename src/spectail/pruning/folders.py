@@ -11,7 +11,7 @@ from torch import nn
 
 from spectail.allocation.allocation import Allocation
 from spectail.errors import PruneError
-from spectail.models.language import without_bars
+from spectail.models.live.language import without_bars
 from spectail.pruning.report import PruneReport
 
 ALLOCATION_FILE = "allocation.json"

@@ -13,10 +13,10 @@ from spectail.allocation.allocation import Allocation
 from spectail.allocation.coverage import Coverage, cover
 from spectail.errors import AllocationError, PruneError, SourceError
 from spectail.measurement import record_of
-from spectail.models.editable import Weight, editable, owners
-from spectail.models.names import canonical_name
+from spectail.models.live.walk import module_source
+from spectail.models.live.weights import Weight, editable, owners
+from spectail.models.naming.names import canonical_name
 from spectail.models.source import Source
-from spectail.models.walk import module_source
 from spectail.pruning.quotas import Pattern, Quota, pattern_counts, zero_counts
 
 SHOWN = 4

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from spectail import presets
 from spectail.allocation.allocation import Allocation, Share
 from spectail.errors import PruneError
-from spectail.models.blocks import unit_of
-from spectail.models.editable import Weight
-from spectail.models.modes import evaluating
-from spectail.models.walk import module_source
+from spectail.models.live.eval_mode import evaluating
+from spectail.models.live.walk import module_source
+from spectail.models.live.weights import Weight
+from spectail.models.naming.blocks import unit_of
 from spectail.pruning import scores
 from spectail.pruning.blocks import find_blocks, start
 from spectail.pruning.calibration import as_tokens

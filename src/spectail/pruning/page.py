@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from spectail.allocation.allocation import Allocation
-from spectail.models.blocks import block_of, kind_of
+from spectail.models.naming.blocks import block_of, kind_of
 from spectail.pruning.pipeline import Plan, Pruned
 from spectail.pruning.report import NO_GAIN, PrunedLayer, PruneReport, Selected
 from spectail.report import page

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from spectail.allocation.allocation import Allocation
 from spectail.errors import PruneError
-from spectail.models.blocks import unit_of
-from spectail.models.modes import evaluating
+from spectail.models.live.eval_mode import evaluating
+from spectail.models.naming.blocks import unit_of
 from spectail.pruning.blocks import find_blocks, start
 from spectail.pruning.calibration import as_tokens
 from spectail.pruning.layers import Target, make_targets

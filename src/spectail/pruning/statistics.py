@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from spectail.errors import PruneError
-from spectail.models.editable import Weight
+from spectail.models.live.weights import Weight
 
 
 class Statistic:
@@ -107,7 +107,7 @@ def watching(weights: Iterable[Weight], kind: type[Statistic]) -> Iterator[Mappi
             if weight.expert is not None:
                 experts[_place(weight.tensor[weight.expert])] = found[site]
                 stack.enter_context(_one_by_one(weight.owner))
-            elif isinstance(weight.owner, nn.Linear) or weight.hint == "conv1d":
+            elif isinstance(weight.owner, nn.Linear) or weight.layout == "conv1d":
                 hook = partial(_see, weight.name, found[site])
                 stack.callback(weight.owner.register_forward_pre_hook(hook, with_kwargs=True).remove)
             else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from spectail.errors import RunError
-from spectail.models.names import canonical_name
+from spectail.models.naming.names import canonical_name
 from spectail.records import LayerRecord, Results
 from spectail.report.tables import storable
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from spectail.core.farms import common_window, too_small
@@ -18,8 +17,9 @@ from spectail.core.threads import on_one_core
 from spectail.engines import local
 from spectail.errors import TrainingError
 from spectail.measurement import Plan, measure_layer
+from spectail.models.build import holding
+from spectail.models.live.walk import module_source
 from spectail.models.source import Layer
-from spectail.models.walk import module_source
 from spectail.records import LayerRecord, RunInfo
 from spectail.runner import usable_device
 
@@ -37,7 +37,7 @@ def plan_of(model: nn.Module, spec: Spec, device: str | None) -> Plan:
         raise TrainingError(
             f"{source.label} has no weight matrices to balance: {source.n_vectors} vectors, nothing else"
         )
-    shapes = [(layer.rows, layer.cols) for layer in source.layers if not layer.problem]
+    shapes = [(layer.rows, layer.cols) for layer in source.layers if layer.part is not None]
     window = common_window([shape for shape in shapes if not too_small(shape, spec)], spec)
     device = usable_device(device) if device else next(("cuda" for p in model.parameters() if p.is_cuda), "cpu")
     run = RunInfo(
@@ -91,7 +91,7 @@ def measure_now(plan: Plan, layers: Sequence[Layer], group: Any) -> list[LayerRe
 def measure_beside(plan: Plan, layers: Sequence[Layer]) -> Future[list[LayerRecord]]:
     """Copy the layers and measure the copies in a thread, on one core, while training goes on."""
     with torch.no_grad():
-        copies = [layer if layer.problem else _held(layer, keep=True, copy=True) for layer in layers]
+        copies = [layer if layer.part is None else _held(layer, keep=True, copy=True) for layer in layers]
     on_gpu = plan.device.startswith("cuda")
     ready = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
     if ready is not None:
@@ -105,21 +105,11 @@ def measure_beside(plan: Plan, layers: Sequence[Layer]) -> Future[list[LayerReco
 
 def _held(layer: Layer, *, keep: bool, copy: bool = False) -> Layer | None:
     """The layer with its values read already; None where they are read for the others alone."""
-    if layer.problem:
+    if layer.part is None:
         return layer if keep else None
     with torch.no_grad():
-        values = layer.load().detach()
-    return replace(layer, load=_Kept(values.clone() if copy else values)) if keep else None
-
-
-class _Kept:
-    """Gives values that were read before."""
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
-
-    def __call__(self) -> Tensor:
-        return self.values
+        values = layer.read().detach()
+    return holding(layer, values.clone() if copy else values) if keep else None
 
 
 def _measure_in_order(plan: Plan, layers: Sequence[Layer], ready: Any) -> list[LayerRecord]:

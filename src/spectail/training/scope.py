@@ -12,7 +12,7 @@ from spectail.allocation.coverage import cover
 from spectail.core.farms import too_small
 from spectail.errors import AllocationError, TrainingError
 from spectail.measurement import record_of
-from spectail.models.select import matches
+from spectail.models.naming.select import matches
 from spectail.models.source import Layer
 from spectail.training.rules import Rule
 from spectail.training.structure import Unit, first_and_last, units_of

@@ -7,16 +7,13 @@ the first after it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from spectail.models.source import Layer
-from spectail.models.stored import Stored, stored_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +39,7 @@ def units_of(model: nn.Module, layers: Sequence[Layer]) -> list[Unit]:
 
     Layers that share a parameter are one unit. Layers that are read from no parameter (packed integers) have none.
     """
-    units = _weights(model, layers)
+    units = _weights(layers)
     owner = {id(p): i for i, unit in enumerate(units) for p in unit.weights}
     everything = _in_order(model)
     weights = [(path, place, owner[id(p)]) for place, (path, p) in enumerate(everything) if id(p) in owner]
@@ -70,13 +67,12 @@ def first_and_last(model: nn.Module, units: Iterable[Unit]) -> tuple[str, ...]:
     return (found[0], found[-1]) if found else ()
 
 
-def _weights(model: nn.Module, layers: Sequence[Layer]) -> list[Unit]:
+def _weights(layers: Sequence[Layer]) -> list[Unit]:
     """One unit per set of layers that share parameters, without followers."""
-    known = {stored_tensor("", p).identity: p for p in model.parameters() if not nn.parameter.is_lazy(p)}
     units: list[Unit] = []
     place: dict[int, int] = {}
     for layer in layers:
-        pieces = {id(p): p for p in _behind(layer.load, known)}
+        pieces = {id(p): p for p in layer.parameters if isinstance(p, nn.Parameter)}
         i = next((place[key] for key in pieces if key in place), len(units))
         if pieces and i == len(units):
             units.append(Unit(layer.name, (layer.name,), tuple(pieces.values())))
@@ -93,22 +89,6 @@ def _common(names: Sequence[str]) -> str:
     first, last = min(names), max(names)
     same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     return first[:same].rstrip(".[")
-
-
-def _behind(read: Any, known: Mapping[Hashable, nn.Parameter]) -> Iterator[nn.Parameter]:
-    """The parameters that a layer's ``load``, or a stored tensor's ``read``, takes its values from."""
-    if not isinstance(read, partial):
-        return
-    for argument in read.args:
-        if isinstance(argument, Stored):
-            if argument.identity is not None and argument.identity in known:
-                yield known[argument.identity]
-            else:
-                yield from _behind(argument.read, known)
-        elif isinstance(argument, nn.Module):
-            attribute = next(text for text in read.args if isinstance(text, str))
-            lists: Any = argument.parametrizations
-            yield from lists[attribute].parameters()
 
 
 def _in_order(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from spectail.errors import SourceError
-from spectail.models.gguf_header import GgufTensor, read_header
-from spectail.models.gguf_names import FAMILIES, PERMUTED, HfName, hf_name
-from spectail.models.stored import Index, Stored, take
+from spectail.models.formats.gguf_header import GgufTensor, read_header
+from spectail.models.formats.gguf_names import FAMILIES, PERMUTED, HfName, hf_name
+from spectail.models.lazy_tensor import Index, LazyTensor, piece_of
 
 _SPLIT = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
 _PLAIN = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -27,7 +27,7 @@ _PLAIN = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 class GgufModel:
     """The tensors of a GGUF file under Hugging Face's names, and what the file says about the model."""
 
-    tensors: list[Stored]
+    tensors: list[LazyTensor]
     config: dict[str, Any]
     notes: tuple[str, ...]
 
@@ -64,7 +64,7 @@ def read_gguf(paths: Sequence[Path]) -> GgufModel:
     headers = [(path, read_header(path)) for path in paths]
     metadata = headers[0][1].metadata
     architecture = str(metadata.get("general.architecture", "unknown"))
-    tensors: list[Stored] = []
+    tensors: list[LazyTensor] = []
     unnamed: list[str] = []
     for path, header in headers:
         for tensor in header.tensors:
@@ -101,20 +101,22 @@ def _heads(metadata: Mapping[str, object], key: str, block: int) -> int | None:
 
 def _described(
     path: Path, tensor: GgufTensor, known: HfName | None, metadata: Mapping[str, object]
-) -> Iterator[Stored]:
+) -> Iterator[LazyTensor]:
     """Describe one tensor; stacked experts one by one, for Hugging Face's files hold them so."""
     dtype, place, problem = _place(path, tensor)
     name, shape = known.name if known else tensor.name, tensor.shape
     if known and "{}" in name and len(shape) == 3:
         for expert in range(shape[0]):
-            yield Stored(name.format(expert), shape[1:], dtype, partial(_read_expert, place, expert), problem=problem)
+            yield LazyTensor(
+                name.format(expert), shape[1:], dtype, partial(_read_expert, place, expert), problem=problem
+            )
     elif known and known.transposed and len(shape) == 2:
-        yield Stored(name, shape[::-1], dtype, partial(_read_transposed, place), problem=problem)
+        yield LazyTensor(name, shape[::-1], dtype, partial(_read_transposed, place), problem=problem)
     else:
         heads = _permuted_heads(known, metadata) if len(shape) == 2 else None
         if heads and shape[0] % (2 * heads):
             problem = f"{shape[0]} rows do not divide into the {heads} heads that the file states"
-        yield Stored(name.replace("{}", "0"), shape, dtype, partial(_read, place, heads), problem=problem)
+        yield LazyTensor(name.replace("{}", "0"), shape, dtype, partial(_read, place, heads), problem=problem)
 
 
 def _permuted_heads(known: HfName | None, metadata: Mapping[str, object]) -> int | None:
@@ -128,7 +130,7 @@ def _permuted_heads(known: HfName | None, metadata: Mapping[str, object]) -> int
 
 
 _READ_BYTES = 2**20
-"""Stored bytes that are dequantised at a time: the library needs several times the memory of its result."""
+"""LazyTensor bytes that are dequantised at a time: the library needs several times the memory of its result."""
 
 
 def _place(path: Path, tensor: GgufTensor) -> tuple[str, _Place | None, str | None]:
@@ -176,7 +178,7 @@ def _read(place: _Place | None, heads: int | None, index: Index) -> Tensor:
         values = unpermute(values, heads)
     late = index[len(early) :]
     kept = tuple(slice(None) for cut in early if isinstance(cut, slice))
-    return take(torch.from_numpy(values), (*kept, *late) if late else ())
+    return piece_of(torch.from_numpy(values), (*kept, *late) if late else ())
 
 
 def _dequantise(place: _Place, early: Index) -> np.ndarray[Any, Any]:
@@ -203,7 +205,7 @@ def _read_expert(place: _Place | None, expert: int, index: Index) -> Tensor:
 
 def _read_transposed(place: _Place | None, index: Index) -> Tensor:
     """Read a tensor that Hugging Face stores as (in, out)."""
-    return take(_read(place, None, ()).T, index)
+    return piece_of(_read(place, None, ()).T, index)
 
 
 def unpermute(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:

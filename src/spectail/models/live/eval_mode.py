@@ -1,4 +1,4 @@
-"""A module in evaluation mode for a while."""
+"""Evaluation mode for a while: dropout off, and no parametrisation that changes its state when it is computed."""
 
 from __future__ import annotations
 

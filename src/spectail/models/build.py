@@ -4,38 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from spectail.errors import SourceError
-from spectail.models.blocks import block_of, kind_of
-from spectail.models.combine import combine
-from spectail.models.lora import ScaleOf, join_factors, no_scale
-from spectail.models.matrices import Heads, Part, parts_of
-from spectail.models.names import clean_names, layer_name
-from spectail.models.source import Layer, Source
-from spectail.models.stored import Stored, as_float
+from spectail.models.assembly.combine import combine
+from spectail.models.assembly.lora import ScaleOf, join_factors, no_scale
+from spectail.models.layout.arrange import as_is
+from spectail.models.layout.matrices import Heads, parts_of
+from spectail.models.layout.part import Part
+from spectail.models.lazy_tensor import LazyTensor, in_memory
+from spectail.models.naming.blocks import block_of, kind_of
+from spectail.models.naming.names import clean_names, layer_name
+from spectail.models.source import NOT_A_WEIGHT, Layer, Source
 
 
 def build_source(
     label: str,
     fingerprint: str,
-    tensors: Iterable[Stored],
+    tensors: Iterable[LazyTensor],
     *,
-    companions: Iterable[Stored] = (),
+    buffers: Iterable[LazyTensor] = (),
     config: Mapping[str, Any] | None = None,
     scale_of: ScaleOf = no_scale,
     notes: Iterable[str] = (),
 ) -> Source:
     """Turn the tensors of a model into its layers, in the same order.
 
-    ``companions`` are buffers of a live module, ``config`` is a transformers configuration, ``scale_of`` gives the
+    ``buffers`` are buffers of a live module, ``config`` is a transformers configuration, ``scale_of`` gives the
     scaling of LoRA adapters.
     """
-    tensors, companions = _cleaned(list(tensors), list(companions))
-    weights, own_notes = combine(tensors, companions)
+    tensors, buffers = _cleaned(list(tensors), list(buffers))
+    weights, own_notes = combine(tensors, buffers)
     weights = _once(join_factors(weights, scale_of))
     shapes = {stored.name: stored.shape for stored in (*tensors, *weights)}
     heads = Heads.from_config(config or {})
@@ -56,15 +57,15 @@ def build_source(
     return Source(label, fingerprint, tuple(layers.values()), n_vectors, (*notes, *own_notes))
 
 
-def _cleaned(tensors: list[Stored], companions: list[Stored]) -> tuple[list[Stored], list[Stored]]:
+def _cleaned(tensors: list[LazyTensor], buffers: list[LazyTensor]) -> tuple[list[LazyTensor], list[LazyTensor]]:
     """Take wrappers off all names together, for pieces of one weight must keep matching."""
-    both = [*tensors, *companions]
+    both = [*tensors, *buffers]
     names = clean_names([stored.name for stored in both])
     renamed = [replace(stored, name=name) for stored, name in zip(both, names, strict=True)]
     return renamed[: len(tensors)], renamed[len(tensors) :]
 
 
-def _once(tensors: Iterable[Stored]) -> list[Stored]:
+def _once(tensors: Iterable[LazyTensor]) -> list[LazyTensor]:
     """Keep tied weights once, under the first of their names."""
     seen = set()
     result = []
@@ -77,23 +78,27 @@ def _once(tensors: Iterable[Stored]) -> list[Stored]:
     return result
 
 
-def _layers_of(stored: Stored, shapes: Mapping[str, tuple[int, ...]], heads: Heads) -> Iterable[Layer]:
+def _layers_of(tensor: LazyTensor, shapes: Mapping[str, tuple[int, ...]], heads: Heads) -> Iterable[Layer]:
     """List the layers of one tensor; one that cannot be read keeps a row of its stored shape."""
-    problem = stored.problem
-    if not problem and stored.numel == 0:
-        problem = f"empty: its shape is {'x'.join(map(str, stored.shape))}"
+    problem = tensor.problem
+    if not problem and tensor.numel == 0:
+        problem = f"empty: its shape is {'x'.join(map(str, tensor.shape))}"
     if problem:
-        name = layer_name(stored.name)
-        kind = "lora" if stored.hint == "lora" else kind_of(name)
-        rows, cols = stored.shape[-2:]
-        load = partial(_refuse, name, problem)
-        n_matrices = stored.numel // max(1, rows * cols)
-        return [Layer(name, kind, block_of(name), rows, cols, n_matrices, stored.numel, load, problem)]
-    return [_layer(stored, part) for part in parts_of(stored, shapes, heads)]
+        return [_row_without_values(tensor, problem=problem)]
+    return [_layer(tensor, part) for part in parts_of(tensor, shapes, heads)]
 
 
-def _layer(stored: Stored, part: Part) -> Layer:
-    """One readable layer."""
+def _row_without_values(tensor: LazyTensor, *, problem: str | None = None, no_weight: str | None = None) -> Layer:
+    """Describe a tensor that is never read: one that cannot be, or that is no weight matrix."""
+    name = layer_name(tensor.name)
+    kind = NOT_A_WEIGHT if no_weight else "lora" if tensor.layout == "lora" else kind_of(name)
+    rows, cols = tensor.shape[-2:]
+    n_matrices = tensor.numel // max(1, rows * cols)
+    return Layer(name, kind, block_of(name), rows, cols, n_matrices, tensor.numel, tensor, None, problem, no_weight)
+
+
+def _layer(tensor: LazyTensor, part: Part) -> Layer:
+    """Describe one readable layer."""
     return Layer(
         name=part.name,
         kind=part.kind,
@@ -102,22 +107,13 @@ def _layer(stored: Stored, part: Part) -> Layer:
         cols=part.cols,
         n_matrices=part.n_matrices,
         numel=part.n_matrices * part.rows * part.cols,
-        load=partial(load_part, stored, part),
+        tensor=tensor,
+        part=part,
+        note=tensor.note,
     )
 
 
-def load_part(stored: Stored, part: Part) -> Tensor:
-    """Read one layer as (n_matrices, rows, cols), in float32 or, where it is stored so, float64."""
-    matrices = part.arrange(as_float(stored.read(part.index)))
-    expected = (part.n_matrices, part.rows, part.cols)
-    if tuple(matrices.shape) != expected:
-        raise SourceError(
-            f"{part.name} was announced as {expected} and reads as {tuple(matrices.shape)}: "
-            "its source has changed since it was opened; open it again"
-        )
-    return matrices
-
-
-def _refuse(name: str, problem: str) -> Tensor:
-    """Say again why a layer cannot be read."""
-    raise SourceError(f"{name} cannot be read: {problem}")
+def holding(layer: Layer, values: Tensor) -> Layer:
+    """Return the same layer with its values, (n_matrices, rows, cols), taken from ``values`` from now on."""
+    part = Part(layer.name, layer.kind, layer.n_matrices, layer.rows, layer.cols, (), as_is)
+    return replace(layer, tensor=in_memory(layer.name, values), part=part)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectail.models.stored import Index, Stored, take
+from spectail.models.lazy_tensor import Index, LazyTensor, parameters_of, piece_of, unreadable
 
 _FACTOR = re.compile(r"^(?:(.*)\.)?lora_(embedding_)?(A|B)(?:\.(.+))?$")
 
@@ -52,10 +52,10 @@ def _by_pattern(patterns: object, target: str, default: Any) -> Any:
     return default
 
 
-def join_factors(tensors: Iterable[Stored], scale_of: ScaleOf) -> list[Stored]:
+def join_factors(tensors: Iterable[LazyTensor], scale_of: ScaleOf) -> list[LazyTensor]:
     """Replace each pair of factors by one tensor ``<target>.lora`` that computes scaling * B A."""
-    pairs: dict[tuple[str, str, str], dict[str, Stored]] = {}
-    order: list[Stored | tuple[str, str, str]] = []
+    pairs: dict[tuple[str, str, str], dict[str, LazyTensor]] = {}
+    order: list[LazyTensor | tuple[str, str, str]] = []
     for stored in tensors:
         match = _FACTOR.match(stored.name)
         if match is None:
@@ -75,7 +75,7 @@ def join_factors(tensors: Iterable[Stored], scale_of: ScaleOf) -> list[Stored]:
         adapters[target] = adapters.get(target, 0) + 1
     result = []
     for item in order:
-        if isinstance(item, Stored):
+        if isinstance(item, LazyTensor):
             result.append(item)
             continue
         target, adapter, embedding = item
@@ -84,14 +84,14 @@ def join_factors(tensors: Iterable[Stored], scale_of: ScaleOf) -> list[Stored]:
     return result
 
 
-def _delta(name: str, pair: Mapping[str, Stored], scale: Scale, *, embedding: bool) -> Stored:
+def _delta(name: str, pair: Mapping[str, LazyTensor], scale: Scale, *, embedding: bool) -> LazyTensor:
     """Describe the change that two factors make, or say why they make none."""
     a, b = pair.get("A"), pair.get("B")
     if a is None or b is None:
         there = a or b
         missing = "lora_A" if a is None else "lora_B"
         shape = there.shape if there else ()
-        return Stored(name, shape, "float64", _unreadable, "lora", f"the factor {missing} is missing")
+        return unreadable(name, shape, "float64", f"the factor {missing} is missing", layout="lora")
     problem = a.problem or b.problem
     shape = (b.shape[0], *a.shape[1:])
     if len(a.shape) < 2 or len(b.shape) < 2 or a.shape[0] != b.shape[1]:
@@ -102,16 +102,12 @@ def _delta(name: str, pair: Mapping[str, Stored], scale: Scale, *, embedding: bo
         )
     if embedding:
         shape = shape[::-1]
-    return Stored(name, shape, "float64", partial(_read_delta, a, b, scale.factor, embedding), "lora", problem)
+    read = partial(_read_delta, a, b, scale.factor, embedding)
+    return LazyTensor(name, shape, "float64", read, "lora", problem, parameters=parameters_of((a, b)))
 
 
-def _read_delta(a: Stored, b: Stored, factor: float, embedding: bool, index: Index) -> Tensor:
+def _read_delta(a: LazyTensor, b: LazyTensor, factor: float, embedding: bool, index: Index) -> Tensor:
     """Compute scaling * B A in float64; in an embedding's stored orientation where it is one."""
     down, up = a.read(()).to(torch.float64), b.read(()).to(torch.float64)
     delta = torch.tensordot(up.flatten(1), down, dims=1) * factor
-    return take(delta.T if embedding else delta, index)
-
-
-def _unreadable(index: Index) -> Tensor:
-    """Stand in for the values of a row that has none."""
-    raise NotImplementedError
+    return piece_of(delta.T if embedding else delta, index)

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 
+def as_is(tensor: Tensor) -> Tensor:
+    """Return what is arranged already."""
+    return tensor
+
+
 def as_one(tensor: Tensor) -> Tensor:
     """One matrix as stored."""
     return tensor.unsqueeze(0)

@@ -18,13 +18,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
-from torch import Tensor
-
-from spectail.models.arrange import (
+from spectail.models.layout.arrange import (
     as_one,
     columns,
     every_second_column,
@@ -34,11 +32,10 @@ from spectail.models.arrange import (
     modes,
     transposed,
 )
-from spectail.models.blocks import kind_of
-from spectail.models.names import layer_name
-from spectail.models.stored import Index, Stored
-
-Arrange: TypeAlias = Callable[[Tensor], Tensor]
+from spectail.models.layout.part import Arrange, Part
+from spectail.models.lazy_tensor import Index, LazyTensor
+from spectail.models.naming.blocks import kind_of
+from spectail.models.naming.names import layer_name
 
 LONGEST_KERNEL = 32
 """A last dimension up to this is a kernel of a one-dimensional convolution, whatever the other dimensions."""
@@ -74,23 +71,10 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One layer inside of a stored tensor: what to read of it, and how that becomes (n_matrices, rows, cols)."""
-
-    name: str
-    kind: str
-    n_matrices: int
-    rows: int
-    cols: int
-    index: Index
-    arrange: Arrange = field(repr=False)
-
-
-@dataclass(frozen=True)
 class _View:
     """A stored tensor with what surrounds it."""
 
-    stored: Stored
+    stored: LazyTensor
     shapes: Mapping[str, tuple[int, ...]]
     heads: Heads
     name: str
@@ -117,7 +101,7 @@ class _View:
         return Part(name, kind or kind_of(name), 1, rows, cols, (*self.lead, *index), arrange)
 
 
-def parts_of(stored: Stored, shapes: Mapping[str, tuple[int, ...]], heads: Heads) -> tuple[Part, ...]:
+def parts_of(stored: LazyTensor, shapes: Mapping[str, tuple[int, ...]], heads: Heads) -> tuple[Part, ...]:
     """List the layers that a stored tensor holds; none where it has fewer than two dimensions.
 
     ``shapes`` are those of all tensors of the model by name: siblings tell what a shape alone does not.
@@ -126,7 +110,7 @@ def parts_of(stored: Stored, shapes: Mapping[str, tuple[int, ...]], heads: Heads
         return ()
     shape = stored.shape
     lead: Index = ()
-    if not stored.name.endswith("weight") and stored.hint is None:
+    if not stored.name.endswith("weight") and stored.layout is None:
         while len(shape) > 2 and shape[0] == 1:
             shape, lead = shape[1:], (*lead, 0)
     view = _View(stored, shapes, heads, stored.name, shape, lead)
@@ -141,7 +125,7 @@ def parts_of(stored: Stored, shapes: Mapping[str, tuple[int, ...]], heads: Heads
 
 def _lora(view: _View) -> tuple[Part, ...] | None:
     """An adapter's delta: a matrix, or the slices of a convolution."""
-    if view.stored.hint != "lora":
+    if view.stored.layout != "lora":
         return None
     if len(view.shape) == 2:
         return (view.matrix(kind="lora"),)
@@ -152,7 +136,7 @@ def _spectral(view: _View) -> tuple[Part, ...] | None:
     """Complex weights of Fourier layers, stored as complex numbers or as pairs of real ones."""
     shape = view.shape
     real_view = not view.stored.is_complex and len(shape) >= 4 and shape[-1] == 2 and bool(_SPECTRAL.search(view.name))
-    real_view = real_view and view.stored.hint is None
+    real_view = real_view and view.stored.layout is None
     if real_view:
         shape = shape[:-1]
     elif not view.stored.is_complex or len(shape) < 3:
@@ -190,7 +174,7 @@ def _row_parts(view: _View, pieces: list[tuple[str, str, int]], index: Index = (
 
 def _fused_experts(view: _View) -> tuple[Part, ...] | None:
     """Experts of a mixture in one tensor (experts, ., .): every expert's projection is a part."""
-    if len(view.shape) != 3 or not (_EXPERTS.search(view.name) or view.stored.hint in _EXPERT_HINTS):
+    if len(view.shape) != 3 or not (_EXPERTS.search(view.name) or view.stored.layout in _EXPERT_HINTS):
         return None
     last = layer_name(view.name).rsplit(".", 1)[-1]
     inward, interleaved = _expert_layout(view, last)
@@ -214,7 +198,7 @@ _EXPERT_HINTS = {
 }
 
 
-def expert_hint(*, is_transposed: bool, is_concatenated: bool) -> str:
+def expert_layout(*, is_transposed: bool, is_concatenated: bool) -> str:
     """Put into words what transformers' expert modules say about themselves."""
     return "experts" + " transposed" * is_transposed + " interleaved" * (not is_concatenated)
 
@@ -225,8 +209,8 @@ def _expert_layout(view: _View, last: str) -> tuple[bool, bool]:
     The module says it, else the shapes of gate_up and down together (they fit one reading only). gpt-oss alternates;
     its experts are the ones that have biases.
     """
-    if view.stored.hint in _EXPERT_HINTS:
-        return _EXPERT_HINTS[view.stored.hint]
+    if view.stored.layout in _EXPERT_HINTS:
+        return _EXPERT_HINTS[view.stored.layout]
     pair = {"gate_up_proj": "down_proj", "down_proj": "gate_up_proj"}.get(last)
     if pair is None:
         return False, False
@@ -260,7 +244,7 @@ def _gate_and_up(view: _View, expert: int, *, inward: bool, interleaved: bool) -
 
 def _gpt2(view: _View) -> tuple[Part, ...] | None:
     """Transformers' Conv1D, (in, out), with c_attn split; Linear layers of those names (nanoGPT) are not."""
-    if len(view.shape) != 2 or not (view.stored.hint == "conv1d" or _looks_like_conv1d(view)):
+    if len(view.shape) != 2 or not (view.stored.layout == "conv1d" or _looks_like_conv1d(view)):
         return None
     inputs, outputs = view.shape
     if not view.name.endswith("c_attn.weight") or outputs not in {2 * inputs, 3 * inputs}:
@@ -276,7 +260,7 @@ def _gpt2(view: _View) -> tuple[Part, ...] | None:
 def _looks_like_conv1d(view: _View) -> bool:
     """Whether name, shape and siblings say (in, out): c_attn and c_fc widen, c_proj of the MLP narrows."""
     match = _GPT2.search(view.name)
-    if match is None or view.stored.hint is not None:
+    if match is None or view.stored.layout is not None:
         return False
     wide = view.shape[1] - view.shape[0]
     if wide:
@@ -327,7 +311,7 @@ def _convolution_or_stack(view: _View) -> tuple[Part, ...] | None:
     """Three and more dimensions: a convolution, or independent matrices one behind the other."""
     if len(view.shape) < 3:
         return None
-    if view.stored.hint == "conv" or len(view.shape) > 3 or _is_kernel(view):
+    if view.stored.layout == "conv" or len(view.shape) > 3 or _is_kernel(view):
         return (_convolution(view),)
     return _stack(view)
 
@@ -357,7 +341,7 @@ def _stack(view: _View) -> tuple[Part, ...]:
 
 def _embedding(view: _View) -> tuple[Part, ...] | None:
     """What a module says is an embedding."""
-    return (view.matrix(kind="embedding"),) if view.stored.hint == "embedding" and len(view.shape) == 2 else None
+    return (view.matrix(kind="embedding"),) if view.stored.layout == "embedding" and len(view.shape) == 2 else None
 
 
 _RULES: tuple[Callable[[_View], tuple[Part, ...] | None], ...] = (

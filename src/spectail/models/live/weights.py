@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from spectail.errors import SourceError
-from spectail.models.layers import load_part
-from spectail.models.matrices import Part
+from spectail.models.layout.part import Part
+from spectail.models.lazy_tensor import in_memory
 from spectail.models.source import Layer
-from spectail.models.stored import Stored, stored_tensor, take
 
 WRITABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -31,7 +29,7 @@ class Weight:
     owner: nn.Module
     tensor: Tensor = field(repr=False)
     """The whole parameter."""
-    hint: str | None
+    layout: str | None
     """What the owner says about the layout: see ``matrices``."""
     part: Part
 
@@ -42,24 +40,12 @@ class Weight:
         return first if isinstance(first, int) and self.tensor.ndim > 2 else None
 
     def read(self) -> Tensor:
-        """A copy, (rows, cols), in the stored type."""
-        return self._arranged(self._piece()).clone()
+        """Return a copy, (rows, cols), in the stored type."""
+        return self.part.view(self.tensor)[0].clone()
 
     def write(self, values: Tensor) -> None:
         """Put values (rows, cols) in its place; nothing else of the parameter is touched."""
-        piece = self._piece()
-        target = self._arranged(piece)
-        if target.untyped_storage().data_ptr() == piece.untyped_storage().data_ptr():
-            target.copy_(values)
-            return
-        numbers = torch.arange(piece.numel(), device=piece.device).reshape(piece.shape)
-        piece.put_(self._arranged(numbers), values.to(piece.dtype))
-
-    def _piece(self) -> Tensor:
-        return take(self.tensor.detach(), self.part.index)
-
-    def _arranged(self, piece: Tensor) -> Tensor:
-        return self.part.arrange(piece)[0]
+        self.part.write(self.tensor, values.unsqueeze(0))
 
 
 Owned: TypeAlias = "tuple[str, nn.Module]"
@@ -72,40 +58,30 @@ def owners(module: nn.Module) -> Mapping[object, list[Owned]]:
     for path, owner in module.named_modules():
         for name, parameter in owner._parameters.items():
             if parameter is not None and not nn.parameter.is_lazy(parameter):
-                identity = stored_tensor(name, parameter).identity
+                identity = in_memory(name, parameter).identity
                 found.setdefault(identity, []).append((f"{path}.{name}" if path else name, owner))
     return found
 
 
 def editable(layer: Layer, places: Mapping[object, list[Owned]]) -> Weight:
-    """The weight behind a layer of ``module_source``; ``places`` are the ``owners`` of the same module.
+    """Return the weight behind a layer of ``module_source``; ``places`` are the ``owners`` of the same module.
 
     Raises:
         SourceError: it is quantised, computed from other tensors, tied, or no matrix of floating-point numbers.
 
     """
-    if layer.problem:
-        raise SourceError(f"{layer.name} cannot be written: {layer.problem}")
-    stored, part = _behind(layer)
-    tensor = stored.read.args[0] if isinstance(stored.read, partial) and stored.read.func is take else None
-    if tensor is None or type(tensor) not in (Tensor, nn.Parameter) or stored.identity not in places:
+    if layer.problem or layer.no_weight:
+        raise SourceError(f"{layer.name} cannot be written: {layer.problem or layer.no_weight}")
+    tensor, part = layer.tensor, layer.part
+    if part is None or type(tensor.memory) is not Tensor or tensor.identity not in places:
         raise SourceError(
             f"{layer.name} cannot be written: it is quantised or computed from other tensors; "
             "dequantise it, or merge its parametrisation, first"
         )
-    if part.n_matrices != 1 or tensor.dtype not in WRITABLE:
-        what = f"{part.n_matrices} matrices" if part.n_matrices != 1 else stored.dtype
+    if part.n_matrices != 1 or tensor.memory.dtype not in WRITABLE:
+        what = f"{part.n_matrices} matrices" if part.n_matrices != 1 else tensor.dtype
         raise SourceError(f"{layer.name} cannot be written: expected one matrix of floating-point numbers, not {what}")
-    (path, owner), *others = places[stored.identity]
+    (path, owner), *others = places[tensor.identity]
     if others:
         raise SourceError(f"{layer.name} cannot be written alone: it is tied to {others[0][0]}; leave it out")
-    return Weight(layer.name, part.rows, part.cols, path, owner, tensor, stored.hint, part)
-
-
-def _behind(layer: Layer) -> tuple[Stored, Part]:
-    """What a layer is read from."""
-    load = layer.load
-    if not (isinstance(load, partial) and load.func is load_part):
-        raise SourceError(f"{layer.name} cannot be written: it does not belong to a live module")
-    stored, part = load.args
-    return stored, part
+    return Weight(layer.name, part.rows, part.cols, path, owner, tensor.memory, tensor.layout, part)

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from spectail.errors import SourceError
-from spectail.models.names import natural_key
-from spectail.models.stored import Index, Stored
+from spectail.models.lazy_tensor import Index, LazyTensor
+from spectail.models.naming.names import natural_key
 
 _TYPES = {
     "F64": "float64",
@@ -33,7 +33,7 @@ _TYPES = {
 }
 
 
-def read_safetensors(paths: Iterable[Path]) -> list[Stored]:
+def read_safetensors(paths: Iterable[Path]) -> list[LazyTensor]:
     """Describe the tensors of one or several files, numbers in names in counting order (files do not keep theirs)."""
     where: dict[str, Path] = {}
     tensors = []
@@ -53,7 +53,9 @@ def read_safetensors(paths: Iterable[Path]) -> list[Stored]:
                 if dtype in _TYPES.values()
                 else f"stored as {piece.get_dtype()}, a type that torch cannot compute with"
             )
-            tensors.append(Stored(name, tuple(piece.get_shape()), dtype, partial(_read, path, name), problem=problem))
+            tensors.append(
+                LazyTensor(name, tuple(piece.get_shape()), dtype, partial(_read, path, name), problem=problem)
+            )
     return sorted(tensors, key=lambda stored: natural_key(stored.name))
 
 

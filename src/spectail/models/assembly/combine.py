@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spectail.models.stored import Index, Stored, take
+from spectail.models.lazy_tensor import Index, LazyTensor, parameters_of, piece_of
 
 FP8_BLOCK = 128
 """DeepSeek's block size, which a scale's shape alone does not give where it does not divide the weight's."""
@@ -34,14 +34,14 @@ _HELPER = re.compile(
 )
 
 
-def combine(tensors: Iterable[Stored], companions: Iterable[Stored] = ()) -> tuple[list[Stored], list[str]]:
+def combine(tensors: Iterable[LazyTensor], buffers: Iterable[LazyTensor] = ()) -> tuple[list[LazyTensor], list[str]]:
     """Put weights together from their pieces and drop what is none; returns the weights and notes for the user.
 
-    ``companions`` (the buffers of a live module) may be pieces of a weight and are never weights themselves.
+    ``buffers`` (the buffers of a live module) may be pieces of a weight and are never weights themselves.
     """
     tensors = list(tensors)
-    known = {stored.name: stored for stored in (*companions, *tensors)}
-    result: list[Stored] = []
+    known = {stored.name: stored for stored in (*buffers, *tensors)}
+    result: list[LazyTensor] = []
     used: set[str] = set()
     notes: list[str] = []
     for stored in tensors:
@@ -53,7 +53,9 @@ def combine(tensors: Iterable[Stored], companions: Iterable[Stored] = ()) -> tup
             continue
         weight, names, note = made
         used.update(names)
-        result.append(weight)
+        pieces = (stored, *(known[name] for name in names if name in known))
+        memory = weight.memory if weight.read is stored.read else None
+        result.append(replace(weight, memory=memory, parameters=parameters_of(pieces)))
         if note:
             notes.append(note)
     packed = {stored.name for stored in result if stored.problem and not stored.is_floating}
@@ -61,28 +63,28 @@ def combine(tensors: Iterable[Stored], companions: Iterable[Stored] = ()) -> tup
     return kept, sorted(set(notes))
 
 
-Made = tuple[Stored, set[str], str | None]
+Made = tuple[LazyTensor, set[str], str | None]
 """A weight, the names of the pieces it used up, and a note."""
 
 
-def _is_no_weight(stored: Stored) -> bool:
+def _is_no_weight(stored: LazyTensor) -> bool:
     """Known statistics, indices and masks (GPT-2's causal mask is called attn.bias and is 1 x 1 x n x n)."""
     mask = len(stored.shape) == 4 and stored.shape[:2] == (1, 1) and stored.name.endswith("bias")
     return mask or bool(_NOT_WEIGHTS.search(stored.name))
 
 
-def _helps(stored: Stored, packed: set[str]) -> bool:
+def _helps(stored: LazyTensor, packed: set[str]) -> bool:
     """Whether a tensor serves a quantiser to unpack one of these weights."""
     match = _HELPER.search(stored.name)
     return match is not None and (stored.name[: match.start()] or "weight") in packed
 
 
-def _is_kept(stored: Stored) -> bool:
+def _is_kept(stored: LazyTensor) -> bool:
     """Integers are no weights, unless they are the packed form of one."""
     return stored.problem is not None or stored.is_floating
 
 
-def _weight_norm(stored: Stored, known: Mapping[str, Stored]) -> Made | None:
+def _weight_norm(stored: LazyTensor, known: Mapping[str, LazyTensor]) -> Made | None:
     """Old and new weight norm: g v / norm(v), the norm over the dimensions along which g has size one."""
     for end_g, end_v, plain in (
         ("parametrizations.{}.original0", "parametrizations.{}.original1", "{}"),
@@ -109,12 +111,12 @@ def _norms_fit(g: tuple[int, ...], v: tuple[int, ...]) -> bool:
     )
 
 
-def _read_weight_norm(g: Stored, v: Stored, index: Index) -> Tensor:
+def _read_weight_norm(g: LazyTensor, v: LazyTensor, index: Index) -> Tensor:
     """Compute the weight that a weight-normed layer uses."""
     norms, direction = wide(g.read(())), wide(v.read(()))
     over = [d for d in range(direction.ndim) if norms.ndim != direction.ndim or norms.shape[d] == 1]
     scale = torch.linalg.vector_norm(direction, dim=over or None, keepdim=True) if over else direction.abs()
-    return take(direction * (norms / scale), index)
+    return piece_of(direction * (norms / scale), index)
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -122,7 +124,7 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
 
 
-def _reparametrised(stored: Stored, known: Mapping[str, Stored]) -> Made | None:
+def _reparametrised(stored: LazyTensor, known: Mapping[str, LazyTensor]) -> Made | None:
     """Spectral norm (old and new), pruning masks, and parametrisations that only the live module can compute."""
     match = re.search(r"(?:^|\.)parametrizations\.(\w+)\.original$", stored.name)
     if match:
@@ -146,21 +148,21 @@ def _reparametrised(stored: Stored, known: Mapping[str, Stored]) -> Made | None:
     return replace(stored, name=name, read=read), {stored.name, *pieces}, unknown
 
 
-def _read_masked(weight: Stored, mask: Stored, index: Index) -> Tensor:
+def _read_masked(weight: LazyTensor, mask: LazyTensor, index: Index) -> Tensor:
     """Apply the mask of torch.nn.utils.prune."""
-    return take(weight.read(()) * mask.read(()), index)
+    return piece_of(weight.read(()) * mask.read(()), index)
 
 
-def _read_spectral_norm(weight: Stored, u: Stored, v: Stored | None, index: Index) -> Tensor:
+def _read_spectral_norm(weight: LazyTensor, u: LazyTensor, v: LazyTensor | None, index: Index) -> Tensor:
     """Divide by the largest singular value that the stored vectors give, as the layer does in eval mode."""
     tensor, left = wide(weight.read(())), wide(u.read(()))
     out = next((d for d in range(tensor.ndim) if tensor.shape[d] == left.numel()), 0)
     matrix = tensor.movedim(out, 0).flatten(1)
     sigma = left @ (matrix @ wide(v.read(()))) if v else torch.linalg.vector_norm(left @ matrix)
-    return take(tensor / sigma, index)
+    return piece_of(tensor / sigma, index)
 
 
-def _packed(stored: Stored, known: Mapping[str, Stored]) -> Made | None:
+def _packed(stored: LazyTensor, known: Mapping[str, LazyTensor]) -> Made | None:
     """Weights that only their quantiser can unpack: a row that says so, without its helpers."""
     if stored.is_floating or len(stored.shape) < 2 or stored.problem:
         return None
@@ -175,7 +177,7 @@ def _packed(stored: Stored, known: Mapping[str, Stored]) -> Made | None:
     return None
 
 
-def _scaled(stored: Stored, known: Mapping[str, Stored]) -> Made | None:
+def _scaled(stored: LazyTensor, known: Mapping[str, LazyTensor]) -> Made | None:
     """8-bit floats with a scale for the tensor, for each row or for each block (DeepSeek)."""
     if not stored.dtype.startswith("float8") or len(stored.shape) < 2:
         return None
@@ -204,7 +206,7 @@ def _scale_fits(weight: tuple[int, ...], scale: tuple[int, ...]) -> bool:
     return len(scale) == len(weight) and all(1 <= blocks <= size for size, blocks in zip(weight, scale, strict=True))
 
 
-def _read_scaled(weight: Stored, scale: Stored, index: Index) -> Tensor:
+def _read_scaled(weight: LazyTensor, scale: LazyTensor, index: Index) -> Tensor:
     """Multiply by the scale, spread over its blocks; one expert at a time where each has its own."""
     factor = scale.read(())
     expert = index[0] if index and isinstance(index[0], int) and factor.ndim == len(weight.shape) else None
@@ -218,10 +220,10 @@ def _read_scaled(weight: Stored, scale: Stored, index: Index) -> Tensor:
         if blocks not in {1, size}:
             width = FP8_BLOCK if -(-size // FP8_BLOCK) == blocks else -(-size // blocks)
             factor = factor.repeat_interleave(width, dim=dim).narrow(dim, 0, size)
-    return take(whole * factor, index)
+    return piece_of(whole * factor, index)
 
 
-_RULES: tuple[Callable[[Stored, Mapping[str, Stored]], Made | None], ...] = (
+_RULES: tuple[Callable[[LazyTensor, Mapping[str, LazyTensor]], Made | None], ...] = (
     _weight_norm,
     _reparametrised,
     _packed,

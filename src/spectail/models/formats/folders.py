@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from spectail.errors import SourceError
+from spectail.models.assembly.lora import ScaleOf, no_scale, scale_from_config
+from spectail.models.build import build_source
 from spectail.models.fingerprint import fingerprint_files
-from spectail.models.gguf_files import gguf_shards, read_gguf
-from spectail.models.layers import build_source
-from spectail.models.lora import ScaleOf, no_scale, scale_from_config
-from spectail.models.names import natural_key
-from spectail.models.pickle_files import read_pickles
-from spectail.models.safetensors_files import read_index, read_safetensors
+from spectail.models.formats.gguf import gguf_shards, read_gguf
+from spectail.models.formats.safetensors import read_index, read_safetensors
+from spectail.models.formats.torch_pickle import read_pickles
+from spectail.models.lazy_tensor import LazyTensor
+from spectail.models.naming.names import natural_key
 from spectail.models.source import Source
-from spectail.models.stored import Stored
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 """Names of a whole model in one file, which transformers too looks for before an index."""
@@ -125,7 +125,7 @@ def _pickles(paths: Sequence[Path], label: str, promised: Iterable[str] = ()) ->
     return _assembled(paths, label, read_pickles(paths), promised)
 
 
-def _assembled(paths: Sequence[Path], label: str, tensors: Sequence[Stored], promised: Iterable[str]) -> Source:
+def _assembled(paths: Sequence[Path], label: str, tensors: Sequence[LazyTensor], promised: Iterable[str]) -> Source:
     """Put the tensors together with the configuration files beside them."""
     folder = paths[0].parent
     adapter = paths[0].stem == "adapter_model"
@@ -148,7 +148,7 @@ def _assembled(paths: Sequence[Path], label: str, tensors: Sequence[Stored], pro
     )
 
 
-def _lost(promised: Iterable[str], tensors: Sequence[Stored]) -> tuple[str, ...]:
+def _lost(promised: Iterable[str], tensors: Sequence[LazyTensor]) -> tuple[str, ...]:
     """Say which tensors an index names and no shard holds."""
     there = {stored.name for stored in tensors}
     lost = [name for name in promised if name not in there]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from spectail.models.assembly.lora import Scale, ScaleOf, no_scale
+from spectail.models.build import build_source
 from spectail.models.fingerprint import fingerprint_tensors
-from spectail.models.layers import build_source
-from spectail.models.lora import Scale, ScaleOf, no_scale
-from spectail.models.matrices import expert_hint
-from spectail.models.names import clean_names
+from spectail.models.layout.matrices import expert_layout
+from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, piece_of, unreadable
+from spectail.models.live.eval_mode import evaluating
+from spectail.models.naming.names import clean_names
 from spectail.models.source import Source
-from spectail.models.stored import Index, Stored, stored_tensor, take
 
 _CONVOLUTIONS = (
     nn.Conv1d,
@@ -39,12 +40,12 @@ def module_source(module: nn.Module, label: str | None = None, *, fingerprint: b
     weight under the base model's name, and the adapter's delta as ``<name>.lora``.
     """
     tensors = list(_parameters(module))
-    companions = [stored_tensor(name, buffer) for name, buffer in module.named_buffers()]
+    buffers = [in_memory(name, buffer) for name, buffer in module.named_buffers()]
     return build_source(
         label or type(module).__name__,
-        fingerprint_tensors((*tensors, *(c for c in companions if c.is_floating))) if fingerprint else "",
+        fingerprint_tensors((*tensors, *(c for c in buffers if c.is_floating))) if fingerprint else "",
         tensors,
-        companions=companions,
+        buffers=buffers,
         config=_config(module),
         scale_of=_scales(module),
     )
@@ -62,7 +63,7 @@ def _config(module: nn.Module) -> Mapping[str, Any]:
     return config if isinstance(config, Mapping) else {}
 
 
-def _parameters(module: nn.Module) -> Iterator[Stored]:
+def _parameters(module: nn.Module) -> Iterator[LazyTensor]:
     """All parameters once, computed ones in place of what they are computed from."""
     seen: set[int] = set()
     computed: list[str] = []
@@ -80,28 +81,23 @@ def _parameters(module: nn.Module) -> Iterator[Stored]:
             if parameter is None or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            yield _described(f"{prefix}{name}", parameter, _hint(owner, name))
+            yield _described(f"{prefix}{name}", parameter, _layout_of(owner, name))
 
 
-def _described(name: str, parameter: Tensor, hint: str | None) -> Stored:
+def _described(name: str, parameter: Tensor, layout: str | None) -> LazyTensor:
     """Describe a parameter, or say that it was never materialised."""
     if nn.parameter.is_lazy(parameter):
         problem = "not initialised yet: run one batch through the module first"
-        return Stored(name, (0, 0), "float32", _absent, hint, problem)
-    return stored_tensor(name, parameter, hint=hint)
+        return unreadable(name, (0, 0), "float32", problem, layout=layout)
+    return in_memory(name, parameter, layout=layout)
 
 
-def _absent(index: Index) -> Tensor:
-    """Stand in for values that do not exist."""
-    raise NotImplementedError
-
-
-def _hint(owner: nn.Module, name: str) -> str | None:
+def _layout_of(owner: nn.Module, name: str) -> str | None:
     """What the owning module says about a parameter's layout; None where name and shape have to tell."""
     kind = type(owner)
     owner_type = next((c for c in kind.__mro__ if not c.__name__.startswith("Parametrized")), kind)
     if hasattr(owner, "is_transposed") and hasattr(owner, "is_concatenated"):
-        return expert_hint(is_transposed=bool(owner.is_transposed), is_concatenated=bool(owner.is_concatenated))
+        return expert_layout(is_transposed=bool(owner.is_transposed), is_concatenated=bool(owner.is_concatenated))
     if not name.startswith("weight"):
         return None
     if isinstance(owner, _CONVOLUTIONS):
@@ -122,13 +118,13 @@ def _quantised(owner: nn.Module) -> str | None:
     return None
 
 
-def problem_row(name: str, owner: nn.Module, problem: str) -> Stored:
+def problem_row(name: str, owner: nn.Module, problem: str) -> LazyTensor:
     """Describe a weight that cannot be read, by the sizes that its module states."""
     shape = (
         getattr(owner, "out_features", getattr(owner, "out_channels", 1)),
         getattr(owner, "in_features", getattr(owner, "in_channels", 1)),
     )
-    return Stored(name, shape, "quint8", _absent, None, problem)
+    return unreadable(name, shape, "quint8", problem)
 
 
 def _computed_weights(owner: nn.Module) -> list[str]:
@@ -139,31 +135,19 @@ def _computed_weights(owner: nn.Module) -> list[str]:
     return [name for name, steps in lists.items() if len(steps) != 1 or type(steps[0]).__name__ not in _PLAIN_NORMS]
 
 
-def _computed(name: str, owner: nn.Module, attribute: str) -> Stored:
+def _computed(name: str, owner: nn.Module, attribute: str) -> LazyTensor:
     """Describe a weight that the module computes on access."""
     value = _compute(owner, attribute, ())
-    described = stored_tensor(name, value, hint=_hint(owner, attribute))
+    described = in_memory(name, value, layout=_layout_of(owner, attribute))
     read = partial(_compute, owner, attribute)
-    return Stored(name, described.shape, described.dtype, read, described.hint, described.problem)
+    parameters = tuple(owner.parametrizations[attribute].parameters())  # type: ignore[index, union-attr]
+    return replace(described, read=read, identity=None, memory=None, parameters=parameters)
 
 
 def _compute(owner: nn.Module, attribute: str, index: Index) -> Tensor:
     """Compute a parametrised weight in eval mode, where computing it changes no state."""
-    with torch.no_grad(), _in_eval_mode(owner.parametrizations):  # type: ignore[arg-type]
-        return take(getattr(owner, attribute).detach(), index)
-
-
-@contextmanager
-def _in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """Switch modules to eval mode and back, each to what it was."""
-    modes = [(inner, inner.training) for inner in module.modules()]
-    try:
-        for inner, _ in modes:
-            inner.training = False
-        yield
-    finally:
-        for inner, training in modes:
-            inner.training = training
+    with torch.no_grad(), evaluating(owner.parametrizations):  # type: ignore[arg-type]
+        return piece_of(getattr(owner, attribute).detach(), index)
 
 
 def _scales(module: nn.Module) -> ScaleOf:

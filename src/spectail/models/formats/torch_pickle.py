@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spectail.errors import SourceError
-from spectail.models.stored import Stored, stored_tensor
+from spectail.models.lazy_tensor import LazyTensor, in_memory
 
 _MODEL_KEYS = (
     "state_dict",
@@ -31,7 +31,7 @@ _MODEL_KEYS = (
 _NO_MODEL = ("optim", "sched", "scaler", "rng", "args", "config", "hyper", "callbacks", "loops")
 
 
-def read_pickles(paths: Iterable[Path]) -> list[Stored]:
+def read_pickles(paths: Iterable[Path]) -> list[LazyTensor]:
     """Describe the tensors of one or several files, in the files' order."""
     tensors: dict[str, Tensor] = {}
     for path in paths:
@@ -44,7 +44,7 @@ def read_pickles(paths: Iterable[Path]) -> list[Stored]:
                     f"tensor {name!r} is in {path.name} and in an earlier shard; each tensor may be in one shard only"
                 )
             tensors[name] = tensor
-    return [stored_tensor(name, tensor) for name, tensor in tensors.items()]
+    return [in_memory(name, tensor) for name, tensor in tensors.items()]
 
 
 def find_state(value: object, depth: int = 4) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""Modules in memory: their parameters, weights that can be written, evaluation mode, language models."""
