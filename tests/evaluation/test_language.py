@@ -5,7 +5,7 @@ import torch
 
 import spectail as st
 from spectail.errors import SourceError
-from spectail.models.language import module_names, without_bars
+from spectail.models.live.language import module_names, without_bars
 from tests.language import llama, tokenizer
 
 

@@ -14,8 +14,8 @@ from rich.progress import Progress
 
 from spectail.errors import EvaluationError
 from spectail.evaluation import evaluate_tasks, perplexity
+from spectail.evaluation.texts import HOW, read_text
 from spectail.models.live.language import DTYPES, open_language_model
-from spectail.models.texts import HOW, read_text
 
 
 def evaluate(

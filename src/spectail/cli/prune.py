@@ -13,8 +13,8 @@ from rich.progress import TimeElapsedColumn
 from spectail import presets
 from spectail.cli.bar import Bar
 from spectail.errors import PruneError
+from spectail.evaluation.texts import HOW
 from spectail.models.live.language import open_language_model
-from spectail.models.texts import HOW
 from spectail.pruning.baselines import BASELINES, check_eps, check_known, check_takes_eps
 from spectail.pruning.folders import PAGE_FILE, check_free, save_pruned
 from spectail.pruning.methods import BY_NAME, as_method

@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 
 from spectail.errors import PruneError
-from spectail.models.texts import read_text
+from spectail.evaluation.texts import read_text
 from spectail.pruning.selection import HELD_OUT, hold_out
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from spectail.errors import SourceError
-from spectail.models.texts import read_text
+from spectail.evaluation.texts import read_text
 
 
 class Rows:
