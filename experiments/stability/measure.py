@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spectail.core.cutoffs import Cutoff, HistogramPeak, KSMinimum, Median, TopFraction
-from spectail.core.jackknife import MIN_BANDS, alpha_standard_error
+from spectail.core.jackknife import alpha_standard_error
 from spectail.core.spectra import numerical_zeros, window_eigenvalues
 from spectail.core.tails import fit_from
-from spectail.core.windows import Window, disjoint_bands, parse_placement
+from spectail.core.windows import MIN_BANDS, Window, disjoint_bands, parse_placement
 from spectail.models.source import Layer
 
 Array: TypeAlias = NDArray[np.float64]

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from scipy.sparse.linalg import ArpackError
 
-from spectail.core.cutoffs import KSMinimum
 from spectail.core.farms import TailFit, full_spectrum_fit, measure, too_small
 from spectail.core.goodness import TailJudgement, judge_tail, verdict
 from spectail.core.metrics import entropy, largest_eigenvalue
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 SOLVER_ERRORS = (np.linalg.LinAlgError, torch.linalg.LinAlgError, ArpackError)  # type: ignore[attr-defined]
 BINS = 80
 TOP_POINTS = 60
-NOT_A_TAIL = "not applicable: this cutoff measures the shape of the bulk"
-"""Verdict for every cutoff but the KS one: alpha is then no claim of a power law."""
 NOT_ONE_TAIL = "not applicable: alpha is an average over several tails"
 """Verdict where published code averages the alphas of the divisions of a convolution (``Spec.legacy``)."""
 
@@ -136,8 +133,8 @@ def _with_alpha(record: LayerRecord, fit: TailFit, plan: Plan) -> LayerRecord:
 def _judged(fit: TailFit, spec: Spec) -> tuple[TailJudgement, str]:
     """Whether a power law describes the tail, in numbers and in words; asked of the KS cutoff only."""
     unasked = TailJudgement(n_tail=fit.n_tail)
-    if not isinstance(spec.cutoff, KSMinimum):
-        return unasked, NOT_A_TAIL
+    if not spec.cutoff.claims_power_law:
+        return unasked, spec.cutoff.unjudged
     tail = fit.eigenvalues[np.searchsorted(fit.eigenvalues, fit.xmin, side="left") :]
     if tail.size != fit.n_tail or tail[0] != fit.xmin:
         return unasked, NOT_ONE_TAIL

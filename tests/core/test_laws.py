@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spectail.core.cutoffs import Cutoff, Fixed, HistogramPeak, KSMinimum, Median, TopFraction
-from spectail.core.laws import marchenko_pastur_alpha, marchenko_pastur_density, null_alpha
+from spectail.core.laws import marchenko_pastur_alpha, marchenko_pastur_density
 from spectail.core.tails import fit_from
 from spectail.core.windows import Window
 from tests.reference import random_matrices
@@ -76,7 +76,7 @@ def window_of(side: int, ratio: float) -> Window:
 )
 def test_the_null_is_what_dense_gaussian_windows_show(side: int, ratio: float, cutoff: Cutoff) -> None:
     alphas = dense_alphas(side, ratio, 9, cutoff)
-    mean, _ = null_alpha(window_of(side, ratio), 9, cutoff, 1.0)
+    mean, _ = cutoff.null(window_of(side, ratio), 9, 1.0)
     finite_size = 0.3 / side * mean
     assert abs(mean - alphas.mean()) < 4 * alphas.std() / math.sqrt(DRAWS) + finite_size
 
@@ -88,7 +88,7 @@ def test_the_spread_of_the_null_is_that_of_dense_windows(windows: int, cutoff: C
     shapes = [shape for shape in SHAPES if shape[0] >= 32]
     shares = []
     for side, ratio in shapes:
-        _, spread = null_alpha(window_of(side, ratio), windows, cutoff, 1.0)
+        _, spread = cutoff.null(window_of(side, ratio), windows, 1.0)
         shares.append(math.log(spread / dense_alphas(side, ratio, windows, cutoff).std(ddof=1)))
     assert np.max(np.abs(shares)) < math.log(2.2)
     assert abs(np.mean(shares)) < math.log(1.25)
@@ -99,7 +99,7 @@ def test_the_spread_of_the_null_is_that_of_dense_windows(windows: int, cutoff: C
 def test_a_simulated_null_holds_the_dense_alphas(side: int, ratio: float, cutoff: Cutoff) -> None:
     """These alphas scatter widely and lopsidedly, so only the bulk of them is asked for."""
     alphas = dense_alphas(side, ratio, 9, cutoff)
-    mean, spread = null_alpha(window_of(side, ratio), 9, cutoff, 1.0)
+    mean, spread = cutoff.null(window_of(side, ratio), 9, 1.0)
     assert abs(mean - np.median(alphas)) < 2 * spread
     assert np.mean(np.abs(alphas - mean) < 3 * spread) > 0.8
 
@@ -107,27 +107,27 @@ def test_a_simulated_null_holds_the_dense_alphas(side: int, ratio: float, cutoff
 def test_the_null_of_a_large_window_is_scaled_from_a_smaller_one() -> None:
     """The spread falls as 1 / (side * sqrt(windows))."""
     (_, small), (_, large), (_, many) = (
-        null_alpha(Window(side, side), count, Median(), 1.0) for side, count in [(256, 4), (1024, 4), (1024, 64)]
+        Median().null(Window(side, side), count, 1.0) for side, count in [(256, 4), (1024, 4), (1024, 64)]
     )
     assert small / large == pytest.approx(4, rel=1e-6)
     assert large / many == pytest.approx(4, rel=0.8)
 
 
 def test_the_null_of_many_windows_is_scaled_from_fewer() -> None:
-    (_, drawn), (_, scaled) = (null_alpha(Window(128, 128), count, Median(), 1.0) for count in (156, 15_600))
+    (_, drawn), (_, scaled) = (Median().null(Window(128, 128), count, 1.0) for count in (156, 15_600))
     assert drawn / scaled == pytest.approx(10, rel=1e-6)
 
 
 def test_the_null_of_a_fixed_xmin_knows_the_scale_of_the_weights() -> None:
     for variance in (1.0, 1e-4):
-        mean, spread = null_alpha(Window(64, 128), 9, Fixed(128 * variance), variance)
+        mean, spread = Fixed(128 * variance).null(Window(64, 128), 9, variance)
         assert mean == pytest.approx(random_matrices.alpha_above(1.0, 0.5), rel=1e-3)
         assert math.isnan(spread)
-    assert math.isnan(null_alpha(Window(64, 64), 9, Fixed(1e9), 1.0)[0])
+    assert math.isnan(Fixed(1e9).null(Window(64, 64), 9, 1.0)[0])
 
 
 @pytest.mark.parametrize("cutoff", [Median(), KSMinimum()], ids=str)
 def test_a_null_repeats_with_the_seed_and_ignores_orientation(cutoff: Cutoff) -> None:
-    first = null_alpha(Window(32, 48), 4, cutoff, 1.0, seed=3)
-    assert null_alpha(Window(48, 32), 4, cutoff, 7.0, seed=3) == first
-    assert null_alpha(Window(32, 48), 4, cutoff, 1.0, seed=4) != first
+    first = cutoff.null(Window(32, 48), 4, 1.0, seed=3)
+    assert cutoff.null(Window(48, 32), 4, 7.0, seed=3) == first
+    assert cutoff.null(Window(32, 48), 4, 1.0, seed=4) != first

@@ -15,6 +15,7 @@ from rich.table import Table
 from spectail import presets
 from spectail.analysis import Analysis
 from spectail.cli.bar import Bar
+from spectail.core.cutoffs import cutoff_forms
 from spectail.core.spec import Spec
 from spectail.engines import local, ray
 from spectail.errors import SpecError
@@ -34,7 +35,7 @@ def analyze(
     aspect_ratio: Annotated[float | None, typer.Option(help="Long side / short side of the windows.")] = None,
     window: Annotated[str | None, typer.Option(help="Short side of the windows, or common, fit, whole.")] = None,
     placement: Annotated[str | None, typer.Option(help="tile, grid:K, step:S or random:N.")] = None,
-    cutoff: Annotated[str | None, typer.Option(help="median, ks, peak, top:F or fixed:X.")] = None,
+    cutoff: Annotated[str | None, typer.Option(help=f"{cutoff_forms()}.")] = None,
     tolerance: Annotated[
         float | None, typer.Option(help="Stop a layer when the windows left would move alpha by a smaller share.")
     ] = None,

@@ -14,16 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from spectail.core.cutoffs import Cutoff, Fixed, KSMinimum, Median
-from spectail.core.jackknife import MIN_BANDS, alpha_standard_error
-from spectail.core.laws import null_alpha
+from spectail.core.jackknife import alpha_standard_error
 from spectail.core.legacy import CONVOLUTION_FACTOR, fit_divisions, legacy_divisions, legacy_windows
 from spectail.core.metrics import moments
 from spectail.core.sequential import enough_windows
 from spectail.core.spec import Spec
 from spectail.core.spectra import numerical_zeros, window_eigenvalues
 from spectail.core.tails import PowerLaw, fit_from
-from spectail.core.windows import Window, disjoint_bands, largest_fit, window_shape
+from spectail.core.windows import MIN_BANDS, Window, disjoint_bands, largest_fit, window_shape
 from spectail.errors import SpecError
 
 if TYPE_CHECKING:
@@ -39,10 +37,6 @@ MAX_SIDE = 1024
 """Largest common window."""
 NO_WINDOW = Window(0, 0)
 NO_EXPONENT = "all eigenvalues of the tail are equal: no exponent describes them"
-NARROWEST_BAND = 32
-"""Windows made smaller for the error bar keep this side where three bands of them can."""
-MIN_TAIL = 5
-"""Fewer tail eigenvalues are not fitted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,12 +234,13 @@ def _unusable(matrices: Tensor, squares: float) -> str:
 def _with_tail(fit: TailFit, spec: Spec) -> TailFit:
     """Add the tail and its null to what was found."""
     tail = _fit(fit.eigenvalues, spec)
-    if tail.n_tail < (2 if spec.legacy else MIN_TAIL) and not isinstance(spec.cutoff, KSMinimum):
-        reason = f"too small: {tail.n_tail} eigenvalues in the tail, a fit needs at least {MIN_TAIL}"
+    least = min(2, spec.cutoff.min_tail) if spec.legacy else spec.cutoff.min_tail
+    if tail.n_tail < least:
+        reason = f"too small: {tail.n_tail} eigenvalues in the tail, a fit needs at least {spec.cutoff.min_tail}"
         return replace(fit, status="skipped", reason=reason)
     if not math.isfinite(tail.alpha):
         return replace(fit, status="failed", reason=NO_EXPONENT)
-    mean, sd = null_alpha(fit.window, fit.n_windows, spec.cutoff, fit.weight_var, spec.seed)
+    mean, sd = spec.cutoff.null(fit.window, fit.n_windows, fit.weight_var, spec.seed)
     return replace(fit, **tail._asdict(), alpha_null=mean, alpha_null_sd=sd)
 
 
@@ -272,10 +267,10 @@ def _fit(eigenvalues: Array, spec: Spec) -> PowerLaw:
 def _error_bar(window: Window, matrices: Tensor, known: dict[tuple[int, int], Array], spec: Spec) -> tuple[float, str]:
     """Jackknife error of alpha on disjoint windows; or why there is none."""
     rows, cols = matrices.shape[1:]
-    smaller = _disjoint_window(window, rows, cols, spec.cutoff)
+    smaller = spec.cutoff.error_window(window, rows, cols)
     if min(smaller) < 2:
         return math.nan, f"no error bar: fewer than {MIN_BANDS} x {MIN_BANDS} disjoint windows fit"
-    if smaller != window and isinstance(spec.cutoff, Fixed):
+    if smaller != window and not spec.cutoff.any_window:
         return math.nan, "no error bar: a fixed xmin means something else in the smaller windows that it needs"
     tops, lefts = disjoint_bands(rows, smaller.rows), disjoint_bands(cols, smaller.cols)
     corners = [(top, left) for top in tops for left in lefts]
@@ -286,23 +281,3 @@ def _error_bar(window: Window, matrices: Tensor, known: dict[tuple[int, int], Ar
     found = found.reshape(len(tops), len(lefts), *found.shape[1:])
     error = alpha_standard_error(found, numerical_zeros(found, smaller), spec.cutoff)
     return error, "" if math.isfinite(error) else "no error bar: some windows have no tail of their own"
-
-
-def _disjoint_window(window: Window, rows: int, cols: int, cutoff: Cutoff) -> Window:
-    """The window of the run's shape for the error bar: at least 3 x 3 fit into the layer without overlap.
-
-    The run's own where so many tile the layer, else as large as 3 x 3 allow. The median measures the bulk, which looks
-    alike at every size: there the window is at most half the run's and fits six times where it stays as wide as
-    NARROWEST_BAND, a steadier error bar at a smaller cost. Tails change with the size of the window.
-    """
-
-    def fitting(bands: int, most: float = 1.0) -> Window:
-        scale = min(most, rows // bands / window.rows, cols // bands / window.cols)
-        return Window(int(window.rows * scale + 1e-9), int(window.cols * scale + 1e-9))
-
-    largest = fitting(MIN_BANDS)
-    tiled = largest == window and rows % window.rows == 0 and cols % window.cols == 0
-    if tiled or not isinstance(cutoff, Median):
-        return largest
-    fits = [fitting(bands, 0.5) for bands in range(2 * MIN_BANDS, MIN_BANDS, -1)]
-    return next((fit for fit in fits if min(fit) >= NARROWEST_BAND), largest)

@@ -18,8 +18,6 @@ from spectail.core.cutoffs import Cutoff
 
 Array: TypeAlias = NDArray[np.float64]
 
-MIN_BANDS = 3
-"""Fewer row or column bands say nothing about a spread."""
 MAX_BANDS = 16
 """More bands per side are merged: the estimate is no worse, and refits grow with the square of it."""
 

@@ -7,14 +7,13 @@ the law on [(1 - sqrt(ratio))^2, (1 + sqrt(ratio))^2] (Marchenko and Pastur 1967
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigvalsh_tridiagonal
 
-from spectail.core.cutoffs import Cutoff, Fixed, Median, TopFraction
 from spectail.core.tails import fit_from
 from spectail.core.windows import Window
 
@@ -66,32 +65,23 @@ def marchenko_pastur_alpha(ratio: float, *, fraction: float | None = None, xmin:
     return 1 + mass / float((weights[tail] * np.log(x[tail] / xmin)).sum())
 
 
-def null_alpha(window: Window, n_windows: int, cutoff: Cutoff, weight_var: float, seed: int = 0) -> tuple[float, float]:
-    """(mean, standard deviation) of alpha over matrices of i.i.d. entries, for this window shape and number of windows.
+class Rule(Hashable, Protocol):
+    """What the simulation needs of a cutoff; equal settings must compare and hash equal, for draws are kept."""
 
-    The mean comes from the Marchenko-Pastur law for median, top:F and fixed:X, from seeded Gaussian draws for ks and
-    peak. The standard deviation always comes from draws, taken for the number of windows as if they were disjoint.
-    """
-    short, long = min(window), max(window)
-    if isinstance(cutoff, Fixed):
-        scaled = cutoff.xmin / (long * weight_var) if weight_var > 0 else math.inf
-        return marchenko_pastur_alpha(short / long, xmin=scaled), math.nan
-    mean, sd = _simulated_alpha(short, long, n_windows, cutoff, seed)
-    if isinstance(cutoff, Median):
-        mean = marchenko_pastur_alpha(short / long, fraction=0.5)
-    elif isinstance(cutoff, TopFraction):
-        mean = marchenko_pastur_alpha(short / long, fraction=cutoff.fraction)
-    return mean, sd
+    def start(self, eigenvalues: Array) -> int:
+        """Index of xmin in the ascending eigenvalues."""
 
 
-def _simulated_alpha(short: int, long: int, n_windows: int, cutoff: Cutoff, seed: int) -> tuple[float, float]:
-    """Mean and spread of alpha over draws of a limited number of eigenvalues each.
+def null_by_simulation(
+    window: Window, n_windows: int, cutoff: Rule, *, smooth: bool, seed: int = 0
+) -> tuple[float, float]:
+    """Mean and spread of alpha over draws of a limited number of Gaussian windows each.
 
     The sum over a window of any smooth function of its eigenvalues fluctuates by O(1) whatever the window's size, so
-    alpha's spread falls as 1 / (side * sqrt(windows)): larger counts, and for median and top:F larger sides, are scaled
-    down to what is affordable. For ks and peak the mean depends on the count too and is that of the count drawn.
+    alpha's spread falls as 1 / (side * sqrt(windows)): larger counts, and for ``smooth`` cutoffs larger sides, are
+    scaled down to what is affordable. For the others the mean depends on the count too and is that of the count drawn.
     """
-    smooth = isinstance(cutoff, (Median, TopFraction))
+    short, long = min(window), max(window)
     scale = min(1.0, _SIMULATED_SIDE / long) if smooth else 1.0
     m, n = max(2, round(short * scale)), max(2, round(long * scale))
     drawn = min(n_windows, _SMOOTH_WINDOWS) if smooth else max(1, min(n_windows, _SEARCH_EIGENVALUES // m))
@@ -102,7 +92,7 @@ def _simulated_alpha(short: int, long: int, n_windows: int, cutoff: Cutoff, seed
 
 
 @lru_cache(maxsize=1024)
-def _drawn_alphas(m: int, n: int, n_windows: int, draws: int, cutoff: Cutoff, seed: int) -> Array:
+def _drawn_alphas(m: int, n: int, n_windows: int, draws: int, cutoff: Rule, seed: int) -> Array:
     pool = _gaussian_pool(m, n, n_windows, draws, seed)
     return np.array([fit_from(draw, cutoff.start(draw)).alpha for draw in pool])
 
@@ -122,6 +112,8 @@ def _gaussian_pool(m: int, n: int, n_windows: int, count: int, seed: int) -> lis
 
 
 def _bidiagonal_eigenvalues(rng: np.random.Generator, m: int, n: int) -> Array:
+    from scipy.linalg import eigvalsh_tridiagonal  # slow to import, and needed only where a null is drawn
+
     diagonal = rng.chisquare(np.arange(n, n - m, -1))
     below = rng.chisquare(np.arange(m - 1, 0, -1))
     main = diagonal + np.concatenate([[0.0], below])

@@ -134,6 +134,16 @@ def largest_fit(rows: int, cols: int, aspect_ratio: float = 1.0) -> int:
     return side
 
 
+MIN_BANDS = 3
+"""Fewer row or column bands of windows say nothing about a spread: see ``jackknife``."""
+
+
+def disjoint_window(window: Window, rows: int, cols: int, bands: int, most: float = 1.0) -> Window:
+    """The largest window of this shape, at most ``most`` times its size, that fits ``bands`` times along each side."""
+    scale = min(most, rows // bands / window.rows, cols // bands / window.cols)
+    return Window(int(window.rows * scale + 1e-9), int(window.cols * scale + 1e-9))
+
+
 def disjoint_bands(extent: int, size: int) -> list[int]:
     """Starts of as many non-overlapping bands of ``size`` as fit into ``extent``, evenly spread."""
     return _spread(extent - size, extent // size)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from spectail.core.cutoffs import KSMinimum
 from spectail.records import COLUMNS, LayerRecord, Results, RunInfo, null_gap
 from spectail.report import page
 from spectail.report.curves import FIT_POINTS, HIDDEN_SHARE, null_shape, null_shift, window_ratio
@@ -80,7 +79,7 @@ def report_html(results: Results) -> str:
 
 def _view(run: RunInfo) -> list[Column]:
     """The columns; the verdict is among the main ones where the cutoff asks for it."""
-    asked = isinstance(run.spec.cutoff, KSMinimum)
+    asked = run.spec.cutoff.claims_power_law
     return [column._replace(main=True) if asked and column is VERDICT else column for column in VIEW]
 
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spectail.core.cutoffs import Fixed, HistogramPeak, KSMinimum, Median, TopFraction
 from spectail.core.goodness import LEVEL, two_sided
 from spectail.records import LayerRecord, Results, null_gap
 from spectail.report.evidence import (
@@ -143,7 +142,7 @@ def _against_null(run: Run) -> Finding | None:
 
 def _power_law(run: Run) -> Finding | None:
     """In how many layers the tail may be a power law; None where the cutoff does not ask."""
-    if not isinstance(run.results.run.spec.cutoff, KSMinimum):
+    if not run.results.run.spec.cutoff.claims_power_law:
         return None
     judged = [layer for layer in run.ok if math.isfinite(layer.ks_p)]
     if not judged:
@@ -233,20 +232,9 @@ def _full(run: Run) -> Finding | None:
 
 def _meaning(run: Run) -> Finding:
     """What alpha measures under this cutoff, and the hypothesis that ties it to training."""
-    cutoff = run.results.run.spec.cutoff
-    if isinstance(cutoff, Median | HistogramPeak):
-        what = "with this cutoff alpha describes the shape of the spectrum's bulk and is no claim of a power law. "
-        what += "WeightWatcher's thresholds of 2 and 6 belong to another cutoff and do not apply."
-    elif isinstance(cutoff, KSMinimum):
-        what = "alpha is fitted above the xmin with the smallest KS distance; it is an exponent only where the "
-        what += "tail verdict in the table supports a power law."
-    else:
-        assert isinstance(cutoff, TopFraction | Fixed)
-        what = "the tail starts where the cutoff was set by hand; whether it is a power law was not tested, and "
-        what += "WeightWatcher's thresholds of 2 and 6 do not apply."
     theory = " Heavy-tailed self-regularisation theory reads a lower alpha as a better trained layer and a higher one "
     theory += "as less trained. That is a hypothesis: nothing here measured training or accuracy."
-    return Finding("Reading", what + theory)
+    return Finding("Reading", run.results.run.spec.cutoff.meaning + theory)
 
 
 def _not_comparable(run: Run) -> Finding | None:

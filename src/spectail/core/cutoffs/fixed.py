@@ -1,0 +1,42 @@
+"""A fixed xmin, in the units of the weights squared."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from spectail.core.cutoffs.base import Array, Cutoff
+from spectail.core.cutoffs.top import SET_BY_HAND
+from spectail.core.laws import marchenko_pastur_alpha
+from spectail.core.windows import Window
+from spectail.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Fixed(Cutoff):
+    """Everything at or above ``xmin``, a squared singular value in the units of the weights squared."""
+
+    text = "fixed:X"
+    summary = "the eigenvalues from X up"
+    meaning = SET_BY_HAND
+    any_window = False  # eigenvalues grow with the window, so that one xmin cuts another share of a smaller one
+
+    xmin: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.xmin) and self.xmin > 0):
+            raise SpecError(f"fixed:X needs a positive finite xmin, not {self.xmin!r}")
+
+    def start(self, eigenvalues: Array) -> int:
+        """Index of the first eigenvalue at or above xmin (N where there is none)."""
+        return int(np.searchsorted(eigenvalues, self.xmin, side="left"))
+
+    def null(self, window: Window, n_windows: int, weight_var: float, seed: int = 0) -> tuple[float, float]:
+        """From the Marchenko-Pastur law at this layer's variance; NaN above its upper edge, and no spread."""
+        scaled = self.xmin / (max(window) * weight_var) if weight_var > 0 else math.inf
+        return marchenko_pastur_alpha(min(window) / max(window), xmin=scaled), math.nan
+
+    def __str__(self) -> str:
+        return f"fixed:{self.xmin!r}"

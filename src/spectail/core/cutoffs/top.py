@@ -1,0 +1,43 @@
+"""The largest eigenvalues, a fixed share of them: Hill's estimator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spectail.core.cutoffs.base import Array, Cutoff
+from spectail.core.laws import marchenko_pastur_alpha
+from spectail.core.windows import Window
+from spectail.errors import SpecError
+
+SET_BY_HAND = (
+    "the tail starts where the cutoff was set by hand; whether it is a power law was not tested, and "
+    "WeightWatcher's thresholds of 2 and 6 do not apply."
+)
+
+
+@dataclass(frozen=True)
+class TopFraction(Cutoff):
+    """The largest ``fraction`` of the eigenvalues (rounded to the nearest count, at least one): Hill's estimator."""
+
+    text = "top:F"
+    summary = "the largest fraction F of the eigenvalues"
+    meaning = SET_BY_HAND
+    smooth = True
+
+    fraction: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise SpecError(f"top:F needs a fraction above 0 and at most 1, not {self.fraction!r}")
+
+    def start(self, eigenvalues: Array) -> int:
+        """Index of xmin in the ascending eigenvalues."""
+        return eigenvalues.size - max(1, int(self.fraction * eigenvalues.size + 0.5))
+
+    def null(self, window: Window, n_windows: int, weight_var: float, seed: int = 0) -> tuple[float, float]:
+        """The mean from the Marchenko-Pastur law, the spread from draws."""
+        _, sd = super().null(window, n_windows, weight_var, seed)
+        return marchenko_pastur_alpha(min(window) / max(window), fraction=self.fraction), sd
+
+    def __str__(self) -> str:
+        return f"top:{self.fraction!r}"
