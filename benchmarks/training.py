@@ -16,7 +16,7 @@ import spectail as st
 from benchmarks import plain
 from benchmarks.common import Side, clock, paired, run_sides
 from experiments.images.networks import Residual
-from spectail.core.farms import too_small
+from spectail.core.measure import too_small
 from spectail.core.windows import largest_fit, window_shape
 from spectail.runner import make_plan
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from spectail.allocation.allocate import allocate
     from spectail.allocation.allocation import Allocation
     from spectail.analysis import Analysis, compare
-    from spectail.core.farms import tail_fit
+    from spectail.core.measure import tail_fit
     from spectail.core.spec import Spec
     from spectail.errors import AllocationError, PruneError, RunError, SourceError, SpecError, SpectailError
     from spectail.evaluation import evaluate_tasks, perplexity
@@ -50,7 +50,7 @@ _WHERE = {
     "perplexity": "spectail.evaluation",
     "presets": "spectail.presets",
     "prune": "spectail.pruning.prune",
-    "tail_fit": "spectail.core.farms",
+    "tail_fit": "spectail.core.measure",
     "targets": "spectail.allocation.targets",
 }
 """The public names and the modules that hold them, imported on first use: results are read without torch."""

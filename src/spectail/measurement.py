@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from scipy.sparse.linalg import ArpackError
 
-from spectail.core.farms import TailFit, full_spectrum_fit, measure, too_small
+from spectail.core.farms import TailFit
 from spectail.core.goodness import TailJudgement, judge_tail, verdict
-from spectail.core.metrics import entropy, largest_eigenvalue
+from spectail.core.measure import estimator_of, measure, too_small
+from spectail.core.metrics import entropy
 from spectail.errors import SourceError, SpecError
 from spectail.models.source import Layer
 from spectail.records import LayerRecord, RunInfo, Spectrum, null_gap
@@ -108,7 +109,7 @@ def _measured(record: LayerRecord, matrices: Tensor, plan: Plan) -> LayerRecord:
 
 
 def _with_alpha(record: LayerRecord, fit: TailFit, plan: Plan) -> LayerRecord:
-    own_window = plan.run.window is not None and min(fit.window) != plan.run.window and not plan.run.spec.legacy
+    own_window = not estimator_of(plan.run.spec).is_comparable(fit, plan.run.window)
     remark = f"not comparable: too small for the common window of {plan.run.window}" if own_window else ""
     judged, words = _judged(fit, plan.run.spec)
     record = replace(
@@ -143,10 +144,9 @@ def _judged(fit: TailFit, spec: Spec) -> tuple[TailJudgement, str]:
 
 
 def _with_norms(record: LayerRecord, fit: TailFit, matrices: Tensor, plan: Plan) -> LayerRecord:
-    """Metrics of the whole matrices (of the pooled windows in legacy, as the published code has them)."""
-    legacy = plan.run.spec.legacy
-    largest = float(fit.eigenvalues[-1]) if legacy and fit.eigenvalues.size else largest_eigenvalue(matrices)
-    total = float(fit.eigenvalues.sum()) if legacy else fit.sum_of_squares
+    """Add the metrics of the whole matrices."""
+    estimator = estimator_of(plan.run.spec)
+    largest, total = estimator.norms(fit, matrices)
     record = replace(
         record,
         spectral_norm=largest,
@@ -158,7 +158,7 @@ def _with_norms(record: LayerRecord, fit: TailFit, matrices: Tensor, plan: Plan)
     whole = plan.run.spec.window == "whole"
     if not (whole or plan.run.full_spectrum):
         return record
-    full = fit if whole else full_spectrum_fit(matrices, plan.run.spec)
+    full = fit if whole else estimator.whole(matrices, plan.run.spec)
     alpha_full = full.alpha if plan.run.full_spectrum else math.nan
     return replace(record, entropy=entropy(full.eigenvalues), alpha_full=alpha_full)
 

@@ -12,7 +12,7 @@ import torch
 
 from spectail import presets
 from spectail.analysis import Analysis
-from spectail.core.farms import common_window, too_small
+from spectail.core.measure import common_window, too_small
 from spectail.core.spec import Spec
 from spectail.engines import local
 from spectail.errors import SourceError, SpecError

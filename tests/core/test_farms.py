@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from spectail.core.farms import MAX_SIDE, common_window, tail_fit
+from spectail.core.farms import MAX_SIDE
+from spectail.core.measure import common_window, tail_fit
 from spectail.core.spec import Spec
 from spectail.core.windows import Tile, Window, window_shape
 from spectail.errors import SpecError

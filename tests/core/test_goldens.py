@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from spectail.core.farms import measure, tail_fit
-from spectail.core.legacy import legacy_windows
+from spectail.core.measure import measure, tail_fit
+from spectail.core.published import published_windows
 from spectail.core.spec import Spec
 from spectail.core.spectra import numerical_zeros, window_eigenvalues
 from spectail.core.tails import fit_from
@@ -64,7 +64,7 @@ def placed(matrix_id: str, record: dict[str, Any]) -> tuple[torch.Tensor, Window
     shape = (slices.shape[1], slices.shape[2])
     if record["sampling"] is None:
         return slices, Window(*shape), [(0, 0)]
-    return slices, *legacy_windows(shape, spec_of(record), record["sampling"]["num_row_samples"])
+    return slices, *published_windows(shape, spec_of(record), record["sampling"]["num_row_samples"])
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from spectail.core.farms import measure, tail_fit
+from spectail.core.measure import measure, tail_fit
 from spectail.core.spec import Spec
 from spectail.errors import SpecError
 from tests.goldens import published

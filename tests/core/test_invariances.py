@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from spectail.core.farms import tail_fit
+from spectail.core.measure import tail_fit
 from spectail.core.spec import Spec
 
 CUTOFFS = ["median", "ks", "peak", "top:0.1"]

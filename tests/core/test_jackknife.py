@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from spectail.core.cutoffs import KSMinimum, Median, TopFraction
-from spectail.core.farms import tail_fit
 from spectail.core.jackknife import MAX_BANDS, alpha_standard_error
+from spectail.core.measure import tail_fit
 from spectail.core.spec import Spec
 from tests.reference import plain_farms, plain_jackknife
 

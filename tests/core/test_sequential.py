@@ -10,8 +10,8 @@ import torch
 
 from experiments.ensembles import gaussian, low_rank, row_scaled, student
 from spectail.core.cutoffs import Median, TopFraction
-from spectail.core.farms import tail_fit
 from spectail.core.jackknife import tail_alpha
+from spectail.core.measure import tail_fit
 from spectail.core.sequential import CONFIDENCE, FIRST, _change_of_the_rest, spread_order
 from spectail.core.spec import Spec
 from spectail.core.windows import Grid, Window

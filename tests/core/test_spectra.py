@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from spectail.core.farms import tail_fit
+from spectail.core.measure import tail_fit
 from spectail.core.spec import Spec
 from spectail.core.spectra import numerical_zeros, shared_grams, window_eigenvalues
 from spectail.core.windows import Grid, RandomPlacement, Tile, Window

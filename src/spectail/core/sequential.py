@@ -9,9 +9,9 @@ the fewest weights, so they spread more than neighbours do, and the bound errs t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,6 @@ from scipy.special import stdtrit
 from spectail.core.cutoffs import Cutoff
 from spectail.core.jackknife import jackknife_variance, tail_alpha
 from spectail.core.spec import Spec
-from spectail.core.spectra import numerical_zeros, window_eigenvalues
-from spectail.core.windows import Window
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Array: TypeAlias = NDArray[np.float64]
 Position: TypeAlias = tuple[int, int]
@@ -37,9 +32,14 @@ CONFIDENCE = 0.9
 
 
 def enough_windows(
-    matrices: Tensor, window: Window, positions: Sequence[Position], spec: Spec
+    positions: Sequence[Position],
+    eigenvalues: Callable[[list[Position]], Array],
+    zeros: Callable[[Array], NDArray[np.bool_]],
+    spec: Spec,
 ) -> tuple[list[Position], Array]:
-    """The positions taken and their eigenvalues, shape (positions, matrices, min(window)).
+    """Return the positions taken and their eigenvalues, shape (positions, matrices, min(window)).
+
+    ``eigenvalues`` computes those of the windows at some positions, ``zeros`` marks which of them are left out.
 
     Windows are added until the others would move alpha by less than ``spec.tolerance`` (a share of alpha) at 90 %
     two-sided confidence, or none is left. The choice depends on the weights and the placement only, not on chance.
@@ -52,10 +52,9 @@ def enough_windows(
         wanted = max(FIRST, math.ceil(GROWTH * len(taken))) - len(taken)
         new = [positions[i] for i in islice(order, wanted)]
         taken += new
-        found.append(window_eigenvalues(matrices, window, new, exact_zeros=spec.legacy))
+        found.append(eigenvalues(new))
         so_far = np.concatenate(found)
-        zero = so_far <= 0 if spec.legacy else numerical_zeros(so_far, window)
-        if _change_of_the_rest(so_far, zero, len(positions), spec.cutoff) <= spec.tolerance:
+        if _change_of_the_rest(so_far, zeros(so_far), len(positions), spec.cutoff) <= spec.tolerance:
             break
     return taken, np.concatenate(found)
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from spectail.core.farms import common_window, too_small
+from spectail.core.measure import common_window, too_small
 from spectail.core.spec import Spec
 from spectail.core.threads import on_one_core
 from spectail.engines import local

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spectail.allocation.coverage import cover
-from spectail.core.farms import too_small
+from spectail.core.measure import too_small
 from spectail.errors import AllocationError, TrainingError
 from spectail.measurement import record_of
 from spectail.models.naming.select import matches

@@ -1,0 +1,129 @@
+"""What the published FARMS code does differently, to reproduce its numbers: an estimator of its own.
+
+Windows are ``side`` rows by ``side * ratio`` columns of the matrix as stored; the side is clamped to the matrix as in
+the LLM part. Grids use a floor stride and leave an edge out. A convolution is cut into ``rows // cols`` divisions, each
+division is fitted by itself over all kernel slices, and the alphas are averaged; weights count sqrt(1/2). Numerical
+zeros stay in, and norms are those of the pooled windows. Where the published code silently loses the aspect ratio, this
+is an error.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spectail.core.cutoffs import Cutoff
+from spectail.core.farms import NO_EXPONENT, Farms, Positions, TailFit, too_small_text
+from spectail.core.spec import Spec
+from spectail.core.spectra import window_eigenvalues
+from spectail.core.tails import PowerLaw, fit_from
+from spectail.core.windows import Grid, Window
+from spectail.errors import SpecError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array: TypeAlias = NDArray[np.float64]
+
+CONVOLUTION_FACTOR = 0.5
+"""Eigenvalues of convolutions are halved (``conv_norm``); alpha does not see it."""
+
+
+class Published(Farms):
+    """The procedures of the published code, where they differ from the default."""
+
+    exact_zeros = True
+
+    def too_small(self, shape: tuple[int, int], spec: Spec) -> str:
+        """Only an empty matrix is too small."""
+        return "" if min(shape) >= 1 else too_small_text(shape)
+
+    def check_side(self, side: int, fits: list[int]) -> None:
+        """Accept every side: it is clamped to each matrix."""
+
+    def place(self, shape: tuple[int, int], spec: Spec, common: int | None) -> tuple[Window, Positions]:
+        """Clamp the side to the matrix and count rows, as the published code does."""
+        if spec.window == "whole":
+            return Window(*shape), [(0, 0)]
+        return published_windows(shape, spec, self.side(shape, spec, common))
+
+    def fit(
+        self, matrices: Tensor, spec: Spec, common: int | None, *, convolution: bool, error_bar: bool, variance: float
+    ) -> TailFit:
+        """Halve the eigenvalues of convolutions, and average alpha over their divisions unless taken whole."""
+        if not convolution:
+            return super().fit(matrices, spec, common, convolution=False, error_bar=error_bar, variance=variance)
+        if spec.window != "whole":
+            return self._fit_divisions(matrices, spec)
+        window, positions = self.place((matrices.shape[1], matrices.shape[2]), spec, common)
+        found = CONVOLUTION_FACTOR * self.solve(matrices, window, positions, spec)[1]
+        fit = self.with_tail(self.pooled(found, window), spec, variance)
+        known = dict(zip(positions, found, strict=True)) if error_bar else None
+        return self.with_error(fit, spec, matrices, known)
+
+    def _fit_divisions(self, matrices: Tensor, spec: Spec) -> TailFit:
+        """Average alpha over the divisions of a convolution."""
+        upright, window, positions = published_divisions(matrices, spec)
+        found = CONVOLUTION_FACTOR * window_eigenvalues(upright, window, positions, exact_zeros=True)
+        fit = self.pooled(found, window)
+        tail = average_over_divisions(found, spec.cutoff)
+        if not math.isfinite(tail.alpha):
+            return replace(fit, status="failed", reason=NO_EXPONENT)
+        return replace(fit, **tail._asdict())
+
+    def zeros(self, found: Array, window: Window) -> NDArray[np.bool_]:
+        """Only exact zeros are left out: the published code keeps what rounding leaves."""
+        return found <= 0
+
+    def min_tail(self, cutoff: Cutoff) -> int:
+        """Two eigenvalues are enough."""
+        return min(2, cutoff.min_tail)
+
+    def norms(self, fit: TailFit, matrices: Tensor) -> tuple[float, float]:
+        """Norms of the pooled windows."""
+        largest = float(fit.eigenvalues[-1]) if fit.eigenvalues.size else super().norms(fit, matrices)[0]
+        return largest, float(fit.eigenvalues.sum())
+
+    def is_comparable(self, fit: TailFit, common: int | None) -> bool:
+        """Windows differ from layer to layer here; nothing is said about it."""
+        return True
+
+
+def published_windows(shape: tuple[int, int], spec: Spec, side: int) -> tuple[Window, list[tuple[int, int]]]:
+    """Window and positions of a linear layer, as the published code places them."""
+    rows = min(side, *shape)
+    window = Window(rows, int(rows * spec.aspect_ratio))
+    if window.cols > shape[1]:
+        raise SpecError(
+            f"legacy windows of {window.rows} x {window.cols} do not fit into a matrix of {shape[0]} x {shape[1]}, "
+            f"where the published code would silently use another aspect ratio"
+        )
+    if not isinstance(spec.placement, Grid):
+        return window, spec.placement.positions(*shape, window, spec.seed)
+    per_side = spec.placement.per_side
+    tops, lefts = (
+        range(0, extent - size + 1, max(1, (extent - size) // max(1, per_side - 1)))[:per_side]
+        for extent, size in zip(shape, window, strict=True)
+    )
+    return window, [(top, left) for top in tops for left in lefts]
+
+
+def published_divisions(matrices: Tensor, spec: Spec) -> tuple[Tensor, Window, list[tuple[int, int]]]:
+    """Kernel slices turned upright, the window of one division, and where the divisions start."""
+    upright = matrices if matrices.shape[1] >= matrices.shape[2] else matrices.mT
+    rows, cols = upright.shape[1:]
+    ratio = spec.aspect_ratio
+    window = Window(int(cols / ratio), cols) if ratio >= 1 else Window(cols, int(cols * ratio))
+    return upright, window, [(i * window.rows, 0) for i in range(rows // cols)]
+
+
+def average_over_divisions(divisions: Array, cutoff: Cutoff) -> PowerLaw:
+    """Alpha, xmin and KS distance averaged over divisions, shape (divisions, slices, eigenvalues); tails added up."""
+    pools = [np.sort(division, axis=None) for division in divisions]
+    fits = [fit_from(pool, cutoff.start(pool)) for pool in pools]
+    alpha, xmin, ks = (float(np.mean([getattr(fit, key) for fit in fits])) for key in ("alpha", "xmin", "ks"))
+    return PowerLaw(alpha, xmin, ks, sum(fit.n_tail for fit in fits))
