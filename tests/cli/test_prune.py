@@ -15,6 +15,7 @@ from tests.pruning.models import decoder
 
 transformers = pytest.importorskip("transformers")
 command = sys.modules["spectail.cli.prune"]
+perplexity = sys.modules["spectail.evaluation.perplexity"]
 WORDS = [f"w{i}" for i in range(90)]
 TEXT = " ".join(WORDS[(7 * i * i + i) % 90] for i in range(400))
 
@@ -114,6 +115,15 @@ def test_a_file_of_allocate_and_a_quiet_run(folder, tmp_path, capfd):
         (
             ["--sparsity", "0.5", "--method", "magnitude", "--seq-len", "64", "--evaluate", "SHORT"],
             "short.txt: the text has 2 tokens, fewer than one block of 64: give more text",
+        ),
+        (
+            ["--sparsity", "0.5", "--calibration", "TEXT", "--seq-len", "16", "--bos", "every"],
+            "the tokenizer has no BOS token to start every block with: use bos none, or set the tokenizer's bos_token",
+        ),
+        (["--sparsity", "0.5", "--calibration", "TEXT", "--bos", "on"], "bos must be one of auto, first, every, none"),
+        (
+            ["--sparsity", "0.5", "--method", "magnitude", "--allocation", "uniform", "--bos", "every"],
+            "--bos goes with text, and this run reads none: leave it out",
         ),
         (["--sparsity", "0.5", "--pattern", "2-4"], "a pattern is written N:M, such as 2:4, not '2-4'"),
     ],
@@ -231,6 +241,63 @@ def test_the_same_eps_for_owl_and_a_selection_text_for_magnitude(folder, tmp_pat
     selected = json.loads((tmp_path / "b" / "pruning.json").read_text())["selected"]
     assert selected["text"] == "text.txt"
     assert selected["dense"]["sequences"] == 16
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+    """A tiny Gemma 3 with a tokenizer of whole words that has a BOS, 1, and does not add it."""
+    tokenizers = pytest.importorskip("tokenizers")
+    path = tmp_path_factory.mktemp("gemma") / "model"
+    decoder("gemma3").save_pretrained(path)
+    vocabulary = {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {word: i + 3 for i, word in enumerate(WORDS)}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<pad>"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>")
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("given", "rule", "shown"),
+    [(None, "every", "every block"), ("first", "first", "start of the text; none in calibration samples"),
+     ("none", "none", "none")],
+)  # fmt: skip
+def test_one_rule_for_bos_holds_for_all_texts_and_is_told(
+    gemma, tmp_path, text, capfd, monkeypatch, given, rule, shown
+):
+    drawn, read, calibrate, losses = [], [], pipeline.calibration_tokens, perplexity.batch_losses
+    monkeypatch.setattr(pipeline, "calibration_tokens", lambda *a, **k: drawn.append(calibrate(*a, **k)) or drawn[-1])
+    monkeypatch.setattr(perplexity, "batch_losses", lambda m, batch, **k: read.append(batch) or losses(m, batch, **k))
+    test = tmp_path / "test.txt"
+    test.write_text(" ".join(reversed(TEXT.split())))
+    options = ["--sparsity", "0.5", "--method", "wanda", "--allocation", "alphapruning", "--eps", "auto"]
+    options += ["--calibration", str(text), "--samples", "6", "--seq-len", "16", "--evaluate", str(test)]
+    assert _run(gemma, tmp_path, *options, *(["--bos", given] if given else [])) == 0
+    assert (drawn[0][:, 0] == 1).all() == (rule == "every")
+    blocks = torch.cat(read)
+    starts = {"every": len(blocks), "none": 0}
+    passes = 2 + 1 + len(st.presets.PRUNE_EPS_CANDIDATES)  # test text twice, selection text once and for each eps
+    assert int((blocks[:, 0] == 1).sum()) == starts.get(rule, passes)
+    assert not (blocks[:, 1:] == 1).any()
+    printed = capfd.readouterr().out
+    assert f"BOS: {shown}\n" in printed
+    report = json.loads((tmp_path / "out" / "pruning.json").read_text())
+    [found] = report["evaluated"]
+    assert {report["bos"], found["before"]["bos"], found["after"]["bos"], report["selected"]["dense"]["bos"]} == {rule}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"<span>BOS <b>{shown}</b></span>" in page
+    assert ("models need: draw them with bos every" in printed) == (rule != "every")
+    model, tokenizer = st.open_language_model(gemma)
+    expected = st.perplexity(model, tokenizer, test, seq_len=16, bos=rule)
+    assert found["before"]["perplexity"] == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_a_run_without_text_says_nothing_of_bos(gemma, tmp_path, capfd):
+    options = ["--sparsity", "0.5", "--method", "magnitude", "--allocation", "uniform"]
+    assert _run(gemma, tmp_path, *options) == 0
+    assert "BOS" not in capfd.readouterr().out
+    assert json.loads((tmp_path / "out" / "pruning.json").read_text())["bos"] is None
+    assert "BOS" not in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_an_interruption_while_eps_is_chosen(folder, tmp_path, text, capfd, monkeypatch):

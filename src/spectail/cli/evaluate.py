@@ -13,9 +13,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from spectail.errors import EvaluationError
-from spectail.evaluation import evaluate_tasks, perplexity
+from spectail.evaluation import CHOICES, evaluate_tasks, perplexity
+from spectail.evaluation.bos import check_choice
 from spectail.evaluation.texts import HOW, read_text
 from spectail.models.live.language import DTYPES, open_language_model
+
+BOS = (
+    f"Where the beginning-of-sequence token goes: {', '.join(CHOICES)}. first: the start of the text, every: "
+    "the start of every block; auto, unless given, goes by the model and its tokenizer."
+)
 
 
 def evaluate(
@@ -23,6 +29,7 @@ def evaluate(
     text: Annotated[str | None, typer.Option(help=f"Text for token perplexity: {HOW}.")] = None,
     seq_len: Annotated[int | None, typer.Option(help="Tokens in a block; 2048 unless given.")] = None,
     max_sequences: Annotated[int | None, typer.Option(help="Only the first blocks.")] = None,
+    bos: Annotated[str | None, typer.Option(help=BOS)] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks of lm-eval, as hellaswag,winogrande.")] = None,
     tasks_path: Annotated[Path | None, typer.Option(help="Folder with tasks of your own.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first questions of every task.")] = None,
@@ -36,7 +43,8 @@ def evaluate(
     """Measure a language model: token perplexity on a text, or tasks of lm-eval."""
     if (text is None) == (tasks is None):
         raise EvaluationError("give either --text FILE or --tasks NAMES")
-    _check_used("--tasks", tasks, seq_len=seq_len, max_sequences=max_sequences)
+    _check_used("--tasks", tasks, seq_len=seq_len, max_sequences=max_sequences, bos=bos)
+    check_choice("auto" if bos is None else bos)
     _check_used("--text", text, tasks_path=tasks_path, limit=limit, few_shot=few_shot)
     if out is not None and out.exists():
         raise EvaluationError(f"{out} exists, so it stays; give another name")
@@ -46,7 +54,7 @@ def evaluate(
         with _bar(quiet=quiet) as bar:
             ppl = perplexity(
                 model, tokenizer, passage, seq_len=2048 if seq_len is None else seq_len, max_sequences=max_sequences,
-                batch_size=batch_size, progress=bar,
+                batch_size=batch_size, bos="auto" if bos is None else bos, progress=bar,
             )  # fmt: skip
         words, result = ppl.describe(), ppl.to_dict()
     else:

@@ -13,6 +13,7 @@ from rich.progress import TimeElapsedColumn
 from spectail import presets
 from spectail.cli.bar import Bar
 from spectail.errors import PruneError
+from spectail.evaluation.bos import CHOICES, check_choice
 from spectail.evaluation.texts import HOW
 from spectail.models.live.language import open_language_model
 from spectail.pruning.baselines import BASELINES, check_eps, check_known, check_takes_eps
@@ -27,6 +28,11 @@ from spectail.report.tables import storable
 EPS = (
     "How far ratios go from the mean, 1 +- EPS (owl: lambda is EPS x the sparsity); auto chooses from "
     f"{', '.join(map(str, presets.PRUNE_EPS_CANDIDATES))} on the selection text. Unless given, the published settings."
+)
+
+BOS = (
+    f"Where the beginning-of-sequence token goes in every text: {', '.join(CHOICES)}; see spectail evaluate. "
+    "Calibration samples start with it under every only."
 )
 
 
@@ -53,21 +59,25 @@ def prune(
     seq_len: Annotated[int, typer.Option(help="Tokens in a sequence, of every text.")] = 2048,
     max_sequences: Annotated[int | None, typer.Option(help="Only the first sequences of a test text.")] = None,
     seed: Annotated[int, typer.Option(help="Which sequences of the calibration text are drawn.")] = 0,
+    bos: Annotated[str, typer.Option(help=BOS)] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda...")] = "cpu",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> int:
     """Prune a language model by an allocation of sparsities and write it as a transformers folder with a report."""
     check_free(out)
     check_known(allocation)
+    check_choice(bos)
     if not 0 <= sparsity < 1:
         raise PruneError(f"a sparsity must be at least 0 and below 1, not {sparsity!r}")
     plan = Plan(
         method=as_method(method), sparsity=sparsity, allocation=allocation, eps=_eps(eps, allocation),
         pattern=Pattern.parse(pattern) if pattern else None, samples=samples, seq_len=seq_len,
-        max_sequences=max_sequences, seed=seed,
+        max_sequences=max_sequences, seed=seed, bos=bos,
     )  # fmt: skip
     if plan.calibrates and calibration is None:
         raise PruneError(f"{method} with the allocation {allocation} needs calibration text: give --calibration FILE")
+    if bos != "auto" and not (plan.calibrates or plan.eps == "auto" or evaluate):
+        raise PruneError("--bos goes with text, and this run reads none: leave it out")
     texts = read_texts(calibration=calibration, selection=selection, tests=evaluate or (), choosing=plan.eps == "auto")
     try:
         with Console(stderr=True, quiet=quiet).status("loading the model"):

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from spectail.allocation.allocation import Allocation
+from spectail.evaluation import Rule
 from spectail.models.naming.blocks import block_of, kind_of
 from spectail.pruning.pipeline import Plan, Pruned
 from spectail.pruning.report import NO_GAIN, PrunedLayer, PruneReport, Selected
@@ -44,6 +45,13 @@ _METHODS = {
     "row's summed score; the others are as they were.",
     "sparsegpt": "weights went that the Hessian of the layer's inputs makes cheap, and those that stay were updated to "
     "make up for them.",
+}
+_BOS: dict[Rule, str] = {
+    "every": "Every calibration sample and every block of the other texts starts with the "
+    "beginning-of-sequence token, which counts as one of its tokens.",
+    "first": "Every text but the calibration text starts with one beginning-of-sequence token, as "
+    "in the published tables; the blocks after the first have none.",
+    "none": "No text has a beginning-of-sequence token.",
 }
 
 
@@ -203,6 +211,8 @@ def _spec(done: Pruned) -> list[tuple[str, str]]:
     if done.report.calibration:
         samples, length = done.report.calibration
         parts.append(("calibration", f"{samples} × {length} tokens"))
+    if done.report.bos:
+        parts.append(("BOS", done.report.describe_bos()))
     return parts
 
 
@@ -230,6 +240,8 @@ def _words(done: Pruned) -> list[tuple[str, str]]:
         ("Perplexity", f"{evaluated.describe()}, {evaluated.after.n_tokens:,} tokens.")
         for evaluated in report.evaluated
     ]
+    if report.bos:
+        found.append(("BOS", f"{report.describe_bos()}. {_BOS[report.bos]}"))
     if not report.evaluated:
         found.append(("Perplexity", "not measured: `--evaluate FILE` measures it on a test text before and after."))
     found += [("Remark", "`{}`: {}.".format(*text.split(": ", 1))) for text in report.notes]

@@ -13,6 +13,7 @@ from spectail import presets
 from spectail.allocation.allocation import Allocation
 from spectail.errors import EvaluationError
 from spectail.evaluation import Perplexity, perplexity
+from spectail.evaluation.bos import Rule, resolve
 from spectail.pruning.baselines import BY_EPS, NEEDS_TEXT, allocation_named, allocations_by_eps
 from spectail.pruning.calibration import calibration_tokens
 from spectail.pruning.methods import Method
@@ -47,6 +48,8 @@ class Plan:
     max_sequences: int | None = None
     """How many sequences of a test text are evaluated, None for all."""
     seed: int = 0
+    bos: str = "auto"
+    """Where BOS goes in all texts, see ``evaluation.bos``."""
 
     @property
     def calibrates(self) -> bool:
@@ -68,9 +71,12 @@ class Pruned:
 def run(model: nn.Module, tokenizer: Any, plan: Plan, texts: Texts, *, progress: Progress) -> Pruned:
     """Prune ``model`` in place as planned.
 
-    The dense model is evaluated first, on all texts, so that what is wrong with one of them shows before the work.
+    The dense model is evaluated first, on all texts, so that what is wrong with one of them shows
+    before the work. One rule for BOS holds for all texts.
     """
-    tokens = _calibration(tokenizer, plan, texts)
+    bos = _bos(model, tokenizer, plan, texts)
+    plan = plan if bos is None else replace(plan, bos=bos)
+    tokens = _calibration(model, tokenizer, plan, texts)
     scores = _Scores(model, tokenizer, plan, progress)
     dense = [scores.dense(text, plan.max_sequences) for text in texts.tests]
     selection = texts.selection if plan.eps == "auto" else None
@@ -90,14 +96,28 @@ def run(model: nn.Module, tokenizer: Any, plan: Plan, texts: Texts, *, progress:
     others = {f"eps {eps:g}": other for eps, other in candidates.items() if dict(other) != dict(chosen)}
     if plan.allocation != "uniform":
         others["uniform"] = uniform(model, plan.sparsity)
-    return Pruned(plan, chosen, replace(report, evaluated=evaluated, selected=selected), others)
+    report = replace(report, evaluated=evaluated, selected=selected, bos=bos)
+    return Pruned(plan, chosen, report, others)
 
 
-def _calibration(tokenizer: Any, plan: Plan, texts: Texts) -> Tensor | None:
+def _bos(model: nn.Module, tokenizer: Any, plan: Plan, texts: Texts) -> Rule | None:
+    """The rule for BOS in all texts; None for a run that reads none."""
+    if not ((plan.calibrates and texts.calibration) or plan.eps == "auto" or texts.tests):
+        return None
+    return resolve(plan.bos, tokenizer, model).rule
+
+
+def _calibration(model: nn.Module, tokenizer: Any, plan: Plan, texts: Texts) -> Tensor | None:
     if not plan.calibrates or texts.calibration is None:
         return None
     return calibration_tokens(
-        tokenizer, texts.calibration.text, samples=plan.samples, seq_len=plan.seq_len, seed=plan.seed
+        tokenizer,
+        texts.calibration.text,
+        samples=plan.samples,
+        seq_len=plan.seq_len,
+        seed=plan.seed,
+        bos=plan.bos,
+        model=model,
     )
 
 
@@ -124,7 +144,7 @@ class _Scores:
         try:
             return perplexity(
                 self.model, self.tokenizer, text.text, seq_len=self.plan.seq_len, max_sequences=most,
-                progress=partial(self.progress, f"dense: {text.name}"),
+                bos=self.plan.bos, progress=partial(self.progress, f"dense: {text.name}"),
             )  # fmt: skip
         except EvaluationError as error:
             raise EvaluationError(f"{text.name}: {error}") from None
@@ -133,7 +153,7 @@ class _Scores:
         """After pruning; NaN where the model's logits are."""
         return perplexity_or_nan(
             self.model, self.tokenizer, text.text, seq_len=self.plan.seq_len, max_sequences=most,
-            progress=partial(self.progress, f"{of}: {text.name}"),
+            bos=self.plan.bos, progress=partial(self.progress, f"{of}: {text.name}"),
         )  # fmt: skip
 
 

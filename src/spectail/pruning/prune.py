@@ -14,7 +14,7 @@ from spectail.errors import PruneError
 from spectail.models.live.eval_mode import evaluating
 from spectail.models.naming.blocks import unit_of
 from spectail.pruning.blocks import find_blocks, start
-from spectail.pruning.calibration import as_tokens
+from spectail.pruning.calibration import as_tokens, missing_bos
 from spectail.pruning.layers import Target, make_targets
 from spectail.pruning.methods import Method, as_method, settings
 from spectail.pruning.quotas import Pattern, Quota, Zeros
@@ -80,6 +80,7 @@ def prune(
     work = _by_text(model, targets, rule, tokens) if tokens is not None else _by_weights(targets, rule)
     began, done, layers = time.perf_counter(), 0, list[PrunedLayer]()
     total = sum(target.numel for target in targets)
+    lacking = missing_bos(tokens, model) if tokens is not None else None
 
     def report(*, complete: bool) -> PruneReport:
         return PruneReport(
@@ -90,6 +91,7 @@ def prune(
             calibration=(tokens.shape[0], tokens.shape[1]) if tokens is not None else None,
             seconds=round(time.perf_counter() - began, 3),
             complete=complete,
+            remarks=(f"calibration: {lacking}",) if lacking else (),
         )
 
     try:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from spectail.evaluation import Perplexity
+from spectail.evaluation import Perplexity, Rule
+from spectail.evaluation.bos import WORDS
 
 _FORMAT = "spectail pruning"
 NO_GAIN = (
@@ -103,6 +104,10 @@ class PruneReport:
     """Perplexity before and after, one for each test text; ``prune`` itself measures none."""
     selected: Selected | None = None
     """How eps was chosen, None where it was given."""
+    bos: Rule | None = None
+    """Where BOS was in the texts of the run; None where no text, or only token ids, were given."""
+    remarks: tuple[str, ...] = ()
+    """What to know about the run as a whole."""
 
     @property
     def numel(self) -> int:
@@ -121,15 +126,25 @@ class PruneReport:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to know about layers (raised damping, experts without tokens), each remark once, with whom it is of."""
+        """What to know: remarks on the run, then on layers (raised damping, experts without tokens).
+
+        Each remark comes once, after what it is about and a colon.
+        """
         noted: dict[str, list[str]] = {}
         for layer in self.layers:
             if layer.note:
                 noted.setdefault(layer.note, []).append(layer.name)
-        return tuple(
+        return self.remarks + tuple(
             f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {note}"
             for note, names in noted.items()
         )
+
+    def describe_bos(self) -> str:
+        """Where BOS was in the texts of the run, as a phrase."""
+        if self.bos is None:
+            return ""
+        inside = self.bos == "first" and self.calibration
+        return WORDS[self.bos] + ("; none in calibration samples" if inside else "")
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -148,6 +163,8 @@ class PruneReport:
                 f"sparsity {self.realised:.6f} (asked {self.requested:.6f}), "
                 f"layers from {min(ratios):.4f} to {max(ratios):.4f}"
             )
+        if self.bos:
+            lines.append(f"BOS: {self.describe_bos()}")
         if self.selected:
             lines.append(self.selected.describe())
         lines += [evaluated.describe() for evaluated in self.evaluated]
@@ -156,7 +173,11 @@ class PruneReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        lists = {"layers": [dataclasses.asdict(layer) for layer in self.layers], "notes": list(self.notes)}
+        lists = {
+            "layers": [dataclasses.asdict(layer) for layer in self.layers],
+            "notes": list(self.notes),
+            "remarks": list(self.remarks),
+        }
         texts = {
             "evaluated": [evaluated.to_dict() for evaluated in self.evaluated],
             "selected": self.selected.to_dict() if self.selected else None,

@@ -13,6 +13,7 @@ from torch import nn
 from spectail.allocation.allocation import Allocation
 from spectail.errors import EvaluationError
 from spectail.evaluation import Perplexity, Progress, perplexity
+from spectail.evaluation.bos import resolve
 from spectail.pruning.search import choose
 
 HELD_OUT = 0.1
@@ -77,14 +78,29 @@ def choose_eps(
 
 
 def perplexity_or_nan(
-    model: nn.Module, tokenizer: Any, text: str, *, seq_len: int, max_sequences: int | None = None,
+    model: nn.Module,
+    tokenizer: Any,
+    text: str,
+    *,
+    seq_len: int,
+    max_sequences: int | None = None,
+    bos: str = "auto",
     progress: Progress | None = None,
-) -> Perplexity:  # fmt: skip
-    """The perplexity of a pruned model, NaN where its logits are: a bad candidate loses, and pruning is not lost.
+) -> Perplexity:
+    """The perplexity of a pruned model, or NaN where its logits are NaN.
 
-    What else could be wrong shows when the dense model is evaluated on the same text with ``perplexity``.
+    So a bad candidate loses, and the pruning is not lost. Whatever else could be wrong shows when
+    the dense model is evaluated on the same text with ``perplexity``.
     """
     try:
-        return perplexity(model, tokenizer, text, seq_len=seq_len, max_sequences=max_sequences, progress=progress)
+        return perplexity(
+            model,
+            tokenizer,
+            text,
+            seq_len=seq_len,
+            max_sequences=max_sequences,
+            bos=bos,
+            progress=progress,
+        )
     except EvaluationError:
-        return Perplexity([math.nan], seq_len=seq_len)
+        return Perplexity([math.nan], seq_len=seq_len, bos=resolve(bos, tokenizer, model).rule)
