@@ -41,8 +41,8 @@ def test_norms_describe_the_whole_matrix(checkpoint):
     squared = np.linalg.svd(weights()["model.layers.0.mlp.up_proj.weight"].numpy().astype(float), compute_uv=False) ** 2
     shares = squared / squared.sum()
     expected = {
-        "spectral_norm": squared[0],
-        "frobenius_norm": squared.sum(),
+        "lambda_max": squared[0],
+        "frobenius_norm_sq": squared.sum(),
         "stable_rank": squared.sum() / squared[0],
         "log_norm": math.log10(squared.sum()),
         "alpha_weighted": row["alpha"] * math.log10(squared[0]),

@@ -149,8 +149,8 @@ def _with_norms(record: LayerRecord, fit: TailFit, matrices: Tensor, plan: Plan)
     largest, total = estimator.norms(fit, matrices)
     record = replace(
         record,
-        spectral_norm=largest,
-        frobenius_norm=total,
+        lambda_max=largest,
+        frobenius_norm_sq=total,
         stable_rank=total / largest if largest else math.nan,
         alpha_weighted=record.alpha * math.log10(largest) if largest else math.nan,
         log_norm=math.log10(total) if total else math.nan,

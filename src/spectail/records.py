@@ -45,8 +45,8 @@ class LayerRecord:
     n_tail: int = 0
     ks: float = math.nan
     tail_verdict: str = ""
-    spectral_norm: float = math.nan
-    frobenius_norm: float = math.nan
+    lambda_max: float = math.nan
+    frobenius_norm_sq: float = math.nan
     stable_rank: float = math.nan
     alpha_weighted: float = math.nan
     log_norm: float = math.nan

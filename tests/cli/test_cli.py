@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from importlib import metadata
+from importlib import import_module, metadata
 
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from spectail import cli
 from spectail.cli import run
 from tests.conftest import weights
 
@@ -216,3 +217,22 @@ def test_kill_9_at_any_moment_loses_nothing(checkpoint, tmp_path):
     assert killed >= 3
     pd.testing.assert_frame_equal(_columns(tmp_path / "run"), _columns(tmp_path / "whole"))
     assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_the_listed_help_is_that_of_the_command(name):
+    command = getattr(import_module(f"spectail.cli.{name}"), name)
+    assert " ".join(command.__doc__.split("\n\n")[0].split()) == cli.COMMANDS[name]
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_what_needs_no_model_imports_nothing_heavy(option):
+    code = f"import sys, spectail.cli; spectail.cli.run([{option!r}]); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    heavy = {"torch", "numpy", "scipy", "pandas", "plotly", "transformers"}
+    assert not heavy & {module.partition(".")[0] for module in modules}
+
+
+def test_the_package_runs_as_a_module():
+    shown = subprocess.run([sys.executable, "-m", "spectail", "--version"], check=True, capture_output=True, text=True)
+    assert shown.stdout.strip() == metadata.version("spectail")

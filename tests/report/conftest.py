@@ -52,7 +52,7 @@ def ok_layer(name: str, block: int | None, kind: str, heavy: float = 0.0, seed: 
         "name": name, "block": block, "kind": kind, "rows": rows, "cols": cols, "numel": rows * cols, "n_matrices": 1,
         "window_rows": SIDE, "window_cols": SIDE, "n_windows": 9, "n_eigenvalues": eigenvalues.size,
         "alpha": fit.alpha, "alpha_se": 0.02, "alpha_null": NULL, "alpha_null_sd": 0.008, "xmin": fit.xmin,
-        "n_tail": fit.n_tail, "ks": fit.ks, "spectral_norm": largest, "frobenius_norm": total,
+        "n_tail": fit.n_tail, "ks": fit.ks, "lambda_max": largest, "frobenius_norm_sq": total,
         "tail_verdict": "not applicable: this cutoff measures the shape of the bulk", "stable_rank": total / largest,
         "alpha_weighted": fit.alpha * math.log10(largest), "log_norm": math.log10(total), "seconds": 0.05,
         "weight_var": float(windows.var()), "spectrum": spectrum_of(eigenvalues),

@@ -89,7 +89,7 @@ def test_measuring_for_training_gives_the_alphas_of_analyze():
     for column in ("alpha", "alpha_null", "xmin", "n_tail", "ks", "window_rows", "n_windows", "status"):
         assert mine[column].equals(table[column][["1", "2"]]), column
     assert mine["alpha_se"].isna().all()
-    assert mine["spectral_norm"].isna().all()
+    assert mine["lambda_max"].isna().all()
 
 
 def test_block_level_and_normalisation():

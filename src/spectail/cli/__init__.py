@@ -5,35 +5,55 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand, TyperGroup
 
-from spectail.cli.allocate import allocate
-from spectail.cli.analyze import analyze
-from spectail.cli.compare import compare
-from spectail.cli.evaluate import evaluate
-from spectail.cli.export import export
-from spectail.cli.prune import prune
 from spectail.errors import SpectailError
 
 UsageProblem: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What typer raises for bad usage: click's class, or that of the copy of click that newer typers carry."""
 
-app = typer.Typer(
-    name="spectail",
-    help="How heavy-tailed the weights of a model are, layer by layer, compared fairly across shapes.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-app.command()(analyze)
-app.command()(compare)
-app.command()(allocate)
-app.command()(prune)
-app.command()(evaluate)
-app.command()(export)
+SUMMARY = "How heavy-tailed the weights of a model are, layer by layer, compared fairly across shapes."
+COMMANDS = {
+    "analyze": "Measure the tail exponent alpha of every weight matrix of SOURCE and write a table and a report.",
+    "compare": "Pair the layers of two analyses by name, show what moved most, and write a page.",
+    "allocate": "Share out a budget among the layers of an analysed model, by their alphas.",
+    "prune": "Prune a language model by an allocation of sparsities and write it as a transformers folder with "
+    "a report.",
+    "evaluate": "Measure a language model: token perplexity on a text, or tasks of lm-eval.",
+    "export": "Write an allocation in the words of another tool.",
+}
+"""The sub-commands and the first line of their help. Each is a function of its name in a module of its name, which is
+imported only when the command runs: torch and the drawing library take seconds that ``--help`` should not cost."""
+
+
+class _Commands(TyperGroup):
+    """The sub-commands, listed without being imported."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Name all sub-commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Describe a sub-command for the help text and for messages about unknown ones."""
+        return TyperCommand(name=cmd_name, help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Import the sub-command that was asked for."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in COMMANDS:
+            module = import_module(f"spectail.cli.{name}")
+            own = typer.Typer()
+            own.command(name)(getattr(module, name))
+            command = typer.main.get_command(own)
+        return name, command, rest
+
+
+app = typer.Typer(name="spectail", cls=_Commands, help=SUMMARY, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 def _print_version(asked: bool) -> None:

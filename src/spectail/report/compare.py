@@ -15,7 +15,7 @@ from spectail.report.tables import storable
 
 PREFIXES = ("base_model.model.", "model.", "transformer.", "module.")
 """What the same model's names may start with when it is saved with and without its head."""
-METRICS = ("xmin", "stable_rank", "spectral_norm", "weight_var")
+METRICS = ("xmin", "stable_rank", "lambda_max", "weight_var")
 PAIRED = "paired"
 
 

@@ -1,0 +1,5 @@
+"""``python -m spectail``: the command line."""
+
+from spectail.cli import main
+
+main()
