@@ -1,4 +1,4 @@
-"""What a piece of a stored tensor becomes: (n_matrices, rows, cols), for the layouts that ``matrices`` recognises.
+"""What a piece of a stored tensor becomes: (n_matrices, rows, cols), for the layouts that ``rules`` recognises.
 
 Module-level functions (with ``functools.partial``), so that a layer can be sent to another process. None copies more
 than it must, none changes its input.
@@ -30,6 +30,11 @@ def kernel_slices(tensor: Tensor) -> Tensor:
     return tensor.flatten(2).permute(2, 0, 1)
 
 
+def axes(tensor: Tensor, *, order: tuple[int, int, int]) -> Tensor:
+    """Three dimensions in another order: matrices, rows, columns."""
+    return tensor.permute(order)
+
+
 def modes(tensor: Tensor, *, real_view: bool) -> Tensor:
     """Complex (in, out, *modes), or its real view, to (modes, out, in)."""
     if real_view:
@@ -37,22 +42,20 @@ def modes(tensor: Tensor, *, real_view: bool) -> Tensor:
     return tensor.flatten(2).permute(2, 1, 0)
 
 
-def columns(tensor: Tensor, *, start: int, stop: int) -> Tensor:
-    """Some columns of a matrix stored as (in, out)."""
-    return tensor[:, start:stop].T.unsqueeze(0)
+def channel_modes(tensor: Tensor, *, real_view: bool) -> Tensor:
+    """Complex (channels, *modes), or its real view, to (modes, channels, 1): each channel stays by itself."""
+    if real_view:
+        tensor = torch.view_as_complex(tensor.contiguous())
+    return tensor.flatten(1).T.unsqueeze(2)
 
 
-def every_second_column(tensor: Tensor, *, start: int) -> Tensor:
-    """Interleaved columns of a matrix stored as (in, out)."""
-    return tensor[:, start::2].T.unsqueeze(0)
+def grouped_rows(tensor: Tensor, *, groups: int, start: int, stop: int) -> Tensor:
+    """One segment of the rows of every group, as one matrix; a view where a segment is one row."""
+    grouped = tensor.unflatten(0, (groups, -1))
+    rows = grouped[:, start] if stop - start == 1 else grouped[:, start:stop].flatten(0, 1)
+    return rows.unsqueeze(0)
 
 
-def every_second_row(tensor: Tensor, *, start: int) -> Tensor:
-    """Interleaved rows of a matrix."""
-    return tensor[start::2].unsqueeze(0)
-
-
-def headwise(tensor: Tensor, *, heads: int, which: int) -> Tensor:
-    """Query, key or value of a weight that is stored head by head."""
-    size = tensor.shape[0] // (3 * heads)
-    return tensor.reshape(heads, 3, size, -1)[:, which].reshape(1, heads * size, -1)
+def grouped_columns(tensor: Tensor, *, groups: int, start: int, stop: int) -> Tensor:
+    """One segment of the columns of every group of a matrix stored as (in, out)."""
+    return grouped_rows(tensor.T, groups=groups, start=start, stop=stop)

@@ -26,6 +26,8 @@ class Part:
     cols: int
     index: Index
     arrange: Arrange = field(repr=False)
+    note: str = ""
+    """What a user should know about how the tensor was cut, or why it was not; the layer's row carries it."""
 
     def read(self, tensor: LazyTensor) -> Tensor:
         """Read the matrices, (n_matrices, rows, cols), in float32 or wider."""

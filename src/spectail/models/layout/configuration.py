@@ -1,0 +1,135 @@
+"""What a model's configuration says about the sub-model that a tensor lies in.
+
+Configurations are those of transformers (``config.json``), of remote-code models with their own keys, and the few
+values that a GGUF header states. A multi-modal configuration nests one for each sub-model; the components of a
+tensor's name tell which one counts. A configuration says nothing (an empty mapping) rather than something about
+another sub-model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from spectail.models.naming.blocks import block_of
+
+Config: TypeAlias = Mapping[str, Any]
+
+_SYNONYMS: tuple[tuple[frozenset[str], re.Pattern[str]], ...] = (
+    (frozenset({"vision", "visual", "image", "vit"}), re.compile(r"vision|visual|image|^vit$|^vit_")),
+    (frozenset({"audio", "speech", "sound"}), re.compile(r"audio|speech|sound")),
+    (frozenset({"text", "llm", "language"}), re.compile(r"language|^text|^llm")),
+)
+"""What sub-configurations are called, and the components of tensor names that mean the same sub-model."""
+_TEXT = ("text", "llm", "language", "thinker")
+_SETTINGS = frozenset({"attn", "ffn", "quantization", "generation", "rope"})
+"""Nested settings of one model, which are no sub-models."""
+
+_QUERY = ("num_attention_heads", "n_head", "n_heads", "num_heads", "num_query_heads")
+_KEY_VALUE = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads", "num_query_groups")
+_HEAD_SIZE = ("head_dim", "kv_channels", "attention_head_dim")
+_WIDTH = ("hidden_size", "n_embd", "d_model", "embed_dim", "model_dim")
+
+
+def sub_config(config: Config, name: str) -> Config:
+    """Return the configuration of the sub-model that the tensor lies in; empty where there is none for it.
+
+    >>> both = {"text_config": {"n_head": 4}, "vision_config": {"num_heads": 2}}
+    >>> sub_config(both, "model.visual.blocks.0.attn.qkv"), sub_config(both, "model.layers.0.mlp.up_proj")
+    ({'num_heads': 2}, {'n_head': 4})
+    """
+    components = name.split(".")
+    for i, component in enumerate(components):
+        found = _meant(config, component)
+        if found is not None:
+            return sub_config(found, ".".join(components[i + 1 :]))
+    if _is_foreign(components):
+        return {} if any(_role(key) for key, value in config.items() if isinstance(value, Mapping)) else config
+    for role in _TEXT:
+        inner = config.get(f"{role}_config")
+        if isinstance(inner, Mapping):
+            return sub_config(inner, name)
+    return config
+
+
+def _meant(config: Config, component: str) -> Config | None:
+    """Find the sub-configuration that one component of a name means."""
+    subs = {role: v for key, v in config.items() if isinstance(v, Mapping) and (role := _role(key))}
+    if component in subs:
+        return subs[component]
+    for words, pattern in _SYNONYMS:
+        if pattern.search(component):
+            return next((sub for role, sub in subs.items() if role in words), None)
+    return next((sub for role, sub in subs.items() if component.startswith(role)), None)
+
+
+def _role(key: str) -> str | None:
+    """Name the sub-model of a nested configuration: ``vision`` for ``vision_config``; None for mere settings."""
+    role = key.removesuffix("_config")
+    named = role != key or key in {"encoder", "decoder"}
+    return role if named and role not in _SETTINGS else None
+
+
+def _is_foreign(components: Sequence[str]) -> bool:
+    """Whether a name lies in a vision or audio part, which a text configuration says nothing about."""
+    return any(pattern.search(component) for _, pattern in _SYNONYMS[:2] for component in components)
+
+
+def family_of(config: Config) -> str:
+    """Return the ``model_type``, or an empty text where the configuration states none."""
+    family = config.get("model_type")
+    return family if isinstance(family, str) else ""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How many attention heads a layer has, and how wide each is."""
+
+    query: int
+    key_value: int
+    size: int | None
+    """Rows of one head; None where the configuration does not tell."""
+
+    @property
+    def grouped(self) -> bool:
+        """Whether several query heads share one key and value head."""
+        return self.key_value != self.query
+
+
+def heads_of(config: Config, name: str) -> Heads | None:
+    """Read the heads of the attention that a tensor belongs to; values listed by layer are picked by its block."""
+    block = block_of(name)
+    query = number(config, _QUERY, block)
+    if query is None:
+        return None
+    size = number(config, _HEAD_SIZE, block)
+    width = number(config, _WIDTH, block)
+    if size is None and width is not None and width % query == 0:
+        size = width // query
+    return Heads(query, _key_value_heads(config, block) or query, size)
+
+
+def _key_value_heads(config: Config, block: int | None) -> int | None:
+    """Read the number of key and value heads under the keys of many families."""
+    settings = config.get("attn_config")
+    settings = settings if isinstance(settings, Mapping) else {}
+    # Falcon-7B states num_kv_heads = 71 beside multi_query, which wins unless the decoder is the new one.
+    one = config.get("multi_query") and not config.get("new_decoder_architecture")
+    if one or settings.get("attn_type") == "multiquery_attention":
+        return 1
+    if config.get("multi_query_attention"):
+        return number(config, ("multi_query_group_num",), block)
+    return number(config, _KEY_VALUE, block) or number(settings, _KEY_VALUE, block)
+
+
+def number(config: Config, keys: Sequence[str], block: int | None = None) -> int | None:
+    """Return the first positive integer under one of the keys; a list holds one for every block."""
+    for key in keys:
+        value = config.get(key)
+        if isinstance(value, list | tuple):
+            value = value[block] if block is not None and block < len(value) else None
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None

@@ -1,0 +1,80 @@
+"""Fused matrices cut into the weights they hold.
+
+Every fusion in use is one scheme: the rows fall into equal *groups* (one for the whole matrix, one per attention head
+or per group of heads...), and each group holds the same *segments* of consecutive rows (query, key, value...). The
+segments of one name, taken from all groups in their order, are one weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from spectail.models.layout.arrange import grouped_columns, grouped_rows
+from spectail.models.layout.part import Part
+from spectail.models.layout.view import View
+from spectail.models.lazy_tensor import Index
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive rows of one weight within a group."""
+
+    name: str
+    kind: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the rows of a fused matrix fall into groups, and each group into segments."""
+
+    groups: int
+    segments: tuple[Segment, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows that the whole matrix must have."""
+        return self.groups * sum(segment.rows for segment in self.segments)
+
+
+def halves(rows: int, *names: str) -> Cut:
+    """Cut into equal blocks of rows, one below the other, named after their kinds.
+
+    >>> [(s.name, s.rows) for s in halves(8, "gate", "up").segments]
+    [('gate', 4), ('up', 4)]
+    """
+    return Cut(1, tuple(Segment(name, name, rows // len(names)) for name in names))
+
+
+def alternating(rows: int, *names: str) -> Cut:
+    """Cut rows that belong to the names in turn."""
+    return Cut(rows // len(names), tuple(Segment(name, name, 1) for name in names))
+
+
+def cut_rows(view: View, cut: Cut, *, index: Index = (), suffix: str = "") -> tuple[Part, ...]:
+    """Cut a matrix (or the one at ``index`` of a stack) that is stored as (out, in)."""
+    parts, start = [], 0
+    for segment in cut.segments:
+        stop = start + segment.rows
+        name, size = f"{suffix}.{segment.name}", (cut.groups * segment.rows, view.shape[-1])
+        if cut.groups == 1:
+            rows = (*index, slice(start, stop))
+            parts.append(view.matrix(name, segment.kind, rows, size=size))
+        else:
+            arrange = partial(grouped_rows, groups=cut.groups, start=start, stop=stop)
+            parts.append(view.matrix(name, segment.kind, index, size=size, arrange=arrange))
+        start = stop
+    return tuple(parts)
+
+
+def cut_columns(view: View, cut: Cut, *, index: Index = (), suffix: str = "") -> tuple[Part, ...]:
+    """Cut a matrix (or the one at ``index`` of a stack) that is stored as (in, out)."""
+    parts, start = [], 0
+    for segment in cut.segments:
+        stop = start + segment.rows
+        arrange = partial(grouped_columns, groups=cut.groups, start=start, stop=stop)
+        size = (cut.groups * segment.rows, view.shape[-2])
+        parts.append(view.matrix(f"{suffix}.{segment.name}", segment.kind, index, size=size, arrange=arrange))
+        start = stop
+    return tuple(parts)

@@ -1,0 +1,142 @@
+"""Experts of a mixture in one tensor: every expert's projection is a part, ``gate_up_proj[3].gate``.
+
+- transformers stacks experts as (experts, out, in); Llama 4, Aria and gpt-oss as (experts, in, out). A live module
+  says which; in a file the shapes of the input and the output projection fit one reading only.
+- Gate lies above up; in gpt-oss the two alternate.
+- DBRX and MegaBlocks stack them one below the other in two dimensions, (experts x hidden, width), and store the
+  output projection w2 as (in, out).
+- JetMoE's mixture of attention heads has experts whose input projection is no gate.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from spectail.models.layout.arrange import as_one, transposed
+from spectail.models.layout.configuration import family_of, number
+from spectail.models.layout.cut import Cut, alternating, cut_columns, cut_rows, halves
+from spectail.models.layout.part import Part
+from spectail.models.layout.view import View
+from spectail.models.naming.blocks import kind_of
+
+_STACKED = re.compile(r"(?:^|\.)(?:\w*experts|moe|cond_ffn)\.|\.(?:input|output)_linear\.weight$|ffn_\w+_exps\.weight$")
+_FLAT = re.compile(r"(?:^|\.)experts\.mlp\.(w1|v1|w2)$")
+_FLAT_KINDS = {"w1": "gate", "v1": "up", "w2": "down"}
+_COUNT = ("moe_num_experts", "num_local_experts", "num_experts", "n_routed_experts")
+_FUSED = frozenset({"gate_up_proj", "input_linear", "ffn_gate_up_exps", "fc1"})
+_PAIR = {
+    "gate_up_proj": "down_proj",
+    "input_linear": "output_linear",
+    "ffn_gate_up_exps": "ffn_down_exps",
+    "fc1": "fc2",
+}
+_PAIR_OF_DOWN = {down: up for up, down in _PAIR.items()}
+_ALTERNATING = frozenset({"gpt_oss", "openai_privacy_filter"})
+
+
+@dataclass(frozen=True)
+class _Layout:
+    inward: bool
+    """Whether (experts, in, out) is stored."""
+    alternates: bool
+    """Whether rows of gate and up alternate."""
+
+
+_LIVE_LAYOUTS = {
+    "experts": _Layout(False, False),
+    "experts transposed": _Layout(True, False),
+    "experts interleaved": _Layout(False, True),
+    "experts transposed interleaved": _Layout(True, True),
+}
+
+
+def expert_layout(*, is_transposed: bool, is_concatenated: bool) -> str:
+    """Put into words what transformers' expert modules say about themselves."""
+    return "experts" + " transposed" * is_transposed + " interleaved" * (not is_concatenated)
+
+
+def stacked_experts(view: View) -> tuple[Part, ...] | None:
+    """Experts stacked in three dimensions."""
+    if len(view.shape) != 3 or not (_STACKED.search(view.name) or view.stored.layout in _LIVE_LAYOUTS):
+        return None
+    layout, kind = _layout(view), _kind(view)
+    parts: list[Part] = []
+    for expert in range(view.shape[0]):
+        if kind == "gate_up":
+            cut_up = cut_columns if layout.inward else cut_rows
+            parts += cut_up(view, _gate_and_up(view, layout), index=(expert,), suffix=f"[{expert}]")
+        else:
+            size = view.shape[1:][::-1] if layout.inward else view.shape[1:]
+            arrange = transposed if layout.inward else as_one
+            parts.append(view.matrix(f"[{expert}]", kind, (expert,), size=size, arrange=arrange))
+    return tuple(parts)
+
+
+def _gate_and_up(view: View, layout: _Layout) -> Cut:
+    """Where gate and up lie in an expert's fused projection."""
+    rows = view.shape[2] if layout.inward else view.shape[1]
+    return alternating(rows, "gate", "up") if layout.alternates else halves(rows, "gate", "up")
+
+
+def _kind(view: View) -> str:
+    """What every expert's matrix does; ``gate_up`` where it is cut in two."""
+    attention = "attention" in view.name or "attn" in view.name
+    if view.last in _FUSED:
+        pair = _pair(view)
+        fits = pair is None or view.shape[1] == 2 * pair[2] or view.shape[2] == 2 * pair[1]
+        if fits and not (attention and pair is None) and (view.last != "fc1" or pair is not None):
+            return "gate_up"
+    if view.last in {"input_linear", "output_linear"}:
+        roles = ("q", "o") if attention else ("up", "down")
+        return roles[view.last == "output_linear"]
+    return kind_of(f"experts.0.{view.last}")
+
+
+def _pair(view: View) -> tuple[int, ...] | None:
+    """Shape of the other end of the experts: the output projection of an input one, and the reverse."""
+    other = _PAIR.get(view.last) or _PAIR_OF_DOWN.get(view.last)
+    shape = view.sibling(other) if other else None
+    return shape if shape and len(shape) == 3 else None
+
+
+def _layout(view: View) -> _Layout:
+    """How a stack is stored: by its module, else by the shapes of both ends; gpt-oss alternates (it has biases)."""
+    if view.stored.layout in _LIVE_LAYOUTS:
+        return _LIVE_LAYOUTS[view.stored.layout]
+    pair = _pair(view)
+    if pair is None:
+        return _Layout(False, False)
+    up, down = (view.shape, pair) if view.last in _PAIR else (pair, view.shape)
+    inward = up[2] in {down[1], 2 * down[1]} and up[1] == down[2]
+    # Where every side is equal nothing tells; experts of that shape are stored as (out, in).
+    inward = inward and not (up[1] in {down[2], 2 * down[2]} and up[2] == down[1])
+    family = family_of(view.config)
+    biased = view.sibling("gate_up_proj_bias") is not None
+    return _Layout(inward, inward and (family in _ALTERNATING or (biased and not family)))
+
+
+def flat_experts(view: View) -> tuple[Part, ...] | None:
+    """Experts one below the other in two dimensions (DBRX, MegaBlocks)."""
+    match = _FLAT.search(view.layer)
+    if match is None or len(view.shape) != 2:
+        return None
+    count = _count(view)
+    kind = _FLAT_KINDS[match[1]] if view.sibling("v1") else {"w1": "fc1", "w2": "fc2"}[match[1]]
+    if count is None or view.shape[0] % count:
+        why = f"{view.shape[0]} rows are not {count} equal ones" if count else "no configuration tells how many"
+        return (view.matrix(kind=kind, note=f"experts one below the other, and {why}: kept whole"),)
+    rows, width = view.shape[0] // count, view.shape[1]
+    size, arrange = ((width, rows), transposed) if match[1] == "w2" else ((rows, width), as_one)
+    return tuple(
+        view.matrix(f"[{i}]", kind, (slice(i * rows, (i + 1) * rows),), size=size, arrange=arrange)
+        for i in range(count)
+    )
+
+
+def _count(view: View) -> int | None:
+    """Number of experts, by the configuration or by the router beside them."""
+    settings = view.config.get("ffn_config")
+    stated = number(settings, _COUNT) if isinstance(settings, dict) else None
+    router = view.shapes.get(view.layer.partition("experts.mlp.")[0] + "router.layer.weight")
+    return stated or number(view.config, _COUNT) or (router[0] if router else None)

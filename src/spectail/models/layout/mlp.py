@@ -1,0 +1,99 @@
+"""Fused gate and up projections of gated MLPs: the half that goes through the activation is the gate.
+
+Gate lies above up almost everywhere; the exceptions are listed. Rows that are twice the columns of the down
+projection give a fused layer away also under names of plain MLPs (``fc1``, ``c_fc``); there the order is not known,
+and the layer stays whole with a note.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from spectail.models.layout.configuration import family_of
+from spectail.models.layout.cut import alternating, cut_rows, halves
+from spectail.models.layout.part import Part
+from spectail.models.layout.view import View
+
+_GATE_UP, _UP_GATE = ("gate", "up"), ("up", "gate")
+_DOWN: Mapping[str, tuple[str, ...]] = {
+    "gate_up_proj": ("down_proj",),
+    "up_gate_proj": ("down_proj",),
+    "up_proj": ("down_proj",),
+    "w12": ("w3",),
+    "weights_in": ("weights_out",),
+    "Wi": ("Wo",),
+    "wi": ("wo",),
+    "input_linear": ("output_linear",),
+    "ffn_up": ("ffn_down",),
+    "dense_h_to_4h": ("dense_4h_to_h",),
+    "linear_fc1": ("linear_fc2",),
+    "fc1": ("fc2",),
+    "fc1.proj": ("fc2",),
+    "c_fc": ("c_proj",),
+    "linear_1": ("linear_2",),
+    "net.0.proj": ("net.2",),
+}
+"""Layers that hold a gate in some models, and the down projection beside them."""
+_NAMED: Mapping[str, tuple[str, str]] = {
+    **dict.fromkeys(("gate_up_proj", "w12", "weights_in"), _GATE_UP),
+    "up_gate_proj": _UP_GATE,
+}
+"""Order under names that always stand for both."""
+_WIDE: Mapping[str, tuple[str, str]] = {
+    **dict.fromkeys(("Wi", "input_linear", "ffn_up"), _GATE_UP),
+    "net.0.proj": _UP_GATE,  # diffusers' GEGLU and SwiGLU
+}
+"""Order under names that stand for both where the rows say so."""
+_FAMILIES: Mapping[tuple[str, str], tuple[str, str]] = {
+    ("phi4_multimodal_audio", "gate_up_proj"): _UP_GATE,
+    ("chatglm", "dense_h_to_4h"): _GATE_UP,
+    **{(family, "fc1"): _UP_GATE for family in ("moonshine", "moonshine_streaming")},
+    **{(family, "fc1.proj"): _UP_GATE for family in ("clvp_encoder", "clvp")},
+    **{(family, "linear_1"): _UP_GATE for family in ("aya_vision", "cohere2_vision")},
+}
+"""Order in families that depart from their names."""
+_NAME = re.compile(rf"(?:^|\.)({'|'.join(re.escape(name) for name in sorted(_DOWN, key=len, reverse=True))})$")
+_ALTERNATING = frozenset({("phi3small", "up_proj"), ("gpt_oss", "gate_up_projs")})
+_EXPERT_LIST = re.compile(r"(?:^|\.)gate_up_projs\.\d+$")
+
+
+def fused_gate_up(view: View) -> tuple[Part, ...] | None:
+    """Cut gate and up out of one matrix (out, in), or keep it whole and say why."""
+    name = _name_of(view)
+    if name is None or len(view.shape) != 2:
+        return None
+    rows, family = view.shape[0], family_of(view.config)
+    down = _down_columns(view, name)
+    if down is not None and rows != 2 * down:
+        note = f"gate and up are fused, and {rows} rows are not twice the {down} columns of the down projection"
+        return (view.matrix(kind="gate_up", note=f"{note}: kept whole"),) if name in _NAMED else None
+    if rows % 2 or (down is None and name not in _NAMED and name != "gate_up_projs"):
+        return None
+    if (family, name) in _ALTERNATING:
+        return cut_rows(view, alternating(rows, "gate", "up"))
+    order = _FAMILIES.get((family, name)) or _NAMED.get(name) or _WIDE.get(name)
+    if order is None:
+        note = f"{rows} rows, twice what the down projection takes: gate and up in an unknown order, kept whole"
+        return (view.matrix(kind="gate_up", note=note),)
+    return cut_rows(view, halves(rows, *order))
+
+
+def _name_of(view: View) -> str | None:
+    """Which of the names above the layer has."""
+    if _EXPERT_LIST.search(view.layer):
+        return "gate_up_projs"
+    match = _NAME.search(view.layer)
+    return match[1] if match else None
+
+
+def _down_columns(view: View, name: str) -> int | None:
+    """Columns of the down projection beside the layer; None where there is none."""
+    stem = view.layer.removesuffix(name)
+    for other in _DOWN.get(name, ()):
+        for full in (f"{stem}{other}.weight", f"{stem}{other}"):
+            shape = view.shapes.get(full)
+            if shape is not None and len(shape) == 2:
+                # A Conv1D is stored as (in, out); its square reading is never twice as wide.
+                return shape[1]
+    return None

@@ -1,0 +1,42 @@
+"""Attention projections stored in three dimensions, one matrix for each head: one layer of as many matrices as heads.
+
+- XLNet's q, k, v and r and Funnel's r_kernel are (width, heads, head size), the head's inputs first; XLNet's o is
+  (width, heads, head size) too and takes the head size to the width.
+- llama.cpp splits DeepSeek's kv_b_proj into attn_k_b and attn_v_b, (heads, out, in), as its absorbed attention uses
+  them.
+- TransformerLens stores W_Q, W_K and W_V as (heads, width, head size) and W_O as (heads, head size, width), (in, out).
+
+In none of them is the last dimension a kernel, whatever its length.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+from spectail.models.layout.arrange import axes
+from spectail.models.layout.part import Part
+from spectail.models.layout.view import View
+
+_RULES: tuple[tuple[re.Pattern[str], tuple[int, int, int]], ...] = (
+    (re.compile(r"(?:^|\.)rel_attn\.(?P<kind>[qkvr])$"), (1, 2, 0)),
+    (re.compile(r"(?:^|\.)attention\.r_kernel$"), (1, 2, 0)),
+    (re.compile(r"(?:^|\.)rel_attn\.(?P<kind>o)$"), (1, 0, 2)),
+    (re.compile(r"(?:^|\.)attn_(?P<kind>[kv])_b$"), (0, 1, 2)),
+    (re.compile(r"(?:^|\.)W_(?P<kind>[QKVO])$"), (0, 2, 1)),
+)
+"""Names, and which stored dimensions are the heads, the rows and the columns."""
+
+
+def per_head(view: View) -> tuple[Part, ...] | None:
+    """One matrix for each head, pooled into one layer."""
+    if len(view.shape) != 3:
+        return None
+    for pattern, order in _RULES:
+        if match := pattern.search(view.layer):
+            kind = (match.groupdict().get("kind") or "").lower()
+            heads, rows, cols = (view.shape[i] for i in order)
+            arrange = partial(axes, order=order)
+            name = "linear" if kind in {"", "r"} else kind
+            return (Part(view.layer, name, heads, rows, cols, view.lead, arrange),)
+    return None
