@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from spectail.allocation.towers import beside_language_model
 from spectail.errors import AllocationError
 from spectail.models.naming.blocks import unit_of
 from spectail.models.naming.select import matches
@@ -13,6 +14,16 @@ from spectail.records import LayerRecord
 
 OUTSIDE_KINDS = {"embedding": "an embedding", "head": "the output head", "router": "a router", "lora": "a LoRA delta"}
 """Kinds that stay out unless included, and what the reason calls them."""
+
+DEPTHWISE = "a depth-wise convolution: each output has only its kernel's few weights"
+"""Reason of the short convolutions in Mamba, LFM2 or Qwen3-Next, and of those in MobileNet or ConvNeXt."""
+SPECTRAL = "complex weights of a Fourier layer: no sparsity or bit width is defined for them"
+
+_SHORT_CONVOLUTION = re.compile(
+    r"(?:^|\.)(?:\w*conv_?1d|(?:short)?conv\.conv|\w*dw_?conv|\w*depth_?wise\w*)$", re.IGNORECASE
+)
+_SHORT = 16
+"""Most weights per output of a convolution that such a name says to be depth-wise, in formats that store no groups."""
 
 _NORM = re.compile(r"(?:^|\.)(?:\w*norm\d*|ln\w*)$", re.IGNORECASE)
 
@@ -42,17 +53,19 @@ def cover(
 ) -> Coverage:
     """Choose the layers that take part.
 
-    Embeddings, the head, norms, routers and LoRA deltas stay out, with ``inside_blocks`` also what lies in no repeated
-    block. An ``include`` glob adds layers that would stay out, an ``exclude`` glob leaves layers out.
+    Embeddings, the head, norms, routers and LoRA deltas stay out. With ``inside_blocks``, for compression, so do layers
+    in no repeated block, the towers beside the language model of a multi-modal model, depth-wise convolutions and
+    complex spectral weights. ``include`` globs add layers that would stay out, ``exclude`` globs leave layers out.
 
     Raises:
         AllocationError: a glob that changes nothing, or no layer that takes part.
 
     """
-    _check_globs(layers, include, exclude, inside_blocks)
+    reasons = _outside(layers, inside_blocks)
+    _check_globs(layers, include, exclude, reasons)
     kept, left_out = [], []
     for layer in layers:
-        reason = _outside(layer, inside_blocks) if not _matches_any(layer.name, include) else ""
+        reason = reasons.get(layer.name, "") if not _matches_any(layer.name, include) else ""
         if _matches_any(layer.name, exclude):
             reason = "excluded"
         if reason:
@@ -64,13 +77,30 @@ def cover(
     return Coverage(tuple(kept), tuple(left_out))
 
 
-def _outside(layer: LayerRecord, inside_blocks: bool) -> str:
-    """Why a layer stays out unless included; empty where it takes part."""
-    if layer.kind in OUTSIDE_KINDS:
-        return OUTSIDE_KINDS[layer.kind]
-    if _NORM.search(layer.name):
-        return "a norm"
-    return "in no block" if inside_blocks and unit_of(layer.name) is None else ""
+def _outside(layers: Sequence[LayerRecord], inside_blocks: bool) -> dict[str, str]:
+    """Give the reason of every layer that stays out unless included."""
+    beside = beside_language_model([layer.name for layer in layers]) if inside_blocks else {}
+    reasons = {
+        layer.name: _reason(layer) or (_not_compressed(layer, beside) if inside_blocks else "") for layer in layers
+    }
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _reason(layer: LayerRecord) -> str:
+    """Say why a layer stays out of every allocation; empty where it does not."""
+    return OUTSIDE_KINDS.get(layer.kind) or ("a norm" if _NORM.search(layer.name) else "")
+
+
+def _not_compressed(layer: LayerRecord, beside: Mapping[str, str]) -> str:
+    """Say why a layer is neither pruned nor quantised; empty where it is."""
+    if unit_of(layer.name) is None:
+        return "in no block"
+    if layer.name in beside:
+        return beside[layer.name]
+    per_output = layer.cols * layer.n_matrices
+    if (layer.kind == "conv" and layer.cols == 1) or (per_output <= _SHORT and _SHORT_CONVOLUTION.search(layer.name)):
+        return DEPTHWISE
+    return SPECTRAL if layer.kind == "spectral" else ""
 
 
 def _matches_any(name: str, globs: Iterable[str]) -> bool:
@@ -78,7 +108,7 @@ def _matches_any(name: str, globs: Iterable[str]) -> bool:
 
 
 def _check_globs(
-    layers: Sequence[LayerRecord], include: Sequence[str], exclude: Sequence[str], inside_blocks: bool
+    layers: Sequence[LayerRecord], include: Sequence[str], exclude: Sequence[str], reasons: Mapping[str, str]
 ) -> None:
     for word, globs in (("include", include), ("exclude", exclude)):
         if isinstance(globs, str):
@@ -92,7 +122,7 @@ def _check_globs(
             )
     for glob in include:
         found = [layer for layer in layers if matches(layer.name, glob)]
-        if len(found) < len(layers) and not any(_outside(layer, inside_blocks) for layer in found):
+        if len(found) < len(layers) and not any(layer.name in reasons for layer in found):
             raise AllocationError(
                 f"include {glob!r} matches only layers that take part anyway: include adds layers that stay out "
                 "by themselves, exclude leaves layers out"

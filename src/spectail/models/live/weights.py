@@ -1,4 +1,8 @@
-"""Weights of a live module that can be written in place, part by part, whatever the layout they are stored in."""
+"""Weights of a live module as matrices that can be read and written in place, whatever the layout they are stored in.
+
+A convolution is one matrix here, (out, in / groups x kernel positions), with the entries of a row in the order in
+which torch stores them. The measurement takes one matrix per kernel position instead.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +18,18 @@ from spectail.models.layout.part import Part
 from spectail.models.lazy_tensor import in_memory
 from spectail.models.source import Layer
 
-WRITABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WRITABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+"""Modules that multiply by their weight, so that one weight shared among them stays one weight."""
 
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """One layer of a live module: a matrix (output, input) inside of a parameter."""
+    """One layer of a live module as a matrix (output, input); it lies inside of a parameter."""
 
     name: str
-    rows: int
-    cols: int
     path: str
     """Of the parameter, as ``named_parameters`` calls it, wrappers included."""
     owner: nn.Module
@@ -32,6 +38,20 @@ class Weight:
     layout: str | None
     """What the owner says about the layout: see ``matrices``."""
     part: Part
+    groups: int | None = None
+    """Groups of a transposed convolution, whose weight is stored as (in, out / groups, ...); None for all others."""
+    shared: tuple[str, ...] = ()
+    """Paths of the same parameter in other modules."""
+
+    @property
+    def rows(self) -> int:
+        """Number of outputs."""
+        return self.part.rows if self.groups is None else self.part.cols * self.groups
+
+    @property
+    def cols(self) -> int:
+        """Number of weights of each output."""
+        return self.part.n_matrices * self.part.rows * self.part.cols // self.rows
 
     @property
     def expert(self) -> int | None:
@@ -41,11 +61,19 @@ class Weight:
 
     def read(self) -> Tensor:
         """Return a copy, (rows, cols), in the stored type."""
-        return self.part.view(self.tensor)[0].clone()
+        pieces = self.part.view(self.tensor)
+        if self.groups is not None:
+            n, inputs, outputs = pieces.shape
+            pieces = pieces.reshape(n, self.groups, inputs // self.groups, outputs).transpose(2, 3).flatten(1, 2)
+        return pieces.permute(1, 2, 0).reshape(self.rows, self.cols).clone()
 
     def write(self, values: Tensor) -> None:
         """Put values (rows, cols) in its place; nothing else of the parameter is touched."""
-        self.part.write(self.tensor, values.unsqueeze(0))
+        pieces = values.reshape(self.rows, -1, self.part.n_matrices).permute(2, 0, 1)
+        if self.groups is not None:
+            n, outputs, inputs = pieces.shape
+            pieces = pieces.reshape(n, self.groups, outputs // self.groups, inputs).transpose(2, 3).flatten(1, 2)
+        self.part.write(self.tensor, pieces)
 
 
 Owned: TypeAlias = "tuple[str, nn.Module]"
@@ -66,8 +94,12 @@ def owners(module: nn.Module) -> Mapping[object, list[Owned]]:
 def editable(layer: Layer, places: Mapping[object, list[Owned]]) -> Weight:
     """Return the weight behind a layer of ``module_source``; ``places`` are the ``owners`` of the same module.
 
+    A weight that several modules multiply by (the shared blocks of Zamba) is one weight, and writing it changes it in
+    all of them.
+
     Raises:
-        SourceError: it is quantised, computed from other tensors, tied, or no matrix of floating-point numbers.
+        SourceError: it is quantised, computed from other tensors, tied to an embedding, or not of floating-point
+            numbers.
 
     """
     if layer.problem or layer.no_weight:
@@ -78,10 +110,14 @@ def editable(layer: Layer, places: Mapping[object, list[Owned]]) -> Weight:
             f"{layer.name} cannot be written: it is quantised or computed from other tensors; "
             "dequantise it, or merge its parametrisation, first"
         )
-    if part.n_matrices != 1 or tensor.memory.dtype not in WRITABLE:
-        what = f"{part.n_matrices} matrices" if part.n_matrices != 1 else tensor.dtype
-        raise SourceError(f"{layer.name} cannot be written: expected one matrix of floating-point numbers, not {what}")
+    if tensor.memory.dtype not in WRITABLE:
+        raise SourceError(
+            f"{layer.name} cannot be written: expected a matrix of floating-point numbers, not {tensor.dtype}"
+        )
     (path, owner), *others = places[tensor.identity]
-    if others:
-        raise SourceError(f"{layer.name} cannot be written alone: it is tied to {others[0][0]}; leave it out")
-    return Weight(layer.name, part.rows, part.cols, path, owner, tensor.memory, tensor.layout, part)
+    alone = [other for other, module in others if not (isinstance(owner, _PRODUCTS) and type(module) is type(owner))]
+    if alone:
+        raise SourceError(f"{layer.name} cannot be written alone: it is tied to {alone[0]}; leave it out")
+    groups = owner.groups if isinstance(owner, _TRANSPOSED) and part.kind == "conv" else None
+    shared = tuple(other for other, _ in others)
+    return Weight(layer.name, path, owner, tensor.memory, tensor.layout, part, groups, shared)
