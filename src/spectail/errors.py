@@ -9,6 +9,10 @@ class SourceError(SpectailError):
     """A model or checkpoint that cannot be found, read or trusted."""
 
 
+class SourceChangedError(SourceError):
+    """A file that was written while it was being read: what was read and what would be read are two models."""
+
+
 class SpecError(SpectailError, ValueError):
     """A measurement setting that makes no sense, or does not fit the matrices at hand."""
 

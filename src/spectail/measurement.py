@@ -15,7 +15,7 @@ from spectail.core.farms import TailFit
 from spectail.core.goodness import TailJudgement, judge_tail, verdict
 from spectail.core.measure import estimator_of, measure, too_small
 from spectail.core.metrics import entropy
-from spectail.errors import SourceError, SpecError
+from spectail.errors import SourceChangedError, SourceError, SpecError
 from spectail.models.source import Layer
 from spectail.records import LayerRecord, RunInfo, Spectrum, null_gap
 
@@ -63,6 +63,8 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
             record = _measured(record, matrices, plan)
     except SpecError as error:
         record = replace(record, status="skipped", reason=str(error))
+    except SourceChangedError:
+        raise  # the rows so far would be of one model and the rest of another
     except SourceError as error:
         record = replace(record, status="failed", reason=str(error))
     except torch.cuda.OutOfMemoryError:

@@ -168,9 +168,9 @@ def test_bad_input_is_one_clear_line(case, tmp_path):
 
 
 def test_a_hub_id_without_a_network_is_one_line(monkeypatch, tmp_path):
-    hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(SourceError, match="no such file or folder: 'org/name'; as a hub id, it could not") as caught:
         open_source("org/name")
     assert "\n" not in str(caught.value)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from spectail.models import fingerprint
+from spectail.models.formats.open_file import OpenFile
 from spectail.models.open import open_source
 
 
@@ -39,10 +40,10 @@ def test_large_files_are_sampled(tmp_path, monkeypatch, position):
     path = tmp_path / "large"
     content = bytearray(5 * 2**20 + 7)
     path.write_bytes(content)
-    before = fingerprint.fingerprint_files([("large", path)])
+    before = fingerprint.fingerprint_files([("large", OpenFile(path))])
     content[position] = 1
     path.write_bytes(content)
-    assert fingerprint.fingerprint_files([("large", path)]) != before
+    assert fingerprint.fingerprint_files([("large", OpenFile(path))]) != before
 
 
 def test_live_weights_enter_and_training_mode_does_not():

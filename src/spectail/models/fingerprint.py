@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 
+from spectail.models.formats.open_file import OpenFile
 from spectail.models.lazy_tensor import LazyTensor
 
 MIB = 1024 * 1024
@@ -17,21 +17,25 @@ WHOLE_TENSOR = 4 * MIB
 SAMPLE = 4096
 
 
-def fingerprint_files(files: Iterable[tuple[str, Path]]) -> str:
-    """Hash named files by name, size and content; where they lie and when they were written does not enter."""
+def fingerprint_files(files: Iterable[tuple[str, OpenFile]]) -> str:
+    """Hash named files by name, size and content; where they lie and when they were written does not enter.
+
+    The files are those that the tensors are read from, so that a fingerprint never belongs to another content.
+
+    Raises:
+        SourceChangedError: a file was written since it was opened.
+
+    """
     digest = hashlib.sha256()
-    for name, path in sorted(files):
-        size = path.stat().st_size
-        digest.update(f"{name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            if size <= WHOLE_FILE:
-                while block := file.read(MIB):
-                    digest.update(block)
-                continue
-            digest.update(file.read(MIB))
-            for start in [*range(MIB, size, MIB), size - SAMPLE]:
-                file.seek(start)
-                digest.update(file.read(SAMPLE))
+    for name, file in sorted(files, key=lambda item: item[0]):
+        digest.update(f"{name}\0{file.size}\0".encode())
+        if file.size <= WHOLE_FILE:
+            for start in range(0, file.size, MIB):
+                digest.update(file.read(start, MIB))
+            continue
+        digest.update(file.read(0, MIB))
+        for start in [*range(MIB, file.size, MIB), file.size - SAMPLE]:
+            digest.update(file.read(start, SAMPLE))
     return f"sha256:{digest.hexdigest()}"
 
 

@@ -19,8 +19,7 @@ from spectail.errors import SourceError
 from spectail.models.build import build_source
 from spectail.models.fingerprint import fingerprint_tensors
 from spectail.models.formats.folders import path_source
-from spectail.models.formats.torch_pickle import find_state
-from spectail.models.lazy_tensor import in_memory
+from spectail.models.formats.state_dict import state_tensors
 from spectail.models.live.walk import module_source
 from spectail.models.source import Source
 
@@ -64,7 +63,7 @@ def open_source(
 
 def _state_source(state: Mapping[str, Any] | Tensor | np.ndarray[Any, Any]) -> Source:
     """Open tensors in memory."""
-    tensors = [in_memory(name, tensor) for name, tensor in find_state(state).items()]
+    tensors = state_tensors(state)
     if not tensors:
         raise SourceError("the dict holds no tensors; expected a state dict, from names to tensors or arrays")
     label = "state dict" if isinstance(state, Mapping) else "matrix"

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from spectail.errors import SourceError
-from spectail.models.assembly.lora import ScaleOf, no_scale, scale_from_config
+from spectail.models.assembly.adapters.known import NOTHING_KNOWN, Known, scale_from_config
 from spectail.models.build import build_source
 from spectail.models.fingerprint import fingerprint_files
-from spectail.models.formats.gguf import gguf_shards, read_gguf
-from spectail.models.formats.safetensors import read_index, read_safetensors
-from spectail.models.formats.torch_pickle import read_pickles
+from spectail.models.formats.foreign import refuse_foreign, without_weights
+from spectail.models.formats.format import Format
+from spectail.models.formats.open_file import OpenFile
+from spectail.models.formats.table import FORMATS, format_of, format_of_shards
 from spectail.models.lazy_tensor import LazyTensor
 from spectail.models.naming.names import natural_key
 from spectail.models.source import Source
 
-WHOLE = ("model.safetensors", "pytorch_model.bin")
+WHOLE = re.compile(r"^(?:model|pytorch_model|diffusion_pytorch_model|flax_model|tf_model|weights)\.\w+$")
 """Names of a whole model in one file, which transformers too looks for before an index."""
-PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+_MAIN_INDEX = re.compile(r"^(?:model|pytorch_model|diffusion_pytorch_model|flax_model|tf_model)\.\w+\.index\.json$")
 _SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})(\.\w+)$")
-_NOT_MODELS = re.compile(r"^(?:training_args|optimizer|scheduler|scaler|rng_state.*|random_states.*|tokenizer.*)\.")
+_NOT_MODELS = re.compile(
+    r"^(?:training_args|optimizer|scheduler|scaler|sampler|dl_state.*|rng_state.*|random_states.*|tokenizer.*"
+    r"|manifest|regularizer|custom_checkpoint.*|trainer_state|openvino_.*|.*optim_states)\."
+)
+_COMPONENTS = re.compile(
+    r"^(?:unet|vae|transformer|prior|decoder|controlnet|text_encoder|image_encoder|vision_encoder|vqvae|movq|vocoder"
+    r"|safety_checker|adapter|connectors)(?:_\d+)?$"
+)
+"""Sub-folders that diffusers' pipelines have."""
 
 
 def path_source(path: Path, label: str | None = None) -> Source:
@@ -37,69 +47,55 @@ def path_source(path: Path, label: str | None = None) -> Source:
     label = label or path.name
     if path.name.endswith(".index.json"):
         return _from_index(path, label)
-    suffix = path.suffix.lower()
-    if suffix == ".safetensors":
-        return _safetensors([path], label)
-    if suffix == ".gguf":
-        return _gguf(path, label)
-    if suffix in PICKLES:
-        return _pickles([path], label)
-    return _by_content(path, label)
-
-
-def _by_content(path: Path, label: str) -> Source:
-    """Open a file whose name does not say what it is."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    if start.startswith(b"GGUF"):
-        return _gguf(path, label)
-    if len(start) == 9 and start.endswith(b"{") and int.from_bytes(start[:8], "little") < path.stat().st_size:
-        return _safetensors([path], label)
-    if start.startswith(b"PK") and zipfile.is_zipfile(path):
-        return _pickles([path], label)
-    what = "is empty" if not start else "is of no known format"
-    raise SourceError(f"{path} {what}; expected a .safetensors, .gguf, .pt, .pth or .bin file or an index of shards")
+    try:
+        form = format_of(path)
+    except SourceError:
+        refuse_foreign(path)
+        raise
+    return _assembled(form, form.all_parts(path), label)
 
 
 def _from_index(index: Path, label: str) -> Source:
     """Open the shards that an index names."""
     shards, promised = read_index(index)
-    reader = _safetensors if all(shard.suffix == ".safetensors" for shard in shards) else _pickles
-    return reader(shards, label, promised)
+    return _assembled(format_of_shards(shards), shards, label, promised)
 
 
 def _folder(folder: Path, label: str) -> Source:
-    """Open a model folder: safetensors before torch files, a whole model before an adapter, GGUF last."""
-    for pattern in ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt"):
-        reader = _safetensors if pattern == "*.safetensors" else _pickles
-        indices = sorted(folder.glob(f"{pattern}.index.json"))
-        whole = any((folder / name).is_file() for name in WHOLE if name.endswith(pattern[1:]))
-        if indices and not whole:
-            preferred = [
-                index
-                for index in indices
-                if index.name in {"model.safetensors.index.json", "pytorch_model.bin.index.json"}
-            ]
-            return _from_index((preferred or indices)[0], label)
-        files = [f for f in folder.glob(pattern) if f.is_file() and not _NOT_MODELS.match(f.name)]
-        if files:
-            return reader(_choose(folder, files), label)
-    if ggufs := sorted(folder.glob("*.gguf")):
-        if len({gguf_shards(path)[0] for path in ggufs}) > 1:
-            raise SourceError(f"{folder} holds {len(ggufs)} GGUF files; name one of them, such as {ggufs[0]}")
-        return _gguf(ggufs[0], label)
-    raise SourceError(
-        f"{folder} holds no weights; expected model.safetensors, an index of shards, "
-        "adapter_model.safetensors, pytorch_model.bin or a GGUF file"
-    )
+    """Open a model folder: what it holds itself, else what its sub-folders make up."""
+    for adapters in (False, True):
+        for form in FORMATS:
+            for pattern in form.folder:
+                if source := _of_format(folder, label, form, pattern, adapters=adapters):
+                    return source
+    if snapshot := _snapshot(folder):
+        return path_source(snapshot, _hub_name(folder))
+    if components := _components(folder):
+        return _pipeline(components, label)
+    _refuse_run(folder)
+    refuse_foreign(folder)
+    raise without_weights(folder)
 
 
-def _choose(folder: Path, files: Sequence[Path]) -> list[Path]:
+def _of_format(folder: Path, label: str, form: Format, pattern: str, *, adapters: bool) -> Source | None:
+    """Open the folder's model of one format: whole before sharded; None if there is none."""
+    indices = sorted(folder.glob(f"{pattern}.index.json"))
+    found = [f for f in sorted(folder.glob(pattern)) if f.is_file() and not _NOT_MODELS.match(f.name)]
+    files = [f for f in found if f.name.startswith("adapter_") == adapters]
+    if indices and not adapters and not any(WHOLE.match(f.name) for f in files):
+        preferred = [index for index in indices if _MAIN_INDEX.match(index.name)]
+        return _from_index((preferred or indices)[0], label)
+    if not files:
+        return None
+    chosen = _choose(folder, files, form)
+    return _assembled(form, chosen, label)
+
+
+def _choose(folder: Path, files: Sequence[Path], form: Format) -> list[Path]:
     """Find the one model among a folder's files of one format."""
     by_name = {path.name: path for path in files}
-    for name in WHOLE:
-        if name in by_name:
-            return [by_name[name]]
+    if whole := [path for path in files if WHOLE.match(path.name)]:
+        return whole[:1]
     shards = [match for name in by_name if (match := _SHARD.match(name))]
     if shards and len({(m[1], m[3], m[4]) for m in shards}) == 1:
         stem, count, suffix = shards[0][1], shards[0][3], shards[0][4]
@@ -108,42 +104,126 @@ def _choose(folder: Path, files: Sequence[Path]) -> list[Path]:
             if name not in by_name:
                 raise SourceError(f"shard {name} of {folder} is missing; download the model again")
         return [by_name[name] for name in wanted]
-    whole = [path for path in files if not path.name.startswith("adapter_")] or list(files)
-    if len(whole) > 1:
-        names = ", ".join(sorted(path.name for path in whole)[:3])
-        raise SourceError(f"{folder} holds {len(whole)} checkpoints ({names}); name the file to open")
-    return whole
+    if len({tuple(form.all_parts(path)) for path in files}) > 1:
+        refuse_foreign(folder)
+        names = ", ".join(sorted(by_name)[:3])
+        raise SourceError(f"{folder} holds {len(files)} checkpoints ({names}); name the file to open")
+    return form.all_parts(files[0])
 
 
-def _safetensors(paths: Sequence[Path], label: str, promised: Iterable[str] = ()) -> Source:
-    """Open safetensors files that make up one model."""
-    return _assembled(paths, label, read_safetensors(paths), promised)
+def _snapshot(folder: Path) -> Path | None:
+    """Find the model in a folder of the hub's cache: the snapshot that ``refs/main`` names, or the only one."""
+    snapshots = sorted(path for path in (folder / "snapshots").glob("*") if path.is_dir())
+    if not snapshots:
+        return None
+    if (folder / "refs" / "main").is_file():
+        commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+        if commit in {path.name for path in snapshots}:
+            return folder / "snapshots" / commit
+    if len(snapshots) > 1:
+        raise SourceError(f"{folder} holds {len(snapshots)} snapshots; name one of them, such as {snapshots[0]}")
+    return snapshots[0]
 
 
-def _pickles(paths: Sequence[Path], label: str, promised: Iterable[str] = ()) -> Source:
-    """Open torch files that make up one model."""
-    return _assembled(paths, label, read_pickles(paths), promised)
+def _hub_name(folder: Path) -> str | None:
+    """Give ``org/name`` for ``models--org--name``."""
+    name = folder.resolve().name
+    return name.removeprefix("models--").replace("--", "/") if name.startswith("models--") else None
 
 
-def _assembled(paths: Sequence[Path], label: str, tensors: Sequence[LazyTensor], promised: Iterable[str]) -> Source:
-    """Put the tensors together with the configuration files beside them."""
+def _components(folder: Path) -> list[Path]:
+    """List the sub-folders of a pipeline that hold weights: those of its index, else those with usual names."""
+    index = _json(folder / "model_index.json")
+    named = [key for key, value in index.items() if isinstance(value, list) and not key.startswith("_")]
+    names = named or [path.name for path in sorted(folder.iterdir()) if _COMPONENTS.match(path.name)]
+    return [folder / name for name in names if (folder / name).is_dir() and _has_weights(folder / name)]
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a folder holds files of a format that is read."""
+    patterns = [pattern for form in FORMATS for pattern in form.folder]
+    return any(not _NOT_MODELS.match(file.name) for pattern in patterns for file in folder.glob(pattern))
+
+
+def _pipeline(components: Sequence[Path], label: str) -> Source:
+    """Open several models as one, each with its own configuration and its folder's name before its layers."""
+    sources = [(path.name, path_source(path)) for path in components]
+    layers = [replace(layer, name=f"{name}.{layer.name}") for name, source in sources for layer in source.layers]
+    digest = hashlib.sha256("\0".join(f"{name}\0{source.fingerprint}" for name, source in sources).encode())
+    parts = ", ".join(name for name, _ in sources)
+    notes = [f"a pipeline of {len(sources)} models: {parts}; choose one with --include '{sources[0][0]}.*'"]
+    notes += [f"{name}: {note}" for name, source in sources for note in source.notes]
+    vectors = sum(source.n_vectors for _, source in sources)
+    return Source(label, f"sha256:{digest.hexdigest()}", tuple(layers), vectors, tuple(notes))
+
+
+def _refuse_run(folder: Path) -> None:
+    """Name the latest checkpoint of a training run, or the sub-folders that hold models."""
+    children = [path for path in folder.iterdir() if path.is_dir()]
+    numbered = [path for path in children if re.search(r"^(?:checkpoint|global_step|step|epoch)[-_]?\d+$", path.name)]
+    if numbered:
+        latest = max(numbered, key=lambda path: natural_key(path.name))
+        raise SourceError(
+            f"{folder} holds no weights itself but {len(numbered)} checkpoints of a run; "
+            f"open one of them, the latest with: spectail analyze {latest}"
+        )
+    holding = sorted((path for path in children if _has_weights(path)), key=lambda path: natural_key(path.name))
+    if holding:
+        names = ", ".join(path.name for path in holding[:4]) + ("..." if len(holding) > 4 else "")
+        raise SourceError(
+            f"{folder} holds no weights itself, its sub-folders do ({names}); name one: spectail analyze {holding[0]}"
+        )
+
+
+def read_index(index: Path) -> tuple[list[Path], list[str]]:
+    """List the files that an index names, each checked to lie in the index's folder, and the tensors it names.
+
+    Raises:
+        SourceError: the index is no index, names a shard elsewhere, or a shard is missing.
+
+    """
+    try:
+        weight_map: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()), key=natural_key)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise SourceError(
+            f"{index} is not an index of shards: expected JSON with a 'weight_map' from tensor to file name"
+        ) from None
+    if not names:
+        raise SourceError(f"{index} is an index of shards that names none; download the model again")
+    folder = index.parent
+    missing = []
+    for name in names:
+        if Path(name).name != name or name in {"", ".", ".."} or "\\" in name:
+            raise SourceError(f"{index} names the shard {name!r} outside of its own folder; expected plain file names")
+        if not (folder / name).is_file():
+            missing.append(name)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise SourceError(f"shard {missing[0]}{more} of {index} is missing; download the model again")
+    return [folder / name for name in names], list(weight_map)
+
+
+def _assembled(form: Format, paths: Sequence[Path], label: str, promised: Iterable[str] = ()) -> Source:
+    """Read the files of one model and put its tensors together with the configuration files beside them."""
+    files = [OpenFile(path) for path in paths]
+    contents = form.read(files)
     folder = paths[0].parent
-    adapter = paths[0].stem == "adapter_model"
-    scale_of: ScaleOf = no_scale
-    notes = _lost(promised, tensors)
-    files = [(path.name, path) for path in paths]
-    if adapter:
+    notes = (*contents.notes, *_lost(promised, contents.tensors))
+    hashed = [(file.name, file) for file in (*files, *contents.more_files)]
+    adapters = NOTHING_KNOWN
+    if paths[0].stem == "adapter_model":
         config = _json(folder / "adapter_config.json")
-        scale_of = partial(scale_from_config, config)
+        adapters = Known(partial(scale_from_config, config), config=config)
         if config:
-            files.append(("adapter_config.json", folder / "adapter_config.json"))
+            hashed.append(("adapter_config.json", OpenFile(folder / "adapter_config.json")))
         notes += _adapter_notes(config)
     return build_source(
         label,
-        fingerprint_files(files),
-        tensors,
-        config=_json(folder / "config.json"),
-        scale_of=scale_of,
+        fingerprint_files(hashed),
+        contents.tensors,
+        config=contents.config or _json(folder / "config.json"),
+        adapters=adapters,
         notes=notes,
     )
 
@@ -176,12 +256,3 @@ def _json(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, Mapping) else {}
-
-
-def _gguf(path: Path, label: str) -> Source:
-    """Open a GGUF file, or all parts of a split one."""
-    paths = gguf_shards(path)
-    model = read_gguf(paths)
-    fingerprint = fingerprint_files((part.name, part) for part in paths)
-    tensors = sorted(model.tensors, key=lambda stored: natural_key(stored.name))  # stored as blk.0, blk.1, blk.10
-    return build_source(label, fingerprint, tensors, config=model.config, notes=model.notes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,36 +14,29 @@ import torch
 from torch import Tensor
 
 from spectail.errors import SourceError
+from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.gguf_header import GgufTensor, read_header
 from spectail.models.formats.gguf_names import FAMILIES, PERMUTED, HfName, hf_name
+from spectail.models.formats.open_file import OpenFile
+from spectail.models.formats.ranges import StoredArray, row_major
 from spectail.models.lazy_tensor import Index, LazyTensor, piece_of
+from spectail.models.naming.names import natural_key
 
 _SPLIT = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
 _PLAIN = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
-class GgufModel:
-    """The tensors of a GGUF file under Hugging Face's names, and what the file says about the model."""
-
-    tensors: list[LazyTensor]
-    config: dict[str, Any]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class _Place:
-    """Where the bytes of a tensor are: rows (all but the last dimension) of ``row_bytes`` each."""
+    """Where the bytes of a tensor are, its last dimension packed as its type says."""
 
-    path: Path
-    offset: int
-    rows: tuple[int, ...]
-    row_bytes: int
+    data: StoredArray
     type_id: int
 
-    def data(self) -> np.ndarray[Any, Any]:
-        """Map the stored bytes."""
-        return np.memmap(self.path, np.uint8, "r", self.offset, (*self.rows, self.row_bytes)).view(np.ndarray)
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Sizes of all dimensions but the last."""
+        return self.data.shape[:-1]
 
 
 def gguf_shards(path: Path) -> list[Path]:
@@ -59,26 +51,27 @@ def gguf_shards(path: Path) -> list[Path]:
     return shards
 
 
-def read_gguf(paths: Sequence[Path]) -> GgufModel:
+def read_gguf(files: Sequence[OpenFile]) -> Contents:
     """Describe the tensors of a GGUF file or of all parts of a split one."""
-    headers = [(path, read_header(path)) for path in paths]
+    headers = [(file, read_header(file)) for file in files]
     metadata = headers[0][1].metadata
     architecture = str(metadata.get("general.architecture", "unknown"))
     tensors: list[LazyTensor] = []
     unnamed: list[str] = []
-    for path, header in headers:
+    for file, header in headers:
         for tensor in header.tensors:
             known = hf_name(architecture, tensor.name)
             if known is None and len(tensor.shape) > 1:
                 unnamed.append(tensor.name)
-            tensors += _described(path, tensor, known, metadata)
+            tensors += _described(file, tensor, known, metadata)
     if not tensors:
-        raise SourceError(f"{paths[0]} is a GGUF file without tensors; expected a model")
+        raise SourceError(f"{files[0].path} is a GGUF file without tensors; expected a model")
     config = {
         "num_attention_heads": _heads(metadata, "head_count", 0),
         "num_key_value_heads": _heads(metadata, "head_count_kv", 0),
     }
-    return GgufModel(tensors, config, _notes(architecture, unnamed))
+    tensors.sort(key=lambda stored: natural_key(stored.name))  # stored as blk.0, blk.1, blk.10
+    return Contents(tensors, config, _notes(architecture, unnamed))
 
 
 def _notes(architecture: str, unnamed: Sequence[str]) -> tuple[str, ...]:
@@ -100,10 +93,10 @@ def _heads(metadata: Mapping[str, object], key: str, block: int) -> int | None:
 
 
 def _described(
-    path: Path, tensor: GgufTensor, known: HfName | None, metadata: Mapping[str, object]
+    file: OpenFile, tensor: GgufTensor, known: HfName | None, metadata: Mapping[str, object]
 ) -> Iterator[LazyTensor]:
     """Describe one tensor; stacked experts one by one, for Hugging Face's files hold them so."""
-    dtype, place, problem = _place(path, tensor)
+    dtype, place, problem = _place(file, tensor)
     name, shape = known.name if known else tensor.name, tensor.shape
     if known and "{}" in name and len(shape) == 3:
         for expert in range(shape[0]):
@@ -133,19 +126,20 @@ _READ_BYTES = 2**20
 """LazyTensor bytes that are dequantised at a time: the library needs several times the memory of its result."""
 
 
-def _place(path: Path, tensor: GgufTensor) -> tuple[str, _Place | None, str | None]:
+def _place(file: OpenFile, tensor: GgufTensor) -> tuple[str, _Place | None, str | None]:
     """Torch's name for the type of a tensor's values, where they are, and why they cannot be read, if so."""
-    gguf = _library(path)
+    gguf = _library(file.path)
     try:
         kind = gguf.GGMLQuantizationType(tensor.type_id)
     except ValueError:
         return "float32", None, f"stored in GGUF type {tensor.type_id}, which the gguf library does not know"
     block, size = gguf.GGML_QUANT_SIZES[kind]
     columns = tensor.shape[-1] if tensor.shape else 1
-    place = _Place(path, tensor.offset, tensor.shape[:-1], columns // block * size, tensor.type_id)
-    if columns % block or tensor.offset + math.prod(place.rows) * place.row_bytes > path.stat().st_size:
+    packed = (*tensor.shape[:-1], columns // block * size)
+    place = _Place(StoredArray(file, tensor.offset, torch.uint8, packed, row_major(packed)), tensor.type_id)
+    if columns % block or place.data.end > file.size:
         raise SourceError(
-            f"{path} is truncated or damaged: tensor {tensor.name!r} does not fit into it; download it again"
+            f"{file.path} is truncated or damaged: tensor {tensor.name!r} does not fit into it; download it again"
         )
     if kind.name in _PLAIN:
         return _PLAIN[kind.name], place, None
@@ -183,8 +177,8 @@ def _read(place: _Place | None, heads: int | None, index: Index) -> Tensor:
 
 def _dequantise(place: _Place, early: Index) -> np.ndarray[Any, Any]:
     """Convert stored bytes to numbers, in memory of their own."""
-    gguf = _library(place.path)
-    data = np.ascontiguousarray(place.data()[early])
+    gguf = _library(place.data.file.path)
+    data = np.ascontiguousarray(place.data.read(early).numpy())
     kind = gguf.GGMLQuantizationType(place.type_id)
     if kind.name == "F64":
         return data.view(np.float64).copy()
@@ -212,3 +206,13 @@ def unpermute(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     """Undo llama.cpp's order of q and k rows: it interleaves the two halves of every head."""
     half = values.shape[0] // heads // 2
     return np.ascontiguousarray(values.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(values.shape))
+
+
+FORMAT = Format(
+    name="a GGUF file",
+    suffixes=(".gguf",),
+    read=read_gguf,
+    looks_like=lambda start, size: start.startswith(b"GGUF"),
+    folder=("*.gguf",),
+    all_parts=gguf_shards,
+)

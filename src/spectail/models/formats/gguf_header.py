@@ -8,12 +8,12 @@ versions 2 and 3, little-endian; names and numbers as in that text.
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from spectail.errors import SourceError
+from spectail.models.formats.open_file import OpenFile
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -41,30 +41,41 @@ class GgufHeader:
     tensors: tuple[GgufTensor, ...]
 
 
-def read_header(path: Path) -> GgufHeader:
-    """Parse the header of a GGUF file.
+_FIRST_BYTES = 2**23
+"""How much is read at first: a vocabulary of 260,000 texts takes some 6 MiB."""
+_LONGEST_HEADER = 2**30
+
+
+def read_header(file: OpenFile) -> GgufHeader:
+    """Parse the header of a GGUF file, which does not say how long it is: more is read until it is whole.
 
     Raises:
         SourceError: the file is empty, of another format or version, or its header is damaged.
 
     """
-    if path.stat().st_size == 0:
-        raise SourceError(f"{path} is empty; expected a GGUF file")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if data[:4] != b"GGUF":
-            raise SourceError(
-                f"{path} is not a GGUF file: expected it to begin with b'GGUF', it begins with {data[:4]!r}"
-            )
+    if file.size == 0:
+        raise SourceError(f"{file.path} is empty; expected a GGUF file")
+    start = bytes(file.read(0, 4))
+    if start != b"GGUF":
+        raise SourceError(
+            f"{file.path} is not a GGUF file: expected it to begin with b'GGUF', it begins with {start!r}"
+        )
+    size = _FIRST_BYTES
+    while True:
         try:
-            return _Cursor(data, path).header()
+            return _Cursor(file.read(0, size), file.path).header()
         except (struct.error, UnicodeDecodeError, IndexError, OverflowError, ValueError):
-            raise SourceError(f"the header of {path} ends early or is damaged; download the file again") from None
+            if size >= min(file.size, _LONGEST_HEADER):
+                raise SourceError(
+                    f"the header of {file.path} ends early or is damaged; download the file again"
+                ) from None
+            size *= 4
 
 
 class _Cursor:
-    """A position in the mapped file, moved by each read."""
+    """A position in the beginning of a file, moved by each read."""
 
-    def __init__(self, data: mmap.mmap, path: Path) -> None:
+    def __init__(self, data: bytearray, path: Path) -> None:
         self.data, self.path, self.position = data, path, 4
 
     def number(self, code: str) -> int:

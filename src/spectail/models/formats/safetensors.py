@@ -1,133 +1,139 @@
-"""safetensors: described from the header, read one piece at a time."""
+"""safetensors: described from the header, read one piece at a time.
+
+The ``safetensors`` library maps a file into memory, and so dies with the process when the file is truncated (see
+``open_file``); the format is simple enough to be read by position. Format and checks: the library's README, "Format".
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from functools import lru_cache, partial
-from pathlib import Path
+import math
+from collections.abc import Sequence
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+import torch
 
 from spectail.errors import SourceError
-from spectail.models.lazy_tensor import Index, LazyTensor
+from spectail.models.formats.format import Contents, Format
+from spectail.models.formats.open_file import OpenFile
+from spectail.models.formats.ranges import StoredArray, row_major, stored_tensor
+from spectail.models.lazy_tensor import LazyTensor, unreadable
 from spectail.models.naming.names import natural_key
 
 _TYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E8M0": "float8_e8m0fnu",
-    "C64": "complex64",
-    "BOOL": "bool",
-    "I8": "int8",
-    "U8": "uint8",
-    "I16": "int16",
-    "I32": "int32",
-    "I64": "int64",
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "C64": torch.complex64,
+    "BOOL": torch.bool,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
 }
+_NEW_TYPES = {"F8_E8M0": "float8_e8m0fnu", "U16": "uint16", "U32": "uint32", "U64": "uint64"}
+_TYPES |= {name: getattr(torch, dtype) for name, dtype in _NEW_TYPES.items() if hasattr(torch, dtype)}
+_LONGEST_HEADER = 100_000_000
+"""Bytes, the library's own limit."""
 
 
-def read_safetensors(paths: Iterable[Path]) -> list[LazyTensor]:
+class _DamageError(ValueError):
+    """What is wrong with a header."""
+
+
+def read_safetensors(files: Sequence[OpenFile]) -> Contents:
     """Describe the tensors of one or several files, numbers in names in counting order (files do not keep theirs)."""
-    where: dict[str, Path] = {}
+    where: dict[str, str] = {}
     tensors = []
-    for path in paths:
-        file = _checked_open(path).mapped
-        for name in file.keys():  # noqa: SIM118
-            if name in where:
+    for file in files:
+        for stored in _tensors_of(file):
+            if stored.name in where:
                 raise SourceError(
-                    f"tensor {name!r} is in both {where[name].name} and {path.name}; "
+                    f"tensor {stored.name!r} is in both {where[stored.name]} and {file.name}; "
                     "each tensor may be in one shard only"
                 )
-            where[name] = path
-            piece = file.get_slice(name)
-            dtype = _TYPES.get(piece.get_dtype(), piece.get_dtype().lower())
-            problem = (
-                None
-                if dtype in _TYPES.values()
-                else f"stored as {piece.get_dtype()}, a type that torch cannot compute with"
-            )
-            tensors.append(
-                LazyTensor(name, tuple(piece.get_shape()), dtype, partial(_read, path, name), problem=problem)
-            )
-    return sorted(tensors, key=lambda stored: natural_key(stored.name))
+            where[stored.name] = file.name
+            tensors.append(stored)
+    return Contents(sorted(tensors, key=lambda stored: natural_key(stored.name)))
 
 
-def read_index(index: Path) -> tuple[list[Path], list[str]]:
-    """List the files that an index names, each checked to lie in the index's folder, and the tensors it names.
-
-    Raises:
-        SourceError: the index is no index, names a shard elsewhere, or a shard is missing.
-
-    """
+def _tensors_of(file: OpenFile) -> list[LazyTensor]:
+    """Describe the tensors of one file."""
+    if file.size == 0:
+        raise SourceError(f"{file.path} is empty; expected a safetensors file")
     try:
-        weight_map: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()), key=natural_key)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        start, header = _header(file)
+        header.pop("__metadata__", None)
+        _check_ranges(header, file.size - start)
+        return [_tensor(file, start, name, info) for name, info in header.items()]
+    except (_DamageError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = str(error) if isinstance(error, _DamageError) else "its header is damaged"
         raise SourceError(
-            f"{index} is not an index of shards: expected JSON with a 'weight_map' from tensor to file name"
-        ) from None
-    if not names:
-        raise SourceError(f"{index} is an index of shards that names none; download the model again")
-    folder = index.parent
-    missing = []
-    for name in names:
-        if Path(name).name != name or name in {"", ".", ".."} or "\\" in name:
-            raise SourceError(f"{index} names the shard {name!r} outside of its own folder; expected plain file names")
-        if not (folder / name).is_file():
-            missing.append(name)
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise SourceError(f"shard {missing[0]}{more} of {index} is missing; download the model again")
-    return [folder / name for name in names], list(weight_map)
-
-
-def _checked_open(path: Path) -> _File:
-    """Open a file, with one clear line where it is not a safetensors file."""
-    if path.stat().st_size == 0:
-        raise SourceError(f"{path} is empty; expected a safetensors file")
-    try:
-        return _open(path)
-    except (SafetensorError, OSError) as error:
-        reason = str(error).removeprefix("Error while deserializing header: ").splitlines()[0]
-        raise SourceError(
-            f"{path} is not a readable safetensors file ({reason}): it is truncated or of another format"
+            f"{file.path} is not a readable safetensors file ({reason}): it is truncated or of another format"
         ) from None
 
 
-class _File:
-    """A memory-mapped file that is opened anew now and then: pages that were read count as this process's memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.mapped: Any = safe_open(path, framework="pt")
-        self.bytes_read = 0
-
-    def read(self, name: str, index: Index) -> Tensor:
-        """The indexed piece of one tensor."""
-        if self.bytes_read > _MOST_MAPPED:
-            self.mapped, self.bytes_read = safe_open(self.path, framework="pt"), 0
-        tensor: Tensor = self.mapped.get_slice(name)[index] if index else self.mapped.get_tensor(name)
-        self.bytes_read += tensor.nbytes
-        return tensor
+def _header(file: OpenFile) -> tuple[int, dict[str, Any]]:
+    """Return where the data begins and the header, each name once."""
+    length = int.from_bytes(file.read(0, 8), "little")
+    if file.size < 8 or length > min(file.size - 8, _LONGEST_HEADER):
+        raise _DamageError("its header is longer than the file")
+    header = json.loads(bytes(file.read(8, length)).decode("utf-8"), object_pairs_hook=_without_doubles)
+    if not isinstance(header, dict):
+        raise _DamageError("its header is no JSON object")
+    return 8 + length, header
 
 
-_MOST_MAPPED = 2**28
-"""Bytes that are read through one mapping."""
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a dict from a JSON object and refuse two entries of one name."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise _DamageError("its header has two entries of one name")
+    return result
 
 
-@lru_cache(maxsize=4)
-def _open(path: Path) -> _File:
-    """A few files stay open, for models are read layer by layer."""
-    return _File(path)
+def _check_ranges(header: dict[str, Any], size: int) -> None:
+    """Check that the tensors fill the data one behind the other, without gap or overlap."""
+    end = 0
+    for name, info in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
+        begin, stop = info["data_offsets"]
+        if begin != end or stop < begin:
+            raise _DamageError(f"the data of {name!r} does not begin where that of another ends")
+        end = stop
+    if end != size:
+        raise _DamageError(f"its header announces {end} bytes of data and {size} follow")
 
 
-def _read(path: Path, name: str, index: Index) -> Tensor:
-    """Read the indexed piece of one tensor."""
-    return _open(path).read(name, index)
+def _tensor(file: OpenFile, start: int, name: str, info: dict[str, Any]) -> LazyTensor:
+    """Describe one tensor by its entry in the header."""
+    shape = tuple(info["shape"])
+    if not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise _DamageError(f"the shape of {name!r} is {info['shape']}")
+    dtype = _TYPES.get(info["dtype"])
+    if dtype is None:
+        kind = str(info["dtype"])
+        return unreadable(name, shape, kind.lower(), f"stored as {kind}, a type that torch cannot compute with")
+    begin, stop = info["data_offsets"]
+    if stop - begin != math.prod(shape) * dtype.itemsize:
+        raise _DamageError(f"{name!r} has {stop - begin} bytes, its shape and type need another number")
+    return stored_tensor(name, StoredArray(file, start + begin, dtype, shape, row_major(shape)))
+
+
+def _looks_like(start: bytes, size: int) -> bool:
+    """Whether a length that fits into the file comes before a JSON object."""
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size
+
+
+FORMAT = Format(
+    name="a safetensors file",
+    suffixes=(".safetensors",),
+    read=read_safetensors,
+    looks_like=_looks_like,
+    folder=("*.safetensors",),
+)

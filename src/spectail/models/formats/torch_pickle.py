@@ -1,116 +1,196 @@
-"""torch.save files (.pt, .bin, .pth): loaded with ``weights_only``, so that no code of the file runs."""
+"""torch.save files (.pt, .bin, .pth, .ckpt): the pickle is read as data, tensors by their place in the file.
+
+Two layouts: an archive (zip) with ``data.pkl`` and one uncompressed member per storage, and the older sequence of
+pickles with the storages behind them. Also pickles of dicts of tensors or arrays that torch did not write.
+"""
 
 from __future__ import annotations
 
 import pickle
-import re
-import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from spectail.errors import SourceError
-from spectail.models.lazy_tensor import LazyTensor, in_memory
+from spectail.models.formats.format import Contents, Format
+from spectail.models.formats.open_file import MemoryFile, OpenFile, ReadableFile
+from spectail.models.formats.state_dict import state_tensors
+from spectail.models.formats.unpickle import CodeInPickleError, PlainUnpickler, Storage
+from spectail.models.lazy_tensor import LazyTensor
 
-_MODEL_KEYS = (
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "module",
-    "net",
-    "network",
-    "weights",
-    "params",
+_MAGIC = 0x1950A86A20F9469CFC6C
+_LOCAL_HEADER = 30
+"""Bytes of a zip member's own header before its name and extra field, whose lengths are its last two numbers."""
+_FROM_TORCHSCRIPT = (
+    "python -c \"import torch; torch.save(torch.jit.load('{}', map_location='cpu').state_dict(), 'model.pt')\""
 )
-_NO_MODEL = ("optim", "sched", "scaler", "rng", "args", "config", "hyper", "callbacks", "loops")
 
 
-def read_pickles(paths: Iterable[Path]) -> list[LazyTensor]:
+def read_pickles(files: Sequence[OpenFile]) -> Contents:
     """Describe the tensors of one or several files, in the files' order."""
-    tensors: dict[str, Tensor] = {}
-    for path in paths:
-        state = find_state(_load(path))
+    tensors: dict[str, LazyTensor] = {}
+    foreign: dict[str, None] = {}
+    for file in files:
+        value, left_out = load_pickle(file)
+        try:
+            state = state_tensors(value)
+        except SourceError as error:
+            raise SourceError(f"{file.path} {error}") from None
+        foreign |= left_out
         if not state:
-            raise SourceError(f"{path} holds no tensors; expected the state dict of a model")
-        for name, tensor in state.items():
-            if name in tensors:
+            raise SourceError(f"{file.path} holds no tensors; expected the state dict of a model{_named(foreign)}")
+        for stored in state:
+            if stored.name in tensors:
                 raise SourceError(
-                    f"tensor {name!r} is in {path.name} and in an earlier shard; each tensor may be in one shard only"
+                    f"tensor {stored.name!r} is in {file.name} and in an earlier shard; "
+                    "each tensor may be in one shard only"
                 )
-            tensors[name] = tensor
-    return [in_memory(name, tensor) for name, tensor in tensors.items()]
+            tensors[stored.name] = stored
+    notes = (f"left out what is no tensor: {_some(foreign)}",) if foreign else ()
+    return Contents(list(tensors.values()), notes=notes)
 
 
-def find_state(value: object, depth: int = 4) -> dict[str, Tensor]:
-    """Find the state dict in what a training script saved: under a usual key, else all dicts of tensors, by path."""
-    if isinstance(value, Tensor | np.ndarray):
-        return {"weight": as_tensor(value)}
-    if not isinstance(value, Mapping) or depth == 0:
-        return {}
-    own = {str(name): as_tensor(t) for name, t in value.items() if isinstance(t, Tensor | np.ndarray)}
-    if any(tensor.ndim >= 2 for tensor in own.values()):
-        return own | _inner(value, depth, _NO_MODEL)
-    for key in _MODEL_KEYS:
-        if isinstance(value.get(key), Mapping) and (state := find_state(value[key], depth - 1)):
-            return state
-    return _inner(value, depth, _NO_MODEL) or own
+def _some(names: dict[str, None]) -> str:
+    """Name the first few."""
+    shown = ", ".join(list(names)[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
-def _inner(value: Mapping[Any, Any], depth: int, skipped: tuple[str, ...]) -> dict[str, Tensor]:
-    """Collect the state dicts of nested dicts, the names prefixed with their keys."""
-    found = {}
-    for key, inner in value.items():
-        if isinstance(inner, Mapping) and not str(key).lower().startswith(skipped):
-            found.update({f"{key}.{name}": tensor for name, tensor in find_state(inner, depth - 1).items()})
-    return found
+def _named(foreign: dict[str, None]) -> str:
+    return f", and it holds objects of {_some(foreign)}" if foreign else ""
 
 
-def as_tensor(value: Tensor | np.ndarray[Any, Any]) -> Tensor:
-    """View an array as a tensor; types that torch lacks are converted."""
-    if isinstance(value, Tensor):
-        return value
-    if value.dtype.kind not in "fciub":
-        raise SourceError(f"an array of type {value.dtype} holds no weights; expected numbers")
-    if value.dtype.kind == "f" and value.dtype.itemsize > 8:
-        value = value.astype(np.float64)
-    # torch refuses byte-swapped and warns about read-only arrays; neither changes what is read.
-    value = value.astype(value.dtype.newbyteorder("="), copy=not value.flags.writeable)
-    return torch.from_numpy(value)
+def load_pickle(file: OpenFile) -> tuple[Any, dict[str, None]]:
+    """Read a file of torch's or a plain pickle as data; returns also the names of what was left out.
 
+    Raises:
+        SourceError: the file is no pickle, damaged, or holds code; one line.
 
-def _load(path: Path) -> object:
-    """Load a file with torch, memory-mapped where its format allows."""
-    if path.stat().st_size == 0:
-        raise SourceError(f"{path} is empty; expected a file written by torch.save")
+    """
+    if file.size == 0:
+        raise SourceError(f"{file.path} is empty; expected a file written by torch.save")
     try:
-        zipped = zipfile.is_zipfile(path)
-        # torch warns about foreign pickles before it refuses them; the refusal says enough.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except OSError:
+        return _load(file)
+    except (SourceError, OSError):
         raise
-    except Exception as error:  # noqa: BLE001 - a damaged pickle may fail in any way
-        raise SourceError(_why(path, error)) from None
+    except CodeInPickleError as error:
+        raise SourceError(
+            f"{file.path} holds code that would run on loading ({error.args[0]}), which is never loaded; "
+            "save the module's state_dict() instead, and do not open this file with pickle or torch"
+        ) from None
+    except Exception:  # noqa: BLE001 - a damaged pickle may fail in any way
+        raise SourceError(
+            f"{file.path} is not a readable file of torch.save: it is truncated, damaged or of another format"
+        ) from None
 
 
-def _why(path: Path, error: Exception) -> str:
-    """Say why torch could not or would not load a file."""
-    if "TorchScript" in str(error):
-        return f"{path} is a TorchScript archive, which holds code; save the module's state_dict() instead"
-    with path.open("rb") as file:
-        start = file.read(2)
-    refused = isinstance(error, pickle.UnpicklingError)
-    foreign = start[:1] == b"\x80" and start[1:] != b"\x02"
-    if refused and (foreign or re.search(r"GLOBAL|global|REDUCE|class|[Uu]nsafe", str(error))):
-        return (
-            f"{path} holds Python objects besides tensors (a whole module, or code that would run on loading), "
-            "which are never loaded; save the module's state_dict() instead"
-        )
-    return f"{path} is not a readable file of torch.save: it is truncated, damaged or of another format"
+def _load(file: ReadableFile) -> tuple[Any, dict[str, None]]:
+    """Read whichever layout a file has."""
+    return load_archive(file) if file.read(0, 2) == b"PK" else _load_sequence(file)
+
+
+def _nested(content: bytes) -> Any:
+    """Read a storage that was pickled as the bytes of a file of torch's."""
+    return _load(MemoryFile(Path("a pickled storage"), content))[0]
+
+
+def load_archive(file: ReadableFile, start: int = 0, size: int | None = None) -> tuple[Any, dict[str, None]]:
+    """Read the archive that begins at ``start``; ``size`` is that of the archive where it is a part of a file."""
+    with zipfile.ZipFile(file.stream(start, size)) as archive:
+        names = set(archive.namelist())
+        (main,) = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
+        folder = main.removesuffix("data.pkl")
+        if f"{folder}constants.pkl" in names or any(name.startswith(f"{folder}code/") for name in names):
+            command = _FROM_TORCHSCRIPT.format(file.path)
+            raise SourceError(f"{file.path} is a TorchScript archive, which holds code; convert it with: {command}")
+        if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
+            raise SourceError(f"{file.path} was written on a big-endian machine; only little-endian files are read")
+        storages: dict[str, Storage] = {}
+
+        def load_storage(pid: Any) -> Storage:
+            _, kind, key, location, _ = pid
+            if key not in storages:
+                storages[key] = _member(file, start, archive, f"{folder}data/{key}", kind.dtype, location)
+            return storages[key]
+
+        with archive.open(main) as stream:
+            unpickler = PlainUnpickler(stream, load_storage, _nested)
+            return unpickler.load(), unpickler.foreign
+
+
+def _member(
+    file: ReadableFile, start: int, archive: zipfile.ZipFile, name: str, dtype: torch.dtype, location: str
+) -> Storage:
+    """Find the bytes of one storage in the archive."""
+    if location == "meta":
+        return Storage(dtype, problem="on the meta device, its values were never loaded")
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED:  # torch never compresses; an archive packed again may
+        return Storage(dtype, MemoryFile(file.path, archive.read(name)))
+    header = file.read(start + info.header_offset, _LOCAL_HEADER)
+    lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    offset = start + info.header_offset + _LOCAL_HEADER + lengths
+    if offset + info.file_size > file.size:
+        raise ValueError(name)
+    return Storage(dtype, file, offset)
+
+
+def _load_sequence(file: ReadableFile) -> tuple[Any, dict[str, None]]:
+    """Read torch's older layout, or a plain pickle."""
+    stream = file.stream()
+    storages: dict[str, Storage] = {}
+    foreign: dict[str, None] = {}
+
+    def load_storage(pid: Any) -> Any:
+        if pid[0] == "module":  # source code of a container, written by very old versions
+            return pid[1]
+        _, kind, key, location, _, *view = pid
+        storage = storages.setdefault(key, Storage(kind.dtype))
+        if location == "meta":
+            storage.problem = "on the meta device, its values were never loaded"
+        if view and view[0] is not None:
+            raise pickle.UnpicklingError("a view of a storage")
+        return storage
+
+    def load() -> Any:
+        unpickler = PlainUnpickler(stream, load_storage, _nested)
+        value = unpickler.load()
+        foreign.update(unpickler.foreign)
+        return value
+
+    value = load()
+    if not isinstance(value, int) or value != _MAGIC:
+        return value, foreign
+    load()  # version of the protocol
+    system = load()
+    if not system.get("little_endian", True):
+        raise SourceError(f"{file.path} was written on a big-endian machine; only little-endian files are read")
+    value = load()
+    keys = load()
+    position = stream.tell()
+    for key in keys:
+        # Behind the pickles, one storage after the other: the number of elements, then the elements.
+        storage = storages[key]
+        count = int.from_bytes(file.read(position, 8), "little")
+        storage.file, storage.offset = file, position + 8
+        position += 8 + count * storage.dtype.itemsize
+    if position > file.size:
+        raise ValueError(position)
+    return value, foreign
+
+
+def _looks_like(start: bytes, size: int) -> bool:
+    """Whether an archive begins with a pickle or torch's bookkeeping, or a file with torch's magic number."""
+    return (start[:2] == b"PK" and b"/data.pkl" in start) or start[2:14] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+
+
+FORMAT = Format(
+    name="a file of torch.save",
+    suffixes=(".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"),
+    read=read_pickles,
+    looks_like=_looks_like,
+    folder=("*.bin", "*.pth", "*.pt", "*.ckpt"),
+)

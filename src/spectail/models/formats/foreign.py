@@ -1,0 +1,120 @@
+"""What is recognised and not read: one line that names it and says how to convert it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from spectail.errors import SourceError
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Something that people have in their model folders and that no reader here opens."""
+
+    what: str
+    """What it is called, with its article."""
+    advice: str
+    """What to do; ``{}`` stands for the path."""
+    files: str
+    """A regular expression for the name of a file or sub-folder that tells it; matched from the beginning."""
+
+
+_KERAS = (
+    "load it with Keras and save its weights as model.weights.h5, or its transformers class with "
+    "from_pretrained('{}', from_tf=True) and save_pretrained"
+)
+FOREIGN = (
+    Foreign(
+        "a DeepSpeed checkpoint whose weights are spread over ranks (ZeRO-3 or model parallel)",
+        "gather it first: python {}/zero_to_fp32.py {} model",
+        r"(?:zero_pp_rank_\d+_mp_rank_\d+_(?:model|optim)_states\.pt|mp_rank_0*[1-9]\d*_model_states\.pt|bf16_zero_pp_.*)$",
+    ),
+    Foreign(
+        "a Megatron checkpoint, one folder per rank",
+        "convert it with Megatron's tools/checkpoint/convert.py --load-dir {} --save-dir model "
+        "--model-type GPT --loader core --saver llama_mistral, or name the model_optim_rng.pt of one rank",
+        r"(?:mp_rank_\d+(?:_\d+)*$|latest_checkpointed_iteration\.txt$|iter_\d{7}$)",
+    ),
+    Foreign(
+        "an Orbax checkpoint of JAX",
+        "restore it and save it as msgpack: open('flax_model.msgpack', 'wb').write("
+        "flax.serialization.to_bytes(orbax.checkpoint.PyTreeCheckpointer().restore('{}')))",
+        r"(?:_CHECKPOINT_METADATA|_METADATA|manifest\.ocdbt|ocdbt\.process_\d+|_sharding)$",
+    ),
+    Foreign("a TensorFlow SavedModel", _KERAS, r"saved_model\.pb(?:txt)?$"),
+    Foreign("a TensorFlow checkpoint", _KERAS, r"(?:.*\.ckpt(?:-\d+)?\.(?:index|data-\d+-of-\d+|meta)|checkpoint)$"),
+    Foreign(
+        "a frozen TensorFlow graph",
+        "convert it: python -m tf2onnx.convert --graphdef {} --output model.onnx",
+        r".*\.pb$",
+    ),
+    Foreign(
+        "a TFLite model",
+        "convert it: python -m tf2onnx.convert --tflite {} --output model.onnx",
+        r".*\.(?:tflite|lite)$",
+    ),
+    Foreign(
+        "a Core ML model",
+        "open the model that it was converted from; Core ML stores compressed weights without their names",
+        r".*\.(?:mlmodel|mlpackage|mlmodelc)$",
+    ),
+    Foreign("an OpenVINO model", "open the model that it was converted from", r"openvino_.*\.(?:xml|bin)$"),
+    Foreign("a TensorRT engine", "open the model that it was built from", r".*\.(?:engine|plan|trt)$"),
+    Foreign("an ExecuTorch program", "open the model that it was exported from", r".*\.pte$"),
+    Foreign(
+        "an exported PyTorch program",
+        "save its weights: torch.save(torch.export.load('{}').state_dict, 'model.pt')",
+        r".*\.pt2$",
+    ),
+    Foreign("a NeMo archive", "unpack it: tar -xf {}, then open model_weights.ckpt", r".*\.nemo$"),
+    Foreign(
+        "a PaddlePaddle model",
+        "convert it: paddle.load, then safetensors.numpy.save_file",
+        r".*\.(?:pdparams|pdiparams|pdmodel)$",
+    ),
+    Foreign("an MXNet model", "convert it: mxnet.nd.load, then safetensors.numpy.save_file", r".*\.params$"),
+    Foreign("a packed archive", "unpack it and open the folder", r".*\.(?:tar|tgz|gz|bz2|xz|zst|7z|rar|zip)$"),
+)
+"""The first that matches is named."""
+_TOKENIZER = re.compile(
+    r"(?:tokenizer.*|special_tokens_map.*|vocab\..*|merges\.txt|.*\.model|chat_template.*|added_tokens\.json)$"
+)
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise for a file or folder that is recognised and not read.
+
+    Raises:
+        SourceError: what it is, and how to convert it.
+
+    """
+    names = sorted(_names(path))
+    for known in FOREIGN:
+        if any(re.match(known.files, name) for name in names):
+            raise SourceError(
+                f"{path} is {known.what}, which is not read here; {known.advice.replace('{}', str(path))}"
+            )
+
+
+def _names(path: Path) -> Iterator[str]:
+    """List what tells a foreign model: the path's own name and the names inside of a folder."""
+    yield path.name
+    if path.is_dir():
+        yield from (child.name for child in path.iterdir())
+
+
+def without_weights(folder: Path) -> SourceError:
+    """Say what a folder without a model holds instead."""
+    files = sorted(child.name for child in folder.iterdir() if child.is_file() and not child.name.startswith("."))
+    if files and all(_TOKENIZER.match(name) or name.endswith((".json", ".md", ".txt")) for name in files):
+        tokens = any(_TOKENIZER.match(name) for name in files)
+        what = "a tokenizer and configuration files" if tokens else "configuration files"
+        return SourceError(f"{folder} holds no weights, only {what} ({files[0]}...); download the weights beside them")
+    holds = f"it holds {', '.join(files[:3])}{'...' if len(files) > 3 else ''}" if files else "it is empty"
+    return SourceError(
+        f"{folder} holds no weights; expected model.safetensors, an index of shards, adapter_model.safetensors, "
+        f"pytorch_model.bin, a GGUF file or another format of docs/concepts.md, and {holds}"
+    )

@@ -1,0 +1,100 @@
+"""Arrays that lie in a file as plain numbers: an indexed piece is read without the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectail.models.formats.open_file import ReadableFile
+from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """Where the numbers of an array lie in a file, little-endian; strides count elements, as torch's do."""
+
+    file: ReadableFile
+    offset: int
+    """Of the first element, in bytes from the beginning of the file."""
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        """Byte behind the last element."""
+        return self.offset + _span(self.shape, self.strides) * self.dtype.itemsize
+
+    def read(self, index: Index = ()) -> Tensor:
+        """Read the indexed piece into memory of its own."""
+        piece, rest = self._narrowed(index)
+        buffer = np.empty(piece.end - piece.offset, np.uint8)
+        piece.file.read_into(piece.offset, buffer.data)
+        flat = torch.from_numpy(buffer).view(piece.dtype) if buffer.size else torch.empty(0, dtype=piece.dtype)
+        values = flat.as_strided(piece.shape, piece.strides)
+        return values[rest] if rest else values
+
+    def _narrowed(self, index: Index) -> tuple[StoredArray, Index]:
+        """Apply an index to the position in the file; returns also what of it is left to apply."""
+        offset, shape, strides = self.offset, list(self.shape), list(self.strides)
+        dim = 0
+        for entry in index:
+            places = range(shape[dim])[entry]
+            if isinstance(places, int):
+                offset += places * strides[dim] * self.dtype.itemsize
+                del shape[dim], strides[dim]
+                continue
+            offset += places.start * strides[dim] * self.dtype.itemsize if len(places) else 0
+            shape[dim] = len(places)
+            strides[dim] *= places.step
+            dim += 1
+        if any(stride < 0 for stride in strides):
+            return self, index
+        return StoredArray(self.file, offset, self.dtype, tuple(shape), tuple(strides)), ()
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of an array whose last dimension is contiguous.
+
+    >>> row_major((4, 3, 2))
+    (6, 2, 1)
+    """
+    return tuple(math.prod(shape[dim + 1 :]) for dim in range(len(shape)))
+
+
+def column_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of an array whose first dimension is contiguous.
+
+    >>> column_major((4, 3, 2))
+    (1, 4, 12)
+    """
+    return tuple(math.prod(shape[:dim]) for dim in range(len(shape)))
+
+
+def stored_tensor(name: str, array: StoredArray, *, axes: Sequence[int] | None = None) -> LazyTensor:
+    """Describe an array in a file under a parameter's name; ``axes`` is the order in which torch has its dimensions."""
+    if axes is not None:
+        array = permuted(array, axes)
+    identity = (
+        (array.file.path, array.offset, array.shape, array.strides, array.dtype) if math.prod(array.shape) else None
+    )
+    return LazyTensor(name, array.shape, dtype_name(array.dtype), partial(StoredArray.read, array), identity=identity)
+
+
+def permuted(array: StoredArray, axes: Sequence[int]) -> StoredArray:
+    """Put the dimensions of an array in another order, as ``torch.permute`` does."""
+    shape, strides = (tuple(old[axis] for axis in axes) for old in (array.shape, array.strides))
+    return StoredArray(array.file, array.offset, array.dtype, shape, strides)
+
+
+def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Number of elements from the first to the last one, both counted."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

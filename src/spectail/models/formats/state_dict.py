@@ -1,0 +1,188 @@
+"""Find the weights in what a training script saved: under a usual key, else in all dicts of tensors, by path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectail.errors import SourceError
+from spectail.models.formats.ranges import StoredArray, stored_tensor
+from spectail.models.formats.unpickle import ArrayRef, Inert, TensorRef, tensors_in
+from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, piece_of, unreadable
+
+Leaf: TypeAlias = "Tensor | np.ndarray[Any, Any] | LazyTensor | TensorRef | ArrayRef"
+
+_MODEL_KEYS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "module",
+    "net",
+    "network",
+    "weights",
+    "params",
+)
+_NO_MODEL = (
+    "optim",
+    "opt_state",
+    "sched",
+    "scaler",
+    "rng",
+    "args",
+    "config",
+    "hyper",
+    "callbacks",
+    "loops",
+    "_metadata",
+)
+
+
+def state_tensors(value: object) -> list[LazyTensor]:
+    """List the tensors of the state dict in what was saved or given.
+
+    Raises:
+        SourceError: it is a module, or another object, that holds its tensors inside.
+
+    """
+    return [_described(name, leaf) for name, leaf in _find(value, 4).items()]
+
+
+def _find(value: object, depth: int) -> dict[str, Leaf]:
+    """Find the state dict: tensors by name."""
+    if isinstance(value, Leaf_TYPES):
+        return {"weight": value} if not isinstance(value, ArrayRef) or value.value is not None else {}
+    entries = _entries(value)
+    if not entries or depth == 0:
+        _refuse_modules(value)
+        return {}
+    own = {str(name): leaf for name, leaf in entries.items() if _is_leaf(leaf)}
+    if any(len(_shape(leaf)) >= 2 for leaf in own.values()):
+        return own | _objects(entries) | _inner(entries, depth)
+    for key in _MODEL_KEYS:
+        if key in entries:
+            _refuse_modules(entries[key])
+            if _entries(entries[key]) and (state := _find(entries[key], depth - 1)):
+                return state
+    inner = _inner(entries, depth)
+    if not inner:
+        for key, item in entries.items():
+            if not str(key).lower().startswith(_NO_MODEL):
+                _refuse_modules(item)
+    return inner or own
+
+
+Leaf_TYPES = (Tensor, np.ndarray, LazyTensor, TensorRef, ArrayRef)
+
+
+def _is_leaf(value: object) -> bool:
+    """Whether a value is a tensor or an array of numbers."""
+    if isinstance(value, ArrayRef):
+        return value.value is not None
+    return isinstance(value, Leaf_TYPES)
+
+
+def _shape(leaf: Leaf) -> tuple[int, ...]:
+    """Give the shape of any kind of tensor."""
+    if isinstance(leaf, ArrayRef):
+        return () if leaf.value is None else leaf.value.shape
+    return tuple(leaf.shape)
+
+
+def _entries(value: object) -> Mapping[Any, Any]:
+    """Give the entries of a dict, or of a list that holds tensors."""
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, list | tuple) and any(_is_leaf(item) and len(_shape(item)) >= 2 for item in value):
+        return dict(enumerate(value))
+    return {}
+
+
+def _inner(entries: Mapping[Any, Any], depth: int) -> dict[str, Leaf]:
+    """Collect the state dicts of nested dicts, the names prefixed with their keys."""
+    found: dict[str, Leaf] = {}
+    for key, inner in entries.items():
+        if _entries(inner) and not str(key).lower().startswith(_NO_MODEL):
+            found.update({f"{key}.{name}": leaf for name, leaf in _find(inner, depth - 1).items()})
+    return found
+
+
+def _objects(entries: Mapping[Any, Any]) -> dict[str, Leaf]:
+    """Keep a row for objects beside the tensors of a state dict that have tensors inside (a quantiser's class)."""
+    found: dict[str, Leaf] = {}
+    for name, item in entries.items():
+        inside = list(tensors_in(item)) if isinstance(item, Inert) else []
+        if inside and not str(name).lower().startswith(_NO_MODEL):
+            largest = max(inside, key=lambda ref: torch.Size(ref.shape).numel())
+            problem = f"stored as an object of class {item.global_name}, which is not read from a file"
+            found[str(name)] = replace(largest, storage=None, problem=problem)
+    return found
+
+
+def _refuse_modules(value: object) -> None:
+    """Refuse an object that holds tensors: a module that was saved whole."""
+    if isinstance(value, Inert) and any(True for _ in tensors_in(value)):
+        raise SourceError(
+            f"holds tensors inside of a Python object of class {value.global_name} (a module saved whole?), "
+            "and objects are never loaded; save the module's state_dict() instead: "
+            "torch.save(model.state_dict(), 'model.pt')"
+        )
+
+
+def _described(name: str, leaf: Leaf) -> LazyTensor:
+    """Describe a tensor of any kind under its name."""
+    if isinstance(leaf, LazyTensor):
+        return replace(leaf, name=name)
+    if isinstance(leaf, TensorRef):
+        return _from_file(name, leaf)
+    if isinstance(leaf, ArrayRef):
+        return in_memory(name, as_tensor(np.asarray(leaf.value)))
+    return in_memory(name, as_tensor(leaf))
+
+
+def _from_file(name: str, ref: TensorRef) -> LazyTensor:
+    """Describe a tensor of a torch file."""
+    if ref.problem or ref.storage is None:
+        dtype = str(ref.dtype).removeprefix("torch.")
+        return unreadable(name, ref.shape, dtype, ref.problem or "without values")
+    array = ref.array()
+    if ref.scales is None:
+        return stored_tensor(name, array)
+    return LazyTensor(name, ref.shape, "float32", partial(_dequantised, array, ref.scales))
+
+
+def _dequantised(array: StoredArray, scales: tuple[Any, ...], index: Index) -> Tensor:
+    """Compute (q - zero point) * scale, for the tensor or for each slice along one dimension."""
+    scale, zero = (
+        (_numbers(part).double() if not isinstance(part, int | float) else torch.tensor(part).double())
+        for part in scales[:2]
+    )
+    if len(scales) > 2:
+        along = [1] * len(array.shape)
+        along[scales[2]] = -1
+        scale, zero = scale.reshape(along), zero.reshape(along)
+    return piece_of(((array.read().double() - zero) * scale).float(), index)
+
+
+def _numbers(part: Any) -> Tensor:
+    """Read scales that are stored as a tensor or given as a list."""
+    return part.array().read() if isinstance(part, TensorRef) else torch.tensor(part)
+
+
+def as_tensor(value: Tensor | np.ndarray[Any, Any]) -> Tensor:
+    """View an array as a tensor; types that torch lacks are converted."""
+    if isinstance(value, Tensor):
+        return value
+    if value.dtype.kind not in "fciub":
+        raise SourceError(f"an array of type {value.dtype} holds no weights; expected numbers")
+    if value.dtype.kind == "f" and value.dtype.itemsize > 8:
+        value = value.astype(np.float64)
+    # torch refuses byte-swapped and warns about read-only arrays; neither changes what is read.
+    value = value.astype(value.dtype.newbyteorder("="), copy=not value.flags.writeable)
+    return torch.from_numpy(value)

@@ -1,0 +1,44 @@
+"""The formats that are read. A new one is a module with a ``FORMAT`` and one line here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spectail.errors import SourceError
+from spectail.models.formats import gguf, safetensors, torch_pickle
+from spectail.models.formats.format import Format
+from spectail.models.formats.open_file import OpenFile
+
+FORMATS: list[Format] = [
+    safetensors.FORMAT,
+    torch_pickle.FORMAT,
+    gguf.FORMAT,
+]
+"""In a folder that holds a model in several formats, the first of these is read."""
+_FIRST_BYTES = 512
+
+
+def format_of(path: Path) -> Format:
+    """Find the format of a file: by its ending, unless its content clearly is of another one.
+
+    Raises:
+        SourceError: neither ending nor content is known.
+
+    """
+    file = OpenFile(path)
+    start = bytes(file.read(0, _FIRST_BYTES))
+    named = [form for form in FORMATS if path.name.lower().endswith(form.suffixes)]
+    alike = [form for form in FORMATS if form.looks_like(start, file.size)]
+    if named and (named[0] in alike or not alike):
+        return named[0]
+    if alike:
+        return alike[0]
+    endings = ", ".join(suffix for form in FORMATS for suffix in form.suffixes)
+    what = "is empty" if not start else "is of no known format"
+    raise SourceError(f"{path} {what}; expected a {endings} file or an index of shards")
+
+
+def format_of_shards(paths: list[Path]) -> Format:
+    """Find the format of files that an index names; torch's where endings differ."""
+    formats = {form.name: form for form in map(format_of, paths)}
+    return next(iter(formats.values())) if len(formats) == 1 else torch_pickle.FORMAT

@@ -1,0 +1,401 @@
+"""Read a pickle as data: nothing that it names is imported or called, and every foreign object becomes inert.
+
+``find_class`` is the only door through which a pickle reaches code. This one gives plain containers, descriptions of
+tensors (see ``torch``'s serialization notes for the functions that rebuild one) and, for every other name, a class
+that only remembers what it was built from. Everything it gives has a ``__setstate__`` or refuses new attributes, so
+that BUILD cannot change it either.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from spectail.errors import SourceError
+from spectail.models.formats.open_file import ReadableFile
+from spectail.models.formats.ranges import StoredArray
+
+_RUNS_CODE = frozenset({"exec", "eval", "compile", "execfile", "__import__", "open", "input", "breakpoint"})
+_RUNS_CODE_MODULES = frozenset(
+    {"os", "posix", "nt", "sys", "subprocess", "importlib", "runpy", "pty", "socket", "shutil", "ctypes"}
+    | {"commands", "webbrowser", "marshal", "pip"}
+)
+"""Names that no checkpoint needs and that attacks use. They would be as inert as all others; the file is refused."""
+_HARMLESS = (
+    "argparse",
+    "collections",
+    "datetime",
+    "enum",
+    "numpy",
+    "omegaconf",
+    "pathlib",
+    "torch",
+    "typing",
+    "uuid",
+    "builtins",
+    "copyreg",
+    "transformers.trainer_utils",
+    "transformers.training_args",
+    "accelerate",
+    "yacs",
+)
+"""Packages whose objects are settings and the like: leaving them out needs no note."""
+
+
+class CodeInPickleError(pickle.UnpicklingError):
+    """The pickle names a function whose only use is to run code; ``args[0]`` is its name."""
+
+
+@dataclass
+class Storage:
+    """The bytes that tensors of a torch file share; a legacy file tells only at its end where they lie."""
+
+    dtype: torch.dtype
+    file: ReadableFile | None = None
+    offset: int = 0
+    """Of the first byte."""
+    problem: str | None = None
+    """Why there are no bytes, if so."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Leave attributes out that a pickle gives."""
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A tensor that a pickle describes: a view of a storage, or what is wrong with it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    storage: Storage | None = None
+    first: int = 0
+    """Of the storage's elements, the tensor's first."""
+    strides: tuple[int, ...] = ()
+    problem: str | None = None
+    scales: Any = None
+    """Scale, zero point and, where there is one of each per slice, the dimension of a torch.ao quantised tensor."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Leave attributes out that a pickle gives."""
+
+    def array(self) -> StoredArray:
+        """Say where the numbers lie.
+
+        Raises:
+            SourceError: the file does not hold them.
+
+        """
+        if self.storage is None or self.storage.file is None:
+            raise SourceError("a tensor has no values in the file")
+        offset = self.storage.offset + self.first * self.dtype.itemsize
+        return StoredArray(self.storage.file, offset, self.dtype, self.shape, self.strides)
+
+
+class Inert:
+    """An object of a class, or the result of a function, that was not imported."""
+
+    global_name: ClassVar[str] = ""
+    """Module and name, ``argparse.Namespace``."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        self.contents: list[Any] = [*args, *named.values()]
+
+    def __new__(cls, *args: Any, **named: Any) -> Inert:
+        """Remember what a pickle passes to ``__new__``, for then it calls no ``__init__``."""
+        new = super().__new__(cls)
+        new.contents = [*args, *named.values()]
+        return new
+
+    def __setstate__(self, state: Any) -> None:
+        self.contents.append(state)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.contents.append({key: value} if isinstance(key, str) else value)
+
+    def append(self, value: Any) -> None:
+        """Take an item of a pickled list."""
+        self.contents.append(value)
+
+    def extend(self, values: Any) -> None:
+        """Take items of a pickled list."""
+        self.contents.extend(values)
+
+    def state(self) -> dict[str, Any]:
+        """Return the attributes that the pickle gives the object."""
+        found: dict[str, Any] = {}
+        for part in self.contents:
+            for piece in part if isinstance(part, tuple) else (part,):
+                if isinstance(piece, dict):
+                    found.update(piece)
+        return found
+
+
+def tensors_in(value: Any, depth: int = 12) -> Iterator[TensorRef]:
+    """List the tensors inside of an object and its containers."""
+    if isinstance(value, TensorRef):
+        yield value
+    elif depth and isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item, depth - 1)
+    elif depth and isinstance(value, list | tuple | set):
+        for item in value:
+            yield from tensors_in(item, depth - 1)
+    elif depth and isinstance(value, Inert):
+        yield from tensors_in(value.contents, depth - 1)
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads a pickle without running anything; ``load_storage`` finds a storage by its persistent id."""
+
+    def __init__(self, stream: Any, load_storage: Callable[[Any], Any], load_bytes: Callable[[bytes], Any]) -> None:
+        super().__init__(stream, encoding="latin1")  # pickles of Python 2 hold bytes as texts
+        self._load_storage = load_storage
+        self._known = _KNOWN | {"torch.storage._load_from_bytes": _Call(load_bytes)}
+        self.foreign: dict[str, None] = {}
+        """Names of what was left out, in order."""
+        self._classes: dict[str, type[Inert]] = {}
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Give what an id of torch's stands for."""
+        return self._load_storage(pid)
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Give the stand-in of a name; nothing is imported."""
+        module = {"__builtin__": "builtins", "numpy.core.multiarray": "numpy._core.multiarray"}.get(module, module)
+        module = module.replace("numpy.core.", "numpy._core.")
+        full = f"{module}.{name}"
+        if full in self._known:
+            return self._known[full]
+        if module in {"torch", "torch.storage", "torch.cuda"} and (known := _torch_name(name)) is not None:
+            return known
+        root = module.partition(".")[0]
+        if root in _RUNS_CODE_MODULES or (module == "builtins" and name in _RUNS_CODE):
+            raise CodeInPickleError(full)
+        if root not in _HARMLESS and not module.startswith(_HARMLESS):
+            self.foreign[full] = None
+        if full not in self._classes:
+            self._classes[full] = type(name.rpartition(".")[2] or "Inert", (Inert,), {"global_name": full})
+        return self._classes[full]
+
+
+class _Call:
+    """A function that a pickle may call, closed against changes by BUILD."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("a function has no state")
+
+
+class _Dict(OrderedDict[Any, Any]):
+    """A dict whose attributes (``_metadata`` of a state dict) are left out."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Leave attributes out."""
+
+
+class _DefaultDict(_Dict):
+    """A defaultdict without its factory."""
+
+    def __init__(self, *factory: Any) -> None:
+        super().__init__()
+
+
+class _StorageType:
+    """A storage class of torch, which stands for a type of number."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("a storage class has no state")
+
+
+class _Dtype:
+    """numpy's dtype: a code such as ``f4``, and the byte order that its state gives."""
+
+    def __init__(self, code: Any = "", *flags: Any) -> None:
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = state[1] if state[1] in "<>=" else "="
+
+    def real(self) -> np.dtype[Any]:
+        """Return the dtype; one that holds Python objects is refused."""
+        dtype = np.dtype(self.code)
+        if dtype.hasobject or dtype.fields:
+            raise pickle.UnpicklingError("an array of objects")
+        real: np.dtype[Any] = dtype.newbyteorder(self.order)
+        return real
+
+
+class ArrayRef:
+    """A numpy array that a pickle holds."""
+
+    def __init__(self) -> None:
+        self.value: np.ndarray[Any, Any] | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, raw = state
+        if isinstance(raw, list):  # an array of Python objects
+            return
+        self.fill(raw, dtype, shape, "F" if fortran else "C")
+
+    def fill(self, raw: Any, dtype: _Dtype, shape: Any, order: Any) -> ArrayRef:
+        """Take the values from their bytes."""
+        content = raw.encode("latin1") if isinstance(raw, str) else raw
+        self.value = np.frombuffer(content, dtype.real()).reshape(shape, order=order)
+        return self
+
+
+def _frombuffer(raw: Any, dtype: _Dtype, shape: Any, order: Any) -> ArrayRef:
+    return ArrayRef().fill(raw, dtype, shape, order)
+
+
+_STORAGES: dict[str, torch.dtype] = {
+    "Double": torch.float64,
+    "Float": torch.float32,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+    "ComplexDouble": torch.complex128,
+    "ComplexFloat": torch.complex64,
+    "QInt8": torch.qint8,
+    "QUInt8": torch.quint8,
+    "QInt32": torch.qint32,
+    "QUInt4x2": torch.quint4x2,
+    "QUInt2x4": torch.quint2x4,
+    "Untyped": torch.uint8,
+    "_Untyped": torch.uint8,
+}
+"""Types of number that torch's storage classes stand for."""
+
+
+def _torch_name(name: str) -> Any:
+    """Give the stand-in of a dtype, a storage class or a quantisation scheme of torch."""
+    value = getattr(torch, name, None)
+    if isinstance(value, torch.dtype):
+        return value
+    if name.endswith("Storage") and name.removesuffix("Storage") in _STORAGES:
+        return _StorageType(_STORAGES[name.removesuffix("Storage")])
+    return str(value).removeprefix("torch.") if isinstance(value, torch.qscheme) else None
+
+
+def _tensor(storage: Storage, first: int, shape: Sequence[int], strides: Sequence[int], *rest: Any) -> TensorRef:
+    """Stand for ``_rebuild_tensor`` and ``_rebuild_tensor_v2``, whose last argument may tell of lazy operations."""
+    metadata = rest[2] if len(rest) > 2 else None
+    return _view(storage, first, shape, strides, storage.dtype, metadata)
+
+
+def _tensor_v3(storage: Storage, first: int, shape: Sequence[int], strides: Sequence[int], *rest: Any) -> TensorRef:
+    """Stand for ``_rebuild_tensor_v3``: the storage is of bytes and the type is given."""
+    return _view(storage, first, shape, strides, rest[2], rest[3] if len(rest) > 3 else None)
+
+
+def _view(
+    storage: Storage,
+    first: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    dtype: torch.dtype,
+    metadata: Any,
+) -> TensorRef:
+    problem = storage.problem
+    if isinstance(metadata, dict) and any(metadata.get(key) for key in ("conj", "neg")):
+        problem = "a lazily conjugated or negated tensor; save it after resolve_conj() and resolve_neg()"
+    return TensorRef(tuple(shape), dtype, storage, first, tuple(strides), problem)
+
+
+def _quantised(
+    storage: Storage, first: int, shape: Sequence[int], strides: Sequence[int], scales: Any, *rest: Any
+) -> TensorRef:
+    """Stand for ``_rebuild_qtensor``; torch calls the stored integers qint8, quint8 and qint32."""
+    integers = {"torch.qint8": torch.int8, "torch.quint8": torch.uint8, "torch.qint32": torch.int32}
+    dtype = integers.get(str(storage.dtype))
+    problem = storage.problem if dtype else f"stored as {storage.dtype}, which is not dequantised here"
+    return TensorRef(tuple(shape), dtype or torch.uint8, storage, first, tuple(strides), problem, tuple(scales[1:]))
+
+
+def _sparse(layout: Any, data: Any) -> TensorRef:
+    shape = next((tuple(part) for part in data if isinstance(part, tuple)), ())
+    values = next((part for part in reversed(data) if isinstance(part, TensorRef)), None)
+    kind = str(layout).removeprefix("torch.")
+    dtype = values.dtype if values else torch.float32
+    return TensorRef(shape, dtype, problem=f"stored as a {kind} tensor, only dense ones are read")
+
+
+def _without_values(dtype: torch.dtype, shape: Sequence[int], *rest: Any) -> TensorRef:
+    return TensorRef(tuple(shape), dtype, problem="on the meta device, its values were never loaded")
+
+
+def _subclass(kind: Any, dtype: torch.dtype, shape: Sequence[int], *rest: Any) -> TensorRef:
+    name = getattr(kind, "global_name", "a tensor subclass")
+    return TensorRef(tuple(shape), dtype, problem=f"stored as {name}, which is not read from a file")
+
+
+def _of_type(function: Any, kind: Any, args: Sequence[Any], state: Any) -> Any:
+    """Stand for ``_rebuild_from_type_v2``: the tensor without its class and attributes."""
+    return function(*args)
+
+
+def _from_numpy(array: ArrayRef, dtype: torch.dtype, *rest: Any) -> ArrayRef:
+    return array
+
+
+def _bytes(text: Any = b"", *encoding: Any) -> bytes:
+    """Stand for ``_codecs.encode(text, 'latin1')``, which is how protocol 2 writes bytes, and for bytearray."""
+    return text.encode("latin1") if isinstance(text, str) else bytes(text) if not isinstance(text, int) else b""
+
+
+_KNOWN: dict[str, Any] = {
+    "collections.OrderedDict": _Dict,
+    "collections.Counter": _Dict,
+    "collections.defaultdict": _DefaultDict,
+    "builtins.dict": dict,
+    "builtins.list": list,
+    "builtins.tuple": tuple,
+    "builtins.set": set,
+    "builtins.frozenset": frozenset,
+    "builtins.complex": complex,
+    "builtins.bytearray": _Call(_bytes),
+    "builtins.bytes": _Call(_bytes),
+    "_codecs.encode": _Call(_bytes),
+    "torch.Size": tuple,
+    "torch.serialization._get_layout": _Call(str),
+    "torch._utils._rebuild_tensor": _Call(_tensor),
+    "torch._utils._rebuild_tensor_v2": _Call(_tensor),
+    "torch._utils._rebuild_tensor_v3": _Call(_tensor_v3),
+    "torch._utils._rebuild_parameter": _Call(lambda data, *rest: data),
+    "torch._utils._rebuild_parameter_with_state": _Call(lambda data, *rest: data),
+    "torch._utils._rebuild_qtensor": _Call(_quantised),
+    "torch._utils._rebuild_sparse_tensor": _Call(_sparse),
+    "torch._utils._rebuild_meta_tensor_no_storage": _Call(_without_values),
+    "torch._utils._rebuild_wrapper_subclass": _Call(_subclass),
+    "torch._utils._rebuild_device_tensor_from_numpy": _Call(_from_numpy),
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _Call(lambda data, *rest: data),
+    "torch._utils._rebuild_xla_tensor": _Call(_from_numpy),
+    "torch._tensor._rebuild_from_type_v2": _Call(_of_type),
+    "numpy._core.multiarray._reconstruct": _Call(lambda *args: ArrayRef()),
+    "numpy._core.numeric._frombuffer": _Call(_frombuffer),
+    "numpy.dtype": _Dtype,
+}
+"""What a pickle may use, by its full name."""
