@@ -85,6 +85,7 @@ def record_of(layer: Layer) -> LayerRecord:
         cols=layer.cols,
         numel=layer.numel,
         n_matrices=layer.n_matrices,
+        reason=layer.no_weight or "",
     )
 
 

@@ -10,6 +10,7 @@ from spectail.allocation.towers import beside_language_model
 from spectail.errors import AllocationError
 from spectail.models.naming.blocks import unit_of
 from spectail.models.naming.select import matches
+from spectail.models.source import NOT_A_WEIGHT
 from spectail.records import LayerRecord
 
 OUTSIDE_KINDS = {"embedding": "an embedding", "head": "the output head", "router": "a router", "lora": "a LoRA delta"}
@@ -36,6 +37,21 @@ class LeftOut:
     reason: str
 
 
+def describe_left_out(layers: Iterable[LeftOut]) -> list[str]:
+    """One line for each reason, with the first layers that it is of.
+
+    >>> describe_left_out([LeftOut("wte", "an embedding"), LeftOut("wpe", "an embedding")])
+    ['left out, an embedding: wte, wpe']
+    """
+    reasons: dict[str, list[str]] = {}
+    for layer in layers:
+        reasons.setdefault(layer.reason, []).append(layer.name)
+    return [
+        f"left out, {reason}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for reason, names in reasons.items()
+    ]
+
+
 @dataclass(frozen=True)
 class Coverage:
     """The layers that take part, in the model's order, and the others."""
@@ -56,6 +72,7 @@ def cover(
     Embeddings, the head, norms, routers and LoRA deltas stay out. With ``inside_blocks``, for compression, so do layers
     in no repeated block, the towers beside the language model of a multi-modal model, depth-wise convolutions and
     complex spectral weights. ``include`` globs add layers that would stay out, ``exclude`` globs leave layers out.
+    Parameters that are no weight matrices stay out whatever the globs say.
 
     Raises:
         AllocationError: a glob that changes nothing, or no layer that takes part.
@@ -65,7 +82,7 @@ def cover(
     _check_globs(layers, include, exclude, reasons)
     kept, left_out = [], []
     for layer in layers:
-        reason = reasons.get(layer.name, "") if not _matches_any(layer.name, include) else ""
+        reason = reasons.get(layer.name, "") if not _matches_any(layer.name, include) else _no_weight(layer)
         if _matches_any(layer.name, exclude):
             reason = "excluded"
         if reason:
@@ -88,7 +105,12 @@ def _outside(layers: Sequence[LayerRecord], inside_blocks: bool) -> dict[str, st
 
 def _reason(layer: LayerRecord) -> str:
     """Say why a layer stays out of every allocation; empty where it does not."""
-    return OUTSIDE_KINDS.get(layer.kind) or ("a norm" if _NORM.search(layer.name) else "")
+    return _no_weight(layer) or OUTSIDE_KINDS.get(layer.kind) or ("a norm" if _NORM.search(layer.name) else "")
+
+
+def _no_weight(layer: LayerRecord) -> str:
+    """Say why a row is no weight matrix, which no glob changes; empty for weights."""
+    return (layer.reason or "no weight matrix") if layer.kind == NOT_A_WEIGHT else ""
 
 
 def _not_compressed(layer: LayerRecord, beside: Mapping[str, str]) -> str:
@@ -122,6 +144,8 @@ def _check_globs(
             )
     for glob in include:
         found = [layer for layer in layers if matches(layer.name, glob)]
+        if all(layer.kind == NOT_A_WEIGHT for layer in found):
+            raise AllocationError(f"include {glob!r} matches no weight matrix: {found[0].name}: {_no_weight(found[0])}")
         if len(found) < len(layers) and not any(layer.name in reasons for layer in found):
             raise AllocationError(
                 f"include {glob!r} matches only layers that take part anyway: include adds layers that stay out "
