@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from spectail.records import COLUMN_TABLE
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 TEXTS = [
@@ -82,3 +84,10 @@ def test_links_lead_to_files_and_headings(page):
         if heading:
             headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
             assert heading in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}, link
+
+
+def test_the_documentation_explains_every_column_as_the_table_does():
+    text = (ROOT / "docs" / "concepts.md").read_text()
+    start = text.index("| column | meaning |")
+    rows = [line for line in text[start:].split("\n\n")[0].splitlines()[2:] if line]
+    assert rows == [f"| {column.name} | {column.meaning} |" for column in COLUMN_TABLE]

@@ -21,55 +21,94 @@ class Spectrum:
     """(rank, eigenvalue), rank 1 the largest, about evenly spaced in log rank: the survival curve is rank / N."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerRecord:
-    """One row of the table (design: see docs/concepts for the meaning of each column); NaN where not measured."""
+@dataclass(frozen=True)
+class Column:
+    """One column of the table of layers: the record, the DataFrame, the report and the documentation follow from it."""
 
     name: str
-    block: int | None
-    kind: str
-    rows: int
-    cols: int
-    numel: int
-    n_matrices: int
-    window_rows: int = 0
-    window_cols: int = 0
-    n_windows: int = 0
-    n_eigenvalues: int = 0
-    """Eigenvalues found, numerical zeros included."""
-    n_zero: int = 0
-    alpha: float = math.nan
-    alpha_se: float = math.nan
-    alpha_null: float = math.nan
-    xmin: float = math.nan
-    n_tail: int = 0
-    ks: float = math.nan
-    tail_verdict: str = ""
-    lambda_max: float = math.nan
-    frobenius_norm_sq: float = math.nan
-    stable_rank: float = math.nan
-    alpha_weighted: float = math.nan
-    log_norm: float = math.nan
-    entropy: float = math.nan
-    weight_var: float = math.nan
-    alpha_full: float = math.nan
-    status: str = "ok"
-    """ok, skipped or failed"""
-    reason: str = ""
-    """Why it is skipped or failed, or what to keep in mind about an ok row (not comparable, no error bar...)."""
-    seconds: float = 0.0
-    alpha_null_sd: float = math.nan
-    """Spread of alpha over random matrices of this shape: the half width of the null band."""
-    comparable: bool = True
-    """False where the window is not that of the run, so that alpha must not be compared with other layers."""
-    null_z: float = math.nan
-    """alpha minus alpha_null, in combined standard errors of the two (see ``null_gap``)."""
-    ks_p: float = math.nan
-    """Upper bound of the chance that a true power law lies this far from its fit; for the KS cutoff only."""
-    lognormal_ratio: float = math.nan
-    """Log-likelihood of the power law minus that of a lognormal tail, in standard errors; for the KS cutoff only."""
-    exponential_ratio: float = math.nan
-    """The same against an exponential tail."""
+    label: str
+    """Its heading in the report."""
+    cell: str
+    """How the report writes a value: the name of a cell type in ``report.js``."""
+    meaning: str
+    """One phrase for the documentation, and what the heading shows when one points at it."""
+    main: bool = False
+    """Whether the report shows it before one asks for all columns."""
+
+
+def _column(label: str, cell: str, meaning: str, default: Any = dataclasses.MISSING, *, main: bool = False) -> Any:
+    """Declare a field of the record together with what its column is called and means."""
+    about = {"label": label, "cell": cell, "meaning": meaning, "main": main}
+    return field(metadata=about) if default is dataclasses.MISSING else field(default=default, metadata=about)
+
+
+RATIO = "log-likelihood of the power law minus that of {}, in standard errors; negative: {} fits better (`ks` only)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRecord:
+    """One row of the table; NaN where not measured. The fields, in order, are the table's columns."""
+
+    name: str = _column("Layer", "name", "full name of the parameter, without `.weight`", main=True)
+    block: int | None = _column("Block", "count", "index of the repeated unit that holds the layer", main=True)
+    kind: str = _column("Kind", "text", "what the layer does: q, k, v, o, gate, up, down, conv, ...", main=True)
+    rows: int = _column("Rows", "count", "output size of each matrix")
+    cols: int = _column("Columns", "count", "input size of each matrix")
+    numel: int = _column("Weights", "count", "number of weights")
+    n_matrices: int = _column("Matrices", "count", "matrices that pool into the row: kernel positions, modes, heads")
+    window_rows: int = _column("Window rows", "count", "rows of each window", 0)
+    window_cols: int = _column("Window cols", "count", "columns of each window", 0)
+    n_windows: int = _column("Windows", "count", "windows over all matrices of the row", 0)
+    n_eigenvalues: int = _column("Eigenvalues", "count", "eigenvalues found, numerical zeros included", 0)
+    n_zero: int = _column("Zeros", "count", "numerical zeros among the eigenvalues, left out of the fit", 0)
+    alpha: float = _column(
+        "Alpha",
+        "alpha",
+        "tail exponent; on the report's scale the dot, the stroke is a random matrix",
+        math.nan,
+        main=True,
+    )
+    alpha_se: float = _column("± error", "fixed", "standard error of alpha (jackknife)", math.nan, main=True)
+    alpha_null: float = _column("Random", "fixed", "alpha of a matrix of independent entries", math.nan)
+    xmin: float = _column("xmin", "number", "eigenvalue from which on the tail is fitted", math.nan)
+    n_tail: int = _column("In tail", "count", "eigenvalues in the tail", 0)
+    ks: float = _column("KS", "fixed", "Kolmogorov-Smirnov distance between the tail and its fit", math.nan)
+    tail_verdict: str = _column("Tail verdict", "why", "whether a power law describes the tail (`ks` only)", "")
+    lambda_max: float = _column("Largest eigenvalue", "number", "largest eigenvalue of the *whole* matrix", math.nan)
+    frobenius_norm_sq: float = _column(
+        "Sum of eigenvalues", "number", "sum of the eigenvalues of the *whole* matrix", math.nan
+    )
+    stable_rank: float = _column("Stable rank", "number", "frobenius_norm_sq / lambda_max", math.nan, main=True)
+    alpha_weighted: float = _column("Alpha weighted", "number", "alpha * log10(lambda_max)", math.nan)
+    log_norm: float = _column("Log norm", "number", "log10(frobenius_norm_sq)", math.nan)
+    entropy: float = _column(
+        "Entropy", "number", "entropy of the whole spectrum, from 0 to 1 (`--full-spectrum` only)", math.nan
+    )
+    weight_var: float = _column("Weight variance", "number", "variance of the weights", math.nan)
+    alpha_full: float = _column(
+        "Full alpha", "fixed", "alpha of the whole matrix, without windows (`--full-spectrum` only)", math.nan
+    )
+    status: str = _column("Status", "status", "ok, skipped or failed", "ok", main=True)
+    reason: str = _column(
+        "Reason", "why", "why a row is skipped or failed; on an ok row, what to keep in mind", "", main=True
+    )
+    seconds: float = _column("Seconds", "number", "time to read and measure the layer", 0.0)
+    alpha_null_sd: float = _column("Random sd", "fixed", "spread of alpha over random matrices of this shape", math.nan)
+    comparable: bool = _column(
+        "Comparable", "text", "whether the window is the run's, so that alpha compares with other layers", True
+    )
+    null_z: float = _column(
+        "From random", "errors", "alpha - alpha_null, in combined standard errors of the two", math.nan, main=True
+    )
+    ks_p: float = _column(
+        "KS p", "fixed", "at most this often would a true power law fit as badly (`ks` only)", math.nan
+    )
+    lognormal_ratio: float = _column(
+        "Lognormal ratio", "errors", RATIO.format("a lognormal tail", "the lognormal"), math.nan
+    )
+    exponential_ratio: float = _column(
+        "Exponential ratio", "errors", RATIO.format("an exponential tail", "the exponential"), math.nan
+    )
     spectrum: Spectrum | None = field(default=None, repr=False)
 
     def row(self) -> dict[str, Any]:
@@ -94,8 +133,10 @@ class LayerRecord:
         return cls(**known, spectrum=spectrum)
 
 
-COLUMNS = tuple(f.name for f in dataclasses.fields(LayerRecord) if f.name != "spectrum")
-"""Names of the table's columns; the order may grow at the end."""
+COLUMN_TABLE = tuple(Column(f.name, **f.metadata) for f in dataclasses.fields(LayerRecord) if f.metadata)
+"""All columns of the table, in their order; the order may grow at the end."""
+COLUMNS = tuple(column.name for column in COLUMN_TABLE)
+"""Their names."""
 
 
 def null_gap(layer: LayerRecord) -> float:

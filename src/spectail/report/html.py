@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from spectail.records import COLUMNS, LayerRecord, Results, RunInfo, null_gap
+from spectail.records import COLUMN_TABLE, COLUMNS, LayerRecord, Results, RunInfo, null_gap
 from spectail.report import page
 from spectail.report.curves import FIT_POINTS, HIDDEN_SHARE, null_shape, null_shift, window_ratio
 from spectail.report.evidence import CLEAR, sort_run
@@ -17,46 +17,11 @@ from spectail.report.plots import alpha_by_depth, block_kind_heatmap, farms_agai
 from spectail.report.theme import TIMES, safe
 from spectail.report.words import titled_findings
 
-VERDICT = Column("tail_verdict", "Tail verdict", "why", main=False, help="whether a power law describes the tail")
-RATIO_HELP = (
-    "log-likelihood of the power law minus that of this law, in standard errors; below zero this law fits better"
-)
-VIEW = (
-    Column("name", "Layer", "name"),
-    Column("alpha", "Alpha", "alpha", help="the dot on the scale of all layers; the stroke is a random matrix"),
-    Column("alpha_se", "± error", "fixed", help="standard error of alpha (jackknife)"),
-    Column("null_z", "From random", "errors", help="alpha minus that of a random matrix, in combined standard errors"),
-    Column("block", "Block", "count"),
-    Column("kind", "Kind", "text"),
-    Column("shape", "Shape", "shape", help="rows and columns; sorts by the number of weights"),
-    Column("stable_rank", "Stable rank", "number"),
-    Column("status", "Status", "status"),
-    Column("reason", "Reason", "why"),
-    Column("alpha_full", "Full alpha", "fixed", main=False, help="alpha of the whole matrix, without windows"),
-    Column("alpha_null", "Random", "fixed", main=False, help="alpha of a matrix of independent entries"),
-    Column("alpha_null_sd", "Random sd", "fixed", main=False),
-    Column("xmin", "xmin", "number", main=False),
-    Column("n_tail", "In tail", "count", main=False),
-    Column("n_eigenvalues", "Eigenvalues", "count", main=False),
-    Column("n_zero", "Zeros", "count", main=False),
-    Column("ks", "KS", "fixed", main=False),
-    Column("n_matrices", "Matrices", "count", main=False),
-    Column("n_windows", "Windows", "count", main=False),
-    Column("window_rows", "Window rows", "count", main=False),
-    Column("window_cols", "Window cols", "count", main=False),
-    Column("numel", "Weights", "count", main=False),
-    Column("weight_var", "Weight variance", "number", main=False),
-    Column("lambda_max", "Largest eigenvalue", "number", main=False),
-    Column("frobenius_norm_sq", "Sum of eigenvalues", "number", main=False),
-    Column("alpha_weighted", "Alpha weighted", "number", main=False),
-    Column("log_norm", "Log norm", "number", main=False),
-    Column("entropy", "Entropy", "number", main=False),
-    VERDICT,
-    Column("ks_p", "KS p", "fixed", main=False, help="at most this often would a true power law fit as badly"),
-    Column("lognormal_ratio", "Lognormal ratio", "errors", main=False, help=RATIO_HELP),
-    Column("exponential_ratio", "Exponential ratio", "errors", main=False, help=RATIO_HELP),
-    Column("seconds", "Seconds", "number", main=False),
-)
+FIRST = ("name", "alpha", "alpha_se", "null_z", "block", "kind", "shape", "stable_rank", "status", "reason")
+"""Columns in the order in which the page shows them first; the others follow in the table's order."""
+SHAPE = Column("shape", "Shape", "shape", help="rows and columns; sorts by the number of weights")
+NOT_SHOWN = ("rows", "cols", "comparable")
+"""Columns that other cells of the page show: the shape, and the reason."""
 _QUIET = ("Scope", "Reading", "Not comparable", "Not measured")
 
 
@@ -78,9 +43,14 @@ def report_html(results: Results) -> str:
 
 
 def _view(run: RunInfo) -> list[Column]:
-    """The columns; the verdict is among the main ones where the cutoff asks for it."""
-    asked = run.spec.cutoff.claims_power_law
-    return [column._replace(main=True) if asked and column is VERDICT else column for column in VIEW]
+    """List the page's columns; the tail verdict is among the main ones where the cutoff claims a power law."""
+    shown = {SHAPE.key: SHAPE}
+    for column in COLUMN_TABLE:
+        main = column.main or (column.name == "tail_verdict" and run.spec.cutoff.claims_power_law)
+        meaning = column.meaning.replace("`", "").replace("*", "")
+        shown[column.name] = Column(column.name, column.label, column.cell, main, meaning)
+    rest = [name for name in COLUMNS if name not in (*FIRST, *NOT_SHOWN)]
+    return [shown[name] for name in (*FIRST, *rest)]
 
 
 def model_name(run: RunInfo) -> str:
