@@ -7,14 +7,13 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from spectail.errors import SourceError
-from spectail.models.assembly.adapters.known import NOTHING_KNOWN, Known, scale_from_config
 from spectail.models.build import build_source
 from spectail.models.fingerprint import fingerprint_files
+from spectail.models.formats.adapter_files import ADAPTER, CONFIG, MAIN_ADAPTER, adapter_beside
 from spectail.models.formats.foreign import refuse_foreign, without_weights
 from spectail.models.formats.format import Format
 from spectail.models.formats.open_file import OpenFile
@@ -64,10 +63,8 @@ def _from_index(index: Path, label: str) -> Source:
 def _folder(folder: Path, label: str) -> Source:
     """Open a model folder: what it holds itself, else what its sub-folders make up."""
     for adapters in (False, True):
-        for form in FORMATS:
-            for pattern in form.folder:
-                if source := _of_format(folder, label, form, pattern, adapters=adapters):
-                    return source
+        if source := _of_formats(folder, label, adapters=adapters):
+            return source
     if snapshot := _snapshot(folder):
         return path_source(snapshot, _hub_name(folder))
     if components := _components(folder):
@@ -77,11 +74,25 @@ def _folder(folder: Path, label: str) -> Source:
     raise without_weights(folder)
 
 
+def _of_formats(folder: Path, label: str, *, adapters: bool) -> Source | None:
+    """Open the whole model of a folder, or its adapter, in the first format that it has; None if there is none."""
+    for form in FORMATS:
+        for pattern in form.folder:
+            if source := _of_format(folder, label, form, pattern, adapters=adapters):
+                return source
+    return None
+
+
+def _whole(folder: Path) -> Source | None:
+    """Open the whole model of a folder; None where it holds adapters only."""
+    return _of_formats(folder, folder.name, adapters=False)
+
+
 def _of_format(folder: Path, label: str, form: Format, pattern: str, *, adapters: bool) -> Source | None:
     """Open the folder's model of one format: whole before sharded; None if there is none."""
     indices = sorted(folder.glob(f"{pattern}.index.json"))
     found = [f for f in sorted(folder.glob(pattern)) if f.is_file() and not _NOT_MODELS.match(f.name)]
-    files = [f for f in found if f.name.startswith("adapter_") == adapters]
+    files = [f for f in found if bool(ADAPTER.match(f.name)) == adapters]
     if indices and not adapters and not any(WHOLE.match(f.name) for f in files):
         preferred = [index for index in indices if _MAIN_INDEX.match(index.name)]
         return _from_index((preferred or indices)[0], label)
@@ -94,7 +105,7 @@ def _of_format(folder: Path, label: str, form: Format, pattern: str, *, adapters
 def _choose(folder: Path, files: Sequence[Path], form: Format) -> list[Path]:
     """Find the one model among a folder's files of one format."""
     by_name = {path.name: path for path in files}
-    if whole := [path for path in files if WHOLE.match(path.name)]:
+    if whole := [path for path in files if WHOLE.match(path.name) or MAIN_ADAPTER.match(path.name)]:
         return whole[:1]
     shards = [match for name in by_name if (match := _SHARD.match(name))]
     if shards and len({(m[1], m[3], m[4]) for m in shards}) == 1:
@@ -211,13 +222,9 @@ def _assembled(form: Format, paths: Sequence[Path], label: str, promised: Iterab
     folder = paths[0].parent
     notes = (*contents.notes, *_lost(promised, contents.tensors))
     hashed = [(file.name, file) for file in (*files, *contents.more_files)]
-    adapters = NOTHING_KNOWN
-    if paths[0].stem == "adapter_model":
-        config = _json(folder / "adapter_config.json")
-        adapters = Known(partial(scale_from_config, config), config=config)
-        if config:
-            hashed.append(("adapter_config.json", OpenFile(folder / "adapter_config.json")))
-        notes += _adapter_notes(config)
+    adapters = adapter_beside(paths[0], _whole)
+    if adapters.config:
+        hashed.append((CONFIG, OpenFile(folder / CONFIG)))
     return build_source(
         label,
         fingerprint_files(hashed),
@@ -236,17 +243,6 @@ def _lost(promised: Iterable[str], tensors: Sequence[LazyTensor]) -> tuple[str, 
         return ()
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
     return (f"the index names {lost[0]}{more}, which no shard holds",)
-
-
-def _adapter_notes(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Say what about an adapter is not in its delta."""
-    if not config:
-        return (
-            "no adapter_config.json beside the adapter: its scaling is taken as 1, which moves norms and not alpha",
-        )
-    if config.get("use_dora"):
-        return ("the adapter uses DoRA: its delta is measured without the magnitude vectors",)
-    return ()
 
 
 def _json(path: Path) -> Mapping[str, Any]:

@@ -10,8 +10,18 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-_PEFT = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B)(?:\.|$)")
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|_fpw_module)\."
+)
+_PEFT = re.compile(
+    r"^base_model\.(?:model\..*\.(?:base_layer|lora|lora_\w+|hada_\w+|lokr_\w+|modules_to_save|token_adapter|ia3_l|oft_R"
+    r"|\w+_(?:A|B|R|P|u|s|lambda_\w|logits_\w|spectrum|kernel|block|delta|bias|theta|values)|\w+_layers)(?:\.|$)"
+    r"|\w+_(?:A|B|bank|theta_d)(?:\.|$))"
+)
+"""What only peft puts into names: its prefix together with a piece of an adapter."""
+_BASE_LAYER = re.compile(r"\.base_layer(?=\.)(?!\.(?:base_layer\.)*lora_)")
+"""peft's name for what an adapter is attached to. In ``experts.base_layer.lora_A`` it tells adapters of two parameters
+of one module apart, and stays."""
 _SAVED_MODULE = re.compile(r"\.modules_to_save\.[^.]+(?=\.)")
 _NUMBERS = re.compile(r"(\d+)")
 _MIXTRAL = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
@@ -19,18 +29,86 @@ _LINEARS = {"input_linear.gate": "gate_proj", "input_linear.up": "up_proj", "out
 
 
 def clean_names(names: Sequence[str]) -> list[str]:
-    """Take what training wrappers (DDP, FSDP, torch.compile, peft) put around the names of a model's parameters."""
-    cleaned = [_WRAPPERS.sub("", name) for name in names]
-    while cleaned and all(name.startswith("module.") for name in cleaned):
-        cleaned = [name.removeprefix("module.") for name in cleaned]
+    """Take what training wrappers put around the names of a model's parameters: DDP, FSDP, torch.compile, peft.
+
+    Wrappers with names of their own go wherever they stand. ``module`` and ``model`` are names of real modules too:
+    they go where all parameters share them and more says that they are a wrapper's.
+
+    >>> clean_names(["module.layers.0._orig_mod.q.weight", "module.head.weight"])
+    ['layers.0.q.weight', 'head.weight']
+    """
+    cleaned = _outside_taken_off([_WRAPPERS.sub("", name) for name in names])
     if any(_PEFT.search(name) for name in cleaned):
-        cleaned = [_without_peft(name) for name in cleaned]
-    return _unique(names, cleaned)
+        saved = {name.partition(".modules_to_save.")[0] for name in cleaned if ".modules_to_save." in name}
+        cleaned = [_without_peft(name, saved) for name in cleaned]
+        cleaned = _outside_taken_off([_WRAPPERS.sub("", name) for name in cleaned])
+    return _unique(names, _inner_modules_taken_off(cleaned))
 
 
-def _without_peft(name: str) -> str:
-    """Give a peft model's parameter the name it has in the base model."""
-    name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+def _outside_taken_off(names: list[str]) -> list[str]:
+    """Take off ``module.`` and ``model.`` that all names begin with and that are a wrapper's.
+
+    All names of a tied Llama begin with ``model.`` as well; but ``model.model.`` is only in what something, such as a
+    LightningModule, holds as its ``model``.
+    """
+    while names:
+        if all(name.startswith("module.") for name in names):
+            names = [name.removeprefix("module.") for name in names]
+        elif all(name.startswith("model.") for name in names) and any(name.startswith("model.model.") for name in names):
+            names = [name.removeprefix("model.") for name in names]
+        else:
+            break
+    return names
+
+
+def lightning_names(names: Sequence[str]) -> list[str]:
+    """Take off the attribute under which a LightningModule keeps its network, where everything lies under one.
+
+    >>> lightning_names(["net.0.weight", "net.2.weight"]), lightning_names(["net.0.weight", "loss.weight"])
+    (['0.weight', '2.weight'], ['net.0.weight', 'loss.weight'])
+    """
+    first = {name.partition(".")[0] for name in names}
+    if len(first) != 1 or not first <= _HOLDERS:
+        return list(names)
+    rest = [name.partition(".")[2] for name in names]
+    return rest if all("." in name for name in rest) else list(names)
+
+
+_HOLDERS = frozenset({"model", "_model", "net", "network", "module", "_forward_module"})
+"""Attributes under which LightningModules usually keep their network."""
+
+
+def _inner_modules_taken_off(names: list[str]) -> list[str]:
+    """Take off the ``module`` of a data-parallel part of a model, ``encoder.module.conv.weight``.
+
+    It is a wrapper's where the part holds nothing else and has a name; in lists of layers (LeViT's
+    ``layers.0.module``) it is a module of the model.
+    """
+    parts: dict[str, set[str]] = {}
+    for name in names:
+        pieces = name.split(".")
+        for length in range(1, len(pieces)):
+            parts.setdefault(".".join(pieces[:length]), set()).add(pieces[length])
+    wrapped = {
+        part
+        for part, inside in parts.items()
+        if inside == {"module"}
+        and not part.rpartition(".")[2].isdigit()
+        and len(parts.get(f"{part}.module", ())) > 1
+        and not parts[f"{part}.module"] & {"weight", "bias"}
+    }
+    if not wrapped:
+        return names
+    pattern = re.compile(rf"^({'|'.join(re.escape(part) for part in sorted(wrapped, key=len, reverse=True))})\.module\.")
+    return [pattern.sub(r"\1.", name) for name in names]
+
+
+def _without_peft(name: str, saved: set[str]) -> str:
+    """Give a peft model's parameter the name it has in the base model; ``saved`` are modules that are saved whole."""
+    name = _BASE_LAYER.sub("", name.removeprefix("base_model.model.")).replace(".token_adapter.", ".")
+    head, found, tail = name.partition(".original_module.")
+    if found and not any(path.endswith(head) for path in saved):
+        name = f"{head}.{tail}"
     return _SAVED_MODULE.sub("", name)
 
 

@@ -1,0 +1,1 @@
+"""Adapters stored apart from the weight that they change: LoRA and its relatives."""

@@ -1,0 +1,227 @@
+"""The change of a weight that each form of adapter makes, as formulas over tensors.
+
+Every function takes the adapter's pieces by their role and the facts that its configuration states, and returns the
+change in the orientation (out, in, *kernel). They also run on the meta device, which gives the shape of the change
+and tells whether the pieces fit together. ``p["base"]`` is the weight that the adapter changes, (out, in, *kernel).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+Pieces: TypeAlias = Mapping[str, Tensor]
+"""The tensors of one adapter by their role, in float64."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known about one adapter besides its tensors."""
+
+    scale: float | None = None
+    """Factor of the whole change; None where the adapter does not state it, which is computed as 1."""
+    rank: int | None = None
+    """The rank that the configuration gives; None where it gives none."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The adapter's configuration, as it is stored."""
+    note: str = ""
+    """What a user should know about the adapter."""
+
+    @property
+    def factor(self) -> float:
+        """The scale, or 1 where it is not known."""
+        return 1.0 if self.scale is None else self.scale
+
+
+Formula: TypeAlias = Callable[[Pieces, Facts], Tensor]
+
+
+def lora(p: Pieces, facts: Facts) -> Tensor:
+    """LoRA (Hu et al. 2021): s B A; with a Tucker core between the factors where a convolution has one (LoCon)."""
+    down, up = p["down"], p["up"]
+    if "mid" in p:
+        change = torch.einsum("pi, ijkl, jr -> prkl", up.flatten(1), p["mid"], down.flatten(1))
+    else:
+        change = torch.tensordot(up.flatten(1), down, dims=1)
+    return decomposed(change * facts.factor, p)
+
+
+def lora_embedding(p: Pieces, facts: Facts) -> Tensor:
+    """LoRA of an embedding, (words, features): s (B A)^T. DoRA's norm is taken for every feature."""
+    change = (p["up"] @ p["down"]).T * facts.factor
+    return change if "magnitude" not in p or "base" not in p else decomposed(change.T, p | {"base": p["base"].T}).T
+
+
+def decomposed(change: Tensor, p: Pieces) -> Tensor:
+    """DoRA (Liu et al. 2024): m (W + D) / ||W + D|| - W, the norm over every output; D itself without base or m.
+
+    LyCORIS may take the norm for every input instead; the shape of its magnitude, (1, in, ...), says so.
+    """
+    if "magnitude" not in p or "base" not in p:
+        return change
+    base, magnitude = p["base"], p["magnitude"]
+    adapted = base + change.reshape(base.shape)
+    by_input = magnitude.ndim > 1 and magnitude.shape[0] == 1 and magnitude.shape[1] != base.shape[0]
+    axis = 1 if by_input else 0
+    sizes = [1] * base.ndim
+    sizes[axis] = base.shape[axis]
+    others = [d for d in range(base.ndim) if d != axis]
+    norm = torch.linalg.vector_norm(adapted, dim=others, keepdim=True)
+    return magnitude.reshape(sizes) * adapted / norm - base
+
+
+def lora_experts(p: Pieces, facts: Facts) -> Tensor:
+    """peft's LoRA of a parameter that holds all experts: for every expert its own B A, (experts, out, in).
+
+    The rows of A are ordered by expert and rank, the columns of B by rank and expert.
+    """
+    down, up, rank = p["down"], p["up"], facts.rank or 1
+    down = down.reshape(-1, rank, down.shape[1])
+    up = up.reshape(up.shape[0], rank, -1)
+    return torch.einsum("ore, eri -> eoi", up, down) * facts.factor
+
+
+def adalora(p: Pieces, facts: Facts) -> Tensor:
+    """AdaLoRA (Zhang et al. 2023): s B (A * E) / rank, the rank being the one that training started with.
+
+    peft adds 1e-5 to the rank, and takes the scale itself, not scale / rank, from ``lora_alpha``.
+    """
+    start = facts.config.get("init_r")
+    start = start if isinstance(start, int) and start > 0 else p["down"].shape[0]
+    alpha = facts.config.get("lora_alpha")
+    alpha = alpha if isinstance(alpha, int | float) and alpha > 0 else start
+    return as_base(p["up"] @ (p["down"] * p["singular"]) * (alpha / (start + 1e-5)), p)
+
+
+def loha(p: Pieces, facts: Facts) -> Tensor:
+    """LoHa (FedPara, Hyeon-Woo et al. 2022): s (W1a W1b) * (W2a W2b), entry by entry."""
+    products = [_product(p.get(f"t{i}"), p[f"w{i}_a"], p[f"w{i}_b"]) for i in (1, 2)]
+    return decomposed(as_base(products[0] * products[1] * facts.factor, p), p)
+
+
+def lokr(p: Pieces, facts: Facts) -> Tensor:
+    """LoKr (LyCORIS, Yeh et al. 2023): s kron(W1, W2), where each may be a product of two factors."""
+    left = p["w1"] if "w1" in p else p["w1_a"] @ p["w1_b"]
+    right = p["w2"] if "w2" in p else _product(p.get("t2"), p["w2_a"], p["w2_b"])
+    left = left.reshape(*left.shape, *[1] * (right.ndim - 2))
+    return decomposed(as_base(torch.kron(left, right) * facts.factor, p), p)
+
+
+def _product(core: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """A B, or a Tucker core (ra, rb, *kernel) with its two factors (ra, out) and (rb, in)."""
+    return a @ b if core is None else torch.einsum("ijkl, ip, jr -> prkl", core, a, b)
+
+
+def as_base(change: Tensor, p: Pieces) -> Tensor:
+    """Give a change that is stored flat the shape of its weight, where that is known."""
+    return change.reshape(p["base"].shape) if "base" in p else change
+
+
+def difference(p: Pieces, facts: Facts) -> Tensor:
+    """LyCORIS' full training: the change itself is stored."""
+    return p["diff"] * facts.factor
+
+
+def vera(p: Pieces, facts: Facts) -> Tensor:
+    """VeRA (Kopiczko et al. 2024): diag(b) B diag(d) A, cut from two random matrices that all layers share."""
+    rows, columns = p["base"].shape
+    return (p["b"].unsqueeze(1) * p["B"][:rows]) @ (p["d"].unsqueeze(1) * p["A"][:, :columns])
+
+
+def randlora(p: Pieces, facts: Facts) -> Tensor:
+    """RandLoRA (Albert et al. 2025): the sum over bases of B_i diag(lambda_i) A_i diag(gamma_i), scaled.
+
+    A_i always lies along the shorter side of the weight.
+    """
+    shape = p["base"].shape
+    short, long = min(shape), max(shape)
+    bases = p["lambda"].shape[1]
+    a = p["lambda"].unsqueeze(2) * p["A"][:, :bases, :short] * p["gamma"].unsqueeze(0)
+    b = p["B"][:long, :bases].flatten(1)
+    change = b @ a.flatten(0, 1)
+    alpha, rank = facts.config.get("randlora_alpha", 640), facts.config.get("r", 32)
+    return (change if shape[1] == short else change.T) * (alpha / rank)
+
+
+def vblora(p: Pieces, facts: Facts) -> Tensor:
+    """VB-LoRA (Li et al. 2024): B A, their pieces being softmax mixtures of the k best vectors of a shared bank."""
+    k = facts.config.get("topk", 2)
+    down = _mixture(p["logits_A"], p["bank"], k).flatten(1)
+    up = _mixture(p["logits_B"], p["bank"], k).transpose(1, 2).flatten(0, 1)
+    return up @ down
+
+
+def _mixture(logits: Tensor, bank: Tensor, k: int) -> Tensor:
+    """Mix the k vectors of a bank that have the largest logits."""
+    best, which = logits.topk(k, dim=-1)
+    return (best.softmax(-1).unsqueeze(-1) * bank[which]).sum(-2)
+
+
+def fourierft(p: Pieces, facts: Facts) -> Tensor:
+    """FourierFT (Gao et al. 2024): s Re(ifft2(F)), F being zero but at places that a seed chooses."""
+    rows, columns = p["base"].shape
+    seed = facts.config.get("random_loc_seed") or 777
+    places = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(seed))[: p["spectrum"].shape[0]]
+    dense = torch.zeros(rows * columns, dtype=p["spectrum"].dtype, device=p["spectrum"].device)
+    dense[places.to(dense.device)] = p["spectrum"]
+    return torch.fft.ifft2(dense.reshape(rows, columns)).real * facts.config.get("scaling", 150.0)
+
+
+def hra(p: Pieces, facts: Facts) -> Tensor:
+    """Householder reflection adaptation (Yuan et al. 2024): W H_1 ... H_r - W, of orthonormal vectors with apply_GS."""
+    vectors, base = p["u"], p["base"].flatten(1)
+    if facts.config.get("apply_GS"):
+        vectors, _ = torch.linalg.qr(vectors)  # the sign of a vector does not change its reflection
+    vectors = vectors / torch.linalg.vector_norm(vectors, dim=0)
+    adapted = base
+    for vector in vectors.T:
+        adapted = adapted - 2 * torch.outer(adapted @ vector, vector)
+    return as_base(adapted - base, p)
+
+
+def oft(p: Pieces, facts: Facts) -> Tensor:
+    """OFT (Qiu et al. 2023): W R^T - W, R being block-diagonal of Cayley transforms of skew-symmetric matrices."""
+    base = p["base"].flatten(1)
+    count, entries = p["R"].shape
+    size = round((1 + (1 + 8 * entries) ** 0.5) / 2)
+    skew = torch.zeros(count, size, size, dtype=base.dtype, device=base.device)
+    rows, columns = torch.triu_indices(size, size, 1, device=base.device)
+    skew[:, rows, columns] = p["R"]
+    blocks = _cayley(skew - skew.transpose(1, 2), facts.config)
+    repeated = blocks.expand(base.shape[1] // size, -1, -1)
+    split = base.reshape(base.shape[0], -1, size)
+    adapted = torch.einsum("obk, bck -> obc", split, repeated).flatten(1)
+    return as_base(adapted - base, p)
+
+
+def _cayley(skew: Tensor, config: Mapping[str, Any]) -> Tensor:
+    """Cayley transform: (I - Q)(I + Q)^-1 exactly, or peft's series I + 2 Q + 2 Q^2 + ... + Q^n.
+
+    The series has the opposite sign of Q, and three terms give the same as four; both are so in peft.
+    """
+    identity = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device).expand_as(skew)
+    if not config.get("use_cayley_neumann", True):
+        return torch.linalg.solve(identity + skew, identity - skew, left=False)
+    terms = config.get("num_cayley_neumann_terms", 5)
+    last = max(terms - 1, 3) if terms > 2 else terms - 1
+    result, power = identity, identity
+    for exponent in range(1, last + 1):
+        power = power @ skew
+        result = result + power * (1 if exponent == last > 1 else 2)
+    return result
+
+
+def hira(p: Pieces, facts: Facts) -> Tensor:
+    """HiRA (Huang et al. 2025): W * (B A), entry by entry."""
+    return p["base"] * (p["up"] @ p["down"])
+
+
+def delora(p: Pieces, facts: Facts) -> Tensor:
+    """DeLoRA (Bini et al. 2025): B diag(l / (r |a_i| |b_i|)) A, the columns times the norms of the base weight's."""
+    down, up = p["down"], p["up"]
+    norms = torch.linalg.vector_norm(down, dim=1).clamp(min=1e-4) * torch.linalg.vector_norm(up, dim=0).clamp(min=1e-4)
+    return (up * (p["lambda"] / down.shape[0] / norms)) @ down * p["w_norm"]

@@ -1,0 +1,90 @@
+"""What a source knows about its adapters besides their tensors: the scaling, the configuration, the base model."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from spectail.models.lazy_tensor import LazyTensor
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What multiplies an adapter's product."""
+
+    factor: float | None = None
+    """None where it is not stated."""
+    rank: int | None = None
+    """The rank that goes with it; None where it is not stated."""
+    note: str = ""
+    """What a user should know about the adapter, such as that the model does not use it now."""
+
+
+ScaleOf: TypeAlias = Callable[[str, str], Scale]
+"""From the target's name and the adapter's name to its scale."""
+BaseOf: TypeAlias = Callable[[str], "LazyTensor | None"]
+"""From the target's name to the weight that the adapter changes; None where it is not at hand."""
+
+
+def no_scale(target: str, adapter: str) -> Scale:
+    """Take the factors as they are: nothing is known about the adapter."""
+    return Scale()
+
+
+def no_base(target: str) -> LazyTensor | None:
+    """Find no weight: the base model is not at hand."""
+    return None
+
+
+@dataclass(frozen=True)
+class Known:
+    """Everything that a source states about its adapters."""
+
+    scale_of: ScaleOf = no_scale
+    base_of: BaseOf = no_base
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+NOTHING_KNOWN = Known()
+
+
+def scale_from_config(config: Mapping[str, Any], target: str, adapter: str) -> Scale:
+    """Read the scale from adapter_config.json, as peft, torchtune or MLX write it.
+
+    peft and torchtune: alpha / r, or alpha / sqrt(r) for rsLoRA, with patterns by layer; LoHa and LoKr call alpha
+    ``alpha``. MLX: ``lora_parameters.scale``, which its first releases multiplied by alpha / rank.
+    """
+    mlx = config.get("lora_parameters")
+    if isinstance(mlx, Mapping):
+        return _scale_of_mlx(mlx)
+    rank = _by_pattern(config.get("rank_pattern"), target, config.get("r"))
+    alpha = _by_pattern(config.get("alpha_pattern"), target, config.get("lora_alpha", config.get("alpha")))
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        return Scale()
+    return Scale(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), rank)
+
+
+def _scale_of_mlx(parameters: Mapping[str, Any]) -> Scale:
+    """Read MLX's scale, a plain factor unless there is an alpha too."""
+    scale, alpha, rank = (parameters.get(key) for key in ("scale", "alpha", "rank"))
+    rank = rank if isinstance(rank, int) and rank > 0 else None
+    if not isinstance(scale, int | float):
+        return Scale(None, rank)
+    if isinstance(alpha, int | float) and rank:
+        scale = scale * alpha / rank
+    return Scale(float(scale), rank)
+
+
+def _by_pattern(patterns: object, target: str, default: Any) -> Any:
+    """Find the value of the first pattern that matches the end of the target's name, as peft does.
+
+    AdaLoRA's rank pattern is of another kind (lists of what was kept) and gives no number.
+    """
+    if isinstance(patterns, Mapping):
+        for pattern, value in patterns.items():
+            if re.match(rf"(?:.*\.)?(?:{pattern})$", target):
+                return value
+    return default

@@ -1,0 +1,234 @@
+"""Adapters of a live module, as peft and other libraries attach them: the change of the weight that each makes.
+
+LoRA's change is computed from its factors, with the scale that the module states. Every other form is asked of the
+library itself: the adapter is merged into a copy of its layer in float64, and the change is merged minus base.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectail.errors import SourceError
+from spectail.models.assembly.adapters.known import Known, Scale
+from spectail.models.assembly.adapters.spelling import VECTORS
+from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, parameters_of, piece_of, unreadable
+from spectail.models.naming.names import clean_names
+
+
+@dataclass(frozen=True)
+class LiveAdapters:
+    """The adapters of a live module."""
+
+    rows: Mapping[str, list[LazyTensor]] = field(default_factory=dict)
+    """By the path of the adapted module, the changes that the library computes."""
+    hidden: frozenset[int] = frozenset()
+    """Identities of the parameters that these changes are computed from: they are no layers of their own."""
+    known: Known = field(default_factory=Known)
+    """Scales of the adapters whose factors are read like any other parameter."""
+    notes: tuple[str, ...] = ()
+
+
+def adapters_of(module: nn.Module) -> LiveAdapters:
+    """Find the adapters of a live module; nothing is computed before a layer is read."""
+    rows: dict[str, list[LazyTensor]] = {}
+    hidden: set[int] = set()
+    scales: list[tuple[str, str, Scale]] = []
+    vectors = 0
+    for path, owner in module.named_modules():
+        scales += ((path, adapter, scale) for adapter, scale in _scales_of(owner))
+        if not _is_peft_layer(owner):
+            continue
+        adapters = sorted(_adapters_of(owner))
+        for adapter in adapters:
+            if _is_plain_lora(owner, adapter):
+                continue
+            pieces = _pieces_of(owner, adapter)
+            if VECTORS & set(owner.adapter_layer_names) or _weight_of(owner).ndim < 2:
+                vectors += 1
+                continue
+            hidden.update(id(piece) for piece in pieces)
+            rows.setdefault(path, []).extend(_rows(path, owner, adapter, alone=len(adapters) == 1))
+    notes = (_VECTORS.format(vectors),) if vectors else ()
+    return LiveAdapters(rows, frozenset(hidden), Known(_scale_of(scales)), notes)
+
+
+_VECTORS = "{} adapters are vectors that scale or shift outputs; the rows are of the weights without them"
+
+
+def _is_peft_layer(owner: nn.Module) -> bool:
+    """Whether a module is a layer that peft wraps around another."""
+    return bool(getattr(owner, "adapter_layer_names", ())) and callable(getattr(owner, "get_base_layer", None))
+
+
+def _adapters_of(owner: Any) -> set[str]:
+    """The names of the adapters that a peft layer holds."""
+    containers = (getattr(owner, name, None) for name in owner.adapter_layer_names)
+    return {str(key) for c in containers if isinstance(c, nn.ModuleDict | nn.ParameterDict) for key in c}
+
+
+def _is_plain_lora(owner: Any, adapter: str) -> bool:
+    """Whether an adapter's change is s B A and no more: no DoRA or other variant, no AdaLoRA, no fused experts."""
+    names = owner.adapter_layer_names
+    if "lora_A" not in names or "lora_E" in names or hasattr(owner, "parameter_name"):
+        return False
+    return adapter not in getattr(owner, "lora_variant", {}) and not getattr(owner, "use_dora", {}).get(adapter)
+
+
+def _pieces_of(owner: Any, adapter: str) -> list[Tensor]:
+    """The parameters of one adapter of one layer."""
+    found: list[Tensor] = []
+    for name in (*owner.adapter_layer_names, *getattr(owner, "other_param_names", ())):
+        container = getattr(owner, name, None)
+        if isinstance(container, nn.ModuleDict | nn.ParameterDict) and adapter in container:
+            piece: Any = container[adapter]
+            found += piece.parameters() if isinstance(piece, nn.Module) else [piece]
+    return [piece for piece in found if isinstance(piece, nn.Parameter)]
+
+
+def _weight_of(owner: Any) -> Tensor:
+    """The parameter that a peft layer changes."""
+    weight = getattr(owner.get_base_layer(), getattr(owner, "parameter_name", "weight"), None)
+    return weight if isinstance(weight, Tensor) else torch.empty(0, 0)
+
+
+def _rows(path: str, owner: Any, adapter: str, *, alone: bool) -> Iterator[LazyTensor]:
+    """Describe the change that one adapter makes; one row for every expert of a fused parameter."""
+    parameter = getattr(owner, "parameter_name", None)
+    ending = "lora" if alone else f"lora.{adapter}"
+    note = _state_of(owner, adapter)
+    if parameter is not None:
+        target = ".".join(filter(None, (path.replace(".base_layer", ""), parameter)))
+        yield from _expert_rows(target, ending, owner, adapter, note)
+        return
+    name = ".".join(filter(None, (path.removesuffix(".token_adapter"), ending)))
+    weight = _weight_of(owner)
+    shape = tuple(weight.shape)
+    turned = len(shape) == 2 and type(owner.get_base_layer()).__name__ == "Conv1D"
+    problem = _why_not(weight)
+    if problem:
+        yield unreadable(name, shape[::-1] if turned else shape, "float64", problem, layout="lora")
+        return
+    read = partial(_read_change, owner, adapter, turned)
+    parameters = tuple(_pieces_of(owner, adapter))
+    yield LazyTensor(
+        name, shape[::-1] if turned else shape, "float64", read, "lora", note=note, parameters=parameters
+    )
+
+
+def _why_not(weight: Tensor) -> str | None:
+    """Say why an adapter cannot be merged into a copy of its layer; None where it can."""
+    if weight.is_meta:
+        return "the change depends on the base weight, which is not in memory: load the model without offloading"
+    if not weight.is_floating_point() or weight.numel() == 0:
+        return f"the change depends on the base weight, which is stored as {weight.dtype}: dequantise the model first"
+    return None
+
+
+def _expert_rows(target: str, ending: str, owner: Any, adapter: str, note: str) -> Iterator[LazyTensor]:
+    """Describe LoRA of a parameter that holds all experts, ``<target>[i].lora``; of one matrix, ``<target>.lora``."""
+    down = in_memory("down", owner.lora_A[adapter].weight)
+    up = in_memory("up", owner.lora_B[adapter].weight)
+    experts = int(owner.num_experts)
+    for expert in range(experts):
+        yield LazyTensor(
+            f"{target}[{expert}].{ending}" if experts > 1 else f"{target}.{ending}",
+            (up.shape[0], down.shape[1]),
+            "float64",
+            partial(_read_expert, down, up, float(owner.scaling[adapter]), expert, experts),
+            "lora",
+            note=note,
+            parameters=parameters_of((down, up)),
+        )
+
+
+def _read_expert(down: LazyTensor, up: LazyTensor, factor: float, expert: int, experts: int, index: Index) -> Tensor:
+    """Compute s B A of one expert: its rows of A lie together, its columns of B in steps of the number of experts."""
+    rank = down.shape[0] // experts
+    a = down.read((slice(expert * rank, (expert + 1) * rank),)).to(torch.float64)
+    b = up.read(())[:, expert::experts].to(torch.float64)
+    return piece_of((b @ a) * factor, index)
+
+
+def _state_of(owner: Any, adapter: str) -> str:
+    """Say of an adapter that it is merged into the weight, or that the model does not use it now."""
+    if adapter in getattr(owner, "merged_adapters", ()):
+        return f"adapter {adapter} is merged: the row of its weight has the change in it too"
+    if getattr(owner, "disable_adapters", False) or adapter not in getattr(owner, "active_adapters", (adapter,)):
+        return f"adapter {adapter} is not active: the model does not use it now"
+    return ""
+
+
+def _read_change(owner: nn.Module, adapter: str, turned: bool, index: Index) -> Tensor:
+    """Merge an adapter into a copy of its layer in float64; the change is merged minus base."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer: Any = copy.deepcopy(owner).double().eval()
+        try:
+            if layer.merged_adapters:
+                layer.unmerge()
+            before = _weight_of(layer).detach().clone()
+            layer.merge(adapter_names=[adapter])
+        except Exception as error:  # noqa: BLE001 - the library may refuse in any way
+            raise SourceError(f"{type(owner).__name__} cannot merge adapter {adapter!r}: {_one_line(error)}") from None
+        change = _weight_of(layer).detach().to(torch.float64) - before
+    return piece_of(change.T if turned else change, index)
+
+
+def _one_line(error: Exception) -> str:
+    """Give an error's type and first line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _scales_of(owner: nn.Module) -> Iterator[tuple[str, Scale]]:
+    """Read the scale that a module states for its factors, by the adapter's name ("" where there is one only)."""
+    names = {*owner._modules, *owner._parameters}
+    if not names & {"lora_A", "lora_a", "lora_down", "lora_up", "down"}:
+        return
+    scaling, ranks = getattr(owner, "scaling", None), getattr(owner, "r", {})
+    if isinstance(scaling, dict):
+        for adapter, factor in scaling.items():
+            note = _state_of(owner, adapter) if _is_peft_layer(owner) else ""
+            yield adapter, Scale(float(factor), ranks.get(adapter) if isinstance(ranks, dict) else None, note)
+    elif isinstance(scaling, int | float):  # loralib
+        yield "", Scale(float(scaling))
+    else:  # torchtune; diffusers before peft
+        alpha, rank = getattr(owner, "alpha", getattr(owner, "network_alpha", None)), getattr(owner, "rank", None)
+        if isinstance(alpha, int | float) and isinstance(rank, int) and rank > 0:
+            yield "", Scale(alpha / rank)
+
+
+def _scale_of(scales: list[tuple[str, str, Scale]]) -> Any:
+    """Look scales up by the names that their modules have in the base model."""
+    # A factor's name rides along, for a peft prefix is only taken off where there are factors.
+    names = clean_names([f"{path}.lora_A.{adapter}.weight" for path, adapter, _ in scales])
+    cleaned = zip(names, scales, strict=True)
+    found = {(name.rpartition(".lora_A.")[0], adapter): scale for name, (_, adapter, scale) in cleaned}
+    return partial(_look_up, found)
+
+
+def _look_up(found: Mapping[tuple[str, str], Scale], target: str, adapter: str) -> Scale:
+    """Find the scale of one target; it is not known where the module states none."""
+    return found.get((target, adapter), Scale())
+
+
+def among(adapters: LiveAdapters, tensors: Iterable[LazyTensor]) -> list[LazyTensor]:
+    """Put each change behind the parameters of its module, and leave out the parameters it is computed from."""
+    kept = [s for s in tensors if not any(id(parameter) in adapters.hidden for parameter in s.parameters)]
+    last: dict[str, int] = {}
+    for position, stored in enumerate(kept):
+        pieces = stored.name.split(".")
+        last.update((".".join(pieces[:length]), position) for length in range(len(pieces)))
+    behind: dict[int, list[LazyTensor]] = {}
+    for path, rows in adapters.rows.items():
+        while path not in last and path:
+            path = path.rpartition(".")[0]
+        behind.setdefault(last.get(path, len(kept) - 1), []).extend(rows)
+    return [row for position, stored in enumerate(kept) for row in (stored, *behind.get(position, ()))]
