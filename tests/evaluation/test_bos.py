@@ -128,7 +128,9 @@ def test_the_flag_of_a_gguf_file_counts_where_the_call_adds_nothing():
     object.__setattr__(flagged, "_add_bos_token", True)
     assert flagged("w0")["input_ids"] == ids_of("w0")
     assert resolve("auto", flagged, of_type("cohere")).rule == "every"
-    assert resolve("auto", flagged, of_type("llama")).rule == "first"
+    first = resolve("auto", flagged, of_type("llama"))
+    assert first.rule == "first"
+    assert first.tokens(flagged, "w1 w2") == ids_of("w1 w2")
 
 
 def test_a_template_with_bos_counts_where_the_flag_is_false():

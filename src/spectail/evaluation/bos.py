@@ -51,8 +51,8 @@ class Family:
 
 NEEDS_BOS = (
     # Gemma 1: lm-evaluation-harness, pull request 1465 (LAMBADA perplexity 5.9e9 without BOS, 3.5
-    # with it, for 7B). Gemma 2: pull request 2049 (2645 without). Gemma 3: 67 and 18 measured with
-    # this code. Gemma 4: llama.cpp, pull request 21500; its tokenizer in transformers adds no BOS.
+    # with it, for 7B). Gemma 2: pull request 2049 (2645 without). Gemma 3: docs/evaluation.md, two
+    # to three times. Gemma 4: llama.cpp, pull request 21500; its GGUF tokenizer adds no BOS here.
     Family("Gemma", "gemma"),
     # GLM has no BOS: all its training sequences start with these two tokens, which not every
     # version of its tokenizer adds. Reported for GLM-5.2: perplexity 29.2 without and 9.4 with
