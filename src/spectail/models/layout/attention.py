@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from spectail.models.layout.configuration import Config, Heads, family_of, heads_of, number
@@ -128,7 +128,7 @@ def _decide(view: View, form: Form | None) -> _Decision:
     if form is None:
         which = f"of model type {family!r}" if family else "without a configuration"
         return _Decision(None, f"query, key and value are fused in an order that is not known {which}: kept whole")
-    heads = heads_of(view.config, view.name)
+    heads = _sized(heads_of(view.config, view.name), rows)
     cut = form(heads, view.config) if heads else None
     if cut is not None and cut.rows == rows:
         return _Decision(cut)
@@ -136,6 +136,14 @@ def _decide(view: View, form: Form | None) -> _Decision:
     if form is in_blocks and equal and (heads is None or not heads.grouped):
         return _Decision(halves(rows, "q", "k", "v"))
     return _Decision(None, _why_not(rows, heads))
+
+
+def _sized(heads: Heads | None, rows: int) -> Heads | None:
+    """Fill in the size of a head where the configuration leaves it out and the rows divide into heads."""
+    if heads is None or heads.size is not None:
+        return heads
+    size, rest = divmod(rows, heads.query + 2 * heads.key_value)
+    return heads if rest else replace(heads, size=size)
 
 
 def _output_columns(view: View) -> int:

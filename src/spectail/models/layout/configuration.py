@@ -23,6 +23,8 @@ _SYNONYMS: tuple[tuple[frozenset[str], re.Pattern[str]], ...] = (
     (frozenset({"text", "llm", "language"}), re.compile(r"language|^text|^llm")),
 )
 """What sub-configurations are called, and the components of tensor names that mean the same sub-model."""
+_BETWEEN = re.compile(r"projector|connector")
+"""Parts between two sub-models, which the whole model's configuration describes."""
 _TEXT = ("text", "llm", "language", "thinker")
 _SETTINGS = frozenset({"attn", "ffn", "quantization", "generation", "rope"})
 """Nested settings of one model, which are no sub-models."""
@@ -45,6 +47,8 @@ def sub_config(config: Config, name: str) -> Config:
         found = _meant(config, component)
         if found is not None:
             return sub_config(found, ".".join(components[i + 1 :]))
+    if any(_BETWEEN.search(component) for component in components):
+        return config
     if _is_foreign(components):
         return {} if any(_role(key) for key, value in config.items() if isinstance(value, Mapping)) else config
     for role in _TEXT:

@@ -49,10 +49,13 @@ _FAMILIES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("phi4_multimodal_audio", "gate_up_proj"): _UP_GATE,
     ("chatglm", "dense_h_to_4h"): _GATE_UP,
     **{(family, "fc1"): _UP_GATE for family in ("moonshine", "moonshine_streaming")},
+    **{(family, "fc1"): _GATE_UP for family in ("moshi", "moshi_depth", "kyutai_speech_to_text")},
     **{(family, "fc1.proj"): _UP_GATE for family in ("clvp_encoder", "clvp")},
     **{(family, "linear_1"): _UP_GATE for family in ("aya_vision", "cohere2_vision")},
 }
 """Order in families that depart from their names."""
+_ONLY_FAMILIES = frozenset({"linear_1", "up_proj"})
+"""Names that mean other things in other families."""
 _NAME = re.compile(rf"(?:^|\.)({'|'.join(re.escape(name) for name in sorted(_DOWN, key=len, reverse=True))})$")
 _ALTERNATING = frozenset({("phi3small", "up_proj"), ("gpt_oss", "gate_up_projs")})
 _EXPERT_LIST = re.compile(r"(?:^|\.)gate_up_projs\.\d+$")
@@ -73,6 +76,8 @@ def fused_gate_up(view: View) -> tuple[Part, ...] | None:
     if (family, name) in _ALTERNATING:
         return cut_rows(view, alternating(rows, "gate", "up"))
     order = _FAMILIES.get((family, name)) or _NAMED.get(name) or _WIDE.get(name)
+    if order is None and name in _ONLY_FAMILIES:
+        return None
     if order is None:
         note = f"{rows} rows, twice what the down projection takes: gate and up in an unknown order, kept whole"
         return (view.matrix(kind="gate_up", note=note),)

@@ -36,10 +36,9 @@ def spectral(view: View) -> tuple[Part, ...] | None:
     shape = view.shape
     real_view = not view.stored.is_complex and len(shape) >= 4 and shape[-1] == 2 and bool(_SPECTRAL.search(view.name))
     real_view = real_view and view.stored.layout is None
-    if real_view:
-        shape = shape[:-1]
-    elif not view.stored.is_complex or len(shape) < 3:
+    if not real_view and not view.stored.is_complex:
         return None
+    shape = shape[:-1] if real_view else shape
     bias = _bias(view)
     if bias and len(shape) == bias.order + 3:
         return tuple(_part(view, shape[1:], real_view, f"[{i}]", i) for i in range(shape[0]))
@@ -47,7 +46,7 @@ def spectral(view: View) -> tuple[Part, ...] | None:
     if bias and len(shape) == bias.order + 1 and shape[0] == bias.channels != shape[1]:
         arrange = partial(channel_modes, real_view=real_view)
         return (Part(view.layer, "spectral", math.prod(shape[1:]), shape[0], 1, view.lead, arrange),)
-    return (_part(view, shape, real_view),)
+    return (_part(view, shape, real_view),) if len(shape) > 2 else None
 
 
 def _part(view: View, shape: tuple[int, ...], real_view: bool, suffix: str = "", *index: int) -> Part:

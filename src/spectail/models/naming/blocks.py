@@ -19,18 +19,21 @@ _KINDS: tuple[tuple[str, str], ...] = (
         "router",
         r"(router(\.\w+)?|(mlp|moe|block_sparse_moe|feed_forward|ffn|mixer)\.gate|shared_expert_gate|ffn_gate_inp)",
     ),
-    ("q", r"(q_proj|query|q|wq|to_q|q_lin|q_attn|query_proj|attn_q|q_a_proj|q_b_proj|linear_q)"),
-    ("k", r"(k_proj|key|k|wk|to_k|k_lin|key_proj|attn_k|linear_k)"),
-    ("v", r"(v_proj|value|v|wv|to_v|v_lin|value_proj|attn_v|linear_v)"),
+    ("q", r"(q_proj(_weight)?|query|q|wq|to_q|q_lin|q_attn|query_proj|attn_q|q_a_proj|q_b_proj|linear_q|attn_q_[ab])"),
+    ("k", r"(k_proj(_weight)?|key|k|wk|to_k|k_lin|key_proj|attn_k|linear_k|attn_k_b)"),
+    ("v", r"(v_proj(_weight)?|value|v|wv|to_v|v_lin|value_proj|attn_v|linear_v|attn_v_b)"),
     (
         "qkv",
-        r"(qkv|qkv_proj|query_key_value|wqkv|W_pack|to_qkv|in_proj_weight|attn_qkv|c_attn|kv_a_proj_with_mqa|kv_b_proj)",
+        r"(qkv|qkv_proj|query_key_value|[wW]qkv|W_pack|to_qkv|in_proj_weight|attn_qkv|c_attn|qkv_linear|linear_qkv)",
     ),
-    ("gate", r"(gate_proj|(experts\.\d+|feed_forward|mlp|ffn)\.w1|wi_0|ffn_gate|ffn_gate_exps)"),
-    ("up", r"(up_proj|(experts\.\d+|feed_forward|mlp|ffn)\.w3|wi_1|ffn_up|ffn_up_exps)"),
+    # Multi-head latent attention (DeepSeek): key and value before and after the latent vector.
+    ("kv", r"(kv_a_proj_with_mqa|kv_b_proj|kv_proj|to_kv|kv|key_value|linear_kv|attn_kv_a_mqa|attn_kv_b)"),
+    ("gate_up", r"(gate_up_proj|up_gate_proj|w12|weights_in|ffn_gate_up_exps)"),
+    ("gate", r"(gate_proj|(experts\.\d+|feed_forward|mlp|ffn|cond_ffn)\.w1|wi_0|ffn_gate|ffn_gate_exps)"),
+    ("up", r"(up_proj|(experts\.\d+|feed_forward|mlp|ffn|cond_ffn)\.w3|wi_1|ffn_up|ffn_up_exps)"),
     (
         "down",
-        r"(down_proj|(experts\.\d+|feed_forward|mlp|ffn)\.w2|DenseReluDense\.wo|ffn_down|ffn_down_exps|output_linear)",
+        r"(down_proj|(experts\.\d+|feed_forward|mlp|ffn|cond_ffn)\.w2|DenseReluDense\.wo|ffn_down|ffn_down_exps|output_linear)",
     ),
     (
         "fc1",
