@@ -1,4 +1,7 @@
-"""Read the text that a language model is calibrated or evaluated on: a file, or a column of a dataset of the hub."""
+"""Read the text that a language model is calibrated or evaluated on.
+
+A text is a UTF-8 file, or a column of a dataset of the Hugging Face hub.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,11 @@ HOW = "a UTF-8 file, or a hub dataset as org/name[:config[:split[:column]]]"
 
 
 def read_text(given: str | os.PathLike[str]) -> str:
-    """The text of a file, or the rows of a dataset of the hub, joined by empty lines as the published scripts do.
+    """The text of a file, or the rows of a hub dataset, joined by empty lines as published.
 
-    A dataset is ``org/name``, and after colons its configuration, split (default ``test``) and column (default
-    ``text``): ``Salesforce/wikitext:wikitext-2-raw-v1:test``. Needs the package datasets.
+    A dataset is ``org/name``, and after colons its configuration, split (default ``test``) and
+    column (default ``text``): ``Salesforce/wikitext:wikitext-2-raw-v1:test``. It needs the package
+    datasets.
 
     Raises:
         SourceError: no such file or dataset, no UTF-8, no such column; one line.
