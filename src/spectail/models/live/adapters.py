@@ -31,6 +31,8 @@ class LiveAdapters:
     """By the path of the adapted module, the changes that the library computes."""
     hidden: frozenset[int] = frozenset()
     """Identities of the parameters that these changes are computed from: they are no layers of their own."""
+    hidden_paths: tuple[str, ...] = ()
+    """Beginnings of the names of all tensors, buffers too, that these changes are computed from."""
     known: Known = field(default_factory=Known)
     """Scales of the adapters whose factors are read like any other parameter."""
     notes: tuple[str, ...] = ()
@@ -40,6 +42,7 @@ def adapters_of(module: nn.Module) -> LiveAdapters:
     """Find the adapters of a live module; nothing is computed before a layer is read."""
     rows: dict[str, list[LazyTensor]] = {}
     hidden: set[int] = set()
+    hidden_paths: list[str] = []
     scales: list[tuple[str, str, Scale]] = []
     vectors = 0
     for path, owner in module.named_modules():
@@ -55,9 +58,10 @@ def adapters_of(module: nn.Module) -> LiveAdapters:
                 vectors += 1
                 continue
             hidden.update(id(piece) for piece in pieces)
+            hidden_paths += (f"{path}.{name}.{adapter}." for name in _containers(owner))
             rows.setdefault(path, []).extend(_rows(path, owner, adapter, alone=len(adapters) == 1))
     notes = (_VECTORS.format(vectors),) if vectors else ()
-    return LiveAdapters(rows, frozenset(hidden), Known(_scale_of(scales)), notes)
+    return LiveAdapters(rows, frozenset(hidden), tuple(hidden_paths), Known(_scale_of(scales)), notes)
 
 
 _VECTORS = "{} adapters are vectors that scale or shift outputs; the rows are of the weights without them"
@@ -82,10 +86,15 @@ def _is_plain_lora(owner: Any, adapter: str) -> bool:
     return adapter not in getattr(owner, "lora_variant", {}) and not getattr(owner, "use_dora", {}).get(adapter)
 
 
+def _containers(owner: Any) -> tuple[str, ...]:
+    """The attributes under which a peft layer keeps the tensors of its adapters."""
+    return (*owner.adapter_layer_names, *getattr(owner, "other_param_names", ()))
+
+
 def _pieces_of(owner: Any, adapter: str) -> list[Tensor]:
     """The parameters of one adapter of one layer."""
     found: list[Tensor] = []
-    for name in (*owner.adapter_layer_names, *getattr(owner, "other_param_names", ())):
+    for name in _containers(owner):
         container = getattr(owner, name, None)
         if isinstance(container, nn.ModuleDict | nn.ParameterDict) and adapter in container:
             piece: Any = container[adapter]
@@ -221,7 +230,12 @@ def _look_up(found: Mapping[tuple[str, str], Scale], target: str, adapter: str) 
 
 def among(adapters: LiveAdapters, tensors: Iterable[LazyTensor]) -> list[LazyTensor]:
     """Put each change behind the parameters of its module, and leave out the parameters it is computed from."""
-    kept = [s for s in tensors if not any(id(parameter) in adapters.hidden for parameter in s.parameters)]
+    kept = [
+        s
+        for s in tensors
+        if not any(id(parameter) in adapters.hidden for parameter in s.parameters)
+        and not f"{s.name}.".startswith(adapters.hidden_paths)
+    ]
     last: dict[str, int] = {}
     for position, stored in enumerate(kept):
         pieces = stored.name.split(".")

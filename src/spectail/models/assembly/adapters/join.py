@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,7 @@ def join_adapters(
 
     ``stored`` holds the source's tensors by name: scalars that are no weights are looked up there.
     """
-    order, groups = _grouped(list(tensors))
+    order, groups = _grouped(list(tensors), known)
     if not groups:
         return [_flat_vector(item) for item in order if isinstance(item, LazyTensor)], []
     _add_alphas(groups, stored)
@@ -69,9 +70,13 @@ _SCALED = frozenset({"lora", "lora embedding", "lora experts", "loha", "lokr"})
 _UNSCALED = "the adapter's scaling is not stated (no adapter_config.json, no alpha): it is taken as 1, which moves norms and variances but not alpha"
 
 
-def _grouped(tensors: list[LazyTensor]) -> tuple[list[LazyTensor | _Group], list[_Group]]:
+_ALPHA_MAY_LACK = re.compile(r"(?:\.lora_up|[._]up|_layer\.up)(?:\.weight)?$|^lora_(?:unet|te\d*|transformer)_")
+
+
+def _grouped(tensors: list[LazyTensor], known: Known) -> tuple[list[LazyTensor | _Group], list[_Group]]:
     """Collect the pieces of each adapter at the place of the first; the rest stays where it is."""
-    read = [read_name(stored.name) for stored in tensors]
+    peft_type = str(known.config.get("peft_type", ""))
+    read = [read_name(stored.name) or _of_new_form(stored, peft_type) for stored in tensors]
     targets = {piece.target for piece in read if piece and piece.form not in {None, "unknown"}}
     groups: dict[tuple[str, str, str], _Group] = {}
     order: list[LazyTensor | _Group] = []
@@ -94,6 +99,17 @@ def _grouped(tensors: list[LazyTensor]) -> tuple[list[LazyTensor | _Group], list
     for group in groups.values():
         _settle(group)
     return order, list(groups.values())
+
+
+def _of_new_form(stored: LazyTensor, peft_type: str) -> Piece | None:
+    """Read a matrix of an adapter file that is neither a known piece nor a weight that was saved whole."""
+    if not peft_type or len(stored.shape) < 2 or VECTORS & set(stored.name.split(".")):
+        return None
+    match = re.search(rf"(?:^|\.){re.escape(peft_type.lower())}_\w+", stored.name)
+    if match is None and stored.name.endswith(("weight", "bias")):
+        return None
+    target = stored.name[: match.start()] if match else stored.name.rpartition(".")[0]
+    return Piece(target, "", "unknown", stored.name, peft_type)
 
 
 def _settle(group: _Group) -> None:
@@ -171,7 +187,7 @@ def _facts(group: _Group, known: Known) -> Facts:
         # LyCORIS stores an alpha beside a LoKr of two whole factors too, which have no rank: it is not used.
         factor = float(alpha.read(()).reshape(())) / rank if rank else 1.0
         scale = Scale(factor, None)
-    elif scale.factor is None and any(".lora_up" in f".{s.name}" or ".up." in s.name for s in group.pieces.values()):
+    elif scale.factor is None and any(_ALPHA_MAY_LACK.search(s.name) for s in group.pieces.values()):
         scale = Scale(1.0, None)  # kohya's and diffusers' meaning of an alpha that is left out
     return Facts(scale.factor, scale.rank, known.config, scale.note)
 
