@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spectail.errors import SourceError
-from spectail.models.formats import gguf, safetensors, torch_pickle
+from spectail.models.formats import gguf, onnx_file, safetensors, torch_pickle
 from spectail.models.formats.format import Format
 from spectail.models.formats.open_file import OpenFile
 
@@ -13,6 +13,7 @@ FORMATS: list[Format] = [
     safetensors.FORMAT,
     torch_pickle.FORMAT,
     gguf.FORMAT,
+    onnx_file.FORMAT,
 ]
 """In a folder that holds a model in several formats, the first of these is read."""
 _FIRST_BYTES = 512
