@@ -1,7 +1,7 @@
 """spectail prune: a folder that transformers loads, what it prints, and one line for what is wrong."""
 
+import importlib
 import json
-import sys
 
 import pytest
 import torch
@@ -14,8 +14,8 @@ from spectail.pruning.selection import hold_out
 from tests.pruning.models import decoder
 
 transformers = pytest.importorskip("transformers")
-command = sys.modules["spectail.cli.prune"]
-perplexity = sys.modules["spectail.evaluation.perplexity"]
+command = importlib.import_module("spectail.cli.prune")
+perplexity = importlib.import_module("spectail.evaluation.perplexity")
 WORDS = [f"w{i}" for i in range(90)]
 TEXT = " ".join(WORDS[(7 * i * i + i) % 90] for i in range(400))
 
