@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+from spectail.models.subclasses import identity_of, is_plain, plain_view, shape_of, to_plain, why_unreadable
 
 Index: TypeAlias = "tuple[int | slice, ...]"
 """What to read along the leading dimensions; the empty tuple reads everything."""
@@ -26,13 +28,18 @@ class LazyTensor:
     read: Callable[[Index], Tensor] = field(repr=False, compare=False)
     """Reads the indexed piece. A module-level function or a ``functools.partial`` of one, so that it can be pickled."""
     layout: str | None = None
-    """What is known about the layout beyond name and shape (``conv``, ``embedding``...): see ``layout.matrices``."""
+    """What is known about the layout beyond name and shape (``conv``, ``embedding``...): see ``layout.rules``."""
     problem: str | None = None
     """Why the values cannot be used; the layer's row then says so."""
+    no_weight: str | None = None
+    """Why the module that owns it makes it no weight matrix, empty where it makes it one; None where only the name can
+    tell (files): see ``naming.roles``."""
     note: str = ""
     """What a user should know about the values although they can be used; the layer's row carries it."""
     identity: Hashable = None
     """Equal for two names of one storage (tied weights); None where it cannot be told."""
+    buffer: bool = False
+    """Whether it is a buffer of a live module: a piece of a weight, or nothing."""
     memory: Tensor | None = field(default=None, repr=False, compare=False)
     """The tensor itself where it lies in memory just as it is used, so that it can be written; else None."""
     parameters: tuple[Tensor, ...] = field(default=(), repr=False, compare=False)
@@ -55,30 +62,48 @@ class LazyTensor:
 
 
 def in_memory(name: str, tensor: Tensor, *, layout: str | None = None) -> LazyTensor:
-    """Describe a tensor in memory; reading it copies nothing.
+    """Describe a tensor in memory; reading a plain one copies nothing.
 
-    One that is spread over processes (a DTensor) is gathered when it is read, by all of them together.
+    A quantised one is dequantised when it is read; one that is spread over processes (a DTensor) is gathered, by all of
+    them together.
     """
-    problem, read = None, piece_of
+    if not is_plain(tensor):
+        return _subclass(name, tensor, layout)
+    problem = None
     identity: Hashable = None
-    values = tensor.detach()
-    if callable(getattr(tensor, "full_tensor", None)):
-        identity, read = id(tensor), _piece_of_gathered
+    values = plain_view(tensor)
+    if values.is_nested:
+        return unreadable(name, (0, 0), dtype_name(values.dtype), "a nested tensor, which is no matrix", layout=layout)
     if values.layout != torch.strided:
         problem = f"stored as a {str(values.layout).removeprefix('torch.')} tensor, only dense ones are read"
     elif values.is_meta:
         problem = "on the meta device, its values were never loaded"
-    elif values.numel() and identity is None:
-        identity = (values.untyped_storage().data_ptr(), values.storage_offset(), tuple(values.shape), values.stride())
+    elif values.numel():
+        identity = identity_of(values)
     return LazyTensor(
         name=name,
         shape=tuple(values.shape),
         dtype=dtype_name(values.dtype),
-        read=partial(read, values),
+        read=partial(piece_of, values),
         layout=layout,
         problem=problem,
         identity=identity,
-        memory=values if read is piece_of else None,
+        memory=values,
+        parameters=(tensor,) if isinstance(tensor, torch.nn.Parameter) else (),
+    )
+
+
+def _subclass(name: str, tensor: Tensor, layout: str | None) -> LazyTensor:
+    """Describe a tensor that computes with other values than those in its storage."""
+    dtype = dtype_name(tensor.dtype)
+    return LazyTensor(
+        name=name,
+        shape=shape_of(tensor),
+        dtype=dtype if tensor.dtype.is_floating_point or tensor.dtype.is_complex else "float32",
+        read=partial(_piece_of_subclass, tensor),
+        layout=layout,
+        problem=why_unreadable(tensor),
+        identity=identity_of(tensor),
         parameters=(tensor,) if isinstance(tensor, torch.nn.Parameter) else (),
     )
 
@@ -103,9 +128,9 @@ def piece_of(tensor: Tensor, index: Index) -> Tensor:
     return tensor[index] if index else tensor
 
 
-def _piece_of_gathered(tensor: Any, index: Index) -> Tensor:
-    """Return the indexed piece of a tensor that is spread over processes."""
-    return piece_of(tensor.full_tensor(), index)
+def _piece_of_subclass(tensor: Tensor, index: Index) -> Tensor:
+    """Return the indexed piece of the plain tensor that a subclass stands for."""
+    return piece_of(to_plain(tensor), index)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

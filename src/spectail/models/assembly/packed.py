@@ -1,0 +1,294 @@
+"""Integers of fewer than 8 bits, packed by a quantiser whose documentation gives the formula.
+
+Each function checks whether shapes and types are those of its form, returns None where they are not, and describes the
+weight as (out, in). It is always (integer - zero point) * scale, or integer * scale + bias, by groups of inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectail.models.assembly.bits import spread_groups, unpack, unpack_words
+from spectail.models.assembly.pieces import Pieces, shape_text
+from spectail.models.assembly.scaled import EXPONENTS, scale_values
+from spectail.models.assembly.small_floats import e2m1_values
+from spectail.models.lazy_tensor import LazyTensor
+
+_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+"""Which 4 bits of a word hold its n-th column: AWQ interleaves columns 0, 2, 4, 6, 1, 3, 5, 7."""
+
+
+def gptq(pieces: Pieces) -> LazyTensor | None:
+    """GPTQ: words (in * bits / 32, out), ``scales`` (groups, out), packed zero points, ``g_idx`` the group of an input.
+
+    Version 1 of the format stores zero points less one, version 2 as they are.
+    """
+    words, scales, zeros = pieces.anchor, pieces["{}.scales"], pieces.get("{}.qzeros")
+    if words.dtype not in {"int32", "uint32"} or len(words.shape) != 2 or len(scales.shape) != 2:
+        return None
+    groups, outputs = scales.shape
+    order = _order(pieces)
+    bits = _gptq_bits(pieces)
+    if words.shape[1] != outputs or bits is None:
+        return None
+    inputs = order.numel if order else words.shape[0] * 32 // bits
+    if -(-inputs * bits // 32) != words.shape[0] or (zeros and zeros.shape != (groups, -(-outputs * bits // 32))):
+        return None
+    version = _gptq_version(pieces)
+    options = {"bits": bits, "inputs": inputs, "first": 0 if version == 2 else 1}
+    return pieces.made((outputs, inputs), _gptq_values, words, scales, zeros, order, **options)
+
+
+def _order(pieces: Pieces) -> LazyTensor | None:
+    """Find the group of each input, where the file gives it; some write an empty one."""
+    order = pieces.get("{}.g_idx")
+    return order if order is not None and order.numel else None
+
+
+def _gptq_bits(pieces: Pieces) -> int | None:
+    """Find the number of bits: by the packed zero points or the length of g_idx, else by the configuration."""
+    scales, zeros, order = pieces["{}.scales"], pieces.get("{}.qzeros"), _order(pieces)
+    exact: float = 0
+    if zeros is not None and scales.numel:
+        exact = zeros.numel * 32 / scales.numel
+    elif order is not None:
+        exact = pieces.anchor.shape[0] * 32 / order.numel
+    bits = int(exact) if exact else pieces.quantisation.get("bits")
+    return bits if isinstance(bits, int) and bits in {2, 3, 4, 8} else None
+
+
+def _gptq_version(pieces: Pieces) -> int:
+    """Which version of the format: as the live module says, else the configuration, else the first."""
+    zeros = pieces.get("{}.qzeros")
+    if zeros is not None and zeros.layout == "gptq_v2":
+        return 2
+    said = pieces.quantisation
+    second = said.get("checkpoint_format") == "gptq_v2" or said.get("packing_format") == "auto_round:gptqmodel"
+    return 2 if second else 1
+
+
+def _gptq_values(
+    words: Tensor, scales: Tensor, zeros: Tensor | None, order: Tensor | None, *, bits: int, inputs: int, first: int
+) -> Tensor:
+    """Decode GPTQ's layout; without zero points the middle of the range is zero."""
+    outputs = scales.shape[1]
+    values = unpack(words.T, bits, inputs)
+    if order is None:
+        order = torch.arange(inputs) // -(-inputs // scales.shape[0])
+    order = order.to(torch.int64)
+    middle = torch.full_like(scales, 2 ** (bits - 1), dtype=torch.int32)
+    points = middle if zeros is None else (unpack(zeros, bits, outputs) + first) & (2**bits - 1)
+    return (values - points.T[:, order]).to(torch.float32) * scales.T.to(torch.float32)[:, order]
+
+
+def awq(pieces: Pieces) -> LazyTensor | None:
+    """AWQ, "gemm": words (in, out / 8) of interleaved 4-bit columns, ``scales`` (groups, out)."""
+    words, scales, zeros = pieces.anchor, pieces["{}.scales"], pieces.get("{}.qzeros")
+    if words.dtype != "int32" or len(words.shape) != 2 or len(scales.shape) != 2 or zeros is None:
+        return None
+    inputs, packed = words.shape
+    groups, outputs = scales.shape
+    if (packed * 8, zeros.shape) != (outputs, (groups, packed)) or inputs % max(1, groups):
+        return None
+    return pieces.made((outputs, inputs), _awq_values, words, scales, zeros)
+
+
+def _awq_values(words: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    """Decode AWQ's layout."""
+    values, points = (
+        unpack(t, 4, 8 * t.shape[1]).reshape(*t.shape, 8)[..., list(_AWQ_ORDER)].flatten(-2) for t in (words, zeros)
+    )
+    inputs = values.shape[0]
+    by_input = [spread_groups(t.T, inputs) for t in (points, scales.to(torch.float32))]
+    weight: Tensor = (values.T - by_input[0]) * by_input[1]
+    return weight
+
+
+def compressed_integers(pieces: Pieces) -> LazyTensor | None:
+    """compressed-tensors, "pack-quantized": unsigned words of each row; zero points are packed along the rows."""
+    words, scale, size = pieces.anchor, pieces["{}.*_scale"], pieces["{}.*_shape"]
+    zeros, order = pieces.get("{}.*_zero_point"), pieces.get("{}.*_g_idx")
+    if words.dtype != "int32" or len(words.shape) < 2 or size.problem:
+        return None
+    shape = tuple(int(n) for n in size.read(()).reshape(-1))
+    if len(shape) != len(words.shape) or shape[:-1] != words.shape[:-1] or scale.shape[:-1] != shape[:-1]:
+        return None
+    choices = _bit_choices(shape[-1], words.shape[-1])
+    if len(choices) > 1:
+        said = _numbers(pieces.quantisation, "num_bits") | _numbers(pieces.quantisation, "bits")
+        choices = {choice for choice in choices if choice[0] in said}
+    fits_groups = shape[-1] % max(1, scale.shape[-1]) == 0 or order is not None
+    if len(choices) != 1 or not fits_groups:
+        return pieces.failed(
+            f"stored as packed integers (compressed-tensors), {shape_text(words.shape)} words for "
+            f"{shape_text(shape)} weights with {shape_text(scale.shape)} scales, which does not tell the number of "
+            "bits: open the model's folder with its config.json, or dequantise it first",
+            shape,
+        )
+    bits, dense = choices.pop()
+    options = {"bits": bits, "dense": dense, "shape": shape}
+    return pieces.made(shape, _compressed_values, words, scale, zeros, order, **options)
+
+
+def _bit_choices(count: int, words: int) -> set[tuple[int, bool]]:
+    """Bits that put ``count`` integers into so many words: one behind the other, or whole integers in each word."""
+    dense = {(bits, True) for bits in range(1, 9) if -(-count * bits // 32) == words}
+    dense_bits = {bits for bits, _ in dense}
+    return dense | {(b, False) for b in (3, 5, 6, 7) if b not in dense_bits and -(-count // (32 // b)) == words}
+
+
+def _numbers(value: object, key: str) -> set[int]:
+    """Collect every whole number that a configuration states under a key, at any depth."""
+    if not isinstance(value, Mapping):
+        return set()
+    own = value.get(key)
+    return ({own} if isinstance(own, int) else set()).union(*(_numbers(inner, key) for inner in value.values()))
+
+
+def _compressed_values(
+    words: Tensor,
+    scale: Tensor,
+    zeros: Tensor | None,
+    order: Tensor | None,
+    *,
+    bits: int,
+    dense: bool,
+    shape: tuple[int, ...],
+) -> Tensor:
+    """Decode compressed-tensors' layout, whose integers are stored plus half their range."""
+    rows, inputs = shape[-2:]
+    decode = unpack if dense else unpack_words
+    values = decode(words, bits, inputs).to(torch.float32)
+    points = torch.full_like(scale, 2 ** (bits - 1), dtype=torch.float32)
+    if zeros is not None and zeros.dtype == torch.int32 and zeros.shape != scale.shape:
+        points = decode(zeros.transpose(-1, -2), bits, rows).transpose(-1, -2).to(torch.float32)
+    elif zeros is not None:
+        points = points + zeros.to(torch.float32)
+    factor = scale.to(torch.float32)
+    if order is not None and int(order.min()) >= 0:
+        chosen = order.to(torch.int64)
+        return (values - points[..., chosen]) * factor[..., chosen]
+    return (values - spread_groups(points, inputs)) * spread_groups(factor, inputs)
+
+
+def mlx(pieces: Pieces) -> LazyTensor | None:
+    """MLX: words (.., out, in * bits / 32), a scale and a bias for each group of inputs; integer * scale + bias.
+
+    Without biases they are 4-bit floats with an exponent per 32 inputs (mode "mxfp4").
+    """
+    words, scales = pieces.anchor, pieces["{}.scales"]
+    biases = pieces.only(("{}.biases", "{}.qbiases"))
+    if words.dtype != "uint32" or words.shape[:-1] != scales.shape[:-1] or len(words.shape) < 2:
+        return None
+    if biases is None:
+        shape = (*words.shape[:-1], words.shape[-1] * 8)
+        fits = scales.dtype in EXPONENTS and scales.shape[-1] * 32 == shape[-1]
+        return pieces.made(shape, _mlx_floats, words, scales) if fits else None
+    pairs = {
+        (bits, group)
+        for bits in (2, 3, 4, 5, 6, 8)
+        for group in (16, 32, 64, 128)
+        if words.shape[-1] * 32 == scales.shape[-1] * group * bits
+    }
+    said = _mlx_settings(pieces)
+    chosen = {pair for pair in pairs if said is None or pair == said}
+    if biases.shape != scales.shape or len(chosen) != 1:
+        return pieces.failed(
+            f"stored as packed integers (MLX), {shape_text(words.shape)} words with {shape_text(scales.shape)} scales, "
+            f"which fits {len(pairs)} pairs of bits and group size: open the model's folder, whose config.json "
+            "has both under quantization, or dequantise it first"
+        )
+    bits, group = chosen.pop()
+    shape = (*words.shape[:-1], scales.shape[-1] * group)
+    return pieces.made(shape, _mlx_values, words, scales, biases, bits=bits)
+
+
+def _mlx_settings(pieces: Pieces) -> tuple[int, int] | None:
+    """Read (bits, group size) of this module, or of all, from the configuration."""
+    own = pieces.quantisation.get(pieces.module)
+    said: Mapping[str, Any] = own if isinstance(own, Mapping) else pieces.quantisation
+    bits, group = said.get("bits"), said.get("group_size")
+    return (bits, group) if isinstance(bits, int) and isinstance(group, int) else None
+
+
+def _mlx_values(words: Tensor, scales: Tensor, biases: Tensor, *, bits: int) -> Tensor:
+    """Decode MLX's integers."""
+    count = words.shape[-1] * 32 // bits
+    values = unpack(words.view(torch.int32), bits, count).to(torch.float32)
+    return values * spread_groups(scales.to(torch.float32), count) + spread_groups(biases.to(torch.float32), count)
+
+
+def _mlx_floats(words: Tensor, scales: Tensor) -> Tensor:
+    """Decode MLX's 4-bit floats."""
+    values = e2m1_values(words.contiguous().view(torch.uint8))
+    return values * spread_groups(scale_values(scales), values.shape[-1])
+
+
+def hqq(pieces: Pieces) -> LazyTensor | None:
+    """HQQ: ``W_q`` holds the rows of the grouped matrix in equal parts, the first part in the highest bits.
+
+    The settings are stored as tensors beside it: number of bits, shape, name of the packing.
+    """
+    packed, scale, zero, said = pieces.anchor, pieces.get("{}.scale"), pieces.get("{}.zero"), pieces.get("{}.shape")
+    name = pieces.get("{}.packing")
+    if scale is None or zero is None or said is None or name is None or said.problem or name.problem:
+        return None
+    shape = tuple(int(n) for n in said.read(()).reshape(-1))
+    packing = bytes(name.read(()).to(torch.uint8).tolist()).decode("ascii", "replace")
+    rows = scale.shape[0] if scale.shape[0] != 1 else math.prod(shape) // max(1, scale.numel)
+    if packing not in _HQQ_BITS or len(shape) != 2 or not (scale.is_floating and zero.is_floating):
+        return pieces.failed(f"stored as packed integers (HQQ, {packing}) with quantised scales: dequantise it first")
+    return pieces.made(shape, _hqq_values, packed, scale, zero, bits=_HQQ_BITS[packing], rows=rows, shape=shape)
+
+
+_HQQ_BITS = {"8bit_u8": 8, "4bit_u8": 4, "3bit_32": 3, "2bit_u8": 2, "1bit_u8": 1}
+
+
+def _hqq_values(packed: Tensor, scale: Tensor, zero: Tensor, *, bits: int, rows: int, shape: tuple[int, ...]) -> Tensor:
+    """Decode HQQ's layout; a word of 3-bit integers holds ten and starts at bit 27."""
+    parts = 10 if bits == 3 else 8 // bits
+    shifts = [bits * part for part in reversed(range(parts))]
+    values = torch.cat([(packed >> shift) & (2**bits - 1) for shift in shifts])[:rows].to(torch.float32)
+    return ((values - zero.to(torch.float32)) * scale.to(torch.float32)).reshape(shape)
+
+
+def bitnet(pieces: Pieces) -> LazyTensor | None:
+    """BitNet b1.58: four values of -1, 0 or 1 in a byte, of rows a quarter of the matrix apart, and one scale.
+
+    transformers' ``BitLinear`` divides by the scale, its ``AutoBitLinear`` multiplies.
+    """
+    packed, scale, said = pieces.anchor, pieces["{}.weight_scale"], pieces.quantisation
+    is_bitnet = said.get("quant_method") == "bitnet" and math.prod(scale.shape) == 1
+    if packed.dtype != "uint8" or len(packed.shape) != 2 or not is_bitnet:
+        return None
+    shape = (4 * packed.shape[0], packed.shape[1])
+    return pieces.made(shape, _bitnet_values, packed, scale, divides=said.get("linear_class") != "autobitlinear")
+
+
+def _bitnet_values(packed: Tensor, scale: Tensor, *, divides: bool) -> Tensor:
+    """Decode BitNet's layout."""
+    values = torch.cat([(packed >> shift) & 3 for shift in (0, 2, 4, 6)]).to(torch.float32) - 1
+    return values / scale.float() if divides else values * scale.float()
+
+
+def modelopt_int4(pieces: Pieces) -> LazyTensor | None:
+    """ModelOpt's int4: bytes (out / 2, in) of two rows, the even one in the low half, a scale per group of inputs."""
+    packed, scale = pieces.anchor, pieces["{}.weight_scale"]
+    two = len(packed.shape) >= 2 and len(scale.shape) == len(packed.shape)
+    if packed.dtype != "uint8" or not two or scale.dtype in EXPONENTS or scale.shape[-2] != 2 * packed.shape[-2]:
+        return None
+    shape = (*packed.shape[:-2], 2 * packed.shape[-2], packed.shape[-1])
+    if shape[-1] % max(1, scale.shape[-1]) or scale.shape[:-2] != shape[:-2]:
+        return None
+    return pieces.made(shape, _modelopt_values, packed, scale)
+
+
+def _modelopt_values(packed: Tensor, scale: Tensor) -> Tensor:
+    """Decode signed 4-bit integers of two rows in a byte."""
+    rows = torch.stack((packed & 15, packed >> 4), dim=-2).flatten(-3, -2).to(torch.float32)
+    return torch.where(rows > 7, rows - 16, rows) * spread_groups(scale.to(torch.float32), rows.shape[-1])

@@ -1,0 +1,152 @@
+"""Stored tensors that belong together: found by name patterns, read and computed into one weight.
+
+A name pattern has ``{}`` in the place of the module's path (with the dot behind it; a module at the root has neither)
+and may have one ``*`` in the place of the parameter's own name, so ``{}.*_scale`` fits ``mlp.up_proj.weight_scale``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+from torch import Tensor
+
+from spectail.models.lazy_tensor import Index, LazyTensor, parameters_of, piece_of
+
+
+@cache
+def _compiled(pattern: str) -> tuple[str, re.Pattern[str]]:
+    """Turn a name pattern into its literal end, which most names fail at once, and a regular expression."""
+    body = re.escape(pattern.removeprefix("{}.")).replace(r"\*", r"(?P<own>\w+?)")
+    return re.split(r"\*|\{\}\.", pattern)[-1], re.compile(rf"(?:(?P<module>.*)\.)?{body}")
+
+
+def match_name(pattern: str, name: str) -> tuple[str, str] | None:
+    """Match a whole name; returns the module's path and what stands for ``*`` (the last part of the name without one).
+
+    >>> match_name("{}.*_scale", "mlp.up_proj.weight_scale"), match_name("{}.qweight", "qweight")
+    (('mlp.up_proj', 'weight'), ('', 'qweight'))
+    """
+    end, expression = _compiled(pattern)
+    match = expression.fullmatch(name) if name.endswith(end) else None
+    own = "" if match is None else match.groupdict().get("own") or name.rpartition(".")[2]
+    return None if match is None else (match["module"] or "", own)
+
+
+def fill_in(pattern: str, module: str, own: str) -> str:
+    """Give the name that a pattern stands for.
+
+    >>> fill_in("{}.*_scale", "mlp.up_proj", "weight"), fill_in("{}.scales", "", "")
+    ('mlp.up_proj.weight_scale', 'scales')
+    """
+    return pattern.replace("{}.", f"{module}." if module else "").replace("*", own)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The tensors that a recipe found for one weight, by the recipe's own name patterns."""
+
+    name: str
+    """Of the weight that they make up."""
+    module: str
+    """Path of the module that the weight belongs to."""
+    anchor: LazyTensor
+    """The tensor that stands for the weight."""
+    found: Mapping[str, LazyTensor]
+    """All others, by name pattern."""
+    quantisation: Mapping[str, Any] = field(default_factory=dict)
+    """The checkpoint's ``quantization_config``; empty where there is none."""
+
+    def __getitem__(self, pattern: str) -> LazyTensor:
+        """Return a tensor that the recipe requires."""
+        return self.found[pattern]
+
+    def get(self, pattern: str) -> LazyTensor | None:
+        """Return an optional tensor."""
+        return self.found.get(pattern)
+
+    def only(self, patterns: tuple[str, ...]) -> LazyTensor | None:
+        """Return the one tensor that is there of several; None where there is none, or more than one."""
+        there = [self.found[pattern] for pattern in patterns if pattern in self.found]
+        return there[0] if len(there) == 1 else None
+
+    @property
+    def all(self) -> tuple[LazyTensor, ...]:
+        """Every tensor, the anchor first."""
+        return (self.anchor, *self.found.values())
+
+    @property
+    def blocked(self) -> str | None:
+        """Why the values of some piece cannot be had, None where all can."""
+        return next((piece.problem for piece in self.all if piece.problem), None)
+
+    def made(
+        self,
+        shape: tuple[int, ...],
+        function: Callable[..., Tensor],
+        /,
+        *inputs: LazyTensor | None,
+        **options: Any,
+    ) -> LazyTensor:
+        """Describe the weight that ``function`` computes from the values of ``inputs``.
+
+        Of a stack of matrices (three and more dimensions) one is computed at a time where only one is asked for.
+        """
+        read = partial(_compute, partial(function, **options), inputs, shape)
+        return self.described(shape, read)
+
+    def described(
+        self, shape: tuple[int, ...], read: Callable[[Index], Tensor], *, dtype: str = "float32", note: str = ""
+    ) -> LazyTensor:
+        """Describe a weight with its own way of being read."""
+        identities = tuple(piece.identity for piece in self.all)
+        identity: Hashable = identities if all(i is not None for i in identities) else None
+        return LazyTensor(
+            self.name,
+            shape,
+            dtype,
+            read,
+            self.anchor.layout,
+            self.blocked,
+            note=note,
+            identity=identity,
+            parameters=parameters_of(self.all),
+        )
+
+    def failed(self, problem: str, shape: tuple[int, ...] | None = None) -> LazyTensor:
+        """Describe a weight that cannot be computed, by its true shape where that is known."""
+        stored = self.anchor
+        return LazyTensor(
+            self.name,
+            shape if shape is not None and len(shape) >= 2 else stored.shape,
+            stored.dtype,
+            stored.read,
+            stored.layout,
+            problem,
+            parameters=parameters_of(self.all),
+        )
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """Write a shape as ``4x8``; a scalar's is called so."""
+    return "x".join(map(str, shape)) or "a scalar"
+
+
+def _compute(
+    function: Callable[..., Tensor], inputs: tuple[LazyTensor | None, ...], shape: tuple[int, ...], index: Index
+) -> Tensor:
+    """Read the inputs and compute the weight, or one matrix of a stack."""
+    first = index[0] if index and len(shape) > 2 else None
+    if not isinstance(first, int):
+        return piece_of(function(*(piece.read(()) if piece else None for piece in inputs)), index)
+    lead = range(shape[0])[first]
+    values = [piece.read((lead,) if _is_stacked(piece, shape) else ()) if piece else None for piece in inputs]
+    return piece_of(function(*values), index[1:])
+
+
+def _is_stacked(piece: LazyTensor, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor has one entry for each matrix of the stack."""
+    return len(piece.shape) > 0 and piece.shape[0] == shape[0]

@@ -1,0 +1,280 @@
+"""From stored tensors to the weights that a model computes with: one table of the forms in which weights are stored.
+
+A new form is one function and one line in ``RECIPES``. The function gets the tensors that the line's name patterns
+found (see ``pieces``), and returns the weight; None where shapes or types are not those of the form.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from spectail.models.assembly import factorised, packed, reparametrised, scaled, small_floats, vector_quantised
+from spectail.models.assembly.pieces import Pieces, fill_in, match_name
+from spectail.models.assembly.unreadable import (
+    exl2_shape,
+    exl3_shape,
+    is_helper,
+    is_scale_name,
+    left_over,
+    marlin_shape,
+    modules_of,
+    packed_by,
+    second_scale,
+)
+from spectail.models.lazy_tensor import LazyTensor
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one form of storage makes up a weight."""
+
+    name: str
+    """What the form is called."""
+    anchor: str
+    """Name pattern of the tensor that stands for the weight."""
+    pieces: tuple[str, ...]
+    """Name patterns of the others that belong to it; a ``?`` at the end marks an optional one."""
+    weight: str
+    """Name pattern of the weight that they make up."""
+    build: Callable[[Pieces], LazyTensor | None]
+    """Describes the weight, or one that cannot be computed; None where the tensors are not of this form."""
+
+
+def _optional(*patterns: str) -> tuple[str, ...]:
+    """Mark every pattern as optional."""
+    return tuple(f"{pattern}?" for pattern in patterns)
+
+
+_ZEROS = _optional(*scaled.ZERO_POINTS)
+_PARAMETRIZED = "{}.parametrizations.*"
+RECIPES: tuple[Recipe, ...] = (
+    Recipe(
+        "weight norm", f"{_PARAMETRIZED}.original1", (f"{_PARAMETRIZED}.original0",), "{}.*", reparametrised.weight_norm
+    ),
+    Recipe("weight norm of old torch", "{}.*_v", ("{}.*_g",), "{}.*", reparametrised.weight_norm),
+    Recipe(
+        "spectral norm",
+        f"{_PARAMETRIZED}.original",
+        (f"{_PARAMETRIZED}.0._u", f"{_PARAMETRIZED}.0._v?"),
+        "{}.*",
+        reparametrised.spectral_norm,
+    ),
+    Recipe("pruning mask", "{}.*_orig", ("{}.*_mask",), "{}.*", reparametrised.pruned),
+    Recipe("spectral norm of old torch", "{}.*_orig", ("{}.*_u", "{}.*_v?"), "{}.*", reparametrised.spectral_norm),
+    Recipe("parametrisation", f"{_PARAMETRIZED}.original", (), "{}.*", reparametrised.unknown_parametrisation),
+    Recipe("parametrisation", f"{_PARAMETRIZED}.original0", (), "{}.*", reparametrised.unknown_parametrisation),
+    *(Recipe("factors", *factorised.patterns(number), "{}.*", factorised.factorised) for number in ("factor_", "")),
+    # 4-bit floats
+    Recipe("MXFP4 experts", "{}.*_blocks", ("{}.*_scales",), "{}.*", small_floats.mxfp4_experts),
+    Recipe("MXFP4 blocks", "{}.*.blocks", ("{}.*.scales",), "{}.*", small_floats.mxfp4_blocks),
+    Recipe("NVFP4", "{}.*_packed", ("{}.*_scale", "{}.*_global_scale"), "{}.*", small_floats.nvfp4_divided),
+    Recipe("MXFP4", "{}.*_packed", ("{}.*_scale",), "{}.*", small_floats.mxfp4),
+    Recipe("NVFP4 of ModelOpt", "{}.*", ("{}.*_scale", "{}.*_scale_2"), "{}.*", small_floats.nvfp4_multiplied),
+    Recipe("MXFP4 bytes", "{}.*", ("{}.*_scale",), "{}.*", small_floats.mxfp4),
+    Recipe("MXFP4 bytes", "{}.*", ("{}.*_scale_inv",), "{}.*", small_floats.mxfp4),
+    Recipe("MXFP4 bytes", "{}.weight", ("{}.scale",), "{}.weight", small_floats.mxfp4),
+    Recipe(
+        "bitsandbytes 4-bit",
+        "{}.*",
+        (
+            "{}.*.absmax",
+            "{}.*.quant_map",
+            *_optional("{}.*.nested_absmax", "{}.*.nested_quant_map"),
+            *_optional("{}.*.quant_state.bitsandbytes__nf4", "{}.*.quant_state.bitsandbytes__fp4"),
+        ),
+        "{}.*",
+        small_floats.bitsandbytes_4bit,
+    ),
+    # packed integers
+    Recipe("SqueezeLLM", "{}.qweight", ("{}.lookup_table",), "{}.weight", packed_by("packed integers (SqueezeLLM)")),
+    Recipe(
+        "FP-Quant", "{}.qweight", ("{}.forward_hadamard_matrix",), "{}.weight", packed_by("4-bit floats (FP-Quant)")
+    ),
+    Recipe("AWQ", "{}.qweight", ("{}.scales", "{}.qzeros"), "{}.weight", packed.awq),
+    Recipe("GPTQ", "{}.qweight", ("{}.scales", "{}.qzeros?", "{}.g_idx?"), "{}.weight", packed.gptq),
+    Recipe(
+        "GPTQ or AWQ", "{}.qweight", (), "{}.weight", packed_by("packed integers (GPTQ or AWQ in an unknown order)")
+    ),
+    Recipe(
+        "Marlin 2:4",
+        "{}.weight_packed",
+        ("{}.scale_packed", "{}.meta"),
+        "{}.weight",
+        packed_by("packed integers (Marlin with 2:4 sparsity)"),
+    ),
+    Recipe(
+        "compressed-tensors",
+        "{}.*_packed",
+        ("{}.*_scale", "{}.*_shape", "{}.*_zero_point?", "{}.*_g_idx?"),
+        "{}.*",
+        packed.compressed_integers,
+    ),
+    Recipe("compressed-tensors", "{}.*_packed", (), "{}.*", packed_by("packed integers (compressed-tensors)")),
+    Recipe("MLX", "{}.weight", ("{}.scales", *_optional("{}.biases", "{}.qbiases")), "{}.weight", packed.mlx),
+    Recipe(
+        "HQQ",
+        "{}.W_q",
+        _optional("{}.scale", "{}.zero", "{}.shape", "{}.packing", "{}.nbits", "{}.group_size", "{}.axis"),
+        "{}.weight",
+        packed.hqq,
+    ),
+    Recipe("HQQ or SINQ", "{}.W_q", (), "{}.weight", packed_by("packed integers (HQQ or SINQ)")),
+    Recipe("BitNet", "{}.weight", ("{}.weight_scale",), "{}.weight", packed.bitnet),
+    Recipe("ModelOpt int4", "{}.weight", ("{}.weight_scale",), "{}.weight", packed.modelopt_int4),
+    Recipe("quanto bits", "{}.*._data._data", (), "{}.*", packed_by("packed integers (optimum-quanto)")),
+    Recipe("AQLM", "{}.codes", ("{}.codebooks", "{}.scales"), "{}.weight", vector_quantised.aqlm),
+    # 8-bit numbers of the weight's own shape
+    Recipe("bitsandbytes int8", "{}.weight", ("{}.SCB", "{}.weight_format?"), "{}.weight", scaled.bitsandbytes_int8),
+    Recipe("EETQ", "{}.weight", ("{}.weight_scales",), "{}.weight", scaled.eetq),
+    Recipe("quanto", "{}.*._data", ("{}.*._scale",), "{}.*", scaled.quanto_bytes),
+    Recipe("torchao", "{}._*_qdata", ("{}._*_scale", "{}._*_zero_point?"), "{}.*", scaled.torchao_bytes),
+    Recipe(
+        "scaled weight",
+        "{}.weight",
+        (*_optional(*scaled.WEIGHT_SCALES), *_ZEROS, "{}.pre_quant_scale?"),
+        "{}.weight",
+        scaled.scaled_weight,
+    ),
+    Recipe("scaled", "{}.*", (*_optional(*scaled.SCALES), *_ZEROS), "{}.*", scaled.scaled),
+    # what only its own library can unpack
+    Recipe("Marlin", "{}.B", ("{}.s",), "{}.weight", packed_by("packed integers (Marlin)", marlin_shape)),
+    Recipe("AQLM", "{}.codes", (), "{}.weight", packed_by("codes of vectors (AQLM)")),
+    Recipe(
+        "VPTQ",
+        "{}.indices",
+        ("{}.centroids.weight", "{}.res_centroids.weight?"),
+        "{}.weight",
+        packed_by("codes of vectors (VPTQ)"),
+    ),
+    Recipe("SpQR", "{}.dense_weights", (), "{}.weight", packed_by("packed integers (SpQR)")),
+    Recipe("EXL2", "{}.q_weight", ("{}.q_invperm?",), "{}.weight", packed_by("packed integers (EXL2)", exl2_shape)),
+    Recipe("EXL3", "{}.trellis", (), "{}.weight", packed_by("a trellis code (EXL3)", exl3_shape)),
+    Recipe("QuIP#", "{}.Qidxs", _optional("{}.SU", "{}.SV"), "{}.weight", packed_by("codes of vectors (QuIP#)")),
+    Recipe(
+        "HIGGS",
+        "{}.weight",
+        ("{}.tables", "{}.tables2?", "{}.scales?"),
+        "{}.weight",
+        packed_by("codes of vectors (HIGGS)"),
+    ),
+    Recipe("torchao", "{}._*_qdata", (), "{}.*", packed_by("packed integers (torchao)")),
+    Recipe(
+        "sparse bit mask",
+        "{}.*.compressed",
+        ("{}.*.bitmask",),
+        "{}.*",
+        packed_by("numbers under a bit mask (compressed-tensors)"),
+    ),
+)
+"""Every form of storage, tried in this order."""
+
+_NOT_WEIGHTS = re.compile(
+    r"(?:^|\.)(?:running_mean|running_var|num_batches_tracked|position_ids|token_type_ids|inv_freq|masked_bias"
+    r"|relative_coords_table|relative_position_index|attn_mask|causal_mask|_float_tensor|original_inv_freq)$"
+)
+
+
+def assemble(tensors: Iterable[LazyTensor], config: Mapping[str, Any] | None = None) -> list[LazyTensor]:
+    """Put the weights together from their pieces, and drop what is no weight; the order stays.
+
+    Args:
+        tensors: all tensors of a model. Buffers of a live module are pieces of a weight, or nothing.
+        config: the model's configuration, whose ``quantization_config`` says what the shapes do not.
+
+    """
+    tensors = list(tensors)
+    known = {stored.name: stored for stored in tensors if not _is_no_weight(stored)}
+    made, used, modules = _apply_recipes(known, quantisation_of(config or {}))
+    scales: dict[str, list[str]] = {}
+    for name in known.keys() - used - made.keys():
+        if is_scale_name(name):
+            for module in modules_of(name):
+                scales.setdefault(module, []).append(name)
+    for stored in known.values():
+        name = stored.name
+        if name in made and (failed := second_scale(made[name], stored, scales)):
+            made[name] = failed
+        if name not in used and (weight := left_over(stored, scales)):
+            made[name] = weight
+            if weight.problem:
+                modules.add(name.rpartition(".")[0])
+    return [
+        made.get(stored.name, stored)
+        for stored in tensors
+        if stored.name in made or _is_plain_weight(stored, known, used, modules)
+    ]
+
+
+def _apply_recipes(
+    known: Mapping[str, LazyTensor], quantisation: Mapping[str, Any]
+) -> tuple[dict[str, LazyTensor], set[str], set[str]]:
+    """Try all recipes; returns the weights by their anchor's name, the names that were used, the modules concerned."""
+    made: dict[str, LazyTensor] = {}
+    used: set[str] = set()
+    modules: set[str] = set()
+    for recipe in RECIPES:
+        for name, stored in known.items():
+            if name in used or not (match := match_name(recipe.anchor, name)):
+                continue
+            pieces = _pieces(recipe, stored, match, known, quantisation)
+            weight = recipe.build(pieces) if pieces else None
+            if pieces is None or weight is None:
+                continue
+            # Quantisers take weight matrices only; of other forms the owner of the parameter knows.
+            is_quantised = not stored.is_floating or scaled.is_float8(stored)
+            made[name] = replace(weight, no_weight="" if is_quantised else stored.no_weight)
+            used.update(piece.name for piece in pieces.all)
+            modules.add(pieces.module)
+    return made, used, modules
+
+
+def _pieces(
+    recipe: Recipe,
+    anchor: LazyTensor,
+    match: tuple[str, str],
+    known: Mapping[str, LazyTensor],
+    quantisation: Mapping[str, Any],
+) -> Pieces | None:
+    """Find the tensors of one weight; None where a required one is missing."""
+    found = {}
+    for marked in recipe.pieces:
+        pattern = marked.removesuffix("?")
+        piece = known.get(fill_in(pattern, *match))
+        if piece is not None and piece is not anchor:
+            found[pattern] = piece
+        elif pattern == marked:
+            return None
+    return Pieces(fill_in(recipe.weight, *match), match[0], anchor, found, quantisation)
+
+
+def quantisation_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Find what a configuration says about quantisation, also in the text part of a multi-modal model."""
+    for part in (config, config.get("text_config")):
+        if isinstance(part, Mapping):
+            for key in ("quantization_config", "compression_config", "quantization"):
+                if isinstance(part.get(key), Mapping):
+                    return {**_bits_of(config), **part[key]}
+    return _bits_of(config)
+
+
+def _bits_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """ChatGLM says in the configuration itself that its weights are packed."""
+    return {"quantization_bit": config["quantization_bit"]} if "quantization_bit" in config else {}
+
+
+def _is_plain_weight(stored: LazyTensor, known: Mapping[str, LazyTensor], used: set[str], modules: set[str]) -> bool:
+    """Whether a tensor that is stored as it is computed with goes on to be a layer (or a vector that is counted)."""
+    if stored.buffer or stored.name in used or stored.name not in known:
+        return False
+    if stored.problem is None and not stored.is_floating:
+        return False
+    return not any(module in modules and is_helper(module, stored.name) for module in modules_of(stored.name))
+
+
+def _is_no_weight(stored: LazyTensor) -> bool:
+    """Known statistics, indices and masks (GPT-2's causal mask is called attn.bias and is 1 x 1 x n x n)."""
+    mask = len(stored.shape) == 4 and stored.shape[:2] == (1, 1) and stored.name.endswith("bias")
+    return mask or bool(_NOT_WEIGHTS.search(stored.name))

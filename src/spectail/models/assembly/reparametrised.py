@@ -1,0 +1,74 @@
+"""Weights that torch computes from other parameters: weight norm, spectral norm, pruning masks, parametrisations."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from spectail.models.assembly.pieces import Pieces
+from spectail.models.lazy_tensor import Index, LazyTensor, as_float, piece_of
+
+
+def weight_norm(pieces: Pieces) -> LazyTensor | None:
+    """Weight norm, g v / |v|, the norm over the dimensions along which g has size one (arXiv 1602.07868, eq. 2)."""
+    direction = pieces.anchor
+    (norms,) = pieces.found.values()
+    if not _norms_fit(norms.shape, direction.shape):
+        return None
+    read = partial(_read_weight_norm, norms, direction)
+    return pieces.described(direction.shape, read, dtype=direction.dtype)
+
+
+def _norms_fit(g: tuple[int, ...], v: tuple[int, ...]) -> bool:
+    """Whether g can hold the norms of v."""
+    return len(v) >= 2 and (
+        g in {(), (1,)} or (len(g) == len(v) and all(a in {1, b} for a, b in zip(g, v, strict=True)))
+    )
+
+
+def _read_weight_norm(g: LazyTensor, v: LazyTensor, index: Index) -> Tensor:
+    """Compute the weight that a weight-normed layer uses."""
+    norms, direction = as_float(g.read(())), as_float(v.read(()))
+    over = [d for d in range(direction.ndim) if norms.ndim != direction.ndim or norms.shape[d] == 1]
+    scale = torch.linalg.vector_norm(direction, dim=over or None, keepdim=True) if over else direction.abs()
+    return piece_of(direction * (norms / scale), index)
+
+
+def pruned(pieces: Pieces) -> LazyTensor | None:
+    """Weight and mask of ``torch.nn.utils.prune``."""
+    weight, (mask,) = pieces.anchor, pieces.found.values()
+    if weight.shape != mask.shape:
+        return None
+    return pieces.described(weight.shape, partial(_read_masked, weight, mask), dtype=weight.dtype)
+
+
+def _read_masked(weight: LazyTensor, mask: LazyTensor, index: Index) -> Tensor:
+    """Apply a pruning mask."""
+    return piece_of(weight.read(()) * mask.read(()), index)
+
+
+def spectral_norm(pieces: Pieces) -> LazyTensor | None:
+    """Spectral norm: the weight over its largest singular value, from the stored vectors (arXiv 1802.05957, eq. 8)."""
+    weight = pieces.anchor
+    vectors = list(pieces.found.values())
+    read = partial(_read_spectral_norm, weight, vectors[0], vectors[1] if len(vectors) > 1 else None)
+    return pieces.described(weight.shape, read, dtype=weight.dtype)
+
+
+def _read_spectral_norm(weight: LazyTensor, u: LazyTensor, v: LazyTensor | None, index: Index) -> Tensor:
+    """Divide by the largest singular value that the stored vectors give, as the layer does in eval mode."""
+    tensor, left = as_float(weight.read(())), as_float(u.read(()))
+    out = next((d for d in range(tensor.ndim) if tensor.shape[d] == left.numel()), 0)
+    matrix = tensor.movedim(out, 0).flatten(1)
+    sigma = left @ (matrix @ as_float(v.read(()))) if v else torch.linalg.vector_norm(left @ matrix)
+    return piece_of(tensor / sigma, index)
+
+
+def unknown_parametrisation(pieces: Pieces) -> LazyTensor:
+    """Any other parametrisation: only the module's own code knows what it does to the stored parameter."""
+    return pieces.failed(
+        "parametrised in a way that the file does not tell: open the live module, "
+        "or call torch.nn.utils.parametrize.remove_parametrizations before saving"
+    )

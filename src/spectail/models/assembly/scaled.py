@@ -1,0 +1,281 @@
+"""8-bit floats and integers with a scale: for the tensor, for each row or column, or for each block.
+
+The weight is the stored number, less its zero point where there is one, times the scale. DeepSeek's
+``weight_scale_inv`` is multiplied as well, despite its name. A scale of unsigned 8-bit integers, or of torch's
+float8_e8m0fnu, is the exponent of a power of two, 2 ** (x - 127) (OCP Microscaling Formats v1.0, section 5.4.1).
+
+How large a block is comes from the configuration. Where there is none, it is taken from the shapes only if they leave
+one choice: 3 scales for 300 columns may be blocks of 128, the last one cut short, or three times 100.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectail.models.assembly.pieces import Pieces, shape_text
+from spectail.models.lazy_tensor import Index, LazyTensor, piece_of
+
+SCALES = (
+    "{}.*_scale_inv",
+    "{}.*_scale",
+    "{}.*_scales",
+    "{}.*s_scaling_factor",
+    "{}.*_quantizer.scale",
+    "{}.*_quantizer._scale",
+)
+"""What the scale of any parameter is called."""
+WEIGHT_SCALES = (*SCALES, "{}.scale", "{}.scales", "{}.scale_weight", "{}.*.scale")
+"""What the scale of a parameter called ``weight`` is called."""
+ZERO_POINTS = ("{}.*_zero_point", "{}.*_quantizer.zero_point", "{}.*_quantizer._zero_point", "{}.zero_point")
+COMMON_BLOCKS = (16, 32, 64, 128, 256)
+"""Block lengths in use, which a dimension need not be a multiple of."""
+EXPONENTS = frozenset({"uint8", "float8_e8m0fnu"})
+_NO_STRETCH = 1.0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a scale lies over a weight."""
+
+    view: tuple[int, ...]
+    """Shape of the scale with as many dimensions as the weight has."""
+    widths: tuple[int, ...]
+    """Along each dimension, the entries of the weight that share a scale."""
+    is_transposed: bool = False
+    """Whether the scale is stored with its last two dimensions exchanged."""
+
+
+def is_float8(stored: LazyTensor) -> bool:
+    """Whether a tensor holds 8-bit floats that can be weights."""
+    return stored.dtype.startswith("float8") and stored.dtype != "float8_e8m0fnu"
+
+
+def scaled(pieces: Pieces) -> LazyTensor | None:
+    """8-bit floats or integers that are not called ``weight``, such as stacked experts."""
+    if pieces.anchor.name.rpartition(".")[2] == "weight":
+        return None
+    return _scaled(pieces, pieces.only(SCALES), pieces.only(ZERO_POINTS))
+
+
+def scaled_weight(pieces: Pieces) -> LazyTensor | None:
+    """The same for a parameter that is called ``weight``, whose scale may have a shorter name."""
+    return _scaled(pieces, pieces.only(WEIGHT_SCALES), pieces.only(ZERO_POINTS))
+
+
+def quanto_bytes(pieces: Pieces) -> LazyTensor | None:
+    """optimum-quanto's 8-bit types: ``_data`` times ``_scale``."""
+    return _scaled(pieces, pieces["{}.*._scale"], None)
+
+
+def torchao_bytes(pieces: Pieces) -> LazyTensor | None:
+    """8-bit tensors of torchao in safetensors, where a tensor subclass is flattened into its parts."""
+    return _scaled(pieces, pieces["{}._*_scale"], pieces.get("{}._*_zero_point"))
+
+
+def bitsandbytes_int8(pieces: Pieces) -> LazyTensor | None:
+    """LLM.int8 of bitsandbytes: each row times SCB / 127, its largest magnitude (arXiv 2208.07339, section 2.1)."""
+    weight, scale, order = pieces.anchor, pieces["{}.SCB"], pieces.get("{}.weight_format")
+    if weight.dtype != "int8" or len(weight.shape) != 2 or math.prod(scale.shape) != weight.shape[0]:
+        return None
+    if order is not None and not order.problem and int(order.read(()).reshape(-1)[0]) != 0:
+        return pieces.failed(
+            "stored as bitsandbytes int8 in the order of a GPU's tile, weight_format is not 0: "
+            "load and save it with bitsandbytes 0.43 or newer"
+        )
+    grid = Grid((weight.shape[0], 1), (1, weight.shape[1]))
+    return pieces.described(weight.shape, partial(_read_scaled, weight, scale, None, grid, 1 / 127))
+
+
+def eetq(pieces: Pieces) -> LazyTensor | None:
+    """EETQ: int8 stored as (in, out), a scale for each output."""
+    weight, scale = pieces.anchor, pieces["{}.weight_scales"]
+    if weight.dtype != "int8" or len(weight.shape) != 2 or scale.shape != weight.shape[1:]:
+        return None
+    named = pieces.quantisation.get("quant_method")
+    if named != "eetq" and (named is not None or weight.shape[0] == weight.shape[1]):
+        return None
+    return pieces.made(weight.shape[::-1], _transposed_columns, weight, scale)
+
+
+def _transposed_columns(weight: Tensor, scale: Tensor) -> Tensor:
+    """Scale the columns and exchange the dimensions."""
+    return (weight.to(torch.float32) * scale.to(torch.float32)).T
+
+
+def _scaled(pieces: Pieces, scale: LazyTensor | None, zero: LazyTensor | None) -> LazyTensor | None:
+    """Describe the scaled weight; None for what is no 8-bit number with one scale."""
+    weight = pieces.anchor
+    integers = weight.dtype == "int8" or (weight.dtype == "uint8" and zero is not None)
+    if scale is None or len(weight.shape) < 2 or not (is_float8(weight) or integers):
+        return None
+    if pieces.quantisation.get("quantization_bit") == 4:
+        return pieces.failed(
+            "stored as two 4-bit integers in a byte (ChatGLM, quantization_bit 4): dequantise it first"
+        )
+    if integers and scale.dtype in EXPONENTS and math.prod(scale.shape) > max(1, weight.shape[-2]):
+        return pieces.failed(_misfit(weight, scale, "integers whose scale is an exponent per block are not defined"))
+    grid = grid_of(weight.shape, scale.shape, block_size(pieces.quantisation))
+    if grid is None:
+        return pieces.failed(_misfit(weight, scale, _why_no_grid(pieces.quantisation)))
+    if zero is not None and math.prod(zero.shape) != math.prod(scale.shape):
+        return pieces.failed(_misfit(weight, zero, "expected one zero point for each scale"))
+    read = partial(_read_scaled, weight, scale, zero, grid, _NO_STRETCH)
+    note = ""
+    if any(name.endswith("pre_quant_scale") for name in pieces.found):
+        note = "the layer's input is multiplied by pre_quant_scale first, which is not part of this weight"
+    return pieces.described(weight.shape, read, note=note)
+
+
+def _misfit(weight: LazyTensor, scale: LazyTensor, why: str) -> str:
+    """Name both tensors and say why they do not go together."""
+    return (
+        f"{weight.dtype} {weight.name} of shape {shape_text(weight.shape)} with {scale.dtype} {scale.name} of shape "
+        f"{shape_text(scale.shape)}: {why}"
+    )
+
+
+def _why_no_grid(quantisation: Mapping[str, Any]) -> str:
+    """Say what was expected of a scale's shape."""
+    if block := block_size(quantisation):
+        return f"expected one scale for the tensor, for each row, or for each block of {shape_text(block)}"
+    return (
+        "the shapes leave more than one block size, or none; "
+        "open the model's folder, whose config.json has quantization_config.weight_block_size"
+    )
+
+
+def block_size(quantisation: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Read (rows, columns) of a block from a configuration of transformers or of compressed-tensors, if it is one."""
+    found = set(_block_sizes(quantisation))
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def _block_sizes(value: object) -> list[tuple[int, int]]:
+    """Collect every block size that a configuration states, at any depth."""
+    if not isinstance(value, Mapping):
+        return []
+    sizes = []
+    for key, inner in value.items():
+        if key in {"weight_block_size", "block_structure"}:
+            parts = inner.split("x") if isinstance(inner, str) else inner
+            if isinstance(parts, list | tuple) and len(parts) == 2 and all(str(part).isdigit() for part in parts):
+                sizes.append((int(parts[0]), int(parts[1])))
+        elif key not in {"input_activations", "output_activations"}:
+            sizes += _block_sizes(inner)
+    return sizes
+
+
+def grid_of(weight: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int] | None) -> Grid | None:
+    """Find how a scale lies over a weight; None where it fits in no way, or in more than one.
+
+    >>> grid_of((256, 512), (2, 4), None).widths, grid_of((300, 300), (3, 3), None), grid_of((8, 6), (8,), None).view
+    ((128, 128), None, (8, 1))
+    """
+    if math.prod(scale) == 1:
+        return Grid((1,) * len(weight), weight)
+    if len(scale) != len(weight):
+        view = _with_all_dimensions(weight, scale)
+        return None if view is None else _fitted(weight, view, block)
+    as_stored = _fitted(weight, scale, block)
+    exchanged = (*scale[:-2], scale[-1], scale[-2])
+    turned = _fitted(weight, exchanged, block) if exchanged != scale else None
+    if as_stored is None:
+        return None if turned is None else Grid(turned.view, turned.widths, is_transposed=True)
+    # Square blocks that only the transposed reading has speak against the stored one.
+    if block is None and turned and _has_square_blocks(turned) and not _has_square_blocks(as_stored):
+        rows_or_columns = any(width in {1, size} for width, size in zip(as_stored.widths, weight, strict=True))
+        return as_stored if rows_or_columns else None
+    return as_stored
+
+
+def _has_square_blocks(grid: Grid) -> bool:
+    """Whether blocks have as many rows as columns."""
+    return grid.widths[-1] == grid.widths[-2]
+
+
+def _with_all_dimensions(weight: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Put in the dimensions that a scale of fewer leaves out: by convention those behind, else the one that fits."""
+    if len(weight) == 2 and len(scale) == 1:
+        return (*scale, 1) if scale[0] == weight[0] else (1, *scale) if scale[0] == weight[1] else None
+    if len(scale) == 1:
+        is_unclear = len(weight) == 3 and weight[0] == weight[1]
+        return (*scale, *(1,) * (len(weight) - 1)) if scale[0] == weight[0] and not is_unclear else None
+    if len(weight) == 3 and len(scale) == 2 and scale[0] == weight[0]:
+        views = [(*scale, 1)] * (scale[1] == weight[1]) + [(scale[0], 1, scale[1])] * (scale[1] == weight[2])
+        return views[0] if len(views) == 1 else None
+    return None
+
+
+def _fitted(weight: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int] | None) -> Grid | None:
+    """Lay a scale of as many dimensions over the weight."""
+    plain = tuple(1 if n == size else size if n == 1 else 0 for size, n in zip(weight, scale, strict=True))
+    if all(plain):
+        return Grid(scale, plain)
+    if block is not None:
+        wanted = tuple(-(-size // width) for size, width in zip(weight[-2:], block, strict=True))
+        return Grid(scale, (*plain[:-2], *block)) if all(plain[:-2]) and scale[-2:] == wanted else None
+    widths = tuple(_width(size, n) for size, n in zip(weight, scale, strict=True))
+    return Grid(scale, widths) if all(widths) else None
+
+
+def _width(size: int, blocks: int) -> int:
+    """Length of a block along one dimension, 0 where the numbers do not tell."""
+    if blocks in {1, size}:
+        return size // max(1, blocks)
+    widths = {width for width in COMMON_BLOCKS if -(-size // width) == blocks}
+    if blocks and size % blocks == 0:
+        widths.add(size // blocks)
+    return widths.pop() if len(widths) == 1 else 0
+
+
+def scale_values(scale: Tensor) -> Tensor:
+    """Give a scale as float32; unsigned 8-bit integers are exponents."""
+    if scale.dtype == torch.uint8:
+        return torch.exp2(scale.to(torch.float32) - 127)
+    return scale.to(torch.float32)
+
+
+def _read_scaled(
+    weight: LazyTensor, scale: LazyTensor, zero: LazyTensor | None, grid: Grid, stretch: float, index: Index
+) -> Tensor:
+    """Compute the weight, or one matrix of a stack."""
+    factor = _laid_out(scale_values(scale.read(())), grid) * stretch
+    shift = _laid_out(zero.read(()).to(torch.float32), grid) if zero else None
+    shape, widths, lead = weight.shape, grid.widths, index[:1]
+    if len(shape) > 2 and lead and isinstance(lead[0], int):
+        factor = _of_one(factor, lead[0])
+        shift = None if shift is None else _of_one(shift, lead[0])
+        shape, widths, index = shape[1:], widths[1:], index[1:]
+    else:
+        lead = ()
+    values = weight.read(lead).to(torch.float32)
+    if shift is not None:
+        values = values - _spread(shift, shape, widths)
+    return piece_of(values * _spread(factor, shape, widths), index)
+
+
+def _of_one(scale: Tensor, first: int) -> Tensor:
+    """Take the scale of one matrix of a stack; all may share one."""
+    return scale[first if scale.shape[0] > 1 else 0]
+
+
+def _laid_out(scale: Tensor, grid: Grid) -> Tensor:
+    """Give a scale the dimensions of its weight."""
+    if grid.is_transposed:
+        return scale.transpose(-1, -2)
+    return scale.reshape(grid.view)
+
+
+def _spread(scale: Tensor, shape: tuple[int, ...], widths: tuple[int, ...]) -> Tensor:
+    """Repeat each scale over its block; single ones are left to broadcasting."""
+    for dim, (size, width) in enumerate(zip(shape, widths, strict=True)):
+        if width > 1 and scale.shape[dim] > 1:
+            scale = scale.repeat_interleave(width, dim=dim).narrow(dim, 0, size)
+    return scale

@@ -1,0 +1,185 @@
+"""4-bit floats: MXFP4 and NVFP4 (e2m1 with a scale per block), and the 4-bit types of bitsandbytes.
+
+e2m1 is a sign, two bits of exponent and one of mantissa (OCP Microscaling Formats v1.0, section 5.3.3). Two numbers lie
+in one byte, the first in the low half; in bitsandbytes the first is in the high half.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectail.models.assembly.pieces import Pieces, shape_text
+from spectail.models.assembly.scaled import EXPONENTS, scale_values
+from spectail.models.lazy_tensor import LazyTensor
+
+_POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+E2M1 = torch.tensor([*_POSITIVE, *(-value for value in _POSITIVE)])
+"""Value of each 4-bit code."""
+MX_BLOCK, NV_BLOCK = 32, 16
+_BYTES = frozenset({"uint8", "int8", "float4_e2m1fn_x2"})
+
+
+def mxfp4_experts(pieces: Pieces) -> LazyTensor | None:
+    """Experts of gpt-oss: (experts, outputs, blocks, 16 bytes), computed with as (experts, inputs, outputs)."""
+    blocks, scales = pieces.anchor, pieces["{}.*_scales"]
+    if not _are_mx_blocks(blocks, scales):
+        return None
+    *lead, outputs, count, _ = blocks.shape
+    return pieces.made((*lead, count * MX_BLOCK, outputs), _mx_blocks_transposed, blocks, scales)
+
+
+def mxfp4_blocks(pieces: Pieces) -> LazyTensor | None:
+    """The same in OpenAI's own files, ``.blocks`` and ``.scales``, computed with as (.., outputs, inputs)."""
+    blocks, scales = pieces.anchor, pieces["{}.*.scales"]
+    if not _are_mx_blocks(blocks, scales):
+        return None
+    *lead, outputs, count, _ = blocks.shape
+    return pieces.made((*lead, outputs, count * MX_BLOCK), _mx_blocks, blocks, scales)
+
+
+def _are_mx_blocks(blocks: LazyTensor, scales: LazyTensor) -> bool:
+    """Whether there is one exponent for each 16 bytes."""
+    fits = blocks.shape[:-1] == scales.shape and blocks.shape[-1:] == (MX_BLOCK // 2,)
+    return fits and len(blocks.shape) >= 3 and blocks.dtype == "uint8" and scales.dtype in EXPONENTS
+
+
+def _mx_blocks(blocks: Tensor, scales: Tensor) -> Tensor:
+    """Decode blocks and put them one behind the other."""
+    return (e2m1_values(blocks) * scale_values(scales).unsqueeze(-1)).flatten(-2)
+
+
+def _mx_blocks_transposed(blocks: Tensor, scales: Tensor) -> Tensor:
+    """Decode blocks into (.., inputs, outputs)."""
+    return _mx_blocks(blocks, scales).transpose(-1, -2)
+
+
+def mxfp4(pieces: Pieces) -> LazyTensor | None:
+    """Bytes (.., outputs, inputs / 2) with an exponent for each 32 inputs (compressed-tensors, Quark, DeepSeek)."""
+    packed, scale = pieces.anchor, next(iter(pieces.found.values()))
+    if packed.dtype not in _BYTES or scale.dtype not in EXPONENTS or not _has_blocks(packed, scale, MX_BLOCK):
+        return None
+    return pieces.made(
+        (*packed.shape[:-1], 2 * packed.shape[-1]), _blocks_of_4_bits, packed, scale, None, divides=False
+    )
+
+
+def nvfp4_divided(pieces: Pieces) -> LazyTensor | None:
+    """compressed-tensors' NVFP4: the block's scale is divided by the global one."""
+    return _nvfp4(pieces, pieces["{}.*_scale"], pieces["{}.*_global_scale"], divides=True)
+
+
+def nvfp4_multiplied(pieces: Pieces) -> LazyTensor | None:
+    """ModelOpt's NVFP4: the block's scale is multiplied by the second one."""
+    return _nvfp4(pieces, pieces["{}.*_scale"], pieces["{}.*_scale_2"], divides=False)
+
+
+def _nvfp4(pieces: Pieces, scale: LazyTensor, whole: LazyTensor, *, divides: bool) -> LazyTensor | None:
+    """Bytes with an 8-bit float for each 16 inputs and one number for the tensor, or for each expert."""
+    packed = pieces.anchor
+    one = math.prod(whole.shape) in {1, packed.shape[0] if len(packed.shape) > 2 else 1}
+    if packed.dtype not in _BYTES or not one or not scale.dtype.startswith("float8_e4m3"):
+        return None
+    if not _has_blocks(packed, scale, NV_BLOCK):
+        return pieces.failed(
+            f"stored as 4-bit floats (NVFP4) of shape {shape_text(packed.shape)} with {scale.name} of shape "
+            f"{shape_text(scale.shape)}: expected a scale for each {NV_BLOCK} numbers in the plain order of rows"
+        )
+    shape = (*packed.shape[:-1], 2 * packed.shape[-1])
+    return pieces.made(shape, _blocks_of_4_bits, packed, scale, whole, divides=divides)
+
+
+def _has_blocks(packed: LazyTensor, scale: LazyTensor, size: int) -> bool:
+    """Whether there is one scale for each ``size`` numbers of a row."""
+    same_rows = len(packed.shape) >= 2 and scale.shape[:-1] == packed.shape[:-1]
+    return same_rows and scale.shape[-1] * size == 2 * packed.shape[-1]
+
+
+def _blocks_of_4_bits(packed: Tensor, scale: Tensor, whole: Tensor | None, *, divides: bool) -> Tensor:
+    """Decode bytes whose rows are cut into equal blocks."""
+    values = e2m1_values(packed)
+    factor = scale_values(scale)
+    if whole is not None:
+        number = whole.to(torch.float32).reshape(-1, *(1,) * (factor.ndim - 1)) if whole.numel() > 1 else whole.float()
+        factor = factor / number if divides else factor * number
+    blocks = values.reshape(*factor.shape, -1) * factor.unsqueeze(-1)
+    return blocks.flatten(-2)
+
+
+def e2m1_values(packed: Tensor) -> Tensor:
+    """Decode bytes, two numbers in each, the first in the low half."""
+    codes = packed.contiguous().view(torch.uint8)
+    halves = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)
+    return E2M1.to(halves.device)[halves.to(torch.int32)]
+
+
+def bitsandbytes_4bit(pieces: Pieces) -> LazyTensor | None:
+    """The types nf4 and fp4 of bitsandbytes: a table of 16 values times the largest magnitude of each block.
+
+    Shape and block size are in a JSON text beside the weight. The magnitudes may be quantised in the same way with
+    8 bits, around a mean ("double quantisation", arXiv 2305.14314, section 3).
+    """
+    state = pieces.only(("{}.*.quant_state.bitsandbytes__nf4", "{}.*.quant_state.bitsandbytes__fp4"))
+    if state is None or pieces.blocked:
+        return pieces.failed(_NO_STATE if state is None else pieces.blocked or "")
+    said = _json_bytes(state)
+    shape, block = said.get("shape"), said.get("blocksize")
+    nested = pieces.get("{}.*.nested_absmax"), pieces.get("{}.*.nested_quant_map")
+    if not isinstance(shape, list) or not isinstance(block, int) or math.prod(shape) > 2 * pieces.anchor.numel:
+        return pieces.failed(_NO_STATE)
+    return pieces.made(
+        tuple(shape),
+        four_bit_values,
+        pieces.anchor,
+        pieces["{}.*.absmax"],
+        pieces["{}.*.quant_map"],
+        *nested,
+        shape=tuple(shape),
+        block=block,
+        nested_block=said.get("nested_blocksize"),
+        offset=said.get("nested_offset"),
+    )
+
+
+_NO_STATE = (
+    "stored as 4-bit numbers of bitsandbytes, and the quant_state beside them that gives their shape is missing: "
+    "dequantise it first"
+)
+
+
+def _json_bytes(stored: LazyTensor) -> Mapping[str, Any]:
+    """Read a JSON text that is stored as bytes; what is none says nothing."""
+    try:
+        value = json.loads(bytes(stored.read(()).to(torch.uint8).tolist()))
+    except ValueError:
+        return {}
+    return value if isinstance(value, Mapping) else {}
+
+
+def four_bit_values(
+    packed: Tensor,
+    magnitudes: Tensor,
+    table: Tensor,
+    nested_magnitudes: Tensor | None,
+    nested_table: Tensor | None,
+    *,
+    shape: tuple[int, ...],
+    block: int,
+    nested_block: int | None,
+    offset: float | None,
+) -> Tensor:
+    """Decode bitsandbytes' 4-bit numbers."""
+    if nested_magnitudes is not None and nested_table is not None and nested_block:
+        codes = magnitudes.reshape(-1).to(torch.int64)
+        factors = nested_magnitudes.float().reshape(-1).repeat_interleave(nested_block)[: codes.numel()]
+        magnitudes = nested_table.float()[codes] * factors + (offset or 0.0)
+    codes = packed.contiguous().view(torch.uint8).reshape(-1)
+    numel = math.prod(shape)
+    halves = torch.stack((codes >> 4, codes & 15), dim=-1).flatten()[:numel]
+    factor = magnitudes.float().reshape(-1).repeat_interleave(block)[:numel]
+    return (table.float()[halves.to(torch.int32)] * factor).reshape(shape)

@@ -1,0 +1,112 @@
+"""Live modules of quantisers: weights that only the module can compute, and buffers that a weight is made of.
+
+Most quantised modules keep their weight in buffers under the names that a file has, and the same recipes read them (see
+``assembly.recipes``). Here is what only a live module has: a weight behind a method, state outside of buffers, and
+buffers that a kernel has put in an order of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectail.errors import SourceError
+from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, piece_of, unreadable
+
+_REORDERED = re.compile(r"Marlin|Exllama|ExLlama|Machete|BitBLAS|Bitblas", re.IGNORECASE)
+"""Classes of modules whose kernels rearrange the packed integers when the model is loaded."""
+
+
+def module_weight(name: str, owner: nn.Module) -> LazyTensor | None:
+    """Describe the weight of a module that keeps it out of parameters and buffers; None for every other module.
+
+    Such are torch's own quantised modules, whose ``weight`` is a method, and modules with packed integers that offer
+    ``dequantize`` (HQQ).
+    """
+    if hasattr(owner, "_packed_params") and callable(getattr(owner, "weight", None)):
+        return _computed(name, owner, "weight")
+    if _holds_integers(owner) and _takes_nothing(getattr(owner, "dequantize", None)):
+        return _computed(name, owner, "dequantize")
+    packed = [key for key in ("qweight", "B") if isinstance(getattr(owner, key, None), Tensor)]
+    if packed and _REORDERED.search(type(owner).__name__):
+        problem = (
+            f"packed integers in the order of the kernel of {type(owner).__name__}: "
+            "analyse the checkpoint instead of the loaded model"
+        )
+        return unreadable(name, _stated_shape(owner), "int32", problem)
+    return None
+
+
+def _holds_integers(owner: nn.Module) -> bool:
+    """Whether a module has a matrix of integers of its own."""
+    own = [*owner._parameters.values(), *owner._buffers.values()]
+    return any(t is not None and t.ndim >= 2 and not t.is_floating_point() and not t.is_complex() for t in own)
+
+
+def _takes_nothing(method: object) -> bool:
+    """Whether a method can be called without arguments."""
+    if not callable(method):
+        return False
+    try:
+        inspect.signature(method).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _computed(name: str, owner: nn.Module, method: str) -> LazyTensor:
+    """Describe a weight that a method of the module gives."""
+    try:
+        shape = tuple(_call(owner, method, ()).shape)
+    except SourceError as error:
+        return unreadable(name, _stated_shape(owner), "uint8", str(error))
+    read = partial(_call, owner, method)
+    return LazyTensor(name, shape, "float32", read, no_weight="", parameters=tuple(owner.parameters(recurse=False)))
+
+
+def _call(owner: nn.Module, method: str, index: Index) -> Tensor:
+    """Compute a module's weight; torch's quantised tensors are dequantised."""
+    try:
+        with torch.no_grad():
+            value = getattr(owner, method)()
+            value = value.dequantize() if value.is_quantized else value
+    except Exception as error:  # noqa: BLE001 - another library's code may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SourceError(f"{type(owner).__name__}.{method}() failed: {reason}") from None
+    return piece_of(value.detach(), index)
+
+
+def _stated_shape(owner: Any) -> tuple[int, int]:
+    """Read the sizes that a module states."""
+    rows, cols = (
+        next((size for name in names if isinstance(size := getattr(owner, name, None), int)), 1)
+        for names in (("out_features", "out_channels", "outfeatures"), ("in_features", "in_channels", "infeatures"))
+    )
+    return rows, cols
+
+
+def buffers_of(prefix: str, owner: nn.Module, seen: set[int]) -> Iterator[LazyTensor]:
+    """Describe a module's own buffers, each once, and what bitsandbytes keeps beside them."""
+    for name, buffer in owner._buffers.items():
+        if buffer is None or id(buffer) in seen:
+            continue
+        seen.add(id(buffer))
+        yield replace(in_memory(f"{prefix}{name}", buffer, layout=_format_of(owner, name)), buffer=True)
+    # After the first step bitsandbytes' 8-bit layers keep the scales of their rows in their state, not on the weight.
+    scales = getattr(getattr(owner, "state", None), "SCB", None)
+    weight = owner._parameters.get("weight")
+    if isinstance(scales, Tensor) and weight is not None and weight.dtype == torch.int8:
+        yield replace(in_memory(f"{prefix}SCB", scales), buffer=True)
+
+
+def _format_of(owner: nn.Module, name: str) -> str | None:
+    """Say that a GPTQ module has its zero points as they are (version 2), which GPTQModel makes of every checkpoint."""
+    version = getattr(owner, "qzero_format", None) if name == "qzeros" else None
+    return "gptq_v2" if _takes_nothing(version) and callable(version) and version() == 2 else None
