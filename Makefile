@@ -1,11 +1,12 @@
 # make demo   set everything up, measure SmolLM2-135M, write demo/report.html
 # make test   set everything up, run the linters and the tests
+# make docs   set everything up, build the documentation site in build/site
 PYTHON ?= python3
 BIN := .venv/bin
 # the pinned set, so that pip does not search; torch first, from the CPU build where one is offered
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check slow clean
+.PHONY: demo test check slow docs clean
 
 demo: .venv/demo
 	$(BIN)/spectail analyze demo --out demo
@@ -17,6 +18,9 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: .venv/dev
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet
 
 slow: .venv/dev
 	$(BIN)/pytest -m slow

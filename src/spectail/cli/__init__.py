@@ -47,7 +47,7 @@ class _Commands(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         if name in COMMANDS:
             module = import_module(f"spectail.cli.{name}")
-            own = typer.Typer()
+            own = typer.Typer(add_completion=False)
             own.command(name)(getattr(module, name))
             command = typer.main.get_command(own)
         return name, command, rest

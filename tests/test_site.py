@@ -1,0 +1,57 @@
+"""The documentation site builds without a warning, offline, and holds what it promises."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import spectail as st
+from spectail.cli import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+pytest.importorskip("mkdocs")
+
+
+class _Loaded(HTMLParser):
+    """Collects what a page loads by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.addresses = []
+
+    def handle_starttag(self, tag, attrs):
+        named = dict(attrs)
+        if tag in {"script", "img", "iframe"}:
+            self.addresses.append(named.get("src") or "")
+        if tag == "link" and named.get("rel") in {"stylesheet", "preload", "preconnect"}:
+            self.addresses.append(named.get("href") or "")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_every_command_and_public_name_has_a_section(site):
+    commands = (site / "reference" / "commands.html").read_text()
+    assert [name for name in COMMANDS if f"spectail {name}" not in commands] == []
+    names = (site / "reference" / "python.html").read_text()
+    assert [name for name in st.__all__ if f"st.{name}" not in names] == []
+
+
+def test_no_page_loads_anything_from_the_network(site):
+    for page in site.rglob("*.html"):
+        parser = _Loaded()
+        parser.feed(page.read_text())
+        assert [a for a in parser.addresses if re.match(r"(?:https?:)?//", a)] == [], page.name
