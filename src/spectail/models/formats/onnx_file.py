@@ -20,7 +20,7 @@ from spectail.errors import SourceError
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.onnx_graph import Graph, Use, attribute, is_machine_name, readable
 from spectail.models.formats.open_file import OpenFile
-from spectail.models.formats.ranges import StoredArray, row_major, stored_tensor
+from spectail.models.formats.ranges import StoredArray, permuted_tensor, row_major, stored_tensor
 from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name, piece_of, unreadable
 
 _TYPES: dict[int, torch.dtype] = {
@@ -125,7 +125,7 @@ class _Reader:
         for step in use.steps:
             if step.op_type == "Transpose":
                 axes = attribute(step, "perm", list(range(len(stored.shape)))[::-1])
-                stored = _permuted(stored, axes)
+                stored = permuted_tensor(stored, axes)
         return [_oriented(stored, use)]
 
     def _stored(self, name: str, proto: Any) -> LazyTensor:
@@ -227,21 +227,11 @@ def _oriented(stored: LazyTensor, use: Use) -> LazyTensor:
         in_out = kind == "Attention"
     weight = replace(stored, no_weight="")
     if in_out:
-        weight = _permuted(weight, [*range(len(stored.shape) - 2), len(stored.shape) - 1, len(stored.shape) - 2])
+        weight = permuted_tensor(weight, [*range(len(stored.shape) - 2), len(stored.shape) - 1, len(stored.shape) - 2])
     factor = float(attribute(use.node, "alpha", 1.0)) if gemm or kind == "FusedMatMul" else 1.0
     if factor != 1.0:
         weight = replace(weight, read=partial(_scaled, weight.read, factor))
     return weight
-
-
-def _permuted(stored: LazyTensor, axes: Sequence[int]) -> LazyTensor:
-    """Put the dimensions in another order."""
-    shape = tuple(stored.shape[axis] for axis in axes)
-    return replace(stored, shape=shape, read=partial(_read_permuted, stored.read, tuple(axes)))
-
-
-def _read_permuted(read: Callable[[Index], Tensor], axes: tuple[int, ...], index: Index) -> Tensor:
-    return piece_of(read(()).permute(axes), index)
 
 
 def _scaled(read: Callable[[Index], Tensor], factor: float, index: Index) -> Tensor:

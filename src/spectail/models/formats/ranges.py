@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spectail.models.formats.open_file import ReadableFile
-from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name
+from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name, piece_of
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,32 @@ def column_major(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(math.prod(shape[:dim]) for dim in range(len(shape)))
 
 
-def stored_tensor(name: str, array: StoredArray, *, axes: Sequence[int] | None = None) -> LazyTensor:
-    """Describe an array in a file under a parameter's name; ``axes`` is the order in which torch has its dimensions."""
-    if axes is not None:
-        array = permuted(array, axes)
-    identity = (
-        (array.file.path, array.offset, array.shape, array.strides, array.dtype) if math.prod(array.shape) else None
-    )
+def stored_tensor(name: str, array: StoredArray) -> LazyTensor:
+    """Describe an array in a file under a parameter's name."""
+    place = (str(array.file.path), array.offset, array.shape, array.strides, array.dtype)
+    identity = place if math.prod(array.shape) else None
     return LazyTensor(name, array.shape, dtype_name(array.dtype), partial(StoredArray.read, array), identity=identity)
 
 
-def permuted(array: StoredArray, axes: Sequence[int]) -> StoredArray:
-    """Put the dimensions of an array in another order, as ``torch.permute`` does."""
-    shape, strides = (tuple(old[axis] for axis in axes) for old in (array.shape, array.strides))
-    return StoredArray(array.file, array.offset, array.dtype, shape, strides)
+def permuted_tensor(stored: LazyTensor, axes: Sequence[int]) -> LazyTensor:
+    """Put the dimensions of any tensor in another order."""
+    if stored.problem:
+        return replace(stored, shape=tuple(stored.shape[axis] for axis in axes))
+    shape = tuple(stored.shape[axis] for axis in axes)
+    return replace(stored, shape=shape, read=partial(_read_permuted, stored.read, tuple(axes)))
+
+
+def _read_permuted(read: Callable[[Index], Tensor], axes: tuple[int, ...], index: Index) -> Tensor:
+    return piece_of(read(()).permute(axes), index)
+
+
+def reshaped_tensor(stored: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
+    """Give a tensor another shape with the same entries in the same order."""
+    return replace(stored, shape=shape, read=partial(_read_reshaped, stored.read, shape))
+
+
+def _read_reshaped(read: Callable[[Index], Tensor], shape: tuple[int, ...], index: Index) -> Tensor:
+    return piece_of(read(()).reshape(shape), index)
 
 
 def _span(shape: Sequence[int], strides: Sequence[int]) -> int:

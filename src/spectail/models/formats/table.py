@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spectail.errors import SourceError
-from spectail.models.formats import gguf, onnx_file, safetensors, torch_pickle
+from spectail.models.formats import flax_file, gguf, hdf5, npy, onnx_file, safetensors, torch_pickle
 from spectail.models.formats.format import Format
 from spectail.models.formats.open_file import OpenFile
 
@@ -14,6 +14,9 @@ FORMATS: list[Format] = [
     torch_pickle.FORMAT,
     gguf.FORMAT,
     onnx_file.FORMAT,
+    flax_file.FORMAT,
+    hdf5.FORMAT,
+    npy.FORMAT,
 ]
 """In a folder that holds a model in several formats, the first of these is read."""
 _FIRST_BYTES = 512

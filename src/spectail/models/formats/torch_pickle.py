@@ -19,11 +19,10 @@ from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.open_file import MemoryFile, OpenFile, ReadableFile
 from spectail.models.formats.state_dict import state_tensors
 from spectail.models.formats.unpickle import CodeInPickleError, PlainUnpickler, Storage
+from spectail.models.formats.zipped import member
 from spectail.models.lazy_tensor import LazyTensor
 
 _MAGIC = 0x1950A86A20F9469CFC6C
-_LOCAL_HEADER = 30
-"""Bytes of a zip member's own header before its name and extra field, whose lengths are its last two numbers."""
 _FROM_TORCHSCRIPT = (
     "python -c \"import torch; torch.save(torch.jit.load('{}', map_location='cpu').state_dict(), 'model.pt')\""
 )
@@ -127,15 +126,7 @@ def _member(
     """Find the bytes of one storage in the archive."""
     if location == "meta":
         return Storage(dtype, problem="on the meta device, its values were never loaded")
-    info = archive.getinfo(name)
-    if info.compress_type != zipfile.ZIP_STORED:  # torch never compresses; an archive packed again may
-        return Storage(dtype, MemoryFile(file.path, archive.read(name)))
-    header = file.read(start + info.header_offset, _LOCAL_HEADER)
-    lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-    offset = start + info.header_offset + _LOCAL_HEADER + lengths
-    if offset + info.file_size > file.size:
-        raise ValueError(name)
-    return Storage(dtype, file, offset)
+    return Storage(dtype, *member(file, start, archive, name))
 
 
 def _load_sequence(file: ReadableFile) -> tuple[Any, dict[str, None]]:

@@ -1,0 +1,105 @@
+"""Weights as JAX and TensorFlow store them, turned into torch's names and orientation.
+
+A Dense kernel is (in, out), a convolution's (*window, in, out); attention keeps heads in a dimension of their own. The
+parameter is called kernel, embedding(s), scale or gamma where torch calls it weight.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from spectail.models.formats.ranges import permuted_tensor, reshaped_tensor
+from spectail.models.lazy_tensor import Index, LazyTensor, piece_of
+
+_RENAMED = {
+    "kernel": "weight",
+    "embedding": "weight",
+    "embeddings": "weight",
+    "scale": "weight",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+_HEADS_LAST = re.compile(r"(?:^|[._])(?:q|k|v|query|key|value)(?:_proj|_dense)?$")
+"""Modules whose kernel is (in, heads, head_dim)."""
+_HEADS_FIRST = re.compile(r"(?:^|[._])(?:o|out|output|attention_output|output_dense)(?:_proj|_dense)?$")
+"""Modules whose kernel is (heads, head_dim, out)."""
+_STACKED = re.compile(r"scan|stacked", re.IGNORECASE)
+_GATES = {4: (0, 1, 2, 3), 3: (1, 0, 2), 1: (0,)}
+"""Keras' gates by their number: LSTM i, f, c, o as in torch; GRU z, r, h, in torch r, z, n."""
+
+
+def as_torch(tensors: Mapping[str, LazyTensor]) -> list[LazyTensor]:
+    """Turn tensors by their paths (``encoder.layer.0.query.kernel``) into torch's."""
+    recurrent = {path.removesuffix("recurrent_kernel") for path in tensors if path.endswith("recurrent_kernel")}
+    result = []
+    for path, stored in tensors.items():
+        module, _, leaf = path.rpartition(".")
+        prefix = f"{module}." if module else ""
+        if prefix in recurrent and leaf in {"kernel", "recurrent_kernel"}:
+            result.append(_recurrent(replace(stored, name=prefix), tensors[prefix + "recurrent_kernel"], leaf))
+        elif leaf in {"kernel", "pointwise_kernel"}:
+            name = prefix + ("weight" if leaf == "kernel" else "pointwise.weight")
+            result.append(_kernel(replace(stored, name=name), module))
+        elif leaf == "depthwise_kernel":
+            result.append(_depthwise(replace(stored, name=f"{prefix}depthwise.weight")))
+        else:
+            layout = "embedding" if leaf.startswith("embedding") and len(stored.shape) == 2 else None
+            result.append(replace(stored, name=prefix + _RENAMED.get(leaf, leaf), layout=layout))
+    return result
+
+
+def _kernel(stored: LazyTensor, module: str) -> LazyTensor:
+    """Bring a kernel into (out, in, *window)."""
+    shape = stored.shape
+    rank = len(shape)
+    if rank < 2:
+        return stored
+    if rank == 2:
+        return permuted_tensor(stored, (1, 0))
+    if rank == 3 and _HEADS_LAST.search(module):
+        return permuted_tensor(reshaped_tensor(stored, (shape[0], shape[1] * shape[2])), (1, 0))
+    if rank == 3 and _HEADS_FIRST.search(module):
+        return permuted_tensor(reshaped_tensor(stored, (shape[0] * shape[1], shape[2])), (1, 0))
+    if rank == 3 and _STACKED.search(module):
+        return permuted_tensor(stored, (0, 2, 1))
+    window = range(rank - 2)
+    return replace(permuted_tensor(stored, (rank - 1, rank - 2, *window)), layout="conv")
+
+
+def _depthwise(stored: LazyTensor) -> LazyTensor:
+    """Bring (*window, in, multiplier) into (in x multiplier, 1, *window)."""
+    *window, inputs, multiplier = stored.shape
+    rank = len(stored.shape)
+    moved = permuted_tensor(stored, (rank - 2, rank - 1, *range(rank - 2)))
+    return replace(reshaped_tensor(moved, (inputs * multiplier, 1, *window)), layout="conv")
+
+
+def _recurrent(stored: LazyTensor, hidden: LazyTensor, leaf: str) -> LazyTensor:
+    """Give a recurrent layer's kernels torch's names and order of gates."""
+    units = hidden.shape[0]
+    gates = _GATES.get(hidden.shape[1] // max(1, units), (0,))
+    which = "hh" if leaf == "recurrent_kernel" else "ih"
+    name = re.sub(r"(?:^|(?<=\.))(?:cell|lstm_cell|gru_cell|simple_rnn_cell)\.$", "", stored.name)
+    return replace(
+        stored,
+        name=f"{name}weight_{which}_l0",
+        shape=stored.shape[::-1],
+        read=partial(_read_gates, stored, gates),
+        identity=None,
+    )
+
+
+def _read_gates(stored: LazyTensor, gates: tuple[int, ...], index: Index) -> Tensor:
+    """Transpose a kernel and put its gates in torch's order."""
+    parts = stored.read(()).T.chunk(len(gates))
+    return piece_of(torch.cat([parts[gate] for gate in gates]), index)

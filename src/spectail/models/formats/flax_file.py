@@ -1,0 +1,75 @@
+"""Flax: parameters in msgpack, as ``flax.serialization.to_bytes`` and transformers write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from spectail.errors import SourceError
+from spectail.models.formats.channels_last import as_torch
+from spectail.models.formats.format import Contents, Format
+from spectail.models.formats.msgpack import Walker
+from spectail.models.formats.open_file import OpenFile
+from spectail.models.formats.ranges import StoredArray, stored_tensor
+from spectail.models.lazy_tensor import LazyTensor
+from spectail.models.naming.names import natural_key
+
+_NO_PARAMETERS = ("opt_state", "optimizer", "batch_stats", "step", "rng", "dropout_rng", "cache")
+
+
+def read_flax(files: Sequence[OpenFile]) -> Contents:
+    """Describe the parameters of one or several files, numbers in names in counting order."""
+    tensors: dict[str, LazyTensor] = {}
+    for file in files:
+        for path, stored in _arrays(_parameters(_tree(file))):
+            if path in tensors:
+                raise SourceError(f"array {path!r} is in {file.name} and in an earlier shard")
+            tensors[path] = stored
+    if not tensors:
+        raise SourceError(f"{files[0].path} holds no arrays; expected the parameters of a Flax model")
+    return Contents(sorted(as_torch(tensors), key=lambda stored: natural_key(stored.name)))
+
+
+def _tree(file: OpenFile) -> Mapping[str, Any]:
+    """Read the structure of one file."""
+    if file.size == 0:
+        raise SourceError(f"{file.path} is empty; expected a msgpack file of Flax")
+    try:
+        walker = Walker(file)
+        tree = walker.value()
+        whole = walker.position == file.size
+    except SourceError:
+        raise
+    except Exception:  # noqa: BLE001 - damaged lengths may lead anywhere
+        whole, tree = False, None
+    if not whole or not isinstance(tree, Mapping):
+        raise SourceError(f"{file.path} is not a readable msgpack file of Flax: it is truncated or of another format")
+    return tree
+
+
+def _parameters(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Find the parameters in a training state, or in what holds other collections of variables beside them."""
+    while isinstance(tree.get("params"), Mapping):
+        tree = tree["params"]
+    return {key: value for key, value in tree.items() if key not in _NO_PARAMETERS}
+
+
+def _arrays(value: Any, path: str = "") -> Iterator[tuple[str, LazyTensor]]:
+    """List the arrays of a tree with their paths."""
+    if isinstance(value, StoredArray):
+        yield path, stored_tensor(path, value)
+    elif isinstance(value, LazyTensor):
+        yield path, value
+    elif isinstance(value, Mapping | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, inner in items:
+            yield from _arrays(inner, f"{path}.{key}" if path else str(key))
+
+
+FORMAT = Format(
+    name="a msgpack file of Flax",
+    suffixes=(".msgpack",),
+    read=read_flax,
+    looks_like=lambda start, size: False,  # a msgpack map begins like many other things
+    folder=("*.msgpack",),
+)

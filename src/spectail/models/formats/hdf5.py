@@ -1,0 +1,151 @@
+"""HDF5 files of Keras and TensorFlow: ``tf_model.h5`` of transformers, ``.h5``, ``.weights.h5`` and ``.keras`` files.
+
+The ``h5py`` library reads the structure; arrays that are stored in one piece are read by ranges. Keras 3 numbers a
+layer's variables (``layers/dense/vars/0``): the layer's class, which its group is named after, tells what they are.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectail.errors import SourceError
+from spectail.models.formats.channels_last import as_torch
+from spectail.models.formats.format import Contents, Format
+from spectail.models.formats.npy import torch_dtype
+from spectail.models.formats.open_file import OpenFile, ReadableFile
+from spectail.models.formats.ranges import StoredArray, row_major, stored_tensor
+from spectail.models.formats.zipped import member
+from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name, piece_of, unreadable
+from spectail.models.naming.names import natural_key
+
+_MAGIC = b"\x89HDF\r\n\x1a\n"
+_OPTIMIZER = re.compile(r"^/(?:optimizer|optimizer_weights|_layer_checkpoint_dependencies/optimizer)(?:/|$)")
+_WEIGHTS = "model.weights.h5"
+
+
+def read_hdf5(files: Sequence[OpenFile]) -> Contents:
+    """Describe the weights of one or several files, numbers in names in counting order."""
+    tensors: dict[str, LazyTensor] = {}
+    for file in files:
+        for path, stored in _arrays(file).items():
+            if path in tensors:
+                raise SourceError(f"array {path!r} is in {file.name} and in an earlier shard")
+            tensors[path] = stored
+    if not tensors:
+        raise SourceError(f"{files[0].path} holds no arrays; expected the weights of a Keras model")
+    return Contents(sorted(as_torch(tensors), key=lambda stored: natural_key(stored.name)))
+
+
+def _arrays(file: OpenFile) -> dict[str, LazyTensor]:
+    """Describe the arrays of one file by their paths."""
+    h5py = _library(file)
+    if file.size == 0:
+        raise SourceError(f"{file.path} is empty; expected an HDF5 file of Keras")
+    try:
+        place, start = (file, 0) if bytes(file.read(0, 2)) != b"PK" else _inside(file)
+        with h5py.File(place.stream(start), "r") as tree:
+            found: list[str] = []
+            tree.visititems(lambda path, item: found.append(f"/{path}") if isinstance(item, h5py.Dataset) else None)
+            kept = [path for path in found if not _OPTIMIZER.match(path)]
+            return {_name(path): _described(tree[path], place, start) for path in sorted(kept, key=natural_key)}
+    except SourceError:
+        raise
+    except Exception:  # noqa: BLE001 - a damaged file may fail in any way
+        raise SourceError(
+            f"{file.path} is not a readable file of Keras: it is truncated or of another format"
+        ) from None
+
+
+def _library(file: OpenFile) -> Any:
+    """Import the optional library."""
+    try:
+        import h5py
+    except ImportError:
+        raise SourceError(f"reading {file.path} needs the h5py library: pip install h5py") from None
+    return h5py
+
+
+def _inside(file: OpenFile) -> tuple[ReadableFile, int]:
+    """Find the weights in a ``.keras`` archive."""
+    with zipfile.ZipFile(file.stream()) as archive:
+        return member(file, 0, archive, _WEIGHTS)
+
+
+def _described(dataset: Any, file: ReadableFile, start: int) -> LazyTensor:
+    """Describe one array: by its range where it lies in one piece, else through the library."""
+    shape = tuple(dataset.shape)
+    dtype = torch_dtype(dataset.dtype.str)
+    if dtype is None:
+        return unreadable("", shape, "uint8", f"an array of type {dataset.dtype}, which is not read")
+    offset = dataset.id.get_offset()
+    if offset is not None:
+        return stored_tensor("", StoredArray(file, start + offset, dtype, shape, row_major(shape)))
+    read = partial(_read_chunked, file, start, dataset.name)
+    return LazyTensor("", shape, dtype_name(dtype), read)
+
+
+def _read_chunked(file: ReadableFile, start: int, path: str, index: Index) -> Tensor:
+    """Read an array that is cut or compressed."""
+    import h5py
+
+    with h5py.File(file.stream(start), "r") as tree:
+        return piece_of(torch.from_numpy(np.asarray(tree[path][()])), index)
+
+
+def _name(path: str) -> str:
+    """Write the path of a variable with dots, its last part as Keras calls the variable.
+
+    >>> _name("/bert/tf_bert_model/bert/encoder/layer_._0/output/dense/kernel:0")
+    'bert.encoder.layer.0.output.dense.kernel'
+    >>> _name("/layers/dense_1/vars/0"), _name("/dense/dense/kernel:0")
+    ('dense_1.kernel', 'dense.kernel')
+    """
+    parts = path.strip("/").removesuffix(":0").replace("_._", "/").split("/")
+    tf_class = next((i for i, part in enumerate(parts) if part.startswith("tf_")), None)
+    if tf_class is not None:
+        parts = parts[tf_class + 1 :]
+    elif len(parts) > 2 and parts[0] == "model_weights":
+        parts = parts[1:]
+    if len(parts) > 2 and parts[0] == parts[1]:
+        parts = parts[1:]  # a Keras file has a group for the layer, and the layer's name again in the variable's
+    parts = [part for part in parts if part not in {"_layer_checkpoint_dependencies", "layers"}]
+    if len(parts) > 2 and parts[-2] == "vars":
+        parts = [*parts[:-2], _variable(parts[:-2], parts[-1])]
+    return ".".join(parts)
+
+
+def _variable(layer: Sequence[str], number: str) -> str:
+    """Give a numbered variable of Keras 3 its name."""
+    kind = re.sub(r"_\d+$", "", layer[-1])
+    whole = ".".join(layer)
+    if re.search(r"lstm|gru|simple_rnn", whole) and kind.endswith("cell"):
+        names = ["kernel", "recurrent_kernel", "bias"]
+    elif "separable" in kind:
+        names = ["depthwise_kernel", "pointwise_kernel", "bias"]
+    elif "depthwise" in kind:
+        names = ["depthwise_kernel", "bias"]
+    elif "embedding" in kind:
+        names = ["embeddings"]
+    elif "norm" in kind:
+        names = ["gamma", "beta", "moving_mean", "moving_variance"]
+    else:
+        names = ["kernel", "bias"]
+    place = int(number)
+    return names[place] if place < len(names) else f"variable_{number}"
+
+
+FORMAT = Format(
+    name="an HDF5 file of Keras",
+    suffixes=(".h5", ".hdf5", ".keras"),
+    read=read_hdf5,
+    looks_like=lambda start, size: start.startswith(_MAGIC),
+    folder=("*.h5", "*.hdf5", "*.keras"),
+)
