@@ -45,7 +45,12 @@ def module_weight(name: str, owner: nn.Module) -> LazyTensor | None:
 
 
 def _holds_integers(owner: nn.Module) -> bool:
-    """Whether a module has a matrix of integers of its own."""
+    """Whether a module without sub-modules has a matrix of integers of its own.
+
+    Whole models have ``dequantize`` too (transformers'), and may hold a buffer of positions.
+    """
+    if any(True for _ in owner.children()):
+        return False
     own = [*owner._parameters.values(), *owner._buffers.values()]
     return any(t is not None and t.ndim >= 2 and not t.is_floating_point() and not t.is_complex() for t in own)
 
