@@ -60,9 +60,7 @@ CASES: dict[str, Case] = {
     ),
     "adalora": Case("AdaLoraConfig", {"init_r": 6, "target_r": 3, "lora_alpha": 5, "total_step": 10}),
     "loha": Case("LoHaConfig", {"r": 3, "alpha": 5}),
-    "loha conv": Case(
-        "LoHaConfig", {"r": 3, "use_effective_conv2d": True} | CONV, ("square", "conv", "point")
-    ),
+    "loha conv": Case("LoHaConfig", {"r": 3, "use_effective_conv2d": True} | CONV, ("square", "conv", "point")),
     "loha flat conv": Case("LoHaConfig", {"r": 3, "target_modules": ["conv"]}, ("conv",), file="base"),
     "lokr": Case("LoKrConfig", {"r": 2, "alpha": 5}),
     "lokr whole": Case("LoKrConfig", {"r": 8, "alpha": 5}),

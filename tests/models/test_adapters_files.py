@@ -309,8 +309,6 @@ def test_change_of_every_weight(name, tmp_path):
 UNKNOWN: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "lycoris oft": ({f"{UNET}.oft_blocks": rand(2, 4, 4), f"{UNET}.alpha": torch.tensor(1.0)}, "OFT"),
     "a new form of lycoris": ({f"{UNET}.nova_x": rand(4, 4)}, "nova_x"),
-    "prompt tuning": ({"prompt_embeddings": rand(5, 8)}, "prompts"),
-    "llama adapter": ({"base_model.model.layers.0.self_attn.adaption_prompt": rand(1, 5, 8)}, "prompts"),
     "a new form of peft": ({f"{PEFT}.nova_A": rand(3, 6), f"{PEFT}.nova_B": rand(8, 3)}, "NOVA"),
     "bone": ({f"{PEFT}.bone_block": rand(4, 6)}, "Bone"),
 }
@@ -327,8 +325,22 @@ def test_unknown_forms_are_failed_rows(name, tmp_path):
     assert row.kind == "lora"
 
 
+def test_prompts_are_no_weights(tmp_path):
+    state = {"prompt_embeddings": rand(5, 8), "base_model.model.layers.0.self_attn.adaption_prompt": rand(1, 5, 8)}
+    save_file(state, tmp_path / "adapter_model.safetensors")
+    layers = open_source(tmp_path).layers
+    assert len(layers) == 2
+    assert all("prompts are inputs" in layer.no_weight for layer in layers)
+
+
 def test_names_that_only_look_like_pieces_are_layers():
-    state = {"net.m.0.weight": BASE, "m.weight": BASE, "road_net.weight": BASE, "magnitude.weight": BASE, "poly_x": BASE}
+    state = {
+        "net.m.0.weight": BASE,
+        "m.weight": BASE,
+        "road_net.weight": BASE,
+        "magnitude.weight": BASE,
+        "poly_x": BASE,
+    }
     source = open_source({name: value.clone() for name, value in state.items()})
     assert not any(layer.kind == "lora" for layer in source.layers)
     assert len(source.layers) == len(state)

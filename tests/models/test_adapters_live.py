@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 
@@ -154,3 +155,143 @@ def test_adapter_of_fused_experts_is_not_multiplied_across_experts(tmp_path):
     )
     (layer,) = open_source(tmp_path).layers
     assert "fused parameter" in layer.problem
+
+
+def test_an_adapter_says_whether_the_model_uses_it():
+    model, _ = adapted()
+    model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    notes = {layer.name: layer.note for layer in open_source(model).layers if layer.kind == "lora"}
+    assert notes["model.layers.0.self_attn.q_proj.lora.default"] == ""
+    assert "second is not active" in notes["model.layers.0.self_attn.q_proj.lora.second"]
+    model.set_adapter("second")
+    notes = {layer.name: layer.note for layer in open_source(model).layers if layer.kind == "lora"}
+    assert "default is not active" in notes["model.layers.0.self_attn.q_proj.lora.default"]
+    with model.disable_adapter():
+        assert all(layer.note for layer in open_source(model).layers if layer.kind == "lora")
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_merged_adapter_gives_the_same_change_and_says_so(use_dora):
+    model, _ = adapted(use_dora=use_dora)
+    before = {layer.name: layer.read().clone() for layer in open_source(model).layers}
+    model.merge_adapter()
+    after = {layer.name: layer for layer in open_source(model).layers}
+    name = "model.layers.0.self_attn.q_proj"
+    torch.testing.assert_close(after[f"{name}.lora"].read(), before[f"{name}.lora"], rtol=1e-4, atol=1e-6)
+    assert "is merged" in after[f"{name}.lora"].note
+    merged = before[name].double() + before[f"{name}.lora"]
+    torch.testing.assert_close(after[name].read().double(), merged, rtol=1e-4, atol=1e-6)
+
+
+def test_adapters_of_two_forms_on_one_layer():
+    model, _ = adapted()
+    options = {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False}
+    model.add_adapter("second", peft.LoraConfig(use_dora=True, **options))
+    name = "model.layers.0.self_attn.q_proj"
+    rows = {layer.name: layer for layer in open_source(model).layers if layer.name.startswith(name)}
+    assert set(rows) == {name, f"{name}.lora.default", f"{name}.lora.second"}
+    layer = copy.deepcopy(model.base_model.model.get_submodule(name)).double()
+    base = layer.weight.detach().clone()
+    layer.merge(adapter_names=["second"])
+    torch.testing.assert_close(rows[f"{name}.lora.second"].read()[0], layer.weight.detach() - base)
+
+
+def experts_adapted(parameters):
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 4}
+    options = {"num_experts": 3, "moe_intermediate_size": 6, "num_key_value_heads": 1}
+    base = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(vocab_size=20, **options, **sizes))
+    paths = [f"mlp.experts.{name}" for name in parameters]
+    return adapt(base, r=2, lora_alpha=6, target_modules=[], target_parameters=paths, init_lora_weights=False)
+
+
+@pytest.mark.parametrize("parameters", [["gate_up_proj", "down_proj"], ["gate_up_proj"], ["down_proj"]])
+def test_adapters_of_fused_experts_give_a_change_for_each_expert(parameters, tmp_path):
+    model = experts_adapted(parameters)
+    save(model, tmp_path)
+    base = copy.deepcopy(model).unload().model.layers[0].mlp.experts
+    merged = copy.deepcopy(model).double().merge_and_unload().model.layers[0].mlp.experts
+    expected = {
+        f"model.layers.0.mlp.experts.{name}[{i}].lora": (getattr(merged, name) - getattr(base, name)).detach()[i]
+        for name in parameters
+        for i in range(3)
+    }
+    for source in (open_source(model), open_source(tmp_path)):
+        rows = {layer.name: layer for layer in source.layers if layer.kind == "lora"}
+        assert set(rows) == set(expected)
+        for name, change in expected.items():
+            assert rows[name].problem is None
+            torch.testing.assert_close(rows[name].read()[0], change, rtol=1e-5, atol=1e-6)
+    names = {layer.name for layer in open_source(model).layers if "experts" in layer.name and layer.kind != "lora"}
+    assert "model.layers.0.mlp.experts.gate_up_proj[0].gate" in names
+
+
+def test_tokens_that_are_trained_change_the_embedding_once():
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=20, num_key_value_heads=1, tie_word_embeddings=True, **sizes)
+    model = adapt(transformers.LlamaForCausalLM(config), r=2, target_modules=["q_proj"], trainable_token_indices=[1, 4])
+    adapter = model.base_model.model.model.embed_tokens.token_adapter
+    with torch.no_grad():
+        adapter.trainable_tokens_delta["default"].normal_()
+    rows = {layer.name: layer for layer in open_source(model).layers}
+    assert {name for name in rows if "embed" in name or "head" in name} == {
+        "model.embed_tokens",
+        "model.embed_tokens.lora",
+    }
+    change = torch.zeros(20, 8)
+    change[[1, 4]] = adapter.trainable_tokens_delta["default"].detach() - adapter.base_layer.weight.detach()[[1, 4]]
+    torch.testing.assert_close(rows["model.embed_tokens.lora"].read()[0].float(), change)
+
+
+def test_attention_module_adapter(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mha = nn.MultiheadAttention(8, 2)
+
+    model = adapt(Net(), r=2, lora_alpha=6, target_modules=["mha"], init_lora_weights=False)
+    save(model, tmp_path)
+    layer = model.base_model.model.mha
+    expected = {"mha.lora": layer.get_delta_weight("default")}
+    expected["mha.out_proj.lora"] = layer.base_layer.out_proj.get_delta_weight("default")
+    for source in (open_source(model), open_source(tmp_path)):
+        rows = {row.name: row for row in source.layers if row.kind == "lora"}
+        assert set(rows) == set(expected)
+        assert all(torch.allclose(rows[n].read()[0].float(), change, atol=1e-6) for n, change in expected.items())
+
+
+def test_prompts_leave_the_names_of_the_base_model():
+    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    base = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=20, num_key_value_heads=1, **sizes))
+    names = [layer.name for layer in open_source(base).layers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(base, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
+    layers = open_source(model).layers
+    assert [layer.name for layer in layers if layer.no_weight is None] == names
+    assert [layer.name for layer in layers if layer.no_weight] == ["prompt_encoder.default.embedding"]
+
+
+def test_a_base_weight_that_is_not_in_memory_is_said():
+    model, _ = adapted(use_dora=True)
+    target = model.base_model.model.model.layers[0].self_attn.q_proj
+    target.base_layer.to("meta")
+    rows = {layer.name: layer for layer in open_source(model).layers}
+    assert "not in memory" in rows["model.layers.0.self_attn.q_proj.lora"].problem
+
+
+class LoraLinear(nn.Module):
+    """As in torchtune: the factors are modules beside the weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 4))
+        self.rank, self.alpha = 2, 6.0
+        self.lora_a, self.lora_b = nn.Linear(4, 2, bias=False), nn.Linear(2, 5, bias=False)
+
+
+def test_modules_of_other_libraries_state_their_scale():
+    model = nn.ModuleDict({"q_proj": LoraLinear()})
+    rows = {layer.name: layer for layer in open_source(model).layers}
+    assert set(rows) == {"q_proj", "q_proj.lora"}
+    layer = model["q_proj"]
+    torch.testing.assert_close(rows["q_proj.lora"].read()[0].float(), 3 * layer.lora_b.weight @ layer.lora_a.weight)

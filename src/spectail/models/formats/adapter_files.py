@@ -46,12 +46,14 @@ class _Base:
         self._weights: Mapping[str, LazyTensor] | None = None
 
     def __call__(self, target: str) -> LazyTensor | None:
-        """Find the weight of a layer: by its whole name, else as the only one whose name ends so or that it ends with."""
+        """Find the weight of a layer: by its whole name, else as the only one of which one name ends with the other."""
         if self._weights is None:
             self._weights = self._read()
         if target in self._weights:
             return self._weights[target]
-        found = [w for name, w in self._weights.items() if f".{name}".endswith(f".{target}") or target.endswith(f".{name}")]
+        found = [
+            w for name, w in self._weights.items() if f".{name}".endswith(f".{target}") or target.endswith(f".{name}")
+        ]
         return found[0] if len(found) == 1 else None
 
     def _read(self) -> Mapping[str, LazyTensor]:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from spectail.errors import SourceError
+from spectail.models.assembly.adapters.experts import expert_changes
 from spectail.models.assembly.adapters.known import Known, Scale
 from spectail.models.assembly.adapters.spelling import VECTORS
-from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, parameters_of, piece_of, unreadable
+from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, piece_of, unreadable
 from spectail.models.naming.names import clean_names
 
 
@@ -47,7 +48,7 @@ def adapters_of(module: nn.Module) -> LiveAdapters:
     vectors = 0
     for path, owner in module.named_modules():
         scales += ((path, adapter, scale) for adapter, scale in _scales_of(owner))
-        if not _is_peft_layer(owner):
+        if not _is_peft_layer(owner) or getattr(owner, "tied_adapter", None) is not None:
             continue
         adapters = sorted(_adapters_of(owner))
         for adapter in adapters:
@@ -114,8 +115,10 @@ def _rows(path: str, owner: Any, adapter: str, *, alone: bool) -> Iterator[LazyT
     ending = "lora" if alone else f"lora.{adapter}"
     note = _state_of(owner, adapter)
     if parameter is not None:
-        target = ".".join(filter(None, (path.replace(".base_layer", ""), parameter)))
-        yield from _expert_rows(target, ending, owner, adapter, note)
+        target = ".".join(filter(None, (path.replace(".base_layer", ""), "" if parameter == "weight" else parameter)))
+        down, up = (in_memory(name, getattr(owner, name)[adapter].weight) for name in ("lora_A", "lora_B"))
+        factor = float(owner.scaling[adapter])
+        yield from expert_changes(target, ending, down, up, int(owner.num_experts), factor=factor, note=note)
         return
     name = ".".join(filter(None, (path.removesuffix(".token_adapter"), ending)))
     weight = _weight_of(owner)
@@ -127,9 +130,7 @@ def _rows(path: str, owner: Any, adapter: str, *, alone: bool) -> Iterator[LazyT
         return
     read = partial(_read_change, owner, adapter, turned)
     parameters = tuple(_pieces_of(owner, adapter))
-    yield LazyTensor(
-        name, shape[::-1] if turned else shape, "float64", read, "lora", note=note, parameters=parameters
-    )
+    yield LazyTensor(name, shape[::-1] if turned else shape, "float64", read, "lora", note=note, parameters=parameters)
 
 
 def _why_not(weight: Tensor) -> str | None:
@@ -139,31 +140,6 @@ def _why_not(weight: Tensor) -> str | None:
     if not weight.is_floating_point() or weight.numel() == 0:
         return f"the change depends on the base weight, which is stored as {weight.dtype}: dequantise the model first"
     return None
-
-
-def _expert_rows(target: str, ending: str, owner: Any, adapter: str, note: str) -> Iterator[LazyTensor]:
-    """Describe LoRA of a parameter that holds all experts, ``<target>[i].lora``; of one matrix, ``<target>.lora``."""
-    down = in_memory("down", owner.lora_A[adapter].weight)
-    up = in_memory("up", owner.lora_B[adapter].weight)
-    experts = int(owner.num_experts)
-    for expert in range(experts):
-        yield LazyTensor(
-            f"{target}[{expert}].{ending}" if experts > 1 else f"{target}.{ending}",
-            (up.shape[0], down.shape[1]),
-            "float64",
-            partial(_read_expert, down, up, float(owner.scaling[adapter]), expert, experts),
-            "lora",
-            note=note,
-            parameters=parameters_of((down, up)),
-        )
-
-
-def _read_expert(down: LazyTensor, up: LazyTensor, factor: float, expert: int, experts: int, index: Index) -> Tensor:
-    """Compute s B A of one expert: its rows of A lie together, its columns of B in steps of the number of experts."""
-    rank = down.shape[0] // experts
-    a = down.read((slice(expert * rank, (expert + 1) * rank),)).to(torch.float64)
-    b = up.read(())[:, expert::experts].to(torch.float64)
-    return piece_of((b @ a) * factor, index)
 
 
 def _state_of(owner: Any, adapter: str) -> str:

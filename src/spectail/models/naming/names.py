@@ -42,6 +42,8 @@ def clean_names(names: Sequence[str]) -> list[str]:
         saved = {name.partition(".modules_to_save.")[0] for name in cleaned if ".modules_to_save." in name}
         cleaned = [_without_peft(name, saved) for name in cleaned]
         cleaned = _outside_taken_off([_WRAPPERS.sub("", name) for name in cleaned])
+    if any(name.startswith("prompt_encoder.") for name in cleaned):
+        cleaned = [name.removeprefix("base_model.") for name in cleaned]
     return _unique(names, _inner_modules_taken_off(cleaned))
 
 
@@ -54,7 +56,9 @@ def _outside_taken_off(names: list[str]) -> list[str]:
     while names:
         if all(name.startswith("module.") for name in names):
             names = [name.removeprefix("module.") for name in names]
-        elif all(name.startswith("model.") for name in names) and any(name.startswith("model.model.") for name in names):
+        elif all(name.startswith("model.") for name in names) and any(
+            name.startswith("model.model.") for name in names
+        ):
             names = [name.removeprefix("model.") for name in names]
         else:
             break
@@ -99,7 +103,9 @@ def _inner_modules_taken_off(names: list[str]) -> list[str]:
     }
     if not wrapped:
         return names
-    pattern = re.compile(rf"^({'|'.join(re.escape(part) for part in sorted(wrapped, key=len, reverse=True))})\.module\.")
+    pattern = re.compile(
+        rf"^({'|'.join(re.escape(part) for part in sorted(wrapped, key=len, reverse=True))})\.module\."
+    )
     return [pattern.sub(r"\1.", name) for name in names]
 
 

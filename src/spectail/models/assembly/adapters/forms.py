@@ -33,7 +33,6 @@ class Form:
 FORMS: dict[str, Form] = {
     "lora": Form("LoRA", ("down", "up"), formulas.lora, "useful", rank_of="up"),
     "lora embedding": Form("LoRA", ("down", "up"), formulas.lora_embedding, "useful", rank_of="up"),
-    "lora experts": Form("LoRA", ("down", "up"), formulas.lora_experts),
     "adalora": Form("AdaLoRA", ("down", "up", "singular"), formulas.adalora, "useful"),
     "loha": Form("LoHa", ("w1_a", "w1_b", "w2_a", "w2_b"), formulas.loha, "useful", rank_of="w1_a"),
     "lokr": Form("LoKr", ("w1|w1_a", "w1|w1_b", "w2|w2_a", "w2|w2_b"), formulas.lokr, "useful"),

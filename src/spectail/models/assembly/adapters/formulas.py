@@ -53,7 +53,7 @@ def lora(p: Pieces, facts: Facts) -> Tensor:
 def lora_embedding(p: Pieces, facts: Facts) -> Tensor:
     """LoRA of an embedding, (words, features): s (B A)^T. DoRA's norm is taken for every feature."""
     change = (p["up"] @ p["down"]).T * facts.factor
-    return change if "magnitude" not in p or "base" not in p else decomposed(change.T, p | {"base": p["base"].T}).T
+    return change if "base" not in p else decomposed(change.T, {**p, "base": p["base"].T}).T
 
 
 def decomposed(change: Tensor, p: Pieces) -> Tensor:
@@ -71,18 +71,8 @@ def decomposed(change: Tensor, p: Pieces) -> Tensor:
     sizes[axis] = base.shape[axis]
     others = [d for d in range(base.ndim) if d != axis]
     norm = torch.linalg.vector_norm(adapted, dim=others, keepdim=True)
-    return magnitude.reshape(sizes) * adapted / norm - base
-
-
-def lora_experts(p: Pieces, facts: Facts) -> Tensor:
-    """peft's LoRA of a parameter that holds all experts: for every expert its own B A, (experts, out, in).
-
-    The rows of A are ordered by expert and rank, the columns of B by rank and expert.
-    """
-    down, up, rank = p["down"], p["up"], facts.rank or 1
-    down = down.reshape(-1, rank, down.shape[1])
-    up = up.reshape(up.shape[0], rank, -1)
-    return torch.einsum("ore, eri -> eoi", up, down) * facts.factor
+    result: Tensor = magnitude.reshape(sizes) * adapted / norm - base
+    return result
 
 
 def adalora(p: Pieces, facts: Facts) -> Tensor:
@@ -143,8 +133,8 @@ def randlora(p: Pieces, facts: Facts) -> Tensor:
     a = p["lambda"].unsqueeze(2) * p["A"][:, :bases, :short] * p["gamma"].unsqueeze(0)
     b = p["B"][:long, :bases].flatten(1)
     change = b @ a.flatten(0, 1)
-    alpha, rank = facts.config.get("randlora_alpha", 640), facts.config.get("r", 32)
-    return (change if shape[1] == short else change.T) * (alpha / rank)
+    scale = float(facts.config.get("randlora_alpha", 640) / facts.config.get("r", 32))
+    return (change if shape[1] == short else change.T) * scale
 
 
 def vblora(p: Pieces, facts: Facts) -> Tensor:
@@ -168,7 +158,8 @@ def fourierft(p: Pieces, facts: Facts) -> Tensor:
     places = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(seed))[: p["spectrum"].shape[0]]
     dense = torch.zeros(rows * columns, dtype=p["spectrum"].dtype, device=p["spectrum"].device)
     dense[places.to(dense.device)] = p["spectrum"]
-    return torch.fft.ifft2(dense.reshape(rows, columns)).real * facts.config.get("scaling", 150.0)
+    change: Tensor = torch.fft.ifft2(dense.reshape(rows, columns)).real
+    return change * float(facts.config.get("scaling", 150.0))
 
 
 def hra(p: Pieces, facts: Facts) -> Tensor:
@@ -205,7 +196,8 @@ def _cayley(skew: Tensor, config: Mapping[str, Any]) -> Tensor:
     """
     identity = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device).expand_as(skew)
     if not config.get("use_cayley_neumann", True):
-        return torch.linalg.solve(identity + skew, identity - skew, left=False)
+        exact: Tensor = torch.linalg.solve(identity + skew, identity - skew, left=False)
+        return exact
     terms = config.get("num_cayley_neumann_terms", 5)
     last = max(terms - 1, 3) if terms > 2 else terms - 1
     result, power = identity, identity
@@ -224,4 +216,5 @@ def delora(p: Pieces, facts: Facts) -> Tensor:
     """DeLoRA (Bini et al. 2025): B diag(l / (r |a_i| |b_i|)) A, the columns times the norms of the base weight's."""
     down, up = p["down"], p["up"]
     norms = torch.linalg.vector_norm(down, dim=1).clamp(min=1e-4) * torch.linalg.vector_norm(up, dim=0).clamp(min=1e-4)
-    return (up * (p["lambda"] / down.shape[0] / norms)) @ down * p["w_norm"]
+    change: Tensor = (up * (p["lambda"] / down.shape[0] / norms)) @ down * p["w_norm"]
+    return change

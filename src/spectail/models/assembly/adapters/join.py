@@ -5,35 +5,42 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from spectail.models.assembly.adapters.formulas import Facts
+from spectail.models.assembly.adapters.experts import expert_changes, fused_parameter
 from spectail.models.assembly.adapters.forms import FORMS, Form
+from spectail.models.assembly.adapters.formulas import Facts
+from spectail.models.assembly.adapters.groups import Group, add_alphas, grouped, turned
 from spectail.models.assembly.adapters.known import NOTHING_KNOWN, Known, Scale
-from spectail.models.assembly.adapters.spelling import VECTORS, Piece, read_name
+from spectail.models.assembly.adapters.spelling import VECTORS
 from spectail.models.lazy_tensor import Index, LazyTensor, parameters_of, piece_of, unreadable
-from spectail.models.naming.blocks import kind_of
 
-FindBase: TypeAlias = Callable[[], "LazyTensor | None"]
 ADVICE = "load the adapter with its base model and analyse the live model"
 SHARED_OWNER = "base_model"
 """Where peft keeps the pieces that all layers share."""
+_SCALED = frozenset({"lora", "lora embedding", "loha", "lokr"})
+_UNSCALED = (
+    "the adapter's scaling is not stated (no adapter_config.json, no alpha): it is taken as 1, which moves norms and "
+    "variances but not alpha"
+)
+_ALPHA_MAY_LACK = re.compile(r"(?:\.lora_up|[._]up|_layer\.up)(?:\.weight)?$|^lora_(?:unet|te\d*|transformer)_")
+"""Names of kohya's and diffusers' files, in which an alpha that is left out means a scale of 1."""
 
 
-@dataclass
-class _Group:
-    """The pieces of one adapter of one weight, by role."""
+@dataclass(frozen=True)
+class _Context:
+    """What the changes of all adapters of a source are computed with."""
 
-    target: str
-    adapter: str
-    form: str
-    unknown: str = ""
-    pieces: dict[str, LazyTensor] = field(default_factory=dict)
+    known: Known
+    base_of: Callable[[str], LazyTensor | None]
+    shared: Mapping[tuple[str, str], Mapping[str, LazyTensor]]
+    """Pieces that all layers share, by form and adapter."""
+    sizes: Mapping[str, tuple[int, int]]
+    """Sizes (out, in) of LoRA's changes by target."""
 
 
 def join_adapters(
@@ -43,133 +50,40 @@ def join_adapters(
 
     ``stored`` holds the source's tensors by name: scalars that are no weights are looked up there.
     """
-    order, groups = _grouped(list(tensors), known)
-    if not groups:
-        return [_flat_vector(item) for item in order if isinstance(item, LazyTensor)], []
-    _add_alphas(groups, stored)
-    base_of = partial(_base_of, {s.name: s for s in order if isinstance(s, LazyTensor)}, known)
-    shared = {(g.form, g.adapter): g.pieces for g in groups if g.target in {SHARED_OWNER, ""}}
+    order, groups = grouped(list(tensors), known)
+    add_alphas(groups, stored)
+    context = _Context(
+        known,
+        partial(_base_of, {s.name: s for s in order if isinstance(s, LazyTensor)}, known),
+        {(g.form, g.adapter): g.pieces for g in groups if g.target in {SHARED_OWNER, ""}},
+        {g.target: (g.pieces["up"].shape[0], g.pieces["down"].shape[-1]) for g in groups if _has_factors(g)},
+    )
     owned = {g.form for g in groups if g.target not in {SHARED_OWNER, ""}}
-    adapters = Counter(g.target for g in groups)
+    by_library = (s.name.partition(".lora.") for s in order if isinstance(s, LazyTensor) and s.layout == "lora")
+    adapters = Counter([*(g.target for g in groups), *(target for target, several, _ in by_library if several)])
     result: list[LazyTensor] = []
     unscaled = 0
     for item in order:
         if isinstance(item, LazyTensor):
             result.append(_flat_vector(item))
-            continue
-        if item.target == SHARED_OWNER and item.form in owned:
-            continue
-        name = ".".join(filter(None, (item.target, "lora", item.adapter if adapters[item.target] > 1 else "")))
-        facts = _facts(item, known)
-        unscaled += facts.scale is None and item.form in _SCALED
-        result += _changes(name, item, facts, partial(base_of, item.target), shared.get((item.form, item.adapter), {}))
+        elif item.target != SHARED_OWNER or item.form not in owned:
+            ending = f"lora.{item.adapter}" if item.adapter and adapters[item.target] > 1 else "lora"
+            facts = _facts(item, known)
+            unscaled += facts.scale is None and item.form in _SCALED
+            result += _changes(item, ending, facts, context)
     return result, [_UNSCALED] if unscaled else []
 
 
-_SCALED = frozenset({"lora", "lora embedding", "lora experts", "loha", "lokr"})
-_UNSCALED = "the adapter's scaling is not stated (no adapter_config.json, no alpha): it is taken as 1, which moves norms and variances but not alpha"
-
-
-_ALPHA_MAY_LACK = re.compile(r"(?:\.lora_up|[._]up|_layer\.up)(?:\.weight)?$|^lora_(?:unet|te\d*|transformer)_")
-
-
-def _grouped(tensors: list[LazyTensor], known: Known) -> tuple[list[LazyTensor | _Group], list[_Group]]:
-    """Collect the pieces of each adapter at the place of the first; the rest stays where it is."""
-    peft_type = str(known.config.get("peft_type", ""))
-    read = [read_name(stored.name) or _of_new_form(stored, peft_type) for stored in tensors]
-    targets = {piece.target for piece in read if piece and piece.form not in {None, "unknown"}}
-    groups: dict[tuple[str, str, str], _Group] = {}
-    order: list[LazyTensor | _Group] = []
-    beside: list[tuple[LazyTensor, Piece]] = []
-    for stored, piece in zip(tensors, read, strict=True):
-        if piece is None or (piece.form is None and piece.target not in targets):
-            order.append(stored)
-        elif piece.form is None:
-            beside.append((stored, piece))
-        else:
-            key = (piece.target, piece.adapter, piece.form)
-            if key not in groups:
-                groups[key] = _Group(*key, piece.unknown)
-                order.append(groups[key])
-            groups[key].pieces[piece.role] = stored
-    for stored, piece in beside:
-        for group in groups.values():
-            if group.target == piece.target and piece.adapter in {"", group.adapter}:
-                group.pieces[piece.role] = stored
-    for group in groups.values():
-        _settle(group)
-    return order, list(groups.values())
-
-
-def _of_new_form(stored: LazyTensor, peft_type: str) -> Piece | None:
-    """Read a matrix of an adapter file that is neither a known piece nor a weight that was saved whole."""
-    if not peft_type or len(stored.shape) < 2 or VECTORS & set(stored.name.split(".")):
-        return None
-    match = re.search(rf"(?:^|\.){re.escape(peft_type.lower())}_\w+", stored.name)
-    if match is None and stored.name.endswith(("weight", "bias")):
-        return None
-    target = stored.name[: match.start()] if match else stored.name.rpartition(".")[0]
-    return Piece(target, "", "unknown", stored.name, peft_type)
-
-
-def _settle(group: _Group) -> None:
-    """Turn factors of other orientations into those of LoRA, and tell AdaLoRA apart from it."""
-    if group.form == "lora lower":
-        _orient(group)
-    if group.form == "lora" and "singular" in group.pieces:
-        group.form = "adalora"
-
-
-def _orient(group: _Group) -> None:
-    """Decide which factor of ``lora_a``, ``lora_b`` is applied first, and which way round each is stored.
-
-    torchtune stores modules: a.weight (r, in), b.weight (out, r). MLX stores plain arrays: a (in, r), b (r, out), and
-    for the experts of a mixture (experts, r, in), (experts, out, r).
-    """
-    a, b = group.pieces.pop("a", None), group.pieces.pop("b", None)
-    group.form = "lora"
-    if a is None or b is None:
-        group.pieces.update({role: piece for role, piece in (("down", a), ("up", b)) if piece})
-        return
-    plain = not a.name.endswith(".weight")
-    as_mlx, as_module = a.shape[-1:] == b.shape[:1], a.shape[:1] == b.shape[-1:]
-    if len(a.shape) != 2 or len(b.shape) != 2 or not as_mlx or (as_module and not plain):
-        group.pieces.update(down=a, up=b)
-    elif kind_of(group.target) == "embedding":
-        group.form = "lora embedding"
-        group.pieces.update(down=_turned(a), up=_turned(b))
-    else:
-        group.pieces.update(down=_turned(a), up=_turned(b))
-
-
-def _turned(stored: LazyTensor) -> LazyTensor:
-    """Describe the transpose of a matrix."""
-    return replace(stored, shape=stored.shape[::-1], read=partial(_read_turned, stored), memory=None)
-
-
-def _read_turned(stored: LazyTensor, index: Index) -> Tensor:
-    """Read the indexed piece of a transpose."""
-    return piece_of(stored.read(()).T, index)
-
-
-def _add_alphas(groups: Iterable[_Group], stored: Mapping[str, LazyTensor]) -> None:
-    """Add stored alphas that were taken for no weight, for they may be integers."""
-    by_target = {}
-    for name, tensor in stored.items():
-        piece = read_name(name)
-        if piece and piece.role == "alpha":
-            by_target[piece.target] = tensor
-    for group in groups:
-        if group.target in by_target:
-            group.pieces.setdefault("alpha", by_target[group.target])
+def _has_factors(group: Group) -> bool:
+    """Whether both factors of a LoRA are there, as matrices."""
+    return all(len(group.pieces[role].shape) > 1 if role in group.pieces else False for role in ("up", "down"))
 
 
 def _flat_vector(stored: LazyTensor) -> LazyTensor:
     """Describe IA3's and its kin's vectors as what they are; they are stored as (1, n) or (n, 1)."""
-    pieces = stored.name.split(".")
-    if len(stored.shape) < 2 or not VECTORS & set(pieces[-2:]):
+    if len(stored.shape) < 2 or not VECTORS & set(stored.name.split(".")[-2:]):
         return stored
-    return replace(stored, shape=(stored.numel,), memory=None)
+    return LazyTensor(stored.name, (stored.numel,), stored.dtype, stored.read, parameters=stored.parameters)
 
 
 def _base_of(weights: Mapping[str, LazyTensor], known: Known, target: str) -> LazyTensor | None:
@@ -179,20 +93,19 @@ def _base_of(weights: Mapping[str, LazyTensor], known: Known, target: str) -> La
     return None if found is None or found.problem or not found.is_floating else found
 
 
-def _facts(group: _Group, known: Known) -> Facts:
+def _facts(group: Group, known: Known) -> Facts:
     """Collect what is known about an adapter; a stored alpha goes before the configuration."""
     scale = known.scale_of(group.target, group.adapter)
     alpha, rank = group.pieces.pop("alpha", None), _stored_rank(group)
     if alpha is not None and alpha.numel == 1 and not alpha.problem:
         # LyCORIS stores an alpha beside a LoKr of two whole factors too, which have no rank: it is not used.
-        factor = float(alpha.read(()).reshape(())) / rank if rank else 1.0
-        scale = Scale(factor, None)
+        scale = Scale(float(alpha.read(()).reshape(())) / rank if rank else 1.0)
     elif scale.factor is None and any(_ALPHA_MAY_LACK.search(s.name) for s in group.pieces.values()):
-        scale = Scale(1.0, None)  # kohya's and diffusers' meaning of an alpha that is left out
+        scale = Scale(1.0)
     return Facts(scale.factor, scale.rank, known.config, scale.note)
 
 
-def _stored_rank(group: _Group) -> int | None:
+def _stored_rank(group: Group) -> int | None:
     """The rank of an adapter by its factors' shapes; None where it has none."""
     p = group.pieces
     if group.form == "lokr":
@@ -205,24 +118,25 @@ def _stored_rank(group: _Group) -> int | None:
     return p["t1"].shape[0] if "t1" in p else piece.shape[1]
 
 
-def _changes(
-    name: str, group: _Group, facts: Facts, find_base: FindBase, shared: Mapping[str, LazyTensor]
-) -> list[LazyTensor]:
+def _changes(group: Group, ending: str, facts: Facts, context: _Context) -> list[LazyTensor]:
     """Describe the change that one adapter makes, or say why it cannot be computed."""
+    name = ".".join(filter(None, (group.target, ending)))
     form = FORMS.get(group.form)
+    if group.form == "prompts":
+        return [replace(s, no_weight="prompts are inputs of the model") for s in group.pieces.values()]
     if form is None:
-        problem = f"an adapter of {group.unknown}, whose change of the weight is not computed from a file: {ADVICE}"
-        return [_failed(name, find_base(), problem)]
+        unknown = f"an adapter of {group.unknown}, whose change of the weight is not computed from a file: {ADVICE}"
+        return [_failed(name, context.base_of(group.target), unknown)]
+    shared = context.shared.get((group.form, group.adapter), {})
     pieces = {**{role: shared[role] for role in form.shared if role in shared}, **group.pieces}
-    problem = _missing(form, pieces) or next((p.problem for p in pieces.values() if p.problem), None)
-    base = find_base() if _wants_base(group, form, pieces) else None
+    problem: str | None = _missing(form, pieces) or next((p.problem for p in pieces.values() if p.problem), None)
+    base = context.base_of(group.target) if _wants_base(group, form, pieces) else None
     if not problem and form.base in {"shape", "weight"} and base is None:
-        what = "its shape" if form.base == "shape" else "its values"
-        problem = f"{form.name} changes the base weight by {what}, and the base model is not at hand: {ADVICE}"
+        problem = f"{form.name} needs the {form.base} of the base weight, which is not at hand: {ADVICE}"
     if problem:
         return [_failed(name, base, problem)]
-    if group.form == "lora" and _holds_experts(pieces, facts):
-        return _expert_changes(name, pieces, facts)
+    if group.form == "lora" and (rows := _expert_rows(group, ending, pieces, facts, context)):
+        return rows
     return [_change(name, group, form, pieces, facts, base)]
 
 
@@ -235,8 +149,8 @@ def _missing(form: Form, pieces: Mapping[str, LazyTensor]) -> str | None:
     return f"the {form.name} factor {names.get(lacking[0], lacking[0])} is missing"
 
 
-def _wants_base(group: _Group, form: Form, pieces: Mapping[str, LazyTensor]) -> bool:
-    """Whether the base weight changes the result: for DoRA and for convolutions that are stored flat, if only useful."""
+def _wants_base(group: Group, form: Form, pieces: Mapping[str, LazyTensor]) -> bool:
+    """Whether the base weight changes the result: where it is only useful, for DoRA and flat convolutions."""
     if form.base == "useful":
         return "magnitude" in pieces or _is_flat(group, pieces)
     return form.base != "none"
@@ -247,79 +161,72 @@ def _failed(name: str, base: LazyTensor | None, problem: str) -> LazyTensor:
     return unreadable(name, base.shape if base else (0, 0), "float64", problem, layout="lora")
 
 
+def _expert_rows(
+    group: Group, ending: str, pieces: Mapping[str, LazyTensor], facts: Facts, context: _Context
+) -> list[LazyTensor]:
+    """Describe the changes of all experts of a fused parameter; none for an adapter of anything else."""
+    down, up = pieces["down"], pieces["up"]
+    if len(down.shape) == 3 == len(up.shape) and down.shape[0] == up.shape[0] and down.shape[1] == up.shape[2]:
+        return expert_changes(group.target, ending, down, up, down.shape[0], factor=facts.factor, note=facts.note)
+    if group.target not in context.sizes:
+        return []
+    fused = fused_parameter(group.target, context.sizes, facts.config, context.base_of)
+    if fused is None:
+        return []
+    experts, rest = divmod(down.shape[0], facts.rank or down.shape[0])
+    problem: str | None = fused.problem
+    if rest or down.shape[0] != up.shape[1]:
+        problem = f"factors of shapes {up.shape} and {down.shape} are not {facts.rank} times a number of experts"
+    if problem:
+        return [unreadable(f"{group.target}.{ending}", context.sizes[group.target], "float64", problem, layout="lora")]
+    return expert_changes(fused.parameter, ending, down, up, experts, factor=facts.factor, note=facts.note)
+
+
 def _change(
-    name: str, group: _Group, form: Form, pieces: dict[str, LazyTensor], facts: Facts, base: LazyTensor | None
+    name: str, group: Group, form: Form, pieces: dict[str, LazyTensor], facts: Facts, base: LazyTensor | None
 ) -> LazyTensor:
     """Describe the change of one weight; its shape is found by computing it without values."""
     note = facts.note
     if base is not None:
-        pieces["base"] = _turned(base) if facts.config.get("fan_in_fan_out") and len(base.shape) == 2 else base
+        pieces["base"] = turned(base) if facts.config.get("fan_in_fan_out") and len(base.shape) == 2 else base
     elif "magnitude" in pieces:
         note = "DoRA without its magnitude, which needs the base model: only the change by the factors is measured"
+    shape, problem = _shape_of(form, pieces, facts)
+    problem = problem or _misfit(group, form, pieces, facts)
     read = partial(_read_change, group.form, pieces, facts)
-    fused = pieces.get("down")
-    problem = None
-    shape: tuple[int, ...] = base.shape if base else (0, 0)
-    try:
-        shape = tuple(_compute(group.form, {r: _without_values(s) for r, s in pieces.items()}, facts).shape)
-    except (RuntimeError, ValueError, IndexError, KeyError, TypeError):
-        shapes = " and ".join(str(piece.shape) for role, piece in pieces.items() if role != "base")
-        problem = f"{form.name} factors of shapes {shapes} do not multiply"
-    if not problem and group.form == "lora" and facts.rank is not None and fused and fused.shape[0] != facts.rank:
-        stated = f"its factors have rank {fused.shape[0]}, its configuration says {facts.rank}"
-        problem = f"adapter of a fused parameter: {stated}"
-    if not problem and base is None and _is_flat(group, pieces) and "conv" in group.target.rsplit(".", 1)[-1]:
-        problem = f"{form.name} of a convolution whose kernel the file does not state: {ADVICE}"
     parameters = parameters_of(pieces.values())
     return LazyTensor(name, shape, "float64", read, "lora", problem, note=note, parameters=parameters)
 
 
-def _is_flat(group: _Group, pieces: Mapping[str, LazyTensor]) -> bool:
+def _shape_of(form: Form, pieces: Mapping[str, LazyTensor], facts: Facts) -> tuple[tuple[int, ...], str | None]:
+    """The shape of a change, or why its pieces make none."""
+    empty = {r: torch.empty(s.shape, dtype=torch.float64, device="meta") for r, s in pieces.items()}
+    try:
+        return tuple(form.formula(empty, facts).shape), None
+    except (RuntimeError, ValueError, IndexError, KeyError, TypeError):
+        shapes = " and ".join(str(piece.shape) for role, piece in pieces.items() if role != "base")
+        base = pieces.get("base")
+        return base.shape if base else (0, 0), f"{form.name} factors of shapes {shapes} do not multiply"
+
+
+def _misfit(group: Group, form: Form, pieces: Mapping[str, LazyTensor], facts: Facts) -> str | None:
+    """Say why pieces that multiply are yet no change of the weight; None where they are."""
+    down = pieces.get("down")
+    if group.form == "lora" and facts.rank is not None and down and down.shape[0] != facts.rank:
+        stated = f"its factors have rank {down.shape[0]}, its configuration says {facts.rank}"
+        return f"adapter of a fused parameter: {stated}"
+    if "base" not in pieces and _is_flat(group, pieces) and "conv" in group.target.rsplit(".", 1)[-1]:
+        return f"{form.name} of a convolution whose kernel the file does not state: {ADVICE}"
+    return None
+
+
+def _is_flat(group: Group, pieces: Mapping[str, LazyTensor]) -> bool:
     """Whether a form stores a convolution's change as one matrix (out, in x kernel)."""
     return group.form in {"adalora", "loha", "lokr"} and all(len(p.shape) <= 2 for p in pieces.values())
-
-
-def _holds_experts(pieces: Mapping[str, LazyTensor], facts: Facts) -> bool:
-    """Whether matrices are stored for every expert of a mixture (MLX)."""
-    return len(pieces["down"].shape) == 3 == len(pieces["up"].shape) and pieces["down"].shape[0] == pieces["up"].shape[0]
-
-
-def _expert_changes(name: str, pieces: Mapping[str, LazyTensor], facts: Facts) -> list[LazyTensor]:
-    """Describe the change of every expert, ``<target>[i].lora``, of factors (experts, r, in) and (experts, out, r)."""
-    down, up = pieces["down"], pieces["up"]
-    target = name.removesuffix("lora").removesuffix(".")
-    return [
-        LazyTensor(
-            f"{target}[{expert}].lora",
-            (up.shape[1], down.shape[2]),
-            "float64",
-            partial(_read_expert, down, up, facts.factor, expert),
-            "lora",
-            note=facts.note,
-            parameters=parameters_of(pieces.values()),
-        )
-        for expert in range(down.shape[0])
-    ]
-
-
-def _read_expert(down: LazyTensor, up: LazyTensor, factor: float, expert: int, index: Index) -> Tensor:
-    """Compute s B A of one expert in float64."""
-    change = up.read((expert,)).to(torch.float64) @ down.read((expert,)).to(torch.float64)
-    return piece_of(change * factor, index)
-
-
-def _without_values(stored: LazyTensor) -> Tensor:
-    """A tensor of the same shape without values, for finding out shapes."""
-    return torch.empty(stored.shape, dtype=torch.float64, device="meta")
-
-
-def _compute(form: str, pieces: Mapping[str, Tensor], facts: Facts) -> Tensor:
-    """Compute the change of one form."""
-    return FORMS[form].formula(pieces, facts)
 
 
 def _read_change(form: str, pieces: Mapping[str, LazyTensor], facts: Facts, index: Index) -> Tensor:
     """Compute a change in float64."""
     with torch.no_grad():
         values = {role: stored.read(()).detach().to(torch.float64) for role, stored in pieces.items()}
-        return piece_of(_compute(form, values, facts), index)
+        return piece_of(FORMS[form].formula(values, facts), index)

@@ -109,8 +109,10 @@ _BESIDE_NAME = re.compile(rf"^(?:(?P<target>.*)\.)?(?P<piece>{'|'.join(_BESIDE)}
 _UNKNOWN_NAME = re.compile(
     r"^(?:(?P<target>.*?)\.)?(?P<piece>" + "|".join(sorted(_FORM_OF, key=len, reverse=True)) + r")(?:\.(?P<rest>.+))?$"
 )
-_KOHYA = re.compile(r"^(?P<target>lora_(?:unet|te\d*|transformer|prior_unet)_\w+|diffusion_model\.[\w.]+)\.(?P<piece>\w+)$")
-_PROMPTS = re.compile(r"(?:^|\.)(?:prompt_embeddings|prefix_task_\w+|adaption_prompt)$")
+_KOHYA = re.compile(
+    r"^(?P<target>lora_(?:unet|te\d*|transformer|prior_unet)_\w+|diffusion_model\.[\w.]+)\.(?P<piece>\w+)$"
+)
+_PROMPTS = re.compile(r"(?:^|\.)(?:prompt_embeddings|prefix_task_\w+|adaption_prompt)(?:\.\w+)?$|^prompt_encoder\.")
 
 _RESPELLED: tuple[tuple[re.Pattern[str], str], ...] = (
     # XLabs' adapters of Flux: the first pair belongs to the image stream, the second to the text stream.
@@ -157,7 +159,7 @@ def read_name(name: str) -> Piece | None:
     if match := _BESIDE_NAME.match(name):
         return Piece(match["target"] or "", _adapter(match["rest"]), None, _BESIDE[match["piece"]])
     if _PROMPTS.search(name):
-        return Piece(name, "", "unknown", name, "prompts, which change the input and no weight")
+        return Piece(name, "", "prompts", name)
     if match := _UNKNOWN_NAME.match(name):
         target = (match["target"] or "").removesuffix(".token_adapter")
         return Piece(target, "", "unknown", name, _FORM_OF[match["piece"]])

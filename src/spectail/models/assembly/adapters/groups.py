@@ -1,0 +1,117 @@
+"""The pieces of adapters, collected by the weight that each changes and by their role."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from torch import Tensor
+
+from spectail.models.assembly.adapters.known import Known
+from spectail.models.assembly.adapters.spelling import VECTORS, Piece, read_name
+from spectail.models.lazy_tensor import Index, LazyTensor, piece_of
+from spectail.models.naming.blocks import kind_of
+
+
+@dataclass
+class Group:
+    """The pieces of one adapter of one weight, by role."""
+
+    target: str
+    adapter: str
+    form: str
+    unknown: str = ""
+    pieces: dict[str, LazyTensor] = field(default_factory=dict)
+
+
+def grouped(tensors: list[LazyTensor], known: Known) -> tuple[list[LazyTensor | Group], list[Group]]:
+    """Collect the pieces of each adapter at the place of the first; the rest stays where it is."""
+    peft_type = str(known.config.get("peft_type", ""))
+    read = [read_name(stored.name) or _of_new_form(stored, peft_type) for stored in tensors]
+    targets = {piece.target for piece in read if piece and piece.form not in {None, "unknown", "prompts"}}
+    groups: dict[tuple[str, str, str], Group] = {}
+    order: list[LazyTensor | Group] = []
+    beside: list[tuple[LazyTensor, Piece]] = []
+    for stored, piece in zip(tensors, read, strict=True):
+        if piece is None or (piece.form is None and piece.target not in targets):
+            order.append(stored)
+        elif piece.form is None:
+            beside.append((stored, piece))
+        else:
+            key = (piece.target, piece.adapter, piece.form)
+            if key not in groups:
+                groups[key] = Group(*key, piece.unknown)
+                order.append(groups[key])
+            groups[key].pieces[piece.role] = stored
+    for stored, piece in beside:
+        for group in groups.values():
+            if group.target == piece.target and piece.adapter in {"", group.adapter}:
+                group.pieces[piece.role] = stored
+    for group in groups.values():
+        _settle(group)
+    return order, list(groups.values())
+
+
+def _of_new_form(stored: LazyTensor, peft_type: str) -> Piece | None:
+    """Read a matrix of an adapter file that is neither a known piece nor a weight that was saved whole."""
+    if not peft_type or len(stored.shape) < 2 or VECTORS & set(stored.name.split(".")):
+        return None
+    match = re.search(rf"(?:^|\.){re.escape(peft_type.lower())}_\w+", stored.name)
+    if match is None and stored.name.endswith(("weight", "bias")):
+        return None
+    target = stored.name[: match.start()] if match else stored.name.rpartition(".")[0]
+    return Piece(target, "", "unknown", stored.name, peft_type)
+
+
+def _settle(group: Group) -> None:
+    """Turn factors of other orientations into those of LoRA, and tell AdaLoRA apart from it."""
+    if group.form == "lora lower":
+        _orient(group)
+    if group.form == "lora" and "singular" in group.pieces:
+        group.form = "adalora"
+
+
+def _orient(group: Group) -> None:
+    """Decide which factor of ``lora_a``, ``lora_b`` is applied first, and which way round each is stored.
+
+    torchtune stores modules: a.weight (r, in), b.weight (out, r). MLX stores plain arrays: a (in, r), b (r, out), and
+    for the experts of a mixture (experts, r, in), (experts, out, r).
+    """
+    a, b = group.pieces.pop("a", None), group.pieces.pop("b", None)
+    group.form = "lora"
+    if a is None or b is None:
+        group.pieces.update({role: piece for role, piece in (("down", a), ("up", b)) if piece})
+        return
+    plain = not a.name.endswith(".weight")
+    as_mlx, as_module = a.shape[-1:] == b.shape[:1], a.shape[:1] == b.shape[-1:]
+    if len(a.shape) != 2 or len(b.shape) != 2 or not as_mlx or (as_module and not plain):
+        group.pieces.update(down=a, up=b)
+    elif kind_of(group.target) == "embedding":
+        group.form = "lora embedding"
+        group.pieces.update(down=turned(a), up=turned(b))
+    else:
+        group.pieces.update(down=turned(a), up=turned(b))
+
+
+def turned(stored: LazyTensor) -> LazyTensor:
+    """Describe the transpose of a matrix."""
+    return replace(stored, shape=stored.shape[::-1], read=partial(_read_turned, stored), memory=None)
+
+
+def _read_turned(stored: LazyTensor, index: Index) -> Tensor:
+    """Read the indexed piece of a transpose."""
+    return piece_of(stored.read(()).T, index)
+
+
+def add_alphas(groups: Iterable[Group], stored: Mapping[str, LazyTensor]) -> None:
+    """Add stored alphas that were taken for no weight, for they may be integers."""
+    by_target = {}
+    for name, tensor in stored.items():
+        piece = read_name(name)
+        if piece and piece.role == "alpha":
+            by_target[piece.target] = tensor
+    for group in groups:
+        if group.target in by_target:
+            group.pieces.setdefault("alpha", by_target[group.target])
