@@ -20,6 +20,7 @@ FLOORS = [
     {"runner"},
     {"pruning", "training"},
     {"cli"},
+    {"__main__"},
 ]
 """From the bottom up: a module may import its own floor's package and everything below, nothing above or beside."""
 

@@ -293,3 +293,14 @@ def test_presets_measure_and_survive_json(checkpoint, name):
     table = st.analyze(checkpoint, spec=spec, include=["*q_proj"]).table
     assert (table["status"] == "ok").all()
     assert (table["alpha"] > 1).all()
+
+
+def test_what_the_command_line_can_choose_python_can_too(tmp_path):
+    state = {"a.weight": torch.randn(96, 128), "b.weight": torch.randn(128, 96)}
+    st.analyze(state, out=tmp_path)
+    with pytest.raises(st.RunError):
+        st.analyze(state, out=tmp_path, spec=st.presets.FULL)
+    again = st.analyze(state, out=tmp_path, spec=st.presets.FULL, fresh=True, engine="local")
+    assert again.run.spec == st.presets.FULL
+    with pytest.raises(st.SpecError, match=r"^engine must be one of local, ray, not 'dask'$"):
+        st.analyze(state, engine="dask")

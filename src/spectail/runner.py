@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,14 +14,14 @@ from spectail import presets
 from spectail.analysis import Analysis
 from spectail.core.measure import common_window, too_small
 from spectail.core.spec import Spec
-from spectail.engines import local
+from spectail.engines import Engine, engine_named
 from spectail.errors import SourceError, SpecError
 from spectail.journal import Journal
 from spectail.measurement import Plan
 from spectail.models.naming.select import select
 from spectail.models.open import open_source
 from spectail.models.source import Layer
-from spectail.records import LayerRecord, RunInfo
+from spectail.records import RunInfo
 
 VERSIONS_OF = ("spectail", "torch", "numpy", "scipy", "safetensors", "gguf")
 
@@ -42,6 +42,8 @@ def analyze(
     exclude: Sequence[str] = (),
     full_spectrum: bool = False,
     out: str | Path | None = None,
+    fresh: bool = False,
+    engine: str = "local",
     progress: Progress | None = None,
 ) -> Analysis:
     """Measure every weight matrix of a model.
@@ -50,12 +52,13 @@ def analyze(
     ``.bin``, ``.pth`` or ``.gguf`` file, an index of shards, ``module:function``, a hub id. ``include`` and ``exclude``
     are globs over layer names. ``full_spectrum`` adds ``alpha_full`` and ``entropy``, measured without windows.
     With ``out`` the run is kept in that folder as it goes: a run that was killed goes on where it stopped, and the
-    finished tables and the report are written there. A layer that cannot be measured keeps its row with a reason.
+    finished tables and the report are written there; ``fresh`` replaces the run that the folder holds. ``engine`` is
+    ``local`` or ``ray``. A layer that cannot be measured keeps its row with a reason.
 
     Raises SourceError, SpecError or RunError with one clear line, before anything is written.
     """
     plan = make_plan(source, spec=spec, device=device, include=include, exclude=exclude, full_spectrum=full_spectrum)
-    return run_plan(plan, local.measure, out=out, progress=progress)
+    return run_plan(plan, engine_named(engine), out=out, progress=progress, fresh=fresh)
 
 
 def make_plan(
@@ -94,7 +97,7 @@ def make_plan(
 
 def run_plan(
     plan: Plan,
-    engine: Callable[[Plan, Iterable[Layer]], Iterable[LayerRecord]],
+    engine: Engine,
     *,
     out: str | Path | None = None,
     progress: Progress | None = None,

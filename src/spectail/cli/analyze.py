@@ -17,13 +17,11 @@ from spectail.analysis import Analysis
 from spectail.cli.bar import Bar
 from spectail.core.cutoffs import cutoff_forms
 from spectail.core.spec import Spec
-from spectail.engines import local, ray
+from spectail.engines import engine_named
 from spectail.errors import SpecError
 from spectail.models.source import Layer
 from spectail.report.tables import extremes
 from spectail.runner import make_plan, run_plan
-
-ENGINES = {"local": local.measure, "ray": ray.measure}
 
 
 def analyze(
@@ -48,8 +46,7 @@ def analyze(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> int:
     """Measure the tail exponent alpha of every weight matrix of SOURCE and write a table and a report."""
-    if engine not in ENGINES:
-        raise SpecError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
+    measure = engine_named(engine)
     options = {"window": window, "placement": placement, "cutoff": cutoff, "tolerance": tolerance}
     spec = _spec(preset, aspect_ratio=aspect_ratio, **options)
     console = Console(quiet=quiet)
@@ -63,7 +60,7 @@ def analyze(
             full_spectrum=full_spectrum,
         )
     with _Bar(quiet=quiet) as bar:
-        analysis = run_plan(plan, ENGINES[engine], out=out, progress=bar, fresh=fresh)
+        analysis = run_plan(plan, measure, out=out, progress=bar, fresh=fresh)
     _show(console, analysis, out)
     return 1 if any(layer.status == "failed" for layer in analysis.layers) else 0
 

@@ -1,1 +1,31 @@
-"""Where the layers of a run are measured: in this process, or spread over a Ray cluster."""
+"""Engines: where the layers of a run are measured. One file each, one line each in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+from spectail.engines.local import measure as measure_here
+from spectail.engines.ray import measure as measure_on_ray
+from spectail.errors import SpecError
+from spectail.measurement import Plan
+from spectail.models.source import Layer
+from spectail.records import LayerRecord
+
+Engine: TypeAlias = Callable[[Plan, Iterable[Layer]], Iterable[LayerRecord]]
+"""Measures layers by a plan; records may come in any order."""
+
+ENGINES: dict[str, Engine] = {"local": measure_here, "ray": measure_on_ray}
+"""All engines by the name that the command line gives them."""
+
+
+def engine_named(name: str) -> Engine:
+    """Return the engine of this name.
+
+    Raises:
+        SpecError: there is none.
+
+    """
+    if name not in ENGINES:
+        raise SpecError(f"engine must be one of {', '.join(ENGINES)}, not {name!r}")
+    return ENGINES[name]
