@@ -51,7 +51,7 @@ def channel_modes(tensor: Tensor, *, real_view: bool) -> Tensor:
 
 def grouped_rows(tensor: Tensor, *, groups: int, start: int, stop: int) -> Tensor:
     """One segment of the rows of every group, as one matrix; a view where a segment is one row."""
-    grouped = tensor.unflatten(0, (groups, -1))
+    grouped: Tensor = tensor.unflatten(0, (groups, -1))  # type: ignore[no-untyped-call]
     rows = grouped[:, start] if stop - start == 1 else grouped[:, start:stop].flatten(0, 1)
     return rows.unsqueeze(0)
 

@@ -28,8 +28,9 @@ from spectail.models.layout.view import View
 _IN_BLOCKS = r"in_proj_weight|qkv|qkv_proj|Wqkv|W_pack|to_qkv|c_attn|qkv_linear|attn_qkv|gqkv_proj"
 _ANY_FORM = r"query_key_value|wqkv|linear_qkv"
 _FUSED = re.compile(rf"(?:^|[._])(?:(?P<blocks>{_IN_BLOCKS})|(?P<other>{_ANY_FORM}))$")
-_CODEGEN = re.compile(r"(?:^|\.)h\.\d+\.attn\.qkv_proj$")
-_KEY_VALUE = re.compile(r"(?:^|\.)(?:to_kv|kv|kv_proj|key_value)$")
+_AMBIGUOUS = re.compile(r"(?:^|\.)(?:h\.\d+\.attn\.qkv_proj|attn_(?:block|grid)\.attn\.qkv)$")
+"""CodeGen's layer, and that of timm's MaxViT, which comes in blocks and head by head."""
+_KEY_VALUE = re.compile(r"(?:^|\.)(?:to_kv|kv|kv_proj|kv_linear|key_value)$")
 _OUTPUT = ("proj", "out_proj", "o_proj", "to_out", "to_out.0", "wo", "Wo", "dense", "c_proj", "attn_output")
 _CODEGEN_GROUPS = 4
 """CodeGen was trained on four cores per replica, and its rows kept their order."""
@@ -102,7 +103,7 @@ def fused_attention(view: View) -> tuple[Part, ...] | None:
     match = _FUSED.search(view.layer)
     if len(view.shape) != 2 or (match is None and not _is_deberta(view)):
         return None
-    known = match is not None and match["blocks"] is not None and not _CODEGEN.search(view.layer)
+    known = match is not None and match["blocks"] is not None and not _AMBIGUOUS.search(view.layer)
     decision = _decide(view, _FORMS.get(family_of(view.config), in_blocks if known else None))
     if decision.cut is None:
         return (view.matrix(kind="qkv", note=decision.note),)
@@ -194,7 +195,7 @@ def fused_key_value(view: View) -> tuple[Part, ...] | None:
     """
     if len(view.shape) != 2 or not _KEY_VALUE.search(view.layer):
         return None
-    rows, query = view.shape[0], view.sibling("q", "to_q", "q_proj", "query")
+    rows, query = view.shape[0], view.sibling("q", "to_q", "q_proj", "q_linear", "query")
     heads = heads_of(view.config, view.name)
     fits = heads is not None and heads.size is not None and rows == 2 * heads.key_value * heads.size
     if (query and 2 * query[0] == rows) or (family_of(view.config) == "jetmoe" and fits):

@@ -49,9 +49,9 @@ def sub_config(config: Config, name: str) -> Config:
             return sub_config(found, ".".join(components[i + 1 :]))
     if any(_BETWEEN.search(component) for component in components):
         return config
-    if _is_foreign(components):
-        return {} if any(_role(key) for key, value in config.items() if isinstance(value, Mapping)) else config
-    for role in _TEXT:
+    if _is_foreign(components) and (_is_text(config) or any(map(_is_sub, config.items()))):
+        return {}
+    for role in () if _is_foreign(components) else _TEXT:
         inner = config.get(f"{role}_config")
         if isinstance(inner, Mapping):
             return sub_config(inner, name)
@@ -60,7 +60,7 @@ def sub_config(config: Config, name: str) -> Config:
 
 def _meant(config: Config, component: str) -> Config | None:
     """Find the sub-configuration that one component of a name means."""
-    subs = {role: v for key, v in config.items() if isinstance(v, Mapping) and (role := _role(key))}
+    subs: dict[str, Config] = {_role(key) or key: value for key, value in config.items() if _is_sub((key, value))}
     if component in subs:
         return subs[component]
     for words, pattern in _SYNONYMS:
@@ -74,6 +74,16 @@ def _role(key: str) -> str | None:
     role = key.removesuffix("_config")
     named = role != key or key in {"encoder", "decoder"}
     return role if named and role not in _SETTINGS else None
+
+
+def _is_sub(item: tuple[str, Any]) -> bool:
+    """Whether a value of a configuration is the configuration of a sub-model."""
+    return isinstance(item[1], Mapping) and _role(item[0]) is not None
+
+
+def _is_text(config: Config) -> bool:
+    """Whether a configuration describes a language model, which has words."""
+    return "vocab_size" in config
 
 
 def _is_foreign(components: Sequence[str]) -> bool:

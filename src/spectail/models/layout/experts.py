@@ -32,7 +32,6 @@ _PAIR = {
     "fc1": "fc2",
 }
 _PAIR_OF_DOWN = {down: up for up, down in _PAIR.items()}
-_ALTERNATING = frozenset({"gpt_oss", "openai_privacy_filter"})
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def _layout(view: View) -> _Layout:
     inward = inward and not (up[1] in {down[2], 2 * down[2]} and up[2] == down[1])
     family = family_of(view.config)
     biased = view.sibling("gate_up_proj_bias") is not None
-    return _Layout(inward, inward and (family in _ALTERNATING or (biased and not family)))
+    return _Layout(inward, inward and (family == "gpt_oss" or (biased and not family)))
 
 
 def flat_experts(view: View) -> tuple[Part, ...] | None:

@@ -2,7 +2,7 @@
 
 Gate lies above up almost everywhere; the exceptions are listed. Rows that are twice the columns of the down
 projection give a fused layer away also under names of plain MLPs (``fc1``, ``c_fc``); there the order is not known,
-and the layer stays whole with a note.
+and the layer stays whole, in its own kind, with a note.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def fused_gate_up(view: View) -> tuple[Part, ...] | None:
     if order is None and name in _ONLY_FAMILIES:
         return None
     if order is None:
-        note = f"{rows} rows, twice what the down projection takes: gate and up in an unknown order, kept whole"
-        return (view.matrix(kind="gate_up", note=note),)
+        note = f"{rows} rows, twice what the next layer takes: two weights in an order that is not known, kept whole"
+        return (view.matrix(note=note),)
     return cut_rows(view, halves(rows, *order))
 
 

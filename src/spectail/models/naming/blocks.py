@@ -19,7 +19,10 @@ _KINDS: tuple[tuple[str, str], ...] = (
         "router",
         r"(router(\.\w+)?|(mlp|moe|block_sparse_moe|feed_forward|ffn|mixer)\.gate|shared_expert_gate|ffn_gate_inp)",
     ),
-    ("q", r"(q_proj(_weight)?|query|q|wq|to_q|q_lin|q_attn|query_proj|attn_q|q_a_proj|q_b_proj|linear_q|attn_q_[ab])"),
+    (
+        "q",
+        r"(q_proj(_weight)?|query|q|wq|to_q|q_lin|q_attn|query_proj|attn_q|q_a_proj|q_b_proj|linear_q|q_linear|attn_q_[ab])",
+    ),
     ("k", r"(k_proj(_weight)?|key|k|wk|to_k|k_lin|key_proj|attn_k|linear_k|attn_k_b)"),
     ("v", r"(v_proj(_weight)?|value|v|wv|to_v|v_lin|value_proj|attn_v|linear_v|attn_v_b)"),
     (
@@ -27,7 +30,7 @@ _KINDS: tuple[tuple[str, str], ...] = (
         r"(qkv|qkv_proj|query_key_value|[wW]qkv|W_pack|to_qkv|in_proj_weight|attn_qkv|c_attn|qkv_linear|linear_qkv)",
     ),
     # Multi-head latent attention (DeepSeek): key and value before and after the latent vector.
-    ("kv", r"(kv_a_proj_with_mqa|kv_b_proj|kv_proj|to_kv|kv|key_value|linear_kv|attn_kv_a_mqa|attn_kv_b)"),
+    ("kv", r"(kv_a_proj_with_mqa|kv_b_proj|kv_proj|to_kv|kv|kv_linear|key_value|linear_kv|attn_kv_a_mqa|attn_kv_b)"),
     ("gate_up", r"(gate_up_proj|up_gate_proj|w12|weights_in|ffn_gate_up_exps)"),
     ("gate", r"(gate_proj|(experts\.\d+|feed_forward|mlp|ffn|cond_ffn)\.w1|wi_0|ffn_gate|ffn_gate_exps)"),
     ("up", r"(up_proj|(experts\.\d+|feed_forward|mlp|ffn|cond_ffn)\.w3|wi_1|ffn_up|ffn_up_exps)"),
