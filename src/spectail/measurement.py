@@ -12,7 +12,7 @@ import torch
 from scipy.sparse.linalg import ArpackError
 
 from spectail.core.farms import TailFit
-from spectail.core.goodness import TailJudgement, judge_tail, verdict
+from spectail.core.goodness import GoodnessOfFit, judge_tail, verdict
 from spectail.core.measure import estimator_of, measure, too_small
 from spectail.core.metrics import entropy
 from spectail.errors import SourceChangedError, SourceError, SpecError
@@ -134,9 +134,9 @@ def _with_alpha(record: LayerRecord, fit: TailFit, plan: Plan) -> LayerRecord:
     return replace(record, null_z=null_gap(record))
 
 
-def _judged(fit: TailFit, spec: Spec) -> tuple[TailJudgement, str]:
+def _judged(fit: TailFit, spec: Spec) -> tuple[GoodnessOfFit, str]:
     """Whether a power law describes the tail, in numbers and in words; asked of the KS cutoff only."""
-    unasked = TailJudgement(n_tail=fit.n_tail)
+    unasked = GoodnessOfFit(n_tail=fit.n_tail)
     if not spec.cutoff.claims_power_law:
         return unasked, spec.cutoff.unjudged
     tail = fit.eigenvalues[np.searchsorted(fit.eigenvalues, fit.xmin, side="left") :]

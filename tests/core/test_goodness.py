@@ -14,7 +14,7 @@ from scipy import optimize, stats
 from spectail.core.cutoffs import KSMinimum
 from spectail.core.goodness import (
     LEVEL,
-    TailJudgement,
+    GoodnessOfFit,
     exponential_terms,
     judge_tail,
     ks_p_value,
@@ -195,7 +195,7 @@ def test_known_laws_are_called_by_name(case: str, words: str) -> None:
     ],
 )
 def test_every_judgement_has_its_sentence(p: float, lognormal: float, exponential: float, words: str) -> None:
-    found = TailJudgement(n_tail=99, ks=0.1, ks_p=p, lognormal_ratio=lognormal, exponential_ratio=exponential)
+    found = GoodnessOfFit(n_tail=99, ks=0.1, ks_p=p, lognormal_ratio=lognormal, exponential_ratio=exponential)
     assert verdict(found) == words
 
 

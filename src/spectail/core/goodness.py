@@ -45,7 +45,7 @@ _CUTS = (-1e6, 100.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TailJudgement:
+class GoodnessOfFit:
     """How a power law fares on one tail; NaN where the tail is too small to judge."""
 
     n_tail: int
@@ -69,7 +69,7 @@ class TailJudgement:
         return two_sided(self.exponential_ratio)
 
 
-def judge_tail(tail: Array) -> TailJudgement:
+def judge_tail(tail: Array) -> GoodnessOfFit:
     """Test the power law on a tail and compare it with the lognormal and the exponential cut off at the same xmin.
 
     ``tail`` are the eigenvalues at or above xmin, ascending, the first one xmin itself. Raises SpecError where they
@@ -84,11 +84,11 @@ def judge_tail(tail: Array) -> TailJudgement:
             f"expected the positive eigenvalues of a tail in ascending order, got {tail[:3]} ... {tail[-1]}"
         )
     if tail.size < MIN_JUDGED or tail[0] == tail[-1]:
-        return TailJudgement(n_tail=tail.size)
+        return GoodnessOfFit(n_tail=tail.size)
     fit = fit_from(tail, 0)
     logs = np.log(tail / tail[0])
     power = power_law_terms(logs)
-    return TailJudgement(
+    return GoodnessOfFit(
         n_tail=tail.size,
         ks=fit.ks,
         ks_p=ks_p_value(fit.ks, tail.size),
@@ -97,10 +97,10 @@ def judge_tail(tail: Array) -> TailJudgement:
     )
 
 
-def verdict(found: TailJudgement) -> str:
+def verdict(found: GoodnessOfFit) -> str:
     """The judgement in one short sentence; its p is an upper bound, as the module says.
 
-    >>> verdict(TailJudgement(n_tail=900, ks=0.05, ks_p=0.0004, lognormal_ratio=-3.1, exponential_ratio=0.4))
+    >>> verdict(GoodnessOfFit(n_tail=900, ks=0.05, ks_p=0.0004, lognormal_ratio=-3.1, exponential_ratio=0.4))
     'power law ruled out (p < 0.001): lognormal fits better, exponential no better'
     """
     if math.isnan(found.ks_p):
