@@ -47,6 +47,8 @@ def as_torch(tensors: Mapping[str, LazyTensor]) -> list[LazyTensor]:
         prefix = f"{module}." if module else ""
         if prefix in recurrent and leaf in {"kernel", "recurrent_kernel"}:
             result.append(_recurrent(replace(stored, name=prefix), tensors[prefix + "recurrent_kernel"], leaf))
+        elif leaf == "kernel" and "depthwise" in module.lower() and len(stored.shape) > 2 and stored.shape[-2] > 1:
+            result.append(_depthwise(replace(stored, name=f"{prefix}weight")))
         elif leaf in {"kernel", "pointwise_kernel"}:
             name = prefix + ("weight" if leaf == "kernel" else "pointwise.weight")
             result.append(_kernel(replace(stored, name=name), module))

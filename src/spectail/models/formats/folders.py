@@ -15,7 +15,7 @@ from spectail.models.build import build_source
 from spectail.models.fingerprint import fingerprint_files
 from spectail.models.formats.adapter_files import ADAPTER, CONFIG, MAIN_ADAPTER, adapter_beside
 from spectail.models.formats.foreign import refuse_foreign, without_weights
-from spectail.models.formats.format import Format
+from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.open_file import OpenFile
 from spectail.models.formats.table import FORMATS, format_of, format_of_shards
 from spectail.models.lazy_tensor import LazyTensor
@@ -218,7 +218,7 @@ def read_index(index: Path) -> tuple[list[Path], list[str]]:
 def _assembled(form: Format, paths: Sequence[Path], label: str, promised: Iterable[str] = ()) -> Source:
     """Read the files of one model and put its tensors together with the configuration files beside them."""
     files = [OpenFile(path) for path in paths]
-    contents = form.read(files)
+    contents = _read(form, files)
     folder = paths[0].parent
     notes = (*contents.notes, *_lost(promised, contents.tensors))
     hashed = [(file.name, file) for file in (*files, *contents.more_files)]
@@ -235,11 +235,26 @@ def _assembled(form: Format, paths: Sequence[Path], label: str, promised: Iterab
     )
 
 
+def _read(form: Format, files: Sequence[OpenFile]) -> Contents:
+    """Read the files of one model, with one clear line for damage that the format does not find itself."""
+    try:
+        return form.read(files)
+    except (SourceError, OSError):
+        raise
+    except Exception as error:  # noqa: BLE001 - damage may show as any error of a format's library
+        reason = (str(error).splitlines() or [""])[0][:100]
+        raise SourceError(
+            f"{files[0].path} is not readable as {form.name}: it is damaged or of another form "
+            f"({type(error).__name__}: {reason})"
+        ) from None
+
+
 def _lost(promised: Iterable[str], tensors: Sequence[LazyTensor]) -> tuple[str, ...]:
     """Say which tensors an index names and no shard holds."""
     there = {stored.name for stored in tensors}
+    promised = list(promised)
     lost = [name for name in promised if name not in there]
-    if not lost:
+    if not lost or len(lost) == len(promised):  # formats whose names are translated share none with their index
         return ()
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
     return (f"the index names {lost[0]}{more}, which no shard holds",)

@@ -28,6 +28,14 @@ from spectail.models.naming.names import natural_key
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _OPTIMIZER = re.compile(r"^/(?:optimizer|optimizer_weights|_layer_checkpoint_dependencies/optimizer)(?:/|$)")
+_ATTENTION = {
+    "query_dense": "query",
+    "key_dense": "key",
+    "value_dense": "value",
+    "output_dense": "attention_output",
+}
+"""Names of the layers inside of Keras' MultiHeadAttention, and of their weights in a model."""
+_CONTAINERS = {"_layer_checkpoint_dependencies", "layers", "vars"}
 _WEIGHTS = "model.weights.h5"
 
 
@@ -116,17 +124,16 @@ def _name(path: str) -> str:
         parts = parts[1:]
     if len(parts) > 2 and parts[0] == parts[1]:
         parts = parts[1:]  # a Keras file has a group for the layer, and the layer's name again in the variable's
-    parts = [part for part in parts if part not in {"_layer_checkpoint_dependencies", "layers"}]
-    if len(parts) > 2 and parts[-2] == "vars":
-        parts = [*parts[:-2], _variable(parts[:-2], parts[-1])]
+    if len(parts) > 2 and parts[-2] == "vars":  # Keras 3
+        parts = [*(_ATTENTION.get(part, part) for part in parts[:-1] if part not in _CONTAINERS), parts[-1]]
+        parts = [*parts[:-1], _variable(parts[:-1], parts[-1])]
     return ".".join(parts)
 
 
 def _variable(layer: Sequence[str], number: str) -> str:
     """Give a numbered variable of Keras 3 its name."""
     kind = re.sub(r"_\d+$", "", layer[-1])
-    whole = ".".join(layer)
-    if re.search(r"lstm|gru|simple_rnn", whole) and kind.endswith("cell"):
+    if kind == "cell":
         names = ["kernel", "recurrent_kernel", "bias"]
     elif "separable" in kind:
         names = ["depthwise_kernel", "pointwise_kernel", "bias"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from spectail.errors import SourceError
-from spectail.models.formats import flax_file, gguf, hdf5, npy, onnx_file, safetensors, torch_pickle
+from spectail.models.formats import distcp, flax_file, gguf, hdf5, npy, onnx_file, safetensors, torch_pickle
 from spectail.models.formats.format import Format
 from spectail.models.formats.open_file import OpenFile
 
 FORMATS: list[Format] = [
     safetensors.FORMAT,
     torch_pickle.FORMAT,
+    distcp.FORMAT,
     gguf.FORMAT,
     onnx_file.FORMAT,
     flax_file.FORMAT,

@@ -1,0 +1,115 @@
+"""torch's distributed checkpoints: a ``.metadata`` file and ``__0_0.distcp`` files with pieces of tensors.
+
+The metadata is a pickle of ``torch.distributed.checkpoint.metadata``'s classes, read as data. Each piece is an archive
+of torch.save that lies within a file; a tensor that was spread over processes is put together when it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from spectail.errors import SourceError
+from spectail.models.formats.format import Contents, Format
+from spectail.models.formats.open_file import OpenFile
+from spectail.models.formats.ranges import StoredArray, stored_tensor
+from spectail.models.formats.state_dict import state_tensors
+from spectail.models.formats.torch_pickle import load_archive, load_pickle
+from spectail.models.formats.unpickle import Inert, TensorRef
+from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name, piece_of
+
+Pieces: TypeAlias = "list[tuple[tuple[int, ...], StoredArray]]"
+"""The pieces of a tensor: where each begins in the tensor, and where it lies."""
+
+
+def read_distcp(files: Sequence[OpenFile]) -> Contents:
+    """Describe the model's tensors of a distributed checkpoint; the optimizer's are left out."""
+    (file,) = files
+    value, _ = load_pickle(file)
+    reader = _Reader(file)
+    try:
+        tree = reader.tree(value.state())
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise SourceError(
+            f"{file.path} is not the metadata of a distributed checkpoint that is known here; convert it: python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {file.path.parent} model.pt"
+        ) from None
+    tensors = state_tensors(tree)
+    if not tensors:
+        raise SourceError(f"{file.path.parent} is a distributed checkpoint without tensors of a model")
+    return Contents(tensors, more_files=tuple(reader.files.values()))
+
+
+class _Reader:
+    """Finds the pieces that the metadata names."""
+
+    def __init__(self, file: OpenFile) -> None:
+        self.folder = file.path.parent
+        self.files: dict[str, OpenFile] = {}
+
+    def tree(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Describe all tensors, nested as the saved dicts were."""
+        pieces: dict[str, Pieces] = {}
+        for index, place in metadata["storage_data"].items():
+            where = index.state()
+            known = metadata["state_dict_metadata"].get(where["fqn"])
+            if isinstance(known, Inert) and "chunks" in known.state():
+                start = tuple(where.get("offset") or ())
+                pieces.setdefault(where["fqn"], []).append((start, self._piece(place.state())))
+        paths = metadata.get("planner_data") or {}
+        tree: dict[str, Any] = {}
+        for name, parts in pieces.items():
+            shape = tuple(metadata["state_dict_metadata"][name].state()["size"])
+            *outer, last = map(str, paths.get(name) or (name,))
+            place = tree
+            for key in outer:
+                place = place.setdefault(key, {})
+            place[last] = _tensor(name, shape, parts)
+        return tree
+
+    def _piece(self, place: Mapping[str, Any]) -> StoredArray:
+        """Find the numbers of one piece."""
+        name = PurePosixPath(place["relative_path"])
+        if name.is_absolute() or ".." in name.parts:
+            raise SourceError(f"{self.folder}/.metadata names the file {str(name)!r} outside of its own folder")
+        if str(name) not in self.files:
+            if not (self.folder / name).is_file():
+                raise SourceError(f"{name} of the distributed checkpoint {self.folder} is missing; copy all its files")
+            self.files[str(name)] = OpenFile(self.folder / name)
+        value, _ = load_archive(self.files[str(name)], place["offset"], place["length"])
+        if not isinstance(value, TensorRef) or value.problem:
+            raise ValueError(place["relative_path"])
+        return value.array()
+
+
+def _tensor(name: str, shape: tuple[int, ...], pieces: Pieces) -> LazyTensor:
+    """Describe a tensor by its pieces, which must fill it."""
+    if sum(torch.Size(array.shape).numel() for _, array in pieces) != torch.Size(shape).numel():
+        raise SourceError(f"the pieces of {name!r} do not fill its shape {shape}: files of some processes are missing")
+    if len(pieces) == 1:
+        return stored_tensor(name, pieces[0][1])
+    dtype = dtype_name(pieces[0][1].dtype)
+    return LazyTensor(name, shape, dtype, partial(_put_together, shape, pieces))
+
+
+def _put_together(shape: tuple[int, ...], pieces: Pieces, index: Index) -> Tensor:
+    """Read the pieces into one tensor."""
+    whole = torch.empty(shape, dtype=pieces[0][1].dtype)
+    for start, array in pieces:
+        box = tuple(slice(first, first + size) for first, size in zip(start, array.shape, strict=True))
+        whole[box] = array.read()
+    return piece_of(whole, index)
+
+
+FORMAT = Format(
+    name="a distributed checkpoint of torch",
+    suffixes=(".metadata",),
+    read=read_distcp,
+    looks_like=lambda start, size: b"torch.distributed.checkpoint.metadata" in start,
+    folder=(".metadata",),
+)
