@@ -69,10 +69,12 @@ class Tree(nn.Module):
 @pytest.mark.parametrize("form", ["Tucker", "CP", "TT"])
 def test_factors_make_up_one_weight(form, number, pairs, tmp_path):
     state, dense = state_of(form, SHAPE, number=number, pairs=pairs)
+    # A live module knows the owners of its parameters, and a list of factors is no Linear.
+    state["lifting.weight"] = torch.randn(4, 2)
     torch.save(state, tmp_path / "model.pt")
     for source in (state, tmp_path / "model.pt", Tree(state)):
         opened = open_source(source)
-        (layer,) = opened.layers
+        layer, _ = sorted(opened.layers, key=lambda layer: layer.name)
         assert (layer.name, layer.kind, layer.n_matrices, layer.rows, layer.cols) == (
             "fno_blocks.convs.0",
             "spectral",
@@ -115,6 +117,19 @@ def test_a_separable_weight_keeps_channels_apart(form):
     (layer,) = open_source(state).layers
     assert (layer.kind, layer.n_matrices, layer.rows, layer.cols) == ("spectral", 12, 5, 1)
     torch.testing.assert_close(layer.read()[:, :, 0], dense.flatten(1).T)
+
+
+def test_a_separable_weight_of_one_dimension():
+    dense = torch.randn(5, 4, dtype=torch.complex64)
+    (layer,) = open_source({"convs.0.weight.tensor": dense, "convs.0.bias": torch.zeros(5, 1)}).layers
+    assert torch.equal(layer.read()[:, :, 0], dense.T)
+
+
+def test_a_spherical_weight_has_a_matrix_for_each_degree():
+    dense = torch.randn(5, 5, 4, dtype=torch.complex64)
+    (layer,) = open_source({"convs.0.weight.tensor": dense, "convs.0.bias": torch.zeros(5, 1, 1)}).layers
+    assert torch.equal(layer.read()[2], dense[:, :, 2].T)
+    assert "separable" in layer.note
 
 
 def test_a_list_of_factorised_weights():

@@ -66,12 +66,8 @@ def read_gguf(files: Sequence[OpenFile]) -> Contents:
             tensors += _described(file, tensor, known, metadata)
     if not tensors:
         raise SourceError(f"{files[0].path} is a GGUF file without tensors; expected a model")
-    config = {
-        "num_attention_heads": _heads(metadata, "head_count", 0),
-        "num_key_value_heads": _heads(metadata, "head_count_kv", 0),
-    }
     tensors.sort(key=lambda stored: natural_key(stored.name))  # stored as blk.0, blk.1, blk.10
-    return Contents(tensors, config, _notes(architecture, unnamed))
+    return Contents(tensors, _config(architecture, metadata), _notes(architecture, unnamed))
 
 
 def _notes(architecture: str, unnamed: Sequence[str]) -> tuple[str, ...]:
@@ -82,6 +78,21 @@ def _notes(architecture: str, unnamed: Sequence[str]) -> tuple[str, ...]:
         more = f" and {len(unnamed) - 1} more" if len(unnamed) > 1 else ""
         return (f"{unnamed[0]}{more} of GGUF architecture {architecture!r} keep llama.cpp's names",)
     return ()
+
+
+def _config(architecture: str, metadata: Mapping[str, object]) -> dict[str, Any]:
+    """Say what the header states about attention in the words of a transformers configuration.
+
+    llama.cpp's converter brings every family's fused attn_qkv into blocks of query, key and value, so that the
+    model type is none of theirs.
+    """
+    keys = {
+        "num_attention_heads": "attention.head_count",
+        "num_key_value_heads": "attention.head_count_kv",
+        "head_dim": "attention.key_length",
+        "hidden_size": "embedding_length",
+    }
+    return {"model_type": "gguf"} | {name: metadata.get(f"{architecture}.{key}") for name, key in keys.items()}
 
 
 def _heads(metadata: Mapping[str, object], key: str, block: int) -> int | None:

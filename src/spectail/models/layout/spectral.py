@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from spectail.models.layout.arrange import channel_modes, modes
@@ -20,6 +20,7 @@ from spectail.models.layout.view import View
 
 _SPECTRAL = re.compile(r"(?:^|\.)(?:weight(?:\.\d+)?\.tensor|weights_?\d*)$|spectral|fourier", re.IGNORECASE)
 _WEIGHT = re.compile(r"(?:^|\.)(weight(?:\.\d+)?(?:\.tensor)?)$")
+_EITHER = "read as the weight of a spherical convolution; a separable one with as many modes as channels looks the same"
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,15 @@ def spectral(view: View) -> tuple[Part, ...] | None:
     bias = _bias(view)
     if bias and len(shape) == bias.order + 3:
         return tuple(_part(view, shape[1:], real_view, f"[{i}]", i) for i in range(shape[0]))
+    if len(shape) < 2 or (len(shape) == 2 and (bias is None or bias.order != 1)):
+        return None
+    if bias is None or len(shape) != bias.order + 1:
+        return (_part(view, shape, real_view),)
     # A spherical convolution shares its weight along one dimension: it too has one dimension fewer.
-    if bias and len(shape) == bias.order + 1 and shape[0] == bias.channels != shape[1]:
+    if len(shape) == 2 or shape[0] != shape[1]:
         arrange = partial(channel_modes, real_view=real_view)
         return (Part(view.layer, "spectral", math.prod(shape[1:]), shape[0], 1, view.lead, arrange),)
-    return (_part(view, shape, real_view),) if len(shape) > 2 else None
+    return (replace(_part(view, shape, real_view), note=_EITHER),)
 
 
 def _part(view: View, shape: tuple[int, ...], real_view: bool, suffix: str = "", *index: int) -> Part:
