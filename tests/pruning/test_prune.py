@@ -12,8 +12,8 @@ from torch import nn
 import spectail as st
 from spectail.allocation.allocation import Share
 from spectail.errors import PruneError
-from spectail.models.live.weights import editable, owners
 from spectail.models.live.walk import module_source
+from spectail.models.live.weights import editable, owners
 from spectail.pruning.layers import coverage_of, make_targets
 from spectail.pruning.methods import BY_NAME, SparseGPT, Wanda
 from spectail.pruning.prune import PruningInterrupted
@@ -235,8 +235,14 @@ def _without(model, name):
     return {n: 0.5 for n in _matrices(model) if n != name}
 
 
-def _tied_blocks(model):
-    model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+def _tied_to_embedding(model):
+    model.model.layers[0].mlp.table = nn.Embedding(48, 32)
+    model.model.layers[0].mlp.table.weight = model.model.layers[0].mlp.up_proj.weight
+    return model
+
+
+def _with_unused(model):
+    model.model.layers[0].mlp.unused = nn.Linear(32, 48)
     return model
 
 
@@ -274,8 +280,16 @@ BAD = {
         "the model has no lm_head of its own (it is tied to another layer)",
     ),
     "tied block": (
-        lambda m: (_tied_blocks(m), 0.5, {}),
-        "model.layers.0.mlp.up_proj cannot be written alone: it is tied to model.layers.1.mlp.up_proj.weight; leave it",
+        lambda m: (_tied_to_embedding(m), 0.5, {}),
+        "model.layers.0.mlp.up_proj cannot be written alone: it is tied to model.layers.0.mlp.table.weight; leave it",
+    ),
+    "globs beside a mapping": (
+        lambda m: (m, _without(m, ""), {"exclude": ["*up_proj"]}),
+        "include and exclude go with one ratio for all layers: an allocation names its layers",
+    ),
+    "allocate what text does not reach": (
+        lambda m: (_with_unused(m), dict.fromkeys(_matrices(m), 0.5), {"method": "wanda", "calibration": tokens()}),
+        "model.layers.0.mlp.unused cannot be pruned by calibration text, its inputs are not seen: no token of the",
     ),
     "nan weight": (
         lambda m: (_poisoned(m, UP + ".weight"), 0.5, {}),
@@ -329,7 +343,7 @@ def test_quantised_weights_are_refused():
     model = decoder("llama")
     layer = model.model.layers[0].mlp.up_proj
     layer.weight = nn.Parameter(layer.weight.detach().to(torch.int8), requires_grad=False)
-    with pytest.raises(PruneError, match=r"up_proj cannot be written: stored as integers of a quantiser, int8"):
+    with pytest.raises(PruneError, match=r"up_proj cannot be written: stored as .* integers .*int8"):
         st.prune(model, dict.fromkeys(_names(model), 0.5))
 
 
@@ -355,13 +369,20 @@ def test_blocks_that_do_not_follow_on_each_other_are_refused():
         st.prune(_Swapped(), 0.5, method="wanda", calibration=tokens())
 
 
-class _Peeking(_Swapped):
-    """Gives its blocks something that depends on the text."""
+class _Peeking(nn.Module):
+    """Gives every block a second argument: of the tokens alone, or of what the blocks before have computed."""
+
+    def __init__(self, *, of_tokens):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(100, 8)
+        self.layers = nn.ModuleList(_Block() for _ in range(3))
+        self.of_tokens = of_tokens
 
     def forward(self, ids):
-        states = self.embed(ids)
+        first = states = self.embed(ids)
         for layer in self.layers:
-            states = layer(states, ids.float().mean())
+            states = layer(states, first.flip(1) if self.of_tokens else states.mean())
         return states
 
 
@@ -370,13 +391,45 @@ class _Block(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(8, 8)
 
-    def forward(self, states, mean):
-        return self.fc1(states) + mean
+    def forward(self, states, other):
+        return self.fc1(states + other)
 
 
-def test_arguments_that_depend_on_the_text_are_refused():
-    model = _Peeking()
-    model.layers = nn.ModuleList(_Block() for _ in range(2))
-    message = "block 0 of this model takes arguments that depend on the text besides its hidden states"
-    with pytest.raises(PruneError, match=re.escape(message)):
-        st.prune(model, 0.5, method="wanda", calibration=tokens())
+def test_arguments_that_depend_on_other_blocks_are_refused():
+    message = "block 0 of this model takes arguments that depend on what other blocks compute, besides its hidden"
+    with pytest.raises(PruneError, match=re.escape(message.replace("block 0", "block 1"))):
+        st.prune(_Peeking(of_tokens=False), 0.5, method="wanda", calibration=tokens())
+
+
+def test_arguments_that_depend_on_the_tokens_follow_each_sample():
+    """The oracle runs the whole model for each block, with the blocks before it pruned."""
+    model, oracle, text = _Peeking(of_tokens=True), _Peeking(of_tokens=True), tokens()
+    st.prune(model, 0.5, method="wanda", calibration=text)
+    for layer in oracle.layers:
+        inputs = _hooked(oracle, {layer.fc1}, text)[layer.fc1]
+        mask = plain.wanda_mask(layer.fc1.weight.detach().numpy(), inputs, 4)
+        layer.fc1.weight.data.masked_fill_(torch.from_numpy(mask), 0)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, oracle.state_dict()[key]), key
+
+
+def test_blocks_that_share_a_weight_are_pruned_once_and_it_is_said():
+    model = decoder("llama")
+    model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+    report = st.prune(model, 0.5, method="wanda", calibration=tokens())
+    assert [layer.name for layer in report.layers if "up_proj" in layer.name] == ["model.layers.0.mlp.up_proj"]
+    assert report.realised == 0.5
+    assert report.notes == ("model.layers.0.mlp.up_proj: shared by 2 modules: pruned by the inputs of the first",)
+
+
+def test_left_out_layers_are_told_with_their_reasons():
+    report = st.prune(decoder("mixtral"), 0.5, exclude=["*.0.*q_proj"])
+    assert {layer.name: layer.reason for layer in report.left_out} == {
+        "model.embed_tokens": "an embedding",
+        "model.layers.0.self_attn.q_proj": "excluded",
+        "model.layers.0.mlp.gate": "a router",
+        "model.layers.1.mlp.gate": "a router",
+        "lm_head": "the output head",
+    }
+    assert "left out, a router: model.layers.0.mlp.gate, model.layers.1.mlp.gate" in report.summary()
+    assert report.to_dict()["left_out"][0] == {"name": "model.embed_tokens", "reason": "an embedding"}

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from spectail.allocation.coverage import LeftOut
+from spectail.allocation.coverage import LeftOut, describe_left_out
 from spectail.errors import AllocationError
 
 _FORMAT = "spectail allocation"
@@ -94,12 +94,7 @@ class Allocation(Mapping[str, float]):
             f"{len(self)} layers in {units} units, {min(values):.6g} to {max(values):.6g}, "
             f"mean by number of weights {self.realised:.9g}",
         ]
-        reasons: dict[str, list[str]] = {}
-        for layer in self.left_out:
-            reasons.setdefault(layer.reason, []).append(layer.name)
-        for reason, names in reasons.items():
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            lines.append(f"left out, {reason}: {shown}")
+        lines += describe_left_out(self.left_out)
         return "\n".join([*lines, *(f"note: {remark}" for remark in (*self.departures, *self.notes))])
 
     def to_dict(self) -> dict[str, Any]:

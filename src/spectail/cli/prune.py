@@ -47,6 +47,11 @@ def prune(
     allocation: Annotated[str, typer.Option(help=f"{', '.join(BASELINES)}, or a file of spectail allocate.")] = "farms",
     calibration: Annotated[str | None, typer.Option(help=f"Text: {HOW}; all but magnitude need it.")] = None,
     pattern: Annotated[str | None, typer.Option(help="2:4 for 2 zeros in every 4 weights along the input.")] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="Also layers whose name matches this glob, which stay dense by themselves (a vision tower)."),
+    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="No layers whose name matches this glob.")] = None,
     eps: Annotated[str | None, typer.Option(help=EPS)] = None,
     selection: Annotated[
         str | None,
@@ -73,6 +78,7 @@ def prune(
         method=as_method(method), sparsity=sparsity, allocation=allocation, eps=_eps(eps, allocation),
         pattern=Pattern.parse(pattern) if pattern else None, samples=samples, seq_len=seq_len,
         max_sequences=max_sequences, seed=seed, bos=bos,
+        include=tuple(include or ()), exclude=tuple(exclude or ()),
     )  # fmt: skip
     if plan.calibrates and calibration is None:
         raise PruneError(f"{method} with the allocation {allocation} needs calibration text: give --calibration FILE")

@@ -1,14 +1,14 @@
 """The blocks of a decoder, and calibration inputs on their way through them, one block at a time.
 
 Two samples run through the whole model, which shows what the model itself gives to every block besides the hidden
-states (masks, rotary angles, positions, whatever it is), that the blocks follow on each other, and that these arguments
-do not depend on the text. For the others the model runs up to its first block. From there on blocks are called here,
-with the model's own arguments.
+states (masks, rotary angles, positions, whatever it is), that the blocks follow on each other, and which of these
+arguments depend on the text. Those may depend on the tokens alone (the embeddings that Zamba gives to every block, an
+encoder's output), and then every sample keeps its own; they may not depend on what the blocks before have computed,
+for pruning changes that. From there on blocks are called here, with the model's own arguments.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from spectail.errors import PruneError
 from spectail.models.naming.blocks import unit_of
+from spectail.pruning.forward import is_encoder_decoder, run_tokens
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,19 @@ class Stream:
     """Hidden states of all samples on their way in front of the next block, and the blocks' other arguments."""
 
     hidden: list[Tensor]
-    extras: list[Extra]
+    extras: list[Mapping[int, Extra]]
+    """For each sample, the arguments by number of the block; blocks that text does not reach are missing."""
 
     def run(self, block: nn.Module, number: int, *, keep: bool) -> None:
-        """Send all samples through a block; with ``keep`` they go on from there, else they stay in front of it."""
-        extra = self.extras[number]
+        """Send all samples through a block; with ``keep`` they go on from there, else they stay in front of it.
+
+        A block that the model passes over, such as cross-attention to images, leaves them as they are.
+        """
         for i, states in enumerate(self.hidden):
-            output = _hidden(_call(block, extra, states))
+            extra = self.extras[i].get(number)
+            if extra is None:
+                continue
+            output = _hidden(_call(block, extra, states.clone()))
             if keep:
                 self.hidden[i] = output
 
@@ -63,7 +70,7 @@ def find_blocks(model: nn.Module, paths: Iterable[str]) -> list[tuple[str, nn.Mo
             )
         stacks.setdefault(unit.rpartition(".")[0], path)
     if len(stacks) != 1:
-        raise PruneError(f"expected one stack of blocks, as a decoder has, not {len(stacks)}: {', '.join(stacks)}")
+        raise PruneError(_several(model, list(stacks)))
     (name,) = stacks
     stack = model.get_submodule(name)
     if not isinstance(stack, nn.ModuleList):
@@ -71,25 +78,49 @@ def find_blocks(model: nn.Module, paths: Iterable[str]) -> list[tuple[str, nn.Mo
     return [(f"{name}.{i}", block) for i, block in enumerate(stack)]
 
 
+def _several(model: nn.Module, stacks: Sequence[str]) -> str:
+    """Say why calibration cannot prune several stacks in one run, and what to do."""
+    what = "an encoder-decoder" if is_encoder_decoder(model) else f"a model of {len(stacks)} stacks"
+    others = " and ".join(f"'{stack}.*'" for stack in stacks[1:])
+    return (
+        f"expected one stack of blocks, as a decoder has, but {type(model).__name__} is {what} with blocks in "
+        f"{', '.join(stacks)}: prune by magnitude, or one stack at a time (here exclude {others})"
+    )
+
+
 def start(model: nn.Module, blocks: Sequence[nn.Module], tokens: Tensor) -> Stream:
     """Bring samples of token ids, (samples, length), in front of the first block.
 
     Raises:
-        PruneError: the model does not run its blocks one after the other, or gives them what depends on the text.
+        PruneError: the model does not run its blocks one after the other, or gives them what depends on the results of
+            other blocks.
 
     """
     first = _watch(model, blocks, tokens[:1])
     if len(tokens) == 1:
-        return Stream([first.states], first.extras)
+        return Stream([first.states], [first.extras])
     second = _watch(model, blocks, tokens[1:2])
-    for number, (a, b) in enumerate(zip(first.extras, second.extras, strict=True)):
-        if not _same((a.args, dict(a.kwargs)), (b.args, dict(b.kwargs))):
+    if first.extras.keys() != second.extras.keys():
+        raise PruneError(
+            f"this {type(model).__name__} sends one text through other blocks than another: prune by magnitude"
+        )
+    if all(_same_extra(first.extras[number], second.extras[number]) for number in first.extras):
+        others = [_before_first(model, blocks, min(first.extras), ids[None]) for ids in tokens[2:]]
+        return Stream([first.states, second.states, *others], [first.extras] * len(tokens))
+    _check_from_tokens(model, blocks, tokens[1:2], second)
+    records = [first, second, *(_watch(model, blocks, ids[None]) for ids in tokens[2:])]
+    return Stream([record.states for record in records], [record.extras for record in records])
+
+
+def _check_from_tokens(model: nn.Module, blocks: Sequence[nn.Module], ids: Tensor, record: _Record) -> None:
+    """Refuse arguments that change when the blocks before give other results on the same text."""
+    shaken = _watch(model, blocks, ids, shake=True)
+    for number, extra in record.extras.items():
+        if number not in shaken.extras or not _same_extra(extra, shaken.extras[number]):
             raise PruneError(
-                f"block {number} of this model takes arguments that depend on the text besides its hidden states: "
-                "calibration cannot follow it, prune by magnitude"
+                f"block {number} of this model takes arguments that depend on what other blocks compute, besides its "
+                "hidden states: calibration cannot follow it, prune by magnitude"
             )
-    others = [_before_first(model, blocks[0], ids[None]) for ids in tokens[2:]]
-    return Stream([first.states, second.states, *others], first.extras)
 
 
 @dataclass
@@ -97,37 +128,44 @@ class _Record:
     """What one sample shows of a model."""
 
     states: Tensor = field(default_factory=lambda: torch.empty(0))
-    extras: list[Extra] = field(default_factory=list)
+    extras: dict[int, Extra] = field(default_factory=dict)
     last: Tensor | None = None
     order: list[int] = field(default_factory=list)
     broken: bool = False
 
 
-def _watch(model: nn.Module, blocks: Sequence[nn.Module], ids: Tensor) -> _Record:
-    """Run one sample through the whole model and note what every block is given."""
+def _watch(model: nn.Module, blocks: Sequence[nn.Module], ids: Tensor, *, shake: bool = False) -> _Record:
+    """Run one sample through the whole model and note what every block is given.
+
+    With ``shake`` every block's result is changed before it goes on.
+    """
     record = _Record()
     numbers = {id(block): number for number, block in enumerate(blocks)}
 
     def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states, extra = _split(args, kwargs)
         if not record.order:
-            record.states = states
+            record.states = states.clone()
         elif record.last is None or not _equal(record.last, states):
             record.broken = True
         record.order.append(numbers[id(block)])
-        record.extras.append(extra)
+        record.extras[numbers[id(block)]] = extra
 
-    def after(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def after(block: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         record.last = _hidden(output).clone()
+        if not shake:
+            return None
+        record.last = record.last * 1.25 + 0.125
+        return (record.last, *output[1:]) if isinstance(output, tuple) else record.last
 
     hooks = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks]
     hooks += [block.register_forward_hook(after) for block in blocks]
     try:
-        _forward(model, ids)
+        run_tokens(model, ids, _paths(model, blocks))
     finally:
         for hook in hooks:
             hook.remove()
-    if record.broken or record.order != list(range(len(blocks))):
+    if record.broken or not record.order or record.order != sorted(set(record.order)):
         raise PruneError(
             f"this {type(model).__name__} does not hand its hidden states from block to block in order: "
             "calibration cannot follow it, prune by magnitude"
@@ -139,17 +177,17 @@ class _ReachedError(Exception):
     """Ends a forward pass in front of the first block."""
 
 
-def _before_first(model: nn.Module, block: nn.Module, ids: Tensor) -> Tensor:
+def _before_first(model: nn.Module, blocks: Sequence[nn.Module], first: int, ids: Tensor) -> Tensor:
     """The hidden states in front of the first block; the rest of the model does not run."""
     found: list[Tensor] = []
 
     def stop(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(_split(args, kwargs)[0])
+        found.append(_split(args, kwargs)[0].clone())
         raise _ReachedError
 
-    hook = block.register_forward_pre_hook(stop, with_kwargs=True)
+    hook = blocks[first].register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        _forward(model, ids)
+        run_tokens(model, ids, _paths(model, blocks))
     except _ReachedError:
         pass
     finally:
@@ -157,22 +195,25 @@ def _before_first(model: nn.Module, block: nn.Module, ids: Tensor) -> Tensor:
     return found[0]
 
 
-def _forward(model: nn.Module, ids: Tensor) -> None:
-    """Call the model on token ids, without a cache and without logits of all positions where it has a say in them."""
-    device = next(model.parameters()).device
-    takes = inspect.signature(model.forward).parameters
-    spare = {"use_cache": False, "logits_to_keep": 1}
-    model(ids.to(device), **{name: value for name, value in spare.items() if name in takes})
+def _paths(model: nn.Module, blocks: Sequence[nn.Module]) -> list[str]:
+    """Where the blocks' parameters lie in the model."""
+    inside = {id(block) for block in blocks}
+    return [f"{path}." for path, module in model.named_modules() if id(module) in inside]
 
 
 def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Extra]:
     """The hidden states and the rest of a block's arguments."""
     if args and isinstance(args[0], Tensor):
-        return args[0].detach(), Extra(args[1:], dict(kwargs), None)
-    if isinstance(kwargs.get("hidden_states"), Tensor):
+        states, extra = args[0].detach(), Extra(args[1:], dict(kwargs), None)
+    elif isinstance(kwargs.get("hidden_states"), Tensor):
         rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-        return kwargs["hidden_states"].detach(), Extra(args, rest, "hidden_states")
-    raise PruneError("the blocks of this model are not called with hidden states first: prune by magnitude")
+        states, extra = kwargs["hidden_states"].detach(), Extra(args, rest, "hidden_states")
+    else:
+        raise PruneError("the blocks of this model are not called with hidden states first: prune by magnitude")
+    for value in (*extra.args, *extra.kwargs.values()):
+        if hasattr(value, "get_seq_length"):
+            raise PruneError("this model hands a cache to its blocks although none was asked for: prune by magnitude")
+    return states, extra
 
 
 def _call(block: nn.Module, extra: Extra, states: Tensor) -> Any:
@@ -189,6 +230,11 @@ def _hidden(output: Any) -> Tensor:
             f"a block of this model returns {type(output).__name__}, not hidden states: prune by magnitude"
         )
     return states.detach()
+
+
+def _same_extra(a: Extra, b: Extra) -> bool:
+    """Whether two calls of a block differ in nothing but their hidden states."""
+    return _same((a.args, dict(a.kwargs)), (b.args, dict(b.kwargs)))
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
 from numbers import Real
 
 import torch
 from torch import nn
 
 from spectail.allocation.allocation import Allocation
-from spectail.allocation.coverage import Coverage, cover
+from spectail.allocation.coverage import Coverage, LeftOut, cover
 from spectail.errors import AllocationError, PruneError, SourceError
 from spectail.measurement import record_of
 from spectail.models.live.walk import module_source
@@ -21,6 +21,8 @@ from spectail.pruning.quotas import Pattern, Quota, pattern_counts, zero_counts
 
 SHOWN = 4
 """How many names an error lists before it counts the rest."""
+NOT_NAMED = "not in the allocation"
+"""Reason of a layer that nothing else keeps out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,31 +40,84 @@ class Target:
         return self.weight.rows * self.weight.cols
 
 
+@dataclass(frozen=True)
+class Scope:
+    """Which layers a sparsity is about: the matrices inside blocks of the model that text goes through."""
+
+    include: tuple[str, ...] = ()
+    """Globs of layers that would stay dense."""
+    exclude: tuple[str, ...] = ()
+    """Globs of layers that stay dense."""
+    unseen: Mapping[str, str] = field(default_factory=dict)
+    """Layers that calibration text does not reach, with the reason: see ``reach``."""
+
+    def cover(self, source: Source) -> Coverage:
+        """Choose the layers of a model.
+
+        Raises:
+            PruneError: no layer takes part, or a glob changes nothing.
+
+        """
+        try:
+            records = [record_of(layer) for layer in source.layers]
+            found = cover(records, inside_blocks=True, include=self.include, exclude=self.exclude)
+        except AllocationError as error:
+            if self.include or self.exclude:
+                raise PruneError(str(error)) from None
+            raise PruneError(f"{source.label} has no blocks of weights to prune: {error}") from None
+        kept = tuple(layer for layer in found.layers if layer.name not in self.unseen)
+        if not kept:
+            name = found.layers[0].name
+            raise PruneError(f"calibration text reaches no layer: {name}: {self.unseen[name]}; prune by magnitude")
+        reasons = {layer.name: layer.reason for layer in found.left_out}
+        reasons |= {layer.name: self.unseen[layer.name] for layer in found.layers if layer.name in self.unseen}
+        left_out = (LeftOut(layer.name, reasons[layer.name]) for layer in source.layers if layer.name in reasons)
+        return Coverage(kept, tuple(left_out))
+
+
 def coverage_of(source: Source) -> Coverage:
-    """The layers that a sparsity is about unless more are named: matrices in blocks, without embeddings or routers."""
-    return cover([record_of(layer) for layer in source.layers], inside_blocks=True)
+    """The layers that a sparsity is about unless more are named."""
+    return Scope().cover(source)
+
+
+def weights_of(model: nn.Module, source: Source, names: Container[str]) -> list[Weight]:
+    """The weights of these layers of ``module_source(model)``, in the model's order.
+
+    Raises:
+        PruneError: one of them cannot be written.
+
+    """
+    places = owners(model)
+    try:
+        return [editable(layer, places) for layer in source.layers if layer.name in names]
+    except SourceError as error:
+        raise PruneError(str(error)) from None
 
 
 def make_targets(
     model: nn.Module, allocation: Allocation | Mapping[str, float] | float, pattern: Pattern | None = None
 ) -> list[Target]:
+    """Pair an allocation with the model's weights: see ``choose_targets``."""
+    return choose_targets(model, allocation, pattern)[0]
+
+
+def choose_targets(
+    model: nn.Module, allocation: Allocation | Mapping[str, float] | float, pattern: Pattern | None = None
+) -> tuple[list[Target], tuple[LeftOut, ...]]:
     """Pair an allocation with the model's weights, by name and both ways, and check that they can be pruned.
 
     A number is the ratio of every layer that an allocation of sparsities covers. A layer is known under the names of
-    a live model and of its saved file alike (experts are fused in one and single in the other).
+    a live model and of its saved file alike (experts are fused in one and single in the other). The layers that are
+    left out come with their reasons.
 
     Raises:
         PruneError: a name that the model lacks, a layer that the allocation lacks, a ratio outside [0, 1], a weight
             that cannot be pruned (tied, quantised, NaN).
 
     """
-    source = module_source(model)
+    source = module_source(model, fingerprint=False)
     ratios = _ratios(source, allocation, model)
-    places = owners(model)
-    try:
-        weights = [editable(layer, places) for layer in source.layers if layer.name in ratios]
-    except SourceError as error:
-        raise PruneError(str(error)) from None
+    weights = weights_of(model, source, ratios)
     for weight in weights:
         if weight.tensor.is_meta or not bool(torch.isfinite(weight.read()).all()):
             raise PruneError(f"{weight.name} holds NaN or infinite weights: nothing can be ranked by them")
@@ -73,16 +128,31 @@ def make_targets(
         if pattern
         else list(zero_counts(wanted, [rows * cols for rows, cols in shapes]))
     )
-    return [Target(*three) for three in zip(weights, wanted, quotas, strict=True)]
+    targets = [Target(*three) for three in zip(weights, wanted, quotas, strict=True)]
+    return targets, _left_out(source, ratios, allocation)
+
+
+def _left_out(
+    source: Source, ratios: Mapping[str, float], allocation: Allocation | Mapping[str, float] | float
+) -> tuple[LeftOut, ...]:
+    """Every layer of the model without a ratio, with the allocation's reason or else the one that its name gives."""
+    try:
+        reasons = {layer.name: layer.reason for layer in coverage_of(source).left_out}
+    except PruneError:
+        reasons = {}
+    given = allocation.left_out if isinstance(allocation, Allocation) else ()
+    told = {canonical_name(layer.name): layer.reason for layer in given}
+    return tuple(
+        LeftOut(layer.name, told.get(canonical_name(layer.name)) or reasons.get(layer.name, NOT_NAMED))
+        for layer in source.layers
+        if layer.name not in ratios
+    )
 
 
 def _ratios(source: Source, allocation: Allocation | Mapping[str, float] | float, model: nn.Module) -> dict[str, float]:
     """The ratio of every layer of the model that has one, under the model's names."""
-    covered = _covered(source)
     if isinstance(allocation, Real) and not isinstance(allocation, bool):
-        if not 0 <= float(allocation) < 1:
-            raise PruneError(f"a sparsity must be at least 0 and below 1, not {allocation!r}")
-        return dict.fromkeys(covered, float(allocation))
+        return dict.fromkeys((layer.name for layer in coverage_of(source).layers), check_sparsity(allocation))
     if not isinstance(allocation, Mapping):
         raise PruneError(f"expected an allocation, a mapping from layer to ratio or one number, not {allocation!r}")
     if isinstance(allocation, Allocation) and allocation.target != "sparsity":
@@ -96,7 +166,7 @@ def _ratios(source: Source, allocation: Allocation | Mapping[str, float] | float
     known = set(given)
     if isinstance(allocation, Allocation):
         known |= {canonical_name(layer.name) for layer in allocation.left_out}
-    if missing := [name for name in covered if canonical_name(name) not in known]:
+    if missing := [name for name in _covered(source) if canonical_name(name) not in known]:
         raise PruneError(f"the allocation has no {_listed(missing)}; give 0 to what should stay dense")
     ratios = {names[canonical]: allocation[name] for canonical, name in given.items()}
     for name, ratio in ratios.items():
@@ -105,11 +175,19 @@ def _ratios(source: Source, allocation: Allocation | Mapping[str, float] | float
     return {name: float(ratio) for name, ratio in ratios.items()}
 
 
+def check_sparsity(given: object) -> float:
+    """One ratio for all layers as a number; PruneError for what is none from 0 to below 1."""
+    if isinstance(given, bool) or not isinstance(given, Real) or not 0 <= float(given) < 1:
+        raise PruneError(f"a sparsity must be at least 0 and below 1, not {given!r}")
+    return float(given)
+
+
 def _covered(source: Source) -> tuple[str, ...]:
+    """The layers that an allocation must speak of; none where no layer takes part unless it is named."""
     try:
         return tuple(layer.name for layer in coverage_of(source).layers)
-    except AllocationError as error:
-        raise PruneError(f"{source.label} has no blocks of weights to prune: {error}") from None
+    except PruneError:
+        return ()
 
 
 def _tied(model: nn.Module, name: str) -> str:

@@ -20,17 +20,18 @@ from spectail.models.naming.blocks import unit_of
 from spectail.pruning import scores
 from spectail.pruning.blocks import find_blocks, start
 from spectail.pruning.calibration import as_tokens
-from spectail.pruning.layers import coverage_of, make_targets
+from spectail.pruning.layers import Scope, check_sparsity, weights_of
+from spectail.pruning.reach import scope_of
 from spectail.pruning.statistics import Squares, Statistic, check_seen, site_of, watching
 
 Array: TypeAlias = NDArray[np.float64]
 
 
-def uniform(model: nn.Module, sparsity: float) -> Allocation:
-    """The same ratio for every matrix inside blocks."""
-    _check(sparsity)
-    units = _units(model)
-    return _allocation(model, dict.fromkeys(units, float(sparsity)), sparsity, {"rule": "uniform"})
+def uniform(model: nn.Module, sparsity: float, *, scope: Scope | None = None) -> Allocation:
+    """The same ratio for every layer of the scope, which is unless given every matrix inside blocks."""
+    ratio, scope = check_sparsity(sparsity), scope or Scope()
+    units = _units(model, scope)
+    return _allocation(model, dict.fromkeys(units, ratio), sparsity, {"rule": "uniform"}, scope)
 
 
 def owl(
@@ -40,6 +41,7 @@ def owl(
     calibration: Tensor | Sequence[Tensor],
     m: float = presets.OWL_M,
     lam: float = presets.OWL_LAMBDA,
+    scope: Scope | None = None,
 ) -> Allocation:
     """One ratio per block: less is pruned where more scores |W_ij| norm(X_j) exceed ``m`` times the block's mean.
 
@@ -47,22 +49,31 @@ def owl(
     between the bounds of ``presets``; the published code means blocks of equal size and has no bounds. The model is
     dense while its scores are taken, and is not changed.
     """
-    _check(sparsity)
-    return owl_allocation(model, sparsity, outlier_shares(model, calibration, m=m), m=m, lam=lam)
+    check_sparsity(sparsity)
+    scope = scope or scope_of(model, as_tokens(calibration, model, "OWL"))
+    shares = outlier_shares(model, calibration, m=m, scope=scope)
+    return owl_allocation(model, sparsity, shares, m=m, lam=lam, scope=scope)
 
 
 def owl_allocation(
-    model: nn.Module, sparsity: float, shares: Mapping[str, float], *, m: float = presets.OWL_M, lam: float
+    model: nn.Module,
+    sparsity: float,
+    shares: Mapping[str, float],
+    *,
+    m: float = presets.OWL_M,
+    lam: float,
+    scope: Scope | None = None,
 ) -> Allocation:
     """OWL from outliers that are counted already: ``shares`` are those of ``outlier_shares`` for the same ``m``."""
-    _check(sparsity)
+    check_sparsity(sparsity)
+    scope = scope or Scope()
     if not (m > 0 and 0 <= lam <= 1):
         raise PruneError(f"OWL needs m above 0 and lambda from 0 to 1, not {m!r} and {lam!r}")
-    sizes = {name: sum(layers.values()) for name, layers in _units(model).items()}
+    sizes = {name: sum(layers.values()) for name, layers in _units(model, scope).items()}
     found, weights = (np.array([x[name] for name in sizes], dtype=np.float64) for x in (shares, sizes))
     ratios = owl_ratios(found, weights, sparsity=float(sparsity), lam=lam)
     rule = {"rule": "owl", "m": m, "lambda": lam, "outlier_percent": {k: round(v, 6) for k, v in shares.items()}}
-    return _allocation(model, dict(zip(sizes, map(float, ratios), strict=True)), sparsity, rule)
+    return _allocation(model, dict(zip(sizes, map(float, ratios), strict=True)), sparsity, rule, scope)
 
 
 def owl_ratios(outliers: Array, weights: Array, *, sparsity: float, lam: float) -> Array:
@@ -86,11 +97,16 @@ def owl_ratios(outliers: Array, weights: Array, *, sparsity: float, lam: float) 
 
 
 def outlier_shares(
-    model: nn.Module, calibration: Tensor | Sequence[Tensor], *, m: float = presets.OWL_M
+    model: nn.Module,
+    calibration: Tensor | Sequence[Tensor],
+    *,
+    m: float = presets.OWL_M,
+    scope: Scope | None = None,
 ) -> dict[str, float]:
     """Percent of the scores of each block's layers above ``m`` times their mean, by the block's name."""
-    weights = [target.weight for target in make_targets(model, 0.0)]
     tokens = as_tokens(calibration, model, "OWL")
+    scope, source = scope or scope_of(model, tokens), module_source(model, fingerprint=False)
+    weights = weights_of(model, source, {layer.name for layer in scope.cover(source).layers})
     blocks = find_blocks(model, [weight.path for weight in weights])
     inside: dict[str | None, list[Weight]] = {}
     for weight in weights:
@@ -119,15 +135,17 @@ def _outliers(weights: Sequence[Weight], seen: Mapping[Any, Statistic], m: float
     return 100 * sum(int((score(weight) > m * mean).sum()) for weight in weights) / numel
 
 
-def _units(model: nn.Module) -> dict[str, dict[str, int]]:
+def _units(model: nn.Module, scope: Scope) -> dict[str, dict[str, int]]:
     """Numbers of weights of the covered layers, by block and layer."""
     found: dict[str, dict[str, int]] = {}
-    for layer in coverage_of(module_source(model)).layers:
+    for layer in scope.cover(module_source(model, fingerprint=False)).layers:
         found.setdefault(unit_of(layer.name) or layer.name, {})[layer.name] = layer.numel
     return found
 
 
-def _allocation(model: nn.Module, ratios: Mapping[str, float], sparsity: float, rule: dict[str, Any]) -> Allocation:
+def _allocation(
+    model: nn.Module, ratios: Mapping[str, float], sparsity: float, rule: dict[str, Any], scope: Scope
+) -> Allocation:
     source = module_source(model)
     return Allocation(
         target="sparsity",
@@ -135,15 +153,10 @@ def _allocation(model: nn.Module, ratios: Mapping[str, float], sparsity: float, 
         settings=rule,
         shares=tuple(
             Share(name, ratios[unit], unit, None, numel)
-            for unit, layers in _units(model).items()
+            for unit, layers in _units(model, scope).items()
             for name, numel in layers.items()
         ),
-        left_out=coverage_of(source).left_out,
+        left_out=scope.cover(source).left_out,
         source=source.label,
         fingerprint=source.fingerprint,
     )
-
-
-def _check(sparsity: float) -> None:
-    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
-        raise PruneError(f"a sparsity must be at least 0 and below 1, not {sparsity!r}")

@@ -14,12 +14,14 @@ from spectail.allocation.allocation import Allocation
 from spectail.errors import EvaluationError
 from spectail.evaluation import Perplexity, perplexity
 from spectail.evaluation.bos import Rule, resolve
-from spectail.pruning.baselines import BY_EPS, NEEDS_TEXT, allocation_named, allocations_by_eps
+from spectail.pruning.baselines import BY_EPS, NEEDS_TEXT, allocation_named, allocations_by_eps, check_takes_globs
 from spectail.pruning.calibration import calibration_tokens
+from spectail.pruning.layers import Scope
 from spectail.pruning.methods import Method
 from spectail.pruning.owl import uniform
 from spectail.pruning.prune import PruningInterrupted, prune
 from spectail.pruning.quotas import Pattern
+from spectail.pruning.reach import scope_of
 from spectail.pruning.report import Evaluated, PruneReport, Selected
 from spectail.pruning.selection import SEQUENCES, ChosenEps, choose_eps, perplexity_or_nan
 from spectail.pruning.texts import Text, Texts
@@ -48,6 +50,10 @@ class Plan:
     max_sequences: int | None = None
     """How many sequences of a test text are evaluated, None for all."""
     seed: int = 0
+    include: tuple[str, ...] = ()
+    """Globs of layers that would stay dense."""
+    exclude: tuple[str, ...] = ()
+    """Globs of layers that stay dense."""
     bos: str = "auto"
     """Where BOS goes in all texts, see ``evaluation.bos``."""
 
@@ -77,12 +83,14 @@ def run(model: nn.Module, tokenizer: Any, plan: Plan, texts: Texts, *, progress:
     bos = _bos(model, tokenizer, plan, texts)
     plan = plan if bos is None else replace(plan, bos=bos)
     tokens = _calibration(model, tokenizer, plan, texts)
+    scope = scope_of(model, tokens, plan.include, plan.exclude)
+    check_takes_globs(plan.allocation, scope)
     scores = _Scores(model, tokenizer, plan, progress)
     dense = [scores.dense(text, plan.max_sequences) for text in texts.tests]
     selection = texts.selection if plan.eps == "auto" else None
     dense_selection = scores.dense(selection, SEQUENCES) if selection else None
     progress(f"sharing out the sparsity: {plan.allocation}", 0, None)
-    candidates, chosen = _allocations(model, plan, tokens)
+    candidates, chosen = _allocations(model, plan, tokens, scope)
     apply = partial(prune, model, method=plan.method, calibration=tokens, pattern=plan.pattern)
     selected = None
     if selection and dense_selection:
@@ -95,7 +103,7 @@ def run(model: nn.Module, tokenizer: Any, plan: Plan, texts: Texts, *, progress:
     )
     others = {f"eps {eps:g}": other for eps, other in candidates.items() if dict(other) != dict(chosen)}
     if plan.allocation != "uniform":
-        others["uniform"] = uniform(model, plan.sparsity)
+        others["uniform"] = uniform(model, plan.sparsity, scope=scope)
     report = replace(report, evaluated=evaluated, selected=selected, bos=bos)
     return Pruned(plan, chosen, report, others)
 
@@ -121,11 +129,13 @@ def _calibration(model: nn.Module, tokenizer: Any, plan: Plan, texts: Texts) -> 
     )
 
 
-def _allocations(model: nn.Module, plan: Plan, tokens: Tensor | None) -> tuple[Mapping[float, Allocation], Allocation]:
+def _allocations(
+    model: nn.Module, plan: Plan, tokens: Tensor | None, scope: Scope
+) -> tuple[Mapping[float, Allocation], Allocation]:
     """The allocation of every candidate eps, none where there is no eps, and the one to use unless one is chosen."""
     if plan.allocation not in BY_EPS:
-        return {}, allocation_named(plan.allocation, model, plan.sparsity)
-    by_eps = allocations_by_eps(plan.allocation, model, plan.sparsity, calibration=tokens)
+        return {}, allocation_named(plan.allocation, model, plan.sparsity, scope=scope)
+    by_eps = allocations_by_eps(plan.allocation, model, plan.sparsity, calibration=tokens, scope=scope)
     candidates = {eps: by_eps(eps) for eps in presets.PRUNE_EPS_CANDIDATES}
     return candidates, by_eps(None if plan.eps == "auto" else plan.eps)
 

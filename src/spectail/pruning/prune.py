@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from spectail.allocation.allocation import Allocation
+from spectail.allocation.coverage import LeftOut
 from spectail.errors import PruneError
 from spectail.models.live.eval_mode import evaluating
 from spectail.models.naming.blocks import unit_of
 from spectail.pruning.blocks import find_blocks, start
 from spectail.pruning.calibration import as_tokens, missing_bos
-from spectail.pruning.layers import Target, make_targets
+from spectail.pruning.layers import Target, choose_targets
 from spectail.pruning.methods import Method, as_method, settings
+from spectail.pruning.owl import uniform
 from spectail.pruning.quotas import Pattern, Quota, Zeros
+from spectail.pruning.reach import check_reached, scope_of
 from spectail.pruning.report import PrunedLayer, PruneReport
 from spectail.pruning.statistics import Statistic, check_seen, site_of, watching
+
+SHARED = "pruned by the inputs of the first"
+"""What is said of a weight that several blocks share."""
 
 
 class Progress(Protocol):
@@ -45,20 +52,25 @@ def prune(
     method: Method | str = "magnitude",
     calibration: Tensor | Sequence[Tensor] | None = None,
     pattern: Pattern | str | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> PruneReport:
     """Set weights of ``model`` to zero, in place, and say what was reached.
 
     Args:
-        model: a transformers decoder, or for magnitude any module. Its other weights are not touched.
+        model: a model of transformers that runs on token ids, or for magnitude any module. Of a multi-modal model the
+            language model is pruned. Other weights are not touched.
         allocation: ratio of zeros by layer, as ``st.allocate`` gives it for sparsity, any mapping from all layers to
-            ratios, or one ratio for all matrices inside blocks.
+            ratios, or one ratio for all matrices inside blocks. A convolution is one matrix, (out, in x kernel).
         method: ``magnitude``, ``wanda``, ``wanda-variant``, ``sparsegpt``, or a type of ``pruning.methods``. Magnitude
             and Wanda leave every weight that stays bit for bit as it was; SparseGPT updates it.
         calibration: token ids (samples, length) for all but magnitude, which needs none. Blocks are pruned in order,
             and each sees inputs that have gone through the pruned blocks before it.
         pattern: ``2:4`` for 2 zeros in every 4 weights along the input; a layer gets the most n:4 that its ratio
             allows, and one more as long as the total stays below the one asked for. Its N/M must be the mean ratio.
+        include: with one ratio, globs of layers that would stay dense, such as a vision tower's.
+        exclude: with one ratio, globs of layers that stay dense.
         progress: called with the next name and numbers of weights.
 
     Returns:
@@ -73,10 +85,8 @@ def prune(
     """
     rule = as_method(method)
     groups_of = Pattern.parse(pattern) if isinstance(pattern, str) else pattern
-    targets = make_targets(model, allocation, groups_of)
-    if groups_of:
-        _check_mean(groups_of, targets)
     tokens = as_tokens(calibration, model, rule.name) if rule.statistic else None
+    targets, left_out = _choose(model, allocation, groups_of, tokens, scope=(include, exclude))
     work = _by_text(model, targets, rule, tokens) if tokens is not None else _by_weights(targets, rule)
     began, done, layers = time.perf_counter(), 0, list[PrunedLayer]()
     total = sum(target.numel for target in targets)
@@ -91,6 +101,7 @@ def prune(
             calibration=(tokens.shape[0], tokens.shape[1]) if tokens is not None else None,
             seconds=round(time.perf_counter() - began, 3),
             complete=complete,
+            left_out=left_out,
             remarks=(f"calibration: {lacking}",) if lacking else (),
         )
 
@@ -107,6 +118,27 @@ def prune(
     if progress:
         progress(None, total, total)
     return report(complete=True)
+
+
+def _choose(
+    model: nn.Module,
+    allocation: Allocation | Mapping[str, float] | float,
+    pattern: Pattern | None,
+    tokens: Tensor | None,
+    *,
+    scope: tuple[Sequence[str], Sequence[str]],
+) -> tuple[list[Target], tuple[LeftOut, ...]]:
+    """Say what each layer is to lose, and which layers stay dense; ``scope`` holds globs to include and exclude."""
+    if isinstance(allocation, Real) and not isinstance(allocation, bool):
+        allocation = uniform(model, float(allocation), scope=scope_of(model, tokens, *scope))
+    elif any(scope):
+        raise PruneError("include and exclude go with one ratio for all layers: an allocation names its layers")
+    targets, left_out = choose_targets(model, allocation, pattern)
+    if pattern:
+        _check_mean(pattern, targets)
+    if tokens is not None:
+        check_reached(model, [target.weight for target in targets if not _is_nothing(target.quota)], tokens)
+    return targets, left_out
 
 
 def _by_weights(targets: Sequence[Target], rule: Method) -> Iterator[str | PrunedLayer]:
@@ -152,7 +184,7 @@ def prune_weight(target: Target, rule: Method, seen: Statistic | None) -> Pruned
     weight, quota, note = target.weight, target.quota, ""
     current = weight.read()
     if not _is_nothing(quota):
-        wide = current if current.dtype == torch.float64 else current.float()
+        wide = current if current.is_complex() or current.dtype == torch.float64 else current.float()
         try:
             outcome = rule.apply(wide, quota, seen)
         except PruneError as error:
@@ -162,6 +194,8 @@ def prune_weight(target: Target, rule: Method, seen: Statistic | None) -> Pruned
         current = current.masked_fill(outcome.mask, 0)
         weight.write(current)
         note = outcome.note
+        if weight.shared and seen is not None:
+            note = "; ".join(filter(None, [note, f"shared by {1 + len(weight.shared)} modules: {SHARED}"]))
     zeros = int((current == 0).sum())
     shown = str(quota.count) if isinstance(quota, Zeros) else str(quota)
     return PrunedLayer(weight.name, target.ratio, zeros / target.numel, zeros, target.numel, shown, note)

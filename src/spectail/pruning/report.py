@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from spectail.allocation.coverage import LeftOut, describe_left_out
 from spectail.evaluation import Perplexity, Rule
 from spectail.evaluation.bos import WORDS
 
@@ -98,6 +99,8 @@ class PruneReport:
     calibration: tuple[int, int] | None
     """Samples and tokens per sample, None where no text was used."""
     seconds: float
+    left_out: tuple[LeftOut, ...] = ()
+    """Layers that stay dense, each with the reason."""
     complete: bool = True
     """False where pruning was interrupted: other layers are as they were."""
     evaluated: tuple[Evaluated, ...] = ()
@@ -165,6 +168,7 @@ class PruneReport:
             )
         if self.bos:
             lines.append(f"BOS: {self.describe_bos()}")
+        lines += describe_left_out(self.left_out)
         if self.selected:
             lines.append(self.selected.describe())
         lines += [evaluated.describe() for evaluated in self.evaluated]
@@ -175,6 +179,7 @@ class PruneReport:
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         lists = {
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
+            "left_out": [dataclasses.asdict(layer) for layer in self.left_out],
             "notes": list(self.notes),
             "remarks": list(self.remarks),
         }

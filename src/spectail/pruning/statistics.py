@@ -2,23 +2,23 @@
 
 Inputs of a ``Linear`` (or of transformers' ``Conv1D``) are seen by a hook on the module. Experts that share one
 three-dimensional parameter have no module of their own: their inputs are seen where the parameter's slice is
-multiplied, so that each expert counts the tokens that were sent to it.
+multiplied (``products``), so that each expert counts the tokens that were sent to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from spectail.errors import PruneError
 from spectail.models.live.weights import Weight
+from spectail.pruning.products import Place, Products, Watched, place_of
 
 
 class Statistic:
@@ -76,11 +76,23 @@ class Gram(Statistic):
         return self.total.diagonal()
 
 
+class Count(Statistic):
+    """Nothing but the number of tokens: shows which layers text reaches."""
+
+    def _start(self, features: int, device: torch.device) -> Tensor:
+        return torch.zeros(features, device=device)
+
+    def _add(self, rows: Tensor) -> None:
+        pass
+
+    @property
+    def squares(self) -> Tensor:
+        """Zeros: nothing is summed."""
+        return self.total
+
+
 Site: TypeAlias = "tuple[str, int | None]"
 """Where inputs come in: a parameter and, where it holds experts, which. Parts of one weight (q, k, v) share a site."""
-
-Place: TypeAlias = "tuple[int, int]"
-"""Address and offset of a tensor's memory: what tells an expert's slice of a parameter."""
 
 
 def site_of(weight: Weight) -> Site:
@@ -97,17 +109,20 @@ def watching(weights: Iterable[Weight], kind: type[Statistic]) -> Iterator[Mappi
 
     """
     found: dict[Site, Statistic] = {}
-    experts: dict[Place, Statistic] = {}
+    places: dict[Place, Watched] = {}
     with ExitStack() as stack:
         for weight in weights:
             site = site_of(weight)
             if site in found:
                 continue
             found[site] = kind(weight.cols, weight.tensor.device)
-            if weight.expert is not None:
-                experts[_place(weight.tensor[weight.expert])] = found[site]
+            expert = weight.expert
+            places[place_of(weight.tensor if expert is None else weight.tensor[expert])] = Watched(
+                found[site], weight.cols, weight.part.view(weight.tensor).stride(-1), by_module=expert is None
+            )
+            if expert is not None:
                 stack.enter_context(_one_by_one(weight.owner))
-            elif isinstance(weight.owner, nn.Linear) or weight.layout == "conv1d":
+            elif takes_features(weight):
                 hook = partial(_see, weight.name, found[site])
                 stack.callback(weight.owner.register_forward_pre_hook(hook, with_kwargs=True).remove)
             else:
@@ -115,27 +130,45 @@ def watching(weights: Iterable[Weight], kind: type[Statistic]) -> Iterator[Mappi
                     f"{weight.name} sits in a {type(weight.owner).__name__}, whose inputs cannot be seen: "
                     "leave it out of the allocation, or prune by magnitude"
                 )
-        if experts:
-            stack.enter_context(_ExpertInputs(experts))
+        stack.enter_context(Products(places))
         yield found
 
 
+def takes_features(weight: Weight) -> bool:
+    """Whether the module that holds a weight is called with the weight's input features in the last dimension."""
+    return isinstance(weight.owner, nn.Linear) or weight.layout == "conv1d"
+
+
 def check_seen(weights: Iterable[Weight], found: Mapping[Site, Statistic]) -> None:
-    """Refuse inputs that are not numbers, and experts in one parameter of which not a single one was seen at work."""
+    """Refuse inputs that are not numbers, and weights that work without their inputs being seen.
+
+    Of experts, one must have been seen at work: the others may have got no token.
+    """
     weights = list(weights)
-    at_work = {weight.path for weight in weights if found[site_of(weight)].tokens}
+    if lost := unseen_of(weights, found):
+        name = next(iter(lost))
+        raise PruneError(f"the inputs of {name} cannot be seen: leave it out of the allocation, or prune by magnitude")
     for weight in weights:
-        statistic = found[site_of(weight)]
-        if weight.expert is not None and weight.path not in at_work:
-            raise PruneError(
-                f"the inputs of the experts in {weight.path} cannot be seen: "
-                "leave them out of the allocation, or prune by magnitude"
-            )
-        if not bool(torch.isfinite(statistic.total).all()):
+        if not bool(torch.isfinite(found[site_of(weight)].total).all()):
             raise PruneError(
                 f"NaN or infinite inputs reach {weight.name} on the calibration text: "
                 "load the model in float32 or bfloat16, and check its weights"
             )
+
+
+def unseen_of(weights: Iterable[Weight], found: Mapping[Site, Statistic]) -> dict[str, Weight]:
+    """The weights that got no token, by name, unless another expert of the same layer got one."""
+    weights = list(weights)
+    at_work = {_team(weight) for weight in weights if found[site_of(weight)].tokens}
+    return {weight.name: weight for weight in weights if _team(weight) not in at_work}
+
+
+_EXPERT = re.compile(r"(experts?\.)\d+(?=\.)")
+
+
+def _team(weight: Weight) -> str:
+    """What a weight shares with the other experts of its layer; its own path where it is no expert."""
+    return _EXPERT.sub(r"\1*", weight.path)
 
 
 def _see(name: str, statistic: Statistic, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -146,37 +179,6 @@ def _see(name: str, statistic: Statistic, module: nn.Module, args: tuple[Any, ..
             f"{name} is not called with inputs of {statistic.total.shape[-1]} features: prune by magnitude"
         )
     statistic.add(inputs)
-
-
-def _place(tensor: Tensor) -> Place:
-    return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())
-
-
-_PRODUCTS: tuple[Callable[..., Any], ...] = (
-    F.linear,
-    torch.matmul,
-    Tensor.matmul,
-    Tensor.__matmul__,
-    torch.mm,
-    Tensor.mm,
-)
-
-
-class _ExpertInputs(TorchFunctionMode):
-    """Sees the products of any tensor with an expert's slice of a parameter."""
-
-    def __init__(self, experts: Mapping[Place, Statistic]) -> None:
-        super().__init__()
-        self.experts = experts
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in _PRODUCTS and len(args) > 1 and type(args[1]) in (Tensor, nn.Parameter):
-            statistic = self.experts.get(_place(args[1]))
-            if statistic is not None:
-                statistic.add(args[0])
-        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
