@@ -86,6 +86,7 @@ def record_of(layer: Layer) -> LayerRecord:
         numel=layer.numel,
         n_matrices=layer.n_matrices,
         reason=layer.no_weight or "",
+        saved_as=layer.saved_as,
     )
 
 

@@ -109,6 +109,9 @@ class LayerRecord:
     exponential_ratio: float = _column(
         "Exponential ratio", "errors", RATIO.format("an exponential tail", "the exponential"), math.nan
     )
+    saved_as: str = _column(
+        "Name in the file", "text", "name in the file that transformers writes for a live model, where it differs", ""
+    )
     spectrum: Spectrum | None = field(default=None, repr=False)
 
     def row(self) -> dict[str, Any]:

@@ -27,8 +27,8 @@ class Layer:
 
     name: str
     kind: str
-    """q, k, v, o, gate, up, down, fc1, fc2, qkv, conv, embedding, head, router, recurrent, lora, spectral, linear, or
-    ``parameter`` for what is no weight matrix."""
+    """q, k, v, o, gate, up, down, fc1, fc2, qkv, kv, gate_up, conv, embedding, head, router, recurrent, lora, spectral,
+    linear, or ``parameter`` for what is no weight matrix."""
     block: int | None
     """Index of the repeated unit that the layer belongs to; None outside of blocks."""
     rows: int
@@ -46,6 +46,8 @@ class Layer:
     """Why the layer is no weight matrix, and so is left out of everything; None for a weight."""
     note: str = ""
     """What a user should know about how the weight was read; it becomes part of the row's reason."""
+    saved_as: str = field(default="", compare=False)
+    """The layer's name in the file that transformers writes for a live model, where it differs."""
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -62,7 +64,7 @@ class Layer:
 
         """
         if self.part is None or self.problem:
-            raise SourceError(f"{self.name} cannot be read: {self.problem}")
+            raise SourceError(f"{self.name} cannot be read: {self.problem or self.no_weight}")
         matrices = self.part.read(self.tensor)
         expected = (self.n_matrices, self.rows, self.cols)
         if tuple(matrices.shape) != expected:
@@ -80,7 +82,7 @@ class Layer:
 
         """
         if self.part is None or self.problem or self.tensor.memory is None:
-            why = self.problem or "it is computed from other tensors or lies in a file"
+            why = self.problem or self.no_weight or "it is computed from other tensors or lies in a file"
             raise SourceError(f"{self.name} cannot be written: {why}")
         self.part.write(self.tensor.memory, values)
 

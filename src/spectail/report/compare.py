@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 
 import pandas as pd
 
 from spectail.errors import RunError
-from spectail.models.naming.names import canonical_name
+from spectail.models.naming.pairing import Pairing, pair_names
+from spectail.models.source import NOT_A_WEIGHT
 from spectail.records import LayerRecord, Results
 from spectail.report.tables import storable
 
-PREFIXES = ("base_model.model.", "model.", "transformer.", "module.")
-"""What the same model's names may start with when it is saved with and without its head."""
 METRICS = ("xmin", "stable_rank", "lambda_max", "weight_var")
 PAIRED = "paired"
 
@@ -48,46 +46,47 @@ class Comparison:
 def pair_layers(a: Results, b: Results) -> Comparison:
     """Pair the layers of two runs by name; RunError where they share none.
 
-    Equal names first, then known forms of one name (fused and separate experts), then names that differ in a leading
-    ``model.`` or the like. A form that two layers of a run share pairs nothing.
+    See ``pair_names`` for the forms of a name that pair. Parameters that are no weight matrices have no row.
     """
-    partner = _partners(a, b)
+    pairing = _paired(a, b)
+    partner = pairing.pairs
     if not partner:
         first, second = (f"{x.layers[0].name!r}" if x.layers else "nothing" for x in (a, b))
         raise RunError(f"the two analyses share no layer: A has {first} and others, B has {second}; compare one model")
     by_name = {layer.name: layer for layer in b.layers}
     unlike = _unlike(a, b)
-    rows = [_row(layer, by_name[partner[layer.name]] if layer.name in partner else None, unlike) for layer in a.layers]
-    paired = set(partner.values())
-    rows += [_row(None, layer) for layer in b.layers if layer.name not in paired]
+    rows = [
+        _row(layer, by_name[partner[layer.name]], unlike)
+        if layer.name in partner
+        else _row(layer, None) | {"reason": storable(_alone(layer, pairing))}
+        for layer in _weights(a)
+    ]
+    rows += [_row(None, by_name[name]) for name in pairing.right_only]
     table = pd.DataFrame(rows).astype({"block": "Int64"})
     return Comparison(table, tuple(_warnings(a, b, table)))
 
 
-def _partners(a: Results, b: Results) -> dict[str, str]:
-    """Name in A -> name in B."""
-    found: dict[str, str] = {}
-    for form in (str, canonical_name, _bare):
-        left = [layer.name for layer in a.layers if layer.name not in found]
-        taken = set(found.values())
-        right = [layer.name for layer in b.layers if layer.name not in taken]
-        first, second = (_unique({name: form(name) for name in names}) for names in (left, right))
-        found |= {first[key]: second[key] for key in first.keys() & second.keys()}
-    return found
+def _paired(a: Results, b: Results) -> Pairing:
+    """Pair the weights of two runs by their names, and by those that they have in files of transformers."""
+    names, saved = zip(*(_names(run) for run in (a, b)), strict=True)
+    return pair_names(*names, left_saved=saved[0], right_saved=saved[1])
 
 
-def _unique(forms: dict[str, str]) -> dict[str, str]:
-    """Form -> name, for forms that one name alone has."""
-    counts = Counter(forms.values())
-    return {form: name for name, form in forms.items() if counts[form] == 1}
+def _names(run: Results) -> tuple[list[str], dict[str, str]]:
+    """Names of a run's weights, and those of them that differ in a saved file."""
+    layers = _weights(run)
+    return [layer.name for layer in layers], {layer.name: layer.saved_as for layer in layers if layer.saved_as}
 
 
-def _bare(name: str) -> str:
-    """The canonical name without what may stand in front of the model."""
-    name = canonical_name(name)
-    while prefix := next((p for p in PREFIXES if name.startswith(p)), ""):
-        name = name.removeprefix(prefix)
-    return name
+def _weights(run: Results) -> list[LayerRecord]:
+    """The rows of weight matrices."""
+    return [layer for layer in run.layers if layer.kind != NOT_A_WEIGHT]
+
+
+def _alone(layer: LayerRecord, pairing: Pairing) -> str:
+    """Say why a layer has no partner, where that is not for want of any."""
+    others = pairing.ambiguous.get(layer.name, ())
+    return f"several layers of B could be this one: {', '.join(others)}" if others else ""
 
 
 def _unlike(a: Results, b: Results) -> str:

@@ -1,0 +1,157 @@
+"""The names that a live model's layers have in the file that transformers writes for it.
+
+transformers renames and converts parameters when it loads and saves: experts are fused in memory and single in the
+file, a vision transformer's ``q_proj`` is called ``attention.attention.query`` there. The library itself is asked what
+it would write, with tensors that have no values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from spectail.models.build import build_source
+from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name
+from spectail.models.naming.names import canonical_name
+from spectail.models.source import Layer
+
+_PIECE = re.compile(r"parametrizations\.(\w+)\.original\d*$|(?<=weight)_[gv]$")
+_EXPERT = re.compile(r"\[(\d+)\]|(?:^|\.)\w*experts\.(\d+)(?=\.|$)")
+_PART = re.compile(r"(?:\.(?:q|k|v|gate|up|[ifgorzn]))?$")
+
+Written: TypeAlias = "dict[str, _Traced]"
+"""The tensors of a saved file by their names."""
+
+
+class _Traced(Tensor):
+    """A tensor without values that remembers which parameters it was computed from."""
+
+    sources: frozenset[str]
+
+    @staticmethod
+    def of(tensor: Tensor, sources: frozenset[str]) -> _Traced:
+        """Mark a tensor as computed from these parameters."""
+        marked = tensor.as_subclass(_Traced)
+        marked.sources = sources
+        return marked
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Mark what a function returns as computed from all that its arguments were computed from."""
+        inputs = [leaf.sources for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, _Traced)]
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+        sources: frozenset[str] = frozenset().union(*inputs)
+        return tree_map_only(Tensor, lambda tensor: _Traced.of(tensor, sources), result)
+
+
+def saved_names(module: nn.Module, layers: Sequence[Layer], config: Mapping[str, Any]) -> dict[str, str]:
+    """Map layers of a model of transformers to their names in its saved file, where those differ.
+
+    Empty for every other module. Names that differ only in a way that ``canonical_name`` knows are left out.
+
+    Args:
+        module: The live model, perhaps in wrappers.
+        layers: Its layers, as ``module_source`` lists them.
+        config: Its configuration.
+
+    """
+    written = _written(_inner(module))
+    if not written:
+        return {}
+    tensors = [LazyTensor(n, tuple(t.shape), dtype_name(t.dtype), _no_values) for n, t in written.items()]
+    sources: dict[str, set[str]] = {}
+    for name, tensor in written.items():
+        sources.setdefault(_assembled(name), set()).update(map(_assembled, tensor.sources))
+    stored: dict[str, list[Layer]] = {}
+    for layer in build_source("file", "", tensors, config=config).layers:
+        for parameter in sources.get(layer.tensor.name, ()):
+            stored.setdefault(parameter, []).append(layer)
+    live: dict[str, list[Layer]] = {}
+    for layer in layers:
+        live.setdefault(layer.tensor.name, []).append(layer)
+    found: dict[str, str] = {}
+    for parameter, group in live.items():
+        found |= _partners(group, stored.get(parameter, []))
+    return {name: saved for name, saved in found.items() if canonical_name(name) != canonical_name(saved)}
+
+
+def _inner(module: nn.Module) -> nn.Module:
+    """Take a model out of DDP, torch.compile and the like."""
+    while isinstance(inner := getattr(module, "module", None) or getattr(module, "_orig_mod", None), nn.Module):
+        module = inner
+    return module
+
+
+def _written(model: nn.Module) -> Written:
+    """Ask transformers (5 and later) what it would write for a model; nothing where it is not one of its models."""
+    if not any(kind.__module__ == "transformers.modeling_utils" for kind in type(model).__mro__):
+        return {}
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:
+        return {}
+    traced: dict[str, Tensor] = {}
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        # Tied parameters count under the first of their names, as in ``module_source``.
+        source = first.setdefault(id(parameter), name)
+        empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+        traced[name] = _Traced.of(empty, frozenset({source}))
+    try:
+        written: Any = revert_weight_conversion(model, traced)  # type: ignore[arg-type]
+        return dict(written)
+    except Exception:  # noqa: BLE001 - another library's conversions may raise anything; names then pair by other rules
+        return {}
+
+
+def _no_values(index: Index) -> Tensor:
+    """Stand in for values: only names and shapes matter here."""
+    raise NotImplementedError
+
+
+def _assembled(name: str) -> str:
+    """Name of the weight that a piece of a parametrised weight belongs to."""
+    return _PIECE.sub(lambda match: match[1] or "", name)
+
+
+def _partners(live: Sequence[Layer], stored: Sequence[Layer]) -> dict[str, str]:
+    """Pair the layers of one parameter with those that a file holds of it: by expert and kind, or expert and part."""
+    if len(live) == len(stored) == 1:
+        return {live[0].name: stored[0].name}
+    found: dict[str, str] = {}
+    for key in (lambda layer: layer.kind, lambda layer: _part(layer.name), lambda layer: ""):
+        left, right = _keyed(live, key, found), _keyed(stored, key, found.values())
+        found |= {left[k][0]: right[k][0] for k in left if len(left[k]) == 1 == len(right.get(k, ()))}
+    return found
+
+
+def _keyed(
+    layers: Sequence[Layer], key: Callable[[Layer], str], done: Iterable[str]
+) -> dict[tuple[int, str], list[str]]:
+    """Names of layers that have no partner yet by expert, counted from the parameter's first, and another key."""
+    experts = {layer.name: _expert(layer.name) for layer in layers}
+    first = min(experts.values(), default=0)
+    result: dict[tuple[int, str], list[str]] = {}
+    paired = set(done)
+    for layer in layers:
+        if layer.name not in paired:
+            result.setdefault((experts[layer.name] - first, key(layer)), []).append(layer.name)
+    return result
+
+
+def _expert(name: str) -> int:
+    """Number of the expert in a layer's name, 0 where it is none."""
+    match = _EXPERT.search(name)
+    return int(match[1] or match[2]) if match else 0
+
+
+def _part(name: str) -> str:
+    """The part of a fused parameter, ``.gate``; empty for a whole one."""
+    match = _PART.search(name)
+    return match[0] if match else ""
