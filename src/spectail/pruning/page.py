@@ -17,7 +17,7 @@ from spectail.pruning.pipeline import Plan, Pruned
 from spectail.pruning.report import NO_GAIN, PrunedLayer, PruneReport, Selected
 from spectail.report import page
 from spectail.report.depth import depth_of
-from spectail.report.page import Column
+from spectail.report.page import Chart, Column, Page, Paragraph, Section
 from spectail.report.plots import shorten
 from spectail.report.theme import ACCENT, FIT, HEAT_SCALE, NULL, axis, figure, note, safe
 from spectail.report.words import plural
@@ -56,32 +56,50 @@ _BOS: dict[Rule, str] = {
 
 
 def prune_html(done: Pruned, *, source: str, command: str) -> str:
-    """The page of a run; ``source`` is what was pruned, ``command`` what does it again, both plain text."""
+    """Write the page of a run; ``source`` is what was pruned, ``command`` what does it again, both plain text."""
     report = done.report
     figures = {"ratios": page.figure_data(ratios_by_depth(done.allocation, report, done.others))}
-    caption = (
-        "Lines are means over the weights of a block. A point is one layer as it was saved; it opens its row below. "
-        f"Every line has the same sparsity over all weights, {report.requested:.4g}."
-    )
-    chart = page.chart("ratios", "Ratio of zeros by depth, for the allocation used and others", caption)
-    lead = "The allocation used, and others of the same sparsity that were not."
-    sections = [page.section("depth-section", "Ratios across depth", lead, chart)]
+    words = tuple(Paragraph(topic, text, quiet=topic == "Left out") for topic, text in _words(done))
+    sections = [Section(id="words", title="In words", words=words), _depth_section(report.requested)]
     if report.selected:
         figures["selection"] = page.figure_data(perplexity_by_eps(report.selected))
-        drawing = page.chart("selection", "Selection perplexity by eps")
-        lead = f"On {safe(report.selected.text)}: text that eps was chosen by, so these are no test results."
-        sections.append(page.section("eps-section", "The choice of eps", lead, drawing))
-    rows = _rows(done)
+        sections.append(_eps_section(report.selected.text))
     title = source.replace("\\", "/").rstrip("/").split("/")[-1] or source
-    body = [
-        _header(title, done),
-        page.section("words", "In words", "", page.paragraphs(_words(done), quiet=("Left out",))),
-        *sections,
-        page.table_section("All layers", "Every layer that was pruned, and those that were left out."),
-        page.footer(_origins(source, done), command=command),
-    ]
-    table = {"columns": COLUMNS, "rows": rows, "view": [column.to_dict() for column in VIEW]}
-    return page.render(f"{title}, pruned · spectail", "\n".join(body), {"figures": figures, "table": table})
+    written = Page(
+        title=f"{title}, pruned",
+        eyebrow="Pruned model",
+        heading=title,
+        settings=(("", _spec(done)),),
+        numbers=_key_numbers(done),
+        sections=tuple(sections),
+        table_lead="Every layer that was pruned, and those that were left out.",
+        command=command,
+        origins=_origins(source, done),
+    )
+    table = {"columns": COLUMNS, "rows": _rows(done), "view": [column.to_dict() for column in VIEW]}
+    return page.render(written, {"figures": figures, "table": table})
+
+
+def _depth_section(sparsity: float) -> Section:
+    caption = (
+        "Lines are means over the weights of a block. A point is one layer as it was saved; it opens its row below. "
+        f"Every line has the same sparsity over all weights, {sparsity:.4g}."
+    )
+    return Section(
+        id="depth-section",
+        title="Ratios across depth",
+        lead="The allocation used, and others of the same sparsity that were not.",
+        chart=Chart("ratios", "Ratio of zeros by depth, for the allocation used and others", caption),
+    )
+
+
+def _eps_section(text: str) -> Section:
+    return Section(
+        id="eps-section",
+        title="The choice of eps",
+        lead=f"On {text}: text that eps was chosen by, so these are no test results.",
+        chart=Chart("selection", "Selection perplexity by eps"),
+    )
 
 
 def ratios_by_depth(allocation: Allocation, report: PruneReport, others: Mapping[str, Allocation]) -> go.Figure:
@@ -185,9 +203,8 @@ def _rows(done: Pruned) -> list[list[Any]]:
     return [[row.get(key) for key in COLUMNS] for row in found]
 
 
-def _header(title: str, done: Pruned) -> str:
+def _key_numbers(done: Pruned) -> list[tuple[str, str, str]]:
     report, ratios = done.report, [layer.realised for layer in done.report.layers]
-    spec = "".join(f"<span>{safe(word)} <b>{safe(value)}</b></span>" for word, value in _spec(done))
     numbers = [("Sparsity reached", f"{report.realised:.4f}", f"asked {report.requested:.4f}")]
     if ratios:
         numbers.append(("Layers", f"{len(ratios):,}", f"from {min(ratios):.3f} to {max(ratios):.3f} zeros"))
@@ -195,8 +212,7 @@ def _header(title: str, done: Pruned) -> str:
         after = f"{found.after:.4g}" if math.isfinite(found.after) else "–"
         numbers.append(("Perplexity", f"{found.before:.4g} → {after}", f"dense → pruned, test text {found.text}"))
     numbers.append(("Smaller or faster", "no", "zeros alone change neither size nor speed"))
-    heading = f'<p class="eyebrow">Pruned model</p><h1>{safe(title)}</h1><p class="spec">{spec}</p>'
-    return f"<header>{heading}{page.cards(numbers)}</header>"
+    return numbers
 
 
 def _spec(done: Pruned) -> list[tuple[str, str]]:

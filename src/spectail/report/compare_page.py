@@ -16,7 +16,7 @@ from spectail.report.compare import PAIRED, Comparison
 from spectail.report.depth import depth_of
 from spectail.report.evidence import CLEAR, threshold
 from spectail.report.html import model_name, spec_line
-from spectail.report.page import Column
+from spectail.report.page import Chart, Column, Page, Paragraph, Section
 from spectail.report.theme import NULL, axis, figure, kind_styles, note, safe
 from spectail.report.words import plural
 
@@ -46,43 +46,52 @@ VIEW = (
 )
 
 
+CHANGE_BY_DEPTH = Section(
+    id="depth",
+    title="Change across depth",
+    lead="Below zero the tail is heavier in B.",
+    chart=Chart(
+        "change",
+        "Change of alpha by depth",
+        "Bars are one combined standard error. Only layers measured in the same window in both runs are drawn.",
+    ),
+)
+A_AGAINST_B = Section(
+    id="scatter",
+    title="A against B",
+    lead="Layers on the dotted line did not move.",
+    chart=Chart("pairs", "Alpha in B against alpha in A"),
+)
+
+
 def compare_html(comparison: Comparison, a: Results, b: Results) -> str:
-    """One HTML file that opens offline: what moved from A to B."""
+    """Write one HTML file that opens offline: what moved from A to B."""
     table = comparison.table
-    figures = {
-        "change": page.figure_data(change_by_depth(comparison)),
-        "pairs": page.figure_data(a_against_b(comparison)),
-    }
-    caption = "Bars are one combined standard error. Only layers measured in the same window in both runs are drawn."
-    words = page.paragraphs(_words(comparison), quiet=("Note",))
-    sections = [
-        page.section("words", "In words", "", words),
-        page.section(
-            "depth",
-            "Change across depth",
-            "Below zero the tail is heavier in B.",
-            page.chart("change", "Change of alpha by depth", caption),
-        ),
-        page.section(
-            "scatter",
-            "A against B",
-            "Layers on the dotted line did not move.",
-            page.chart("pairs", "Alpha in B against alpha in A"),
-        ),
-        page.table_section("All layers", "Every layer of both runs, also those without a partner."),
-        page.footer(_origins(a, b), command="spectail compare DIR_A DIR_B"),
-    ]
-    columns = list(table.columns)
     payload = {
-        "figures": figures,
+        "figures": {
+            "change": page.figure_data(change_by_depth(comparison)),
+            "pairs": page.figure_data(a_against_b(comparison)),
+        },
         "table": {
-            "columns": columns,
+            "columns": list(table.columns),
             "rows": [[_plain(value) for value in row] for row in table.itertuples(index=False)],
             "view": [column.to_dict() for column in VIEW],
         },
     }
+    words = tuple(Paragraph(topic, text, quiet=topic == "Note") for topic, text in _words(comparison))
     title = f"{model_name(a.run)} → {model_name(b.run)}"
-    return page.render(f"{title} · spectail", "\n".join([_header(title, comparison, a, b), *sections]), payload)
+    written = Page(
+        title=title,
+        eyebrow="What moved",
+        heading=title,
+        settings=(("A", spec_line(a.run)), ("B", spec_line(b.run))),
+        numbers=_key_numbers(comparison),
+        sections=(Section(id="words", title="In words", words=words), CHANGE_BY_DEPTH, A_AGAINST_B),
+        table_lead="Every layer of both runs, also those without a partner.",
+        command="spectail compare DIR_A DIR_B",
+        origins=_origins(a, b),
+    )
+    return page.render(written, payload)
 
 
 def change_by_depth(comparison: Comparison) -> go.Figure:
@@ -180,22 +189,14 @@ def _words(comparison: Comparison) -> list[tuple[str, str]]:
     return [*found, *(("Note", text) for text in comparison.warnings)]
 
 
-def _header(title: str, comparison: Comparison, a: Results, b: Results) -> str:
-    specs = "".join(
-        f'<p class="spec"><b>{run}</b> '
-        + "".join(f"<span>{safe(word)} <b>{safe(value)}</b></span>" for word, value in spec_line(results.run))
-        + "</p>"
-        for run, results in (("A", a), ("B", b))
-    )
+def _key_numbers(comparison: Comparison) -> list[tuple[str, str, str]]:
     paired = _drawable(comparison)
     moved = int((paired["z"].abs() > CLEAR).sum())
-    numbers = [
+    return [
         ("Layers compared", f"{len(paired):,}", f"of {len(comparison.table):,}"),
         ("Median change", f"{paired['alpha_change'].median():+.3f}" if len(paired) else "–", "of alpha, B - A"),
         ("Moved", f"{moved:,}", f"by over {CLEAR:g} combined errors; chance gives {0.0455 * len(paired):.0f}"),
     ]
-    heading = f'<p class="eyebrow">What moved</p><h1>{safe(title)}</h1>'
-    return f"<header>{heading}{specs}{page.cards(numbers)}</header>"
 
 
 def _origins(a: Results, b: Results) -> list[tuple[str, str]]:

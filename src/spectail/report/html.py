@@ -12,9 +12,9 @@ from spectail.records import COLUMN_TABLE, COLUMNS, LayerRecord, Results, RunInf
 from spectail.report import page
 from spectail.report.curves import FIT_POINTS, HIDDEN_SHARE, null_shape, null_shift, window_ratio
 from spectail.report.evidence import CLEAR, sort_run
-from spectail.report.page import Column
+from spectail.report.page import Chart, Column, Page, Section
 from spectail.report.plots import alpha_by_depth, block_kind_heatmap, farms_against_full, spectrum_figure
-from spectail.report.theme import TIMES, safe
+from spectail.report.theme import TIMES
 from spectail.report.words import titled_findings
 
 FIRST = ("name", "alpha", "alpha_se", "null_z", "block", "kind", "shape", "stable_rank", "status", "reason")
@@ -26,20 +26,30 @@ _QUIET = ("Scope", "Reading", "Not comparable", "Not measured")
 
 
 def report_html(results: Results) -> str:
-    """The page of a run: words, key numbers, charts, the spectrum of any layer, and a table of all layers."""
+    """Write the page of a run: words, key numbers, charts, the spectrum of any layer, and a table of all layers."""
     figures, sections = _charts(results)
-    lead = "Every layer, also those that could not be measured. Choose a row to see its spectrum."
-    body = "\n".join([_header(results), *sections, page.table_section("All layers", lead), _footer(results.run)])
+    run = results.run
     payload = {
         "figures": figures,
         "table": {
             "columns": COLUMNS,
             "rows": [[record[name] for name in COLUMNS] for record in (x.to_dict() for x in results.layers)],
-            "view": [column.to_dict() for column in _view(results.run)],
+            "view": [column.to_dict() for column in _view(run)],
         },
         "spectra": spectra_data(results),
     }
-    return page.render(f"{model_name(results.run)} · spectail", body, payload)
+    written = Page(
+        title=model_name(run),
+        eyebrow="Heavy-tailed spectra",
+        heading=model_name(run),
+        settings=(("", spec_line(run)),),
+        numbers=_key_numbers(results),
+        sections=(_words(results), *sections),
+        table_lead="Every layer, also those that could not be measured. Choose a row to see its spectrum.",
+        command=command(run),
+        origins=_origins(run),
+    )
+    return page.render(written, payload)
 
 
 def _view(run: RunInfo) -> list[Column]:
@@ -140,21 +150,12 @@ def _sortable(alpha: float) -> float:
     return alpha if math.isfinite(alpha) else math.inf
 
 
-def _header(results: Results) -> str:
-    run = results.run
-    spec = "".join(f"<span>{safe(word)} <b>{safe(value)}</b></span>" for word, value in spec_line(run))
-    found = titled_findings(results)
-    main = page.paragraphs(x for x in found if x.topic not in _QUIET)
-    aside = page.paragraphs(x for x in found if x.topic in _QUIET)
-    words = (
-        aside
-        if not main
-        else f'<div class="columns"><div>{main}</div><aside aria-label="How to read this">{aside}</aside></div>'
-    )
-    return (
-        f'<header><p class="eyebrow">Heavy-tailed spectra</p><h1>{safe(model_name(run))}</h1><p class="spec">{spec}</p>'
-        f"{page.cards(_key_numbers(results))}</header>{page.section('words', 'In words', '', words)}"
-    )
+def _words(results: Results) -> Section:
+    """Say in words what stands out, and beside it how to read it."""
+    found = [page.Paragraph(*finding) for finding in titled_findings(results)]
+    main = tuple(x for x in found if x.topic not in _QUIET)
+    aside = tuple(x for x in found if x.topic in _QUIET)
+    return Section(id="words", title="In words", words=main, aside=aside)
 
 
 def _key_numbers(results: Results) -> list[tuple[str, str, str]]:
@@ -197,58 +198,67 @@ def _windows_note(layers: tuple[LayerRecord, ...], run: RunInfo) -> str:
     return f"{n:,} windows, most of {short:,}\u00a0{TIMES}\u00a0{long:,}"
 
 
-def _charts(results: Results) -> tuple[dict[str, Any], list[str]]:
-    """The figures that this run can fill, and their sections in the order of the page."""
+def _charts(results: Results) -> tuple[dict[str, Any], list[Section]]:
+    """Draw the figures that this run can fill, with their sections in the order of the page."""
     run = sort_run(results)
     figures: dict[str, Any] = {}
-    sections: list[str] = []
+    sections: list[Section] = []
     if run.ok:
         figures["depth"] = page.figure_data(alpha_by_depth(results))
-        sections.append(_depth_section())
+        sections.append(DEPTH)
     if any(layer.spectrum is not None for layer in run.ok):
         figures["spectrum"] = page.figure_data(spectrum_figure({}))
-        sections.append(_spectrum_section())
+        sections.append(SPECTRUM)
     if len({layer.block for layer in run.ok if layer.block is not None}) > 1:
         figures["heatmap"] = page.figure_data(block_kind_heatmap(results))
-        lead = "Each cell is one kind of layer in one block; darker means a heavier tail."
-        drawing = page.chart("heatmap", "Heat map of alpha by block and kind of layer", legend=False)
-        sections.append(page.section("blocks", "Blocks and kinds", lead, drawing))
+        sections.append(BLOCKS)
     if any(math.isfinite(layer.alpha_full) for layer in run.ok):
         figures["full"] = page.figure_data(farms_against_full(results))
-        lead = "Off the dotted line, the shape of the matrix moved alpha: windows of one size take that out."
-        drawing = page.chart("full", "Alpha over windows against alpha of the full spectrum")
-        sections.append(page.section("shape-bias", "Windows against the full spectrum", lead, drawing))
+        sections.append(SHAPE_BIAS)
     return figures, sections
 
 
-def _depth_section() -> str:
-    lead = "Lower means a heavier tail. The dotted line is a matrix of independent entries."
-    caption = (
+DEPTH = Section(
+    id="depth-section",
+    title="Alpha across depth",
+    lead="Lower means a heavier tail. The dotted line is a matrix of independent entries.",
+    chart=Chart(
+        "depth",
+        "Alpha by depth",
         "Bars are one standard error; the band is two standard deviations of a random matrix. Open marks have another "
-        "window than the run and are not comparable. A point opens its layer below."
-    )
-    return page.section("depth-section", "Alpha across depth", lead, page.chart("depth", "Alpha by depth", caption))
-
-
-def _spectrum_section() -> str:
-    controls = (
-        '<div class="chooser"><label for="layer">Layer</label><select id="layer"></select>'
-        '<button type="button" class="step" id="previous" aria-label="Previous layer">←</button>'
-        '<button type="button" class="step" id="next" aria-label="Next layer">→</button></div>'
-    )
-    facts = '<dl class="facts" id="facts" aria-live="polite"></dl><p class="remark" id="remark"></p>'
-    caption = (
+        "window than the run and are not comparable. A point opens its layer below.",
+    ),
+)
+SPECTRUM = Section(
+    id="layer-section",
+    title="The spectrum of a layer",
+    lead="What alpha summarises: the eigenvalues of all windows, pooled.",
+    chart=Chart(
+        "spectrum",
+        "Spectrum of the chosen layer",
         "Left or above: the density of the pooled eigenvalues on a log axis. Right or below: the share of eigenvalues "
-        "at or above a value; a power law is a straight line there. The fit starts at xmin and holds the tail's share."
-    )
-    lead = "What alpha summarises: the eigenvalues of all windows, pooled."
-    drawing = page.chart("spectrum", "Spectrum of the chosen layer", caption, above=facts)
-    return page.section("layer-section", "The spectrum of a layer", lead, controls + drawing)
+        "at or above a value; a power law is a straight line there. The fit starts at xmin and holds the tail's share.",
+    ),
+    chooses_layer=True,
+)
+BLOCKS = Section(
+    id="blocks",
+    title="Blocks and kinds",
+    lead="Each cell is one kind of layer in one block; darker means a heavier tail.",
+    chart=Chart("heatmap", "Heat map of alpha by block and kind of layer", legend=False),
+)
+SHAPE_BIAS = Section(
+    id="shape-bias",
+    title="Windows against the full spectrum",
+    lead="Off the dotted line, the shape of the matrix moved alpha: windows of one size take that out.",
+    chart=Chart("full", "Alpha over windows against alpha of the full spectrum"),
+)
 
 
-def _footer(run: RunInfo) -> str:
+def _origins(run: RunInfo) -> list[tuple[str, str]]:
+    """Say where the numbers come from."""
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
-    items = [
+    return [
         ("Source", run.source),
         ("Fingerprint", run.fingerprint),
         ("Device", run.device),
@@ -257,4 +267,3 @@ def _footer(run: RunInfo) -> str:
         ("Exclude", ", ".join(run.exclude)),
         ("Notes", "; ".join(run.notes)),
     ]
-    return page.footer(items, command=command(run))

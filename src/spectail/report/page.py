@@ -11,16 +11,18 @@ import hashlib
 import json
 import math
 import re
-import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
+from jinja2 import Environment
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
-from spectail.report.theme import safe
+from spectail.report.tables import storable
 
 
 class Column(NamedTuple):
@@ -36,6 +38,57 @@ class Column(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return self._asdict()
+
+
+class Paragraph(NamedTuple):
+    """A titled paragraph in words; names between backticks become code, a quiet one steps back."""
+
+    topic: str
+    text: str
+    quiet: bool = False
+
+
+class Chart(NamedTuple):
+    """A panel that the script draws the figure of this id into, with its own legend of buttons."""
+
+    id: str
+    label: str
+    caption: str = ""
+    legend: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A titled section with one line on what it shows: words, a chart, or both. All text is plain."""
+
+    id: str
+    title: str
+    lead: str = ""
+    words: tuple[Paragraph, ...] = ()
+    aside: tuple[Paragraph, ...] = ()
+    """Paragraphs beside the others: how to read them."""
+    chart: Chart | None = None
+    chooses_layer: bool = False
+    """Whether a list above the chart chooses the layer that is drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What a page says; the template ``page.html`` says where. All text is plain, the template escapes it."""
+
+    title: str
+    eyebrow: str
+    heading: str
+    settings: tuple[tuple[str, list[tuple[str, str]]], ...]
+    """Lines of (word, value) pairs, each line with a name or none."""
+    numbers: list[tuple[str, str, str]]
+    """Key numbers: (what, number, note)."""
+    sections: tuple[Section, ...]
+    table_lead: str
+    command: str
+    """What gives these numbers again."""
+    origins: list[tuple[str, str]]
+    """Where the numbers come from: (what, value)."""
 
 
 @lru_cache(maxsize=8)
@@ -70,90 +123,37 @@ def figure_data(fig: go.Figure) -> dict[str, Any]:
     return {"data": found["data"], "layout": found["layout"]}
 
 
-def render(title: str, body: str, payload: Mapping[str, object]) -> str:
-    """The whole page; ``title`` is plain text, ``body`` is HTML whose text is already escaped."""
+def render(page: Page, payload: Mapping[str, object]) -> str:
+    """Write the whole page; ``payload`` are the figures and the table that its script draws."""
     plotly, script = _plotly(), _static("table.js") + _static("report.js")
     sources = " ".join(f"'sha256-{_digest(text)}'" for text in (plotly, script))
     policy = (
         f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data: blob:; "
         "font-src data:; base-uri 'none'; form-action 'none'"
     )
-    return string.Template(_static("page.html")).substitute(
-        policy=policy,
-        title=safe(title),
-        css=_static("report.css"),
-        body=body,
-        data=embed(payload),
-        plotly=plotly,
-        script=script,
+    text = _template().render(
+        page=page,
+        policy=Markup(policy),
+        css=Markup(_static("report.css")),
+        data=Markup(embed(payload)),
+        plotly=Markup(plotly),
+        script=Markup(script),
     )
+    return storable(text)
+
+
+@lru_cache(maxsize=1)
+def _template() -> Any:
+    """Parse the page's template; it escapes all text unless told that it is HTML."""
+    environment = Environment(autoescape=True)
+    environment.filters["with_code"] = _with_code
+    return environment.from_string(_static("page.html"))
 
 
 def _digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
 
 
-def section(id: str, title: str, lead: str, content: str) -> str:
-    """A titled section with one line on what it shows."""
-    lead = f'<p class="lead">{lead}</p>' if lead else ""
-    return f'<section id="{id}" aria-labelledby="{id}-title"><h2 id="{id}-title">{title}</h2>{lead}{content}</section>'
-
-
-def chart(id: str, label: str, caption: str = "", *, legend: bool = True, above: str = "") -> str:
-    """A panel that the script draws figure ``id`` into, with its own legend of buttons."""
-    box = (
-        f'<div class="legend" data-legend="{id}" role="group" aria-label="Show or hide lines"></div>' if legend else ""
-    )
-    under = f"<figcaption>{caption}</figcaption>" if caption else ""
-    drawing = f'<div class="chart" id="{id}" role="img" aria-label="{safe(label)}"></div>'
-    return f'<figure class="panel">{above}{box}{drawing}{under}</figure>'
-
-
-def cards(items: Iterable[tuple[str, str, str]]) -> str:
-    """Key numbers: (what, number, note), plain text."""
-    cells = (
-        f'<div class="card"><dt>{safe(what)}</dt><dd><div class="number">{safe(number)}</div>'
-        f'<div class="note">{safe(note)}</div></dd></div>'
-        for what, number, note in items
-    )
-    return f'<dl class="cards">{"".join(cells)}</dl>'
-
-
-def paragraphs(items: Iterable[tuple[str, str]], quiet: Sequence[str] = ()) -> str:
-    """Titled paragraphs in words, none for no items; names between backticks become code, ``quiet`` ones step back."""
-    cells = []
-    for topic, text in items:
-        shade = ' class="quiet"' if topic in quiet else ""
-        cells.append(f"<dt{shade}>{safe(topic)}</dt><dd{shade}>{_with_code(_sentence(text))}</dd>")
-    return f'<dl class="words">{"".join(cells)}</dl>' if cells else ""
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _with_code(text: str) -> str:
-    return re.sub(r"`([^`]*)`", r"<code>\1</code>", safe(text))
-
-
-def table_section(title: str, lead: str) -> str:
-    """The tools and the empty table that the script fills, sorts and filters."""
-    tools = (
-        '<div class="tools" role="search">'
-        '<input type="search" id="filter" placeholder="Filter by name, kind or reason" aria-label="Filter the table">'
-        '<select id="kind" aria-label="Kind of layer"><option value="">all kinds</option></select>'
-        '<select id="status" aria-label="Status"><option value="">any status</option></select>'
-        '<label class="check"><input type="checkbox" id="wide"> all columns</label>'
-        '<output id="count" aria-live="polite"></output></div>'
-    )
-    scroller = (
-        f'<div class="scroller" tabindex="0" role="region" aria-label="{safe(title)}">'
-        '<table id="table"><thead></thead><tbody></tbody></table></div>'
-    )
-    return section("layers", safe(title), lead, tools + scroller)
-
-
-def footer(items: Iterable[tuple[str, str]], *, command: str) -> str:
-    """Where the numbers come from: (what, value) in plain text, and the command that gives them again."""
-    rows = "".join(f"<dt>{safe(what)}</dt><dd>{safe(text)}</dd>" for what, text in items if text)
-    return f"<footer><dl><dt>Again</dt><dd><pre>{safe(command)}</pre></dd>{rows}</dl></footer>"
+def _with_code(text: str) -> Markup:
+    """Write a sentence with a capital, and what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text[:1].upper() + text[1:]))))
