@@ -9,14 +9,17 @@ from typing import Any
 from torch import Tensor
 
 from spectail.errors import SourceError
-from spectail.models.assembly.combine import combine
-from spectail.models.assembly.lora import ScaleOf, join_factors, no_scale
+from spectail.models.assembly.adapters.join import join_adapters
+from spectail.models.assembly.adapters.known import NOTHING_KNOWN, Known
+from spectail.models.assembly.placeholders import with_placeholders
+from spectail.models.assembly.recipes import assemble
 from spectail.models.layout.arrange import as_is
-from spectail.models.layout.matrices import Heads, parts_of
 from spectail.models.layout.part import Part
+from spectail.models.layout.rules import parts_of
 from spectail.models.lazy_tensor import LazyTensor, in_memory
 from spectail.models.naming.blocks import block_of, kind_of
 from spectail.models.naming.names import clean_names, layer_name
+from spectail.models.naming.roles import are_weights_named, no_matrix
 from spectail.models.source import NOT_A_WEIGHT, Layer, Source
 
 
@@ -25,28 +28,28 @@ def build_source(
     fingerprint: str,
     tensors: Iterable[LazyTensor],
     *,
-    buffers: Iterable[LazyTensor] = (),
     config: Mapping[str, Any] | None = None,
-    scale_of: ScaleOf = no_scale,
+    adapters: Known = NOTHING_KNOWN,
     notes: Iterable[str] = (),
 ) -> Source:
     """Turn the tensors of a model into its layers, in the same order.
 
-    ``buffers`` are buffers of a live module, ``config`` is a transformers configuration, ``scale_of`` gives the
-    scaling of LoRA adapters.
+    ``config`` is a transformers configuration, ``adapters`` is what the
+    source knows about its adapters.
     """
-    tensors, buffers = _cleaned(list(tensors), list(buffers))
-    weights, own_notes = combine(tensors, buffers)
-    weights = _once(join_factors(weights, scale_of))
+    tensors = with_placeholders(_cleaned(list(tensors)))
+    weights = assemble(tensors, config)
+    weights, adapter_notes = join_adapters(weights, {stored.name: stored for stored in tensors}, adapters)
+    weights = _once(weights)
     shapes = {stored.name: stored.shape for stored in (*tensors, *weights)}
-    heads = Heads.from_config(config or {})
+    among_weights = are_weights_named(shapes)
     layers: dict[str, Layer] = {}
     n_vectors = 0
     for stored in weights:
         if len(stored.shape) < 2 or stored.name.endswith("bias"):
             n_vectors += 1
             continue
-        for layer in _layers_of(stored, shapes, heads):
+        for layer in _layers_of(stored, shapes, config or {}, among_weights):
             # A state dict may hold both "a" and "a.weight": the second keeps its full name.
             name = layer.name if layer.name not in layers else f"{layer.name}.weight"
             if name in layers:
@@ -54,15 +57,13 @@ def build_source(
                     f"two layers are called {layer.name!r} in {label}; give each parameter a name of its own"
                 )
             layers[name] = replace(layer, name=name)
-    return Source(label, fingerprint, tuple(layers.values()), n_vectors, (*notes, *own_notes))
+    return Source(label, fingerprint, tuple(layers.values()), n_vectors, (*notes, *adapter_notes))
 
 
-def _cleaned(tensors: list[LazyTensor], buffers: list[LazyTensor]) -> tuple[list[LazyTensor], list[LazyTensor]]:
+def _cleaned(tensors: list[LazyTensor]) -> list[LazyTensor]:
     """Take wrappers off all names together, for pieces of one weight must keep matching."""
-    both = [*tensors, *buffers]
-    names = clean_names([stored.name for stored in both])
-    renamed = [replace(stored, name=name) for stored, name in zip(both, names, strict=True)]
-    return renamed[: len(tensors)], renamed[len(tensors) :]
+    names = clean_names([stored.name for stored in tensors])
+    return [replace(stored, name=name) for stored, name in zip(tensors, names, strict=True)]
 
 
 def _once(tensors: Iterable[LazyTensor]) -> list[LazyTensor]:
@@ -78,14 +79,27 @@ def _once(tensors: Iterable[LazyTensor]) -> list[LazyTensor]:
     return result
 
 
-def _layers_of(tensor: LazyTensor, shapes: Mapping[str, tuple[int, ...]], heads: Heads) -> Iterable[Layer]:
-    """List the layers of one tensor; one that cannot be read keeps a row of its stored shape."""
+def _layers_of(
+    tensor: LazyTensor, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], among_weights: bool
+) -> Iterable[Layer]:
+    """List the layers of one tensor; one that cannot be read, or is no weight, keeps a row of its stored shape."""
+    if reason := _no_weight(tensor, among_weights):
+        return [_row_without_values(tensor, no_weight=f"no weight matrix: {reason}")]
     problem = tensor.problem
     if not problem and tensor.numel == 0:
         problem = f"empty: its shape is {'x'.join(map(str, tensor.shape))}"
     if problem:
         return [_row_without_values(tensor, problem=problem)]
-    return [_layer(tensor, part) for part in parts_of(tensor, shapes, heads)]
+    return [_layer(tensor, part) for part in parts_of(tensor, shapes, config)]
+
+
+def _no_weight(tensor: LazyTensor, among_weights: bool) -> str | None:
+    """Say why a tensor is no weight matrix, as its owner or else its name tells; None where it is one."""
+    if tensor.layout == "lora" or (tensor.problem and not tensor.is_floating):
+        return None
+    if tensor.no_weight is not None:
+        return tensor.no_weight or None
+    return no_matrix(tensor.name, tensor.shape, is_complex=tensor.is_complex, among_weights=among_weights)
 
 
 def _row_without_values(tensor: LazyTensor, *, problem: str | None = None, no_weight: str | None = None) -> Layer:
@@ -109,7 +123,7 @@ def _layer(tensor: LazyTensor, part: Part) -> Layer:
         numel=part.n_matrices * part.rows * part.cols,
         tensor=tensor,
         part=part,
-        note=tensor.note,
+        note="; ".join(filter(None, (tensor.note, part.note))),
     )
 
 

@@ -15,6 +15,7 @@ from spectail.errors import SourceError
 from spectail.models.formats.ranges import StoredArray, stored_tensor
 from spectail.models.formats.unpickle import ArrayRef, Inert, TensorRef, tensors_in
 from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, piece_of, unreadable
+from spectail.models.naming.names import lightning_names
 
 Leaf: TypeAlias = "Tensor | np.ndarray[Any, Any] | LazyTensor | TensorRef | ArrayRef"
 
@@ -44,6 +45,10 @@ _NO_MODEL = (
 )
 
 
+_LIGHTNING = "pytorch-lightning_version"
+"""Key of every checkpoint of Lightning, whose names begin with the attribute that holds the network."""
+
+
 def state_tensors(value: object) -> list[LazyTensor]:
     """List the tensors of the state dict in what was saved or given.
 
@@ -51,7 +56,9 @@ def state_tensors(value: object) -> list[LazyTensor]:
         SourceError: it is a module, or another object, that holds its tensors inside.
 
     """
-    return [_described(name, leaf) for name, leaf in _find(value, 4).items()]
+    found = _find(value, 4)
+    names = lightning_names(list(found)) if _LIGHTNING in _entries(value) else found
+    return [_described(name, leaf) for name, leaf in zip(names, found.values(), strict=True)]
 
 
 def _find(value: object, depth: int) -> dict[str, Leaf]:

@@ -11,13 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from spectail.models.assembly.lora import Scale, ScaleOf, no_scale
 from spectail.models.build import build_source
 from spectail.models.fingerprint import fingerprint_tensors
-from spectail.models.layout.matrices import expert_layout
+from spectail.models.layout.experts import expert_layout
 from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, piece_of, unreadable
+from spectail.models.live.adapters import adapters_of, among
 from spectail.models.live.eval_mode import evaluating
-from spectail.models.naming.names import clean_names
+from spectail.models.live.homes import elsewhere, homes_of
+from spectail.models.live.ownership import no_matrix_of
+from spectail.models.live.quantised import buffers_of, module_weight
+from spectail.models.live.saved_names import saved_names
+from spectail.models.naming.names import lightning_names
+from spectail.models.naming.roles import are_weights_named
 from spectail.models.source import Source
 
 _CONVOLUTIONS = (
@@ -29,7 +34,7 @@ _CONVOLUTIONS = (
     nn.ConvTranspose3d,
 )
 _PLAIN_NORMS = frozenset({"_WeightNorm", "_SpectralNorm"})
-"""torch's own parametrisations that ``combine`` computes from the stored pieces, the same way as in a checkpoint."""
+"""torch's own parametrisations that recipes compute from the stored pieces, the same way as in a checkpoint."""
 
 
 def module_source(module: nn.Module, label: str | None = None, *, fingerprint: bool = True) -> Source:
@@ -39,22 +44,34 @@ def module_source(module: nn.Module, label: str | None = None, *, fingerprint: b
     weights appear once. A parametrised weight is the one that the module uses in eval mode. A LoRA target gives its own
     weight under the base model's name, and the adapter's delta as ``<name>.lora``.
     """
-    tensors = list(_parameters(module))
-    buffers = [in_memory(name, buffer) for name, buffer in module.named_buffers()]
-    return build_source(
+    adapters, config = adapters_of(module), _config(module)
+    stored = list(_parameters(module))
+    hashed = (s for s in stored if not s.buffer or s.is_floating or len(s.shape) > 1)
+    source = build_source(
         label or type(module).__name__,
-        fingerprint_tensors((*tensors, *(c for c in buffers if c.is_floating))) if fingerprint else "",
-        tensors,
-        buffers=buffers,
-        config=_config(module),
-        scale_of=_scales(module),
+        fingerprint_tensors(hashed) if fingerprint else "",
+        _of_network(module, among(adapters, stored)),
+        config=config,
+        adapters=adapters.known,
+        notes=adapters.notes,
     )
+    saved = saved_names(module, source.layers, config)
+    return replace(source, layers=tuple(replace(layer, saved_as=saved.get(layer.name, "")) for layer in source.layers))
+
+
+def _of_network(module: nn.Module, tensors: list[LazyTensor]) -> list[LazyTensor]:
+    """Name what a LightningModule holds as the network itself names it, which is how its checkpoint is read too."""
+    if not any(base.__name__ == "LightningModule" for base in type(module).__mro__):
+        return tensors
+    names = lightning_names([stored.name for stored in tensors])
+    return [replace(stored, name=name) for stored, name in zip(tensors, names, strict=True)]
 
 
 def _config(module: nn.Module) -> Mapping[str, Any]:
     """Read the transformers configuration of a model, also inside of wrappers."""
     while not hasattr(module, "config"):
-        inner = getattr(module, "module", None) or getattr(module, "_orig_mod", None)
+        # The truth of a compiled module is its length, which most networks do not have.
+        inner = getattr(module, "module", getattr(module, "_orig_mod", None))
         if not isinstance(inner, nn.Module):
             return {}
         module = inner
@@ -64,13 +81,15 @@ def _config(module: nn.Module) -> Mapping[str, Any]:
 
 
 def _parameters(module: nn.Module) -> Iterator[LazyTensor]:
-    """All parameters once, computed ones in place of what they are computed from."""
+    """All parameters and buffers once, computed ones in place of what they are computed from."""
     seen: set[int] = set()
     computed: list[str] = []
+    among_weights = are_weights_named(name for name, _ in module.named_parameters())
+    homes = homes_of(module)
     for path, owner in module.named_modules():
         prefix = f"{path}." if path else ""
-        if problem := _quantised(owner):
-            yield problem_row(f"{prefix}weight", owner, problem)
+        if weight := module_weight(f"{prefix}weight", owner):
+            yield weight
             continue
         for name in _computed_weights(owner):
             computed.append(f"{prefix}parametrizations.{name}.")
@@ -81,7 +100,11 @@ def _parameters(module: nn.Module) -> Iterator[LazyTensor]:
             if parameter is None or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            yield _described(f"{prefix}{name}", parameter, _layout_of(owner, name))
+            full, layout = f"{prefix}{name}", _layout_of(owner, name)
+            described = elsewhere(full, parameter, layout, homes) or _described(full, parameter, layout)
+            no_weight = no_matrix_of(owner, name, described, among_weights=among_weights)
+            yield replace(described, no_weight=no_weight)
+        yield from buffers_of(prefix, owner, seen)
 
 
 def _described(name: str, parameter: Tensor, layout: str | None) -> LazyTensor:
@@ -111,22 +134,6 @@ def _layout_of(owner: nn.Module, name: str) -> str | None:
     return None
 
 
-def _quantised(owner: nn.Module) -> str | None:
-    """Why a torch-quantised module has no readable parameter, None for every other module."""
-    if hasattr(owner, "_packed_params") and callable(getattr(owner, "weight", None)):
-        return f"packed integers of {type(owner).__module__}.{type(owner).__name__}: dequantise it first"
-    return None
-
-
-def problem_row(name: str, owner: nn.Module, problem: str) -> LazyTensor:
-    """Describe a weight that cannot be read, by the sizes that its module states."""
-    shape = (
-        getattr(owner, "out_features", getattr(owner, "out_channels", 1)),
-        getattr(owner, "in_features", getattr(owner, "in_channels", 1)),
-    )
-    return unreadable(name, shape, "quint8", problem)
-
-
 def _computed_weights(owner: nn.Module) -> list[str]:
     """Names of the parametrised weights that only the module itself can compute."""
     if not parametrize.is_parametrized(owner):
@@ -141,34 +148,11 @@ def _computed(name: str, owner: nn.Module, attribute: str) -> LazyTensor:
     described = in_memory(name, value, layout=_layout_of(owner, attribute))
     read = partial(_compute, owner, attribute)
     parameters = tuple(owner.parametrizations[attribute].parameters())  # type: ignore[index, union-attr]
-    return replace(described, read=read, identity=None, memory=None, parameters=parameters)
+    no_weight = no_matrix_of(owner, attribute, described)
+    return replace(described, read=read, identity=None, memory=None, parameters=parameters, no_weight=no_weight)
 
 
 def _compute(owner: nn.Module, attribute: str, index: Index) -> Tensor:
     """Compute a parametrised weight in eval mode, where computing it changes no state."""
     with torch.no_grad(), evaluating(owner.parametrizations):  # type: ignore[arg-type]
         return piece_of(getattr(owner, attribute).detach(), index)
-
-
-def _scales(module: nn.Module) -> ScaleOf:
-    """Read the scaling of every peft layer, by its name in the base model."""
-    found: dict[tuple[str, str], Scale] = {}
-    paths = []
-    for path, owner in module.named_modules():
-        scaling = getattr(owner, "scaling", None)
-        if isinstance(scaling, dict) and hasattr(owner, "lora_A"):
-            ranks = getattr(owner, "r", {})
-            for adapter, factor in scaling.items():
-                paths.append((path, adapter, Scale(float(factor), ranks.get(adapter))))
-    if not paths:
-        return no_scale
-    # A factor's name rides along, for a peft prefix is only taken off where there are factors.
-    names = clean_names([f"{path}.lora_A.{adapter}.weight" for path, adapter, _ in paths])
-    for name, (_, adapter, scale) in zip(names, paths, strict=True):
-        found[name.partition(".lora_A.")[0], adapter] = scale
-    return partial(_look_up, found)
-
-
-def _look_up(found: Mapping[tuple[str, str], Scale], target: str, adapter: str) -> Scale:
-    """Find the scale of one target, 1 where the module states none."""
-    return found.get((target, adapter), Scale())

@@ -51,18 +51,21 @@ def _outside_taken_off(names: list[str]) -> list[str]:
     """Take off ``module.`` and ``model.`` that all names begin with and that are a wrapper's.
 
     All names of a tied Llama begin with ``model.`` as well; but ``model.model.`` is only in what something, such as a
-    LightningModule, holds as its ``model``.
+    LightningModule, holds as its ``model``. peft's ``base_model.model.`` stands at the beginning of its own model.
     """
     while names:
-        if all(name.startswith("module.") for name in names):
-            names = [name.removeprefix("module.") for name in names]
-        elif all(name.startswith("model.") for name in names) and any(
-            name.startswith("model.model.") for name in names
+        first = names[0].partition(".")[0]
+        inside = _INSIDE.get(first) or (f"{first}.base_model.model.",)
+        if not all(name.startswith(f"{first}.") for name in names) or not any(
+            name.startswith(inside) for name in names
         ):
-            names = [name.removeprefix("model.") for name in names]
-        else:
             break
+        names = [name.removeprefix(f"{first}.") for name in names]
     return names
+
+
+_INSIDE = {"module": ("module.",), "model": ("model.model.", "model.base_model.model."), "base_model": ("\0",)}
+"""What some name must begin with, for the first piece that all names share to be a wrapper's."""
 
 
 def lightning_names(names: Sequence[str]) -> list[str]:

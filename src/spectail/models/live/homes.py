@@ -1,0 +1,122 @@
+"""Parameters whose values lie elsewhere than in the parameter: offloaded by accelerate, or split by ZeRO-3 or FSDP."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name, in_memory, piece_of, unreadable
+
+ZERO3_LIVE = (
+    "partitioned by ZeRO-3: this process holds a part only; save a gathered checkpoint "
+    "(stage3_gather_16bit_weights_on_model_save, or zero_to_fp32.py) and analyse that"
+)
+SAMPLE = 2**16
+"""Entries that are compared to tell whether two weights on disk are one."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where accelerate keeps the values of a parameter that it took off the device."""
+
+    values: Mapping[str, Tensor]
+    """From names to tensors: in memory, or read from disk each time."""
+    name: str
+    twins: tuple[Tensor, ...] | None
+    """Parameters in memory that it may be tied to; None where it cannot be tied to any other."""
+
+
+Homes: TypeAlias = Mapping[int, Home]
+"""By the identity of the parameter."""
+
+
+def homes_of(module: nn.Module) -> Homes:
+    """Find the parameters of a module that accelerate has offloaded; nothing is read or moved."""
+    found: list[tuple[nn.Module, Tensor, Mapping[str, Tensor], str]] = []
+    for owner in module.modules():
+        for hook in _hooks_of(owner):
+            values = getattr(hook, "weights_map", None)
+            if values is None or not getattr(hook, "offload", False):
+                continue
+            whole = bool(getattr(hook, "place_submodules", False))
+            found += ((owner, p, values, n) for n, p in owner.named_parameters(recurse=whole) if p.is_meta)
+    if not found:
+        return {}
+    parameters = {id(p): p for p in module.parameters()}
+    shapes = Counter(tuple(p.shape) for p in parameters.values())
+    # Tied weights are told by their values, for offloading separates them; only an embedding is ever tied.
+    embeddings = {tuple(o.weight.shape) for o in module.modules() if isinstance(o, nn.Embedding)}
+    here = [p for p in parameters.values() if not p.is_meta]
+    return {
+        id(p): Home(
+            values, name, tuple(t for t in here if t.shape == p.shape) if _may_be_tied(p, shapes, embeddings) else None
+        )
+        for _, p, values, name in found
+    }
+
+
+def _may_be_tied(parameter: Tensor, shapes: Mapping[tuple[int, ...], int], embeddings: set[tuple[int, ...]]) -> bool:
+    """Whether another parameter has the same shape, and one of them is an embedding."""
+    shape = tuple(parameter.shape)
+    return shapes[shape] > 1 and shape in embeddings
+
+
+def _hooks_of(owner: nn.Module) -> Iterator[Any]:
+    """The hooks that accelerate put on a module, also those in sequence."""
+    hook = getattr(owner, "_hf_hook", None)
+    if hook is not None:
+        yield from getattr(hook, "hooks", (hook,))
+
+
+def elsewhere(name: str, parameter: Tensor, layout: str | None, homes: Homes) -> LazyTensor | None:
+    """Describe a parameter whose values lie elsewhere; None for all others."""
+    if home := homes.get(id(parameter)):
+        return _offloaded(name, parameter, layout, home)
+    whole = getattr(parameter, "ds_shape", None)
+    if whole is not None and tuple(parameter.shape) != tuple(whole):
+        return unreadable(name, tuple(whole), dtype_name(parameter.dtype), ZERO3_LIVE, layout=layout)
+    return None
+
+
+def _offloaded(name: str, parameter: Tensor, layout: str | None, home: Home) -> LazyTensor:
+    """Describe a parameter that accelerate keeps in main memory or on disk."""
+    return LazyTensor(
+        name,
+        tuple(parameter.shape),
+        dtype_name(parameter.dtype),
+        partial(_read_home, home.values, home.name),
+        layout,
+        identity=_identity(home),
+        parameters=(parameter,) if isinstance(parameter, nn.Parameter) else (),
+    )
+
+
+def _read_home(values: Mapping[str, Tensor], name: str, index: Index) -> Tensor:
+    """Read the indexed piece of an offloaded weight."""
+    return piece_of(values[name].detach(), index)
+
+
+def _identity(home: Home) -> Hashable:
+    """What two names of one offloaded weight share: its place in memory, or on disk its values."""
+    if home.twins is None:
+        return (id(home.values), home.name)
+    value, again = home.values[home.name], home.values[home.name]
+    if value.data_ptr() == again.data_ptr() and value is again:
+        return in_memory(home.name, value).identity
+    sample = _sample_of(value)
+    twin = next((t for t in home.twins if t.dtype == value.dtype and _sample_of(t) == sample), None)
+    return (tuple(value.shape), sample) if twin is None else in_memory(home.name, twin).identity
+
+
+def _sample_of(tensor: Tensor) -> str:
+    """Hash a regular sample of a tensor's values."""
+    flat = tensor.detach().reshape(-1)
+    flat = flat[:: (flat.numel() // SAMPLE + 1) | 1].contiguous().cpu().view(torch.uint8)
+    return hashlib.sha256(flat.numpy().tobytes()).hexdigest()
