@@ -69,8 +69,8 @@ def _folder(folder: Path, label: str) -> Source:
         return path_source(snapshot, _hub_name(folder))
     if components := _components(folder):
         return _pipeline(components, label)
-    _refuse_run(folder)
     refuse_foreign(folder)
+    _refuse_run(folder)
     raise without_weights(folder)
 
 
@@ -175,8 +175,8 @@ def _refuse_run(folder: Path) -> None:
     if numbered:
         latest = max(numbered, key=lambda path: natural_key(path.name))
         raise SourceError(
-            f"{folder} holds no weights itself but {len(numbered)} checkpoints of a run; "
-            f"open one of them, the latest with: spectail analyze {latest}"
+            f"{folder} holds no weights itself but checkpoints of a run ({len(numbered)}); "
+            f"open the latest with: spectail analyze {latest}"
         )
     holding = sorted((path for path in children if _has_weights(path)), key=lambda path: natural_key(path.name))
     if holding:

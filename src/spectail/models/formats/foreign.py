@@ -29,7 +29,7 @@ _KERAS = (
 FOREIGN = (
     Foreign(
         "a DeepSpeed checkpoint whose weights are spread over ranks (ZeRO-3 or model parallel)",
-        "gather it first: python {}/zero_to_fp32.py {} model",
+        "gather it in the folder above, where DeepSpeed puts the script: python zero_to_fp32.py . model",
         r"(?:zero_pp_rank_\d+_mp_rank_\d+_(?:model|optim)_states\.pt|mp_rank_0*[1-9]\d*_model_states\.pt|bf16_zero_pp_.*)$",
     ),
     Foreign(
@@ -101,7 +101,8 @@ def refuse_foreign(path: Path) -> None:
 
 def _names(path: Path) -> Iterator[str]:
     """List what tells a foreign model: the path's own name and the names inside of a folder."""
-    yield path.name
+    if path.is_file() or path.suffix:
+        yield path.name
     if path.is_dir():
         yield from (child.name for child in path.iterdir())
 
