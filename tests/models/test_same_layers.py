@@ -143,7 +143,7 @@ def test_a_parametrisation_of_the_user_is_computed_by_the_module():
     assert torch.equal(layer.read()[0], model[0].weight)
     stored = open_source(model.state_dict())
     assert [item.name for item in stored.layers] == ["0"]
-    assert "parametrised" in stored.notes[0]
+    assert "parametrised" in stored.layers[0].problem
 
 
 def test_tied_weights_appear_once_under_their_first_name():

@@ -139,6 +139,8 @@ def _bit_choices(count: int, words: int) -> set[tuple[int, bool]]:
     """Bits that put ``count`` integers into so many words: one behind the other, or whole integers in each word."""
     dense = {(bits, True) for bits in range(1, 9) if -(-count * bits // 32) == words}
     dense_bits = {bits for bits, _ in dense}
+    if dense_bits & {1, 2, 4, 8}:
+        return dense
     return dense | {(b, False) for b in (3, 5, 6, 7) if b not in dense_bits and -(-count // (32 // b)) == words}
 
 

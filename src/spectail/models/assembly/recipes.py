@@ -124,7 +124,13 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("HQQ or SINQ", "{}.W_q", (), "{}.weight", packed_by("packed integers (HQQ or SINQ)")),
     Recipe("BitNet", "{}.weight", ("{}.weight_scale",), "{}.weight", packed.bitnet),
     Recipe("ModelOpt int4", "{}.weight", ("{}.weight_scale",), "{}.weight", packed.modelopt_int4),
-    Recipe("quanto bits", "{}.*._data._data", (), "{}.*", packed_by("packed integers (optimum-quanto)")),
+    Recipe(
+        "quanto bits",
+        "{}.*._data._data",
+        _optional("{}.*._scale", "{}.*._shift"),
+        "{}.*",
+        packed_by("packed integers (optimum-quanto)"),
+    ),
     Recipe("AQLM", "{}.codes", ("{}.codebooks", "{}.scales"), "{}.weight", vector_quantised.aqlm),
     # 8-bit numbers of the weight's own shape
     Recipe("bitsandbytes int8", "{}.weight", ("{}.SCB", "{}.weight_format?"), "{}.weight", scaled.bitsandbytes_int8),
@@ -193,11 +199,14 @@ def assemble(tensors: Iterable[LazyTensor], config: Mapping[str, Any] | None = N
         if is_scale_name(name):
             for module in modules_of(name):
                 scales.setdefault(module, []).append(name)
+    weights = {weight.name for weight in made.values()}
     for stored in known.values():
         name = stored.name
         if name in made and (failed := second_scale(made[name], stored, scales)):
             made[name] = failed
-        if name not in used and (weight := left_over(stored, scales)):
+        if name in used or (not stored.is_floating and _whole_weight(name) in weights):
+            continue
+        if weight := left_over(stored, scales):
             made[name] = weight
             if weight.problem:
                 modules.add(name.rpartition(".")[0])
@@ -206,6 +215,11 @@ def assemble(tensors: Iterable[LazyTensor], config: Mapping[str, Any] | None = N
         for stored in tensors
         if stored.name in made or _is_plain_weight(stored, known, used, modules)
     ]
+
+
+def _whole_weight(name: str) -> str:
+    """Give the name that the weight of a tensor's module has; integers beside it serve to unpack it."""
+    return name.rpartition(".")[0] + ".weight" if "." in name else "weight"
 
 
 def _apply_recipes(
@@ -225,7 +239,9 @@ def _apply_recipes(
                 continue
             # Quantisers take weight matrices only; of other forms the owner of the parameter knows.
             is_quantised = not stored.is_floating or scaled.is_float8(stored)
-            made[name] = replace(weight, no_weight="" if is_quantised else stored.no_weight)
+            # What its owner says against a mere piece (a list of factors is no Linear) is not said of the weight.
+            owner_says = stored.no_weight if weight.name == name or not stored.no_weight else None
+            made[name] = replace(weight, no_weight="" if is_quantised else owner_says)
             used.update(piece.name for piece in pieces.all)
             modules.add(pieces.module)
     return made, used, modules

@@ -25,23 +25,24 @@ _REORDERED = re.compile(r"Marlin|Exllama|ExLlama|Machete|BitBLAS|Bitblas", re.IG
 
 
 def module_weight(name: str, owner: nn.Module) -> LazyTensor | None:
-    """Describe the weight of a module that keeps it out of parameters and buffers; None for every other module.
+    """Describe the weight of a module that only the module itself can compute; None for every other module.
 
     Such are torch's own quantised modules, whose ``weight`` is a method, and modules with packed integers that offer
-    ``dequantize`` (HQQ).
+    ``dequantize`` (HQQ) or ``dequantize_weight`` (GPTQModel, which has (in, out) there).
     """
     if hasattr(owner, "_packed_params") and callable(getattr(owner, "weight", None)):
         return _computed(name, owner, "weight")
-    if _holds_integers(owner) and _takes_nothing(getattr(owner, "dequantize", None)):
-        return _computed(name, owner, "dequantize")
-    packed = [key for key in ("qweight", "B") if isinstance(getattr(owner, key, None), Tensor)]
-    if packed and _REORDERED.search(type(owner).__name__):
+    if not _holds_integers(owner):
+        return None
+    if _REORDERED.search(type(owner).__name__):
         problem = (
             f"packed integers in the order of the kernel of {type(owner).__name__}: "
             "analyse the checkpoint instead of the loaded model"
         )
         return unreadable(name, _stated_shape(owner), "int32", problem)
-    return None
+    methods = (method for method in ("dequantize", "dequantize_weight") if _takes_nothing(getattr(owner, method, None)))
+    method = next(methods, None)
+    return _computed(name, owner, method) if method else None
 
 
 def _holds_integers(owner: nn.Module) -> bool:
@@ -68,10 +69,14 @@ def _takes_nothing(method: object) -> bool:
 
 def _computed(name: str, owner: nn.Module, method: str) -> LazyTensor:
     """Describe a weight that a method of the module gives."""
+    stated = _stated_shape(owner)
     try:
         shape = tuple(_call(owner, method, ()).shape)
     except SourceError as error:
-        return unreadable(name, _stated_shape(owner), "uint8", str(error))
+        return unreadable(name, stated, "uint8", str(error))
+    if 1 not in stated and shape[:2] != stated:
+        problem = f"{type(owner).__name__}.{method}() gives {shape}, expected (out, in) = {stated}: dequantise it first"
+        return unreadable(name, stated, "uint8", problem)
     read = partial(_call, owner, method)
     return LazyTensor(name, shape, "float32", read, no_weight="", parameters=tuple(owner.parameters(recurse=False)))
 
@@ -85,6 +90,8 @@ def _call(owner: nn.Module, method: str, index: Index) -> Tensor:
     except Exception as error:  # noqa: BLE001 - another library's code may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(f"{type(owner).__name__}.{method}() failed: {reason}") from None
+    if method == "dequantize_weight" and tuple(value.shape) == _stated_shape(owner)[::-1]:
+        value = value.T
     return piece_of(value.detach(), index)
 
 
