@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from spectail.errors import SourceError
-from spectail.models.formats import unpickle
+from spectail.models.formats import pickled, unpickle
 from spectail.models.formats.open_file import OpenFile
 from spectail.models.formats.torch_pickle import read_pickles
 from spectail.models.open import open_source
@@ -240,14 +240,19 @@ ATTACKS = {
 }
 
 
+def everything_of_ours():
+    """What the classes of the reader hold."""
+    names = {**vars(unpickle), **vars(pickled)}
+    return {name: dict(vars(value)) for name, value in names.items() if isinstance(value, type)}
+
+
 @pytest.mark.parametrize("case", ATTACKS)
 def test_a_pickle_changes_nothing_of_ours(case, tmp_path):
-    before = {name: dict(vars(value)) for name, value in vars(unpickle).items() if isinstance(value, type)}
+    before = everything_of_ours()
     (tmp_path / "m.pt").write_bytes(b"\x80\x02" + ATTACKS[case])
     with pytest.raises(SourceError):
         open_source(tmp_path / "m.pt")
-    after = {name: dict(vars(value)) for name, value in vars(unpickle).items() if isinstance(value, type)}
-    assert before == after
+    assert everything_of_ours() == before
     torch.save(weights(), tmp_path / "n.pt")
     assert len(open_source(tmp_path / "n.pt").layers) == 2
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from spectail.errors import SourceError
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.open_file import OpenFile
+from spectail.models.formats.pickled import Inert, TensorRef
 from spectail.models.formats.ranges import StoredArray, stored_tensor
 from spectail.models.formats.state_dict import state_tensors
 from spectail.models.formats.torch_pickle import load_archive, load_pickle
-from spectail.models.formats.unpickle import Inert, TensorRef
 from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name, piece_of
 
 Pieces: TypeAlias = "list[tuple[tuple[int, ...], StoredArray]]"

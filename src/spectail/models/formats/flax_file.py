@@ -70,6 +70,4 @@ FORMAT = Format(
     name="a msgpack file of Flax",
     suffixes=(".msgpack",),
     read=read_flax,
-    looks_like=lambda start, size: False,  # a msgpack map begins like many other things
-    folder=("*.msgpack",),
 )

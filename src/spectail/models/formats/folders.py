@@ -13,11 +13,11 @@ from typing import Any
 from spectail.errors import SourceError
 from spectail.models.build import build_source
 from spectail.models.fingerprint import fingerprint_files
+from spectail.models.formats import table
 from spectail.models.formats.adapter_files import ADAPTER, CONFIG, MAIN_ADAPTER, adapter_beside
 from spectail.models.formats.foreign import refuse_foreign, without_weights
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.open_file import OpenFile
-from spectail.models.formats.table import FORMATS, format_of, format_of_shards
 from spectail.models.lazy_tensor import LazyTensor
 from spectail.models.naming.names import natural_key
 from spectail.models.source import Source
@@ -47,7 +47,7 @@ def path_source(path: Path, label: str | None = None) -> Source:
     if path.name.endswith(".index.json"):
         return _from_index(path, label)
     try:
-        form = format_of(path)
+        form = table.format_of(path)
     except SourceError:
         refuse_foreign(path)
         raise
@@ -57,7 +57,7 @@ def path_source(path: Path, label: str | None = None) -> Source:
 def _from_index(index: Path, label: str) -> Source:
     """Open the shards that an index names."""
     shards, promised = read_index(index)
-    return _assembled(format_of_shards(shards), shards, label, promised)
+    return _assembled(table.format_of_shards(shards), shards, label, promised)
 
 
 def _folder(folder: Path, label: str) -> Source:
@@ -76,8 +76,8 @@ def _folder(folder: Path, label: str) -> Source:
 
 def _of_formats(folder: Path, label: str, *, adapters: bool) -> Source | None:
     """Open the whole model of a folder, or its adapter, in the first format that it has; None if there is none."""
-    for form in FORMATS:
-        for pattern in form.folder:
+    for form in table.FORMATS:
+        for pattern in form.patterns:
             if source := _of_format(folder, label, form, pattern, adapters=adapters):
                 return source
     return None
@@ -152,7 +152,7 @@ def _components(folder: Path) -> list[Path]:
 
 def _has_weights(folder: Path) -> bool:
     """Whether a folder holds files of a format that is read."""
-    patterns = [pattern for form in FORMATS for pattern in form.folder]
+    patterns = [pattern for form in table.FORMATS for pattern in form.patterns]
     return any(not _NOT_MODELS.match(file.name) for pattern in patterns for file in folder.glob(pattern))
 
 

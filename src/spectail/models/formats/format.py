@@ -29,9 +29,14 @@ def only_itself(path: Path) -> list[Path]:
     return [path]
 
 
+def nothing_tells(start: bytes, size: int) -> bool:
+    """Say that the content of a file never tells its format."""
+    return False
+
+
 @dataclass(frozen=True)
 class Format:
-    """One file format."""
+    """One file format: to add one, write a module with ``read`` and put a ``Format`` into ``table.FORMATS``."""
 
     name: str
     """What the format is called in messages, with its article: ``a safetensors file``."""
@@ -39,9 +44,14 @@ class Format:
     """Endings of the format's files, in lower case with their dot."""
     read: Callable[[Sequence[OpenFile]], Contents]
     """Reads all files of one model. It lists tensors, whose values should be read when they are asked for."""
-    looks_like: Callable[[bytes, int], bool]
-    """Whether the first 16 bytes and the size of a file say that it is of this format."""
-    folder: tuple[str, ...] = ()
-    """Patterns of its files in a model folder, the most usual first; empty if it is only opened by name."""
+    looks_like: Callable[[bytes, int], bool] = nothing_tells
+    """Whether the first 512 bytes and the size of a file say that it is of this format."""
+    folder: tuple[str, ...] | None = None
+    """Patterns of its files in a model folder, the most usual first; all files with its endings unless given."""
     all_parts: Callable[[Path], list[Path]] = only_itself
     """From one file of a split model to all of them, for formats whose names say so."""
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Patterns of the format's files in a model folder."""
+        return tuple(f"*{suffix}" for suffix in self.suffixes) if self.folder is None else self.folder

@@ -224,6 +224,5 @@ FORMAT = Format(
     suffixes=(".gguf",),
     read=read_gguf,
     looks_like=lambda start, size: start.startswith(b"GGUF"),
-    folder=("*.gguf",),
     all_parts=gguf_shards,
 )

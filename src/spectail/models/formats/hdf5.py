@@ -154,5 +154,4 @@ FORMAT = Format(
     suffixes=(".h5", ".hdf5", ".keras"),
     read=read_hdf5,
     looks_like=lambda start, size: start.startswith(_MAGIC),
-    folder=("*.h5", "*.hdf5", "*.keras"),
 )

@@ -288,5 +288,4 @@ FORMAT = Format(
     suffixes=(".onnx",),
     read=read_onnx,
     looks_like=_looks_like,
-    folder=("*.onnx",),
 )

@@ -135,5 +135,4 @@ FORMAT = Format(
     suffixes=(".safetensors",),
     read=read_safetensors,
     looks_like=_looks_like,
-    folder=("*.safetensors",),
 )

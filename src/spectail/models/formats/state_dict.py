@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from spectail.errors import SourceError
+from spectail.models.formats.pickled import ArrayRef, Inert, TensorRef, tensors_in
 from spectail.models.formats.ranges import StoredArray, stored_tensor
-from spectail.models.formats.unpickle import ArrayRef, Inert, TensorRef, tensors_in
 from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, piece_of, unreadable
 from spectail.models.naming.names import lightning_names
 

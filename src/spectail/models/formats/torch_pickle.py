@@ -17,8 +17,9 @@ import torch
 from spectail.errors import SourceError
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.open_file import MemoryFile, OpenFile, ReadableFile
+from spectail.models.formats.pickled import Storage
 from spectail.models.formats.state_dict import state_tensors
-from spectail.models.formats.unpickle import CodeInPickleError, PlainUnpickler, Storage
+from spectail.models.formats.unpickle import CodeInPickleError, PlainUnpickler
 from spectail.models.formats.zipped import member
 from spectail.models.lazy_tensor import LazyTensor
 
