@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -146,6 +147,7 @@ def perplexity(
         batch_size=(batch_size, 1),
         max_sequences=(1 if max_sequences is None else max_sequences, 1),
     )
+    _check_decoder(model)
     _check_positions(model, seq_len)
     rule = resolve(bos, tokenizer, model)
     blocks = token_blocks(tokenizer, text, seq_len, rule)[:max_sequences]
@@ -207,6 +209,15 @@ def _check_counts(**counts: tuple[int, int]) -> None:
             raise EvaluationError(f"{name} must be a whole number of at least {least}, not {value!r}")
 
 
+def _check_decoder(model: nn.Module) -> None:
+    """Refuse a model whose encoder would read the text that its decoder is to predict."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) is True:
+        raise EvaluationError(
+            f"{type(model).__name__} is an encoder-decoder: it gives text a probability only in answer to another "
+            "text, so a text alone has no perplexity; evaluate it on tasks"
+        )
+
+
 def _check_positions(model: nn.Module, seq_len: int) -> None:
     positions = text_setting(model, "max_position_embeddings")
     if positions is not None and 0 < positions < seq_len:
@@ -223,9 +234,23 @@ def _check_vocabulary(model: nn.Module, blocks: Tensor) -> None:
 
 def _logits(model: nn.Module, ids: Tensor) -> Tensor:
     """Give (batch, seq_len, vocabulary); a transformers model is told not to keep keys and values."""
-    output = model(ids, use_cache=False) if hasattr(model, "config") else model(ids)
+    if not hasattr(model, "config"):
+        output = model(ids)
+    elif "input_ids" not in inspect.signature(model.forward).parameters:
+        output = model(ids, use_cache=False)
+    else:
+        output = _of_text_alone(model, ids)
     logits: Tensor = getattr(output, "logits", output)
     return logits
+
+
+def _of_text_alone(model: nn.Module, ids: Tensor) -> Any:
+    """Call a model of transformers that may want images or audio beside the text; BLIP-2 and Idefics must have them."""
+    try:
+        return model(input_ids=ids, use_cache=False)
+    except (TypeError, ValueError, AttributeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise EvaluationError(f"{type(model).__name__} does not run on text alone: {lines[0][:200]}") from error
 
 
 def _loss(logits: Tensor, tokens: Tensor, unpredicted: int) -> float:

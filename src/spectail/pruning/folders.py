@@ -19,6 +19,16 @@ REPORT_FILE = "pruning.json"
 PAGE_FILE = "report.html"
 
 
+PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+"""What a multi-modal model's folder holds beside model and tokenizer, so that it still reads images or audio."""
+
+
 def check_free(out: str | Path) -> Path:
     """The folder to write, which must not exist or be empty; PruneError otherwise."""
     out = Path(out)
@@ -42,6 +52,7 @@ def save_pruned(
         with without_bars():
             saved.save_pretrained(part)
         tokenizer.save_pretrained(part)
+        _copy_processor(saved, part)
         allocation.save(part / ALLOCATION_FILE)
         report.save(part / REPORT_FILE)
         if page:
@@ -50,3 +61,11 @@ def save_pruned(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return out
+
+
+def _copy_processor(model: Any, out: Path) -> None:
+    """Copy the files of the processor from the folder that the model was loaded from, where there is one."""
+    source = Path(getattr(getattr(model, "config", None), "name_or_path", "") or "")
+    for name in PROCESSOR_FILES:
+        if source.is_dir() and (source / name).is_file() and not (out / name).exists():
+            shutil.copyfile(source / name, out / name)

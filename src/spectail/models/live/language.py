@@ -1,4 +1,4 @@
-"""Open a causal language model of transformers together with its tokenizer."""
+"""Open a language model of transformers together with its tokenizer; it may take images or audio beside text."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ def open_language_model(
 ) -> tuple[Any, Any]:
     """Load a model, in eval mode, and its tokenizer; no code from the folder is run.
 
+    The class is the one that the configuration names, so that a multi-modal model keeps all its parts.
+
     Args:
         source: a folder that transformers wrote, a ``.gguf`` file, ``demo``, or a hub id ``org/name``.
         dtype: ``auto`` (as stored; a GGUF file is dequantised to float32), ``float32``, ``bfloat16`` or ``float16``.
@@ -41,7 +43,9 @@ def open_language_model(
         transformers = _transformers()
         quantised = {"quantization_config": transformers.GgufConfig(dequantize=True)} if options else {}
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
-        model = transformers.AutoModelForCausalLM.from_pretrained(where, dtype=wanted, **options, **quantised)
+        config = transformers.AutoConfig.from_pretrained(where, **options)
+        model_class = _model_class(transformers, config) or transformers.AutoModelForCausalLM
+        model = model_class.from_pretrained(where, dtype=wanted, **options, **quantised)
     return (model if device is None else model.to(device)).eval(), tokenizer
 
 
@@ -52,8 +56,21 @@ def module_names(source: str | os.PathLike[str]) -> tuple[str, ...]:
     with _one_line_errors(text), torch.device("meta"):
         transformers = _transformers()
         config = transformers.AutoConfig.from_pretrained(where, **options)
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        model_class = _model_class(transformers, config)
+        model = model_class(config) if model_class else transformers.AutoModelForCausalLM.from_config(config)
     return tuple(name for name, _ in model.named_modules() if name)
+
+
+def _model_class(transformers: Any, config: Any) -> Any:
+    """Find the class that a folder was saved from, if it is one that generates text; else None.
+
+    ``AutoModelForCausalLM`` refuses LLaVA and its like, and of Gemma 3 or BART it would keep one part only.
+    """
+    for name in getattr(config, "architectures", None) or ():
+        found = getattr(transformers, name, None)
+        if isinstance(found, type) and issubclass(found, transformers.GenerationMixin):
+            return found
+    return None
 
 
 def _location(text: str) -> tuple[str, dict[str, str]]:
