@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import socket
 import warnings
 from collections.abc import Callable, Mapping
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from spectail.models.naming.names import clean_names
 from spectail.models.open import open_source
@@ -238,3 +240,31 @@ def test_flat_parameters_of_fsdp_are_one_failed_row(ending, tmp_path):
     assert layer.name == f"layers.0.{ending}"
     assert "3 flat parameters of FSDP" in layer.problem
     assert "FULL_STATE_DICT" in layer.problem
+
+
+def describe_in_two_processes(rank, port, use_orig_params, queue):
+    """Put what a process sees of a model that FSDP has split onto a queue."""
+    store = torch.distributed.TCPStore("127.0.0.1", port, 2, is_master=rank == 0)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2, store=store)
+    net = nn.Sequential(nn.Linear(8, 6), nn.Sequential(nn.Linear(6, 4)))
+    model = FullyShardedDataParallel(net, use_orig_params=use_orig_params, device_id=torch.device("cpu"))
+    source = open_source(model)
+    queue.put([(layer.name, layer.rows, layer.cols, layer.problem) for layer in source.layers])
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use_orig_params", [True, False])
+def test_a_live_model_that_fsdp_has_split_is_failed_rows(use_orig_params):
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = (port, use_orig_params, queue)
+    torch.multiprocessing.spawn(describe_in_two_processes, given, nprocs=2)
+    for rows in (queue.get(), queue.get()):
+        sizes = [("0", 6, 8), ("1.0", 4, 6)] if use_orig_params else [("_flat_param", 0, 0)]
+        assert [row[:3] for row in rows] == sizes
+        assert all("summon_full_params" in row[3] for row in rows)

@@ -18,6 +18,10 @@ ZERO3_LIVE = (
     "partitioned by ZeRO-3: this process holds a part only; save a gathered checkpoint "
     "(stage3_gather_16bit_weights_on_model_save, or zero_to_fp32.py) and analyse that"
 )
+FSDP_LIVE = (
+    "split over processes by FSDP: this process holds a part only; analyse inside of "
+    "FullyShardedDataParallel.summon_full_params(model), or save a full state dict (StateDictType.FULL_STATE_DICT)"
+)
 SAMPLE = 2**16
 """Entries that are compared to tell whether two weights on disk are one."""
 
@@ -33,12 +37,47 @@ class Home:
     """Parameters in memory that it may be tied to; None where it cannot be tied to any other."""
 
 
-Homes: TypeAlias = Mapping[int, Home]
+@dataclass(frozen=True)
+class Split:
+    """A parameter of which every process holds a part."""
+
+    shape: tuple[int, ...]
+    """Of the whole parameter."""
+    problem: str
+
+
+Homes: TypeAlias = "Mapping[int, Home | Split]"
 """By the identity of the parameter."""
 
 
 def homes_of(module: nn.Module) -> Homes:
-    """Find the parameters of a module that accelerate has offloaded; nothing is read or moved."""
+    """Find the parameters of a module whose values lie elsewhere; nothing is read or moved."""
+    return {**_offloaded_by_accelerate(module), **_split_by_deepspeed(module), **_split_by_fsdp(module)}
+
+
+def _split_by_deepspeed(module: nn.Module) -> dict[int, Split]:
+    """Find the parameters that ZeRO-3 has partitioned and not gathered now."""
+    whole = {id(p): (p, getattr(p, "ds_shape", None)) for p in module.parameters()}
+    return {
+        key: Split(tuple(shape), ZERO3_LIVE)
+        for key, (p, shape) in whole.items()
+        if shape is not None and tuple(p.shape) != tuple(shape)
+    }
+
+
+def _split_by_fsdp(module: nn.Module) -> dict[int, Split]:
+    """Find the parameters that FSDP shows under their own names (``use_orig_params``), as parts of its flat one."""
+    found: dict[int, Split] = {}
+    for owner in module.modules():
+        flat = getattr(getattr(owner, "_handle", None), "flat_param", None)
+        for parameter, shape in zip(getattr(flat, "_params", None) or (), getattr(flat, "_shapes", ()), strict=False):
+            if tuple(parameter.shape) != tuple(shape):
+                found[id(parameter)] = Split(tuple(shape), FSDP_LIVE)
+    return found
+
+
+def _offloaded_by_accelerate(module: nn.Module) -> dict[int, Home]:
+    """Find the parameters that accelerate has taken off the device."""
     found: list[tuple[nn.Module, Tensor, Mapping[str, Tensor], str]] = []
     for owner in module.modules():
         for hook in _hooks_of(owner):
@@ -77,12 +116,10 @@ def _hooks_of(owner: nn.Module) -> Iterator[Any]:
 
 def elsewhere(name: str, parameter: Tensor, layout: str | None, homes: Homes) -> LazyTensor | None:
     """Describe a parameter whose values lie elsewhere; None for all others."""
-    if home := homes.get(id(parameter)):
-        return _offloaded(name, parameter, layout, home)
-    whole = getattr(parameter, "ds_shape", None)
-    if whole is not None and tuple(parameter.shape) != tuple(whole):
-        return unreadable(name, tuple(whole), dtype_name(parameter.dtype), ZERO3_LIVE, layout=layout)
-    return None
+    home = homes.get(id(parameter))
+    if isinstance(home, Split):
+        return unreadable(name, home.shape, dtype_name(parameter.dtype), home.problem, layout=layout)
+    return None if home is None else _offloaded(name, parameter, layout, home)
 
 
 def _offloaded(name: str, parameter: Tensor, layout: str | None, home: Home) -> LazyTensor:
