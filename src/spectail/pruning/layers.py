@@ -15,12 +15,14 @@ from spectail.errors import AllocationError, PruneError, SourceError
 from spectail.measurement import record_of
 from spectail.models.live.walk import module_source
 from spectail.models.live.weights import Weight, editable, owners
-from spectail.models.naming.names import canonical_name
+from spectail.models.naming.pairing import Pairing, pair_names, prediction_layers
 from spectail.models.source import Source
 from spectail.pruning.quotas import Pattern, Quota, pattern_counts, zero_counts
 
 SHOWN = 4
 """How many names an error lists before it counts the rest."""
+FILE_ONLY = "multi-token prediction: it lies in the file and not in the model"
+"""Reason of a layer that an allocation made from a file has and the model lacks."""
 NOT_NAMED = "not in the allocation"
 """Reason of a layer that nothing else keeps out."""
 
@@ -116,7 +118,8 @@ def choose_targets(
 
     """
     source = module_source(model, fingerprint=False)
-    ratios = _ratios(source, allocation, model)
+    pairing = _paired(source, allocation)
+    ratios = _ratios(source, allocation, pairing, model)
     weights = weights_of(model, source, ratios)
     for weight in weights:
         if weight.tensor.is_meta or not bool(torch.isfinite(weight.read()).all()):
@@ -129,27 +132,46 @@ def choose_targets(
         else list(zero_counts(wanted, [rows * cols for rows, cols in shapes]))
     )
     targets = [Target(*three) for three in zip(weights, wanted, quotas, strict=True)]
-    return targets, _left_out(source, ratios, allocation)
+    return targets, _left_out(source, ratios, allocation, pairing)
+
+
+def _paired(source: Source, allocation: Allocation | Mapping[str, float] | float) -> Pairing:
+    """Pair the names of an allocation, those that it leaves out too, with the layers of the model."""
+    given = list(allocation) if isinstance(allocation, Mapping) else []
+    if isinstance(allocation, Allocation):
+        given += [layer.name for layer in allocation.left_out]
+    saved = {layer.name: layer.saved_as for layer in source.layers if layer.saved_as}
+    return pair_names(given, [layer.name for layer in source.layers], right_saved=saved)
 
 
 def _left_out(
-    source: Source, ratios: Mapping[str, float], allocation: Allocation | Mapping[str, float] | float
+    source: Source,
+    ratios: Mapping[str, float],
+    allocation: Allocation | Mapping[str, float] | float,
+    pairing: Pairing,
 ) -> tuple[LeftOut, ...]:
-    """Every layer of the model without a ratio, with the allocation's reason or else the one that its name gives."""
+    """Every layer without a ratio, with the allocation's reason or else the one that its name gives.
+
+    The layers of a file that the model lacks come last.
+    """
     try:
         reasons = {layer.name: layer.reason for layer in coverage_of(source).left_out}
     except PruneError:
         reasons = {}
     given = allocation.left_out if isinstance(allocation, Allocation) else ()
-    told = {canonical_name(layer.name): layer.reason for layer in given}
-    return tuple(
-        LeftOut(layer.name, told.get(canonical_name(layer.name)) or reasons.get(layer.name, NOT_NAMED))
+    told = {pairing.pairs[layer.name]: layer.reason for layer in given if layer.name in pairing.pairs}
+    dense = [
+        LeftOut(layer.name, told.get(layer.name) or reasons.get(layer.name, NOT_NAMED))
         for layer in source.layers
         if layer.name not in ratios
-    )
+    ]
+    asked = allocation if isinstance(allocation, Mapping) else {}
+    return (*dense, *(LeftOut(name, FILE_ONLY) for name in pairing.left_only if name in asked))
 
 
-def _ratios(source: Source, allocation: Allocation | Mapping[str, float] | float, model: nn.Module) -> dict[str, float]:
+def _ratios(
+    source: Source, allocation: Allocation | Mapping[str, float] | float, pairing: Pairing, model: nn.Module
+) -> dict[str, float]:
     """The ratio of every layer of the model that has one, under the model's names."""
     if isinstance(allocation, Real) and not isinstance(allocation, bool):
         return dict.fromkeys((layer.name for layer in coverage_of(source).layers), check_sparsity(allocation))
@@ -157,22 +179,28 @@ def _ratios(source: Source, allocation: Allocation | Mapping[str, float] | float
         raise PruneError(f"expected an allocation, a mapping from layer to ratio or one number, not {allocation!r}")
     if isinstance(allocation, Allocation) and allocation.target != "sparsity":
         raise PruneError(f"expected an allocation of sparsity, not of {allocation.target}")
-    names = {canonical_name(layer.name): layer.name for layer in source.layers}
-    given = {canonical_name(name): name for name in allocation}
-    if lacking := [name for canonical, name in given.items() if canonical not in names]:
-        raise PruneError(
-            f"the model has no {_listed(lacking)}{_tied(model, lacking[0])}; names look like {_like(source)}"
-        )
-    known = set(given)
-    if isinstance(allocation, Allocation):
-        known |= {canonical_name(layer.name) for layer in allocation.left_out}
-    if missing := [name for name in _covered(source) if canonical_name(name) not in known]:
+    _check_partners(source, allocation, pairing, model)
+    known = set(pairing.pairs.values())
+    if missing := [name for name in _covered(source) if name not in known]:
         raise PruneError(f"the allocation has no {_listed(missing)}; give 0 to what should stay dense")
-    ratios = {names[canonical]: allocation[name] for canonical, name in given.items()}
+    ratios = {pairing.pairs[name]: allocation[name] for name in allocation if name in pairing.pairs}
     for name, ratio in ratios.items():
         if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 <= ratio <= 1:
             raise PruneError(f"the ratio of {name} must be a number from 0 to 1, not {ratio!r}")
     return {name: float(ratio) for name, ratio in ratios.items()}
+
+
+def _check_partners(source: Source, allocation: Mapping[str, float], pairing: Pairing, model: nn.Module) -> None:
+    """Refuse names that the model lacks, except those of blocks that no model class has."""
+    left_out = allocation.left_out if isinstance(allocation, Allocation) else ()
+    unknown = prediction_layers([*allocation, *(layer.name for layer in left_out)])
+    lacking = [name for name in allocation if name not in pairing.pairs and name not in unknown]
+    if not lacking:
+        return
+    several = pairing.ambiguous.get(lacking[0])
+    if several:
+        raise PruneError(f"{lacking[0]} could be any of {_listed(list(several))}: name the layer as the model does")
+    raise PruneError(f"the model has no {_listed(lacking)}{_tied(model, lacking[0])}; names look like {_like(source)}")
 
 
 def check_sparsity(given: object) -> float:

@@ -8,12 +8,16 @@ position, and a name with two possible partners stays without one.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from spectail.models.naming.blocks import block_of, kind_of
+from spectail.models.naming.blocks import block_of, kind_of, unit_of
 from spectail.models.naming.names import canonical_name
+
+_PREDICTION = re.compile(r"(?:^|\.)(?:\w*mtp\w*|\w*nextn\w*)(?=\.|$)")
+_PREDICTION_LAYER = re.compile(r"\.(?:eh_proj|shared_head\.head)$")
 
 WRAPPERS = frozenset({"model", "module", "base_model", "transformer", "language_model", "backbone"})
 """Modules that hold a whole model or its text part; files and classes differ in which of them they name."""
@@ -73,6 +77,17 @@ def pair_names(
 
 View = Mapping[str, str]
 """Name of a layer -> what to compare of it: the name itself, or the one in a saved file."""
+
+
+def prediction_layers(names: Iterable[str]) -> set[str]:
+    """The layers of multi-token prediction blocks, which files hold and the model classes of transformers do not.
+
+    DeepSeek and GLM append such a block to the others, and it is known by its ``eh_proj`` or ``shared_head``; others
+    call it ``mtp``.
+    """
+    names = list(names)
+    units = {unit_of(name) for name in names if _PREDICTION_LAYER.search(name)} - {None}
+    return {name for name in names if unit_of(name) in units or _PREDICTION.search(name)}
 
 
 def _views(names: Sequence[str], saved: Mapping[str, str] | None) -> list[View]:
