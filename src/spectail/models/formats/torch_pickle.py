@@ -175,13 +175,15 @@ def _load_sequence(file: ReadableFile) -> tuple[Any, dict[str, None]]:
 
 
 def _looks_like(start: bytes, size: int) -> bool:
-    """Whether an archive begins with a pickle or torch's bookkeeping, or a file with torch's magic number."""
-    return (start[:2] == b"PK" and b"/data.pkl" in start) or start[2:14] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+    """Whether an archive begins with one of torch's own members, or a file with torch's magic number."""
+    members = (b"/data.pkl", b"/version", b"/byteorder", b"/code/", b"/.format_version", b"/constants.pkl", b"/data/")
+    archive = start[:2] == b"PK" and any(member in start for member in members)
+    return archive or start[2:14] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
 
 FORMAT = Format(
     name="a file of torch.save",
-    suffixes=(".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"),
+    suffixes=(".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".jit"),
     read=read_pickles,
     looks_like=_looks_like,
     folder=("*.bin", "*.pth", "*.pt", "*.ckpt"),

@@ -32,7 +32,12 @@ _HARMLESS = (
     "numpy",
     "omegaconf",
     "pathlib",
-    "torch",
+    "torch.device",
+    "torch.nn.parameter",
+    "torch.distributed",
+    "torch.optim",
+    "torch.random",
+    "torch._utils",
     "typing",
     "uuid",
     "builtins",
@@ -77,7 +82,7 @@ class PlainUnpickler(pickle.Unpickler):
         root = module.partition(".")[0]
         if root in _RUNS_CODE_MODULES or (module == "builtins" and name in _RUNS_CODE):
             raise CodeInPickleError(full)
-        if root not in _HARMLESS and not module.startswith(_HARMLESS):
+        if root not in _HARMLESS and not full.startswith(_HARMLESS):
             self.foreign[full] = None
         if full not in self._classes:
             self._classes[full] = type(name.rpartition(".")[2] or "Inert", (Inert,), {"global_name": full})
