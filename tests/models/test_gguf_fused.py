@@ -22,11 +22,11 @@ def test_llama_cpp_brings_every_family_into_blocks(tmp_path, architecture):
 def test_heads_by_block_and_their_own_size(tmp_path):
     path = tmp_path / "m.gguf"
     writer = gguf.GGUFWriter(path, "novel")
-    writer.add_head_count([2, 4])
-    writer.add_head_count_kv([1, 2])
+    writer.add_head_count([2, 4, 4])
+    writer.add_head_count_kv([1, 2, 2])
     writer.add_key_length(6)
     tensors = {"blk.0.attn_qkv.weight": random(24, 32), "blk.1.attn_qkv.weight": random(48, 32)}
-    for name, values in (tensors | {"blk.2.attn_qkv.weight": random(40, 32)}).items():
+    for name, values in (tensors | {"blk.2.attn_qkv.weight": random(64, 32)}).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -35,7 +35,7 @@ def test_heads_by_block_and_their_own_size(tmp_path):
     layers = by_name(open_source(path))
     assert [layers[f"blk.0.attn_qkv.{kind}"].rows for kind in "qkv"] == [12, 6, 6]
     assert [layers[f"blk.1.attn_qkv.{kind}"].rows for kind in "qkv"] == [24, 12, 12]
-    assert "kept whole" in layers["blk.2.attn_qkv"].note
+    assert "64 rows are not the 4 + 2 x 2 heads of 6 rows" in layers["blk.2.attn_qkv"].note
 
 
 @pytest.mark.parametrize("quantised", [False, True])

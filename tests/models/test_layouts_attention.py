@@ -167,6 +167,18 @@ REMOTE = {
         {"llm_config": GROUPED | {"model_type": "internlm2"}, "vision_config": {"num_attention_heads": 2}},
         blocks(32, 32, 32),
     ),
+    "a vision tower with shared heads": (
+        "model.vision_tower.blocks.1.attn.qkv",
+        64,
+        {"text_config": {"num_attention_heads": 2, "head_dim": 64}, "vision_config": GROUPED},
+        blocks(32, 16, 16),
+    ),
+    "an audio tower with shared heads": (
+        "thinker.audio_tower.layers.1.attn.qkv_proj",
+        64,
+        {"thinker_config": {"text_config": {"num_attention_heads": 2, "head_dim": 64}, "audio_config": GROUPED}},
+        blocks(32, 16, 16),
+    ),
     "fuyu": (
         "language_model.model.layers.1.self_attn.query_key_value",
         96,
