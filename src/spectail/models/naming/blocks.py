@@ -17,7 +17,7 @@ _ATTENTION = re.compile(r"(?:attn|attention|self_att|crossattention|SelfAttentio
 _KINDS: tuple[tuple[str, str], ...] = (
     (
         "router",
-        r"(router(\.\w+)?|(mlp|moe|block_sparse_moe|feed_forward|ffn|mixer)\.gate|shared_expert_gate|ffn_gate_inp)",
+        r"(router(\.\w+)?|(mlp|\w*moe|feed_forward|ffn|mixer)\.gate|shared_expert_gate|ffn_gate_inp)",
     ),
     (
         "q",
@@ -58,7 +58,8 @@ _KINDS: tuple[tuple[str, str], ...] = (
     ),
 )
 _ENDINGS = tuple((kind, re.compile(rf"(?:^|\.)(?:{pattern})$")) for kind, pattern in _KINDS)
-_IN_BLOCK_ONLY_HEAD = frozenset({"head"})
+_PREDICTION_HEAD = re.compile(r"(?:^|\.)shared_head\.head$")
+"""The only output head inside of a block: that of DeepSeek's multi-token prediction."""
 
 
 def block_of(name: str) -> int | None:
@@ -97,7 +98,7 @@ def kind_of(name: str) -> str:
     """
     in_block = block_of(name) is not None
     for kind, pattern in _ENDINGS:
-        if kind in _IN_BLOCK_ONLY_HEAD and in_block:
+        if kind == "head" and in_block and not _PREDICTION_HEAD.search(name):
             continue
         if pattern.search(name) and not (
             kind in {"o", "q", "k", "v"} and _is_short(name) and not _ATTENTION.search(name)
