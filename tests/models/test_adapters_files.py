@@ -279,6 +279,15 @@ CASES: dict[str, Case] = {
         RANK_3,
         others=("lm_head",),
     ),
+    "lycoris outside of diffusion": Case(
+        {"lycoris_blocks_0_q.lora_down.weight": A, "lycoris_blocks_0_q.lora_up.weight": B},
+        {"lycoris_blocks_0_q": B @ A},
+    ),
+    "llama.cpp": Case(
+        {"blk.0.attn_q.weight.lora_a": SQUARE_A, "blk.0.attn_q.weight.lora_b": SQUARE_B},
+        {"blk.0.attn_q": SQUARE_B @ SQUARE_A},
+        notes=("scaling",),
+    ),
     "loralib": Case({"q_proj.lora_A": A, "q_proj.lora_B": B}, {"q_proj": B @ A}, notes=("scaling",)),
 }
 NAMES = ("adapter_model.safetensors", "adapters.safetensors", "adapter.safetensors", "pytorch_lora_weights.safetensors")
@@ -304,6 +313,36 @@ def test_change_of_every_weight(name, tmp_path):
         torch.testing.assert_close(row.read(), truth.double(), rtol=1e-5, atol=1e-5)
     assert len(source.notes) == len(case.notes)
     assert all(word in note for word, note in zip(case.notes, source.notes, strict=True))
+
+
+def test_the_configuration_that_diffusers_puts_into_the_header(tmp_path):
+    targets = {"unet.attn1.to_q": 2.0, "unet.attn1.to_k": 0.5, "text_encoder.q_proj": 1.0}
+    state = {f"{t}.lora_{side}.weight": v.clone() for t in targets for side, v in (("A", A), ("B", B))}
+    flat = {"unet.r": 3, "unet.lora_alpha": 6, "unet.alpha_pattern": {"to_k": 1.5}}
+    flat |= {"text_encoder.r": 3, "text_encoder.lora_alpha": 3}
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(flat)}
+    save_file(state, tmp_path / "pytorch_lora_weights.safetensors", metadata=metadata)
+    source = open_source(tmp_path)
+    assert source.notes == ()
+    rows = {layer.name: layer for layer in source.layers}
+    for target, scale in targets.items():
+        torch.testing.assert_close(rows[f"{target}.lora"].read()[0].float(), B @ A * scale)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"use_qalora": True}, {"kasa_config": {"beta": 1}}, {"velora_config": {"scale": 1}}]
+)
+def test_variants_of_lora_whose_change_is_another_are_failed_rows(setting, tmp_path):
+    save_file({f"{PEFT}.lora_A.weight": A, f"{PEFT}.lora_B.weight": B}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(RANK_3 | {"peft_type": "LORA"} | setting))
+    (row,) = open_source(tmp_path).layers
+    assert next(iter(setting)) in row.problem
+
+
+def test_a_configuration_beside_a_whole_model_changes_nothing(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(RANK_3 | {"peft_type": "LORA"}))
+    torch.save({"layers.0.experts.gate_up_proj": torch.randn(2, 8, 4)}, tmp_path / "consolidated.00.pth")
+    assert not any(layer.problem for layer in open_source(tmp_path).layers)
 
 
 UNKNOWN: dict[str, tuple[dict[str, torch.Tensor], str]] = {

@@ -295,3 +295,20 @@ def test_modules_of_other_libraries_state_their_scale():
     assert set(rows) == {"q_proj", "q_proj.lora"}
     layer = model["q_proj"]
     torch.testing.assert_close(rows["q_proj.lora"].read()[0].float(), 3 * layer.lora_b.weight @ layer.lora_a.weight)
+
+
+def test_adapters_that_are_nested_in_each_other():
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(6, 8))
+    lora = peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False)
+    loha = peft.LoHaConfig(r=2, target_modules=["0"], init_weights=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.PeftMixedModel(base, lora, adapter_name="first")
+        model.add_adapter("second", loha)
+    rows = {layer.name: layer for layer in open_source(model).layers}
+    assert set(rows) == {"0", "0.lora.first", "0.lora.second"}
+    outer = model.base_model.model[0]
+    changes = {"second": outer.get_delta_weight("second"), "first": outer.base_layer.get_delta_weight("first")}
+    for adapter, change in changes.items():
+        torch.testing.assert_close(rows[f"0.lora.{adapter}"].read()[0].float(), change)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from spectail.errors import SourceError
-from spectail.models.assembly.adapters.known import NOTHING_KNOWN, Known, scale_from_config
+from spectail.models.assembly.adapters.known import NOTHING_KNOWN, Known, Scale, scale_from_config
+from spectail.models.assembly.adapters.spelling import is_piece
 from spectail.models.lazy_tensor import LazyTensor
 from spectail.models.source import Source
 
@@ -26,12 +27,45 @@ OpenFolder: TypeAlias = Callable[[Path], "Source | None"]
 """Opens the whole model of a folder; None where the folder holds none."""
 
 
-def adapter_beside(path: Path, open_whole: OpenFolder) -> Known:
+def adapter_beside(path: Path, tensors: Iterable[LazyTensor], open_whole: OpenFolder) -> Known:
     """Read what the folder of a file says about the adapter in it; nothing for the file of a whole model."""
     config = _json(path.parent / CONFIG)
-    if not ADAPTER.match(path.name) and not (config and not path.name.startswith(("model", "pytorch_model"))):
+    if not ADAPTER.match(path.name) and not (config and any(is_piece(stored.name) for stored in tensors)):
         return NOTHING_KNOWN
-    return Known(partial(scale_from_config, config), _Base(path.parent, config, open_whole), config)
+    parts = {} if config else _from_header(path)
+    scale_of = partial(_scale_of_part, parts) if parts else partial(scale_from_config, config)
+    return Known(scale_of, _Base(path.parent, config, open_whole), config)
+
+
+def _from_header(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the configurations that diffusers puts into the header of a file, by the part of the pipeline.
+
+    They are stored as one flat JSON: ``{"unet.r": 4, "unet.lora_alpha": 8, ...}``.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length <= LONGEST_HEADER else b""
+    try:
+        flat = json.loads(json.loads(header)["__metadata__"]["lora_adapter_metadata"])
+        parts: dict[str, dict[str, Any]] = {}
+        for key, value in flat.items():
+            part, _, name = key.partition(".")
+            parts.setdefault(part, {})[name] = value
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return parts
+
+
+LONGEST_HEADER = 100_000_000
+"""Bytes of the longest header that the safetensors format allows."""
+
+
+def _scale_of_part(parts: Mapping[str, Mapping[str, Any]], target: str, adapter: str) -> Scale:
+    """Read the scale from the configuration of the part of a pipeline that a target lies in."""
+    part, _, inside = target.partition(".")
+    return scale_from_config(parts.get(part, {}), inside, adapter)
 
 
 class _Base:

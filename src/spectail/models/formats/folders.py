@@ -222,7 +222,7 @@ def _assembled(form: Format, paths: Sequence[Path], label: str, promised: Iterab
     folder = paths[0].parent
     notes = (*contents.notes, *_lost(promised, contents.tensors))
     hashed = [(file.name, file) for file in (*files, *contents.more_files)]
-    adapters = adapter_beside(paths[0], _whole)
+    adapters = adapter_beside(paths[0], contents.tensors, _whole)
     if adapters.config:
         hashed.append((CONFIG, OpenFile(folder / CONFIG)))
     return build_source(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,12 +47,14 @@ def adapters_of(module: nn.Module) -> LiveAdapters:
     hidden_paths: list[str] = []
     scales: list[tuple[str, str, Scale]] = []
     vectors = 0
+    count = Counter(
+        _outer(path) for path, owner in module.named_modules() if _is_peft_layer(owner) for _ in _adapters_of(owner)
+    )
     for path, owner in module.named_modules():
         scales += ((path, adapter, scale) for adapter, scale in _scales_of(owner))
         if not _is_peft_layer(owner) or getattr(owner, "tied_adapter", None) is not None:
             continue
-        adapters = sorted(_adapters_of(owner))
-        for adapter in adapters:
+        for adapter in sorted(_adapters_of(owner)):
             if _is_plain_lora(owner, adapter):
                 continue
             pieces = _pieces_of(owner, adapter)
@@ -60,9 +63,19 @@ def adapters_of(module: nn.Module) -> LiveAdapters:
                 continue
             hidden.update(id(piece) for piece in pieces)
             hidden_paths += (f"{path}.{name}.{adapter}." for name in _containers(owner))
-            rows.setdefault(path, []).extend(_rows(path, owner, adapter, alone=len(adapters) == 1))
+            rows.setdefault(path, []).extend(_rows(path, owner, adapter, alone=_is_alone(owner, path, count)))
     notes = (_VECTORS.format(vectors),) if vectors else ()
     return LiveAdapters(rows, frozenset(hidden), tuple(hidden_paths), Known(_scale_of(scales)), notes)
+
+
+def _outer(path: str) -> str:
+    """The path of a module without the levels that peft nests adapters of one module in."""
+    return path.replace(".base_layer", "")
+
+
+def _is_alone(owner: Any, path: str, count: Mapping[str, int]) -> bool:
+    """Whether a layer's adapter is the only one of its weight; those of fused experts have names of their own."""
+    return len(_adapters_of(owner)) == 1 and (hasattr(owner, "parameter_name") or count[_outer(path)] == 1)
 
 
 _VECTORS = "{} adapters are vectors that scale or shift outputs; the rows are of the weights without them"
@@ -115,12 +128,12 @@ def _rows(path: str, owner: Any, adapter: str, *, alone: bool) -> Iterator[LazyT
     ending = "lora" if alone else f"lora.{adapter}"
     note = _state_of(owner, adapter)
     if parameter is not None:
-        target = ".".join(filter(None, (path.replace(".base_layer", ""), "" if parameter == "weight" else parameter)))
+        target = ".".join(filter(None, (_outer(path), "" if parameter == "weight" else parameter)))
         down, up = (in_memory(name, getattr(owner, name)[adapter].weight) for name in ("lora_A", "lora_B"))
         factor = float(owner.scaling[adapter])
         yield from expert_changes(target, ending, down, up, int(owner.num_experts), factor=factor, note=note)
         return
-    name = ".".join(filter(None, (path.removesuffix(".token_adapter"), ending)))
+    name = ".".join(filter(None, (_outer(path).removesuffix(".token_adapter"), ending)))
     weight = _weight_of(owner)
     shape = tuple(weight.shape)
     turned = len(shape) == 2 and type(owner.get_base_layer()).__name__ == "Conv1D"

@@ -15,6 +15,13 @@ from spectail.models.lazy_tensor import Index, LazyTensor, parameters_of, piece_
 _LEVEL = ".base_layer"
 
 
+def plain_target(target: str) -> str:
+    """Name a target without the levels that peft nests adapters of one module in."""
+    while target.endswith(_LEVEL):
+        target = target.removesuffix(_LEVEL)
+    return target
+
+
 @dataclass(frozen=True)
 class Fused:
     """What one adapter of a fused parameter changes: its name, or why that cannot be told."""
@@ -32,9 +39,7 @@ def fused_parameter(
     (``experts.lora_A``, ``experts.base_layer.lora_A``), which is that of the module's parameters. The sizes (out, in)
     of the changes, ``sizes`` by target, tell which is which: against the base model, else between gate_up and down.
     """
-    module = target
-    while module.endswith(_LEVEL):
-        module = module.removesuffix(_LEVEL)
+    module = plain_target(target)
     named = config.get("target_parameters")
     paths = [str(path).rpartition(".")[::2] for path in named] if isinstance(named, list) else []
     names = sorted({name for path, name in paths if f".{module}".endswith(f".{path}")})

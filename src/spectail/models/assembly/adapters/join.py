@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from spectail.models.assembly.adapters.experts import expert_changes, fused_parameter
+from spectail.models.assembly.adapters.experts import expert_changes, fused_parameter, plain_target
 from spectail.models.assembly.adapters.forms import FORMS, Form
 from spectail.models.assembly.adapters.formulas import Facts
 from spectail.models.assembly.adapters.groups import Group, add_alphas, grouped, turned
@@ -60,14 +60,16 @@ def join_adapters(
     )
     owned = {g.form for g in groups if g.target not in {SHARED_OWNER, ""}}
     by_library = (s.name.partition(".lora.") for s in order if isinstance(s, LazyTensor) and s.layout == "lora")
-    adapters = Counter([*(g.target for g in groups), *(target for target, several, _ in by_library if several)])
+    adapters = Counter(
+        [*(plain_target(g.target) for g in groups), *(target for target, several, _ in by_library if several)]
+    )
     result: list[LazyTensor] = []
     unscaled = 0
     for item in order:
         if isinstance(item, LazyTensor):
             result.append(_flat_vector(item))
         elif item.target != SHARED_OWNER or item.form not in owned:
-            ending = f"lora.{item.adapter}" if item.adapter and adapters[item.target] > 1 else "lora"
+            ending = f"lora.{item.adapter}" if item.adapter and adapters[plain_target(item.target)] > 1 else "lora"
             facts = _facts(item, known)
             unscaled += facts.scale is None and item.form in _SCALED
             result += _changes(item, ending, facts, context)
@@ -120,7 +122,7 @@ def _stored_rank(group: Group) -> int | None:
 
 def _changes(group: Group, ending: str, facts: Facts, context: _Context) -> list[LazyTensor]:
     """Describe the change that one adapter makes, or say why it cannot be computed."""
-    name = ".".join(filter(None, (group.target, ending)))
+    name = ".".join(filter(None, (plain_target(group.target), ending)))
     form = FORMS.get(group.form)
     if group.form == "prompts":
         return [replace(s, no_weight="prompts are inputs of the model") for s in group.pieces.values()]
@@ -133,6 +135,7 @@ def _changes(group: Group, ending: str, facts: Facts, context: _Context) -> list
     base = context.base_of(group.target) if _wants_base(group, form, pieces) else None
     if not problem and form.base in {"shape", "weight"} and base is None:
         problem = f"{form.name} needs the {form.base} of the base weight, which is not at hand: {ADVICE}"
+    problem = problem or _variant(form, facts)
     if problem:
         return [_failed(name, base, problem)]
     if group.form == "lora" and (rows := _expert_rows(group, ending, pieces, facts, context)):
@@ -147,6 +150,16 @@ def _missing(form: Form, pieces: Mapping[str, LazyTensor]) -> str | None:
         return None
     names = {"down": "lora_A", "up": "lora_B"} if form.name == "LoRA" else {}
     return f"the {form.name} factor {names.get(lacking[0], lacking[0])} is missing"
+
+
+_VARIANTS = ("use_qalora", "use_bdlora", "kasa_config", "velora_config", "monteclora_config", "arrow_config")
+"""Settings of peft's LoRA under which its change is not s B A."""
+
+
+def _variant(form: Form, facts: Facts) -> str | None:
+    """Say which variant of LoRA an adapter is whose change is not computed from a file; None for the known ones."""
+    used = [key for key in _VARIANTS if facts.config.get(key)] if form.name == "LoRA" else []
+    return f"LoRA with {used[0]}, whose change of the weight is not computed from a file: {ADVICE}" if used else None
 
 
 def _wants_base(group: Group, form: Form, pieces: Mapping[str, LazyTensor]) -> bool:

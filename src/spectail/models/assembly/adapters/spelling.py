@@ -110,7 +110,7 @@ _UNKNOWN_NAME = re.compile(
     r"^(?:(?P<target>.*?)\.)?(?P<piece>" + "|".join(sorted(_FORM_OF, key=len, reverse=True)) + r")(?:\.(?P<rest>.+))?$"
 )
 _KOHYA = re.compile(
-    r"^(?P<target>lora_(?:unet|te\d*|transformer|prior_unet)_\w+|diffusion_model\.[\w.]+)\.(?P<piece>\w+)$"
+    r"^(?P<target>lora_(?:unet|te\d*|transformer|prior_unet)_\w+|lycoris_\w+|diffusion_model\.[\w.]+)\.(?P<piece>\w+)$"
 )
 _PROMPTS = re.compile(r"(?:^|\.)(?:prompt_embeddings|prefix_task_\w+|adaption_prompt)(?:\.\w+)?$|^prompt_encoder\.")
 
@@ -125,6 +125,9 @@ _RESPELLED: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?:\.processor)?\.(\w+)_lora\.(down|up|alpha)(?=\.|$)"), r".\1.lora_\2"),
     (re.compile(r"\.(?:lora|lora_linear_layer|lora_conv_layer)\.(down|up|mid|alpha)(?=\.|$)"), r".lora_\1"),
     (re.compile(r"\.lora_alpha$"), ".alpha"),
+    # llama.cpp's adapters, whose factors lie as peft's do.
+    (re.compile(r"\.weight\.lora_a$"), ".lora_A"),
+    (re.compile(r"\.weight\.lora_b$"), ".lora_B"),
 )
 
 
@@ -164,6 +167,12 @@ def read_name(name: str) -> Piece | None:
         target = (match["target"] or "").removesuffix(".token_adapter")
         return Piece(target, "", "unknown", name, _FORM_OF[match["piece"]])
     return _lycoris(name)
+
+
+def is_piece(name: str) -> bool:
+    """Whether a name is that of a piece that only adapters have."""
+    piece = read_name(name)
+    return piece is not None and piece.form is not None
 
 
 def _lycoris(name: str) -> Piece | None:
