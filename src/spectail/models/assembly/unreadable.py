@@ -63,7 +63,7 @@ _OF_OTHERS = re.compile(
 """Scales of what goes into or comes out of a layer, of its bias, or of attention scores."""
 _HELPER = re.compile(
     r"scale|zero|absmax|amax|quant|g_idx|(?:^|[._])(?:inv)?perm|SCB|scaling|codebook|centroid|lut|lookup|workspace"
-    r"|bitmask|row_offsets|col_vals|(?:^|[._])meta|packing|group|nbits|axis|^parametrizations\.|(?:^|[._])(?:s|su|sv)$"
+    r"|bitmask|hadamard|row_offsets|col_vals|(?:^|[._])meta|packing|group|nbits|axis|^parametrizations\.|(?:^|[._])(?:s|su|sv)$"
 )
 _INDICES = re.compile(
     r"(?:^|[._])(?:"
@@ -120,16 +120,17 @@ def left_over(stored: LazyTensor, scales: Mapping[str, list[str]]) -> LazyTensor
     if is_float8(stored) and not near:
         return replace(stored, note="stored as 8-bit floats without a scale")
     if stored.dtype == "float8_e8m0fnu":
-        return replace(stored, problem=f"{stored.dtype} {stored.name} holds exponents whose weight was not found")
+        problem = f"{stored.dtype} {stored.name} holds exponents whose weight was not found"
+        return replace(stored, problem=problem, memory=None)
     if is_float8(stored) or (_is_integer(stored) and near and _may_be_weight(stored, near)):
         problem = (
             f"{stored.dtype} {stored.name} of shape {shape_text(stored.shape)} beside {near[0]}, which looks like its "
             "scale or codebook, in a form that is not known: dequantise it first"
         )
-        return replace(stored, problem=problem)
+        return replace(stored, problem=problem, memory=None)
     if _is_integer(stored) and _may_be_weight(stored, near):
         what = f"packed or quantised integers of an unknown kind, {stored.dtype} of shape {shape_text(stored.shape)}"
-        return replace(stored, problem=f"stored as {what}: dequantise it first")
+        return replace(stored, problem=f"stored as {what}: dequantise it first", memory=None)
     return None
 
 
@@ -159,11 +160,16 @@ def _may_be_weight(stored: LazyTensor, near: list[str]) -> bool:
 
 
 def _near(stored: LazyTensor, scales: Mapping[str, list[str]]) -> list[str]:
-    """Find scales that may belong to a tensor: of its module, and called after it where the module has several."""
+    """Find scales that may belong to a tensor: of its module, and called after it or after nothing."""
     module, _, own = stored.name.rpartition(".")
     names = [name for name in scales.get(module, []) if name != stored.name]
     if own == "weight":
         return names
-    prefix = f"{module}.{own}" if module else own
-    called_after = [name for name in names if name.startswith(prefix)]
-    return called_after or [name for name in names if name.rpartition(".")[2] in {"scale", "scales"}]
+    prefix = f"{module}." if module else ""
+    return [name for name in names if _stem(name.removeprefix(prefix)) in {own, "weight", ""}]
+
+
+def _stem(name: str) -> str:
+    """Give what a scale is called after: ``up_proj`` for ``up_proj_scale_inv``, nothing for ``scales``."""
+    match = _SCALE.search(name)
+    return name[: match.start()].rstrip("._") if match else name

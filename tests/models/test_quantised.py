@@ -1,0 +1,200 @@
+"""Quantised weights: each form of storage gives the weight that the model computes with, or one row that says why not."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import spectail as st
+from spectail.models.build import build_source
+from spectail.models.lazy_tensor import in_memory
+from spectail.models.open import open_source
+
+from .quantised_cases import CASES, Case, Q
+
+OTHERS = {"layers.0.norm.weight": torch.ones(8), "layers.0.o_proj.weight": torch.ones(16, 24)}
+
+
+def state_of(case: Case) -> dict[str, Tensor]:
+    """The tensors under full names; ``../`` leaves the module ``q_proj``."""
+    own = {
+        name.replace("../", "layers.0.") if name.startswith("../") else f"{Q}.{name}": tensor
+        for name, tensor in case.tensors.items()
+    }
+    return {**own, **OTHERS}
+
+
+def check(case: Case, source) -> None:
+    """Exactly the rows of the case, and the values or the text that it expects."""
+    rows = {layer.name: layer for layer in source.layers}
+    assert set(rows) == {*case.names, "layers.0.o_proj"}
+    found = [rows[name] for name in case.names]
+    assert all(
+        layer.tensor.memory is None for layer in found if layer.part is None or not case.note.startswith("8-bit")
+    )
+    if case.weight is None:
+        (layer,) = found
+        assert layer.problem is not None
+        assert all(piece in layer.problem for piece in case.problem), layer.problem
+        assert "\n" not in layer.problem
+        assert case.shape is None or (layer.rows, layer.cols) == case.shape
+        return
+    assert [layer.problem for layer in found] == [None] * len(found)
+    assert all(case.note in layer.note for layer in found)
+    expected = case.weight if case.weight.ndim > 2 else case.weight[None]
+    for layer, matrix in zip(found, expected, strict=True):
+        torch.testing.assert_close(layer.read()[0], matrix.float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tensors_in_memory(name):
+    case = CASES[name]
+    tensors = [in_memory(full, tensor) for full, tensor in state_of(case).items()]
+    check(case, build_source("test", "", tensors, config=case.config))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_folder(name, tmp_path):
+    case = CASES[name]
+    save_file(
+        {full: tensor.clone().contiguous() for full, tensor in state_of(case).items()}, tmp_path / "model.safetensors"
+    )
+    (tmp_path / "config.json").write_text(json.dumps(case.config))
+    source = open_source(tmp_path)
+    check(case, source)
+    check(case, pickle.loads(pickle.dumps(source)))
+
+
+def with_buffers(state: dict[str, Tensor]) -> nn.Module:
+    """A module that keeps everything in buffers, as quantised layers do."""
+    model = nn.Module()
+    for full, tensor in state.items():
+        *path, name = full.split(".")
+        owner = model
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner._modules[part]
+        if full in OTHERS:
+            owner.register_parameter(name, nn.Parameter(tensor))
+        else:
+            owner.register_buffer(name, tensor)
+    return model
+
+
+def is_one_module(case: Case) -> bool:
+    """Whether no tensor is called like a part of another (``weight`` and ``weight.absmax``)."""
+    return not any(other.startswith(f"{name}.") for name in case.tensors for other in case.tensors)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if is_one_module(case)])
+def test_buffers_of_a_live_module(name):
+    case = CASES[name]
+    model = with_buffers(state_of(case))
+    model.config = dict(case.config)
+    check(case, open_source(model))
+
+
+def test_one_expert_is_unpacked_at_a_time(monkeypatch):
+    blocks = torch.zeros(5, 8, 2, 16, dtype=torch.uint8)
+    state = {"experts.down_proj_blocks": blocks, "experts.down_proj_scales": torch.zeros(5, 8, 2, dtype=torch.uint8)}
+    read = []
+    tensors = [in_memory(name, tensor) for name, tensor in state.items()]
+    original = Tensor.__getitem__
+    monkeypatch.setattr(Tensor, "__getitem__", lambda t, i: read.append((t.shape, i)) or original(t, i))
+    build_source("test", "", tensors).layers[3].read()
+    assert (blocks.shape, (3,)) in read
+
+
+def test_helpers_never_set_the_common_window():
+    state = {f"layers.{i}.o_proj.weight": torch.randn(96, 96) for i in range(2)}
+    state |= {f"{Q}.B": torch.zeros(66, 70, dtype=torch.int32), f"{Q}.s": torch.ones(65, 68)}
+    state |= {f"layers.1.q_proj.{n}": t for n, t in CASES["GPTQ 4 bits"].tensors.items()}
+    table = st.analyze(state).table.set_index("name")
+    assert set(table.index) == {"layers.0.o_proj", "layers.1.o_proj", Q, "layers.1.q_proj"}
+    assert table.loc[Q, "status"] == "failed"
+    assert table.loc["layers.0.o_proj", "window_rows"] == 64  # the unpacked weight has 64 rows and takes part
+
+
+def test_what_selects_or_counts_leaves_no_row():
+    state = {
+        "layers.0.attn.relative_position_index": torch.zeros(49, 49, dtype=torch.int64),
+        "layers.0.attn.bias": torch.ones(1, 1, 9, 9, dtype=torch.uint8),
+        "layers.0.attn.causal_mask": torch.ones(9, 9, dtype=torch.int32),
+        "layers.0.attn.mask": torch.ones(9, 9, dtype=torch.bool),
+        "layers.0.expert_ids": torch.zeros(4, 5, dtype=torch.int64),
+        "position_ids": torch.arange(9)[None],
+        "table": torch.zeros(3, 3, dtype=torch.int64),
+        **OTHERS,
+    }
+    assert [layer.name for layer in open_source(state).layers] == ["layers.0.o_proj"]
+
+
+def test_two_modules_do_not_take_each_others_scales():
+    weight, scale = torch.randn(16, 32).to(torch.float8_e4m3fn), torch.rand(16)
+    state = {f"layers.0.{name}.weight": weight for name in ("a", "b")} | {"layers.0.a.weight_scale": scale}
+    first, second = open_source(state).layers
+    assert torch.equal(first.read()[0], weight.float() * scale[:, None])
+    assert (first.note, second.note) == ("", "stored as 8-bit floats without a scale")
+    assert torch.equal(second.read()[0], weight.float())
+
+
+def test_one_of_two_experts_without_its_scale_fails():
+    state = {
+        "layers.0.experts.up_proj": torch.randn(2, 16, 32).to(torch.float8_e4m3fn),
+        "layers.0.experts.down_proj": torch.randn(2, 32, 16).to(torch.float8_e4m3fn),
+        "layers.0.experts.up_proj_scale": torch.rand(2),
+        "layers.0.experts.down_proj_descale": torch.rand(2),
+    }
+    rows = {layer.name: layer for layer in open_source(state).layers}
+    assert set(rows) == {"layers.0.experts.up_proj[0]", "layers.0.experts.up_proj[1]", "layers.0.experts.down_proj"}
+    assert "down_proj_descale" in rows["layers.0.experts.down_proj"].problem
+
+
+def test_tied_quantised_weights_appear_once():
+    state = {f"{name}.{key}": t for name in ("embed_tokens", "lm_head") for key, t in CASES["AWQ"].tensors.items()}
+    assert [layer.name for layer in open_source(state).layers] == ["embed_tokens"]
+
+
+def test_torch_quantised_modules_are_dequantised():
+    if "x86" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this torch has no quantised kernels")
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = nn.Sequential(nn.Linear(24, 16), nn.Linear(16, 20))
+        model = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear}, inplace=False)
+    first, second = open_source(model).layers
+    assert (first.name, second.name) == ("0", "1")
+    assert torch.equal(first.read()[0], model[0].weight().dequantize())
+    assert (first.read()[0] - plain[0].weight).abs().max() < 0.01
+    quantised = torch.quantize_per_channel(torch.randn(6, 8), torch.rand(6), torch.zeros(6), 0, torch.qint8)
+    (layer,) = open_source({"a.weight": quantised}).layers
+    assert torch.equal(layer.read()[0], quantised.dequantize())
+
+
+def test_buffers_that_a_kernel_has_reordered_fail():
+    class MarlinQuantLinear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out_features, self.in_features = 64, 128
+            for name, tensor in CASES["GPTQ 4 bits"].tensors.items():
+                self.register_buffer(name, tensor)
+
+    (layer,) = open_source(nn.Sequential(MarlinQuantLinear())).layers
+    assert (layer.name, layer.rows, layer.cols) == ("0", 64, 128)
+    assert "MarlinQuantLinear" in layer.problem
+
+
+def test_scales_on_the_meta_device_say_so():
+    with torch.device("meta"):
+        state = {f"a.{name}": torch.empty_like(t, device="meta") for name, t in CASES["AWQ"].tensors.items()}
+    (layer,) = open_source(state).layers
+    assert (layer.rows, layer.cols) == (64, 128)
+    assert "meta device" in layer.problem
