@@ -13,7 +13,7 @@ import spectail as st
 from spectail import presets
 from spectail.allocation.maps import Linear
 from spectail.allocation.targets import Sparsity
-from spectail.allocation.units import within_kinds
+from spectail.allocation.units import standardized_by_kind
 from spectail.core.windows import Grid
 from spectail.models.naming.blocks import unit_of
 from spectail.pruning.owl import owl_ratios
@@ -31,7 +31,7 @@ class Rule:
 
     spec: st.Spec | None = None
     level: str = "block"
-    within_kind: bool = False
+    standardize_by_kind: bool = False
     change: Change | None = None
     by_outliers: bool = False
 
@@ -51,7 +51,7 @@ def ratios(
         raise ValueError("ratios by alpha need an analysis")
     if rule.change:
         analysis = replace(analysis, layers=rule.change(analysis.layers, owl))
-    target = Sparsity(map=Linear(1 - eps, 1 + eps), level=rule.level, within_kind=rule.within_kind)
+    target = Sparsity(map=Linear(1 - eps, 1 + eps), level=rule.level, standardize_by_kind=rule.standardize_by_kind)
     return st.allocate(analysis, target=target, budget=sparsity)
 
 
@@ -85,9 +85,9 @@ def with_variance(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[Layer
     return _by_block(layers, {unit: -np.log(np.mean(v)) for unit, v in _columns(layers, "weight_var").items()})
 
 
-def within_kinds_with_variance(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord, ...]:
+def standardized_with_variance(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord, ...]:
     """Blocks by alpha within its kind and by the spread of their weights."""
-    return with_variance(within_kinds(layers), owl)
+    return with_variance(standardized_by_kind(layers), owl)
 
 
 def with_outliers(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord, ...]:
@@ -127,13 +127,13 @@ VARIANTS: dict[str, Rule] = {
     "windows of 64": Rule(st.Spec(window=64)),
     "windows of 64, top 10 %": Rule(st.Spec(window=64, cutoff="top:0.1")),
     "shrunk by error bars": Rule(presets.FARMS, change=shrunk),
-    "within kinds": Rule(presets.FARMS, within_kind=True),
-    "within kinds, top 10 %": Rule(st.Spec(cutoff="top:0.1"), within_kind=True),
-    "within kinds, KS": Rule(st.Spec(cutoff="ks"), within_kind=True),
-    "per layer, within kinds": Rule(presets.FARMS, level="layer", within_kind=True),
-    "per layer, within kinds, top 10 %": Rule(st.Spec(cutoff="top:0.1"), level="layer", within_kind=True),
+    "within kinds": Rule(presets.FARMS, standardize_by_kind=True),
+    "within kinds, top 10 %": Rule(st.Spec(cutoff="top:0.1"), standardize_by_kind=True),
+    "within kinds, KS": Rule(st.Spec(cutoff="ks"), standardize_by_kind=True),
+    "per layer, within kinds": Rule(presets.FARMS, level="layer", standardize_by_kind=True),
+    "per layer, within kinds, top 10 %": Rule(st.Spec(cutoff="top:0.1"), level="layer", standardize_by_kind=True),
     "alpha and Var(W)": Rule(presets.FARMS, change=with_variance),
-    "within kinds, top 10 %, and Var(W)": Rule(st.Spec(cutoff="top:0.1"), change=within_kinds_with_variance),
+    "within kinds, top 10 %, and Var(W)": Rule(st.Spec(cutoff="top:0.1"), change=standardized_with_variance),
     "alpha and outliers": Rule(presets.FARMS, change=with_outliers),
     "alpha and outliers, top 10 %": Rule(st.Spec(cutoff="top:0.1"), change=with_outliers),
 }

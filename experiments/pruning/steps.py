@@ -18,7 +18,7 @@ from experiments.pruning.bench import Bench
 from experiments.pruning.texts import Texts
 from spectail import presets
 from spectail.allocation.targets import Bits
-from spectail.allocation.units import within_kinds
+from spectail.allocation.units import standardized_by_kind
 from spectail.pruning.calibration import calibration_tokens
 from spectail.pruning.owl import outlier_shares, uniform
 
@@ -142,8 +142,8 @@ class Experiment:
     def alphas(self, name: str) -> dict[str, float]:
         """Mean alpha by block, what the candidate makes of it included."""
         rule, layers = RULES[name], self._analysis(name).layers
-        if rule.within_kind:
-            layers = within_kinds(layers)
+        if rule.standardize_by_kind:
+            layers = standardized_by_kind(layers)
         return block_alphas(rule.change(layers, self.journal.done["outliers | 0"]) if rule.change else layers)
 
     def select(self, method: str, sparsity: float, name: str, eps: float | None) -> float:

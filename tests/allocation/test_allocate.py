@@ -232,9 +232,9 @@ def test_saved_and_loaded_it_is_the_same(target, tmp_path):
     assert again == allocation
     assert again.to_dict() == allocation.to_dict()
     assert again.settings == allocation.settings
-    assert (again.left_out, again.departures, again.spec) == (
+    assert (again.left_out, again.deviations, again.spec) == (
         allocation.left_out,
-        allocation.departures,
+        allocation.deviations,
         Spec().to_dict(),
     )
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.json"]

@@ -88,7 +88,7 @@ def test_a_solver_that_stops_early_leaves_a_gap_that_is_told(monkeypatch):
         layers = _model(rng, 40, np.arange(1000, 2000))
         allocation = st.allocate(results(*layers), target="bits", budget=3.3)
         assert allocation.realised <= 3.3
-        told += [remark for remark in allocation.departures if remark.startswith("The solver stopped early")]
+        told += [remark for remark in allocation.deviations if remark.startswith("The solver stopped early")]
     assert told
 
 
@@ -99,7 +99,7 @@ def test_heavy_tails_get_more_bits_at_equal_variance_and_size():
     assert widths == sorted(widths, reverse=True)
     assert set(widths) <= {2.0, 3.0, 4.0, 8.0}
     assert len(set(widths)) > 1
-    assert allocation.departures == ()
+    assert allocation.deviations == ()
 
 
 def test_alpha_does_not_matter_at_gamma_0():
@@ -117,7 +117,7 @@ def test_a_real_model_and_a_gamma_that_spans_many_decades(gamma):
     allocation = st.allocate(analysis, target=st.targets.Bits(gamma=gamma), budget=3.5)
     assert len(allocation) == 280
     assert 3.49 < allocation.realised <= 3.5
-    assert allocation.departures == ("Widths are weighted by numel; the published code counts modules.",)
+    assert allocation.deviations == ("Widths are weighted by numel; the published code counts modules.",)
 
 
 def test_a_block_shares_one_width():

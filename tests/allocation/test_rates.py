@@ -47,7 +47,7 @@ def _cases(kind):
 def test_published_learning_rates_come_back(case):
     allocation = _rates(case["scores"], _map(case), case["untuned_lr"])
     np.testing.assert_allclose(list(allocation.values()), case["temps"], rtol=1e-9)
-    assert allocation.departures == ()
+    assert allocation.deviations == ()
 
 
 @pytest.mark.parametrize("case", _cases("ties"))
@@ -56,7 +56,7 @@ def test_ties_share_a_step(case):
     scores, published = np.array(case["scores"]), np.array(case["temps"])
     expected = [published[scores == score].mean() for score in scores]
     np.testing.assert_allclose(list(allocation.values()), expected, rtol=1e-9)
-    assert allocation.departures == (
+    assert allocation.deviations == (
         "Units of equal alpha share a step; published code gives them different ones by position.",
     )
 
@@ -65,7 +65,7 @@ def test_ties_share_a_step(case):
 def test_one_alpha_for_all_keeps_the_base(case):
     allocation = _rates(case["scores"], _map(case), case["untuned_lr"])
     assert set(allocation.values()) == {case["untuned_lr"]}
-    assert "keep the base value" in allocation.departures[0]
+    assert "keep the base value" in allocation.deviations[0]
 
 
 @pytest.mark.parametrize("case", _cases("log2 of 1 or less"))
@@ -115,7 +115,7 @@ def test_normalised_values_keep_the_ratios_and_the_mean(target, how):
     ratios = np.array(list(kept.values())) / np.array(list(plain.values()))
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-12)
     assert abs(kept.realised - 0.02) < 1e-11
-    assert kept.departures == (f"Normalised: the mean {kind.quantity} is the base, the published map's is not.",)
+    assert kept.deviations == (f"Normalised: the mean {kind.quantity} is the base, the published map's is not.",)
 
 
 def test_defaults_are_the_published_maps():

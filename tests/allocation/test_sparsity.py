@@ -9,7 +9,7 @@ import spectail as st
 from spectail.errors import AllocationError
 from tests.allocation.conftest import layer, llama, results, transformer
 from tests.goldens.published import load
-from tests.reference.plain_allocation import filled, published_ratios, within_kinds
+from tests.reference.plain_allocation import filled, published_ratios, standardized_by_kind
 
 GOLDENS = load("published_allocations.json.gz")["pruning"]
 TOLERANCE = 1e-6
@@ -56,7 +56,7 @@ def test_every_golden_is_in_one_of_the_tests():
 def test_published_ratios_come_back(case):
     allocation = _allocate(case)
     np.testing.assert_allclose(list(allocation.values()), case["ratios"], rtol=TOLERANCE)
-    assert allocation.departures == ()
+    assert allocation.deviations == ()
     assert abs(allocation.realised - case["sparsity_ratio"]) < 1e-9
 
 
@@ -69,7 +69,7 @@ def test_where_published_code_cuts_off_the_budget_holds_and_the_departure_is_tol
     assert max(allocation.values()) <= _cut(case["sparsity_ratio"])
     below = published < _cut(case["sparsity_ratio"])
     assert (np.array(list(allocation.values()))[below] >= published[below] - TOLERANCE).all()
-    (told,) = allocation.departures
+    (told,) = allocation.deviations
     assert f"in published code, the sparsity would be {case['overall_sparsity']:.4f}." in told
 
 
@@ -89,7 +89,7 @@ def test_one_alpha_for_all_gives_the_budget_where_published_code_gives_nan(case)
     assert set(case["ratios"]) == {"nan"}
     allocation = _allocate(case)
     np.testing.assert_allclose(list(allocation.values()), case["sparsity_ratio"], rtol=1e-15)
-    assert allocation.departures == (
+    assert allocation.deviations == (
         "All units have one alpha and get the budget; the published rule divides by zero there.",
     )
 
@@ -101,8 +101,8 @@ def test_llama_7b_gets_back_what_the_farms_scripts_lost(sparsity, eps, cut):
     blocks, realised = cut
     assert len(allocation) == 224
     assert abs(allocation.realised - sparsity) < 1e-9
-    assert allocation.departures[0].startswith(f"{blocks} of 32 units would lie outside 0 to {_cut(sparsity):g};")
-    assert allocation.departures[0].endswith(f"the sparsity would be {realised}.")
+    assert allocation.deviations[0].startswith(f"{blocks} of 32 units would lie outside 0 to {_cut(sparsity):g};")
+    assert allocation.deviations[0].endswith(f"the sparsity would be {realised}.")
 
 
 @pytest.mark.parametrize("level", ["block", "layer"])
@@ -136,8 +136,8 @@ def test_thousands_of_random_models_meet_the_budget():
 
 def test_within_kinds_against_the_plain_loop():
     analysis = llama("llama-7b", "alpha_farms_15x15")
-    allocation = st.allocate(analysis, target="sparsity", budget=0.7, map="linear:0.4", within_kind=True)
-    scores = within_kinds([x.kind for x in analysis.layers], [x.alpha for x in analysis.layers])
+    allocation = st.allocate(analysis, target="sparsity", budget=0.7, map="linear:0.4", standardize_by_kind=True)
+    scores = standardized_by_kind([x.kind for x in analysis.layers], [x.alpha for x in analysis.layers])
     blocks = {}
     for x, score in zip(analysis.layers, scores, strict=True):
         blocks.setdefault(x.block, []).append((score, x.numel))
@@ -148,8 +148,8 @@ def test_within_kinds_against_the_plain_loop():
     np.testing.assert_allclose(found, expected, rtol=1e-9)
     plain = st.allocate(analysis, target="sparsity", budget=0.7, map="linear:0.4").table
     assert not np.allclose(found, plain.groupby("unit", sort=False)["value"].first())
-    assert "bounds 0 to 0.998, within_kind)" in allocation.summary()
-    assert allocation.settings["within_kind"] is True
+    assert "bounds 0 to 0.998, standardize_by_kind)" in allocation.summary()
+    assert allocation.settings["standardize_by_kind"] is True
 
 
 def test_within_kinds_a_kind_counts_alike_however_low_or_spread_its_alphas_are():
@@ -159,7 +159,7 @@ def test_within_kinds_a_kind_counts_alike_however_low_or_spread_its_alphas_are()
     def ratios(q_scale, q_shift):
         moved = {**alphas, "self_attn.q_proj": alphas["self_attn.q_proj"] * q_scale + q_shift}
         layers = [layer(f"model.layers.{b}.{name}", float(moved[name][b])) for b in range(6) for name in moved]
-        return list(st.allocate(results(*layers), target="sparsity", budget=0.5, within_kind=True).values())
+        return list(st.allocate(results(*layers), target="sparsity", budget=0.5, standardize_by_kind=True).values())
 
     np.testing.assert_allclose(ratios(0.2, 1.1), ratios(1, 0), rtol=1e-9)
 
@@ -168,11 +168,11 @@ def test_within_kinds_one_alpha_in_a_kind_or_in_all():
     alphas = {"self_attn.q_proj": (2.0, 2.0, 2.0), "mlp.up_proj": (1.5, 3.0, 2.0)}
     layers = [layer(f"model.layers.{b}.{name}", alphas[name][b]) for b in range(3) for name in alphas]
     one, alone = (
-        st.allocate(results(*chosen), target="sparsity", budget=0.5, within_kind=True)
+        st.allocate(results(*chosen), target="sparsity", budget=0.5, standardize_by_kind=True)
         for chosen in (layers, [x for x in layers if x.kind == "up"])
     )
     np.testing.assert_allclose(list(one.values())[::2], list(alone.values()), rtol=1e-12)
-    same = st.allocate(results(*layers[::2]), target="sparsity", budget=0.5, within_kind=True)
+    same = st.allocate(results(*layers[::2]), target="sparsity", budget=0.5, standardize_by_kind=True)
     assert set(same.values()) == {0.5}
 
 
@@ -180,9 +180,11 @@ def test_within_kinds_is_for_sparsity_and_for_maps_that_take_any_number():
     layers = [layer(f"model.layers.{b}.mlp.up_proj", 1.0 + 99 * (b == 0)) for b in range(9)]
     layers += [layer(f"model.layers.{b}.mlp.down_proj", 100 - 99 * (b == 0)) for b in range(9)]
     with pytest.raises(AllocationError, match="map sqrt needs alphas of at least 0, the smallest here is -"):
-        st.allocate(results(*layers), target="sparsity", budget=0.5, map="sqrt", level="layer", within_kind=True)
-    with pytest.raises(AllocationError, match=r"target bits takes .*, but no within_kind"):
-        st.allocate(results(*layers), target="bits", budget=3, within_kind=True)
+        st.allocate(
+            results(*layers), target="sparsity", budget=0.5, map="sqrt", level="layer", standardize_by_kind=True
+        )
+    with pytest.raises(AllocationError, match=r"target bits takes .*, but no standardize_by_kind"):
+        st.allocate(results(*layers), target="bits", budget=3, standardize_by_kind=True)
 
 
 def test_stages_that_count_anew_are_different_blocks():

@@ -40,9 +40,9 @@ def test_a_sparsity_is_shared_out_written_and_described(folder, tmp_path, capsys
     ("options", "settings"),
     [
         (["--target", "sparsity", "--budget", "0.6", "--bounds", "0.1:0.9", "--level", "layer"],
-         {"map": "linear:0.7:1.3", "level": "layer", "bounds": [0.1, 0.9], "within_kind": False}),
-        (["--target", "sparsity", "--budget", "0.6", "--within-kind"],
-         {"map": "linear:0.7:1.3", "level": "block", "bounds": [0.0, 0.998], "within_kind": True}),
+         {"map": "linear:0.7:1.3", "level": "layer", "bounds": [0.1, 0.9], "standardize_by_kind": False}),
+        (["--target", "sparsity", "--budget", "0.6", "--standardize-by-kind"],
+         {"map": "linear:0.7:1.3", "level": "block", "bounds": [0.0, 0.998], "standardize_by_kind": True}),
         (["--target", "bits", "--budget", "3", "--choices", "2,4", "--gamma", "5"],
          {"choices": [2, 4], "gamma": 5.0, "level": "layer"}),
         (["--target", "lr", "--budget", "0.1", "--map", "tb-sigmoid", "--level", "block", "--normalize"],

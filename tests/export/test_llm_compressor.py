@@ -43,6 +43,21 @@ def test_a_quantisation_recipe_groups_modules_by_width():
         assert group["weights"] == weights
 
 
+@pytest.mark.parametrize("recipe", [quantization_recipe, pruning_recipe])
+def test_experts_have_to_become_modules_first(recipe):
+    target, value = ("bits", 4) if recipe is quantization_recipe else ("sparsity", 0.5)
+    stored = allocation(dict.fromkeys(["model.layers.0.mlp.experts.3.gate_proj"], value), target)
+    fused = ["model.layers.0.mlp", "model.layers.0.mlp.experts", "model.layers.0.mlp.gate"]
+    with pytest.raises(
+        ExportError, match=r"experts\.3\.gate_proj, for its experts are one tensor.*load_quantizable_moe"
+    ):
+        recipe(stored, fused)
+    assert "experts.3.gate_proj" in recipe(stored, [*fused, "model.layers.0.mlp.experts.3.gate_proj"])
+    live = allocation(dict.fromkeys(["model.layers.0.mlp.experts.gate_up_proj[3].gate"], value), target)
+    with pytest.raises(ExportError, match=r"these layers are none \(linearise them first.*load_quantizable_moe"):
+        recipe(live, fused)
+
+
 def test_what_has_no_recipe():
     sparse, bits = allocation(llama_ratios()), allocation(dict.fromkeys(llama_names(), 4), "bits")
     with pytest.raises(ExportError, match="a pruning recipe takes an allocation of sparsity, but this one is of bits"):
@@ -55,6 +70,8 @@ def test_what_has_no_recipe():
         quantization_recipe(bits, method="wanda")
     with pytest.raises(ExportError, match=r"the model has no module model\.layers\.1\.mlp\.down_proj: give the names"):
         pruning_recipe(sparse, [name for name in MODULES if name != "model.layers.1.mlp.down_proj"])
+    with pytest.raises(ExportError, match=r"the model has no module model\.layers\.1\.mlp\.down_proj: give the names"):
+        quantization_recipe(bits, [name for name in MODULES if name != "model.layers.1.mlp.down_proj"])
     for size in (0, 1.5, True):
         with pytest.raises(ExportError, match=f"group_size must be a whole number of weights, not {size}"):
             quantization_recipe(bits, group_size=size)

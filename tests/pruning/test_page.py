@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from spectail.allocation.allocation import Allocation, Share
+from spectail.allocation.allocation import Allocation, LayerValue
 from spectail.allocation.coverage import LeftOut
 from spectail.evaluation import Perplexity
 from spectail.pruning.methods import BY_NAME
@@ -22,7 +22,9 @@ HOSTILE = "model.layers.5.<script>alert(1)</script>"
 def allocation(eps: float, **settings) -> Allocation:
     """Ratios that rise with the block."""
     shares = [
-        Share(f"model.layers.{b}.{kind}", 0.5 * (1 + eps * (2 * b / (BLOCKS - 1) - 1)), f"model.layers.{b}", 2.0, numel)
+        LayerValue(
+            f"model.layers.{b}.{kind}", 0.5 * (1 + eps * (2 * b / (BLOCKS - 1) - 1)), f"model.layers.{b}", 2.0, numel
+        )
         for b in range(BLOCKS)
         for kind, numel in KINDS.items()
     ]
@@ -30,7 +32,7 @@ def allocation(eps: float, **settings) -> Allocation:
     return Allocation(
         target="sparsity", budget=0.5, settings=given, shares=tuple(shares), source="LlamaForCausalLM",
         left_out=(LeftOut("model.embed_tokens", "an embedding"), LeftOut(HOSTILE, "a router")),
-        departures=("1 of 6 units would lie outside.",),
+        deviations=("1 of 6 units would lie outside.",),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import spectail as st
-from spectail.allocation.allocation import Share
+from spectail.allocation.allocation import LayerValue
 from spectail.errors import PruneError
 from spectail.models.live.walk import module_source
 from spectail.models.live.weights import editable, owners
@@ -227,7 +227,7 @@ def test_the_report_is_a_table_and_json():
 
 
 def _allocation(values, target="sparsity"):
-    shares = tuple(Share(name, value, name, None, 1) for name, value in values.items())
+    shares = tuple(LayerValue(name, value, name, None, 1) for name, value in values.items())
     return st.Allocation(target=target, budget=0.5, settings={}, shares=shares)
 
 

@@ -33,7 +33,7 @@ def filled(factors, numel, *, budget, bounds):
     return values(right)
 
 
-def within_kinds(kinds, alphas):
+def standardized_by_kind(kinds, alphas):
     """Standard scores within each kind; 0 where a kind has one alpha."""
     found = []
     for kind, alpha in zip(kinds, alphas, strict=True):

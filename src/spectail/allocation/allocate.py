@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from numbers import Real
 
-from spectail.allocation.allocation import Allocation, Share
+from spectail.allocation.allocation import Allocation, LayerValue
 from spectail.allocation.coverage import cover
 from spectail.allocation.maps import Map
 from spectail.allocation.targets import Sparsity, Target, as_target, settings
-from spectail.allocation.units import make_units, with_alphas, within_kinds
+from spectail.allocation.units import make_units, standardized_by_kind, with_alphas
 from spectail.errors import AllocationError
 from spectail.records import LayerRecord, Results
 
@@ -22,7 +22,7 @@ def allocate(
     budget: float,
     map: Map | str | None = None,
     level: str | None = None,
-    within_kind: bool | None = None,
+    standardize_by_kind: bool | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     missing: str = "error",
@@ -33,7 +33,7 @@ def allocate(
     options. ``budget`` is the mean sparsity or bits weighted by number of weights, or the base value of a rate.
     ``map`` (``linear:0.3``, ``sqrt``, ``log2``, ``step:0.5:1.5``, ``sigmoid:1``, a name of ``presets.MAPS``, or a type
     of ``spectail.maps``) says how alpha becomes a factor; ``level`` whether a ``block`` or a ``layer`` gets a value;
-    ``within_kind``, for sparsity, that alphas count within their kind of layer (``units.within_kinds``).
+    ``standardize_by_kind``, for sparsity, that alphas count within their kind of layer (``units.standardized_by_kind``).
 
     Embeddings, head, norms and routers stay out, for sparsity and bits also what lies in no block; ``include`` globs
     add them, ``exclude`` globs leave layers out. A layer without a comparable alpha is an error, or takes the mean of
@@ -43,17 +43,17 @@ def allocate(
     """
     if not isinstance(analysis, Results):
         raise AllocationError(f"expected an analysis, as st.analyze or st.Analysis.load gives it, not {analysis!r}")
-    rule = as_target(target, map=map, level=level, within_kind=within_kind)
+    rule = as_target(target, map=map, level=level, standardize_by_kind=standardize_by_kind)
     if isinstance(budget, bool) or not isinstance(budget, Real):
         raise AllocationError(f"the budget must be a number, not {budget!r}")
     coverage = cover(analysis.layers, inside_blocks=rule.inside_blocks, include=include, exclude=exclude)
     layers, without_alpha, remarks = with_alphas(coverage.layers, missing)
-    if isinstance(rule, Sparsity) and rule.within_kind:
-        layers = within_kinds(layers)
+    if isinstance(rule, Sparsity) and rule.standardize_by_kind:
+        layers = standardized_by_kind(layers)
     units = make_units(layers, rule.level)
-    values, departures = rule.values(units, float(budget))
+    values, deviations = rule.values(units, float(budget))
     given = {
-        layer.name: Share(layer.name, float(value), unit, float(alpha), layer.numel)
+        layer.name: LayerValue(layer.name, float(value), unit, float(alpha), layer.numel)
         for unit, members, value, alpha in zip(units.names, units.members, values, units.alpha, strict=True)
         for layer in members
     }
@@ -63,7 +63,7 @@ def allocate(
         settings=settings(rule),
         shares=tuple(given[layer.name] for layer in layers),
         left_out=(*coverage.left_out, *without_alpha),
-        departures=departures,
+        deviations=deviations,
         notes=(*remarks, *_mixed_windows(layers)),
         source=analysis.run.source,
         fingerprint=analysis.run.fingerprint,

@@ -21,7 +21,7 @@ _FORMAT = "spectail allocation"
 
 
 @dataclass(frozen=True)
-class Share:
+class LayerValue:
     """What one layer gets."""
 
     name: str
@@ -47,9 +47,9 @@ class Allocation(Mapping[str, float]):
     """What was asked: the mean of the values weighted by numel, or the base value."""
     settings: dict[str, Any]
     """The target's options: map, level, bounds and the like, as plain JSON values."""
-    shares: tuple[Share, ...]
+    shares: tuple[LayerValue, ...]
     left_out: tuple[LeftOut, ...] = ()
-    departures: tuple[str, ...] = ()
+    deviations: tuple[str, ...] = ()
     """Where the values differ from what the published rule gives, in sentences."""
     notes: tuple[str, ...] = ()
     """What to keep in mind about the alphas, in sentences."""
@@ -81,7 +81,7 @@ class Allocation(Mapping[str, float]):
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row per layer that takes part: name, value, unit, alpha (of the unit), numel."""
-        names = [f.name for f in dataclasses.fields(Share)]
+        names = [f.name for f in dataclasses.fields(LayerValue)]
         return pd.DataFrame([dataclasses.asdict(share) for share in self.shares], columns=names)
 
     def summary(self) -> str:
@@ -95,13 +95,13 @@ class Allocation(Mapping[str, float]):
             f"mean by number of weights {self.realised:.9g}",
         ]
         lines += describe_left_out(self.left_out)
-        return "\n".join([*lines, *(f"note: {remark}" for remark in (*self.departures, *self.notes))])
+        return "\n".join([*lines, *(f"note: {remark}" for remark in (*self.deviations, *self.notes))])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; ``realised`` is there to read, and computed again when loaded."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         lists = {name: [dataclasses.asdict(x) for x in values[name]] for name in ("shares", "left_out")}
-        texts = {name: list(values[name]) for name in ("departures", "notes")}
+        texts = {name: list(values[name]) for name in ("deviations", "notes")}
         return {"format": _FORMAT, **values, "realised": self.realised, **lists, **texts}
 
     @classmethod
@@ -111,9 +111,9 @@ class Allocation(Mapping[str, float]):
             if stored.get("format") != _FORMAT:
                 raise AllocationError("it is not an allocation")
             known = {key: value for key, value in stored.items() if key not in ("format", "realised")}
-            known["shares"] = tuple(Share(**share) for share in known["shares"])
+            known["shares"] = tuple(LayerValue(**share) for share in known["shares"])
             known["left_out"] = tuple(LeftOut(**layer) for layer in known["left_out"])
-            known |= {name: tuple(known[name]) for name in ("departures", "notes")}
+            known |= {name: tuple(known[name]) for name in ("deviations", "notes")}
             allocation = cls(**known)
         except (AttributeError, KeyError, TypeError) as error:
             raise AllocationError(f"it is not an allocation that this version can read ({error})") from error

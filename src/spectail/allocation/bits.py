@@ -52,14 +52,14 @@ class Bits:
             without = [name for name, v in zip(units.names, units.variance, strict=True) if not math.isfinite(v)]
             raise AllocationError(f"bits need the variance of the weights, which {', '.join(without[:8])} have not")
         widths, gap = choose(self.costs(units), units.numel.astype(np.int64), choices=self.choices, budget=budget)
-        departures = []
+        deviations = []
         if np.unique(units.numel).size > 1:
-            departures.append("Widths are weighted by numel; the published code counts modules.")
+            deviations.append("Widths are weighted by numel; the published code counts modules.")
         if gap > 0:
-            departures.append(
+            deviations.append(
                 f"The solver stopped early: the error sum is at most {gap:.2g} of itself above the least."
             )
-        return widths, tuple(departures)
+        return widths, tuple(deviations)
 
     def costs(self, units: Units) -> Array:
         """Estimated error (units, choices), up to one common factor: only ratios matter, and no power overflows."""

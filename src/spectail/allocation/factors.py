@@ -38,14 +38,14 @@ class Scaled:
         if not (math.isfinite(budget) and budget >= 0):
             raise AllocationError(f"a base {self.quantity} must be a finite number of at least 0, not {budget!r}")
         factors = as_map(self.map).factors(units.alpha)
-        departures = _departures(as_map(self.map), units.alpha)
+        deviations = _deviations(as_map(self.map), units.alpha)
         if not self.normalize:
-            return budget * factors, departures
+            return budget * factors, deviations
         values = fill(factors, units.numel, budget=budget, bounds=(0.0, math.inf))
-        return values, (*departures, f"Normalised: the mean {self.quantity} is the base, the published map's is not.")
+        return values, (*deviations, f"Normalised: the mean {self.quantity} is the base, the published map's is not.")
 
 
-def _departures(how: Map, alphas: Array) -> tuple[str, ...]:
+def _deviations(how: Map, alphas: Array) -> tuple[str, ...]:
     """Where published maps have no answer, or one that depends on the order of the layers."""
     if isinstance(how, Linear | Step) and not np.ptp(alphas) > 0:
         return ("All units have one alpha and keep the base value; published code gives the map's low or high end.",)

@@ -28,7 +28,7 @@ class Sparsity:
     map: Map | str = presets.MAPS["alphapruning"]
     level: str = "block"
     bounds: tuple[float, float] = presets.SPARSITY_BOUNDS
-    within_kind: bool = False
+    standardize_by_kind: bool = False
     """Whether alphas count within their kind (q with q, down with down), which no published rule has."""
 
     def __post_init__(self) -> None:
@@ -45,9 +45,9 @@ class Sparsity:
             raise AllocationError(f"a sparsity must be at least 0 and below 1, not {budget!r}")
         factors = as_map(self.map).factors(units.alpha)
         ratios = fill(factors, units.numel, budget=budget, bounds=self.bounds)
-        return ratios, self._departures(units, factors, budget)
+        return ratios, self._deviations(units, factors, budget)
 
-    def _departures(self, units: Units, factors: Array, budget: float) -> tuple[str, ...]:
+    def _deviations(self, units: Units, factors: Array, budget: float) -> tuple[str, ...]:
         """What the published rule would have done otherwise."""
         if not np.ptp(units.alpha) > 0:
             return ("All units have one alpha and get the budget; the published rule divides by zero there.",)

@@ -56,7 +56,7 @@ def make_units(layers: Sequence[LayerRecord], level: str) -> Units:
     )
 
 
-def within_kinds(layers: Sequence[LayerRecord]) -> tuple[LayerRecord, ...]:
+def standardized_by_kind(layers: Sequence[LayerRecord]) -> tuple[LayerRecord, ...]:
     """The layers with alphas that count within their kind: q with q, down with down.
 
     Every kind's alphas are moved and scaled to the mean and the spread of all, so that a kind that differs from the

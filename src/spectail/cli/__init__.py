@@ -21,7 +21,7 @@ SUMMARY = "How heavy-tailed the weights of a model are, layer by layer, compared
 COMMANDS = {
     "analyze": "Measure the tail exponent alpha of every weight matrix of SOURCE and write a table and a report.",
     "compare": "Pair the layers of two analyses by name, show what moved most, and write a page.",
-    "allocate": "Share out a budget among the layers of an analysed model, by their alphas.",
+    "allocate": "LayerValue out a budget among the layers of an analysed model, by their alphas.",
     "prune": "Prune a language model by an allocation of sparsities and write it as a transformers folder with "
     "a report.",
     "evaluate": "Measure a language model: token perplexity on a text, or tasks of lm-eval.",

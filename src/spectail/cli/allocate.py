@@ -26,8 +26,8 @@ def allocate(
     out: Annotated[Path, typer.Option(help="The file to write, as JSON.")],
     map: Annotated[str | None, typer.Option(help=_MAPS)] = None,
     level: Annotated[str | None, typer.Option(help="One value per layer or per block.")] = None,
-    within_kind: Annotated[
-        bool, typer.Option("--within-kind", help="For sparsity: alphas count within their kind of layer.")
+    standardize_by_kind: Annotated[
+        bool, typer.Option("--standardize-by-kind", help="For sparsity: alphas count within their kind of layer.")
     ] = False,
     include: Annotated[list[str] | None, typer.Option(help="Also layers whose name matches this glob.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="No layers whose name matches this glob.")] = None,
@@ -38,12 +38,12 @@ def allocate(
     normalize: Annotated[bool, typer.Option("--normalize", help="Keep the mean rate at the base.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> int:
-    """Share out a budget among the layers of an analysed model, by their alphas."""
+    """LayerValue out a budget among the layers of an analysed model, by their alphas."""
     rule = as_target(
         target,
         map=map,
         level=level,
-        within_kind=within_kind or None,
+        standardize_by_kind=standardize_by_kind or None,
         bounds=_numbers("bounds", bounds, ":", float),
         choices=_numbers("choices", choices, ",", int),
         gamma=gamma,

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 
 from spectail.allocation.allocation import Allocation
 from spectail.errors import ExportError
-from spectail.export.parts import by_module, check_target, shown
+from spectail.export.parts import check_target, grouped, module_name, shown
 
 PRUNERS = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}
+_EXPERT = re.compile(r"^(.+\.experts)\.\d+\.")
+_LINEARISE = (
+    "linearise them first, with llmcompressor.modeling.moe.linearize.load_quantizable_moe() around from_pretrained, "
+    "and give the names of that model's modules"
+)
 QUANTISERS = {"rtn": "QuantizationModifier", "gptq": "GPTQModifier"}
 
 
@@ -26,23 +32,22 @@ def pruning_recipe(allocation: Allocation, modules: Iterable[str], *, method: st
     """
     check_target(allocation, "sparsity", "a pruning recipe")
     modifier = _modifier(PRUNERS, method)
-    ratios = by_module(allocation, "llm-compressor")
+    modules = list(modules)
+    ratios = _by_module(allocation)
+    _check_modules(ratios, modules)
     order = [name for name in modules if name in ratios]
-    lost = set(ratios) - set(order)
-    if lost:
-        raise ExportError(
-            f"the model has no module {shown(name for name in ratios if name in lost)}: "
-            "give the names of the model that was analysed"
-        )
     lines = ["sparsity:", *_items(ratios[name] for name in order), 'mask_structure: "0:0"']
     lines += ["targets:", *_items(order)]
     return _stage("pruning", modifier, lines)
 
 
-def quantization_recipe(allocation: Allocation, *, method: str = "rtn", group_size: int = 128) -> str:
+def quantization_recipe(
+    allocation: Allocation, modules: Iterable[str] | None = None, *, method: str = "rtn", group_size: int = 128
+) -> str:
     """YAML with one modifier and one ``config_groups`` entry per width: symmetric integers, one scale per group.
 
-    ``group_size`` is the number of weights along a row that share a scale; it must divide the columns of every layer.
+    llm-compressor passes over a target that is no module without a word, so give the model's ``modules``, as for
+    ``pruning_recipe``; without them names are not checked. ``group_size`` is the number of weights along a row that share a scale; it must divide the columns of every layer.
 
     Raises:
         ExportError: not an allocation of bits, an unknown method, or a layer that is no module.
@@ -51,7 +56,9 @@ def quantization_recipe(allocation: Allocation, *, method: str = "rtn", group_si
     check_target(allocation, "bits", "a quantisation recipe")
     modifier = _modifier(QUANTISERS, method)
     check_group_size(group_size)
-    widths = by_module(allocation, "llm-compressor")
+    widths = _by_module(allocation)
+    if modules is not None:
+        _check_modules(widths, list(modules))
     lines = ["config_groups:"]
     for width in sorted(set(widths.values())):
         weights = {"num_bits": int(width), "type": "int", "symmetric": True, "strategy": "group"}
@@ -62,6 +69,24 @@ def quantization_recipe(allocation: Allocation, *, method: str = "rtn", group_si
         ]
         lines += ["    targets:", *(f"    {item}" for item in _items(n for n, w in widths.items() if w == width))]
     return _stage("quantization", modifier, lines)
+
+
+def _by_module(allocation: Allocation) -> dict[str, float]:
+    """One value per module; the error about experts in one tensor says how they become modules."""
+    how = f" ({_LINEARISE})" if any("[" in name for name in allocation) else ""
+    return grouped(allocation, module_name, f"llm-compressor addresses modules by name, and these layers are none{how}")
+
+
+def _check_modules(names: Iterable[str], modules: Iterable[str]) -> None:
+    """Refuse names that are no modules of the model."""
+    known = set(modules)
+    lost = [name for name in names if name not in known]
+    if not lost:
+        return
+    fused = [name for name in lost if (match := _EXPERT.match(name)) and match[1] in known]
+    if fused:
+        raise ExportError(f"the model has no module {shown(fused)}, for its experts are one tensor: {_LINEARISE}")
+    raise ExportError(f"the model has no module {shown(lost)}: give the names of the model that was analysed")
 
 
 def check_group_size(size: int) -> None:

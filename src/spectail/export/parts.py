@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 
-from spectail.allocation.allocation import Allocation, Share
+from spectail.allocation.allocation import Allocation, LayerValue
 from spectail.errors import ExportError
 
 _FUSED = re.compile(r"^(.+\.(?:\w*qkv\w*|W_pack|c_attn|query_key_value|gate_up_proj))\.(?:q|k|v|gate|up)$")
@@ -48,7 +48,7 @@ def grouped(allocation: Allocation, place: Callable[[str], str | None], problem:
         ExportError: ``problem`` with the names of the layers that have no place.
 
     """
-    members: dict[str, list[Share]] = {}
+    members: dict[str, list[LayerValue]] = {}
     homeless = []
     for share in allocation.shares:
         where = place(share.name)
@@ -62,7 +62,7 @@ def grouped(allocation: Allocation, place: Callable[[str], str | None], problem:
     return {where: _together(shares, widths) for where, shares in members.items()}
 
 
-def _together(shares: list[Share], widths: list[float]) -> float:
+def _together(shares: list[LayerValue], widths: list[float]) -> float:
     first = shares[0].value
     if all(share.value == first for share in shares):
         return first

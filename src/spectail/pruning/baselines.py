@@ -111,9 +111,9 @@ def check_eps(eps: object) -> float:
     return float(eps)
 
 
-def _by_alpha(analysis: Analysis, sparsity: float, within_kind: bool, scope: Scope, eps: float | None) -> Allocation:
+def _by_alpha(analysis: Analysis, sparsity: float, standardize_by_kind: bool, scope: Scope, eps: float | None) -> Allocation:
     width = presets.PRUNE_EPS if eps is None else check_eps(eps)
-    rule = Sparsity(map=Linear(1 - width, 1 + width), within_kind=within_kind)
+    rule = Sparsity(map=Linear(1 - width, 1 + width), standardize_by_kind=standardize_by_kind)
     exclude = (*scope.exclude, *scope.unseen)
     found = allocate(analysis, target=rule, budget=sparsity, include=scope.include, exclude=exclude, missing="mean")
     left_out = (LeftOut(layer.name, scope.unseen.get(layer.name, layer.reason)) for layer in found.left_out)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from spectail import presets
-from spectail.allocation.allocation import Allocation, Share
+from spectail.allocation.allocation import Allocation, LayerValue
 from spectail.errors import PruneError
 from spectail.models.live.eval_mode import evaluating
 from spectail.models.live.walk import module_source
@@ -152,7 +152,7 @@ def _allocation(
         budget=float(sparsity),
         settings=rule,
         shares=tuple(
-            Share(name, ratios[unit], unit, None, numel)
+            LayerValue(name, ratios[unit], unit, None, numel)
             for unit, layers in _units(model, scope).items()
             for name, numel in layers.items()
         ),

@@ -249,7 +249,7 @@ def _words(done: Pruned) -> list[tuple[str, str]]:
             f"{plural(len(report.layers), 'layer')}.",
         )
     )
-    found.append(("Allocation", " ".join([_rule(done.plan, allocation), *allocation.departures, *allocation.notes])))
+    found.append(("Allocation", " ".join([_rule(done.plan, allocation), *allocation.deviations, *allocation.notes])))
     if report.selected:
         found.append(("Choice of eps", _choice(report.selected)))
     found += [
@@ -281,7 +281,7 @@ def _rule(plan: Plan, allocation: Allocation) -> str:
         )
         return f"{text}lambda {settings['lambda']:g}."
     how = f"per {settings['level']}, map {settings['map']}" if "map" in settings else "as its file says"
-    within = " within its kind of layer" if settings.get("within_kind") else ""
+    within = " within its kind of layer" if settings.get("standardize_by_kind") else ""
     return f"{name}: more zeros where alpha is higher{within}, {how}."
 
 
