@@ -60,7 +60,7 @@ def test_the_other_tools(files, capsys, name, options, expected):
         ("bits.json", ["torch-pruning"], "Torch-Pruning takes an allocation of sparsity, but this one is of bits"),
         ("bits.json", ["torchao", "--method", "rtn"], "--method says nothing to torchao for this allocation: leave"),
         ("bits.json", ["llama.cpp", "--group-size", "8"], "--group-size says nothing to llama.cpp for this allocation"),
-        ("bits.json", ["llm-compressor", "--model", "x"], "--model says nothing to llm-compressor for this allocation"),
+        ("bits.json", ["llm-compressor", "--model", "./x"], "no such folder: './x'; expected a model folder"),
         ("none.json", ["torchao"], "no allocation at "),
     ],
 )

@@ -23,7 +23,7 @@ def export(
     to: Annotated[str, typer.Option(help=f"{', '.join(TOOLS)}.")],
     out: Annotated[Path, typer.Option(help="The file to write.")],
     model: Annotated[
-        str | None, typer.Option(help="The model's folder: llm-compressor needs the order of its modules to prune.")
+        str | None, typer.Option(help="The model's folder, for llm-compressor: the order and names of its modules.")
     ] = None,
     method: Annotated[
         str | None, typer.Option(help="llm-compressor: wanda or sparsegpt, for bits rtn or gptq.")
@@ -41,14 +41,17 @@ def export(
         raise ExportError(f"{out} exists, so it stays; give another name, or --force")
     allocation = Allocation.load(file)
     pruned = to == "llm-compressor" and allocation.target == "sparsity"
-    _check_used(to, model=(model, pruned), method=(method, to == "llm-compressor"))
+    _check_used(to, model=(model, to == "llm-compressor"), method=(method, to == "llm-compressor"))
     _check_used(to, group_size=(group_size, to in {"llm-compressor", "torchao"} and not pruned))
     text = _text(to, allocation, model, method, group_size)
     part = out.with_name(f".{out.name}.part")
     out.parent.mkdir(parents=True, exist_ok=True)
     part.write_text(text, encoding="utf-8")
     os.replace(part, out)
-    Console(quiet=quiet, soft_wrap=True).print(f"{to}: {out}", highlight=False, markup=False)
+    console = Console(quiet=quiet, soft_wrap=True)
+    if to == "llm-compressor" and model is None:
+        console.print("names are not checked against the model's modules: give --model for that", highlight=False)
+    console.print(f"{to}: {out}", highlight=False, markup=False)
     return 0
 
 
@@ -64,7 +67,8 @@ def _text(to: str, allocation: Allocation, model: str | None, method: str | None
         )
     if allocation.target != "sparsity":
         size = 128 if group_size is None else group_size
-        return llm_compressor.quantization_recipe(allocation, method=method or "rtn", group_size=size)
+        modules = None if model is None else module_names(model)
+        return llm_compressor.quantization_recipe(allocation, modules, method=method or "rtn", group_size=size)
     if model is None:
         raise ExportError("llm-compressor pairs ratios with modules by position: give the model's folder with --model")
     return llm_compressor.pruning_recipe(allocation, module_names(model), method=method or "wanda")

@@ -47,7 +47,8 @@ def quantization_recipe(
     """YAML with one modifier and one ``config_groups`` entry per width: symmetric integers, one scale per group.
 
     llm-compressor passes over a target that is no module without a word, so give the model's ``modules``, as for
-    ``pruning_recipe``; without them names are not checked. ``group_size`` is the number of weights along a row that share a scale; it must divide the columns of every layer.
+    ``pruning_recipe``; without them names are not checked. ``group_size`` is the number of weights along a row that
+    share a scale; it must divide the columns of every layer.
 
     Raises:
         ExportError: not an allocation of bits, an unknown method, or a layer that is no module.
