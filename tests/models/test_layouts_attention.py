@@ -215,6 +215,7 @@ WHOLE = {
         "not known of model type 'own'",
     ),
     "codegen without a configuration": ("transformer.h.1.attn.qkv_proj", 96, {}, "not known without a configuration"),
+    "Qwen-VL's vision tower": ("visual.blocks.1.attn.in_proj", 96, {}, "not known without a configuration"),
     "numbers of another model": (
         "model.layers.1.self_attn.qkv_proj",
         64,
@@ -297,6 +298,12 @@ def test_a_fused_key_and_value_is_cut_beside_its_query():
     found, _ = parts(state, "layers.0.attn.to_kv")
     assert torch.equal(found["k"], state["layers.0.attn.to_kv.weight"][:24])
     assert torch.equal(found["v"], state["layers.0.attn.to_kv.weight"][24:])
+
+
+def test_input_projections_of_other_layers_are_no_attention():
+    state = {f"layers.0.{owner}.in_proj.weight": rows(96) for owner in ("mixer", "mamba", "conv", "mlp")}
+    assert {layer.kind for layer in open_source(state).layers} == {"linear"}
+    assert not any(layer.note for layer in open_source(state).layers)
 
 
 def test_latent_attention_keeps_its_names():

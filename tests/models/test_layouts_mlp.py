@@ -114,6 +114,15 @@ def test_the_audio_part_of_phi4_has_the_gate_below():
     assert torch.equal(layers[f"{audio}.gate"].read()[0], state[f"{audio}.weight"][24:])
 
 
+def test_a_stack_of_gated_layers_is_cut_one_by_one(tmp_path):
+    fused, down = torch.randn(3, 48, 40), torch.randn(3, 40, 24)
+    name = "depth_decoder.layers.0.mlp.fc1"
+    state = {f"{name}.weight": fused, "depth_decoder.layers.0.mlp.fc2.weight": down}
+    layers = layers_of(folder(tmp_path, state, {"model_type": "moshi"}))
+    assert torch.equal(layers[f"{name}[2].gate"].read()[0], fused[2, :24])
+    assert torch.equal(layers[f"{name}[2].up"].read()[0], fused[2, 24:])
+
+
 MIXTURES = {
     "mixtral": (build("MixtralConfig", "MixtralForCausalLM", **FEW_LAYERS, num_local_experts=3), "mlp.experts."),
     "granitemoe": (

@@ -101,7 +101,7 @@ class _Decision:
 def fused_attention(view: View) -> tuple[Part, ...] | None:
     """Cut query, key and value out of one matrix (out, in), or keep it whole and say why."""
     match = _FUSED.search(view.layer)
-    if len(view.shape) != 2 or (match is None and not _is_deberta(view)):
+    if len(view.shape) != 2 or (match is None and not _is_in_projection(view)):
         return None
     known = match is not None and match["blocks"] is not None and not _AMBIGUOUS.search(view.layer)
     decision = _decide(view, _FORMS.get(family_of(view.config), in_blocks if known else None))
@@ -110,9 +110,12 @@ def fused_attention(view: View) -> tuple[Part, ...] | None:
     return cut_rows(view, decision.cut)
 
 
-def _is_deberta(view: View) -> bool:
-    """Whether a layer is DeBERTa's in_proj; Mamba's has the same name."""
-    return view.last == "in_proj" and view.sibling("q_bias") is not None
+def _is_in_projection(view: View) -> bool:
+    """Whether an in_proj is attention's (DeBERTa's has biases of its own, Qwen-VL's a name); Mamba's is called the same."""
+    if view.last != "in_proj":
+        return False
+    in_attention = "attn" in view.layer.split(".")[-2:][0]
+    return view.sibling("q_bias") is not None or (in_attention and view.shape[0] == 3 * view.shape[1])
 
 
 def _decide(view: View, form: Form | None) -> _Decision:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 
 from spectail.models.layout.configuration import family_of
-from spectail.models.layout.cut import alternating, cut_rows, halves
+from spectail.models.layout.cut import Cut, alternating, cut_rows, halves
 from spectail.models.layout.part import Part
 from spectail.models.layout.view import View
 
@@ -58,36 +58,43 @@ _ONLY_FAMILIES = frozenset({"linear_1", "up_proj"})
 """Names that mean other things in other families."""
 _NAME = re.compile(rf"(?:^|\.)({'|'.join(re.escape(name) for name in sorted(_DOWN, key=len, reverse=True))})$")
 _ALTERNATING = frozenset({("phi3small", "up_proj"), ("gpt_oss", "gate_up_projs")})
+_LIST = "gate_up_projs"
+"""Experts that a quantiser has taken apart into a list of linear layers."""
 _EXPERT_LIST = re.compile(r"(?:^|\.)gate_up_projs\.\d+$")
 
 
 def fused_gate_up(view: View) -> tuple[Part, ...] | None:
-    """Cut gate and up out of one matrix (out, in), or keep it whole and say why."""
+    """Cut gate and up out of one matrix (out, in), or out of each of a stack; or keep it whole and say why."""
     name = _name_of(view)
-    if name is None or len(view.shape) != 2:
+    if name is None or len(view.shape) > 3 or view.stored.layout == "conv":
         return None
-    rows, family = view.shape[0], family_of(view.config)
+    rows, family = view.shape[-2], family_of(view.config)
     down = _down_columns(view, name)
+    order = _FAMILIES.get((family, name)) or _NAMED.get(name) or _WIDE.get(name)
+    if len(view.shape) == 3:
+        return _stack(view, halves(rows, *order)) if order and down and rows == 2 * down else None
     if down is not None and rows != 2 * down:
         note = f"gate and up are fused, and {rows} rows are not twice the {down} columns of the down projection"
         return (view.matrix(kind="gate_up", note=f"{note}: kept whole"),) if name in _NAMED else None
-    if rows % 2 or (down is None and name not in _NAMED and name != "gate_up_projs"):
+    if rows % 2 or (down is None and name not in _NAMED and name != _LIST):
         return None
     if (family, name) in _ALTERNATING:
         return cut_rows(view, alternating(rows, "gate", "up"))
-    order = _FAMILIES.get((family, name)) or _NAMED.get(name) or _WIDE.get(name)
-    if order is None and name in _ONLY_FAMILIES:
-        return None
-    if order is None:
+    if order is None and name not in _ONLY_FAMILIES:
         note = f"{rows} rows, twice what the next layer takes: two weights in an order that is not known, kept whole"
         return (view.matrix(note=note),)
-    return cut_rows(view, halves(rows, *order))
+    return cut_rows(view, halves(rows, *order)) if order else None
+
+
+def _stack(view: View, cut: Cut) -> tuple[Part, ...]:
+    """Cut each matrix of a stack (Moshi's layers with a weight for each codebook)."""
+    return tuple(part for i in range(view.shape[0]) for part in cut_rows(view, cut, index=(i,), suffix=f"[{i}]"))
 
 
 def _name_of(view: View) -> str | None:
     """Which of the names above the layer has."""
     if _EXPERT_LIST.search(view.layer):
-        return "gate_up_projs"
+        return _LIST
     match = _NAME.search(view.layer)
     return match[1] if match else None
 
@@ -98,7 +105,6 @@ def _down_columns(view: View, name: str) -> int | None:
     for other in _DOWN.get(name, ()):
         for full in (f"{stem}{other}.weight", f"{stem}{other}"):
             shape = view.shapes.get(full)
-            if shape is not None and len(shape) == 2:
-                # A Conv1D is stored as (in, out); its square reading is never twice as wide.
-                return shape[1]
+            if shape is not None and len(shape) == len(view.shape):
+                return shape[-1]
     return None
