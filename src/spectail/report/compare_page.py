@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 
 from spectail.records import Results
 from spectail.report import page
@@ -19,6 +18,9 @@ from spectail.report.html import model_name, spec_line
 from spectail.report.page import Chart, Column, Page, Paragraph, Section
 from spectail.report.theme import NULL, axis, figure, kind_styles, note, safe
 from spectail.report.words import plural
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 CHANGE = "change of alpha (B - A)"
 VIEW = (

@@ -15,14 +15,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import plotly.graph_objects as go
 from jinja2 import Environment
 from markupsafe import Markup, escape
-from plotly.offline import get_plotlyjs
 
 from spectail.report.tables import storable
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 class Column(NamedTuple):
@@ -98,6 +99,8 @@ def _static(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
     return str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n")
 
 

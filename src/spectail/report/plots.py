@@ -8,9 +8,9 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import plotly.graph_objects as go
 
 from spectail.errors import SpectailError
 from spectail.records import LayerRecord, Results, Spectrum
@@ -30,6 +30,9 @@ from spectail.report.theme import (
     note,
     safe,
 )
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 Numbered = tuple[int, LayerRecord]
 ALPHA = "alpha (lower = heavier tail)"

@@ -7,11 +7,12 @@ Text handed to plotly goes through ``safe``: plotly reads a few HTML tags, and l
 from __future__ import annotations
 
 import html
-from typing import Any
-
-import plotly.graph_objects as go
+from typing import TYPE_CHECKING, Any
 
 from spectail.report.tables import storable
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 INK = "#777d87"
 """Text and axes where the ground is not known (a notebook); the HTML page sets its own."""
@@ -66,7 +67,12 @@ def axis(title: str, **more: object) -> dict[str, Any]:
 
 
 def figure(**layout: object) -> go.Figure:
-    """An empty figure on a transparent ground with the shared fonts, margins and legend."""
+    """An empty figure on a transparent ground with the shared fonts, margins and legend.
+
+    plotly is imported here, at the first figure, so that measuring and training do not need it.
+    """
+    import plotly.graph_objects as go
+
     base: dict[str, Any] = {
         "template": "none",
         "paper_bgcolor": "rgba(0,0,0,0)",
