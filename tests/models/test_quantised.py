@@ -1,4 +1,4 @@
-"""Quantised weights: each form of storage gives the weight that the model computes with, or one row that says why not."""
+"""Quantised weights: each form of storage gives the weight that the model uses, or one row that says why not."""
 
 from __future__ import annotations
 
@@ -68,6 +68,28 @@ def test_a_folder(name, tmp_path):
     source = open_source(tmp_path)
     check(case, source)
     check(case, pickle.loads(pickle.dumps(source)))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("quantize_config.json", {"bits": 4, "group_size": 32, "checkpoint_format": "gptq_v2"}),
+        ("hf_quant_config.json", {"producer": {"name": "x"}, "quantization": {"checkpoint_format": "gptq_v2"}}),
+        ("config.json", {"quantization_config": {"checkpoint_format": "gptq_v2"}}),
+        ("config.json", {"text_config": {"quantization_config": {"checkpoint_format": "gptq_v2"}}}),
+    ],
+)
+def test_the_quantisers_own_file_is_read(file, content, tmp_path):
+    case = CASES["GPTQ version 2"]
+    save_file(state_of(case), tmp_path / "model.safetensors")
+    before = open_source(tmp_path)
+    if file != "config.json":
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (tmp_path / file).write_text(json.dumps(content))
+    source = open_source(tmp_path)
+    check(case, source)
+    assert not torch.equal(source.layers[1].read(), before.layers[1].read())
+    assert source.fingerprint != before.fingerprint, "a run would go on with the numbers of the other reading"
 
 
 def with_buffers(state: dict[str, Tensor]) -> nn.Module:

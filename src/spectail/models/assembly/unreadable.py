@@ -99,13 +99,11 @@ def modules_of(name: str) -> tuple[str, ...]:
     >>> modules_of("q_proj.weight_scale"), modules_of("q_proj.weight_quantizer._amax")
     (('q_proj',), ('q_proj.weight_quantizer', 'q_proj'))
     """
+    if "parametrizations." in name:
+        return (name.partition("parametrizations.")[0].removesuffix("."),)
     parent = name.rpartition(".")[0]
     module, _, own = parent.rpartition(".")
-    return (
-        (parent, module)
-        if re.search(r"weight|quant|scale|codebook|centroid|parametrizations|^\d+$", own)
-        else (parent,)
-    )
+    return (parent, module) if re.search(r"weight|quant|scale|codebook|centroid", own) else (parent,)
 
 
 def left_over(stored: LazyTensor, scales: Mapping[str, list[str]]) -> LazyTensor | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spectail.errors import SourceError
+from spectail.models.assembly.recipes import quantisation_of
 from spectail.models.build import build_source
 from spectail.models.fingerprint import fingerprint_files
 from spectail.models.formats import table
@@ -222,6 +223,9 @@ def _assembled(form: Format, paths: Sequence[Path], label: str, promised: Iterab
     folder = paths[0].parent
     notes = (*contents.notes, *_lost(promised, contents.tensors))
     hashed = [(file.name, file) for file in (*files, *contents.more_files)]
+    config, quantiser = (contents.config, None) if contents.config else configuration_of(folder)
+    if quantiser:  # the numbers that are measured depend on it
+        hashed.append((quantiser.name, OpenFile(quantiser)))
     adapters = adapter_beside(paths[0], contents.tensors, _whole)
     if adapters.config:
         hashed.append((CONFIG, OpenFile(folder / CONFIG)))
@@ -229,10 +233,21 @@ def _assembled(form: Format, paths: Sequence[Path], label: str, promised: Iterab
         label,
         fingerprint_files(hashed),
         contents.tensors,
-        config=contents.config or _json(folder / "config.json"),
+        config=config,
         adapters=adapters,
         notes=notes,
     )
+
+
+def configuration_of(folder: Path) -> tuple[Mapping[str, Any], Path | None]:
+    """Read a model's configuration, and which file says how it is quantised: some libraries write one of their own."""
+    config = _json(folder / "config.json")
+    if quantisation_of(config):
+        return config, folder / "config.json"
+    for path in (folder / name for name in ("hf_quant_config.json", "quantize_config.json", "quant_config.json")):
+        if said := _json(path):
+            return {**config, "quantization_config": said.get("quantization", said)}, path
+    return config, None
 
 
 def _read(form: Format, files: Sequence[OpenFile]) -> Contents:
