@@ -18,9 +18,14 @@ from spectail.training import measuring
 from spectail.training.factors import factors_of
 from spectail.training.groups import SplitGroups, does_nothing
 from spectail.training.history import History, Update
+from spectail.training.notices import Notices
 from spectail.training.rules import Rule, as_rule
-from spectail.training.scope import find_scope, listed
+from spectail.training.scope import find_scope, listed, trained_now
 from spectail.training.state import FORMAT, Moving, check_state, signature
+from spectail.training.steps import Steps
+from spectail.training.trial import try_out
+from spectail.training.watch import Watch
+from spectail.training.wrappers import Optimizers, find_optimizers
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,13 +40,15 @@ class Balancer:
 
     The optimizer's groups are never changed: schedulers, loggers and state dicts go on with the base values. Build it
     after the model has been wrapped (DDP, ``fully_shard``) and the optimizer made, and save ``state_dict`` with theirs.
+    Of an optimizer that wraps another one (SAM, Lookahead) the inner one is followed too, whichever of them is given.
 
     With ``background`` a copy is measured in a thread while training goes on, and its factors are taken over at the
     next measurement, so that a resumed run still is the same. ``device`` is where to measure (default: the GPU for a
     model on one, else the CPU); ``group`` the processes that share the layers out (default: those of DDP or of the
     DTensors); ``on_update`` is called with every ``Update``.
 
-    Raises TrainingError with one clear line where model, optimizer and rule do not go together.
+    Raises TrainingError with one clear line where model, optimizer and rule do not go together. To find that out, the
+    optimizer makes a few steps on small copies of its groups.
 
     >>> model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(5)])
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -66,7 +73,8 @@ class Balancer:
         on_update: Callable[[Update], None] | None = None,
     ) -> None:
         _check(model, every)
-        self.model, self.optimizer, self.rule = model, unwrapped(optimizer), as_rule(rule)
+        optimizers = find_optimizers(optimizer)
+        self.model, self.optimizer, self.rule = model, optimizers.outermost, as_rule(rule)
         self.every, self.background, self.on_update = every, background, on_update
         self.steps = 0
         """Steps of the optimizer so far, without those that only initialise its state."""
@@ -74,16 +82,17 @@ class Balancer:
         self._group = group if group is not None else measuring.group_of(model)
         if background and self._group is not None:
             raise TrainingError("background measuring works in one process; several share the layers out instead")
-        self._scope = find_scope(model, self._plan.layers, self.optimizer, self.rule)
+        self._scope = find_scope(model, self._plan.layers, optimizers, self.rule)
+        self._trained: Any = trained_now(model, optimizers, self.rule.option)
         self._lacking: dict[str, str] = {}
         self._moving = Moving(*((1.0,) * len(self._scope.units),) * 2)
         self._pending: tuple[int, Future[list[LayerRecord]]] | None = None
-        self._warned: set[str] = set()
         self.history = History(self._plan.run, self.rule.settings())
         """What was measured so far."""
-        self._groups = SplitGroups(self.optimizer, self.rule.option, self._scope.unit_of)
-        self._hooks = self._hooked()
-        self._tell_scope()
+        self._steps = self._followed(optimizers)
+        self._watch = self._watched()
+        _LOG.info("%s", self.summary())
+        self._notices.scope(self._scope)
 
     @property
     def factors(self) -> dict[str, float]:
@@ -99,15 +108,18 @@ class Balancer:
     def update(self) -> Update | None:
         """Measure the weights as they are and change the factors from the next step on; every process must call it.
 
+        Layers that are trained since the last time (unfrozen, or added to the optimizer) are taken in, those that no
+        longer are (frozen) are left out, with one warning each.
+
         In the background: take over what was measured since the last call, and start to measure the weights as they
         are now. Returns what was taken over, None for nothing yet.
         """
-        names = [name for unit in self._scope.units for name in unit.layers]
-        layers = measuring.current_layers(self.model, names)
         if not self.background:
-            return self._take(self.steps, measuring.measure_now(self._plan, layers, self._group))
+            self._follow_changes()
+            return self._take(self.steps, measuring.measure_now(self._plan, self._layers(), self._group))
         taken = self._take(self._pending[0], self._pending[1].result()) if self._pending else None
-        self._pending = self.steps, measuring.measure_beside(self._plan, layers)
+        self._follow_changes()
+        self._pending = self.steps, measuring.measure_beside(self._plan, self._layers())
         return taken
 
     def state_dict(self) -> dict[str, Any]:
@@ -116,17 +128,21 @@ class Balancer:
             "step": self._pending[0],
             "records": [record.to_dict() for record in self._pending[1].result()],
         }
+        names = [unit.name for unit in self._scope.units]
+        self._notices.unstored(self._steps.groups.unstored())
         return {
             "format": FORMAT,
             "rule": self.rule.settings(),
             "layers": signature(self._scope.units),
+            "waiting": self._scope.waiting,
             "window": self._plan.run.window,
             "steps": self.steps,
-            "start": list(self._moving.start),
-            "goal": list(self._moving.goal),
+            "start": dict(zip(names, self._moving.start, strict=True)),
+            "goal": dict(zip(names, self._moving.goal, strict=True)),
             "since": self._moving.since,
             "lacking": dict(self._lacking),
-            "warned": sorted(self._warned),
+            "warned": sorted(self._notices.told),
+            "groups": self._steps.groups.state(),
             "pending": pending,
             "history": self.history.to_dict(),
         }
@@ -137,7 +153,7 @@ class Balancer:
         Warns where the rule had other settings, which then count from the next measurement on.
         Raises TrainingError for the state of another model, and changes nothing then.
         """
-        differing = check_state(state, self.state_dict())
+        differing = check_state(state, self.state_dict(), signature(self._scope.candidates))
         history = History.from_dict(state["history"])
         if differing:
             told = ", ".join(f"{key} {state['rule'].get(key)!r} there" for key in differing)
@@ -149,8 +165,14 @@ class Balancer:
         self.steps, self.history = state["steps"], history
         if "spec" not in differing:
             self._plan = replace(self._plan, run=replace(self._plan.run, window=state["window"]))
-        self._moving = Moving(tuple(state["start"]), tuple(state["goal"]), state["since"])
-        self._lacking, self._warned = dict(state["lacking"]), set(state["warned"])
+        # Which layers are trained may have changed since it was saved: the next measurement looks again.
+        self._scope, self._trained = self._scope.narrowed(state["layers"]), None
+        self._steps.groups.assign(self._scope.unit_of)
+        self._steps.groups.load_state(state["groups"])
+        names = [unit.name for unit in self._scope.units]
+        start, goal = (tuple(state[key][name] for name in names) for key in ("start", "goal"))
+        self._moving = Moving(start, goal, state["since"])
+        self._lacking, self._notices.told = dict(state["lacking"]), set(state["warned"])
         self._pending = None
         if pending := state["pending"]:
             known: Future[list[LayerRecord]] = Future()
@@ -159,9 +181,10 @@ class Balancer:
 
     def remove(self) -> None:
         """Take the Balancer off the optimizer, which then trains all layers at the base value."""
-        self._groups.restore()
-        for hook in self._hooks:
-            hook.remove()
+        self._steps.remove()
+        self._watch.remove()
+        if self.steps and not self.history:
+            self._notices.never_measured(self.steps, self.every)
 
     def summary(self) -> str:
         """A few lines: the rule, how many layers take part, what stays at the base value and why."""
@@ -177,106 +200,76 @@ class Balancer:
             reasons.setdefault(reason, []).append(name)
         return "\n".join([*lines, *(f"at the base value, {why}: {listed(names)}" for why, names in reasons.items())])
 
-    def _hooked(self) -> list[Any]:
-        hooks = self.optimizer._optimizer_step_pre_hooks.values()
-        if any(isinstance(getattr(hook, "__self__", None), Balancer) for hook in hooks):
+    def _followed(self, optimizers: Optimizers) -> Steps:
+        """Hook on to the optimizers, after a trial of what they do with split groups."""
+        if any(isinstance(hook, Steps) for hook in optimizers.hooks()):
             raise TrainingError("the optimizer has a Balancer already: call its remove() before building another")
-        return [
-            self.optimizer.register_step_pre_hook(self._before),
-            self.optimizer.register_step_post_hook(self._after),
-            self.optimizer.register_state_dict_pre_hook(lambda _: self._groups.restore()),
-            self.optimizer.register_load_state_dict_pre_hook(lambda *_: self._groups.restore()),
-        ]
+        trial = try_out(optimizers, self.rule.option)
+        if trial.refusal:
+            raise TrainingError(trial.refusal)
+        self._notices = Notices(self.rule.option, type(self.optimizer).__name__, optimizers.held())
+        if trial.without_effect:
+            self._notices.without_effect()
+        groups = SplitGroups(self.rule.option, self._scope.unit_of)
+        return Steps(optimizers, groups, whole=trial.whole, factors=self._factors_of_step, done=self._after_step)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _watched(self) -> Watch:
+        held = self._steps.optimizers.held()
+        weights = (p for unit in self._scope.units for p in unit.weights if p.requires_grad)
+        return Watch(next((p for p in weights if id(p) in held), None), self._notices.unused)
+
+    def _layers(self) -> list[Any]:
+        return measuring.current_layers(self.model, [name for unit in self._scope.units for name in unit.layers])
+
+    def _factors_of_step(self) -> dict[str, float]:
         if _is_captured():
-            _warn(
-                "a captured step runs no hooks when it is replayed: the factors stay those of the capture and nothing "
-                "is measured; call update() yourself and capture again after it"
-            )
-        self._enter()
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if not callable(closure):
-            return None
+            self._notices.captured()
+        return self.factors
 
-        def closure_outside() -> Any:
-            """A closure is the user's code (Lightning runs the training step in it), so it sees the user's groups."""
-            self._groups.restore()
-            result = closure()
-            self._enter()
-            return result
-
-        if len(args) > 1:
-            return (args[0], closure_outside, *args[2:]), kwargs
-        return args, {**kwargs, "closure": closure_outside}
-
-    def _enter(self) -> None:
-        added = self._groups.enter(self._moving.at(self.steps, self.rule.transition))
-        if added:
-            _warn(
-                f"{added} parameters came into the optimizer after the Balancer was built: they train at their group's "
-                f"own {self.rule.option}; build a new Balancer to include them"
-            )
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if not self._groups.inside:  # the end of a step() that has called its parent's step()
-            return
-        self._groups.leave()
-        if does_nothing(optimizer):
+    def _after_step(self) -> None:
+        self._watch.stepped()
+        self._notices.groups(self._steps, self._scope)
+        if does_nothing(self.optimizer):
             return
         self.steps += 1
         if self.every and self.steps % self.every == 0:
             self.update()
 
+    def _follow_changes(self) -> None:
+        """Take in layers that are trained since the last measurement, and leave out those that no longer are."""
+        optimizers = self._steps.optimizers
+        trained = trained_now(self.model, optimizers, self.rule.option)
+        if trained == self._trained:
+            return
+        self._layers()  # raises where one is gone
+        self._trained, before = trained, self._scope
+        try:
+            layers = measuring.plan_of(self.model, self.rule.spec, None).layers
+            self._scope = find_scope(self.model, layers, optimizers, self.rule)
+        except TrainingError as error:
+            self._notices.scope_stays(self.steps, error)
+            return
+        self._moving = self._moving.of(before.units, self._scope.units)
+        self._steps.groups.assign(self._scope.unit_of)
+        self._watch.remove()
+        self._watch = self._watched()
+        self._notices.changes(before, self._scope, self.steps)
+
     def _take(self, step: int, records: Sequence[LayerRecord]) -> Update:
         """Turn what was measured after ``step`` steps into the factors from now on; without an alpha the last stays."""
-        units = self._scope.units
-        found = factors_of(units, {record.name: record for record in records}, self.rule)
+        units, by_name = self._scope.units, {record.name: record for record in records}
+        # Of what was measured in the background: a unit may have come in since.
+        measured = [unit for unit in units if by_name.keys() >= set(unit.layers)]
+        found = factors_of(measured, by_name, self.rule)
         goal = tuple(found.values.get(unit.name, before) for unit, before in zip(units, self._moving.goal, strict=True))
         self._moving = Moving(self._moving.at(self.steps, self.rule.transition), goal, self.steps)
-        self._lacking = dict(found.lacking)
-        self._tell_lacking(step, records)
+        self._lacking = dict(found.lacking) | {unit.name: "not measured yet" for unit in units if unit not in measured}
+        self._notices.lacking(units, self._lacking, records, step)
         factors = {unit.name: factor for unit, factor in zip(units, goal, strict=True)}
         update = self.history.add(step, self.steps, records, alphas=dict(found.alphas), factors=factors)
         if self.on_update:
             self.on_update(update)
         return update
-
-    def _tell_scope(self) -> None:
-        _LOG.info("%s", self.summary())
-        if self._scope.forgotten:
-            _warn(
-                f"{len(self._scope.forgotten)} layers of the model are not in the optimizer and are not measured: "
-                f"{listed(self._scope.forgotten)}"
-            )
-
-    def _tell_lacking(self, step: int, records: Sequence[LayerRecord]) -> None:
-        """Warn of layers that have lost their alpha, once each, and where there is none at all."""
-        if len(self._lacking) == len(self._scope.units) and "all" not in self._warned:
-            self._warned.add("all")
-            name, reason = next(iter(self._lacking.items()))
-            _warn(f"not one layer has an alpha at step {step}, so that all factors stay; {name}: {reason}")
-            return
-        failed = {record.name for record in records if record.status == "failed"}
-        for unit in self._scope.units:
-            broken = failed.intersection(unit.layers)
-            if unit.name in self._lacking and broken and unit.name not in self._warned:
-                self._warned.add(unit.name)
-                _warn(f"{unit.name} has no alpha at step {step} and keeps its factor: {self._lacking[unit.name]}")
-
-
-def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
-    """The torch optimizer inside of what accelerate or Lightning put around it; TrainingError for anything else."""
-    inner = optimizer
-    while inner is not None:
-        if isinstance(inner, torch.optim.Optimizer) and hasattr(inner, "_optimizer_step_pre_hooks"):
-            return inner
-        inner = getattr(inner, "optimizer", None)
-    raise TrainingError(
-        f"expected a torch.optim.Optimizer (a subclass that calls its __init__), not {type(optimizer).__name__}"
-    )
 
 
 def _check(model: Any, every: Any) -> None:
@@ -292,7 +285,3 @@ def _check(model: Any, every: Any) -> None:
 def _is_captured() -> bool:
     """Whether what runs now is recorded into a CUDA graph."""
     return bool(torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())  # type: ignore[no-untyped-call]
-
-
-def _warn(text: str) -> None:
-    warnings.warn(f"Balancer: {text}", stacklevel=3)

@@ -1,13 +1,20 @@
-"""An optimizer's groups, split by unit for the time of a step: nothing outside of the step ever sees the split.
+"""An optimizer's groups, split by layer for the time of a step: nothing outside of the step ever sees the split.
 
 The split groups are built once and refreshed from the user's groups before every step, so that schedulers, warm-up,
-logging and state dicts work on the user's groups alone. The list ``optimizer.param_groups`` stays the same object,
-for wrappers hold on to it.
+logging and state dicts work on the user's groups alone. Every list of groups stays the same object, for wrappers hold
+on to it, and a group that stands in several lists is split into the same parts in all of them.
+
+What an optimizer writes into its groups while it steps (counters, schedule-free's sum of weights) is kept as if the
+user had made the groups by hand: where all parts get the same value it goes into the user's group, where they get
+different ones each part keeps its own, and the user's group shows that of the parameters at the base rate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, TypeAlias
 
 import torch
@@ -16,111 +23,241 @@ from torch import Tensor
 from spectail.errors import TrainingError
 
 Group: TypeAlias = dict[str, Any]
+_ABSENT = object()
+BY_PARAMETER = ("params", "param_names")
+"""Keys of a group that hold one entry per parameter."""
+
+
+@dataclass(eq=False)
+class _Part:
+    """One piece of a user's group: the parameters of one unit, or (None) all those that have no factor."""
+
+    unit: str | None
+    group: Group
+    factor: float = 1.0
+    given: dict[str, tuple[Any, int]] = field(default_factory=dict)
+    """What it held when the step began, and how often that tensor had been written."""
+    sources: dict[str, tuple[Any, int, float]] = field(default_factory=dict)
+    """What its tensors were copied from: the user's tensor, how often that had been written, the factor."""
+
+
+@dataclass(eq=False)
+class _Split:
+    """A user's group and its parts. ``place`` is the number of its optimizer and its own number there."""
+
+    place: tuple[int, int]
+    base: Group
+    members: list[int]
+    parts: list[_Part]
+
+
+@dataclass(eq=False)
+class _Own:
+    """The values of one key that differ between the parts of a group."""
+
+    shown: Any
+    """What the user's group was left with; when it holds something else, somebody has set it for all parts."""
+    values: dict[str | None, list[Any]]
+    """By unit: a list of the value, an empty one where the part does not have the key."""
 
 
 class SplitGroups:
-    """The split of one optimizer's groups; ``enter`` puts it in place of them, ``leave`` puts them back.
+    """The split of the groups of an optimizer, and of those inside of it.
 
-    ``option`` is what is scaled (``lr``), ``unit_of`` gives the number of a parameter's unit by its ``id``; parameters
-    that are not in it keep their group's own value.
+    ``option`` is what is scaled (``lr``), ``unit_of`` gives the name of a parameter's unit by its ``id``; parameters
+    that are not in it keep their group's own value. ``enter`` puts the parts in place, ``leave`` the user's groups.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, option: str, unit_of: Mapping[int, int]) -> None:
-        self.optimizer, self.option, self.unit_of = optimizer, option, dict(unit_of)
-        self._base: list[Group] = []
-        self._members: list[list[int]] = []
-        self._split: list[tuple[Group, int, int | None]] = []
-        self._given: list[Group] = []
-        self._versions: list[int] = []
-        self.inside = False
-        """Whether the split groups are in place."""
-        self._known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    def __init__(self, option: str, unit_of: Mapping[int, str]) -> None:
+        self.option, self._unit_of = option, dict(unit_of)
+        self._splits: dict[tuple[int, int], _Split] = {}
+        self._own: dict[tuple[int, int], dict[str, _Own]] = {}
+        self._windows: list[tuple[list[tuple[list[Group], list[Group]]], list[_Split]]] = []
+        self.rebuilt = False
+        """Set when a group was split anew, because it is another one or has got other parameters."""
 
-    def enter(self, factors: Sequence[float]) -> int:
-        """Put the split groups in place, ``option`` times the factor of their unit.
+    @property
+    def inside(self) -> bool:
+        """Whether split groups are in place."""
+        return bool(self._windows)
 
-        Returns how many parameters have come into the groups since the last step.
+    def assign(self, unit_of: Mapping[int, str]) -> None:
+        """Split by other units from the next step on; values that the parts have of their own go along."""
+        self._unit_of = dict(unit_of)
+        self._splits.clear()
+
+    def enter(
+        self, own: Mapping[int, list[Group]], around: Sequence[list[Group]], factors: Mapping[str, float]
+    ) -> None:
+        """Put the parts in place of the groups in all these lists, ``option`` times the factor of their unit.
+
+        ``own`` holds the groups of the optimizers that change the weights, by number; ``around`` other lists in which
+        the same groups may stand.
         """
-        self.restore()
-        groups = self.optimizer.param_groups
-        added = 0 if self._is_current(groups) else self._build(groups)
-        for (group, base, unit), given in zip(self._split, self._given, strict=True):
-            _refresh(group, self._base[base], self.option, 1.0 if unit is None else factors[unit])
-            given.clear()
-            given.update(group)
-        self._versions = [_version(group[self.option]) for group, _, _ in self._split]
-        groups[:] = [group for group, _, _ in self._split]
-        self.inside = True
-        return added
+        places = {(n, i) for n, groups in own.items() for i in range(len(groups))}
+        for place in [place for place in self._splits if place[0] in own and place not in places]:
+            del self._splits[place]
+        splits = [self._split((n, i), group) for n, groups in own.items() for i, group in enumerate(groups)]
+        for split in splits:
+            self._fill(split, factors)
+        parts = {id(split.base): [part.group for part in split.parts] for split in splits}
+        lists = [(groups, list(groups)) for groups in (*own.values(), *around)]
+        self._windows.append((lists, splits))
+        for groups, _ in lists:
+            groups[:] = [part for group in groups for part in parts.get(id(group), [group])]
 
-    def leave(self) -> None:
-        """Put the user's groups back; what the optimizer wrote into all parts of a group is kept in the group.
+    def leave(self, optimizer: Any) -> None:
+        """Put the user's groups back, and keep what ``optimizer`` has written into the parts.
 
         Raises:
-            TrainingError: it wrote different values into the parts, or into the scaled option.
+            TrainingError: it has set the scaled option by itself.
 
         """
-        self.restore()
-        if self._versions != [_version(given[self.option]) for given in self._given]:
-            raise TrainingError(_writes(self.optimizer, self.option))
-        written: dict[tuple[int, str], Any] = {}
-        for (group, base, _), given in zip(self._split, self._given, strict=True):
-            for key in group:
-                if key in given and group[key] is given[key]:
-                    continue
-                if key == self.option or not _same(written.setdefault((base, key), group[key]), group[key]):
-                    raise TrainingError(_writes(self.optimizer, key))
-        for (base, key), value in written.items():
-            self._base[base][key] = value
+        splits = self._windows[-1][1]
+        self.restore(len(self._windows) - 1)
+        for split in splits:
+            self._collect(split, optimizer)
 
-    def restore(self) -> None:
+    def restore(self, down_to: int = 0) -> None:
         """Put the user's groups back where a step that raised has left the split ones."""
-        if self.inside:
-            self.optimizer.param_groups[:] = self._base
-            self.inside = False
+        while len(self._windows) > down_to:
+            for groups, base in reversed(self._windows.pop()[0]):
+                groups[:] = base
 
-    def _is_current(self, groups: Sequence[Group]) -> bool:
-        return len(groups) == len(self._base) and all(
-            group is base and list(map(id, group["params"])) == members
-            for group, base, members in zip(groups, self._base, self._members, strict=True)
-        )
+    def covers(self, groups: Sequence[Group]) -> bool:
+        """Whether groups hold scaled values already: they are parts, or copies that somebody has made of parts."""
+        scaled = {id(p): part for part in self._placed() for p in part.group["params"]}
+        parts = {id(part.group) for part in scaled.values()}
+        copied = False
+        for group in groups:
+            if id(group) in parts:
+                return True
+            for part in (scaled[id(p)] for p in group["params"] if id(p) in scaled):
+                if part.factor != 1 and not _close(group.get(self.option), part.group[self.option]):
+                    return False
+                copied = copied or part.factor != 1
+        return copied
 
-    def _build(self, groups: Sequence[Group]) -> int:
-        self._base = list(groups)
-        self._members = [[id(p) for p in group["params"]] for group in groups]
-        self._split = []
-        for i, group in enumerate(groups):
-            parts: dict[int | None, list[Tensor]] = {}
-            for parameter in group["params"]:
-                parts.setdefault(self.unit_of.get(id(parameter)), []).append(parameter)
-            self._split += [({"params": parameters}, i, unit) for unit, parameters in (parts or {None: []}).items()]
-        self._given = [{} for _ in self._split]
-        new = {key for members in self._members for key in members} - self._known
-        self._known |= new
-        return len(new)
+    def differing(self, groups: Sequence[Group]) -> set[str]:
+        """Units that stand in these groups with another value than the one that they were given."""
+        scaled = {id(p): part for part in self._placed() for p in part.group["params"]}
+        found = set()
+        for group in groups:
+            for part in (scaled[id(p)] for p in group["params"] if id(p) in scaled):
+                if part.unit is not None and not _close(group.get(self.option), part.group[self.option]):
+                    found.add(part.unit)
+        return found
 
+    def state(self) -> list[dict[str, Any]]:
+        """The values that parts have of their own, as plain values; those of ``unstored`` are left out."""
+        return [
+            {
+                "place": list(place),
+                "key": key,
+                "shown": _plain(own.shown),
+                "values": [[unit, [_plain(value) for value in held]] for unit, held in own.values.items()],
+            }
+            for place, keys in self._own.items()
+            for key, own in keys.items()
+            if _is_plain(own)
+        ]
 
-def _refresh(group: Group, base: Group, option: str, factor: float) -> None:
-    """Give a split group what its base group holds now, the option scaled."""
-    for key in group.keys() - base.keys():
-        del group[key]
-    for key, value in base.items():
-        if key == option:
-            group[key] = _scaled(value, factor, group.get(key))
-        elif key != "params":
-            group[key] = value
+    def unstored(self) -> dict[str, str]:
+        """Keys whose values differ between parts but are no numbers, texts or lists of such, and what they are."""
+        return {
+            key: type(own.shown).__name__
+            for keys in self._own.values()
+            for key, own in keys.items()
+            if not _is_plain(own)
+        }
 
+    def load_state(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from what ``state`` has given, whether the optimizer's own state is loaded before or after it."""
+        self._own = {}
+        for kept in state:
+            own = _Own(kept["shown"], {unit: list(held) for unit, held in kept["values"]})
+            self._own.setdefault((kept["place"][0], kept["place"][1]), {})[kept["key"]] = own
 
-def _scaled(value: Any, factor: float, before: Any) -> Any:
-    """The value times the factor; a tensor in a copy of its own, written in place where there is one already.
+    def _placed(self) -> Iterator[_Part]:
+        return (part for _, splits in self._windows for split in splits for part in split.parts)
 
-    One tensor may be shared by all groups, and compiled or captured steps keep its address.
-    """
-    if not isinstance(value, Tensor):
-        return value if factor == 1 else value * factor
-    if not (isinstance(before, Tensor) and before.device == value.device and before.dtype == value.dtype):
-        before = value.detach().clone()
-    return before.copy_(value.detach() if factor == 1 else value.detach() * factor)
+    def _split(self, place: tuple[int, int], group: Group) -> _Split:
+        """The parts of a group; made anew where it is another one or holds other parameters than in the last step."""
+        members = [id(p) for p in group["params"]]
+        known = self._splits.get(place)
+        if known is not None and known.base is group and known.members == members:
+            return known
+        numbers: dict[str | None, list[int]] = {} if members else {None: []}
+        for i, member in enumerate(members):
+            numbers.setdefault(self._unit_of.get(member), []).append(i)
+        listed = [key for key in BY_PARAMETER if key in group]
+        made = [_Part(unit, {key: [group[key][i] for i in at] for key in listed}) for unit, at in numbers.items()]
+        self._splits[place] = _Split(place, group, members, made)
+        self.rebuilt = True
+        return self._splits[place]
+
+    def _fill(self, split: _Split, factors: Mapping[str, float]) -> None:
+        """Give the parts what their group holds now, or their own values, the option scaled."""
+        base, own = split.base, self._own.get(split.place, {})
+        for key in [key for key, kept in own.items() if not _same(base.get(key, _ABSENT), kept.shown)]:
+            del own[key]
+        for part in split.parts:
+            part.factor = 1.0 if part.unit is None else factors.get(part.unit, 1.0)
+            for key in part.group.keys() - base.keys():
+                del part.group[key]
+            for key, value in base.items():
+                if key in BY_PARAMETER:
+                    continue
+                if key in own:
+                    _set_own(part, key, own[key], value)
+                else:
+                    _set(part, key, value, part.factor if key == self.option else 1.0)
+            part.given = {key: (value, _version(value)) for key, value in part.group.items()}
+
+    def _collect(self, split: _Split, optimizer: Any) -> None:
+        """Keep what was written into the parts during the step."""
+        changed: dict[str, None] = {}
+        for part in split.parts:
+            for key in [*part.group, *(part.given.keys() - part.group.keys())]:
+                before, version = part.given.get(key, (_ABSENT, 0))
+                now = part.group.get(key, _ABSENT)
+                if key not in BY_PARAMETER and (now is not before or _version(now) != version):
+                    changed[key] = None
+        for key in changed:
+            if key == self.option:
+                self._keep_option(split, optimizer)
+            else:
+                self._keep(split, key)
+
+    def _keep(self, split: _Split, key: str) -> None:
+        values = {part.unit: part.group.get(key, _ABSENT) for part in split.parts}
+        own = self._own.setdefault(split.place, {})
+        own.pop(key, None)
+        first = next(iter(values.values()))
+        if not all(_same(first, value) for value in values.values()):
+            present = [value for value in values.values() if value is not _ABSENT]
+            first = values[None] if values.get(None, _ABSENT) is not _ABSENT else present[0]
+            held = {unit: [] if value is _ABSENT else [value] for unit, value in values.items()}
+            own[key] = _Own(_copied(first), held)
+        in_place = all(part.group.get(key) is part.given.get(key, (None, 0))[0] for part in split.parts)
+        _hand_back(split.base, key, first, in_place=in_place)
+
+    def _keep_option(self, split: _Split, optimizer: Any) -> None:
+        """Take over a new base value; a wrapper that hands its own rate on sets each part to its factor times that."""
+        written = [(part, part.group.get(self.option)) for part in split.parts]
+        if all(_close(value, _value_of(part.given[self.option])) for part, value in written):
+            return
+        scaled: list[tuple[float, Any]] = [(p.factor, value) for p, value in written if p.factor and _is_number(value)]
+        base: Any = next((value for factor, value in scaled if factor == 1), None)
+        if base is None and scaled:
+            base = scaled[0][1] / scaled[0][0]
+        if base is None or not all(_close(value, base * part.factor) for part, value in written):
+            raise TrainingError(
+                f"{type(optimizer).__name__} writes {self.option!r} into its groups during step(), whatever factor a "
+                "layer has, so it cannot be balanced; set it from outside of step()"
+            )
+        in_place = all(value is part.given[self.option][0] for part, value in written)
+        _hand_back(split.base, self.option, base, in_place=in_place)
 
 
 def does_nothing(optimizer: torch.optim.Optimizer) -> bool:
@@ -140,19 +277,104 @@ def _on_accelerator(rate: Any) -> bool:
     return isinstance(rate, Tensor) and rate.device.type != "cpu"
 
 
+def _set(part: _Part, key: str, value: Any, factor: float) -> None:
+    """Give a part a value times a factor; a tensor of one number in a copy of its own.
+
+    One tensor may be shared by all groups, and may be written in place; compiled or captured steps keep its address.
+    Larger tensors are an optimizer's work space, and stay shared.
+    """
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        part.group[key] = value if factor == 1 else value * factor
+        return
+    before = part.group.get(key)
+    given, given_version = part.given.get(key, (None, 0))
+    untouched = before is not None and given is before and given_version == _version(before)
+    source = part.sources.get(key)
+    if untouched and source and source[0] is value and source[1:] == (_version(value), factor):
+        return
+    if not isinstance(before, Tensor) or before is value or not _alike(before, value):
+        before = value.detach().clone()
+    part.group[key] = before.copy_(value.detach() if factor == 1 else value.detach() * factor)
+    part.sources[key] = (value, _version(value), factor)
+
+
+def _set_own(part: _Part, key: str, own: _Own, value: Any) -> None:
+    """Give a part the value that it has of its own; one that is new among the parts takes that of the others."""
+    held = own.values.get(part.unit, own.values.get(None, [value]))
+    part.sources.pop(key, None)
+    if not held:
+        part.group.pop(key, None)
+    elif isinstance(value, Tensor) and not isinstance(held[0], Tensor):
+        part.group[key] = torch.full_like(value, held[0])
+    elif part.group.get(key, _ABSENT) is not held[0]:
+        part.group[key] = held[0] if part.unit in own.values else _copied(held[0])
+
+
+def _hand_back(base: Group, key: str, value: Any, *, in_place: bool) -> None:
+    """Put into the user's group what the optimizer would have put there, in place where it works in place."""
+    if value is _ABSENT:
+        base.pop(key, None)
+    elif in_place and isinstance(value, Tensor) and isinstance(base.get(key), Tensor):
+        base[key].detach().copy_(value.detach())
+    else:
+        base[key] = _copied(value)
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
 def _version(value: Any) -> int:
-    """How often a tensor has been written in place; 0 for a number."""
+    """How often a tensor has been written in place; 0 for anything else."""
     return value._version if isinstance(value, Tensor) else 0
 
 
+def _value_of(given: tuple[Any, int]) -> Any:
+    """What was given at the start of a step; NaN where that tensor was written since, for it equals nothing."""
+    value, version = given
+    return value if _version(value) == version else math.nan
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Tensor | Real)
+
+
+def _close(a: Any, b: Any) -> bool:
+    """Whether two rates are the same but for rounding."""
+    if a is b:
+        return True
+    return _is_number(a) and _is_number(b) and math.isclose(float(a), float(b), rel_tol=1e-6)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+
+
 def _same(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
     if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a is b or torch.equal(a, b)
-    return a is b or bool(a == b)
+        return _alike(a, b) and torch.equal(a, b)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    equal = a == b
+    return bool(equal.all()) if hasattr(equal, "all") else bool(equal)
 
 
-def _writes(optimizer: torch.optim.Optimizer, key: str) -> str:
-    return (
-        f"{type(optimizer).__name__} writes {key!r} into its groups during step(), differently for each of the parts "
-        "that a Balancer makes of a group, so it cannot be balanced; set it from outside of step()"
-    )
+def _is_plain(value: Any) -> bool:
+    """Whether JSON can hold a value, or all those of the parts."""
+    if isinstance(value, _Own):
+        return _is_plain(value.shown) and all(map(_is_plain, value.values.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str) or _is_scalar(value)
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value.item() if isinstance(value, Tensor) else value

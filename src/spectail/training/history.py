@@ -147,7 +147,7 @@ class History(Sequence[Update]):
             "format": _FORMAT,
             "run": self.run.to_dict(),
             "rule": self.rule,
-            "names": list(self._updates[0].factors) if self._updates else [],
+            "names": list(dict.fromkeys(name for update in self for name in update.factors)),
             "layers": [record.to_dict() for record in self._layers.values()],
             "updates": [asdict(update) for update in self],
         }

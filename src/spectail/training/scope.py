@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,9 +18,11 @@ from spectail.models.naming.select import matches
 from spectail.models.source import Layer
 from spectail.training.rules import Rule
 from spectail.training.structure import Unit, first_and_last, units_of
+from spectail.training.wrappers import Optimizers
 
 SHOWN = 4
 """How many names a message lists before it counts the rest."""
+NOT_HELD = "not in the optimizer"
 
 
 @dataclass(frozen=True)
@@ -26,14 +30,32 @@ class Scope:
     """The units that are balanced, in the model's order, and the others with their reasons."""
 
     units: tuple[Unit, ...]
-    unit_of: Mapping[int, int]
-    """Number of the unit by the ``id`` of each of its parameters that the optimizer holds."""
     left_out: Mapping[str, str]
     forgotten: tuple[str, ...]
     """Units that the rule would take and that could be trained, but are in no group of the optimizer."""
+    candidates: tuple[Unit, ...]
+    """All units that the rule takes, also those that are not trained now: frozen, or not in the optimizer."""
+
+    @property
+    def unit_of(self) -> dict[int, str]:
+        """Name of the unit by the ``id`` of each of its parameters, also of those that no group holds yet."""
+        return {id(p): unit.name for unit in self.units for p in unit.parameters}
+
+    @property
+    def waiting(self) -> list[str]:
+        """The candidates that do not take part."""
+        taking = {unit.name for unit in self.units}
+        return [unit.name for unit in self.candidates if unit.name not in taking]
+
+    def narrowed(self, names: Collection[str]) -> Scope:
+        """The same with just the candidates of these names, whether or not they are trained now."""
+        reasons = {name: reason for name, reason in self.left_out.items() if name not in names}
+        later = "not in the state that was loaded; taken in at the next measurement"
+        reasons |= {unit.name: later for unit in self.units if unit.name not in names}
+        return replace(self, units=tuple(u for u in self.candidates if u.name in names), left_out=reasons)
 
 
-def find_scope(model: nn.Module, layers: Sequence[Layer], optimizer: torch.optim.Optimizer, rule: Rule) -> Scope:
+def find_scope(model: nn.Module, layers: Sequence[Layer], optimizers: Optimizers, rule: Rule) -> Scope:
     """Choose the units that take part.
 
     Raises:
@@ -41,30 +63,36 @@ def find_scope(model: nn.Module, layers: Sequence[Layer], optimizer: torch.optim
             in two groups, an optimizer whose groups cannot be scaled.
 
     """
-    held = _held(optimizer, model, rule.option)
+    without_value = _check_groups(optimizers, model, rule.option)
+    held = optimizers.held()
     units = units_of(model, layers)
     known = {id(p) for unit in units for p in unit.parameters}
     if not known & held:
         first = next(name for name, _ in model.named_parameters())
         raise TrainingError(
-            f"the optimizer holds none of the model's parameters (such as {first}): "
-            "build it from the parameters of this very model, after anything that replaces them"
+            f"the optimizer holds none of the model's parameters (such as {first}): build it from the parameters of "
+            "this very model, after anything that replaces them; one that steps copies of them (DeepSpeed, apex) "
+            "cannot be balanced"
         )
     reasons = _by_rule(units, {layer.name: layer for layer in layers}, rule, first_and_last(model, units))
-    forgotten = []
-    for unit in units:
-        if not any(id(p) in held for p in unit.weights):
-            frozen = not any(p.requires_grad for p in unit.weights)
-            forgotten += [] if frozen or unit.name in reasons else [unit.name]
-            reasons.setdefault(unit.name, "frozen" if frozen else "not in the optimizer")
-        elif not any(p.requires_grad for p in unit.weights):
-            reasons.setdefault(unit.name, "frozen")
+    candidates = tuple(unit for unit in units if unit.name not in reasons)
+    for unit in candidates:
+        if reason := _not_trained(unit, held, without_value, rule.option):
+            reasons[unit.name] = reason
     chosen = tuple(unit for unit in units if unit.name not in reasons)
     if not chosen:
         why = listed([f"{name} ({reason})" for name, reason in reasons.items()])
         raise TrainingError(f"no layer takes part in {rule.name}: {why}; name those that should with include")
-    unit_of = {id(p): i for i, unit in enumerate(chosen) for p in unit.parameters if id(p) in held}
-    return Scope(chosen, unit_of, reasons, tuple(forgotten))
+    forgotten = tuple(unit.name for unit in candidates if reasons.get(unit.name) == NOT_HELD)
+    return Scope(chosen, reasons, forgotten, candidates)
+
+
+def trained_now(model: nn.Module, optimizers: Optimizers, option: str) -> tuple[Any, ...]:
+    """What decides which units take part, as far as it may change while training: equal unless something did."""
+    held = optimizers.held()
+    decays = option == "weight_decay"
+    zero = tuple(i for i, (*_, group) in enumerate(optimizers.groups()) if decays and _is_zero(group.get(option)))
+    return zero, tuple((id(p), p.requires_grad, id(p) in held) for p in model.parameters())
 
 
 def listed(names: Iterable[str]) -> str:
@@ -73,27 +101,56 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-def _held(optimizer: torch.optim.Optimizer, model: nn.Module, option: str) -> set[int]:
-    """The ``id`` of all parameters of an optimizer whose groups can be split and scaled."""
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise TrainingError("LBFGS takes one step along all parameters at once: it has no rates per layer to balance")
+def _not_trained(unit: Unit, held: Collection[int], without_value: Collection[int], option: str) -> str:
+    """Why a unit that the rule takes would not be trained by its factor; empty where it would be."""
+    if not any(p.requires_grad for p in unit.weights):
+        return "frozen"
+    if not any(id(p) in held for p in unit.weights):
+        return NOT_HELD
+    if option == "weight_decay" and all(id(p) in without_value for p in unit.weights if id(p) in held):
+        return "its group has a weight decay of 0"
+    return ""
+
+
+def _check_groups(optimizers: Optimizers, model: nn.Module, option: str) -> set[int]:
+    """Refuse groups that cannot be split and scaled; gives the ``id`` of the parameters whose option is 0."""
     names = {id(p): name for name, p in model.named_parameters()}
-    where: dict[int, int] = {}
-    for i, group in enumerate(optimizer.param_groups):
+    where: dict[tuple[int, int], int] = {}
+    zero: set[int] = set()
+    any_value = False
+    for optimizer, i, group in optimizers.groups():
+        kind = type(optimizer).__name__
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise TrainingError(
+                "LBFGS takes one step along all parameters at once: it has no rates per layer to balance"
+            )
         if option not in group:
             has = ", ".join(key for key in group if key != "params")
+            raise TrainingError(f"group {i} of {kind} has no {option!r} to scale; its options are {has}")
+        if isinstance(group[option], bool) or not isinstance(group[option], Real | torch.Tensor):
             raise TrainingError(
-                f"group {i} of {type(optimizer).__name__} has no {option!r} to scale; its options are {has}"
+                f"group {i} of {kind} has {option!r} {group[option]!r}, where a number is needed to scale: give it one "
+                "(for Adafactor of transformers: relative_step=False)"
             )
+        any_value = any_value or not _is_zero(group[option])
         for p in group["params"]:
-            if id(p) in where:
+            if (id(optimizer), id(p)) in where:
                 name = names.get(id(p), "of another model")
-                groups = f"{where[id(p)]} and {i}" if where[id(p)] != i else f"{i}, twice"
+                first = where[id(optimizer), id(p)]
+                groups = f"{first} and {i}" if first != i else f"{i}, twice"
                 raise TrainingError(f"the parameter {name} is in groups {groups}: give each parameter to one group")
-            where[id(p)] = i
-    if option == "weight_decay" and not any(group[option] for group in optimizer.param_groups):
+            where[id(optimizer), id(p)] = i
+            zero |= {id(p)} if _is_zero(group[option]) else set()
+    if option == "weight_decay" and not any_value:
         raise TrainingError("every group has a weight decay of 0, so that no factor changes anything; set one above 0")
-    return set(where)
+    return zero
+
+
+def _is_zero(value: Any) -> bool:
+    """Whether a number is 0; one that lies on an accelerator is taken for another, looking at it would wait."""
+    if isinstance(value, torch.Tensor) and value.device.type != "cpu":
+        return False
+    return isinstance(value, Real | torch.Tensor) and not value
 
 
 def _by_rule(units: Sequence[Unit], layers: Mapping[str, Layer], rule: Rule, ends: Sequence[str]) -> dict[str, str]:

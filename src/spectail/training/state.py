@@ -20,6 +20,13 @@ class Moving:
     goal: tuple[float, ...]
     since: int = 0
 
+    def of(self, before: Sequence[Unit], now: Sequence[Unit]) -> Moving:
+        """The same for other units: those that are new begin at factor 1."""
+        start = dict(zip((unit.name for unit in before), self.start, strict=True))
+        goal = dict(zip((unit.name for unit in before), self.goal, strict=True))
+        names = [unit.name for unit in now]
+        return Moving(tuple(start.get(n, 1.0) for n in names), tuple(goal.get(n, 1.0) for n in names), self.since)
+
     def at(self, step: int, transition: int) -> tuple[float, ...]:
         """The factors of the step after ``step`` steps; the first one after ``since`` goes 1 / transition of the way.
 
@@ -37,8 +44,11 @@ def signature(units: Sequence[Unit]) -> dict[str, list[list[int]]]:
     return {unit.name: [list(p.shape) for p in unit.weights] for unit in units}
 
 
-def check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+def check_state(state: Any, own: Mapping[str, Any], candidates: Mapping[str, Any]) -> list[str]:
     """Names of the rule's settings in which a stored state differs from ``own``, both as ``Balancer.state_dict`` gives.
+
+    A layer may be in one of them alone where it was frozen, or not in the optimizer, when the state was saved, or is so
+    now: ``candidates`` is the signature of all layers that may ever take part.
 
     Raises:
         TrainingError: it is no Balancer's state, or that of another model.
@@ -47,16 +57,14 @@ def check_state(state: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     if not isinstance(state, Mapping) or state.get("format") != FORMAT or own.keys() - state.keys():
         raise TrainingError("expected a state that Balancer.state_dict has given, this is another or a damaged one")
     before, now = state["layers"], own["layers"]
-    if before != now:
-        lacking = [name for name in now if name not in before]
-        more = [name for name in before if name not in now]
-        other = [name for name in now if name in before and before[name] != now[name]]
+    lacking = [name for name in now if name not in before and name not in state["waiting"]]
+    more = [name for name in before if name not in candidates]
+    other = [name for name in candidates if name in before and before[name] != candidates[name]]
+    if lacking or more or other:
         found = [
             f"{word} {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
             for word, names in (("it lacks", lacking), ("it has", more), ("other shapes at", other))
             if names
         ]
-        raise TrainingError(
-            f"the state is of another model, or of other layers of it: {'; '.join(found) or 'another order'}"
-        )
+        raise TrainingError(f"the state is of another model, or of other layers of it: {'; '.join(found)}")
     return [key for key in own["rule"] if state["rule"].get(key) != own["rule"][key]]

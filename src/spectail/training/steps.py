@@ -1,0 +1,212 @@
+"""Following the steps of an optimizer and of those inside of it, however they are called.
+
+The split groups are in place while an innermost optimizer steps. Wrappers whose own ``step`` uses the groups too have
+them during all of it, where a trial has shown that they can. A step is counted when the outermost call is over and an
+innermost optimizer has stepped in it, so that SAM's ``step(closure)`` and its ``second_step()`` count the same.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from spectail.training.groups import Group, SplitGroups
+from spectail.training.wrappers import Optimizers, has_hooks, share_groups
+
+LOOKED_AT = 3
+"""So many first steps are searched for optimizers that are hidden in a wrapper."""
+
+
+class Steps:
+    """Puts split groups in place for the steps of optimizers.
+
+    ``whole`` holds the ``id`` of the wrappers that have them during all of their own step, ``factors`` is asked for the
+    factors of the next step, ``done`` is called after it.
+    """
+
+    def __init__(
+        self,
+        optimizers: Optimizers,
+        groups: SplitGroups,
+        *,
+        whole: Collection[int],
+        factors: Callable[[], Mapping[str, float]],
+        done: Callable[[], None],
+    ) -> None:
+        self.optimizers, self.groups, self.whole = optimizers, groups, frozenset(whole)
+        self.differing: set[str] = set()
+        """Units that the last step used with another value than was given for them."""
+        self._factors, self._done = factors, done
+        self._running: list[Any] = []
+        self._opened: list[Any] = []
+        self._stepped = False
+        self._looked = 0
+        self._looking: Any = None
+        self._undo: list[Callable[[], None]] = []
+        hooked: set[int] = set()
+        for optimizer in reversed(optimizers.members):
+            if has_hooks(optimizer) and id(optimizer._optimizer_step_pre_hooks) not in hooked:
+                hooked.add(id(optimizer._optimizer_step_pre_hooks))
+                self._hook(optimizer)
+            elif id(optimizer) in self.whole:
+                self._replace(optimizer)
+
+    def remove(self) -> None:
+        """Let the optimizers step as if nothing had been there."""
+        self.groups.restore()
+        while self._undo:
+            self._undo.pop()()
+        self._look(False)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Begin a step; ``args`` begin with the optimizer. Returns changed arguments where there is a closure."""
+        self._forget(optimizer)
+        self._running.append(optimizer)
+        if len(self._running) == 1 and self._looked < LOOKED_AT:
+            self._look(True)
+        if not self._is_innermost(optimizer) and id(optimizer) not in self.whole:
+            return None
+        if self.groups.covers(optimizer.param_groups):
+            return None
+        self._open(optimizer)
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if not callable(closure):
+            return None
+        outside = self._outside(optimizer, closure)
+        if len(args) > 1:
+            return (args[0], outside, *args[2:]), kwargs
+        return args, {**kwargs, "closure": outside}
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def after(self, optimizer: Any, *_: Any) -> None:
+        """End a step."""
+        if not any(one is optimizer for one in self._running):  # a step() that has called its parent's step()
+            return
+        while self._running.pop() is not optimizer:
+            pass
+        self._stepped = self._stepped or self._is_innermost(optimizer)
+        if self._opened and self._opened[-1] is optimizer:
+            self._opened.pop()
+            self.groups.leave(optimizer)
+        if not self._running and self._stepped:
+            self._stepped = False
+            self._looked += 1
+            self._look(False)
+            self._done()
+
+    def _is_innermost(self, optimizer: Any) -> bool:
+        return any(one is optimizer for one in self.optimizers.innermost)
+
+    def _forget(self, optimizer: Any) -> None:
+        """Clear what an earlier step of this optimizer has left because it raised."""
+        while any(one is optimizer for one in self._running):
+            self._running.pop()
+        while self._opened and not any(one is self._opened[-1] for one in self._running):
+            self._opened.pop()
+        self.groups.restore(len(self._opened))
+
+    def _open(self, optimizer: Any) -> None:
+        own: dict[int, list[Group]] = {}
+        around: list[list[Group]] = []
+        seen: set[int] = set()
+        # The innermost first: a list that a wrapper shares with one of them belongs to that one.
+        for member in (*self.optimizers.innermost, *self.optimizers.members):
+            groups = member.param_groups
+            if id(groups) in seen or not (member is optimizer or share_groups(member, optimizer)):
+                continue
+            seen.add(id(groups))
+            numbers = [n for n, one in enumerate(self.optimizers.innermost) if one is member]
+            if numbers:
+                own[numbers[0]] = groups
+            else:
+                around.append(groups)
+        self.groups.enter(own, around, self._factors())
+        self._opened.append(optimizer)
+        if self._looked < LOOKED_AT:
+            self.differing |= self.groups.differing(optimizer.param_groups)
+
+    def _outside(self, optimizer: Any, closure: Callable[..., Any]) -> Callable[..., Any]:
+        """A closure is the user's code (Lightning runs the training step in it), so it sees the user's groups."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            opened = bool(self._opened) and self._opened[-1] is optimizer
+            if opened:
+                self._opened.pop()
+                self.groups.leave(optimizer)
+            result = closure(*args, **kwargs)
+            if opened:
+                self._open(optimizer)
+            return result
+
+        return call
+
+    def _hook(self, optimizer: Any) -> None:
+        # After a step the user's own hooks shall see the user's groups, so this one comes before them.
+        handle = optimizer.register_step_post_hook(self.after)
+        if isinstance(optimizer._optimizer_step_post_hooks, OrderedDict):
+            optimizer._optimizer_step_post_hooks.move_to_end(handle.id, last=False)
+        handles = [handle, optimizer.register_step_pre_hook(self.before)]
+        # A wrapper may have hooks for its steps alone, and give its inner optimizer's state.
+        if hasattr(optimizer, "_optimizer_state_dict_pre_hooks"):
+            handles.append(optimizer.register_state_dict_pre_hook(lambda _: self._interrupt()))
+        if hasattr(optimizer, "_optimizer_load_state_dict_pre_hooks"):
+            handles.append(optimizer.register_load_state_dict_pre_hook(lambda *_: self._interrupt()))
+        self._undo += [handle.remove for handle in handles]
+
+    def _interrupt(self) -> None:
+        self.groups.restore()
+        self._opened.clear()
+
+    def _replace(self, optimizer: Any) -> None:
+        """Follow an optimizer that runs no hooks."""
+        before = vars(optimizer).get("step")
+        optimizer.step = _Step(self, optimizer, optimizer.step)
+
+        def undo() -> None:
+            if isinstance(vars(optimizer).get("step"), _Step):
+                del optimizer.step
+                if before is not None:
+                    optimizer.step = before
+
+        self._undo.append(undo)
+
+    def _look(self, on: bool) -> None:
+        """Whether to look at the steps of all torch optimizers."""
+        if self._looking is not None and not on:
+            self._looking.remove()
+            self._looking = None
+        elif self._looking is None and on:
+            self._looking = register_optimizer_step_pre_hook(self._seen)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _seen(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """Follow an optimizer that steps inside of a known one and holds the same parameters."""
+        known = any(one is optimizer for one in self.optimizers.members)
+        if known or not self._running or not has_hooks(optimizer):
+            return
+        mine = self.optimizers.held()
+        if any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
+            self.optimizers = self.optimizers.with_inner(self._running[-1], optimizer)
+            self._hook(optimizer)
+
+
+class _Step:
+    """The ``step`` of an optimizer that runs no hooks; a copied or stored optimizer has its own ``step`` again."""
+
+    def __init__(self, steps: Steps, optimizer: Any, step: Callable[..., Any]) -> None:
+        self.steps, self.optimizer, self.step = steps, optimizer, step
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        changed = self.steps.before(self.optimizer, (self.optimizer, *args), kwargs)
+        given, kwargs = changed or ((self.optimizer, *args), kwargs)
+        result = self.step(*given[1:], **kwargs)
+        self.steps.after(self.optimizer)
+        return result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.optimizer, "step")
