@@ -117,5 +117,5 @@ def without_weights(folder: Path) -> SourceError:
     holds = f"it holds {', '.join(files[:3])}{'...' if len(files) > 3 else ''}" if files else "it is empty"
     return SourceError(
         f"{folder} holds no weights; expected model.safetensors, an index of shards, adapter_model.safetensors, "
-        f"pytorch_model.bin, a GGUF file or another format of docs/concepts.md, and {holds}"
+        f"pytorch_model.bin, a GGUF file or another format of docs/formats.md, and {holds}"
     )
