@@ -111,7 +111,7 @@ def fused_attention(view: View) -> tuple[Part, ...] | None:
 
 
 def _is_in_projection(view: View) -> bool:
-    """Whether an in_proj is attention's: DeBERTa's has biases of its own, Qwen-VL's a telling name; Mamba has one too."""
+    """Whether an in_proj is attention's: DeBERTa's has biases of its own, Qwen-VL's a telling name."""
     if view.last != "in_proj":
         return False
     in_attention = "attn" in view.layer.split(".")[-2:][0]
