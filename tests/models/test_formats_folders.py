@@ -141,6 +141,14 @@ def flax_shards(folder):
     return folder
 
 
+def sentence_transformer(folder):
+    put(folder, "model.safetensors")
+    put(folder, "2_Dense/model.safetensors", {"linear.weight": torch.ones(5, 4)})
+    text(folder, "1_Pooling/config.json")
+    paths = ["", "1_Pooling", "2_Dense", "../elsewhere"]
+    return text(folder, "modules.json", json.dumps([{"idx": i, "path": path} for i, path in enumerate(paths)]))
+
+
 TWO = ["a", "b"]
 OPENED = {
     "hub cache": (hub_cache, TWO),
@@ -152,6 +160,8 @@ OPENED = {
     ),
     "trainer output with a final model": (lambda d: trainer_run(d, final=True), TWO),
     "deepspeed step": (lambda d: deepspeed(d, stage=2) / "global_step10", TWO),
+    "deepspeed run": (lambda d: deepspeed(d, stage=2), TWO),
+    "sentence transformer": (sentence_transformer, [*TWO, "2_Dense.linear"]),
     "neuraloperator checkpoint": (neuralop, TWO),
     "accelerate state": (accelerate_state, TWO),
     "a model beside an adapter": (adapter_and_model, TWO),
@@ -225,8 +235,7 @@ NOT_OPENED = {
         "spectail analyze {}/x",
     ),
     "several snapshots": (lambda d: hub_cache(d, refs=False, snapshots=2), "holds 2 snapshots", "name one of them"),
-    "deepspeed": (lambda d: deepspeed(d, stage=2), "checkpoints of a run (1)", "spectail analyze {}/global_step10"),
-    "deepspeed zero 3": (lambda d: deepspeed(d, stage=3) / "global_step10", "DeepSpeed", "zero_to_fp32.py"),
+    "deepspeed zero 3": (lambda d: deepspeed(d, stage=3), "DeepSpeed", "python zero_to_fp32.py . model"),
     "megatron": (lambda d: put(d, "mp_rank_00/model_optim_rng.pt") and d, "Megatron", "tools/checkpoint/convert.py"),
     "orbax": (lambda d: foreign(d, "_METADATA", "manifest.ocdbt"), "Orbax", "flax.serialization.to_bytes"),
     "saved model": (lambda d: foreign(d, "saved_model.pb", "variables/variables.index"), "SavedModel", "from_tf=True"),
@@ -246,6 +255,11 @@ NOT_OPENED = {
     "paddle": (lambda d: foreign(d, "m.pdparams") / "m.pdparams", "PaddlePaddle", "safetensors"),
     "mxnet": (lambda d: foreign(d, "m.params") / "m.params", "MXNet", "safetensors"),
     "archive": (lambda d: foreign(d, "m.tar.gz") / "m.tar.gz", "packed archive", "unpack it"),
+    "two models": (
+        lambda d: put(d, "model.pt").parent and put(d, "weights.pt").parent,
+        "2 checkpoints (model.pt",
+        "name",
+    ),
     "snapshots of several epochs": (
         lambda d: put(d, "e1.ckpt").parent and put(d, "e2.ckpt").parent,
         "2 checkpoints",

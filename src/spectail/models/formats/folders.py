@@ -23,7 +23,10 @@ from spectail.models.lazy_tensor import LazyTensor
 from spectail.models.naming.names import natural_key
 from spectail.models.source import Source
 
-WHOLE = re.compile(r"^(?:model|pytorch_model|diffusion_pytorch_model|flax_model|tf_model|weights)\.\w+$")
+WHOLE = re.compile(
+    r"^(?:model\.(?:safetensors|onnx)|pytorch_model\.bin|diffusion_pytorch_model\.(?:safetensors|bin)"
+    r"|flax_model\.msgpack|tf_model\.h5|weights\.npz)$"
+)
 """Names of a whole model in one file, which transformers too looks for before an index."""
 _MAIN_INDEX = re.compile(r"^(?:model|pytorch_model|diffusion_pytorch_model|flax_model|tf_model)\.\w+\.index\.json$")
 _SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})(\.\w+)$")
@@ -65,9 +68,9 @@ def _folder(folder: Path, label: str) -> Source:
     """Open a model folder: what it holds itself, else what its sub-folders make up."""
     for adapters in (False, True):
         if source := _of_formats(folder, label, adapters=adapters):
-            return source
-    if snapshot := _snapshot(folder):
-        return path_source(snapshot, _hub_name(folder))
+            return _with_modules(folder, source)
+    if snapshot := _snapshot(folder) or _latest_step(folder):
+        return path_source(snapshot, _hub_name(folder) or label)
     if components := _components(folder):
         return _pipeline(components, label)
     refuse_foreign(folder)
@@ -137,6 +140,14 @@ def _snapshot(folder: Path) -> Path | None:
     return snapshots[0]
 
 
+def _latest_step(folder: Path) -> Path | None:
+    """Find the checkpoint of DeepSpeed that the file ``latest`` names."""
+    if not (folder / "latest").is_file() or not list(folder.glob("global_step*")):
+        return None
+    step = folder / (folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
+    return step if step.parent == folder and step.is_dir() else None
+
+
 def _hub_name(folder: Path) -> str | None:
     """Give ``org/name`` for ``models--org--name``."""
     name = folder.resolve().name
@@ -160,13 +171,31 @@ def _has_weights(folder: Path) -> bool:
 def _pipeline(components: Sequence[Path], label: str) -> Source:
     """Open several models as one, each with its own configuration and its folder's name before its layers."""
     sources = [(path.name, path_source(path)) for path in components]
-    layers = [replace(layer, name=f"{name}.{layer.name}") for name, source in sources for layer in source.layers]
-    digest = hashlib.sha256("\0".join(f"{name}\0{source.fingerprint}" for name, source in sources).encode())
     parts = ", ".join(name for name, _ in sources)
-    notes = [f"a pipeline of {len(sources)} models: {parts}; choose one with --include '{sources[0][0]}.*'"]
-    notes += [f"{name}: {note}" for name, source in sources for note in source.notes]
+    note = f"a pipeline of {len(sources)} models: {parts}; choose one with --include '{sources[0][0]}.*'"
+    return _joined(label, sources, note)
+
+
+def _with_modules(folder: Path, source: Source) -> Source:
+    """Add the modules that sentence-transformers keeps in sub-folders beside the model, as ``modules.json`` says."""
+    modules = _json(folder / "modules.json", list)
+    paths = [str(item.get("path", "")) for item in modules if isinstance(item, Mapping)]
+    named = [folder / path for path in paths if path and (folder / path).parent == folder]
+    extra = [(path.name, path_source(path)) for path in named if path.is_dir() and _has_weights(path)]
+    if not extra:
+        return source
+    return _joined(source.label, [("", source), *extra], f"with {', '.join(name for name, _ in extra)}")
+
+
+def _joined(label: str, sources: Sequence[tuple[str, Source]], note: str) -> Source:
+    """Put the layers of several sources together, each under its name; an empty name adds nothing."""
+    layers = []
+    for name, source in sources:
+        layers += [replace(layer, name=f"{name}.{layer.name}") if name else layer for layer in source.layers]
+    digest = hashlib.sha256("\0".join(f"{name}\0{source.fingerprint}" for name, source in sources).encode())
+    notes = [f"{name}: {text}" if name else text for name, source in sources for text in source.notes]
     vectors = sum(source.n_vectors for _, source in sources)
-    return Source(label, f"sha256:{digest.hexdigest()}", tuple(layers), vectors, tuple(notes))
+    return Source(label, f"sha256:{digest.hexdigest()}", tuple(layers), vectors, (note, *notes))
 
 
 def _refuse_run(folder: Path) -> None:
@@ -275,10 +304,10 @@ def _lost(promised: Iterable[str], tensors: Sequence[LazyTensor]) -> tuple[str, 
     return (f"the index names {lost[0]}{more}, which no shard holds",)
 
 
-def _json(path: Path) -> Mapping[str, Any]:
-    """Read a configuration; one that is missing or damaged says nothing."""
+def _json(path: Path, kind: type = dict) -> Any:
+    """Read a configuration; one that is missing, damaged or of another kind says nothing."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, Mapping) else {}
+        return kind()
+    return value if isinstance(value, kind) else kind()
