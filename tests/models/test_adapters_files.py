@@ -345,6 +345,31 @@ def test_a_configuration_beside_a_whole_model_changes_nothing(tmp_path):
     assert not any(layer.problem for layer in open_source(tmp_path).layers)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "unheard-of"])
+def test_an_adapter_of_llama_cpp(architecture, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "lora.gguf", architecture)
+    writer.add_string("general.type", "adapter")
+    writer.add_float32("adapter.lora.alpha", 1.5)
+    writer.add_uint32(f"{architecture}.attention.head_count", 2)
+    # llama.cpp reorders the rows of a head: the two halves of each of ours alternate there.
+    reordered = SQUARE_B.reshape(2, 2, 2, 3).swapaxes(1, 2).reshape(8, 3).contiguous()
+    for name, b in {"attn_q": reordered, "ffn_up": SQUARE_B}.items():
+        writer.add_tensor(f"blk.1.{name}.weight.lora_a", SQUARE_A.numpy())
+        writer.add_tensor(f"blk.1.{name}.weight.lora_b", b.numpy())
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    source = open_source(tmp_path / "lora.gguf")
+    rows = {layer.name: layer.read()[0].float() for layer in source.layers}
+    known = architecture == "llama"
+    names = ["layers.1.self_attn.q_proj", "layers.1.mlp.up_proj"] if known else ["blk.1.attn_q", "blk.1.ffn_up"]
+    prefix = "model." if known else ""
+    assert set(rows) == {f"{prefix}{name}.lora" for name in names}
+    torch.testing.assert_close(rows[f"{prefix}{names[1]}.lora"], SQUARE_B @ SQUARE_A * 0.5)
+    up = SQUARE_B if known else reordered
+    torch.testing.assert_close(rows[f"{prefix}{names[0]}.lora"], up @ SQUARE_A * 0.5)
+
+
 UNKNOWN: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "lycoris oft": ({f"{UNET}.oft_blocks": rand(2, 4, 4), f"{UNET}.alpha": torch.tensor(1.0)}, "OFT"),
     "a new form of lycoris": ({f"{UNET}.nova_x": rand(4, 4)}, "nova_x"),

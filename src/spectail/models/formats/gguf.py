@@ -19,7 +19,7 @@ from spectail.models.formats.gguf_header import GgufTensor, read_header
 from spectail.models.formats.gguf_names import FAMILIES, PERMUTED, HfName, hf_name
 from spectail.models.formats.open_file import OpenFile
 from spectail.models.formats.ranges import StoredArray, row_major
-from spectail.models.lazy_tensor import Index, LazyTensor, piece_of
+from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, piece_of
 from spectail.models.naming.names import natural_key
 
 _SPLIT = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
@@ -60,14 +60,33 @@ def read_gguf(files: Sequence[OpenFile]) -> Contents:
     unnamed: list[str] = []
     for file, header in headers:
         for tensor in header.tensors:
-            known = hf_name(architecture, tensor.name)
+            known = hf_name(architecture, tensor.name) or _factor_name(architecture, tensor.name)
             if known is None and len(tensor.shape) > 1:
                 unnamed.append(tensor.name)
             tensors += _described(file, tensor, known, metadata)
     if not tensors:
         raise SourceError(f"{files[0].path} is a GGUF file without tensors; expected a model")
+    tensors += _alphas(tensors, metadata)
     tensors.sort(key=lambda stored: natural_key(stored.name))  # stored as blk.0, blk.1, blk.10
     return Contents(tensors, _config(architecture, metadata), _notes(architecture, unnamed))
+
+
+def _factor_name(architecture: str, name: str) -> HfName | None:
+    """Translate the name of a LoRA factor (``blk.0.attn_q.weight.lora_a``) into peft's; only B's rows are reordered."""
+    weight, _, factor = name.rpartition(".")
+    if factor not in {"lora_a", "lora_b"} or (known := hf_name(architecture, weight)) is None or known.transposed:
+        return None
+    target = known.name.removesuffix(".weight")
+    return HfName(f"{target}.lora_{factor[-1].upper()}", known.stem if factor == "lora_b" else "")
+
+
+def _alphas(tensors: Sequence[LazyTensor], metadata: Mapping[str, object]) -> list[LazyTensor]:
+    """Describe an adapter's one alpha beside every factor, as kohya's files store it."""
+    alpha = metadata.get("adapter.lora.alpha")
+    if not isinstance(alpha, int | float):
+        return []
+    targets = (re.fullmatch(r"(.*?)(?:\.weight)?\.lora_[aA]", stored.name) for stored in tensors)
+    return [in_memory(f"{match[1]}.alpha", torch.tensor(float(alpha))) for match in targets if match]
 
 
 def _notes(architecture: str, unnamed: Sequence[str]) -> tuple[str, ...]:
