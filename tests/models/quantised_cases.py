@@ -31,6 +31,8 @@ class Case:
     """Of a failed row, where the true shape can be known."""
     note: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
+    is_sub_byte: bool = False
+    """Whether a file's reader gives the type no values."""
     names: tuple[str, ...] = (Q,)
     """Of the rows, where there is more than one."""
 
@@ -138,6 +140,18 @@ def scaled_cases() -> dict[str, Case]:
             {"weight": weight, "weight_scale": row, "weight_scale_2": scalar},
             problem=("q_proj.weight ", "weight_scale_2"),
         ),
+        "fp8 scale beside its module": Case(
+            {"weight": weight, "../q_proj_scale": row}, problem=("q_proj.weight ", "layers.0.q_proj_scale")
+        ),
+        "fp8 scale behind a slash": Case(
+            {"weight": weight, "weight/scale": row}, problem=("q_proj.weight ", "weight/scale")
+        ),
+        "fp8 scale by name parts": Case(
+            {"weight": weight, "quantizer.weight_scales.0": row}, problem=("q_proj.weight ", "weight_scales")
+        ),
+        "scale of TensorRT-LLM": Case(
+            {"weight": integers, "per_channel_scale": row}, problem=("q_proj.weight ", "per_channel_scale")
+        ),
         "fp8 two scales": Case(
             {"weight": weight, "weight_scale": row, "scale": scalar}, problem=("q_proj.weight ", "scale")
         ),
@@ -237,6 +251,9 @@ def block_cases() -> dict[str, Case]:
         "blocks that two sizes fit": Case(state, problem=both),
         "blocks that do not fit the configuration": Case(state, problem=(*both, "64x64"), config=block_config(64)),
         "blocks that one size fits": Case({"weight": even, "weight_scale_inv": even_scale}, blocks(even, even_scale)),
+        "blocks of ModelOpt": Case(
+            {"weight": even, "weight_scale": even_scale.reshape(2, 1, 4, 1)}, blocks(even, even_scale)
+        ),
         "blocks transposed": Case(
             {"weight": even, "weight_scale_inv": even_scale.T.contiguous()},
             blocks(even, even_scale),
@@ -282,6 +299,22 @@ def small_float_cases() -> dict[str, Case]:
         "NVFP4 of ModelOpt": Case(
             {"weight": packed, "weight_scale": small, "weight_scale_2": whole, "input_scale": whole},
             times(values, small.float() * 3),
+        ),
+        "MXFP4 in torch's type": Case(
+            {"weight": packed.view(torch.float4_e2m1fn_x2), "weight_scale": torch_exponents}, mx, is_sub_byte=True
+        ),
+        "4-bit floats alone": Case({"weight": packed.view(torch.float4_e2m1fn_x2)}, problem=("4",), is_sub_byte=True),
+        "4-bit floats and a scale of another kind": Case(
+            {"weight": packed.view(torch.float4_e2m1fn_x2), "weight_scale": small}, problem=("4",), is_sub_byte=True
+        ),
+        "NVFP4 of ComfyUI": Case(
+            {
+                "weight": packed,
+                "weight_scale": small,
+                "weight_scale_2": whole,
+                "comfy_quant": torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8),
+            },
+            problem=("NVFP4",),
         ),
         "NVFP4 in tiles": Case(
             {"weight": packed, "weight_scale": floats(128, 4).to(torch.float8_e4m3fn), "weight_scale_2": whole},
@@ -541,6 +574,9 @@ def unreadable_cases() -> dict[str, Case]:
             problem=("torchao", again),
         ),
         "SINQ": Case({"W_q": codes, "meta": ints(0, 9, 40, dtype=torch.uint8)}, problem=("SINQ", again)),
+        "HQQ in nested dicts": Case(
+            {"W_q": codes, "meta.scale": floats(256, 1), "meta.zero": floats(256, 1)}, problem=("HQQ", again)
+        ),
         "Quark of 4 bits": Case(
             {"weight": words, "weight_scale": floats(64, 4), "weight_zero_point": ints(0, 9, 8, 4, dtype=torch.int32)},
             problem=("q_proj.weight ", again),

@@ -14,14 +14,16 @@ from typing import Any
 from spectail.models.assembly import factorised, packed, reparametrised, scaled, small_floats, vector_quantised
 from spectail.models.assembly.pieces import Pieces, fill_in, match_name
 from spectail.models.assembly.unreadable import (
+    ancestors,
     exl2_shape,
     exl3_shape,
     is_helper,
     is_scale_name,
     left_over,
     marlin_shape,
-    modules_of,
+    near_scales,
     packed_by,
+    scaled_modules,
     second_scale,
 )
 from spectail.models.lazy_tensor import LazyTensor
@@ -72,7 +74,13 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe("MXFP4 blocks", "{}.*.blocks", ("{}.*.scales",), "{}.*", small_floats.mxfp4_blocks),
     Recipe("NVFP4", "{}.*_packed", ("{}.*_scale", "{}.*_global_scale"), "{}.*", small_floats.nvfp4_divided),
     Recipe("MXFP4", "{}.*_packed", ("{}.*_scale",), "{}.*", small_floats.mxfp4),
-    Recipe("NVFP4 of ModelOpt", "{}.*", ("{}.*_scale", "{}.*_scale_2"), "{}.*", small_floats.nvfp4_multiplied),
+    Recipe(
+        "NVFP4 of ModelOpt",
+        "{}.*",
+        ("{}.*_scale", "{}.*_scale_2", "{}.comfy_quant?"),
+        "{}.*",
+        small_floats.nvfp4_multiplied,
+    ),
     Recipe("MXFP4 bytes", "{}.*", ("{}.*_scale",), "{}.*", small_floats.mxfp4),
     Recipe("MXFP4 bytes", "{}.*", ("{}.*_scale_inv",), "{}.*", small_floats.mxfp4),
     Recipe("MXFP4 bytes", "{}.weight", ("{}.scale",), "{}.weight", small_floats.mxfp4),
@@ -194,27 +202,39 @@ def assemble(tensors: Iterable[LazyTensor], config: Mapping[str, Any] | None = N
     tensors = list(tensors)
     known = {stored.name: stored for stored in tensors if not _is_no_weight(stored)}
     made, used, modules = _apply_recipes(known, quantisation_of(config or {}))
-    scales: dict[str, list[str]] = {}
-    for name in known.keys() - used - made.keys():
-        if is_scale_name(name):
-            for module in modules_of(name):
-                scales.setdefault(module, []).append(name)
-    weights = {weight.name for weight in made.values()}
-    for stored in known.values():
-        name = stored.name
-        if name in made and (failed := second_scale(made[name], stored, scales)):
-            made[name] = failed
-        if name in used or (not stored.is_floating and _whole_weight(name) in weights):
-            continue
-        if weight := left_over(stored, scales):
-            made[name] = weight
-            if weight.problem:
-                modules.add(name.rpartition(".")[0])
+    _judge_the_rest(known, made, used, modules)
     return [
         made.get(stored.name, stored)
         for stored in tensors
         if stored.name in made or _is_plain_weight(stored, known, used, modules)
     ]
+
+
+def _judge_the_rest(
+    known: Mapping[str, LazyTensor], made: dict[str, LazyTensor], used: set[str], modules: set[str]
+) -> None:
+    """Add a row for each tensor that no recipe took and that is no plain weight; fail weights with a second scale."""
+    scales: dict[str, list[str]] = {}
+    for name in known:
+        if name not in used and name not in made and is_scale_name(name):
+            for module in scaled_modules(name):
+                scales.setdefault(module, []).append(name)
+    weights = {weight.name for weight in made.values()}
+    for name, stored in known.items():
+        near = near_scales(stored, scales)
+        weight = second_scale(made[name], stored, near) if name in made else None
+        if name not in used and (stored.is_floating or _whole_weight(name) not in weights):
+            weight = left_over(stored, near)
+        if weight is not None:
+            made[name] = weight
+        if (weight is not None and weight.problem) or (stored.problem and not _is_float(stored)):
+            modules.add(name.rpartition(".")[0])
+            used.update(near)
+
+
+def _is_float(stored: LazyTensor) -> bool:
+    """Whether a tensor has a type of plain floating-point numbers, also one whose values cannot be had."""
+    return stored.dtype.startswith(("float", "bfloat", "complex"))
 
 
 def _whole_weight(name: str) -> str:
@@ -287,7 +307,9 @@ def _is_plain_weight(stored: LazyTensor, known: Mapping[str, LazyTensor], used: 
         return False
     if stored.problem is None and not stored.is_floating:
         return False
-    return not any(module in modules and is_helper(module, stored.name) for module in modules_of(stored.name))
+    if stored.dtype.startswith("float8") and is_scale_name(stored.name):
+        return False
+    return not any(module in modules and is_helper(module, stored.name) for module in ancestors(stored.name))
 
 
 def _is_no_weight(stored: LazyTensor) -> bool:

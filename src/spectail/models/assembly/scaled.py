@@ -202,6 +202,8 @@ def _has_square_blocks(grid: Grid) -> bool:
 
 def _with_all_dimensions(weight: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, ...] | None:
     """Put in the dimensions that a scale of fewer leaves out: by convention those behind, else the one that fits."""
+    if len(scale) == 2 * len(weight) and all(size == 1 for size in scale[1::2]):
+        return scale[::2]  # ModelOpt keeps (blocks, 1, blocks, 1)
     if len(weight) == 2 and len(scale) == 1:
         return (*scale, 1) if scale[0] == weight[0] else (1, *scale) if scale[0] == weight[1] else None
     if len(scale) == 1:

@@ -85,7 +85,7 @@ def _nvfp4(pieces: Pieces, scale: LazyTensor, whole: LazyTensor, *, divides: boo
     one = math.prod(whole.shape) in {1, packed.shape[0] if len(packed.shape) > 2 else 1}
     if packed.dtype not in _BYTES or not one or not scale.dtype.startswith("float8_e4m3"):
         return None
-    if not _has_blocks(packed, scale, NV_BLOCK):
+    if not _has_blocks(packed, scale, NV_BLOCK) or "{}.comfy_quant" in pieces.found:
         return pieces.failed(
             f"stored as 4-bit floats (NVFP4) of shape {shape_text(packed.shape)} with {scale.name} of shape "
             f"{shape_text(scale.shape)}: expected a scale for each {NV_BLOCK} numbers in the plain order of rows"

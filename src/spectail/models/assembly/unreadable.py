@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
@@ -58,7 +58,9 @@ _SCALE = re.compile(
     re.IGNORECASE,
 )
 _OF_OTHERS = re.compile(
-    r"(?:^|[._])(?:input|output|act|activation|bias|logit|[kvq]|kv|attn|pre_quant)s?(?=[._]|$)", re.IGNORECASE
+    r"(?:^|[._])(?:input|output|act|activation|bias|logit|attn|pre_quant)s?(?=[._]|$)"
+    r"|(?:^|[._])(?:[kvq]|kv)_(?:cache_)?(?:scale|zero|amax)",
+    re.IGNORECASE,
 )
 """Scales of what goes into or comes out of a layer, of its bias, or of attention scores."""
 _HELPER = re.compile(
@@ -83,8 +85,8 @@ def is_scale_name(name: str) -> bool:
     >>> is_scale_name("q_proj.weight_scale"), is_scale_name("q_proj.input_scale"), is_scale_name("q_proj.bias")
     (True, False, False)
     """
-    tail = ".".join(name.rsplit(".", 2)[-2:])
-    return bool(_SCALE.search(tail)) and not _OF_OTHERS.search(name.rsplit(".", 1)[-1])
+    first, tail = name.partition(".")[0], ".".join(name.rsplit(".", 2)[-2:])
+    return bool(_SCALE.search(tail) or _SCALE.fullmatch(first)) and not _OF_OTHERS.search(name.rsplit(".", 1)[-1])
 
 
 def is_helper(module: str, name: str) -> bool:
@@ -93,28 +95,52 @@ def is_helper(module: str, name: str) -> bool:
     return bool(_HELPER.search(rest))
 
 
-def modules_of(name: str) -> tuple[str, ...]:
-    """Give the paths of the modules that a helper may belong to.
+_OF_WEIGHT = re.compile(r"weight|quant|scale|codebook|centroid")
+"""Parts of a name that lie below the module whose weight they are about."""
 
-    >>> modules_of("q_proj.weight_scale"), modules_of("q_proj.weight_quantizer._amax")
-    (('q_proj',), ('q_proj.weight_quantizer', 'q_proj'))
+
+def ancestors(name: str) -> Iterator[str]:
+    """List the paths of the modules that a tensor lies in, from the innermost to the root (the empty path)."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+    yield ""
+
+
+def scaled_modules(name: str) -> set[str]:
+    """Give the paths of the modules whose weight a scale of this name may belong to.
+
+    >>> sorted(scaled_modules("q_proj.weight_scale")), sorted(scaled_modules("attn.q_proj_scale"))
+    (['q_proj', 'q_proj.weight'], ['attn', 'attn.q_proj'])
     """
-    if "parametrizations." in name:
-        return (name.partition("parametrizations.")[0].removesuffix("."),)
     parent = name.rpartition(".")[0]
-    module, _, own = parent.rpartition(".")
-    return (parent, module) if re.search(r"weight|quant|scale|codebook|centroid", own) else (parent,)
+    match = _SCALE.search(name)
+    stem = name[: match.start()].rstrip("._/:@-") if match else parent
+    found = {parent, stem}
+    for path in (parent, stem):
+        while _OF_WEIGHT.search(path.rpartition(".")[2]):
+            path = path.rpartition(".")[0]
+            found.add(path)
+    if stem == "":  # scales.layers.0.q_proj.weight
+        rest = name[match.end() :].lstrip("._/:@-") if match else ""
+        found |= {rest, rest.rpartition(".")[0]} - {""}
+    return found
 
 
-def left_over(stored: LazyTensor, scales: Mapping[str, list[str]]) -> LazyTensor | None:
+def left_over(stored: LazyTensor, near: list[str]) -> LazyTensor | None:
     """Judge a tensor that no recipe took: None where it is a plain weight, or nothing that can be one.
 
-    ``scales`` are the names of scales that no recipe took, by the module they may belong to. 8-bit floats and integers
+    ``near`` are scales that no recipe took and that may be the tensor's: see ``near_scales``. 8-bit floats and integers
     beside one fail; 8-bit floats without pass with a note; a matrix of integers that is no known index fails.
     """
     if len(stored.shape) < 2 or stored.problem:
         return None
-    near = _near(stored, scales) if is_float8(stored) or _is_integer(stored) else []
+    if stored.dtype.startswith("float4"):
+        return replace(
+            stored, problem=f"stored as {stored.dtype}, two numbers in a byte: dequantise it first", memory=None
+        )
+    if is_scale_name(stored.name) and (is_float8(stored) or stored.dtype == "float8_e8m0fnu"):
+        return None
     if is_float8(stored) and not near:
         return replace(stored, note="stored as 8-bit floats without a scale")
     if stored.dtype == "float8_e8m0fnu":
@@ -132,12 +158,10 @@ def left_over(stored: LazyTensor, scales: Mapping[str, list[str]]) -> LazyTensor
     return None
 
 
-def second_scale(made: LazyTensor, anchor: LazyTensor, scales: Mapping[str, list[str]]) -> LazyTensor | None:
+def second_scale(made: LazyTensor, anchor: LazyTensor, near: list[str]) -> LazyTensor | None:
     """Fail a quantised weight that has one more scale beside it than its recipe uses; None where there is no other."""
-    if made.problem or (anchor.is_floating and not is_float8(anchor)):
-        return None
-    others = [name for name in _near(anchor, scales) if "amax" not in name]
-    if not others:
+    others = [name for name in near if "amax" not in name]
+    if made.problem or not others:
         return None
     problem = f"{anchor.dtype} {anchor.name} has a second scale, {others[0]}, in a form that is not known"
     return replace(made, problem=f"{problem}: dequantise it first")
@@ -157,8 +181,13 @@ def _may_be_weight(stored: LazyTensor, near: list[str]) -> bool:
     return is_matrix and not selects and not is_scale_name(stored.name)
 
 
-def _near(stored: LazyTensor, scales: Mapping[str, list[str]]) -> list[str]:
-    """Find scales that may belong to a tensor: of its module, and called after it or after nothing."""
+def near_scales(stored: LazyTensor, scales: Mapping[str, list[str]]) -> list[str]:
+    """Find scales that may belong to an 8-bit float or integer: of its module, and called after it or after nothing.
+
+    ``scales`` are the names of scales that no recipe took, by the modules they may belong to.
+    """
+    if not (is_float8(stored) or _is_integer(stored)):
+        return []
     module, _, own = stored.name.rpartition(".")
     names = [name for name in scales.get(module, []) if name != stored.name]
     if own == "weight":

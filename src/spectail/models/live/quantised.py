@@ -74,7 +74,7 @@ def _computed(name: str, owner: nn.Module, method: str) -> LazyTensor:
         shape = tuple(_call(owner, method, ()).shape)
     except SourceError as error:
         return unreadable(name, stated, "uint8", str(error))
-    if 1 not in stated and shape[:2] != stated:
+    if len(shape) == 2 and 1 not in stated and shape != stated:
         problem = f"{type(owner).__name__}.{method}() gives {shape}, expected (out, in) = {stated}: dequantise it first"
         return unreadable(name, stated, "uint8", problem)
     read = partial(_call, owner, method)
