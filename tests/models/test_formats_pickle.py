@@ -20,7 +20,7 @@ from torch import nn
 
 from spectail.errors import SourceError
 from spectail.models.formats import pickled, unpickle
-from spectail.models.formats.open_file import OpenFile
+from spectail.models.formats.open_file import MemoryFile, OpenFile
 from spectail.models.formats.torch_pickle import read_pickles
 from spectail.models.open import open_source
 
@@ -295,3 +295,14 @@ def test_objects_with_tensors_inside_a_state_dict_keep_a_failed_row(tmp_path):
 def test_lists_of_tensors_are_state_dicts_too(tmp_path):
     torch.save({"params": [torch.ones(2, 3), torch.ones(4, 2)]}, tmp_path / "m.pt")
     assert [layer.name for layer in open_source(tmp_path / "m.pt").layers] == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("first", "shape", "strides"),
+    [(0, (9, 4), (4, 1)), (10, (4, 4), (4, 1)), (-1, (2, 2), (4, 1)), (0, (4, 4), (-4, 1))],
+)
+def test_a_tensor_outside_of_its_storage_is_refused(first, shape, strides):
+    storage = pickled.Storage(torch.float32, MemoryFile(pathlib.Path("a"), bytes(1000)), 40, 16 * 4)
+    with pytest.raises(ValueError, match=r"an array at|does not fit into its storage"):
+        pickled.TensorRef(shape, torch.float32, storage, first, strides).array()
+    assert pickled.TensorRef((4, 4), torch.float32, storage, 0, (4, 1)).array().read().shape == (4, 4)

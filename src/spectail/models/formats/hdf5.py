@@ -84,7 +84,8 @@ def _library(file: OpenFile) -> Any:
 def _inside(file: OpenFile) -> tuple[ReadableFile, int]:
     """Find the weights in a ``.keras`` archive."""
     with zipfile.ZipFile(file.stream()) as archive:
-        return member(file, 0, archive, _WEIGHTS)
+        place, start, _ = member(file, 0, archive, _WEIGHTS)
+        return place, start
 
 
 def _described(dataset: Any, file: ReadableFile, start: int) -> LazyTensor:
@@ -104,8 +105,12 @@ def _read_chunked(file: ReadableFile, start: int, path: str, index: Index) -> Te
     """Read an array that is cut or compressed."""
     import h5py
 
-    with h5py.File(file.stream(start), "r") as tree:
-        return piece_of(torch.from_numpy(np.asarray(tree[path][()])), index)
+    try:
+        with h5py.File(file.stream(start), "r") as tree:
+            values = np.asarray(tree[path][()])
+    except (OSError, RuntimeError, KeyError) as error:
+        raise SourceError(f"{path} of {file.path} cannot be read ({error}): the file is damaged") from None
+    return piece_of(torch.from_numpy(values), index)
 
 
 def _name(path: str) -> str:

@@ -49,7 +49,7 @@ def _archive(file: OpenFile) -> list[LazyTensor]:
         if not names:
             raise ValueError("no array")
         places = {name.removesuffix(".npy").replace("/", "."): member(file, 0, archive, name) for name in names}
-    return [_array(name, *place) for name, place in places.items()]
+    return [_array(name, place, start) for name, (place, start, _) in places.items()]
 
 
 def _array(name: str, file: ReadableFile, start: int) -> LazyTensor:

@@ -136,6 +136,9 @@ class _Reader:
             return unreadable(name, shape, "uint8", f"stored as ONNX type {proto.data_type}, which is not read here")
         if proto.data_location == _EXTERNAL:
             return self._external(name, proto, dtype)
+        size = torch.Size(shape).numel() * dtype.itemsize
+        if proto.HasField("raw_data") and len(proto.raw_data) != size:
+            raise SourceError(f"{self.file.path} is damaged: {name!r} has {len(proto.raw_data)} bytes and needs {size}")
         return LazyTensor(name, shape, dtype_name(dtype), partial(_read_proto, proto, dtype))
 
     def _external(self, name: str, proto: Any, dtype: torch.dtype) -> LazyTensor:
@@ -261,7 +264,10 @@ def _read_proto(proto: Any, dtype: torch.dtype, index: Index) -> Tensor:
     else:
         import onnx.numpy_helper
 
-        array = np.ascontiguousarray(onnx.numpy_helper.to_array(proto)).reshape(-1)
+        try:
+            array = np.ascontiguousarray(onnx.numpy_helper.to_array(proto)).reshape(-1)
+        except (ValueError, TypeError) as error:
+            raise SourceError(f"the values of {proto.name!r} cannot be read ({error}): the file is damaged") from None
         flat = torch.from_numpy(array.view(np.uint8).copy()).view(dtype)
     return piece_of(flat.reshape(tuple(proto.dims)), index)
 

@@ -94,7 +94,10 @@ class OpenFile:
             raise SourceError(f"{self.path} names a place before its beginning: it is damaged")
         done = 0
         while done < len(target):
-            count = self._read_some(offset + done, target[done : done + _MOST_AT_ONCE])
+            try:
+                count = self._read_some(offset + done, target[done : done + _MOST_AT_ONCE])
+            except OSError as error:
+                raise SourceError(f"{self.path} cannot be read: {error.strerror or error}") from None
             if count == 0:
                 self.check()
                 raise SourceError(f"{self.path} ends before byte {offset + len(target)}: it is truncated")

@@ -23,6 +23,8 @@ class Storage:
     file: ReadableFile | None = None
     offset: int = 0
     """Of the first byte."""
+    size: int = 0
+    """Number of bytes."""
     problem: str | None = None
     """Why there are no bytes, if so."""
 
@@ -52,12 +54,16 @@ class TensorRef:
 
         Raises:
             SourceError: the file does not hold them.
+            ValueError: the description is damaged.
 
         """
         if self.storage is None or self.storage.file is None:
             raise SourceError("a tensor has no values in the file")
         offset = self.storage.offset + self.first * self.dtype.itemsize
-        return StoredArray(self.storage.file, offset, self.dtype, self.shape, self.strides)
+        array = StoredArray(self.storage.file, offset, self.dtype, self.shape, self.strides)
+        if self.first < 0 or array.end > self.storage.offset + self.storage.size:
+            raise ValueError(f"a tensor of shape {self.shape} that does not fit into its storage")
+        return array
 
 
 class Inert:

@@ -26,6 +26,10 @@ class StoredArray:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        if self.offset < 0 or any(number < 0 for number in (*self.shape, *self.strides)):
+            raise ValueError(f"an array at {self.offset} of shape {self.shape} and strides {self.strides}")
+
     @property
     def end(self) -> int:
         """Byte behind the last element."""

@@ -167,8 +167,8 @@ def _load_sequence(file: ReadableFile) -> tuple[Any, dict[str, None]]:
         # Behind the pickles, one storage after the other: the number of elements, then the elements.
         storage = storages[key]
         count = int.from_bytes(file.read(position, 8), "little")
-        storage.file, storage.offset = file, position + 8
-        position += 8 + count * storage.dtype.itemsize
+        storage.file, storage.offset, storage.size = file, position + 8, count * storage.dtype.itemsize
+        position += 8 + storage.size
     if position > file.size:
         raise ValueError(position)
     return value, foreign

@@ -10,8 +10,8 @@ _LOCAL_HEADER = 30
 """Bytes of a member's own header before its name and extra field, whose lengths are its last two numbers."""
 
 
-def member(file: ReadableFile, start: int, archive: zipfile.ZipFile, name: str) -> tuple[ReadableFile, int]:
-    """Find where the bytes of a member begin, in an archive that begins at ``start`` of a file.
+def member(file: ReadableFile, start: int, archive: zipfile.ZipFile, name: str) -> tuple[ReadableFile, int, int]:
+    """Find where the bytes of a member begin and how many they are, in an archive that begins at ``start`` of a file.
 
     Raises:
         KeyError: there is no such member.
@@ -20,10 +20,10 @@ def member(file: ReadableFile, start: int, archive: zipfile.ZipFile, name: str) 
     """
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED:
-        return MemoryFile(file.path, archive.read(name)), 0
+        return MemoryFile(file.path, archive.read(name)), 0, info.file_size
     header = file.read(start + info.header_offset, _LOCAL_HEADER)
     lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     offset = start + info.header_offset + _LOCAL_HEADER + lengths
     if offset + info.file_size > file.size:
         raise ValueError(name)
-    return file, offset
+    return file, offset, info.file_size
