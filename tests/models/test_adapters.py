@@ -97,6 +97,7 @@ CASES: dict[str, Case] = {
     "poly": Case("PolyConfig", {}, file="Poly", live="cannot merge"),
     "lily": Case("LilyConfig", {}, file="Lily", live="cannot merge"),
     "peanut": Case("PeanutConfig", {}, file="PEANuT"),
+    "frod": Case("FrodConfig", {}, file="FRoD"),
     "trainable tokens": Case(
         "TrainableTokensConfig",
         {"token_indices": [1, 5], "target_modules": ["embed_tokens"], "init_weights": False},
@@ -217,3 +218,23 @@ def test_file_with_its_base_model(name, place, tmp_path):
     source = open_source(adapter / "adapter_model.safetensors" if place == "beside" else adapter)
     assert_rows(source, model, case, strict=False)
     assert all(not layer.note for layer in source.layers)
+
+
+NO_CHANGE_OF_A_WEIGHT = {
+    "PROMPT_TUNING": "prompts are inputs",
+    "MULTITASK_PROMPT_TUNING": "prompts are inputs",
+    "P_TUNING": "prompts are inputs",
+    "PREFIX_TUNING": "prompts are inputs",
+    "CPT": "prompts are inputs",
+    "CARTRIDGE": "prompts are inputs",
+    "ADAPTION_PROMPT": "prompts are inputs",
+    "SHADOW": "a second network beside the model",
+    "XLORA": "several LoRA adapters, mixed for each input",
+    "ADAMSS": "needs scikit-learn, which is not installed for the tests",
+}
+
+
+def test_every_form_of_the_installed_peft_is_in_the_table():
+    kinds = {kind.value: config.__name__ for kind, config in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    tested = {case.config for case in CASES.values()}
+    assert {kind for kind, config in kinds.items() if config not in tested} <= set(NO_CHANGE_OF_A_WEIGHT)
