@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from spectail.models.build import build_source
 from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name
-from spectail.models.naming.names import canonical_name
+from spectail.models.naming.names import canonical_name, clean_names
 from spectail.models.source import Layer
 
 _PIECE = re.compile(r"parametrizations\.(\w+)\.original\d*$|(?<=weight)_[gv]$")
@@ -64,6 +64,7 @@ def saved_names(module: nn.Module, layers: Sequence[Layer], config: Mapping[str,
     written = _written(_inner(module))
     if not written:
         return {}
+    written = dict(zip(clean_names(list(written)), written.values(), strict=True))
     tensors = [LazyTensor(n, tuple(t.shape), dtype_name(t.dtype), _no_values) for n, t in written.items()]
     sources: dict[str, set[str]] = {}
     for name, tensor in written.items():
@@ -83,7 +84,7 @@ def saved_names(module: nn.Module, layers: Sequence[Layer], config: Mapping[str,
 
 def _inner(module: nn.Module) -> nn.Module:
     """Take a model out of DDP, torch.compile and the like."""
-    while isinstance(inner := getattr(module, "module", None) or getattr(module, "_orig_mod", None), nn.Module):
+    while isinstance(inner := getattr(module, "module", getattr(module, "_orig_mod", None)), nn.Module):
         module = inner
     return module
 
@@ -94,17 +95,21 @@ def _written(model: nn.Module) -> Written:
         return {}
     try:
         from transformers.core_model_loading import revert_weight_conversion
+        from transformers.modeling_utils import remove_tied_weights_from_state_dict
     except ImportError:
         return {}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     traced: dict[str, Tensor] = {}
     first: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for (name, parameter), clean in zip(parameters.items(), clean_names(list(parameters)), strict=True):
         # Tied parameters count under the first of their names, as in ``module_source``.
-        source = first.setdefault(id(parameter), name)
+        source = first.setdefault(id(parameter), clean)
         empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
         traced[name] = _Traced.of(empty, frozenset({source}))
+    library: Any = model
     try:
-        written: Any = revert_weight_conversion(model, traced)  # type: ignore[arg-type]
+        kept = remove_tied_weights_from_state_dict(traced, library)
+        written: Any = revert_weight_conversion(library, kept)
         return dict(written)
     except Exception:  # noqa: BLE001 - another library's conversions may raise anything; names then pair by other rules
         return {}
@@ -125,10 +130,20 @@ def _partners(live: Sequence[Layer], stored: Sequence[Layer]) -> dict[str, str]:
     if len(live) == len(stored) == 1:
         return {live[0].name: stored[0].name}
     found: dict[str, str] = {}
-    for key in (lambda layer: layer.kind, lambda layer: _part(layer.name), lambda layer: ""):
+    for key in (lambda layer: layer.kind, lambda layer: _part(layer.name), lambda layer: _stem(layer.name), _nothing):
         left, right = _keyed(live, key, found), _keyed(stored, key, found.values())
         found |= {left[k][0]: right[k][0] for k in left if len(left[k]) == 1 == len(right.get(k, ()))}
     return found
+
+
+def _stem(name: str) -> str:
+    """The last piece of a name without ``_proj``: ``gate`` of ``gqkv_proj.gate`` and of ``gate_proj``."""
+    return name.rpartition(".")[2].removesuffix("_proj")
+
+
+def _nothing(layer: Layer) -> str:
+    """Tell no layers apart."""
+    return ""
 
 
 def _keyed(

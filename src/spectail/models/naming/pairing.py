@@ -19,6 +19,9 @@ from spectail.models.naming.names import canonical_name
 _PREDICTION = re.compile(r"(?:^|\.)(?:\w*mtp\w*|\w*nextn\w*)(?=\.|$)")
 _PREDICTION_LAYER = re.compile(r"\.(?:eh_proj|shared_head\.head)$")
 
+_TEXT = re.compile(r"(?:^|\.)(?:language_model|text_model|text_encoder|llm)\.")
+_SENSE = re.compile(r"(?:^|\.)(?:visual|vision|image|img|video|audio|speech|sound)\w*\.")
+
 WRAPPERS = frozenset({"model", "module", "base_model", "transformer", "language_model", "backbone"})
 """Modules that hold a whole model or its text part; files and classes differ in which of them they name."""
 
@@ -151,7 +154,9 @@ def _by_suffix(left: View, right: View) -> tuple[dict[str, str], dict[str, tuple
         for name, form in long.items():
             for end in _ends(form):
                 for other in whole.get(end, ()):
-                    if (block_of(end), kind_of(end)) == (block_of(form), kind_of(form)):
+                    if (block_of(end), kind_of(end)) == (block_of(form), kind_of(form)) and not (
+                        _are_towers_apart(name, other)
+                    ):
                         one, two = (name, other) if turned else (other, name)
                         partners.setdefault(one, set()).add(two)
                         back.setdefault(two, set()).add(one)
@@ -162,6 +167,11 @@ def _by_suffix(left: View, right: View) -> tuple[dict[str, str], dict[str, tuple
             pairs[one] = two
     doubtful = {one: tuple(sorted(found)) for one, found in partners.items() if one not in pairs}
     return pairs, doubtful
+
+
+def _are_towers_apart(one: str, other: str) -> bool:
+    """Whether one name lies in the part for text and the other in one for images or sound."""
+    return any(_TEXT.search(a) and _SENSE.search(b) and not _TEXT.search(b) for a, b in ((one, other), (other, one)))
 
 
 def _ends(name: str) -> Iterable[str]:

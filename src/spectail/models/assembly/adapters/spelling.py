@@ -112,7 +112,11 @@ _UNKNOWN_NAME = re.compile(
 _KOHYA = re.compile(
     r"^(?P<target>lora_(?:unet|te\d*|transformer|prior_unet)_\w+|lycoris_\w+|diffusion_model\.[\w.]+)\.(?P<piece>\w+)$"
 )
-_PROMPTS = re.compile(r"(?:^|\.)(?:prompt_embeddings|prefix_task_\w+|adaption_prompt)(?:\.\w+)?$|^prompt_encoder\.")
+_PROMPTS = re.compile(
+    r"(?:^|\.)(?:prompt_embeddings|prefix_task_\w+|adaption_prompt)(?:\.\w+)?$"
+    # Not the prompt_encoder of SAM, whose convolutions and embeddings are weights.
+    r"|^prompt_encoder\.[^.]+\.(?:embedding|transform|lstm_head|mlp_head)\."
+)
 
 _RESPELLED: tuple[tuple[re.Pattern[str], str], ...] = (
     # XLabs' adapters of Flux: the first pair belongs to the image stream, the second to the text stream.
