@@ -127,6 +127,10 @@ def test_the_code_of_the_docs_page_runs():
     assert results.failed == 0
 
 
+RESULTS = ROOT / "experiments" / "aspect_ratio" / "results.json"
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="a source distribution holds no results of experiments")
 def test_the_committed_results_are_those_of_the_present_settings():
-    results = json.loads((ROOT / "experiments" / "aspect_ratio" / "results.json").read_text())
+    results = json.loads(RESULTS.read_text())
     assert results["settings"] == json.loads(json.dumps(Settings().to_dict()))
