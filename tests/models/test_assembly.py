@@ -46,7 +46,7 @@ def test_every_recipe_is_used_by_some_case(monkeypatch):
     states.append(({"a.codes": CODES}, {}))
     for state, config in states:
         assemble([in_memory(name, tensor) for name, tensor in state.items()], config)
-    elsewhere = {"factors"}  # test_layouts_spectral
+    elsewhere = {"factors", "torch"}  # test_layouts_spectral, test_quantised
     assert {recipe.name for recipe in RECIPES} - used == elsewhere
 
 

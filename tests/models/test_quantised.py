@@ -213,20 +213,28 @@ def test_tied_quantised_weights_appear_once():
     assert [layer.name for layer in open_source(state).layers] == ["embed_tokens"]
 
 
-def test_torch_quantised_modules_are_dequantised():
+def test_torch_quantised_modules_are_dequantised(tmp_path):
     if "x86" not in torch.backends.quantized.supported_engines:
         pytest.skip("this torch has no quantised kernels")
+    plain = nn.ModuleDict({"fc": nn.Linear(24, 16), "lstm": nn.LSTM(16, 20)})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plain = nn.Sequential(nn.Linear(24, 16), nn.Linear(16, 20))
-        model = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear}, inplace=False)
+        model = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear, nn.LSTM}, inplace=False)
         quantised = torch.quantize_per_channel(torch.randn(6, 8), torch.rand(6), torch.zeros(6), 0, torch.qint8)
-    first, second = open_source(model).layers
-    assert (first.name, second.name) == ("0", "1")
-    assert torch.equal(first.read()[0], model[0].weight().dequantize())
-    assert (first.read()[0] - plain[0].weight).abs().max() < 0.01
-    (layer,) = open_source({"a.weight": quantised}).layers
-    assert torch.equal(layer.read()[0], quantised.dequantize())
+        expected = {layer.name: layer for layer in open_source(plain).layers}
+        rows = {layer.name: layer for layer in open_source(model).layers}
+        assert set(rows) == set(expected)
+        for name, layer in rows.items():
+            assert (layer.read() - expected[name].read()).abs().max() < 0.01, name
+        assert torch.equal(rows["fc"].read()[0], model["fc"].weight().dequantize())
+        (layer,) = open_source({"a.weight": quantised}).layers
+        assert torch.equal(layer.read()[0], quantised.dequantize())
+        torch.save(
+            {name: value for name, value in model.state_dict().items() if name.startswith("fc.")}, tmp_path / "m.pt"
+        )
+        (layer,) = open_source(tmp_path / "m.pt").layers
+        assert layer.name == "fc"
+        assert torch.equal(layer.read(), rows["fc"].read())
 
 
 def test_buffers_that_a_kernel_has_reordered_fail():

@@ -143,6 +143,7 @@ RECIPES: tuple[Recipe, ...] = (
     # 8-bit numbers of the weight's own shape
     Recipe("bitsandbytes int8", "{}.weight", ("{}.SCB", "{}.weight_format?"), "{}.weight", scaled.bitsandbytes_int8),
     Recipe("EETQ", "{}.weight", ("{}.weight_scales",), "{}.weight", scaled.eetq),
+    Recipe("torch", "{}._packed_params._packed_params.0", (), "{}.weight", scaled.torch_packed),
     Recipe("quanto", "{}.*._data", ("{}.*._scale",), "{}.*", scaled.quanto_bytes),
     Recipe("torchao", "{}._*_qdata", ("{}._*_scale", "{}._*_zero_point?"), "{}.*", scaled.torchao_bytes),
     Recipe(

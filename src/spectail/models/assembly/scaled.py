@@ -69,6 +69,12 @@ def scaled_weight(pieces: Pieces) -> LazyTensor | None:
     return _scaled(pieces, pieces.only(WEIGHT_SCALES), pieces.only(ZERO_POINTS))
 
 
+def torch_packed(pieces: Pieces) -> LazyTensor | None:
+    """Modules that torch itself has quantised, whose state holds weight and bias as a pair; torch dequantises."""
+    weight = pieces.anchor
+    return pieces.described(weight.shape, weight.read) if weight.is_floating and len(weight.shape) >= 2 else None
+
+
 def quanto_bytes(pieces: Pieces) -> LazyTensor | None:
     """optimum-quanto's 8-bit types: ``_data`` times ``_scale``."""
     return _scaled(pieces, pieces["{}.*._scale"], None)

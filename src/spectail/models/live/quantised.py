@@ -24,25 +24,34 @@ _REORDERED = re.compile(r"Marlin|Exllama|ExLlama|Machete|BitBLAS|Bitblas", re.IG
 """Classes of modules whose kernels rearrange the packed integers when the model is loaded."""
 
 
-def module_weight(name: str, owner: nn.Module) -> LazyTensor | None:
-    """Describe the weight of a module that only the module itself can compute; None for every other module.
+def module_weights(prefix: str, owner: nn.Module) -> list[LazyTensor]:
+    """Describe the weights of a module that only the module itself can compute; none for every other module.
 
-    Such are torch's own quantised modules, whose ``weight`` is a method, and modules with packed integers that offer
+    Such are torch's own quantised modules, whose weights are behind methods, and modules of packed integers that offer
     ``dequantize`` (HQQ) or ``dequantize_weight`` (GPTQModel, which has (in, out) there).
     """
+    name = f"{prefix}weight"
     if hasattr(owner, "_packed_params") and callable(getattr(owner, "weight", None)):
-        return _computed(name, owner, "weight")
+        return [_computed(name, owner, "weight")]
+    if hasattr(owner, "_all_weight_values") and callable(getattr(owner, "get_weight", None)):
+        return _recurrent(prefix, owner)
     if not _holds_integers(owner):
-        return None
+        return []
     if _REORDERED.search(type(owner).__name__):
         problem = (
             f"packed integers in the order of the kernel of {type(owner).__name__}: "
             "analyse the checkpoint instead of the loaded model"
         )
-        return unreadable(name, _stated_shape(owner), "int32", problem)
+        return [unreadable(name, _stated_shape(owner), "int32", problem)]
     methods = (method for method in ("dequantize", "dequantize_weight") if _takes_nothing(getattr(owner, method, None)))
     method = next(methods, None)
-    return _computed(name, owner, method) if method else None
+    return [_computed(name, owner, method)] if method else []
+
+
+def _recurrent(prefix: str, owner: Any) -> list[LazyTensor]:
+    """Describe the weights of torch's quantised recurrent layers, which keep all of them in objects of their own."""
+    weights = {key: value for key, value in owner.get_weight().items() if isinstance(value, Tensor)}
+    return [replace(in_memory(f"{prefix}{key}", value), no_weight="") for key, value in weights.items()]
 
 
 def _holds_integers(owner: nn.Module) -> bool:

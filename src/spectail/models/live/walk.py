@@ -19,7 +19,7 @@ from spectail.models.live.adapters import adapters_of, among
 from spectail.models.live.eval_mode import evaluating
 from spectail.models.live.homes import elsewhere, homes_of
 from spectail.models.live.ownership import no_matrix_of
-from spectail.models.live.quantised import buffers_of, module_weight
+from spectail.models.live.quantised import buffers_of, module_weights
 from spectail.models.live.saved_names import saved_names
 from spectail.models.naming.names import lightning_names
 from spectail.models.naming.roles import are_weights_named
@@ -88,8 +88,8 @@ def _parameters(module: nn.Module) -> Iterator[LazyTensor]:
     homes = homes_of(module)
     for path, owner in module.named_modules():
         prefix = f"{path}." if path else ""
-        if weight := module_weight(f"{prefix}weight", owner):
-            yield weight
+        if weights := module_weights(prefix, owner):
+            yield from weights
             continue
         for name in _computed_weights(owner):
             computed.append(f"{prefix}parametrizations.{name}.")
