@@ -13,6 +13,7 @@ import pytest
 import spectail as st
 from spectail.core.spec import Spec
 from spectail.errors import AllocationError
+from spectail.results.records import LayerRecord
 from tests.allocation.conftest import layer, results, transformer, unmeasured
 
 TARGETS = {"sparsity": 0.5, "bits": 3.5, "lr": 0.1, "weight-decay": 0.1}
@@ -310,3 +311,79 @@ def test_importing_a_module_of_the_package_first_does_not_hide_the_function():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def _depthwise(name, channels=64):
+    return LayerRecord(
+        name=name, block=0, kind="conv", rows=channels, cols=1, numel=4 * channels, n_matrices=4, status="skipped"
+    )
+
+
+@pytest.mark.parametrize("target", ["sparsity", "bits"])
+def test_depth_wise_convolutions_and_complex_weights_are_not_compressed(target):
+    short = layer("layers.0.mixer.ssm_conv1d", rows=64, cols=4)
+    analysis = results(
+        _depthwise("layers.0.mixer.conv1d"), short, layer("layers.0.a"), layer("layers.0.fno", kind="spectral")
+    )
+    allocation = st.allocate(analysis, target=target, budget=TARGETS[target])
+    assert set(allocation) == {"layers.0.a"}
+    reasons = {name: reason[:26] for name, reason in _left_out(allocation).items()}
+    assert reasons == {
+        "layers.0.mixer.conv1d": "a depth-wise convolution o",
+        "layers.0.mixer.ssm_conv1d": "a depth-wise convolution o",
+        "layers.0.fno": "complex weights of a Fouri",
+    }
+
+
+def test_layers_that_are_trained_are_not_left_out_for_their_shape_or_their_tower():
+    analysis = results(
+        layer("visual.blocks.0.fc1"),
+        layer("model.layers.0.a"),
+        layer("lm_head"),
+        layer("model.layers.0.f", kind="spectral"),
+    )
+    allocation = st.allocate(analysis, target="lr", budget=0.1)
+    assert set(allocation) == {"visual.blocks.0.fc1", "model.layers.0.a", "model.layers.0.f"}
+
+
+TOWERS = {
+    "llava, live": (["model.language_model.layers"], ["model.vision_tower.encoder.layers"], ["lm_head"]),
+    "llava, file": (["language_model.model.layers"], ["vision_tower.vision_model.encoder.layers"], []),
+    "first llava": (["model.layers"], ["model.vision_tower.vision_tower.vision_model.encoder.layers"], ["lm_head"]),
+    "qwen2-vl, tied": (["model.layers"], ["visual.blocks"], ["model.embed_tokens"]),
+    "internvl": (["language_model.model.layers"], ["vision_model.encoder.layers"], []),
+    "minicpm-v": (["llm.model.layers"], ["vpm.encoder.layers", "apm.layers", "resampler.layers"], []),
+    "phi-4": (["model.layers"], ["model.embed_tokens_extend.image_embed.img_processor.encoder.layers"], ["lm_head"]),
+    "qwen2.5-omni": (["thinker.model.layers"], ["thinker.visual.blocks", "talker.model.layers"], ["thinker.lm_head"]),
+    "granite speech": (["language_model.model.layers"], ["encoder.layers", "projector.qformer.encoder.layer"], []),
+    "t5gemma 2": (
+        ["model.encoder.text_model.layers", "model.decoder.layers"],
+        ["model.encoder.vision_tower.encoder.layers"],
+        [],
+    ),
+    "blip": (["text_decoder.bert.encoder.layer"], ["vision_model.encoder.layers"], []),
+    "clip": (["text_model.encoder.layers", "vision_model.encoder.layers"], [], ["text_model.token_embedding"]),
+    "first clip": (["transformer.resblocks", "visual.transformer.resblocks"], [], ["token_embedding"]),
+    "sam 3": (["text_encoder.text_model.encoder.layers", "vision_encoder.layers", "detr_decoder.layers"], [], []),
+    "visual bert": (["visual_bert.encoder.layer"], [], ["visual_bert.embeddings.word_embeddings"]),
+    "siglip": (["vision_model.encoder.layers"], [], []),
+    "resnet": (["layer1", "layer2"], [], ["fc"]),
+    "whisper": (["model.encoder.layers", "model.decoder.layers"], [], ["model.decoder.embed_tokens"]),
+    "llama": (["model.layers"], [], ["lm_head"]),
+}
+"""Stacks of blocks that take part, stacks that stay dense, and layers outside of blocks."""
+
+
+@pytest.mark.parametrize("case", TOWERS)
+def test_the_language_model_of_a_multi_modal_model_takes_part_and_its_towers_do_not(case):
+    text, towers, outside = TOWERS[case]
+    names = [f"{stack}.{i}.mlp.up" for stack in (*text, *towers) for i in (0, 1)]
+    allocation = st.allocate(results(*map(layer, (*names, *outside))), target="sparsity", budget=0.5)
+    assert set(allocation) == {name for name in names if name.rsplit(".", 3)[0] in text}
+    for stack in towers:
+        reason = _left_out(allocation)[f"{stack}.0.mlp.up"]
+        assert reason.endswith(f": name it with --include '{stack}.*' to prune it")
+        named = st.allocate(
+            results(*map(layer, (*names, *outside))), target="sparsity", budget=0.5, include=[f"{stack}.*"]
+        )
+        assert f"{stack}.1.mlp.up" in named

@@ -11,12 +11,12 @@ from spectail.errors import AllocationError
 from spectail.models.naming.blocks import unit_of
 from spectail.models.naming.select import matches
 from spectail.models.source import NOT_A_WEIGHT
-from spectail.records import LayerRecord
+from spectail.results.records import LayerRecord
 
 OUTSIDE_KINDS = {"embedding": "an embedding", "head": "the output head", "router": "a router", "lora": "a LoRA delta"}
 """Kinds that stay out unless included, and what the reason calls them."""
 
-DEPTHWISE = "a depth-wise convolution: each output has only its kernel's few weights"
+DEPTHWISE = "a depth-wise convolution or one of a single channel: each output has only its kernel's few weights"
 """Reason of the short convolutions in Mamba, LFM2 or Qwen3-Next, and of those in MobileNet or ConvNeXt."""
 SPECTRAL = "complex weights of a Fourier layer: no sparsity or bit width is defined for them"
 

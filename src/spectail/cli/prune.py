@@ -23,7 +23,7 @@ from spectail.pruning.page import prune_html
 from spectail.pruning.pipeline import Plan, run
 from spectail.pruning.quotas import Pattern
 from spectail.pruning.texts import read_texts
-from spectail.report.tables import storable
+from spectail.results.table import storable
 
 EPS = (
     "How far ratios go from the mean, 1 +- EPS (owl: lambda is EPS x the sparsity); auto chooses from "
@@ -127,8 +127,8 @@ def _command(context: typer.Context) -> str:
             words.append(str(value))
         elif option.name == "out":
             words += ["--out", "DIR"]
-        elif value not in (None, option.default) and option.name != "quiet":
-            values = value if isinstance(value, list) else [value]
+        elif value not in (None, (), [], option.default) and option.name != "quiet":
+            values = value if isinstance(value, list | tuple) else [value]
             words += [word for one in values for word in (option.opts[0], str(one))]
     return shlex.join(words)
 
