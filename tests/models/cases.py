@@ -33,7 +33,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.cls_token = nn.Parameter(torch.randn(1, 1, 8))
         self.pos_embed = nn.Parameter(torch.randn(1, 5, 8))
-        self.prompts = nn.Parameter(torch.randn(2, 40, 48))
+        self.mixers = nn.Module()
+        self.mixers.w1 = nn.Parameter(torch.randn(2, 40, 48))
         self.blocks = nn.ModuleList([nn.Module() for _ in range(11)])
         for block in self.blocks:
             block.attn = nn.Module()

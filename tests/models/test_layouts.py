@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from spectail.errors import SourceError
 from spectail.models.open import open_source
 
 from .cases import PLAIN, TRANSFORMERS
@@ -56,9 +57,16 @@ def test_raw_audio_and_long_positional_convolutions_are_convolutions():
 
 def test_other_three_dimensional_parameters_are_stacks():
     layers = by_name(PLAIN["transformer"]())
-    assert (layers["prompts[1]"].rows, layers["prompts[1]"].cols) == (40, 48)
+    assert (layers["mixers.w1[1]"].rows, layers["mixers.w1[1]"].cols) == (40, 48)
+
+
+def test_tables_and_tokens_are_no_weight_matrices():
+    layers = by_name(PLAIN["transformer"]())
+    assert {name for name, layer in layers.items() if layer.kind == "parameter"} == {"cls_token", "pos_embed"}
     assert (layers["pos_embed"].rows, layers["pos_embed"].cols) == (5, 8)
-    assert (layers["cls_token"].rows, layers["cls_token"].cols) == (1, 8)
+    assert layers["cls_token"].no_weight == "no weight matrix: learned tokens or queries of Transformer"
+    with pytest.raises(SourceError, match="pos_embed cannot be read: no weight matrix: a position table"):
+        layers["pos_embed"].read()
 
 
 @pytest.mark.parametrize("case", ["fourier", "real view fourier"])
@@ -159,25 +167,6 @@ def test_pieces_of_weight_norm_from_old_torch():
     assert source.n_vectors == 1
 
 
-def test_float8_with_block_scales():
-    stored = torch.randn(192, 300).to(torch.float8_e4m3fn)
-    scale = torch.rand(2, 3)
-    expected = stored.float() * scale.repeat_interleave(128, 0)[:192].repeat_interleave(128, 1)[:, :300]
-    state = {"up_proj.weight": stored, "up_proj.weight_scale_inv": scale, "up_proj.input_scale": torch.ones(1)}
-    source = open_source(state)
-    assert [layer.name for layer in source.layers] == ["up_proj"]
-    assert source.n_vectors == 0
-    assert torch.equal(source.layers[0].read()[0], expected)
-
-
-@pytest.mark.parametrize("scale", [torch.tensor(0.5), torch.tensor([0.5]), torch.rand(6, 1), torch.rand(6)])
-def test_float8_with_one_scale_or_one_for_each_row(scale):
-    stored = torch.randn(6, 8).to(torch.float8_e5m2)
-    (layer,) = open_source({"a.weight": stored, "a.weight_scale": scale}).layers
-    expected = stored.float() * (scale[:, None] if scale.shape == (6,) else scale)
-    assert torch.equal(layer.read()[0], expected)
-
-
 def test_float8_experts_are_scaled_one_by_one():
     gate_up, down = torch.randn(2, 24, 8).to(torch.float8_e4m3fn), torch.randn(2, 8, 12).to(torch.float8_e4m3fn)
     scale = torch.rand(2, 1, 1)
@@ -188,51 +177,6 @@ def test_float8_experts_are_scaled_one_by_one():
     }
     found = matrix(state, "mlp.experts.gate_up_proj[1].up")
     assert torch.equal(found, gate_up[1, 12:].float() * scale[1])
-
-
-QUANTISED = {
-    "gptq": {
-        "q.qweight": torch.zeros(4, 8, dtype=torch.int32),
-        "q.scales": torch.ones(1, 8),
-        "q.qzeros": torch.zeros(1, 1).int(),
-    },
-    "bitsandbytes": {
-        "q.weight": torch.zeros(32, 1, dtype=torch.uint8),
-        "q.weight.absmax": torch.ones(1, 2),
-        "q.weight.quant_map": torch.ones(16),
-    },
-    "int8": {"q.weight": torch.zeros(4, 8, dtype=torch.int8), "q.SCB": torch.ones(4)},
-    "compressed": {
-        "q.weight_packed": torch.zeros(4, 1, dtype=torch.int32),
-        "q.weight_scale": torch.ones(4, 1),
-        "q.weight_shape": torch.tensor([4, 8]),
-    },
-    "mxfp4": {
-        "q_blocks": torch.zeros(2, 4, 1, 16, dtype=torch.uint8),
-        "q_scales": torch.zeros(2, 4, 1, dtype=torch.uint8),
-    },
-}
-
-
-@pytest.mark.parametrize("case", QUANTISED)
-def test_packed_weights_keep_a_row_that_says_why(case):
-    source = open_source(QUANTISED[case] | {"norm.weight": torch.ones(3)})
-    assert [layer.name for layer in source.layers] == ["q"]
-    assert "dequantise it first" in source.layers[0].problem
-    assert source.n_vectors == 1
-
-
-def test_torch_quantised_modules_keep_a_row():
-    if "x86" not in torch.backends.quantized.supported_engines:
-        pytest.skip("this torch has no quantised kernels")
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), {nn.Linear})
-    first, second = open_source(model).layers
-    assert (first.name, first.rows, first.cols, second.name) == ("0", 6, 4, "1")
-    assert "packed" in first.problem
 
 
 def test_values_that_do_not_exist_are_a_problem_of_the_row():
