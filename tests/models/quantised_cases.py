@@ -191,6 +191,21 @@ def scaled_cases() -> dict[str, Case]:
             (integers.float() - zero.float()) * row[:, None],
         ),
         "fp8 of torchao": Case({"_weight_qdata": weight, "_weight_scale": row[:, None]}, by_row),
+        "fake quantiser of ModelOpt": Case(
+            {"weight": floats(ROWS, COLS), "weight_quantizer._amax": floats(ROWS, 1), "input_quantizer._amax": scalar},
+            floats(ROWS, COLS),
+            note="before rounding",
+        ),
+        "fake quantiser of torch": Case(
+            {
+                "weight": floats(ROWS, COLS),
+                "weight_fake_quant.scale": row,
+                "weight_fake_quant.zero_point": ints(0, 9, ROWS, dtype=torch.int32),
+                "weight_fake_quant.activation_post_process.min_val": row,
+            },
+            floats(ROWS, COLS),
+            note="before rounding",
+        ),
         "int8 alone": Case({"weight": integers}, problem=("int8", "64x128", "dequantise it first")),
         "int8 unknown scale": Case(
             {"weight": integers, "dequant_scale": scalar}, problem=("q_proj.weight ", "dequant_scale")

@@ -35,9 +35,7 @@ def check(case: Case, source) -> None:
     rows = {layer.name: layer for layer in source.layers}
     assert set(rows) == {*case.names, "layers.0.o_proj"}
     found = [rows[name] for name in case.names]
-    assert all(
-        layer.tensor.memory is None for layer in found if layer.part is None or not case.note.startswith("8-bit")
-    )
+    assert all(layer.tensor.memory is None for layer in found if layer.part is None or not case.note)
     if case.weight is None:
         (layer,) = found
         assert layer.problem is not None

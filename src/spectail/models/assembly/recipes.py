@@ -140,6 +140,8 @@ RECIPES: tuple[Recipe, ...] = (
         packed_by("packed integers (optimum-quanto)"),
     ),
     Recipe("AQLM", "{}.codes", ("{}.codebooks", "{}.scales"), "{}.weight", vector_quantised.aqlm),
+    Recipe("fake quantiser", "{}.weight", ("{}.weight_quantizer._amax",), "{}.weight", scaled.fake_quantised),
+    Recipe("fake quantiser of torch", "{}.weight", ("{}.weight_fake_quant.scale",), "{}.weight", scaled.fake_quantised),
     # 8-bit numbers of the weight's own shape
     Recipe("bitsandbytes int8", "{}.weight", ("{}.SCB", "{}.weight_format?"), "{}.weight", scaled.bitsandbytes_int8),
     Recipe("EETQ", "{}.weight", ("{}.weight_scales",), "{}.weight", scaled.eetq),
@@ -190,6 +192,10 @@ _NOT_WEIGHTS = re.compile(
     r"(?:^|\.)(?:running_mean|running_var|num_batches_tracked|position_ids|token_type_ids|inv_freq|masked_bias"
     r"|relative_coords_table|relative_position_index|attn_mask|causal_mask|_float_tensor|original_inv_freq)$"
 )
+
+
+_OF_QUANTISERS = re.compile(r"(?:^|[._])(?:quantizer|fake_quant)\.\w+$")
+"""State of modules that observe or round a layer's weight, input or output."""
 
 
 def assemble(tensors: Iterable[LazyTensor], config: Mapping[str, Any] | None = None) -> list[LazyTensor]:
@@ -308,7 +314,7 @@ def _is_plain_weight(stored: LazyTensor, known: Mapping[str, LazyTensor], used: 
         return False
     if stored.problem is None and not stored.is_floating:
         return False
-    if stored.dtype.startswith("float8") and is_scale_name(stored.name):
+    if (stored.dtype.startswith("float8") and is_scale_name(stored.name)) or _OF_QUANTISERS.search(stored.name):
         return False
     return not any(module in modules and is_helper(module, stored.name) for module in ancestors(stored.name))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -73,6 +73,14 @@ def torch_packed(pieces: Pieces) -> LazyTensor | None:
     """Modules that torch itself has quantised, whose state holds weight and bias as a pair; torch dequantises."""
     weight = pieces.anchor
     return pieces.described(weight.shape, weight.read) if weight.is_floating and len(weight.shape) >= 2 else None
+
+
+def fake_quantised(pieces: Pieces) -> LazyTensor | None:
+    """Weights of plain floating-point numbers that the model rounds when it runs (ModelOpt, torch's QAT)."""
+    weight = pieces.anchor
+    if not weight.is_floating or is_float8(weight):
+        return None
+    return replace(weight, note="the model rounds this weight when it runs; the weight before rounding is measured")
 
 
 def quanto_bytes(pieces: Pieces) -> LazyTensor | None:
