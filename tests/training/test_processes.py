@@ -135,6 +135,41 @@ def test_two_processes_do_what_one_does(how, tmp_path):
     assert set(second["measured"]) == {"5"}
 
 
+def work_with_zero(rank, port, folder):
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # warns of torch.jit when it is imported
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        model = DistributedDataParallel(net())
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=0.01, weight_decay=0.1)
+        balancer = st.Balancer(model, optimizer, "tempbalance", every=EVERY)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        train(model, optimizer, STEPS, after=lambda _: scheduler.step())
+        found = {
+            "factors": balancer.factors,
+            "steps": balancer.steps,
+            "weights": weights_of(model),
+            "held": sum(len(group["params"]) for group in optimizer.optim.param_groups),
+        }
+        torch.save(found, folder / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_an_optimizer_that_is_shared_out_between_processes(tmp_path):
+    mp.spawn(work_with_zero, (free_port(), tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    balancer, weights = alone()
+    assert first["held"] + second["held"] == len(weights), "each process steps its share"
+    assert first["factors"] == second["factors"] == pytest.approx(balancer.factors, rel=1e-4)
+    assert first["steps"] == second["steps"] == STEPS
+    for a, b, c in zip(first["weights"], second["weights"], weights, strict=True):
+        assert torch.equal(a, b)
+        assert torch.allclose(a, c, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_trainer_shares_the_layers_out(tmp_path):
     mp.spawn(work_with_a_trainer, (free_port(), tmp_path), nprocs=2)

@@ -1,6 +1,7 @@
 """A Balancer is never silently without effect: an optimizer is followed, refused at the start, or warned about."""
 
 import copy
+import io
 import json
 import warnings
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 import spectail as st
 from spectail.errors import TrainingError
@@ -18,6 +20,7 @@ from tests.training.optimizers import (
     STATEFUL,
     WITHOUT_EFFECT,
     WRAPPERS,
+    Averaging,
     ByName,
     Case,
     Remembering,
@@ -389,3 +392,95 @@ def test_weight_decay_that_does_not_reach_the_layers_is_told():
     with pytest.warns(UserWarning, match="1 layers take part from now on, at step 2: 7"):
         train(model, optimizer, 2)
     assert list(balancer.factors) == ["3", "5", "7"]
+
+
+@pytest.mark.parametrize("built", ["before prepare", "after prepare"])
+def test_an_optimizer_that_accelerate_prepares(built):
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    if built == "before prepare":
+        balancer = st.Balancer(model, optimizer, "tempbalance", every=2)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if built == "after prepare":
+        balancer = st.Balancer(model, optimizer, "tempbalance", every=2)
+    for step in range(8):
+        with accelerator.accumulate(model):
+            accelerator.backward(loss_of(model, step))
+            optimizer.step()
+            optimizer.zero_grad()
+    assert balancer.steps == 4, "steps that only accumulate do not count"
+
+    other = net()
+    plain = torch.optim.AdamW(other.parameters(), lr=0.01)
+    same_rule = st.Balancer(other, plain, "tempbalance", every=2)
+    for step in range(0, 8, 2):
+        plain.zero_grad()
+        for half in (step, step + 1):
+            (loss_of(other, half) / 2).backward()
+        plain.step()
+    assert same_rule.factors == balancer.factors
+    assert same(weights_of(model), weights_of(other))
+
+
+def test_a_balancer_is_copied_and_stored_with_nothing():
+    model = net()
+    given = Averaging(torch.optim.SGD(model.parameters(), lr=0.1))
+    balancer = st.Balancer(model, given, "tempbalance", every=2)
+    twin, other = copy.deepcopy((given, model))
+    assert twin.step.__self__ is twin
+    file = io.BytesIO()
+    torch.save(model, file)
+    run(other, Case(twin, twin.param_groups), 3)
+    assert balancer.steps == 0
+    balancer.remove()
+    assert "step" not in vars(given)
+    run(model, Case(given, given.param_groups), 3)
+    assert same(weights_of(model), weights_of(other))
+
+
+def test_after_remove_nothing_is_left():
+    model = net()
+    sam = SAM(model.parameters(), lr=0.05)
+    balancer = st.Balancer(model, sam, "tempbalance", every=2)
+    run(model, Case(sam, sam.param_groups, "closure"), 2)
+    balancer.remove()
+    for optimizer in (sam, sam.base_optimizer):
+        assert not optimizer._optimizer_step_pre_hooks
+        assert not optimizer._optimizer_step_post_hooks
+        assert not optimizer._optimizer_state_dict_pre_hooks
+    assert not _global_optimizer_pre_hooks
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+    st.Balancer(model, sam.base_optimizer, "tempbalance", every=2)
+
+
+def test_a_balancer_on_the_inner_optimizer_is_seen_from_outside():
+    model = net()
+    sam = SAM(model.parameters(), lr=0.05)
+    st.Balancer(model, sam.base_optimizer, "tempbalance", every=2)
+    with pytest.raises(TrainingError, match="the optimizer has a Balancer already"):
+        st.Balancer(model, sam, "tempbalance", every=2)
+
+
+@pytest.mark.parametrize("name", ["sam, closure", "sam, copies, closure", "decays itself", "schedule-free around"])
+def test_a_wrapper_whose_step_raised_goes_on(name):
+    model = net()
+    case = WRAPPERS[name](model.parameters())
+    balancer = st.Balancer(model, case.given, "tempbalance", every=2)
+    run(model, case, 2)
+    inner = next(iter(balancer._steps.optimizers.innermost))
+    handle = inner.register_step_pre_hook(out_of_memory)
+    before = [{**group} for group in case.groups]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            run(model, case, 1, start=2)
+    handle.remove()
+    run(model, case, 2, start=2)
+    assert balancer.steps == 4
+    assert [group["lr"] for group in case.groups] == [group["lr"] for group in before]
+    assert len(case.groups) == 1
+
+
+def out_of_memory(*_):
+    raise RuntimeError("out of memory")
