@@ -116,11 +116,37 @@ def test_a_name_that_an_exporter_made_up_is_replaced_by_the_module(case, tmp_pat
     assert layer.name == name
 
 
-def test_the_bias_beside_it_tells_the_name_best(tmp_path):
+def test_the_bias_beside_it_tells_the_name(tmp_path):
     nodes = [node("MatMul", ["x", "val_3"], ["a"], "node_7"), node("Add", ["h.2.mlp.fc.bias", "a"], ["y"])]
     constants = {"val_3": random(7, 5), "h.2.mlp.fc.bias": random(5)}
     (layer,) = open_source(save(tmp_path / "m.onnx", nodes, constants, [3, 7])).layers
     assert (layer.name, layer.block) == ("h.2.mlp.fc", 2)
+
+
+def test_a_bias_that_an_exporter_merged_tells_nothing(tmp_path):
+    """Equal constants (biases of zeros) become one, under the name of the first."""
+    nodes = [
+        node("MatMul", ["x", "val_1"], ["a"], "/layers.0/fc/MatMul"),
+        node("Add", ["a", "norm.bias"], ["b"]),
+        node("MatMul", ["b", "val_2"], ["c"], "node_9"),
+        node("Add", ["c", "norm.bias"], ["y"]),
+    ]
+    constants = {"val_1": random(7, 5), "val_2": random(5, 5), "norm.bias": np.zeros(5, np.float32)}
+    layers = by_name(open_source(save(tmp_path / "m.onnx", nodes, constants, [3, 7])))
+    assert list(layers) == ["layers.0.fc", "val_2"]
+
+
+def test_an_output_layer_that_is_tied_to_the_embedding_has_no_row_of_its_own(tmp_path):
+    table = random(9, 5)
+    nodes = [
+        node("Gather", ["lm_head.weight", "ids"], ["e"], "/wte/Gather"),
+        node("MatMul", ["x", "val_8"], ["y"], "/lm_head/MatMul"),
+        node("MatMul", ["x", "val_9"], ["z"], "/other/MatMul"),
+    ]
+    constants = {"lm_head.weight": table, "ids": np.array([1]), "val_8": np.ascontiguousarray(table.T)}
+    path = save(tmp_path / "m.onnx", nodes, constants | {"val_9": random(5, 9)}, [3, 5])
+    layers = by_name(open_source(path))
+    assert [(name, layer.kind) for name, layer in layers.items()] == [("wte", "embedding"), ("other", "linear")]
 
 
 def test_scopes_of_torch_export_and_names_of_tensorflow(tmp_path):

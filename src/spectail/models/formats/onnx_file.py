@@ -65,7 +65,7 @@ def read_onnx(files: Sequence[OpenFile]) -> Contents:
     tensors = [tensor for item in reader.graph.in_order_of_use() for tensor in reader.described(*item)]
     if not tensors:
         raise SourceError(f"{file.path} is an ONNX graph without weights; expected a model with initialisers")
-    return Contents(_with_own_names(tensors), more_files=tuple(reader.external.values()))
+    return Contents(_with_own_names(_tied(tensors)), more_files=tuple(reader.external.values()))
 
 
 def _parsed(file: OpenFile) -> Any:
@@ -118,7 +118,8 @@ class _Reader:
         """Describe a constant that an operator multiplies by."""
         module = self.graph.module_of(use)
         own = readable(name)
-        called = f"{module}.weight" if is_machine_name(name) and module else own
+        alias = use.node.op_type == "Gather" and own.endswith(".weight") and not own.startswith(f"{module}.")
+        called = f"{module}.weight" if module and (is_machine_name(name) or alias) else own
         stored = self._unpacked(self._stored(called, proto), name, use)
         if use.node.op_type in _GATES:
             return self._recurrent(stored, module, use)
@@ -270,6 +271,24 @@ def _read_proto(proto: Any, dtype: torch.dtype, index: Index) -> Tensor:
             raise SourceError(f"the values of {proto.name!r} cannot be read ({error}): the file is damaged") from None
         flat = torch.from_numpy(array.view(np.uint8).copy()).view(dtype)
     return piece_of(flat.reshape(tuple(proto.dims)), index)
+
+
+def _tied(tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
+    """Mark output layers that are copies of an embedding, which exporters transpose into a constant of their own."""
+    tables = [tensor for tensor in tensors if tensor.layout == "embedding" and not tensor.problem]
+    result = []
+    for tensor in tensors:
+        mate = next((table for table in tables if _is_copy(tensor, table)), None)
+        shared = mate or (tensor if tensor in tables else None)
+        result.append(replace(tensor, identity=("onnx", shared.name)) if shared else tensor)
+    return result
+
+
+def _is_copy(tensor: LazyTensor, table: LazyTensor) -> bool:
+    """Whether a weight holds the values of an embedding."""
+    if tensor is table or tensor.shape != table.shape or tensor.problem or tensor.layout is not None:
+        return False
+    return torch.equal(tensor.read(()), table.read(()))
 
 
 def _with_own_names(tensors: Sequence[LazyTensor]) -> list[LazyTensor]:

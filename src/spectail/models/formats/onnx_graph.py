@@ -119,15 +119,19 @@ class Graph:
         return bool(takers) and all(position >= _HELPERS.get(node.op_type, 99) for node, position in takers)
 
     def module_of(self, use: Use) -> str:
-        """Give the module that an operator belongs to, by its bias or by its scope; empty if nothing tells."""
-        return self._by_bias(use) or _by_scopes(use.node) or _by_name(use.node)
+        """Give the module that an operator belongs to, by its scope or by its bias; empty if nothing tells."""
+        return _by_scopes(use.node) or _by_name(use.node) or self._by_bias(use)
 
     def _by_bias(self, use: Use) -> str:
-        """Take the name from the bias of the same module: an input of the operator, or added to its output."""
+        """Take the name from the bias of the same module: an input of the operator, or added to its output.
+
+        Exporters merge equal constants, so a bias that several operators take (of zeros, say) tells nothing.
+        """
         after = [node for node, _ in self.takers.get(next(iter(use.node.output), ""), []) if node.op_type == "Add"]
         inputs = [*list(use.node.input)[2:3], *(name for node in after for name in node.input)]
         known = {name for name, _, listed in self.constants if listed}
-        found = [name.removesuffix(".bias") for name in inputs if name.endswith(".bias") and name in known]
+        single = [name for name in inputs if name in known and len(self.takers[name]) == 1]
+        found = [name.removesuffix(".bias") for name in single if name.endswith(".bias")]
         return found[0] if found else ""
 
 
