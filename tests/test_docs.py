@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spectail.records import COLUMN_TABLE
+from spectail.results.records import COLUMN_TABLE
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))

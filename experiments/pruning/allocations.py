@@ -17,7 +17,7 @@ from spectail.allocation.units import standardized_by_kind
 from spectail.core.windows import Grid
 from spectail.models.naming.blocks import unit_of
 from spectail.pruning.owl import owl_ratios
-from spectail.records import LayerRecord
+from spectail.results.records import LayerRecord
 
 Outliers = Mapping[str, float]
 """OWL's percent of outliers by block."""

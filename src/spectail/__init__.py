@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from spectail.core.spec import Spec
     from spectail.errors import AllocationError, PruneError, RunError, SourceError, SpecError, SpectailError
     from spectail.evaluation import evaluate_tasks, perplexity
+    from spectail.measuring.run import analyze
     from spectail.models.live.language import open_language_model
     from spectail.pruning.prune import prune
-    from spectail.runner import analyze
     from spectail.training.balancer import Balancer
     from spectail.training.rules import LLR, AlphaDecay, TBSigmoid, TempBalance
 
@@ -42,7 +42,7 @@ _WHERE = {
     "TBSigmoid": "spectail.training.rules",
     "TempBalance": "spectail.training.rules",
     "allocate": "spectail.allocation.allocate",
-    "analyze": "spectail.runner",
+    "analyze": "spectail.measuring.run",
     "compare": "spectail.analysis",
     "evaluate_tasks": "spectail.evaluation",
     "maps": "spectail.allocation.maps",

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spectail.errors import RunError
-from spectail.records import LayerRecord, Results, RunInfo
-from spectail.report.compare import Comparison, pair_layers
 from spectail.report.html import report_html
 from spectail.report.plots import alpha_by_depth, layer_spectrum
-from spectail.report.tables import layer_table
+from spectail.results.compare import Comparison, pair_layers
+from spectail.results.records import LayerRecord, Results, RunInfo
+from spectail.results.table import layer_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ from typing import Any
 
 from spectail.core.spec import Spec
 from spectail.models.naming.blocks import block_of, kind_of
-from spectail.records import LayerRecord, Results, RunInfo
+from spectail.results.records import LayerRecord, Results, RunInfo
 from tests.goldens.published import HERE
 
 

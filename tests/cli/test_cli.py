@@ -187,7 +187,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(checkpoi
 
 SLOW_DOWN = """
 import sys, time
-import spectail.engines.local as local
+import spectail.measuring.engines.local as local
 measure = local.measure_layer
 def slowly(layer, plan):
     time.sleep(0.05)

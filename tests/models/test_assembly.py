@@ -155,6 +155,21 @@ def test_scales_that_fit_no_reading_are_refused():
     assert math.prod(grid_of((3, 8, 5), (3, 8), None).view) == 24
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("weight", "scale"), [((1200, 320), (10, 1)), ((300, 1536), (3, 12)), ((600, 640), (5, 5))])
+def test_a_scale_is_not_turned_where_several_block_sizes_fit_it_as_stored(weight, scale, turned):
+    # 10 blocks of 1,200 rows: 120, or 128 of which the last is cut short.
+    weight, scale = (weight[::-1], scale[::-1]) if turned else (weight, scale)
+    assert grid_of(weight, scale, None) is None
+    stacked = grid_of((4, *weight), (4, *scale), None)
+    assert stacked is None
+
+
+def test_a_scale_is_turned_where_it_cannot_lie_as_stored():
+    grid = grid_of((64, 96), (1, 64), None)
+    assert (grid.view, grid.widths, grid.is_transposed) == ((64, 1), (1, 96), True)
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [

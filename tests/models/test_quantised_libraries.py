@@ -156,7 +156,7 @@ def test_torchao_in_safetensors(kind, tmp_path):
 
 
 def test_torchao_nf4():
-    nf4 = pytest.importorskip("torchao.dtypes.nf4tensor")
+    nf4 = pytest.importorskip("torchao.quantization.quantize_.workflows.nf4.nf4_tensor")
     weight = nf4.to_nf4(matrix(64, 256).to(torch.bfloat16), 64, 64)
     layer = nn.Linear(256, 64, bias=False)
     layer.weight = nn.Parameter(weight, requires_grad=False)

@@ -10,10 +10,10 @@ import spectail as st
 from spectail.allocation.coverage import cover
 from spectail.core.spec import Spec
 from spectail.errors import AllocationError
-from spectail.measurement import record_of
+from spectail.measuring.layer import record_of
+from spectail.measuring.run import make_plan
 from spectail.models.naming.roles import are_weights_named, no_matrix
 from spectail.models.open import open_source
-from spectail.runner import make_plan
 
 MATRICES = {
     # torch, torchvision, timm, diffusers

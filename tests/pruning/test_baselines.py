@@ -12,7 +12,7 @@ from torch import nn
 
 import spectail as st
 from spectail.errors import AllocationError, PruneError
-from spectail.models.blocks import unit_of
+from spectail.models.naming.blocks import unit_of
 from spectail.pruning import baselines
 from spectail.pruning.baselines import allocation_named, allocations_by_eps
 from spectail.pruning.layers import make_targets
@@ -104,7 +104,7 @@ def test_farms_tail_goes_by_the_largest_tenth_within_kinds():
     assert (found.spec["cutoff"], found.spec["window"]) == ("top:0.1", "common")
     options = {"target": "sparsity", "budget": 0.5, "map": "linear:0.3"}
     analysis = st.analyze(model, spec=st.Spec(cutoff="top:0.1"))
-    assert dict(found) == dict(st.allocate(analysis, **options, within_kind=True))
+    assert dict(found) == dict(st.allocate(analysis, **options, standardize_by_kind=True))
     assert dict(found) != dict(st.allocate(analysis, **options))
 
 

@@ -13,7 +13,7 @@ import pytest
 from spectail.core.laws import marchenko_pastur_alpha
 from spectail.core.spec import Spec
 from spectail.core.tails import fit_from
-from spectail.records import LayerRecord, Results, RunInfo, Spectrum
+from spectail.results.records import LayerRecord, Results, RunInfo, Spectrum
 
 SIDE = 64
 NULL = marchenko_pastur_alpha(1.0, fraction=0.5)

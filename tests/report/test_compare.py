@@ -10,9 +10,9 @@ import pytest
 
 from spectail.core.spec import Spec
 from spectail.errors import RunError
-from spectail.report.compare import pair_layers
 from spectail.report.compare_page import compare_html
 from spectail.report.evidence import threshold
+from spectail.results.compare import pair_layers
 
 from .conftest import build_transformer, missing, ok_layer, run_of
 

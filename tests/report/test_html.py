@@ -7,9 +7,9 @@ import time
 import pytest
 
 from spectail.core.spec import Spec
-from spectail.records import COLUMNS, LayerRecord
 from spectail.report.html import command, report_html, spectra_data
 from spectail.report.page import embed
+from spectail.results.records import COLUMNS, LayerRecord
 
 from .conftest import run_of
 

@@ -8,11 +8,11 @@ import pytest
 
 from spectail.core.laws import marchenko_pastur_alpha
 from spectail.errors import SpectailError
-from spectail.records import Spectrum
 from spectail.report.curves import null_shape, spectrum_curves
 from spectail.report.depth import depth_of
 from spectail.report.plots import alpha_by_depth, block_kind_heatmap, farms_against_full, layer_spectrum
 from spectail.report.theme import kind_styles
+from spectail.results.records import Spectrum
 
 from .conftest import HOSTILE, NULL, ok_layer, run_of
 

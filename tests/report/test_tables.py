@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from spectail.records import COLUMNS
-from spectail.report.tables import extremes, layer_table
+from spectail.results.records import COLUMNS
+from spectail.results.table import extremes, layer_table
 
 
 def test_columns_and_types(transformer):

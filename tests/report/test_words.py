@@ -8,9 +8,9 @@ import pytest
 from scipy.stats import spearmanr
 
 from spectail.core.spec import Spec
-from spectail.records import null_gap
 from spectail.report.evidence import depth_trend, kind_means, odd_ones, rank_correlation, sort_run, threshold
 from spectail.report.words import findings, listed, titled_findings
+from spectail.results.records import null_gap
 
 from .conftest import NULL, build_transformer, ok_layer, run_of
 

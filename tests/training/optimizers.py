@@ -197,6 +197,28 @@ class CopiesEachTime(torch.optim.Optimizer):
         return self.inner.step(closure)
 
 
+class Bare:
+    """SGD with weight decay that has nothing of torch's optimizers but groups and ``step``."""
+
+    def __init__(self, params, lr=0.1):
+        params = list(params)
+        groups = params if isinstance(params[0], dict) else [{"params": params}]
+        self.param_groups = [{"lr": lr, **group} for group in groups]
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad + 0.01 * p, alpha=group["lr"])
+
+
+class Uninitialised(torch.optim.Optimizer):
+    """It never calls its parent's ``__init__``, and holds no other optimizer."""
+
+    __init__ = Bare.__init__
+    step = Bare.step
+
+
 class Hiding(torch.optim.Optimizer):
     """Its inner optimizer is in no attribute."""
 
@@ -325,6 +347,8 @@ WRAPPERS = {
     "by number": _direct(ByNumber),
     "hands on": _direct(HandsOn, lambda made: made.param_groups),
     "copies each time": _direct(CopiesEachTime),
+    "bare": _direct(Bare),
+    "uninitialised": _direct(Uninitialised),
     "hidden, same groups": _direct(lambda ps, **more: Hiding(ps, copied=False, **more)),
     "hidden, copied groups": _direct(
         lambda ps, **more: Hiding(ps, copied=True, **more), lambda made: made.hidden().param_groups
@@ -555,6 +579,22 @@ class Deaf(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 p.sub_(p.grad * self.lr)
+
+
+class Anew(torch.optim.SGD):
+    """It gives out its groups as copies, so that nobody can change them."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr=lr)
+        self.kept = self.__dict__.pop("param_groups")
+
+    @property
+    def param_groups(self):
+        return [dict(group) for group in self.__dict__.get("kept", [])] or self.__dict__["param_groups"]
+
+    @param_groups.setter
+    def param_groups(self, groups):
+        self.__dict__["param_groups"] = groups
 
 
 WITHOUT_EFFECT = {

@@ -95,6 +95,17 @@ def test_a_layer_that_comes_into_the_optimizer_later():
     assert len(optimizer.param_groups) == 2
 
 
+def test_a_layer_that_is_unfrozen_but_not_in_the_optimizer_is_told():
+    model = frozen_net("5")
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    balancer = st.Balancer(model, optimizer, "tempbalance", every=1)
+    set_trained(model, "5", True)
+    with pytest.warns(UserWarning, match="1 layers of the model are not in the optimizer and are not measured: 5"):
+        train(model, optimizer, 1)
+    assert balancer.left_out["5"] == "not in the optimizer"
+    assert not told_by(lambda: train(model, optimizer, 3, start=1))
+
+
 def test_a_module_that_is_added_to_the_model():
     model = net()
     optimizer = sgd(model)

@@ -20,6 +20,7 @@ from tests.training.optimizers import (
     STATEFUL,
     WITHOUT_EFFECT,
     WRAPPERS,
+    Anew,
     Averaging,
     ByName,
     Case,
@@ -232,6 +233,27 @@ def told_by(action):
         warnings.simplefilter("always")
         action()
     return [str(warning.message) for warning in told]
+
+
+def test_groups_that_cannot_be_changed_are_told_after_the_first_measurement():
+    model = net()
+    optimizer = Anew(model.parameters())
+    st.Balancer(model, optimizer, "tempbalance", every=2)
+    train(model, optimizer, 2)
+    text = "the optimizer steps with another lr than it was given for 3, 7.*: the factors have no effect there"
+    with pytest.warns(UserWarning, match=text) as told:
+        train(model, optimizer, 4, start=2)
+    assert len(told) == 1
+
+
+def test_gradients_that_are_there_already_stay():
+    model = net()
+    loss_of(model, 0).backward()
+    before = [p.grad for p in model.parameters()]
+    st.Balancer(model, torch.optim.SGD(model.parameters(), lr=0.1), "tempbalance", every=2)
+    assert all(p.grad is gradient for p, gradient in zip(model.parameters(), before, strict=True))
+    with pytest.raises(TrainingError, match="OneRate cannot be balanced"):
+        st.Balancer(model, REFUSED["one rate"][0](model.parameters()), "tempbalance", every=2)
 
 
 UNUSED = "but not in step() of the SGD that the Balancer is on"

@@ -12,7 +12,7 @@ from spectail.allocation.maps import Map
 from spectail.allocation.targets import Sparsity, Target, as_target, settings
 from spectail.allocation.units import make_units, standardized_by_kind, with_alphas
 from spectail.errors import AllocationError
-from spectail.records import LayerRecord, Results
+from spectail.results.records import LayerRecord, Results
 
 
 def allocate(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from spectail.allocation.coverage import LeftOut
 from spectail.errors import AllocationError
 from spectail.models.naming.blocks import unit_of
-from spectail.records import LayerRecord
+from spectail.results.records import LayerRecord
 
 Array: TypeAlias = NDArray[np.float64]
 

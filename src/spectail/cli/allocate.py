@@ -14,7 +14,7 @@ from spectail.allocation.targets import BY_NAME, as_target
 from spectail.allocation.units import FALLBACKS
 from spectail.analysis import Analysis
 from spectail.errors import AllocationError
-from spectail.report.tables import storable
+from spectail.results.table import storable
 
 _MAPS = f"linear:EPS, linear:LOW:HIGH, sqrt, log2, step:LOW:HIGH, sigmoid:SCALE, or {', '.join(presets.MAPS)}."
 

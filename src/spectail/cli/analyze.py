@@ -17,11 +17,11 @@ from spectail.analysis import Analysis
 from spectail.cli.bar import Bar
 from spectail.core.cutoffs import cutoff_forms
 from spectail.core.spec import Spec
-from spectail.engines import engine_named
 from spectail.errors import SpecError
+from spectail.measuring.engines import engine_named
+from spectail.measuring.run import make_plan, run_plan
 from spectail.models.source import Layer
-from spectail.report.tables import extremes
-from spectail.runner import make_plan, run_plan
+from spectail.results.table import extremes
 
 
 def analyze(

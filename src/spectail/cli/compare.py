@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from spectail.analysis import Analysis
-from spectail.report.compare import pair_layers
 from spectail.report.compare_page import compare_html
+from spectail.results.compare import pair_layers
 
 
 def compare(

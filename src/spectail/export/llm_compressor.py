@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from spectail.allocation.allocation import Allocation
 from spectail.errors import ExportError
-from spectail.export.parts import check_target, grouped, module_name, shown
+from spectail.export.parts import Modules, check_target, grouped, module_name, placed, shown
 
 PRUNERS = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}
 _EXPERT = re.compile(r"^(.+\.experts)\.\d+\.")
@@ -19,12 +19,13 @@ _LINEARISE = (
 QUANTISERS = {"rtn": "QuantizationModifier", "gptq": "GPTQModifier"}
 
 
-def pruning_recipe(allocation: Allocation, modules: Iterable[str], *, method: str = "wanda") -> str:
+def pruning_recipe(allocation: Allocation, modules: Modules, *, method: str = "wanda") -> str:
     """YAML with one modifier, every layer a target and its sparsity at the same place in a list.
 
     llm-compressor pairs the list with the modules by position, in the order of ``model.named_modules()`` and not in
     that of the targets; a checkpoint stores its layers in another one. So ``modules`` has to be those names, as
-    ``[name for name, _ in model.named_modules()]`` or ``models.live.language.module_names(folder)`` gives them.
+    ``[name for name, _ in model.named_modules()]`` or ``models.live.language.module_names(folder)`` gives them. The
+    latter also says what they are called in the file, where an allocation made from the file has other names.
 
     Raises:
         ExportError: not an allocation of sparsity, an unknown method, or a layer that is no module.
@@ -32,17 +33,14 @@ def pruning_recipe(allocation: Allocation, modules: Iterable[str], *, method: st
     """
     check_target(allocation, "sparsity", "a pruning recipe")
     modifier = _modifier(PRUNERS, method)
-    modules = list(modules)
-    ratios = _by_module(allocation)
-    _check_modules(ratios, modules)
-    order = [name for name in modules if name in ratios]
-    lines = ["sparsity:", *_items(ratios[name] for name in order), 'mask_structure: "0:0"']
-    lines += ["targets:", *_items(order)]
+    ratios = _placed(_by_module(allocation), modules)
+    lines = ["sparsity:", *_items(ratios.values()), 'mask_structure: "0:0"']
+    lines += ["targets:", *_items(ratios)]
     return _stage("pruning", modifier, lines)
 
 
 def quantization_recipe(
-    allocation: Allocation, modules: Iterable[str] | None = None, *, method: str = "rtn", group_size: int = 128
+    allocation: Allocation, modules: Modules | None = None, *, method: str = "rtn", group_size: int = 128
 ) -> str:
     """YAML with one modifier and one ``config_groups`` entry per width: symmetric integers, one scale per group.
 
@@ -59,7 +57,7 @@ def quantization_recipe(
     check_group_size(group_size)
     widths = _by_module(allocation)
     if modules is not None:
-        _check_modules(widths, list(modules))
+        widths = _placed(widths, modules)
     lines = ["config_groups:"]
     for width in sorted(set(widths.values())):
         weights = {"num_bits": int(width), "type": "int", "symmetric": True, "strategy": "group"}
@@ -78,16 +76,20 @@ def _by_module(allocation: Allocation) -> dict[str, float]:
     return grouped(allocation, module_name, f"llm-compressor addresses modules by name, and these layers are none{how}")
 
 
-def _check_modules(names: Iterable[str], modules: Iterable[str]) -> None:
-    """Refuse names that are no modules of the model."""
-    known = set(modules)
-    lost = [name for name in names if name not in known]
+def _placed(values: Mapping[str, float], modules: Modules) -> dict[str, float]:
+    """The values under the names of the model's modules; names that are none are refused."""
+    modules = modules if isinstance(modules, Mapping) else list(modules)
+    found, lost = placed(values, modules)
     if not lost:
-        return
+        return found
+    known = set(modules)
     fused = [name for name in lost if (match := _EXPERT.match(name)) and match[1] in known]
     if fused:
         raise ExportError(f"the model has no module {shown(fused)}, for its experts are one tensor: {_LINEARISE}")
-    raise ExportError(f"the model has no module {shown(lost)}: give the names of the model that was analysed")
+    raise ExportError(
+        f"the model has no module {shown(lost)}: give the names of the model that was analysed, "
+        "or make the allocation without them, with exclude"
+    )
 
 
 def check_group_size(size: int) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias
 
 from spectail.allocation.allocation import Allocation, LayerValue
 from spectail.errors import ExportError
+from spectail.models.naming.pairing import pair_names
 
 _FUSED = re.compile(r"^(.+\.(?:\w*qkv\w*|W_pack|c_attn|query_key_value|gate_up_proj))\.(?:q|k|v|gate|up)$")
 _NO_MODULE = re.compile(r"\[\d+\]|(?:^|\.)(?:in_proj_weight|weight_(?:ih|hh|hr)\w*)(?:\.|$)|\.lora$")
@@ -68,6 +70,28 @@ def _together(shares: list[LayerValue], widths: list[float]) -> float:
         return first
     mean = math.fsum(share.value * share.numel for share in shares) / sum(share.numel for share in shares)
     return max(width for width in widths if width <= mean) if widths else mean
+
+
+Modules: TypeAlias = "Iterable[str] | Mapping[str, str]"
+"""Names of a live model's modules; a mapping says what each is called in the saved file too."""
+
+
+def placed(values: Mapping[str, float], modules: Modules) -> tuple[dict[str, float], list[str]]:
+    """The values under the names of a model's modules, in their order, and the names that are none of them.
+
+    An allocation made from a file knows a module by its name there: names pair as ``pair_names`` has it.
+
+    Raises:
+        ExportError: a name that could be several modules.
+
+    """
+    saved = {name: other for name, other in modules.items() if other != name} if isinstance(modules, Mapping) else {}
+    names = list(modules)
+    pairing = pair_names(list(values), names, right_saved=saved)
+    for name, several in pairing.ambiguous.items():
+        raise ExportError(f"{name} could be any of the modules {shown(several)}: call it as the model does")
+    found = {module: values[name] for name, module in pairing.pairs.items()}
+    return {module: found[module] for module in names if module in found}, list(pairing.left_only)
 
 
 def shown(names: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from spectail.allocation.allocation import Allocation
 from spectail.errors import ExportError
-from spectail.export.parts import by_module, check_target
+from spectail.export.parts import by_module, check_target, placed
 
 
 def channel_ratio(sparsity: float) -> float:
@@ -31,10 +31,16 @@ def channel_ratios(allocation: Allocation) -> dict[str, float]:
     return {name: channel_ratio(ratio) for name, ratio in by_module(allocation, "Torch-Pruning").items()}
 
 
-def pruning_ratio_dict(ratios: Mapping[str, float], model: Any) -> dict[Any, float]:
-    """The ``pruning_ratio_dict`` of ``torch_pruning.BasePruner``, whose keys are the model's modules."""
+def pruning_ratio_dict(
+    ratios: Mapping[str, float], model: Any, saved: Mapping[str, str] | None = None
+) -> dict[Any, float]:
+    """The ``pruning_ratio_dict`` of ``torch_pruning.BasePruner``, whose keys are the model's modules.
+
+    Ratios made from a file pair with the modules by name. ``saved`` says what modules are called in the file, where
+    they differ: see ``models.live.saved_names.saved_modules``.
+    """
     modules = dict(model.named_modules())
-    lost = [name for name in ratios if name not in modules]
+    found, lost = placed(ratios, {name: (saved or {}).get(name, name) for name in modules})
     if lost:
         raise ExportError(f"the model has no module {lost[0]}: give the model that was analysed")
-    return {modules[name]: ratio for name, ratio in ratios.items()}
+    return {modules[name]: ratio for name, ratio in found.items()}

@@ -18,11 +18,11 @@ from spectail.allocation.maps import Linear
 from spectail.allocation.targets import Sparsity
 from spectail.analysis import Analysis
 from spectail.errors import AllocationError, PruneError
+from spectail.measuring.run import analyze
 from spectail.pruning.calibration import as_tokens
 from spectail.pruning.layers import Scope
 from spectail.pruning.owl import outlier_shares, owl_allocation, uniform
 from spectail.pruning.reach import scope_of
-from spectail.runner import analyze
 
 SPECS = {
     "alphapruning": presets.ALPHAPRUNING,

@@ -12,7 +12,7 @@ from torch import nn
 from spectail.allocation.allocation import Allocation
 from spectail.allocation.coverage import Coverage, LeftOut, cover
 from spectail.errors import AllocationError, PruneError, SourceError
-from spectail.measurement import record_of
+from spectail.measuring.layer import record_of
 from spectail.models.live.walk import module_source
 from spectail.models.live.weights import Weight, editable, owners
 from spectail.models.naming.pairing import Pairing, pair_names, prediction_layers

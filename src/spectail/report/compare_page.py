@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from spectail.records import Results
 from spectail.report import page
-from spectail.report.compare import PAIRED, Comparison
 from spectail.report.depth import depth_of
 from spectail.report.evidence import CLEAR, threshold
 from spectail.report.html import model_name, spec_line
 from spectail.report.page import Chart, Column, Page, Paragraph, Section
 from spectail.report.theme import NULL, axis, figure, kind_styles, note, safe
 from spectail.report.words import plural
+from spectail.results.compare import PAIRED, Comparison
+from spectail.results.records import Results
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectail.core.laws import marchenko_pastur_density
-from spectail.records import LayerRecord, Spectrum
+from spectail.results.records import LayerRecord, Spectrum
 
 Array: TypeAlias = NDArray[np.float64]
 FIT_POINTS = 41

@@ -11,8 +11,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import ndtri, stdtr
 
-from spectail.records import LayerRecord, Results
 from spectail.report.depth import depth_of
+from spectail.results.records import LayerRecord, Results
 
 CLEAR = 2.0
 """Combined standard errors below which a difference is not called one."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from spectail.records import COLUMN_TABLE, COLUMNS, LayerRecord, Results, RunInfo, null_gap
 from spectail.report import page
 from spectail.report.curves import FIT_POINTS, HIDDEN_SHARE, null_shape, null_shift, window_ratio
 from spectail.report.evidence import CLEAR, sort_run
@@ -16,6 +15,7 @@ from spectail.report.page import Chart, Column, Page, Section
 from spectail.report.plots import alpha_by_depth, block_kind_heatmap, farms_against_full, spectrum_figure
 from spectail.report.theme import TIMES
 from spectail.report.words import titled_findings
+from spectail.results.records import COLUMN_TABLE, COLUMNS, LayerRecord, Results, RunInfo, null_gap
 
 FIRST = ("name", "alpha", "alpha_se", "null_z", "block", "kind", "shape", "stable_rank", "status", "reason")
 """Columns in the order in which the page shows them first; the others follow in the table's order."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
-from spectail.report.tables import storable
+from spectail.results.table import storable
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

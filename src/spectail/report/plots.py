@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spectail.errors import SpectailError
-from spectail.records import LayerRecord, Results, Spectrum
 from spectail.report.curves import Curve, shown_range, spectrum_curves
 from spectail.report.depth import Depth, depth_of
 from spectail.report.theme import (
@@ -30,6 +29,7 @@ from spectail.report.theme import (
     note,
     safe,
 )
+from spectail.results.records import LayerRecord, Results, Spectrum
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

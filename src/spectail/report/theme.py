@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING, Any
 
-from spectail.report.tables import storable
+from spectail.results.table import storable
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from spectail.core.goodness import LEVEL, two_sided
-from spectail.records import LayerRecord, Results, null_gap
 from spectail.report.evidence import (
     CLEAR,
     KindMean,
@@ -26,6 +25,7 @@ from spectail.report.evidence import (
     threshold,
 )
 from spectail.report.theme import TIMES
+from spectail.results.records import LayerRecord, Results, null_gap
 
 
 class Finding(NamedTuple):

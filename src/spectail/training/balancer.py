@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from spectail.errors import TrainingError
-from spectail.records import LayerRecord
+from spectail.results.records import LayerRecord
 from spectail.training import measuring
 from spectail.training.factors import factors_of
 from spectail.training.groups import SplitGroups, does_nothing
@@ -265,6 +265,7 @@ class Balancer:
         self._moving = Moving(self._moving.at(self.steps, self.rule.transition), goal, self.steps)
         self._lacking = dict(found.lacking) | {unit.name: "not measured yet" for unit in units if unit not in measured}
         self._notices.lacking(units, self._lacking, records, step)
+        self._steps.look_again()
         factors = {unit.name: factor for unit, factor in zip(units, goal, strict=True)}
         update = self.history.add(step, self.steps, records, alphas=dict(found.alphas), factors=factors)
         if self.on_update:

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from spectail.allocation.units import make_units, with_alphas
 from spectail.errors import AllocationError
-from spectail.records import LayerRecord
+from spectail.results.records import LayerRecord
 from spectail.training.rules import Rule
 from spectail.training.structure import Unit
 

@@ -14,8 +14,8 @@ import pandas as pd
 
 from spectail.analysis import Analysis
 from spectail.errors import RunError, TrainingError
-from spectail.records import LayerRecord, RunInfo
 from spectail.report.theme import axis, figure, safe
+from spectail.results.records import LayerRecord, RunInfo
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -147,8 +147,8 @@ class History(Sequence[Update]):
             "format": _FORMAT,
             "run": self.run.to_dict(),
             "rule": self.rule,
-            "names": list(dict.fromkeys(name for update in self for name in update.factors)),
-            "layers": [record.to_dict() for record in self._layers.values()],
+            "names": _merged([list(update.factors) for update in self]),
+            "layers": [self._layers[name].to_dict() for name in _merged([list(update.layers) for update in self])],
             "updates": [asdict(update) for update in self],
         }
 
@@ -186,6 +186,22 @@ def scalars(writer: Any) -> Callable[[Update], None]:
             writer.add_scalar(f"factor/{name}", factor, update.applied)
 
     return write
+
+
+def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
+    """One order of all names: those that come later stand behind the same name as in their own order.
+
+    >>> _merged([["a", "c"], ["a", "b", "c"], ["c", "d"]])
+    ['a', 'b', 'c', 'd']
+    """
+    merged: list[str] = []
+    for order in dict.fromkeys(map(tuple, orders)):
+        place = 0
+        for name in order:
+            if name not in merged:
+                merged.insert(place, name)
+            place = merged.index(name) + 1
+    return merged
 
 
 def _plain(value: Any) -> Any:

@@ -14,14 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 from spectail.core.measure import common_window, too_small
 from spectail.core.spec import Spec
 from spectail.core.threads import on_one_core
-from spectail.engines import local
 from spectail.errors import TrainingError
-from spectail.measurement import Plan, measure_layer
+from spectail.measuring.engines import local
+from spectail.measuring.layer import Plan, measure_layer
+from spectail.measuring.run import usable_device
 from spectail.models.build import holding
 from spectail.models.live.walk import module_source
 from spectail.models.source import Layer
-from spectail.records import LayerRecord, RunInfo
-from spectail.runner import usable_device
+from spectail.results.records import LayerRecord, RunInfo
 
 
 def plan_of(model: nn.Module, spec: Spec, device: str | None) -> Plan:

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 
-from spectail.records import LayerRecord
+from spectail.results.records import LayerRecord
 from spectail.training.scope import Scope, listed
 from spectail.training.steps import Steps
 from spectail.training.structure import Unit
@@ -24,12 +24,11 @@ class Notices:
         self._held = held
 
     def scope(self, scope: Scope) -> None:
-        """At the start: layers that no group of the optimizer holds."""
-        if scope.forgotten:
-            _warn(
-                f"{len(scope.forgotten)} layers of the model are not in the optimizer and are not measured: "
-                f"{listed(scope.forgotten)}"
-            )
+        """Layers that no group of the optimizer holds, each once: at the start, or when they are unfrozen."""
+        names = [name for name in scope.forgotten if f"forgotten {name}" not in self.told]
+        self.told.update(f"forgotten {name}" for name in names)
+        if names:
+            _warn(f"{len(names)} layers of the model are not in the optimizer and are not measured: {listed(names)}")
 
     def without_effect(self) -> None:
         """At the start: the trial has shown no effect."""
@@ -100,6 +99,7 @@ class Notices:
 
     def changes(self, before: Scope, now: Scope, step: int) -> None:
         """Which layers have come in and which have gone; again for the same layer only into the log."""
+        self.scope(now)
         old, new = ({unit.name for unit in scope.units} for scope in (before, now))
         came = {name: name for name in (unit.name for unit in now.units) if name not in old}
         went = {name: f"{name} ({now.left_out.get(name, 'gone')})" for name in old - new}

@@ -13,9 +13,9 @@ from torch import nn
 from spectail.allocation.coverage import cover
 from spectail.core.measure import too_small
 from spectail.errors import AllocationError, TrainingError
-from spectail.measurement import record_of
+from spectail.measuring.layer import record_of
 from spectail.models.naming.select import matches
-from spectail.models.source import Layer
+from spectail.models.source import NOT_A_WEIGHT, Layer
 from spectail.training.rules import Rule
 from spectail.training.structure import Unit, first_and_last, units_of
 from spectail.training.wrappers import Optimizers
@@ -161,6 +161,7 @@ def _by_rule(units: Sequence[Unit], layers: Mapping[str, Layer], rule: Rule, end
             names = listed(record.name for record in records)
             raise TrainingError(f"include {glob!r} matches none of the {len(records)} layers; they are {names}")
     named = {record.name for record in records if any(matches(record.name, glob) for glob in rule.include)}
+    named -= {record.name for record in records if record.kind == NOT_A_WEIGHT}
     taking = [replace(record, kind="linear") if record.name in named else record for record in records]
     try:
         found = cover(taking, inside_blocks=False, exclude=rule.exclude)

@@ -18,7 +18,7 @@ from spectail.training.groups import Group, SplitGroups
 from spectail.training.wrappers import Optimizers, has_hooks, share_groups
 
 LOOKED_AT = 3
-"""So many first steps are searched for optimizers that are hidden in a wrapper."""
+"""So many steps after the start, and after every measurement, are looked at closely."""
 
 
 class Steps:
@@ -52,7 +52,7 @@ class Steps:
             if has_hooks(optimizer) and id(optimizer._optimizer_step_pre_hooks) not in hooked:
                 hooked.add(id(optimizer._optimizer_step_pre_hooks))
                 self._hook(optimizer)
-            elif id(optimizer) in self.whole:
+            elif id(optimizer) in self.whole or (self._is_innermost(optimizer) and not has_hooks(optimizer)):
                 self._replace(optimizer)
 
     def remove(self) -> None:
@@ -61,6 +61,10 @@ class Steps:
         while self._undo:
             self._undo.pop()()
         self._look(False)
+
+    def look_again(self) -> None:
+        """Look closely at the next steps, for hidden optimizers and for values that are other than given."""
+        self._looked = 0
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

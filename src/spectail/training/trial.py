@@ -59,12 +59,22 @@ def try_out(optimizers: Optimizers, option: str) -> Trial:
     """Try the outermost optimizer that can be tried, with all those inside of it.
 
     With several processes nothing is tried: an optimizer that exchanges gradients would wait for parameters that the
-    others do not have. Nor is it where there are gradients already, which a hidden parameter could be moved by.
+    others do not have.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return Trial()
-    if any(p.grad is not None for member in optimizers.members for g in member.param_groups for p in g["params"]):
-        return Trial()
+    parameters = {id(p): p for member in optimizers.members for group in member.param_groups for p in group["params"]}
+    gradients = [(p, p.grad) for p in parameters.values()]
+    try:
+        for p in parameters.values():  # without a gradient no optimizer moves one, however it may be reached
+            p.grad = None
+        return _first_that_can_be_tried(optimizers, option)
+    finally:
+        for p, gradient in gradients:
+            p.grad = gradient
+
+
+def _first_that_can_be_tried(optimizers: Optimizers, option: str) -> Trial:
     for start in range(len(optimizers.members)):
         within = Optimizers(optimizers.members[start:], optimizers.innermost)
         for wide in (True, False):

@@ -15,13 +15,17 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 FIRST = 4
-"""Backward passes without a step after which the weights are looked at; accumulated gradients often have fewer."""
+"""Backward passes without a step after which something is told at the earliest."""
 VALUES = 16
 """How many numbers of the weight are looked at."""
 
 
 class Watch:
-    """Calls ``tell``, once, when a parameter's values have changed twice within 8 backward passes without a step."""
+    """Calls ``tell``, once, when a parameter's values have changed twice since the last step.
+
+    They are looked at after 2, 4, 8 ... backward passes, so that gradients may be accumulated; one change alone may be
+    weights that were loaded.
+    """
 
     _on: ClassVar[WeakTensorKeyDictionary] = WeakTensorKeyDictionary()
     """The one on each parameter: a new one takes the place of an earlier one that was never removed."""
@@ -29,8 +33,9 @@ class Watch:
     def __init__(self, parameter: Tensor | None, tell: Callable[[int], None]) -> None:
         # Weak, so that the parameter keeps neither a Balancer nor its optimizer alive that nobody uses any more.
         self._tell = WeakMethod(tell)
-        self._passes, self._changes = 0, 0
+        self._passes = 0
         self._before: Tensor | None = None
+        self._changed: list[Tensor] = []
         self._hook: Any = None
         if parameter is not None:
             if parameter in self._on:
@@ -40,7 +45,8 @@ class Watch:
 
     def stepped(self) -> None:
         """The optimizer has made a step, so that all is well."""
-        self._passes, self._changes, self._before = 0, 0, None
+        self._passes, self._before = 0, None
+        self._changed.clear()
 
     def remove(self) -> None:
         """Look no more."""
@@ -56,14 +62,13 @@ class Watch:
             return
         self._passes += 1
         values = parameter.detach()
-        values = values.to_local() if hasattr(values, "to_local") else values
+        values = (values.to_local() if hasattr(values, "to_local") else values).flatten()[:VALUES].clone()
         if self._before is None:
-            self._before = values.flatten()[:VALUES].clone()
-        # A look makes an accelerator wait, so there are fewer and fewer: after 4, 8, 16 ... passes.
-        elif self._passes >= FIRST and self._passes & (self._passes - 1) == 0:
-            now = values.flatten()[:VALUES].clone()
-            self._changes += not torch.equal(now, self._before)
-            self._before = now
-            if self._changes == 2:
+            self._before = values
+        elif self._passes & (self._passes - 1) == 0:
+            self._changed.append((values != self._before).any())
+            self._before = values
+            # To read them makes an accelerator wait, so that is done after 4, 8, 16 ... passes.
+            if self._passes >= FIRST and sum(map(bool, self._changed)) >= 2:
                 self.remove()
                 tell(self._passes)

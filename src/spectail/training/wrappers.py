@@ -27,8 +27,8 @@ class Optimizers:
 
     @property
     def outermost(self) -> torch.optim.Optimizer:
-        """The first that is a torch optimizer with hooks, as ``Balancer.optimizer`` shows it."""
-        first: torch.optim.Optimizer = next(member for member in self.members if has_hooks(member))
+        """The first that is a torch optimizer with hooks, where there is one, as ``Balancer.optimizer`` shows it."""
+        first: torch.optim.Optimizer = next((one for one in self.members if has_hooks(one)), self.members[0])
         return first
 
     def groups(self) -> Iterator[tuple[Any, int, dict[str, Any]]]:
@@ -58,7 +58,7 @@ def find_optimizers(given: Any) -> Optimizers:
     """The optimizers in what was given to a Balancer.
 
     Raises:
-        TrainingError: none of them is a torch optimizer.
+        TrainingError: there is none.
 
     """
     inside: dict[int, list[Any]] = {}
@@ -75,18 +75,15 @@ def find_optimizers(given: Any) -> Optimizers:
         # What is no optimizer itself is searched only where it is what the user has given.
         waiting.extend(held or _named_optimizer(thing))
     innermost = [thing for key, thing in found.items() if not inside[key]] or list(found.values())[-1:]
-    optimizers = Optimizers(tuple(found.values()), tuple(innermost))
-    if not any(has_hooks(member) for member in optimizers.members):
+    if not found:
         raise TrainingError(
             f"expected a torch.optim.Optimizer (a subclass that calls its __init__), not {type(given).__name__}"
         )
-    return optimizers
+    return Optimizers(tuple(found.values()), tuple(innermost))
 
 
 def is_optimizer(thing: Any) -> bool:
     """Whether something can be stepped and has groups; wrappers need not be torch optimizers."""
-    if isinstance(thing, torch.optim.Optimizer):
-        return True
     if isinstance(thing, nn.Module | type) or not callable(getattr(type(thing), "step", None)):
         return False
     return isinstance(getattr(thing, "param_groups", None), list)

@@ -17,15 +17,18 @@ def weight_norm(pieces: Pieces) -> LazyTensor | None:
     (norms,) = pieces.found.values()
     if not _norms_fit(norms.shape, direction.shape):
         return None
+    # A projection of values and one of gates, W_v and W_g, are no direction with its norms.
+    if norms.numel >= direction.numel and not pieces.name.endswith("weight"):
+        return None
     read = partial(_read_weight_norm, norms, direction)
     return pieces.described(direction.shape, read, dtype=direction.dtype)
 
 
 def _norms_fit(g: tuple[int, ...], v: tuple[int, ...]) -> bool:
-    """Whether g can hold the norms of v."""
-    return len(v) >= 2 and (
-        g in {(), (1,)} or (len(g) == len(v) and all(a in {1, b} for a, b in zip(g, v, strict=True)))
-    )
+    """Whether g can hold the norms of v: one for all of it, or for each slice along one dimension."""
+    if len(v) < 2 or g in {(), (1,)}:
+        return len(v) >= 2
+    return len(g) == len(v) and sum(a != 1 for a in g) <= 1 and all(a in {1, b} for a, b in zip(g, v, strict=True))
 
 
 def _read_weight_norm(g: LazyTensor, v: LazyTensor, index: Index) -> Tensor:

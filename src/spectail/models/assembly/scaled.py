@@ -10,6 +10,7 @@ one choice: 3 scales for 300 columns may be blocks of 128, the last one cut shor
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -196,17 +197,24 @@ def grid_of(weight: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, i
         return Grid((1,) * len(weight), weight)
     if len(scale) != len(weight):
         view = _with_all_dimensions(weight, scale)
-        return None if view is None else _fitted(weight, view, block)
-    as_stored = _fitted(weight, scale, block)
+        return None if view is None else _only(_fits(weight, view, block))
+    as_stored = _fits(weight, scale, block)
     exchanged = (*scale[:-2], scale[-1], scale[-2])
-    turned = _fitted(weight, exchanged, block) if exchanged != scale else None
-    if as_stored is None:
+    turned = _only(_fits(weight, exchanged, block)) if exchanged != scale else None
+    # A scale is turned only where it cannot lie as it is stored: several ways to lie there leave it unclear.
+    if not as_stored:
         return None if turned is None else Grid(turned.view, turned.widths, is_transposed=True)
+    stored = _only(as_stored)
     # Square blocks that only the transposed reading has speak against the stored one.
-    if block is None and turned and _has_square_blocks(turned) and not _has_square_blocks(as_stored):
-        rows_or_columns = any(width in {1, size} for width, size in zip(as_stored.widths, weight, strict=True))
-        return as_stored if rows_or_columns else None
-    return as_stored
+    if stored and block is None and turned and _has_square_blocks(turned) and not _has_square_blocks(stored):
+        rows_or_columns = any(width in {1, size} for width, size in zip(stored.widths, weight, strict=True))
+        return stored if rows_or_columns else None
+    return stored
+
+
+def _only(grids: list[Grid]) -> Grid | None:
+    """Give the only one of several; None where there is none, or more than one."""
+    return grids[0] if len(grids) == 1 else None
 
 
 def _has_square_blocks(grid: Grid) -> bool:
@@ -229,26 +237,26 @@ def _with_all_dimensions(weight: tuple[int, ...], scale: tuple[int, ...]) -> tup
     return None
 
 
-def _fitted(weight: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int] | None) -> Grid | None:
-    """Lay a scale of as many dimensions over the weight."""
+def _fits(weight: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int] | None) -> list[Grid]:
+    """List the ways in which a scale of as many dimensions can lie over the weight."""
     plain = tuple(1 if n == size else size if n == 1 else 0 for size, n in zip(weight, scale, strict=True))
     if all(plain):
-        return Grid(scale, plain)
+        return [Grid(scale, plain)]
     if block is not None:
         wanted = tuple(-(-size // width) for size, width in zip(weight[-2:], block, strict=True))
-        return Grid(scale, (*plain[:-2], *block)) if all(plain[:-2]) and scale[-2:] == wanted else None
-    widths = tuple(_width(size, n) for size, n in zip(weight, scale, strict=True))
-    return Grid(scale, widths) if all(widths) else None
+        return [Grid(scale, (*plain[:-2], *block))] if all(plain[:-2]) and scale[-2:] == wanted else []
+    lengths = [_block_lengths(size, n) for size, n in zip(weight, scale, strict=True)]
+    return [Grid(scale, widths) for widths in itertools.product(*lengths)]
 
 
-def _width(size: int, blocks: int) -> int:
-    """Length of a block along one dimension, 0 where the numbers do not tell."""
+def _block_lengths(size: int, blocks: int) -> list[int]:
+    """List the lengths that so many blocks may have along one dimension."""
     if blocks in {1, size}:
-        return size // max(1, blocks)
-    widths = {width for width in COMMON_BLOCKS if -(-size // width) == blocks}
+        return [size // max(1, blocks)]
+    lengths = {length for length in COMMON_BLOCKS if -(-size // length) == blocks}
     if blocks and size % blocks == 0:
-        widths.add(size // blocks)
-    return widths.pop() if len(widths) == 1 else 0
+        lengths.add(size // blocks)
+    return sorted(lengths)
 
 
 def scale_values(scale: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from spectail.errors import SourceError
+from spectail.models.live.saved_names import saved_modules
 from spectail.models.open import demo_file, is_hub_id
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -49,8 +50,11 @@ def open_language_model(
     return (model if device is None else model.to(device)).eval(), tokenizer
 
 
-def module_names(source: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Names of a language model's modules in the order of ``named_modules``; reads no weights."""
+def module_names(source: str | os.PathLike[str]) -> dict[str, str]:
+    """Names of a language model's modules in the order of ``named_modules``, with those in its file; no weights read.
+
+    A module whose name in the file is not known, or the same, has its own name again.
+    """
     text = os.fspath(source)
     where, options = _location(text)
     with _one_line_errors(text), torch.device("meta"):
@@ -58,7 +62,8 @@ def module_names(source: str | os.PathLike[str]) -> tuple[str, ...]:
         config = transformers.AutoConfig.from_pretrained(where, **options)
         model_class = _model_class(transformers, config)
         model = model_class(config) if model_class else transformers.AutoModelForCausalLM.from_config(config)
-    return tuple(name for name, _ in model.named_modules() if name)
+        saved = saved_modules(model)
+    return {name: saved.get(name, name) for name, _ in model.named_modules() if name}
 
 
 def _model_class(transformers: Any, config: Any) -> Any:

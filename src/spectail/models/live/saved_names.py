@@ -82,6 +82,20 @@ def saved_names(module: nn.Module, layers: Sequence[Layer], config: Mapping[str,
     return {name: saved for name, saved in found.items() if canonical_name(name) != canonical_name(saved)}
 
 
+def saved_modules(module: nn.Module) -> dict[str, str]:
+    """Map modules with a ``weight`` to what the file calls them, where one tensor of the file is that weight alone."""
+    written = _written(_inner(module))
+    places: dict[str, list[str]] = {}
+    for name, tensor in written.items():
+        for source in tensor.sources:
+            places.setdefault(source, []).append(name if len(tensor.sources) == 1 else "")
+    return {
+        parameter.removesuffix(".weight"): name.removesuffix(".weight")
+        for parameter, (name, *more) in places.items()
+        if parameter.endswith(".weight") and name.endswith(".weight") and not more and name != parameter
+    }
+
+
 def _inner(module: nn.Module) -> nn.Module:
     """Take a model out of DDP, torch.compile and the like."""
     while isinstance(inner := getattr(module, "module", getattr(module, "_orig_mod", None)), nn.Module):

@@ -14,14 +14,14 @@ from spectail import presets
 from spectail.analysis import Analysis
 from spectail.core.measure import common_window, too_small
 from spectail.core.spec import Spec
-from spectail.engines import Engine, engine_named
 from spectail.errors import SourceError, SpecError
-from spectail.journal import Journal
-from spectail.measurement import Plan
+from spectail.measuring.engines import Engine, engine_named
+from spectail.measuring.journal import Journal
+from spectail.measuring.layer import Plan
 from spectail.models.naming.select import select
 from spectail.models.open import open_source
 from spectail.models.source import Layer
-from spectail.records import RunInfo
+from spectail.results.records import RunInfo
 
 VERSIONS_OF = ("spectail", "torch", "numpy", "scipy", "safetensors", "gguf")
 

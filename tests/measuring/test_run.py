@@ -12,8 +12,8 @@ from torch import nn
 
 import spectail as st
 from spectail.core.goodness import judge_tail, verdict
-from spectail.journal import JOURNAL_FILE
-from spectail.records import COLUMNS
+from spectail.measuring.journal import JOURNAL_FILE
+from spectail.results.records import COLUMNS
 from tests.conftest import weights
 
 
@@ -275,8 +275,8 @@ def test_settings_that_make_no_sense_leave_nothing_behind(checkpoint, tmp_path, 
 
 def test_the_ray_engine_gives_the_same_table(checkpoint, tmp_path):
     pytest.importorskip("ray")
-    from spectail.engines import ray
-    from spectail.runner import make_plan, run_plan
+    from spectail.measuring.engines import ray
+    from spectail.measuring.run import make_plan, run_plan
 
     plan = make_plan(str(checkpoint), spec=st.presets.FARMS)
     pd.testing.assert_frame_equal(_table(run_plan(plan, ray.measure)), _table(st.analyze(checkpoint)))

@@ -6,7 +6,7 @@ import dataclasses
 
 import pandas as pd
 
-from spectail.records import COLUMNS, LayerRecord, Results
+from spectail.results.records import COLUMNS, LayerRecord, Results
 
 _DTYPES = {"int": "int64", "float": "float64", "bool": "bool", "str": "str", "int | None": "Int64"}
 COLUMN_DTYPES = {f.name: _DTYPES[str(f.type)] for f in dataclasses.fields(LayerRecord) if f.name in COLUMNS}

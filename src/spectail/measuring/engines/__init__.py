@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
-from spectail.engines.local import measure as measure_here
-from spectail.engines.ray import measure as measure_on_ray
 from spectail.errors import SpecError
-from spectail.measurement import Plan
+from spectail.measuring.engines.local import measure as measure_here
+from spectail.measuring.engines.ray import measure as measure_on_ray
+from spectail.measuring.layer import Plan
 from spectail.models.source import Layer
-from spectail.records import LayerRecord
+from spectail.results.records import LayerRecord
 
 Engine: TypeAlias = Callable[[Plan, Iterable[Layer]], Iterable[LayerRecord]]
 """Measures layers by a plan; records may come in any order."""

@@ -15,9 +15,9 @@ from itertools import groupby
 import torch
 
 from spectail.core.threads import single_threaded
-from spectail.measurement import Plan, measure_layer
+from spectail.measuring.layer import Plan, measure_layer
 from spectail.models.source import Layer
-from spectail.records import LayerRecord
+from spectail.results.records import LayerRecord
 
 TOGETHER = 2**27
 """Weights held at a time by layers that are measured side by side; larger ones are measured alone."""

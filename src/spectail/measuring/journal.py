@@ -13,7 +13,7 @@ from typing import Any
 
 from spectail.analysis import ANALYSIS_FILE, FILES, Analysis
 from spectail.errors import RunError
-from spectail.records import LayerRecord, RunInfo
+from spectail.results.records import LayerRecord, RunInfo
 
 JOURNAL_FILE = ".progress.jsonl"
 

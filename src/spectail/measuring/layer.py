@@ -17,7 +17,7 @@ from spectail.core.measure import estimator_of, measure, too_small
 from spectail.core.metrics import entropy
 from spectail.errors import SourceChangedError, SourceError, SpecError
 from spectail.models.source import Layer
-from spectail.records import LayerRecord, RunInfo, Spectrum, null_gap
+from spectail.results.records import LayerRecord, RunInfo, Spectrum, null_gap
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from spectail.errors import SpecError
-from spectail.measurement import Plan, measure_layer
+from spectail.measuring.layer import Plan, measure_layer
 from spectail.models.open import open_source
 from spectail.models.source import Layer
-from spectail.records import LayerRecord, RunInfo
+from spectail.results.records import LayerRecord, RunInfo
 
 
 def measure(plan: Plan, layers: Iterable[Layer]) -> Iterator[LayerRecord]:

@@ -10,8 +10,8 @@ import pandas as pd
 from spectail.errors import RunError
 from spectail.models.naming.pairing import Pairing, pair_names
 from spectail.models.source import NOT_A_WEIGHT
-from spectail.records import LayerRecord, Results
-from spectail.report.tables import storable
+from spectail.results.records import LayerRecord, Results
+from spectail.results.table import storable
 
 METRICS = ("xmin", "stable_rank", "lambda_max", "weight_var")
 PAIRED = "paired"
