@@ -9,6 +9,7 @@ import yaml
 from spectail.errors import ExportError
 from spectail.export.llm_compressor import pruning_recipe, quantization_recipe
 from spectail.export.torch_pruning import pruning_ratio_dict
+from spectail.export.torchao import fqn_to_config
 from spectail.models.live.language import module_names
 from spectail.models.live.saved_names import saved_modules
 from tests.export.conftest import allocation
@@ -55,3 +56,12 @@ def test_a_name_that_could_be_two_modules_is_refused():
     model["b"] = torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 2)})
     with pytest.raises(ExportError, match=r"fc could be any of the modules a\.fc, b\.fc"):
         pruning_ratio_dict({"fc": 0.5}, model)
+
+
+def test_torchao_refuses_names_that_are_no_modules():
+    data = {"group_size": 32, "bits": {"layers.0.fc1": 4}}
+    with pytest.raises(ExportError, match=r"the model has no module layers\.0\.fc1: give the names"):
+        fqn_to_config(data, ["layers.1.fc1"])
+    torchao = pytest.importorskip("torchao.quantization")
+    config = fqn_to_config(data, ["model.layers.0.fc1"])
+    assert isinstance(config, torchao.FqnToConfig)

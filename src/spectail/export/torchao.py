@@ -8,7 +8,7 @@ from typing import Any
 from spectail.allocation.allocation import Allocation
 from spectail.errors import ExportError
 from spectail.export.llm_compressor import check_group_size
-from spectail.export.parts import by_module, check_target
+from spectail.export.parts import Modules, by_module, check_target, placed, shown
 
 WIDEST = 8
 """Bits of torchao's widest integer weight."""
@@ -30,18 +30,27 @@ def widths(allocation: Allocation, *, group_size: int = 32) -> dict[str, Any]:
     return {"group_size": group_size, "bits": found}
 
 
-def fqn_to_config(data: Mapping[str, Any]) -> Any:
+def fqn_to_config(data: Mapping[str, Any], modules: Modules | None = None) -> Any:
     """Build the ``torchao.quantization.FqnToConfig``, for ``quantize_`` or transformers' ``TorchAoConfig``.
 
-    Every module has symmetric integers with a scale per group; modules that are not named stay as they are.
+    Every module has symmetric integers with a scale per group; modules that are not named stay as they are. torchao
+    passes over a name that is no module without a word, so give the names of the model's ``modules``: bits that were
+    allocated from a file then pair with them by name, and a name that is none of them is refused.
     """
+    bits = data["bits"]
+    if modules is not None:
+        bits, lost = placed(bits, modules)
+        if lost:
+            raise ExportError(f"the model has no module {shown(lost)}: give the names of the model that was analysed")
     try:
         import torch
         from torchao.quantization import FqnToConfig, IntxWeightOnlyConfig, PerGroup
     except ImportError as error:
         raise ExportError(f"this needs torchao with FqnToConfig: pip install torchao ({error})") from None
     by_width = {
-        bits: IntxWeightOnlyConfig(weight_dtype=getattr(torch, f"int{bits}"), granularity=PerGroup(data["group_size"]))
-        for bits in set(data["bits"].values())
+        width: IntxWeightOnlyConfig(
+            weight_dtype=getattr(torch, f"int{width}"), granularity=PerGroup(data["group_size"])
+        )
+        for width in set(bits.values())
     }
-    return FqnToConfig({name: by_width[bits] for name, bits in data["bits"].items()})
+    return FqnToConfig({name: by_width[width] for name, width in bits.items()})
