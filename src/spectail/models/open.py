@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from spectail.errors import SourceError
 from spectail.models.build import build_source
 from spectail.models.fingerprint import fingerprint_tensors
+from spectail.models.formats import table
 from spectail.models.formats.folders import path_source
 from spectail.models.formats.state_dict import state_tensors
 from spectail.models.live.walk import module_source
@@ -36,8 +37,8 @@ def open_source(
 
     Args:
         source: a module; a state dict, or one matrix as a tensor or an array; or a text: ``demo``, the path of a
-            ``.safetensors``, ``.gguf``, ``.pt``, ``.pth`` or ``.bin`` file, of an index of shards or of a model or
-            adapter folder, ``module:function`` returning a module, or a hub id ``org/name``.
+            checkpoint file of a format of ``formats.table``, of an index of shards or of a model or adapter folder,
+            ``module:function`` returning a module, or a hub id ``org/name``.
 
     Returns:
         The layers in the model's own order. The same layer has the same name whichever way the model came in.
@@ -99,8 +100,8 @@ def demo_file() -> Path:
 
 def is_hub_id(text: str) -> bool:
     """Whether a text that is no path looks like ``org/name``."""
-    endings = (".safetensors", ".gguf", ".pt", ".bin", ".json", ".ckpt")
-    return bool(_HUB_ID.match(text)) and not Path(text).suffix.lower().startswith(endings)
+    endings = (".json", *(suffix for form in table.FORMATS for suffix in form.suffixes))
+    return bool(_HUB_ID.match(text)) and not text.lower().endswith(endings)
 
 
 def _from_function(module: str, function: str) -> Source:

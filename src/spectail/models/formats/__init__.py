@@ -1,1 +1,1 @@
-"""File formats: each module reads one, ``folders`` finds the files of a model and which format they are in."""
+"""File formats: each module reads one, ``table`` lists them, ``folders`` finds the files of a model."""
