@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
+from weakref import WeakMethod, finalize
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -94,13 +95,14 @@ class Steps:
         while self._running.pop() is not optimizer:
             pass
         self._stepped = self._stepped or self._is_innermost(optimizer)
+        if not self._running:
+            self._look(False)
         if self._opened and self._opened[-1] is optimizer:
             self._opened.pop()
             self.groups.leave(optimizer)
         if not self._running and self._stepped:
             self._stepped = False
             self._looked += 1
-            self._look(False)
             self._done()
 
     def _is_innermost(self, optimizer: Any) -> bool:
@@ -185,7 +187,14 @@ class Steps:
             self._looking.remove()
             self._looking = None
         elif self._looking is None and on:
-            self._looking = register_optimizer_step_pre_hook(self._seen)
+            seen = WeakMethod(self._seen)  # a step that raises leaves the hook behind, for all optimizers there are
+
+            def look(*given: Any) -> None:
+                if (method := seen()) is not None:
+                    method(*given)
+
+            self._looking = register_optimizer_step_pre_hook(look)
+            finalize(self, self._looking.remove)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _seen(self, optimizer: Any, args: Any, kwargs: Any) -> None:

@@ -6,7 +6,7 @@ sees: the factors then have no effect, and nothing of the Balancer runs that cou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 from weakref import WeakMethod
 
@@ -15,16 +15,20 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 FIRST = 4
-"""Backward passes without a step after which something is told at the earliest."""
+"""Backward passes without a step after which the weights are looked at; then after twice as many each time."""
+CHANGES = 3
+"""After so many changes something is told; fewer may be weights that were loaded."""
 VALUES = 16
 """How many numbers of the weight are looked at."""
+KEPT = 64
+"""How many passes are remembered."""
 
 
 class Watch:
-    """Calls ``tell``, once, when a parameter's values have changed twice since the last step.
+    """Calls ``tell``, once, when a parameter keeps on changing though the optimizer makes no step.
 
-    They are looked at after 2, 4, 8 ... backward passes, so that gradients may be accumulated; one change alone may be
-    weights that were loaded.
+    Gradients may be accumulated over many passes without a step, and SAM moves the weights and puts them back in each:
+    values that come back are no change.
     """
 
     _on: ClassVar[WeakTensorKeyDictionary] = WeakTensorKeyDictionary()
@@ -34,8 +38,7 @@ class Watch:
         # Weak, so that the parameter keeps neither a Balancer nor its optimizer alive that nobody uses any more.
         self._tell = WeakMethod(tell)
         self._passes = 0
-        self._before: Tensor | None = None
-        self._changed: list[Tensor] = []
+        self._seen: list[Tensor] = []
         self._hook: Any = None
         if parameter is not None:
             if parameter in self._on:
@@ -45,8 +48,8 @@ class Watch:
 
     def stepped(self) -> None:
         """The optimizer has made a step, so that all is well."""
-        self._passes, self._before = 0, None
-        self._changed.clear()
+        self._passes = 0
+        self._seen.clear()
 
     def remove(self) -> None:
         """Look no more."""
@@ -62,13 +65,28 @@ class Watch:
             return
         self._passes += 1
         values = parameter.detach()
-        values = (values.to_local() if hasattr(values, "to_local") else values).flatten()[:VALUES].clone()
-        if self._before is None:
-            self._before = values
-        elif self._passes & (self._passes - 1) == 0:
-            self._changed.append((values != self._before).any())
-            self._before = values
-            # To read them makes an accelerator wait, so that is done after 4, 8, 16 ... passes.
-            if self._passes >= FIRST and sum(map(bool, self._changed)) >= 2:
-                self.remove()
-                tell(self._passes)
+        values = values.to_local() if hasattr(values, "to_local") else values
+        self._seen = [*self._seen[1 - KEPT :], values.flatten()[:VALUES].clone()]
+        # To read them makes an accelerator wait, so that is done after 4, 8, 16 ... passes.
+        if self._passes >= FIRST and self._passes & (self._passes - 1) == 0 and changes(self._seen) >= CHANGES:
+            self.remove()
+            tell(self._passes)
+
+
+def changes(seen: Sequence[Tensor]) -> int:
+    """How often values changed since they last came back to what they were before.
+
+    >>> one, two, three = (torch.tensor([float(i)]) for i in range(3))
+    >>> changes([one, one, two, three]), changes([one, two, one, three, one]), changes([one, two, one, three])
+    (2, 0, 1)
+    """
+    rows = torch.stack([values.float() for values in seen]).cpu()
+    close = 4 * torch.finfo(seen[0].dtype).eps
+    distinct = [rows[0]]
+    for row in rows[1:]:
+        again = [i for i, before in enumerate(distinct) if torch.allclose(row, before, rtol=close, atol=0)]
+        if again:
+            del distinct[again[-1] + 1 :]
+        else:
+            distinct.append(row)
+    return len(distinct) - 1
