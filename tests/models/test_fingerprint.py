@@ -65,3 +65,13 @@ def test_large_tensors_are_sampled_in_every_column():
     before = open_source(state).fingerprint
     state["a.weight"][:, 7] = 1
     assert open_source(state).fingerprint != before
+
+
+def test_tensors_that_are_conjugated_or_negated_later_enter_with_their_values():
+    values = torch.randn(20, 24, dtype=torch.complex64)
+    late = {"a.weight": values.conj(), "b.weight": values.conj().imag}
+    now = {"a.weight": values.conj().resolve_conj(), "b.weight": (-values.imag).contiguous()}
+    assert late["b.weight"].is_neg()
+    opened = open_source(late)
+    assert opened.fingerprint == open_source(now).fingerprint
+    torch.testing.assert_close(opened.layers[1].read()[0], now["b.weight"])

@@ -55,5 +55,6 @@ def fingerprint_tensors(tensors: Iterable[LazyTensor]) -> str:
         if size > WHOLE_TENSOR:
             # An odd step, or a sample of a matrix with 2^k columns would see a few columns only.
             flat = flat[:: (size // WHOLE_TENSOR + 1) | 1]
+        flat = flat.resolve_conj().resolve_neg()  # views that torch conjugates or negates later have no bytes yet
         digest.update(flat.contiguous().cpu().view(torch.uint8).numpy().tobytes())
     return f"sha256:{digest.hexdigest()}"

@@ -29,7 +29,14 @@ _MODEL_KEYS = (
     "network",
     "weights",
     "params",
+    "params_ema",
+    "state_dict_ema",
+    "ema_state_dict",
+    "model_ema",
+    "ema_model",
+    "ema",
 )
+"""Usual keys of a state dict, the trained weights before their averages."""
 _NO_MODEL = (
     "optim",
     "opt_state",
@@ -115,9 +122,14 @@ def _inner(entries: Mapping[Any, Any], depth: int) -> dict[str, Leaf]:
     """Collect the state dicts of nested dicts, the names prefixed with their keys."""
     found: dict[str, Leaf] = {}
     for key, inner in entries.items():
-        if _entries(inner) and not str(key).lower().startswith(_NO_MODEL):
+        if _entries(inner) and not str(key).lower().startswith(_NO_MODEL) and not _is_optimizer(inner):
             found.update({f"{key}.{name}": leaf for name, leaf in _find(inner, depth - 1).items()})
     return found
+
+
+def _is_optimizer(value: object) -> bool:
+    """Whether a value is the state dict of one of torch's optimizers, which scripts save under any name."""
+    return isinstance(value, Mapping) and "param_groups" in value and "state" in value
 
 
 def _objects(entries: Mapping[Any, Any]) -> dict[str, Leaf]:

@@ -1,0 +1,42 @@
+"""What a training script saves beside its model: optimizers under any key, and averages of the weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from spectail.models.open import open_source
+
+
+def trained(optimizer: str = "Adam") -> tuple[nn.Module, dict]:
+    model = nn.Sequential(nn.Linear(20, 24), nn.Linear(24, 20))
+    made = getattr(torch.optim, optimizer)(model.parameters(), lr=0.1)
+    model(torch.randn(4, 20)).sum().backward()
+    made.step()
+    return model, made.state_dict()
+
+
+@pytest.mark.parametrize("key", ["g_optim", "adam", "opt", "d_opt", "generator_optimizer", "trainer"])
+def test_an_optimizer_is_known_by_its_groups_whatever_it_is_called(key, tmp_path):
+    (model, state), (other, _) = trained(), trained()
+    saved = {"g": model.state_dict(), "d": other.state_dict(), key: state}
+    torch.save(saved, tmp_path / "both.pt")
+    names = ["g.0", "g.1", "d.0", "d.1"]
+    assert [layer.name for layer in open_source(saved).layers] == names
+    assert [layer.name for layer in open_source(tmp_path / "both.pt").layers] == names
+
+
+def test_optimizers_in_a_list_or_dict_are_passed_over():
+    model, state = trained("SGD")
+    _, other = trained("AdamW")
+    saved = {"net_G": model.state_dict(), "training": {"steps": 3, "a": state, "b": other}}
+    assert [layer.name for layer in open_source(saved).layers] == ["net_G.0", "net_G.1"]
+
+
+@pytest.mark.parametrize("key", ["params_ema", "model_ema", "ema", "ema_state_dict", "state_dict_ema", "ema_model"])
+def test_averaged_weights_alone_are_the_model(key):
+    model, _ = trained()
+    assert [layer.name for layer in open_source({"epoch": 3, key: model.state_dict()}).layers] == ["0", "1"]
+    both = {"model": model.state_dict(), key: {name: 2 * value for name, value in model.state_dict().items()}}
+    torch.testing.assert_close(open_source(both).layers[0].read()[0], model[0].weight.detach())
