@@ -145,6 +145,8 @@ TENSORS = {
     "wants a gradient": lambda t: t.clone().requires_grad_(),
     "a parameter": lambda t: torch.nn.Parameter(t.clone()),
     "a slice": lambda t: torch.cat([t, t])[: t.shape[0]],
+    "conjugated later": lambda t: torch.complex(t, torch.zeros_like(t)).conj(),
+    "negated later": lambda t: torch.complex(torch.zeros_like(t), t).conj().imag,
 }
 
 

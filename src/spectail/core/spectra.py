@@ -82,7 +82,7 @@ def numerical_zeros(eigenvalues: Array, window: Window) -> NDArray[np.bool_]:
 def largest_magnitude(matrices: Tensor) -> float:
     """The largest magnitude of an entry (of its real or its imaginary part)."""
     if matrices.is_complex():
-        matrices = torch.view_as_real(matrices)
+        matrices = torch.view_as_real(matrices.resolve_conj())
     lowest, highest = torch.aminmax(matrices)
     return max(abs(float(lowest)), abs(float(highest)))
 

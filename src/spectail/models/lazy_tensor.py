@@ -140,6 +140,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def as_float(tensor: Tensor) -> Tensor:
     """Convert to float32, keeping float64; complex numbers to complex64, keeping complex128."""
+    tensor = tensor.resolve_conj().resolve_neg()
     if tensor.dtype in {torch.float64, torch.complex128}:
         return tensor
     return tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
