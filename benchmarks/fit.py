@@ -44,7 +44,7 @@ def spectrum(kind: str, size: int) -> np.ndarray:
         found = window_eigenvalues(matrices, window, [(0, 0)])
     else:
         layer = next(x for x in open_source("demo").layers if x.block == 15 and x.kind == "down")
-        found = window_eigenvalues(layer.load(), window, Grid(per_side).positions(layer.rows, layer.cols, window))
+        found = window_eigenvalues(layer.read(), window, Grid(per_side).positions(layer.rows, layer.cols, window))
     pooled = np.sort(found, axis=None)
     return pooled[np.linspace(0, pooled.size - 1, size).astype(int)]
 

@@ -98,7 +98,7 @@ class Plain:
                 side = min(largest_fit(*shape), plan.run.window or 1024)
                 window = window_shape(*shape, side)
                 corners = spec.placement.positions(*shape, window)
-                found = [plain.pooled_eigenvalues(m, window, corners) for m in layer.load().detach()]
+                found = [plain.pooled_eigenvalues(m, window, corners) for m in layer.read().detach()]
                 self.alphas[layer.name] = plain.fit(torch.sort(torch.cat(found)).values, "median").alpha
         return seconds
 
