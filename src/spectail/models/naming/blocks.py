@@ -54,7 +54,7 @@ _KINDS: tuple[tuple[str, str], ...] = (
     ("head", r"(lm_head|embed_out|classifier|score|head|output|_?fc|classifier\.\d+|head\.\d+|heads\.head|logits)"),
     (
         "embedding",
-        r"(\w*embed\w*|wte|wpe|relative_attention_bias|shared|\w*embeddings?\.\w+|token_embd|position_embd|token_types|patch_embed\.proj)",
+        r"(\w*embed\w*|wte|wpe|relative_attention_bias|attn_rel_b|shared|\w*embeddings?\.\w+|token_embd|position_embd|token_types|patch_embed\.proj)",
     ),
 )
 _ENDINGS = tuple((kind, re.compile(rf"(?:^|\.)(?:{pattern})$")) for kind, pattern in _KINDS)
