@@ -79,6 +79,8 @@ NOT_BUILT: dict[str, str] = {
     "Gemma4AssistantForCausalLM": "its default text configuration is refused by its own check",
     "Gemma4UnifiedAssistantForCausalLM": "its default layer types are refused by its own check",
     "Qwen3OmniMoeForConditionalGeneration": "the talker's default configuration lacks a size",
+    "PerceptionLMModel": "its default configuration has no vision tower",
+    "PerceptionLMForConditionalGeneration": "its default configuration has no vision tower",
     "T5Gemma2Encoder": "its default configuration lacks a dropout rate",
 }
 """Classes that no default configuration builds, and why."""

@@ -36,6 +36,7 @@ MATRICES = {
     "RecurrentGemmaRglru": ("input_gate_weight", "recurrent_gate_weight"),  # block-diagonal linear layers
     "XLNetRelativeAttention": ("q", "k", "v", "o", "r"),  # (d_model, heads, d_head)
     "FunnelRelMultiheadAttention": ("r_kernel",),  # (d_model, heads, d_head)
+    "OmDetTurboLanguageBackbone": ("text_projection",),  # x @ weight
     "XCLIPModel": ("prompts_visual_projection",),  # x @ weight
     "Glm5NextTextIndexer": ("index_kpool_compress_gate",),  # F.linear(x, weight)
 }
