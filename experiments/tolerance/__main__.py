@@ -21,7 +21,7 @@ from torch import Tensor
 import spectail as st
 from experiments.common import ROOT, WORK, Journal, environment, fill_page, markdown_table, run_steps, save_json
 from experiments.ensembles import LAWS
-from spectail.core.sequential import enough_windows
+from spectail.core.measure import FARMS
 from spectail.core.spectra import numerical_zeros, window_eigenvalues
 from spectail.core.tails import fit_from
 from spectail.core.windows import Window
@@ -90,7 +90,7 @@ def compare(matrix: Tensor, side: int, placement: str, cutoffs: Sequence[str]) -
     for cutoff in cutoffs:
         spec = st.Spec(window=side, placement=placement, cutoff=cutoff, tolerance=TOLERANCE)
         started = time.perf_counter()
-        taken, few = enough_windows(matrix[None], window, positions, spec)
+        taken, few = FARMS.solve(matrix[None], window, positions, spec)
         faster = seconds / (time.perf_counter() - started)
         whole, part = (_alpha(values, window, spec) for values in (everything, few))
         found["cutoffs"][cutoff] = {

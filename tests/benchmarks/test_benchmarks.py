@@ -245,7 +245,7 @@ class TestWeights:
         assert source.n_vectors == 7
         assert size == 2 * (sum(math.prod(shape) for shape in shapes.values()) + 7 * 128)
         assert len(list(tmp_path.glob("*.safetensors"))) == 3
-        loaded = next(layer for layer in source.layers if layer.name == "model.layers.1.mlp.down_proj").load()
+        loaded = next(layer for layer in source.layers if layer.name == "model.layers.1.mlp.down_proj").read()
         rounded = made(128, 320, name="model.layers.1.mlp.down_proj", depth=0.5, dtype=torch.bfloat16)
         assert torch.equal(loaded[0], rounded.float())
 
