@@ -374,6 +374,18 @@ UNKNOWN: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "lycoris oft": ({f"{UNET}.oft_blocks": rand(2, 4, 4), f"{UNET}.alpha": torch.tensor(1.0)}, "OFT"),
     "a new form of lycoris": ({f"{UNET}.nova_x": rand(4, 4)}, "nova_x"),
     "a new form of peft": ({f"{PEFT}.nova_A": rand(3, 6), f"{PEFT}.nova_B": rand(8, 3)}, "NOVA"),
+    "LoRA-XS": (
+        {
+            f"{PEFT}.lora_A.weight": A,
+            f"{PEFT}.lora_B.weight": B,
+            f"{PEFT}.default_lora_latent_mapping.weight": rand(3, 3),
+        },
+        "LoRA with default_lora_latent_mapping",
+    ),
+    "a vector between both factors": (
+        {f"{PEFT}.lora_A.weight": A, f"{PEFT}.lora_B.weight": B, f"{PEFT}.lora_core": rand(3)},
+        "LoRA with lora_core",
+    ),
     "bone": ({f"{PEFT}.bone_block": rand(4, 6)}, "Bone"),
 }
 

@@ -83,13 +83,16 @@ def test_gpt2_adapter_is_output_by_input():
 def test_modules_that_are_saved_whole_keep_their_name(tmp_path):
     model, _ = adapted(modules_to_save=["lm_head"])
     save(model, tmp_path)
-    with torch.no_grad():
-        model.base_model.model.lm_head.original_module.weight.zero_()
     live = {layer.name: layer for layer in open_source(model).layers}
     stored = {layer.name: layer for layer in open_source(tmp_path).layers}
-    assert live["lm_head"].read().any()
+    used = model.base_model.model.lm_head.modules_to_save["default"].weight
+    assert torch.equal(live["lm_head"].read()[0], used)
     assert torch.equal(stored["lm_head"].read(), live["lm_head"].read())
-    assert not live["lm_head.original_module"].read().any()
+    # What the adapter replaces is listed, and takes part in nothing.
+    assert "does not use" in live["lm_head.original_module"].no_weight
+    whole = {layer.name: layer for layer in open_source(model.state_dict()).layers}
+    assert whole["lm_head.original_module"].no_weight == live["lm_head.original_module"].no_weight
+    assert [name for name, layer in live.items() if layer.no_weight] == ["lm_head.original_module"]
 
 
 def test_convolution_adapter():

@@ -83,7 +83,7 @@ def _layers_of(
     tensor: LazyTensor, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], among_weights: bool
 ) -> Iterable[Layer]:
     """List the layers of one tensor; one that cannot be read, or is no weight, keeps a row of its stored shape."""
-    if reason := _no_weight(tensor, among_weights):
+    if reason := _replaced(tensor.name, shapes) or _no_weight(tensor, among_weights):
         return [_row_without_values(tensor, no_weight=f"no weight matrix: {reason}")]
     problem = tensor.problem
     if not problem and tensor.numel == 0:
@@ -91,6 +91,13 @@ def _layers_of(
     if problem:
         return [_row_without_values(tensor, problem=problem)]
     return [_layer(tensor, part) for part in parts_of(tensor, shapes, config)]
+
+
+def _replaced(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Say of a module that peft keeps for later that the model computes with the copy that an adapter saves whole."""
+    if ".original_module." in name and name.replace(".original_module.", ".", 1) in shapes:
+        return "a module that an adapter replaces, and that the model does not use"
+    return None
 
 
 def _no_weight(tensor: LazyTensor, among_weights: bool) -> str | None:

@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor
 
 from spectail.models.assembly.adapters.known import Known
-from spectail.models.assembly.adapters.spelling import VECTORS, Piece, read_name
+from spectail.models.assembly.adapters.spelling import VECTORS, Piece, read_name, read_stray
 from spectail.models.lazy_tensor import Index, LazyTensor, piece_of
 from spectail.models.naming.blocks import kind_of
 
@@ -51,7 +51,23 @@ def grouped(tensors: list[LazyTensor], known: Known) -> tuple[list[LazyTensor | 
                 group.pieces[piece.role] = stored
     for group in groups.values():
         _settle(group)
-    return order, list(groups.values())
+    return _without_strays(order, groups.values()), list(groups.values())
+
+
+def _without_strays(order: list[LazyTensor | Group], groups: Iterable[Group]) -> list[LazyTensor | Group]:
+    """Drop pieces of variants of LoRA that are not known, such as LoRA-XS, and make their adapters unknown ones."""
+    by_target: dict[str, list[Group]] = {}
+    for group in groups:
+        by_target.setdefault(group.target, []).append(group)
+    kept: list[LazyTensor | Group] = []
+    for item in order:
+        stray = read_stray(item.name) if isinstance(item, LazyTensor) else None
+        concerned = by_target.get(stray[0], []) if stray else []
+        for group in concerned:
+            group.form, group.unknown = "unknown", f"LoRA with {stray[1]}" if stray else ""
+        if not concerned:
+            kept.append(item)
+    return kept
 
 
 def _of_new_form(stored: LazyTensor, peft_type: str) -> Piece | None:

@@ -173,6 +173,21 @@ def read_name(name: str) -> Piece | None:
     return _lycoris(name)
 
 
+_STRAY = re.compile(r"^(?:(?P<target>.*)\.)?(?P<piece>\w*lora_\w+)(?:\..+)?$", re.IGNORECASE)
+
+
+def read_stray(name: str) -> tuple[str, str] | None:
+    """Read target and piece of a tensor that is called like a piece of LoRA and is none of those that are known.
+
+    >>> read_stray("layers.0.q_proj.default_lora_latent_mapping.weight"), read_stray("layers.0.q_proj.lora_B.bias")
+    (('layers.0.q_proj', 'default_lora_latent_mapping'), None)
+    """
+    match = _STRAY.match(name)
+    if match is None or match["piece"] in _PIECES or read_name(name) is not None:
+        return None
+    return match["target"] or "", match["piece"]
+
+
 def is_piece(name: str) -> bool:
     """Whether a name is that of a piece that only adapters have."""
     piece = read_name(name)
