@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.common import Run, paired, run_command
 from spectail.errors import SourceError
-from spectail.models.open import DEMO_COMMAND, DEMO_PACKAGE
+from spectail.models.formats.demo import DEMO_COMMAND, DEMO_PACKAGE
 
 SCRIPT = Path(__file__).with_name("weightwatcher_side.py")
 SPECTAIL = (sys.executable, "-c", "from spectail.cli import main; main()")

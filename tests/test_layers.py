@@ -21,14 +21,25 @@ FLOORS = [
     {"__main__"},
 ]
 """From the bottom up: a module may import its own floor's package and everything below, nothing above or beside."""
+MODELS = [
+    {"subclasses"},
+    {"lazy_tensor", "naming"},
+    {"layout", "assembly"},
+    {"source"},
+    {"build"},
+    {"formats"},
+    {"live"},
+    {"open"},
+]
+"""The same inside of ``models``."""
 
 
 def _unit(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
-def _floor(unit: str) -> int:
-    return next(i for i, floor in enumerate(FLOORS) if unit in floor)
+def _floor(unit: str, floors: list[set[str]] = FLOORS) -> int:
+    return next(i for i, floor in enumerate(floors) if unit in floor)
 
 
 def _files() -> list[Path]:
@@ -59,6 +70,15 @@ def test_imports_point_downward(path):
     for _, module in _imports(ast.parse(path.read_text())):
         other = _unit(module)
         assert other == own or _floor(other) < _floor(own), f"{_module(path)} imports {module}, which is not below it"
+
+
+@pytest.mark.parametrize("path", sorted((SRC / "models").rglob("*.py")), ids=_module)
+def test_imports_inside_of_models_point_downward(path):
+    own = _module(path).split(".")[2:3]
+    for _, module in _imports(ast.parse(path.read_text())):
+        other = module.split(".")[2:3] if module.startswith("spectail.models.") else []
+        if own and other and other != own:
+            assert _floor(other[0], MODELS) < _floor(own[0], MODELS), f"{_module(path)} imports {module}"
 
 
 @pytest.mark.parametrize("path", _files(), ids=_module)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from spectail.models import fingerprint
+from spectail.models.formats import fingerprint
 from spectail.models.formats.open_file import OpenFile
 from spectail.models.open import open_source
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import spectail as st
 from spectail.errors import SourceError
-from spectail.models.fingerprint import fingerprint_tensors
+from spectail.models.formats.fingerprint import fingerprint_tensors
 from spectail.models.lazy_tensor import in_memory
 from spectail.models.live.weights import editable, owners
 from spectail.models.open import open_source

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spectail.errors import SourceError
-from spectail.models.open import is_hub_id
+from spectail.models.formats.hub import is_hub_id
 
 COLUMN = "text"
 HOW = "a UTF-8 file, or a hub dataset as org/name[:config[:split[:column]]]"

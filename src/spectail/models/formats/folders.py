@@ -13,9 +13,9 @@ from typing import Any
 from spectail.errors import SourceError
 from spectail.models.assembly.recipes import quantisation_of
 from spectail.models.build import build_source
-from spectail.models.fingerprint import fingerprint_files
 from spectail.models.formats import table
 from spectail.models.formats.adapter_files import ADAPTER, CONFIG, MAIN_ADAPTER, adapter_beside
+from spectail.models.formats.fingerprint import fingerprint_files
 from spectail.models.formats.foreign import refuse_foreign, without_weights
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.open_file import OpenFile

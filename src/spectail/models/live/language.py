@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from spectail.errors import SourceError
+from spectail.models.formats.demo import demo_file
+from spectail.models.formats.hub import is_hub_id
 from spectail.models.live.saved_names import saved_modules
-from spectail.models.open import demo_file, is_hub_id
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from spectail.models.build import build_source
-from spectail.models.fingerprint import fingerprint_tensors
+from spectail.models.formats.fingerprint import fingerprint_tensors
 from spectail.models.layout.experts import expert_layout
 from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, piece_of, unreadable
 from spectail.models.live.adapters import adapters_of, among

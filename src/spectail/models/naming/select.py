@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Protocol, TypeVar
 
 from spectail.errors import SpecError
-from spectail.models.source import Layer
 
 
-def select(layers: Sequence[Layer], include: Sequence[str] = (), exclude: Sequence[str] = ()) -> tuple[Layer, ...]:
+class Named(Protocol):
+    """Anything with a name: a layer, or a record of one."""
+
+    @property
+    def name(self) -> str:
+        """The full name."""
+
+
+Item = TypeVar("Item", bound=Named)
+
+
+def select(layers: Sequence[Item], include: Sequence[str] = (), exclude: Sequence[str] = ()) -> tuple[Item, ...]:
     """Keep the layers that match some ``include`` glob (no glob: all) and no ``exclude`` glob, in the same order.
 
     A glob matches a whole name, ``*`` also over dots. Brackets match themselves too, for parts are called
@@ -39,7 +50,7 @@ def matches(name: str, glob: str) -> bool:
     return fnmatchcase(name, glob) or fnmatchcase(name, glob.replace("[", "[[]"))
 
 
-def _examples(layers: Sequence[Layer]) -> str:
+def _examples(layers: Sequence[Named]) -> str:
     """Show three names, spread over the model."""
     if not layers:
         return ""

@@ -1,0 +1,13 @@
+"""Names of models and datasets on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text that is no path looks like ``org/name``."""
+    endings = (".json", *(suffix for form in FORMATS for suffix in form.suffixes))
+    return bool(_HUB_ID.match(text)) and not text.lower().endswith(endings)
