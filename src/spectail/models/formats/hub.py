@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from spectail.models.formats.table import FORMATS
+
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
 
