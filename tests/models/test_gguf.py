@@ -203,3 +203,15 @@ def test_a_missing_part_of_a_split_model_is_named(tmp_path):
     write(tmp_path / "m-00002-of-00002.gguf", "llama", {"output.weight": random(4, 8)})
     assert [layer.name for layer in open_source(path).layers] == ["lm_head", "model.embed_tokens"]
     assert len(open_source(tmp_path).layers) == 2
+
+
+@pytest.mark.parametrize(("kind", "architecture"), [("imatrix", "llama"), ("imatrix", None), (None, "controlvector")])
+def test_statistics_of_activations_are_no_model(kind, architecture, tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", architecture or "unknown")
+    if kind:
+        writer.add_string("general.type", kind)
+    writer.add_tensor("blk.0.ffn_up_exps.weight.in_sum2", np.ones((16, 64), np.float32))
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    with pytest.raises(SourceError, match="no weights; open the model's own GGUF file"):
+        open_source(tmp_path / "m.gguf")

@@ -23,6 +23,11 @@ from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, piece_of
 from spectail.models.naming.names import natural_key
 
 _SPLIT = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
+_NO_MODELS = {
+    "imatrix": "llama.cpp's importance matrix (sums of squared activations)",
+    "controlvector": "a control vector of llama.cpp",
+}
+"""What GGUF files hold besides models and adapters, by ``general.type`` or architecture."""
 _PLAIN = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -56,6 +61,8 @@ def read_gguf(files: Sequence[OpenFile]) -> Contents:
     headers = [(file, read_header(file)) for file in files]
     metadata = headers[0][1].metadata
     architecture = str(metadata.get("general.architecture", "unknown"))
+    if kind := {str(metadata.get("general.type")), architecture} & _NO_MODELS.keys():
+        raise SourceError(f"{files[0].path} holds {_NO_MODELS[kind.pop()]}, no weights; open the model's own GGUF file")
     tensors: list[LazyTensor] = []
     unnamed: list[str] = []
     for file, header in headers:
