@@ -27,15 +27,26 @@ def main(arguments: list[str] | None = None) -> Path:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = parser.add_subparsers(dest="name", required=True, metavar="|".join(BENCHMARKS))
     for name, module in BENCHMARKS.items():
-        options = names.add_parser(name, description=module.__doc__, help=(module.__doc__ or "").splitlines()[0])
-        options.add_argument("--quick", action="store_true", help="tiny sizes: does the script work?")
-        options.add_argument("--result", type=Path, help="the JSON file to write (default: benchmarks/results/)")
+        options = names.add_parser(
+            name, description=module.__doc__, help=(module.__doc__ or "").splitlines()[0]
+        )
+        options.add_argument(
+            "--quick", action="store_true", help="tiny sizes: does the script work?"
+        )
+        options.add_argument(
+            "--result", type=Path, help="the JSON file to write (default: benchmarks/results/)"
+        )
         module.add_options(options)
     chosen = parser.parse_args(arguments)
     started = environment()
     results = BENCHMARKS[chosen.name].run(chosen)
     path = chosen.result or RESULTS / f"{chosen.name}{'_quick' if chosen.quick else ''}.json"
-    result = {"benchmark": chosen.name, "quick": chosen.quick, "environment": started, "results": results}
+    result = {
+        "benchmark": chosen.name,
+        "quick": chosen.quick,
+        "environment": started,
+        "results": results,
+    }
     save_json(path, result)
     print(json.dumps(results, indent=1))
     return path

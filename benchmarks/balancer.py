@@ -31,13 +31,17 @@ class Training:
         self.side, self.steps = side, steps
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = network(widths).to(self.device)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4
+        )
         self.images = torch.randn(batch, 3, 32, 32, device=self.device)
         self.labels = torch.randint(0, 1000, (batch,), device=self.device)
         self.balancer = None
         if side != "plain":
             background = side == "background"
-            self.balancer = st.Balancer(self.model, self.optimizer, "tempbalance", every=None, background=background)
+            self.balancer = st.Balancer(
+                self.model, self.optimizer, "tempbalance", every=None, background=background
+            )
 
     def run(self) -> dict[str, float]:
         """The steps, and the measurement before them."""
@@ -60,7 +64,12 @@ class Training:
     def facts(self) -> dict[str, Any]:
         """How much was trained, and where."""
         layers = len(self.balancer.factors) if self.balancer is not None else 0
-        return {"steps": self.steps, "batch": len(self.images), "device": self.device, "layers": layers}
+        return {
+            "steps": self.steps,
+            "batch": len(self.images),
+            "device": self.device,
+            "layers": layers,
+        }
 
     def _wait(self) -> None:
         if self.device == "cuda":
@@ -78,27 +87,42 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """All sides in turn."""
     widths = QUICK_WIDTHS if options.quick else WIDTHS
     steps, batch = (2, 4) if options.quick else (options.steps, options.batch)
-    outcomes = run_sides({side: Side(Training, (side, widths, steps, batch)) for side in SIDES}, options.rounds)
+    outcomes = run_sides(
+        {side: Side(Training, (side, widths, steps, batch)) for side in SIDES}, options.rounds
+    )
     seconds = {side: outcome.seconds for side, outcome in outcomes.items()}
     plain = seconds["plain"]
     return {
         "sides": {name: outcome.to_dict() for name, outcome in outcomes.items()},
         "target": TARGET,
         "overhead_per_epoch": {
-            "balanced": overhead(plain, seconds["balanced"], "optimizer", repeated=EPOCH / steps, steps=steps),
+            "balanced": overhead(
+                plain, seconds["balanced"], "optimizer", repeated=EPOCH / steps, steps=steps
+            ),
             "background": overhead(plain, seconds["background"], "steps", repeated=1, steps=steps),
         },
-        "ratios": {f"{side} / plain, steps": paired(seconds[side]["steps"], plain["steps"]) for side in SIDES[1:]},
+        "ratios": {
+            f"{side} / plain, steps": paired(seconds[side]["steps"], plain["steps"])
+            for side in SIDES[1:]
+        },
     }
 
 
 def overhead(
-    plain: dict[str, list[float]], side: dict[str, list[float]], slower: str, *, repeated: float, steps: int
+    plain: dict[str, list[float]],
+    side: dict[str, list[float]],
+    slower: str,
+    *,
+    repeated: float,
+    steps: int,
 ) -> float:
     """Share of an epoch's plain time that a measurement and the ``slower`` phase add: medians over the rounds.
 
     ``repeated`` is how often the extra time of that phase in these ``steps`` comes in an epoch.
     """
     epoch = statistics.median(plain["steps"]) / steps * EPOCH
-    extra = statistics.median(b - p for b, p in zip(side[slower], plain[slower], strict=True)) * repeated
+    extra = (
+        statistics.median(b - p for b, p in zip(side[slower], plain[slower], strict=True))
+        * repeated
+    )
     return round((statistics.median(side["update"]) + max(0.0, extra)) / epoch, 5)

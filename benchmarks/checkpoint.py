@@ -26,7 +26,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
     parser.add_argument("--blocks", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where to write; one that holds a checkpoint is used as it is")
+    parser.add_argument(
+        "--folder", type=Path, help="where to write; one that holds a checkpoint is used as it is"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the checkpoint in --folder")
     parser.add_argument("--measure", action="store_true", help="run spectail analyze on it")
 
@@ -46,7 +48,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             started = time.perf_counter()
             write_checkpoint(folder, blocks, config=config, seed=options.seed)
             result["seconds to write"] = round(time.perf_counter() - started, 1)
-        result["megabytes"] = round(sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 2**20, 1)
+        result["megabytes"] = round(
+            sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 2**20, 1
+        )
         if options.measure or options.quick:
             result["analyze"] = measure(folder, Path(scratch) / "out")
         if options.folder and not options.keep:
@@ -56,7 +60,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def measure(folder: Path, out: Path) -> dict[str, Any]:
     """``spectail analyze`` with its defaults as a fresh process: time, memory, windows, seconds by kind of layer."""
-    took = run_command([*SPECTAIL, "analyze", str(folder), "--out", str(out), "--quiet"], every=0.05)
+    took = run_command(
+        [*SPECTAIL, "analyze", str(folder), "--out", str(out), "--quiet"], every=0.05
+    )
     layers = json.loads((out / "analysis.json").read_text())["layers"]
     by_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for layer in layers:
@@ -65,7 +71,9 @@ def measure(folder: Path, out: Path) -> dict[str, Any]:
         "seconds": round(took.seconds, 1),
         "peak_megabytes": took.peak_megabytes,
         "peak_anonymous_megabytes": took.peak_anonymous_megabytes,
-        "largest_layer_megabytes_in_float32": round(max(layer["numel"] for layer in layers) * 4 / 2**20, 1),
+        "largest_layer_megabytes_in_float32": round(
+            max(layer["numel"] for layer in layers) * 4 / 2**20, 1
+        ),
         "layers": len(layers),
         "layers_not_ok": [layer["name"] for layer in layers if layer["status"] != "ok"],
         "windows": sum(layer["n_windows"] for layer in layers),

@@ -25,7 +25,11 @@ SPECTAIL = (sys.executable, "-c", "from spectail.cli import main; main()")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
-    parser.add_argument("--weightwatcher", metavar="PYTHON", help="a Python with weightwatcher, transformers and gguf")
+    parser.add_argument(
+        "--weightwatcher",
+        metavar="PYTHON",
+        help="a Python with weightwatcher, transformers and gguf",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cutoff", default="median", help="of spectail; ks is WeightWatcher's")
 
@@ -41,11 +45,21 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         turns = ["spectail", "weightwatcher"] if options.weightwatcher else ["spectail"]
         for turn in turns[:: -1 if i % 2 else 1]:
             if turn == "spectail":
-                own.append(_spectail(options.cutoff, only="*layers.0.*q_proj" if options.quick else None))
+                own.append(
+                    _spectail(options.cutoff, only="*layers.0.*q_proj" if options.quick else None)
+                )
             else:
                 other.append(run_command([options.weightwatcher, str(SCRIPT), folder]))
-                inside.append(json.loads([line for line in other[-1].output.splitlines() if line.startswith("{")][-1]))
-    result: dict[str, Any] = {"cutoff": options.cutoff, "spectail": _summary(own), "weightwatcher": "not measured"}
+                inside.append(
+                    json.loads(
+                        [line for line in other[-1].output.splitlines() if line.startswith("{")][-1]
+                    )
+                )
+    result: dict[str, Any] = {
+        "cutoff": options.cutoff,
+        "spectail": _summary(own),
+        "weightwatcher": "not measured",
+    }
     if not other:
         return result
     alone = [turn["analyze_seconds"] for turn in inside]
@@ -58,7 +72,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
     result["ratios"] = {
         "weightwatcher's analyze() alone / spectail's whole process": paired(alone, seconds),
-        "weightwatcher's whole process / spectail's": paired([turn.seconds for turn in other], seconds),
+        "weightwatcher's whole process / spectail's": paired(
+            [turn.seconds for turn in other], seconds
+        ),
         "peak memory: weightwatcher / spectail": paired(
             [turn.peak_megabytes for turn in other], [turn.peak_megabytes for turn in own]
         ),
@@ -70,7 +86,17 @@ def _spectail(cutoff: str, only: str | None) -> Run:
     """One fresh ``spectail analyze demo``."""
     with tempfile.TemporaryDirectory() as folder:
         chosen = ["--include", only] if only else []
-        command = [*SPECTAIL, "analyze", "demo", "--out", f"{folder}/out", "--cutoff", cutoff, "--quiet", *chosen]
+        command = [
+            *SPECTAIL,
+            "analyze",
+            "demo",
+            "--out",
+            f"{folder}/out",
+            "--cutoff",
+            cutoff,
+            "--quiet",
+            *chosen,
+        ]
         return run_command(command)
 
 

@@ -55,7 +55,9 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: the median of the rounds."""
-        seconds = {phase: _digits(statistics.median(times)) for phase, times in self.seconds.items()}
+        seconds = {
+            phase: _digits(statistics.median(times)) for phase, times in self.seconds.items()
+        }
         return {"seconds": seconds, "megabytes": self.megabytes} | self.facts
 
 
@@ -72,7 +74,11 @@ def run_sides(sides: Mapping[str, Side], rounds: int) -> dict[str, Outcome]:
                 times[name].append(_ask(pipes[name], "run"))
         ends = {name: (_ask(pipes[name], "memory"), _ask(pipes[name], "facts")) for name in sides}
     return {
-        name: Outcome({phase: [round_[phase] for round_ in times[name]] for phase in times[name][0]}, facts, memory)
+        name: Outcome(
+            {phase: [round_[phase] for round_ in times[name]] for phase in times[name][0]},
+            facts,
+            memory,
+        )
         for name, (memory, facts) in ends.items()
     }
 
@@ -113,7 +119,9 @@ class Run:
     output: str
 
 
-def run_command(command: Sequence[str], *, extra: Mapping[str, str] | None = None, every: float = 0.02) -> Run:
+def run_command(
+    command: Sequence[str], *, extra: Mapping[str, str] | None = None, every: float = 0.02
+) -> Run:
     """Run a command as a fresh process with ``extra`` environment variables, looking at its memory as it goes.
 
     RuntimeError with the end of its output where it fails.
@@ -122,7 +130,11 @@ def run_command(command: Sequence[str], *, extra: Mapping[str, str] | None = Non
     with tempfile.TemporaryFile("w+") as printed:
         started = time.perf_counter()
         process = subprocess.Popen(
-            command, stdout=printed, stderr=subprocess.STDOUT, env=os.environ | dict(extra or {}), text=True
+            command,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            env=os.environ | dict(extra or {}),
+            text=True,
         )
         while process.poll() is None:
             memory = memory_of(process.pid)
@@ -133,7 +145,9 @@ def run_command(command: Sequence[str], *, extra: Mapping[str, str] | None = Non
         printed.seek(0)
         output = printed.read()
     if process.returncode:
-        raise RuntimeError(f"{Path(command[0]).name} ended with exit code {process.returncode}: ...{output[-600:]}")
+        raise RuntimeError(
+            f"{Path(command[0]).name} ended with exit code {process.returncode}: ...{output[-600:]}"
+        )
     return Run(seconds, round(peak, 1), round(anonymous, 1), output)
 
 
@@ -151,7 +165,10 @@ def memory_of(process: int | str) -> dict[str, float]:
         status = Path(f"/proc/{process}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return {}
-    return {key: int(kb) / 1024 for key, kb in re.findall(r"^(VmHWM|VmRSS|RssAnon):\s+(\d+) kB", status, re.MULTILINE)}
+    return {
+        key: int(kb) / 1024
+        for key, kb in re.findall(r"^(VmHWM|VmRSS|RssAnon):\s+(\d+) kB", status, re.MULTILINE)
+    }
 
 
 def _serve(pipe: Connection, side: Side) -> None:
@@ -197,7 +214,9 @@ def _answer(pipe: Connection) -> Any:
     try:
         return pipe.recv()
     except EOFError:
-        raise RuntimeError("a side of the benchmark failed; its own error is printed above") from None
+        raise RuntimeError(
+            "a side of the benchmark failed; its own error is printed above"
+        ) from None
 
 
 def _digits(value: float) -> float:

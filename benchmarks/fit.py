@@ -44,7 +44,9 @@ def spectrum(kind: str, size: int) -> np.ndarray:
         found = window_eigenvalues(matrices, window, [(0, 0)])
     else:
         layer = next(x for x in open_source("demo").layers if x.block == 15 and x.kind == "down")
-        found = window_eigenvalues(layer.read(), window, Grid(per_side).positions(layer.rows, layer.cols, window))
+        found = window_eigenvalues(
+            layer.read(), window, Grid(per_side).positions(layer.rows, layer.cols, window)
+        )
     pooled = np.sort(found, axis=None)
     return pooled[np.linspace(0, pooled.size - 1, size).astype(int)]
 
@@ -77,12 +79,18 @@ class Plain:
         self.threads = plain.quickest_threads(lambda: plain.scan(self.eigenvalues, scan))
         torch.set_num_threads(self.threads)
         tried = {cutoff: plain.candidates(self.eigenvalues, cutoff) for cutoff in CUTOFFS}
-        self.every = {cutoff: plain.every_within(longest, self.eigenvalues, xmin) for cutoff, xmin in tried.items()}
+        self.every = {
+            cutoff: plain.every_within(longest, self.eigenvalues, xmin)
+            for cutoff, xmin in tried.items()
+        }
         self.found: dict[str, float | None] = {}
 
     def run(self) -> dict[str, float]:
         """Seconds by cutoff, scaled up where only some xmin were tried."""
-        return {cutoff: every * steady(lambda c=cutoff: self._fit(c)) for cutoff, every in self.every.items()}
+        return {
+            cutoff: every * steady(lambda c=cutoff: self._fit(c))
+            for cutoff, every in self.every.items()
+        }
 
     def _fit(self, cutoff: str) -> None:
         every = self.every[cutoff]
@@ -91,16 +99,24 @@ class Plain:
 
     def facts(self) -> dict[str, Any]:
         """Alpha by cutoff, None where the scan was sampled."""
-        sampled = {c: f"one xmin in {every}, scaled up" for c, every in self.every.items() if every > 1}
+        sampled = {
+            c: f"one xmin in {every}, scaled up" for c, every in self.every.items() if every > 1
+        }
         return {"alpha": self.found, "threads": self.threads, "extrapolated": sampled}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
-    parser.add_argument("--spectrum", action="append", choices=SPECTRA, help="may be repeated (default: all)")
-    parser.add_argument("--size", action="append", type=int, help=f"may be repeated (default: {SIZES})")
+    parser.add_argument(
+        "--spectrum", action="append", choices=SPECTRA, help="may be repeated (default: all)"
+    )
+    parser.add_argument(
+        "--size", action="append", type=int, help=f"may be repeated (default: {SIZES})"
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--whole", action="store_true", help="never sample the plain loop (hours at 450,000)")
+    parser.add_argument(
+        "--whole", action="store_true", help="never sample the plain loop (hours at 450,000)"
+    )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -120,12 +136,18 @@ def _run_case(kind: str, size: int, rounds: int, longest: float) -> dict[str, An
     except SourceError as error:
         return {"not measured": str(error)}
     outcomes = run_sides(
-        {"spectail": Side(Spectail, (eigenvalues,)), "plain": Side(Plain, (eigenvalues, longest), warm_ups=0)}, rounds
+        {
+            "spectail": Side(Spectail, (eigenvalues,)),
+            "plain": Side(Plain, (eigenvalues, longest), warm_ups=0),
+        },
+        rounds,
     )
     slow, fast = outcomes["plain"], outcomes["spectail"]
     return {
         "sides": {name: outcome.to_dict() for name, outcome in outcomes.items()},
-        "ratios": {f"{c}: plain / spectail": paired(slow.seconds[c], fast.seconds[c]) for c in CUTOFFS},
+        "ratios": {
+            f"{c}: plain / spectail": paired(slow.seconds[c], fast.seconds[c]) for c in CUTOFFS
+        },
         "alpha_difference": {c: _difference(slow, fast, c) for c in CUTOFFS},
     }
 

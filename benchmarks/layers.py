@@ -121,7 +121,9 @@ class Spectail:
         alphas = {}
         for label, cut in self.cuts.items():
             pooled = self.pooled(cut, cut.compared)
-            alphas[label] = {c: fit_from(pooled, parse_cutoff(c).start(pooled)).alpha for c in CUTOFFS}
+            alphas[label] = {
+                c: fit_from(pooled, parse_cutoff(c).start(pooled)).alpha for c in CUTOFFS
+            }
         return {"alphas": alphas}
 
     @staticmethod
@@ -143,7 +145,9 @@ class Plain:
             "eigenvalues": plain.quickest_threads(
                 lambda: plain.pooled_eigenvalues(cut.matrix, cut.window, cut.few[:1])
             ),
-            "fit": plain.quickest_threads(lambda: plain.fit(_stretched(pooled, self._size(cut)), "ks", every=1000)),
+            "fit": plain.quickest_threads(
+                lambda: plain.fit(_stretched(pooled, self._size(cut)), "ks", every=1000)
+            ),
         }
 
     def run(self) -> dict[str, float]:
@@ -179,8 +183,16 @@ class Plain:
         for label, cut in self.cuts.items():
             pooled = plain.pooled_eigenvalues(cut.matrix, cut.window, cut.compared)
             alphas[label] = {cutoff: plain.fit(pooled, cutoff).alpha for cutoff in CUTOFFS}
-        scaled = {f"fit {c}": f"one xmin in {every}, scaled up" for c, every in self.tried.items() if every > 1}
-        return {"alphas": alphas, "threads": self.threads, "extrapolated": scaled | _few_windows(self.cuts)}
+        scaled = {
+            f"fit {c}": f"one xmin in {every}, scaled up"
+            for c, every in self.tried.items()
+            if every > 1
+        }
+        return {
+            "alphas": alphas,
+            "threads": self.threads,
+            "extrapolated": scaled | _few_windows(self.cuts),
+        }
 
 
 class Solver:
@@ -189,7 +201,9 @@ class Solver:
     def __init__(self, case: Case) -> None:
         torch.set_num_threads(1)
         self.cuts = cuts(case)
-        self.grams = {label: [_gram(cut, corner) for corner in cut.few] for label, cut in self.cuts.items()}
+        self.grams = {
+            label: [_gram(cut, corner) for corner in cut.few] for label, cut in self.cuts.items()
+        }
         for gram in (grams[0] for grams in self.grams.values()):
             np.linalg.eigvalsh(gram.numpy()), torch.linalg.eigvalsh(gram)
 
@@ -202,8 +216,12 @@ class Solver:
                 tensors = _stacks([gram.to(dtype) for gram in grams])
                 arrays = [tensor.numpy() for tensor in tensors]
                 precision = str(dtype).removeprefix("torch.")
-                seconds[f"{label}|numpy {precision}"] = scale * _on_all_cores(np.linalg.eigvalsh, arrays)
-                seconds[f"{label}|torch {precision}"] = scale * _on_all_cores(torch.linalg.eigvalsh, tensors)
+                seconds[f"{label}|numpy {precision}"] = scale * _on_all_cores(
+                    np.linalg.eigvalsh, arrays
+                )
+                seconds[f"{label}|torch {precision}"] = scale * _on_all_cores(
+                    torch.linalg.eigvalsh, tensors
+                )
         return seconds
 
     def facts(self) -> dict[str, Any]:
@@ -234,7 +252,9 @@ def _few_windows(cut: dict[str, Cut]) -> dict[str, str]:
     few = {len(c.few) for c in cut.values() if len(c.few) < len(c.corners)}
     if not few:
         return {}
-    return {"eigenvalues": f"{max(few)} windows, scaled up; the fit gets their spectrum, interpolated to full size"}
+    return {
+        "eigenvalues": f"{max(few)} windows, scaled up; the fit gets their spectrum, interpolated to full size"
+    }
 
 
 def _stretched(pooled: Tensor, size: int) -> Tensor:
@@ -242,19 +262,26 @@ def _stretched(pooled: Tensor, size: int) -> Tensor:
     if len(pooled) == size:
         return pooled
     places = np.linspace(0, 1, len(pooled))
-    return torch.from_numpy(np.interp(np.linspace(0, 1, size), places, pooled.numpy())).to(pooled.dtype)
+    return torch.from_numpy(np.interp(np.linspace(0, 1, size), places, pooled.numpy())).to(
+        pooled.dtype
+    )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
-    parser.add_argument("--case", action="append", choices=CASES, help="may be repeated (default: all)")
+    parser.add_argument(
+        "--case", action="append", choices=CASES, help="may be repeated (default: all)"
+    )
     parser.add_argument("--rounds", type=int, default=3)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Every chosen case; a case that measures few windows is one round long."""
     chosen = QUICK if options.quick else {name: CASES[name] for name in options.case or CASES}
-    return {name: _run_case(case, options.rounds if case.warm_ups else 1) for name, case in chosen.items()}
+    return {
+        name: _run_case(case, options.rounds if case.warm_ups else 1)
+        for name, case in chosen.items()
+    }
 
 
 def _run_case(case: Case, rounds: int) -> dict[str, Any]:
@@ -280,7 +307,10 @@ def _run_case(case: Case, rounds: int) -> dict[str, Any]:
             for label, c in cut.items()
         },
         "sides": {name: outcome.to_dict() for name, outcome in outcomes.items()},
-        "ratios": {label: _ratios(outcomes, list(cut) if label == "together" else [label]) for label in labels},
+        "ratios": {
+            label: _ratios(outcomes, list(cut) if label == "together" else [label])
+            for label in labels
+        },
         "alpha_difference": {
             f"{name} - spectail": _alpha_difference(outcomes[name], outcomes["spectail"])
             for name in ("plain float32", "plain float64")
@@ -292,7 +322,9 @@ def _ratios(outcomes: dict[str, Outcome], labels: list[str]) -> dict[str, Any]:
     """Plain over spectail by phase, and spectail's eigenvalues over each solver."""
 
     def times(side: str, phases: Iterable[str]) -> list[float]:
-        series = [outcomes[side].seconds[f"{label}|{phase}"] for label in labels for phase in phases]
+        series = [
+            outcomes[side].seconds[f"{label}|{phase}"] for label in labels for phase in phases
+        ]
         return [sum(moment) for moment in zip(*series, strict=True)]
 
     eigenvalues = times("spectail", ["eigenvalues"])
@@ -301,14 +333,23 @@ def _ratios(outcomes: dict[str, Outcome], labels: list[str]) -> dict[str, Any]:
         found[f"eigenvalues: {side} / spectail"] = paired(times(side, ["eigenvalues"]), eigenvalues)
         for c in CUTOFFS:
             both = ("eigenvalues", f"fit {c}")
-            found[f"with fit {c}: {side} / spectail"] = paired(times(side, both), times("spectail", both))
+            found[f"with fit {c}: {side} / spectail"] = paired(
+                times(side, both), times("spectail", both)
+            )
             if f"{labels[0]}|tail_fit {c}" in outcomes["spectail"].seconds:
                 whole = times("spectail", [f"tail_fit {c}"])
                 found[f"with fit {c}: {side} / spectail's tail_fit with its error bar"] = paired(
                     times(side, both), whole
                 )
-    alone = [phase.split("|")[1] for phase in outcomes["solver"].seconds if phase.startswith(f"{labels[0]}|")]
-    return found | {f"eigenvalues: spectail / {s} alone": paired(eigenvalues, times("solver", [s])) for s in alone}
+    alone = [
+        phase.split("|")[1]
+        for phase in outcomes["solver"].seconds
+        if phase.startswith(f"{labels[0]}|")
+    ]
+    return found | {
+        f"eigenvalues: spectail / {s} alone": paired(eigenvalues, times("solver", [s]))
+        for s in alone
+    }
 
 
 def _alpha_difference(other: Outcome, own: Outcome) -> dict[str, dict[str, float]]:

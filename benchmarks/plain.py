@@ -28,7 +28,9 @@ class Tail(NamedTuple):
     n_tail: int
 
 
-def grid_corners(shape: tuple[int, int], window: tuple[int, int], per_side: int) -> list[tuple[int, int]]:
+def grid_corners(
+    shape: tuple[int, int], window: tuple[int, int], per_side: int
+) -> list[tuple[int, int]]:
     """``per_side`` x ``per_side`` windows with the published floor stride, row by row."""
     tops, lefts = (
         range(0, extent - size + 1, max(1, (extent - size) // max(1, per_side - 1)))[:per_side]
@@ -37,7 +39,9 @@ def grid_corners(shape: tuple[int, int], window: tuple[int, int], per_side: int)
     return [(top, left) for top in tops for left in lefts]
 
 
-def pooled_eigenvalues(matrix: Tensor, window: tuple[int, int], corners: Iterable[tuple[int, int]]) -> Tensor:
+def pooled_eigenvalues(
+    matrix: Tensor, window: tuple[int, int], corners: Iterable[tuple[int, int]]
+) -> Tensor:
     """Squared singular values of all windows of one matrix, ascending, in the matrix's precision."""
     rows, cols = window
     pooled = []
@@ -58,7 +62,9 @@ def fit(eigenvalues: Tensor, cutoff: str, *, every: int = 1, log_lower_bound: bo
         return tail_from(eigenvalues, total // 2)
     if cutoff.startswith("top:"):
         return tail_from(eigenvalues, total - max(1, int(float(cutoff[4:]) * total + 0.5)))
-    return scan(eigenvalues, candidates(eigenvalues, cutoff, log_lower_bound=log_lower_bound)[::every])
+    return scan(
+        eigenvalues, candidates(eigenvalues, cutoff, log_lower_bound=log_lower_bound)[::every]
+    )
 
 
 def candidates(eigenvalues: Tensor, cutoff: str, *, log_lower_bound: bool = False) -> range:

@@ -33,7 +33,9 @@ MIB = 2**20
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
-    parser.add_argument("--model", type=Path, help="a folder that transformers wrote, in place of the demo")
+    parser.add_argument(
+        "--model", type=Path, help="a folder that transformers wrote, in place of the demo"
+    )
     parser.add_argument("--method", default="sparsegpt")
     parser.add_argument("--samples", type=int, default=32, help="calibration sequences")
     parser.add_argument("--seq-len", type=int, default=512, help="tokens in each")
@@ -46,10 +48,29 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         model, text = options.model or Path(temporary, "model"), Path(temporary, "text.txt")
         if not options.model:
             run_command([sys.executable, "-c", SAVE, str(model)])
-        text.write_text("\n\n".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.py"))))
+        text.write_text(
+            "\n\n".join(path.read_text() for path in sorted((ROOT / "src").rglob("*.py")))
+        )
         loaded = run_command([sys.executable, "-c", LOAD, str(model)])
-        words = ["prune", str(model), "--sparsity", "0.5", "--method", options.method, "--allocation", "uniform"]
-        words += ["--calibration", str(text), "--samples", str(samples), "--seq-len", str(length), "--quiet"]
+        words = [
+            "prune",
+            str(model),
+            "--sparsity",
+            "0.5",
+            "--method",
+            options.method,
+            "--allocation",
+            "uniform",
+        ]
+        words += [
+            "--calibration",
+            str(text),
+            "--samples",
+            str(samples),
+            "--seq-len",
+            str(length),
+            "--quiet",
+        ]
         pruned = run_command([*SPECTAIL, *words, "--out", str(Path(temporary, "pruned"))])
         parts = _parts(model, samples * length, options.method)
     return {
@@ -58,7 +79,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": round(pruned.seconds, 1),
         "peak_megabytes": pruned.peak_megabytes,
         "peak_anonymous_megabytes": pruned.peak_anonymous_megabytes,
-        "loading_alone": {"peak": loaded.peak_megabytes, "peak_anonymous": loaded.peak_anonymous_megabytes},
+        "loading_alone": {
+            "peak": loaded.peak_megabytes,
+            "peak_anonymous": loaded.peak_anonymous_megabytes,
+        },
         "parts_megabytes": parts,
     }
 
@@ -70,5 +94,9 @@ def _parts(model: Path, tokens: int, method: str) -> dict[str, float]:
     inputs = [layer.cols for layer in source.layers if layer.block == 0]
     numbers = sum(cols * cols if method == "sparsegpt" else cols for cols in inputs)
     weights = sum(path.stat().st_size for path in model.glob("*.safetensors"))
-    sizes = {"model": weights, "hidden states": 4 * tokens * width, "statistics of one block": 4 * numbers}
+    sizes = {
+        "model": weights,
+        "hidden states": 4 * tokens * width,
+        "statistics of one block": 4 * numbers,
+    }
     return {name: round(size / MIB, 1) for name, size in sizes.items()}

@@ -15,9 +15,21 @@ MISSING = "Not measured yet."
 
 def main() -> None:
     """Fill every table; one whose result is missing says so."""
-    tables = {"command": _command, "layers": _layers, "fit": _fit, "checkpoint": _checkpoint, "training": _training}
+    tables = {
+        "command": _command,
+        "layers": _layers,
+        "fit": _fit,
+        "checkpoint": _checkpoint,
+        "training": _training,
+    }
     tables |= {"solvers": _solvers, "balancer": _balancer, "prune": _prune}
-    fill_page(PAGE, {name: table(_read(name)) if _path(name).exists() else MISSING for name, table in tables.items()})
+    fill_page(
+        PAGE,
+        {
+            name: table(_read(name)) if _path(name).exists() else MISSING
+            for name, table in tables.items()
+        },
+    )
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -37,7 +49,9 @@ def _ratio(found: dict[str, Any]) -> str:
 
 
 def _command(results: dict[str, Any]) -> str:
-    return markdown_table(["ratio", "median (range)"], [[k, _ratio(v)] for k, v in results["ratios"].items()])
+    return markdown_table(
+        ["ratio", "median (range)"], [[k, _ratio(v)] for k, v in results["ratios"].items()]
+    )
 
 
 def _layers(results: dict[str, Any]) -> str:
@@ -60,9 +74,24 @@ def _fit(results: dict[str, Any]) -> str:
     rows = []
     for case, found in results.items():
         seconds = found["sides"]["spectail"]["seconds"]
-        ratios = (_ratio(found["ratios"][f"{cutoff}: plain / spectail"]) for cutoff in ("ks", "peak"))
-        rows.append([case, *(f"{1000 * seconds[cutoff]:.3g}" for cutoff in ("median", "peak", "ks")), *ratios])
-    head = ["spectrum, eigenvalues", "median, ms", "peak, ms", "ks, ms", "plain / ours, ks", "plain / ours, peak"]
+        ratios = (
+            _ratio(found["ratios"][f"{cutoff}: plain / spectail"]) for cutoff in ("ks", "peak")
+        )
+        rows.append(
+            [
+                case,
+                *(f"{1000 * seconds[cutoff]:.3g}" for cutoff in ("median", "peak", "ks")),
+                *ratios,
+            ]
+        )
+    head = [
+        "spectrum, eigenvalues",
+        "median, ms",
+        "peak, ms",
+        "ks, ms",
+        "plain / ours, ks",
+        "plain / ours, peak",
+    ]
     return markdown_table(head, rows)
 
 
@@ -72,7 +101,10 @@ def _checkpoint(results: dict[str, Any]) -> str:
         ["layers, windows", f"{found['layers']}, {found['windows']:,}"],
         ["minutes", f"{found['seconds'] / 60:.1f}"],
         ["peak resident memory", f"{found['peak_megabytes'] / 1024:.2f} GiB"],
-        ["of that without pages of the checkpoint's own files", f"{found['peak_anonymous_megabytes'] / 1024:.2f} GiB"],
+        [
+            "of that without pages of the checkpoint's own files",
+            f"{found['peak_anonymous_megabytes'] / 1024:.2f} GiB",
+        ],
         ["size of the checkpoint", f"{results['megabytes'] / 1024:.1f} GiB"],
     ]
     return markdown_table([f"LLaMA-7B's shape, {results['blocks']} blocks", ""], rows)
@@ -85,7 +117,9 @@ def _training(results: dict[str, Any]) -> str:
         ["slowest", f"{results['slowest_seconds']:.2f}"],
         ["plain SVDs / spectail", _ratio(results["ratios"]["plain / spectail"])],
     ]
-    return markdown_table([f"ResNet-18, {side['weights']:,} weights, {side['windows']:,} windows", ""], rows)
+    return markdown_table(
+        [f"ResNet-18, {side['weights']:,} weights, {side['windows']:,} windows", ""], rows
+    )
 
 
 def _balancer(results: dict[str, Any]) -> str:
@@ -96,7 +130,11 @@ def _balancer(results: dict[str, Any]) -> str:
         ["measured on a copy, in the background", f"{shares['background']:.2%}"],
     ]
     return markdown_table(
-        [f"ResNet-18, {facts['layers']} layers, on a {facts['device'].upper()}: share of an epoch", ""], rows
+        [
+            f"ResNet-18, {facts['layers']} layers, on a {facts['device'].upper()}: share of an epoch",
+            "",
+        ],
+        rows,
     )
 
 
@@ -107,13 +145,21 @@ def _prune(results: dict[str, Any]) -> str:
         *([f"of that: {name}", f"{size:.0f}"] for name, size in results["parts_megabytes"].items()),
     ]
     samples, length = results["calibration"]
-    return markdown_table([f"SmolLM2-135M, {samples} x {length} calibration tokens: peak memory", "MB"], rows)
+    return markdown_table(
+        [f"SmolLM2-135M, {samples} x {length} calibration tokens: peak memory", "MB"], rows
+    )
 
 
 def _solvers(results: dict[str, Any]) -> str:
     ways = list(next(iter(results.values())))
     rows = [
-        [way, *(f"{found[way]['time / ours']['median']:.2f}" if way in found else "-" for found in results.values())]
+        [
+            way,
+            *(
+                f"{found[way]['time / ours']['median']:.2f}" if way in found else "-"
+                for found in results.values()
+            ),
+        ]
         for way in ways
     ]
     return markdown_table(["time / ours", *(f"{side} x {side}" for side in results)], rows)

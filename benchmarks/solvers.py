@@ -37,13 +37,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Ratios and largest errors (relative to the largest eigenvalue) by window size."""
     sizes = {32: 4} if options.quick else SIZES
     with single_threaded(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        return {str(side): _compare(side, count, options.rounds, pool) for side, count in sizes.items()}
+        return {
+            str(side): _compare(side, count, options.rounds, pool) for side, count in sizes.items()
+        }
 
 
 def _compare(side: int, count: int, rounds: int, pool: ThreadPoolExecutor) -> dict[str, Any]:
     rng = np.random.default_rng(side)
-    stacks = [rng.standard_normal((count, side, side)).astype(np.float32) for _ in range(os.cpu_count() or 1)]
-    exact = [np.linalg.svd(stack.astype(np.float64), compute_uv=False)[:, ::-1] ** 2 for stack in stacks]
+    stacks = [
+        rng.standard_normal((count, side, side)).astype(np.float32)
+        for _ in range(os.cpu_count() or 1)
+    ]
+    exact = [
+        np.linalg.svd(stack.astype(np.float64), compute_uv=False)[:, ::-1] ** 2 for stack in stacks
+    ]
     ways = _ways(side)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     errors: dict[str, float] = {}
@@ -53,24 +60,38 @@ def _compare(side: int, count: int, rounds: int, pool: ThreadPoolExecutor) -> di
             with clock(took, "all"):
                 found = list(pool.map(way, stacks))
             seconds[name].append(took["all"])
-            gaps = [np.abs(f - e[:, -f.shape[1] :]).max() / e.max() for f, e in zip(found, exact, strict=True)]
+            gaps = [
+                np.abs(f - e[:, -f.shape[1] :]).max() / e.max()
+                for f, e in zip(found, exact, strict=True)
+            ]
             errors[name] = float(max(gaps))
     ours = seconds["ours"]
-    return {name: {"time / ours": paired(took, ours), "error": errors[name]} for name, took in seconds.items()}
+    return {
+        name: {"time / ours": paired(took, ours), "error": errors[name]}
+        for name, took in seconds.items()
+    }
 
 
 def _ways(side: int) -> dict[str, Callable[[NDArray[Any]], NDArray[Any]]]:
     ways = {
         "ours": lambda w: np.linalg.eigvalsh(_grams(w.astype(np.float64))),
-        "svdvals float32": lambda w: torch.linalg.svdvals(torch.from_numpy(w)).flip(-1).numpy() ** 2,
-        "svdvals float64": lambda w: torch.linalg.svdvals(torch.from_numpy(w).double()).flip(-1).numpy() ** 2,
-        "torch float64": lambda w: torch.linalg.eigvalsh(_torch_grams(torch.from_numpy(w).double())).numpy(),
+        "svdvals float32": lambda w: (
+            torch.linalg.svdvals(torch.from_numpy(w)).flip(-1).numpy() ** 2
+        ),
+        "svdvals float64": lambda w: (
+            torch.linalg.svdvals(torch.from_numpy(w).double()).flip(-1).numpy() ** 2
+        ),
+        "torch float64": lambda w: torch.linalg.eigvalsh(
+            _torch_grams(torch.from_numpy(w).double())
+        ).numpy(),
         "torch float32": lambda w: torch.linalg.eigvalsh(_torch_grams(torch.from_numpy(w))).numpy(),
         "top half": lambda w: _top(w, side // 2),
         "top tenth": lambda w: _top(w, side // 10),
     }
     if (routine := _two_stage_routine()) is not None:
-        ways["two-stage"] = lambda w: np.stack([_two_stage(routine, g) for g in _grams(w.astype(np.float64))])
+        ways["two-stage"] = lambda w: np.stack(
+            [_two_stage(routine, g) for g in _grams(w.astype(np.float64))]
+        )
     return ways
 
 
@@ -86,7 +107,9 @@ def _top(windows: NDArray[Any], count: int) -> NDArray[Any]:
     side = windows.shape[1]
     return np.stack(
         [
-            scipy.linalg.eigvalsh(gram, subset_by_index=[side - count, side - 1], check_finite=False)
+            scipy.linalg.eigvalsh(
+                gram, subset_by_index=[side - count, side - 1], check_finite=False
+            )
             for gram in _grams(windows.astype(np.float64))
         ]
     )

@@ -98,8 +98,12 @@ class Plain:
                 side = min(largest_fit(*shape), plan.run.window or 1024)
                 window = window_shape(*shape, side)
                 corners = spec.placement.positions(*shape, window)
-                found = [plain.pooled_eigenvalues(m, window, corners) for m in layer.read().detach()]
-                self.alphas[layer.name] = plain.fit(torch.sort(torch.cat(found)).values, "median").alpha
+                found = [
+                    plain.pooled_eigenvalues(m, window, corners) for m in layer.read().detach()
+                ]
+                self.alphas[layer.name] = plain.fit(
+                    torch.sort(torch.cat(found)).values, "median"
+                ).alpha
         return seconds
 
     def facts(self) -> dict[str, Any]:
@@ -115,7 +119,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Both sides in turn."""
     args = (QUICK_WIDTHS if options.quick else WIDTHS,)
-    outcomes = run_sides({"spectail": Side(Spectail, args), "plain": Side(Plain, args)}, options.rounds)
+    outcomes = run_sides(
+        {"spectail": Side(Spectail, args), "plain": Side(Plain, args)}, options.rounds
+    )
     own, other = (outcomes[side].seconds["measurement"] for side in ("spectail", "plain"))
     alphas = {side: outcome.facts.pop("alpha") for side, outcome in outcomes.items()}
     return {
@@ -123,5 +129,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "target_seconds": TARGET,
         "slowest_seconds": round(max(own), 3),
         "ratios": {"plain / spectail": paired(other, own)},
-        "largest_alpha_difference": max(abs(alphas["spectail"][k] - alphas["plain"][k]) for k in alphas["plain"]),
+        "largest_alpha_difference": max(
+            abs(alphas["spectail"][k] - alphas["plain"][k]) for k in alphas["plain"]
+        ),
     }

@@ -36,12 +36,23 @@ OTHERS = (0.3, 3.0)
 """The same for embedding and head."""
 CHUNK = 4096
 """Rows that are made at a time: what bounds the memory."""
-LLAMA = {"hidden_size": 4096, "intermediate_size": 11008, "vocab_size": 32000, "num_attention_heads": 32}
+LLAMA = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "vocab_size": 32000,
+    "num_attention_heads": 32,
+}
 """LLaMA-7B without its 32 blocks."""
 
 
 def made(
-    rows: int, cols: int, *, name: str = "q_proj", depth: float = 0.0, seed: int = 0, dtype: torch.dtype = torch.float32
+    rows: int,
+    cols: int,
+    *,
+    name: str = "q_proj",
+    depth: float = 0.0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """A rows x cols matrix with the spectrum of its kind (last part of ``name``) at ``depth`` from 0 to 1.
 
@@ -55,7 +66,9 @@ def made(
     strengths = strength * edge * torch.arange(1, rank + 1) ** -DECAY
     row_scale = torch.exp(width * torch.randn(rows, 1, generator=random) - width**2)
     col_scale = torch.exp(width * torch.randn(cols, generator=random) - width**2) / math.sqrt(cols)
-    right = torch.randn(rank, cols, generator=random) * (strengths / math.sqrt(cols * rows))[:, None]
+    right = (
+        torch.randn(rank, cols, generator=random) * (strengths / math.sqrt(cols * rows))[:, None]
+    )
     result = torch.empty(rows, cols, dtype=dtype)
     for top in range(0, rows, CHUNK):
         part = slice(top, min(top + CHUNK, rows))
@@ -77,7 +90,12 @@ def shapes_of_block(config: dict[str, int]) -> dict[str, tuple[int, int]]:
 
 
 def write_checkpoint(
-    folder: Path, blocks: int, *, config: dict[str, int] | None = None, per_shard: int = 2, seed: int = 0
+    folder: Path,
+    blocks: int,
+    *,
+    config: dict[str, int] | None = None,
+    per_shard: int = 2,
+    seed: int = 0,
 ) -> int:
     """Write a sharded bfloat16 Llama checkpoint of so many blocks in the Hugging Face layout; returns its bytes.
 
@@ -95,8 +113,14 @@ def write_checkpoint(
         size += sum(2 * tensor.numel() for tensor in shard.values())
     index = {"metadata": {"total_size": size}, "weight_map": where}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    described = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16"}
-    (folder / "config.json").write_text(json.dumps(described | config | {"num_hidden_layers": blocks}))
+    described = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "torch_dtype": "bfloat16",
+    }
+    (folder / "config.json").write_text(
+        json.dumps(described | config | {"num_hidden_layers": blocks})
+    )
     return size
 
 
@@ -107,12 +131,16 @@ def _ends(config: dict[str, int], seed: int) -> Iterator[tuple[str, Tensor]]:
     yield "model.norm.weight", torch.ones(config["hidden_size"], dtype=torch.bfloat16)
 
 
-def _blocks(config: dict[str, int], group: range, blocks: int, seed: int) -> Iterator[tuple[str, Tensor]]:
+def _blocks(
+    config: dict[str, int], group: range, blocks: int, seed: int
+) -> Iterator[tuple[str, Tensor]]:
     for block in group:
         prefix = f"model.layers.{block}."
         for name, shape in shapes_of_block(config).items():
             depth = block / max(1, blocks - 1)
-            weight = made(*shape, name=f"{prefix}{name}", depth=depth, seed=seed, dtype=torch.bfloat16)
+            weight = made(
+                *shape, name=f"{prefix}{name}", depth=depth, seed=seed, dtype=torch.bfloat16
+            )
             yield f"{prefix}{name}.weight", weight
         for norm in ("input_layernorm", "post_attention_layernorm"):
             yield f"{prefix}{norm}.weight", torch.ones(config["hidden_size"], dtype=torch.bfloat16)

@@ -30,7 +30,10 @@ def main(folder: str) -> None:
         "load_seconds": round(loaded - started, 2),
         "analyze_seconds": round(ended - loaded, 2),
         "layers": len(details),
-        "versions": {name: metadata.version(name) for name in ("weightwatcher", "torch", "numpy", "transformers")},
+        "versions": {
+            name: metadata.version(name)
+            for name in ("weightwatcher", "torch", "numpy", "transformers")
+        },
     }
     print("\n" + json.dumps(result))
 

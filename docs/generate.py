@@ -42,7 +42,13 @@ def _row(parameter: Any) -> str:
     argument = parameter.param_type_name == "argument"
     name = parameter.name.upper() if argument else ", ".join(parameter.opts)
     default = parameter.default
-    shown = "required" if parameter.required else "" if default in (None, False, ()) or callable(default) else default
+    shown = (
+        "required"
+        if parameter.required
+        else ""
+        if default in (None, False, ()) or callable(default)
+        else default
+    )
     return f"| `{name}` | {(getattr(parameter, 'help', None) or '').replace('|', '&#124;')} | {shown} |"
 
 
@@ -51,14 +57,29 @@ def python() -> str:
     lines = ["# Python", "", "Everything is importable as `import spectail as st`.", ""]
     for name in spectail.__all__:
         value = getattr(spectail, name)
-        where = value.__name__ if inspect.ismodule(value) else f"{value.__module__}.{value.__qualname__}"
-        lines += [f"## st.{name}", "", f"::: {where}", "    options:", "      show_root_heading: false", ""]
+        where = (
+            value.__name__
+            if inspect.ismodule(value)
+            else f"{value.__module__}.{value.__qualname__}"
+        )
+        lines += [
+            f"## st.{name}",
+            "",
+            f"::: {where}",
+            "    options:",
+            "      show_root_heading: false",
+            "",
+        ]
     return "\n".join(lines)
 
 
 def for_the_site(text: str) -> str:
     """Turn links into the repository into plain text, and links to other pages into those of the site."""
-    text = REPOSITORY_ONLY.sub("]", text).replace("](docs/", "](").replace("](CONTRIBUTING.md)", "](contributing.md)")
+    text = (
+        REPOSITORY_ONLY.sub("]", text)
+        .replace("](docs/", "](")
+        .replace("](CONTRIBUTING.md)", "](contributing.md)")
+    )
     return re.sub(r"(?<!!)\[([^\]]+)\](?!\(|:)", r"\1", text)
 
 

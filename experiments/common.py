@@ -20,7 +20,16 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "experiments"
 """Where runs are kept until they are finished."""
-PACKAGES = ("spectail", "torch", "numpy", "scipy", "safetensors", "gguf", "transformers", "neuraloperator")
+PACKAGES = (
+    "spectail",
+    "torch",
+    "numpy",
+    "scipy",
+    "safetensors",
+    "gguf",
+    "transformers",
+    "neuraloperator",
+)
 _FLAT_LIST = re.compile(r"\[\s+([^\[\]{}]*?)\s+\]")
 
 
@@ -66,7 +75,9 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [] if fresh or not path.exists() else _whole_lines(path)
         if lines and lines[0] != head:
-            raise ValueError(f"{path} holds a run with other settings; go on with those, or start anew with --fresh")
+            raise ValueError(
+                f"{path} holds a run with other settings; go on with those, or start anew with --fresh"
+            )
         path.write_text("\n".join(lines or [head]) + "\n", encoding="utf-8")
         return cls(path, dict(json.loads(line) for line in lines[1:]))
 
@@ -78,7 +89,10 @@ class Journal:
 
 
 def run_steps(
-    journal: Journal, steps: Iterable[tuple[str, Callable[[], Any]]], *, seconds: float | None = None
+    journal: Journal,
+    steps: Iterable[tuple[str, Callable[[], Any]]],
+    *,
+    seconds: float | None = None,
 ) -> bool:
     """Do the steps that the journal lacks, with a line of progress each; False where ``seconds`` ran out before."""
     steps = list(steps)
@@ -87,7 +101,9 @@ def run_steps(
         if key in journal.done:
             continue
         if seconds is not None and time.perf_counter() - started > seconds:
-            print(f"stopped after {seconds:g} s with {i - 1} of {len(steps)} steps done; run again to go on")
+            print(
+                f"stopped after {seconds:g} s with {i - 1} of {len(steps)} steps done; run again to go on"
+            )
             return False
         begun = time.perf_counter()
         journal.add(key, step())
@@ -95,15 +111,23 @@ def run_steps(
     return True
 
 
-def run_options(parser: argparse.ArgumentParser, arguments: Sequence[str] | None, name: str) -> argparse.Namespace:
+def run_options(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, name: str
+) -> argparse.Namespace:
     """Options of an experiment that has a small grid and a ``--full`` one, and where each kind of run is kept.
 
     Adds ``work`` (the journal), ``out`` (results), ``image`` and ``page`` (None: no page is filled) to what was given.
     """
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seconds", type=float, help="stop after so long; the same command goes on (exit code 3)")
-    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has measured")
-    parser.add_argument("--quick", action="store_true", help="a toy, seconds; the docs stay as they are")
+    parser.add_argument(
+        "--seconds", type=float, help="stop after so long; the same command goes on (exit code 3)"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="forget what an earlier run has measured"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a toy, seconds; the docs stay as they are"
+    )
     parser.add_argument("--out", type=Path, help="folder of the results; the docs stay as they are")
     options = parser.parse_args(arguments)
     grid = "full" if options.full else ""
@@ -125,14 +149,20 @@ def fill_page(page: Path, parts: Mapping[str, str]) -> None:
     """Put each text between ``<!-- NAME -->`` and ``<!-- /NAME -->`` of a page. ValueError where a mark is missing."""
     text = page.read_text(encoding="utf-8")
     for name, part in parts.items():
-        marks = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL)
+        marks = re.compile(
+            rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.DOTALL
+        )
         if not marks.search(text):
-            raise ValueError(f"{page.name} has no place for {name!r}: expected <!-- {name} --> and <!-- /{name} -->")
+            raise ValueError(
+                f"{page.name} has no place for {name!r}: expected <!-- {name} --> and <!-- /{name} -->"
+            )
         text = marks.sub(partial(_between, part), text)
     page.write_text(text, encoding="utf-8")
 
 
-def publish(options: argparse.Namespace, results: Mapping[str, Any], parts: Mapping[str, str]) -> None:
+def publish(
+    options: argparse.Namespace, results: Mapping[str, Any], parts: Mapping[str, str]
+) -> None:
     """Write ``results`` with their environment, fill the page with the tables and print them."""
     save_json(options.out / "results.json", {"environment": environment(), **results})
     if options.page:
@@ -142,7 +172,11 @@ def publish(options: argparse.Namespace, results: Mapping[str, Any], parts: Mapp
 
 def mean_and_spread(values: Sequence[float], digits: int, sign: str = "") -> str:
     """Mean and standard deviation as a table shows them; the mean alone of one value, and where a run diverged."""
-    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 and not any(map(math.isnan, values)) else ""
+    spread = (
+        f" ± {stdev(values):.{digits}f}"
+        if len(values) > 1 and not any(map(math.isnan, values))
+        else ""
+    )
     return f"{fmean(values):{sign}.{digits}f}{spread}"
 
 
@@ -159,7 +193,11 @@ def _whole_lines(path: Path) -> list[str]:
 def _processor() -> str:
     """The processor's model name as the kernel gives it."""
     path = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", path.read_text(), re.MULTILINE) if path.exists() else None
+    found = (
+        re.search(r"^model name\s*:\s*(.+)$", path.read_text(), re.MULTILINE)
+        if path.exists()
+        else None
+    )
     return found[1] if found else platform.processor()
 
 

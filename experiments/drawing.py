@@ -39,11 +39,15 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def panels(rows: int, cols: int, *, size: tuple[float, float], share_y: bool = False) -> tuple[Figure, list[Axes]]:
+def panels(
+    rows: int, cols: int, *, size: tuple[float, float], share_y: bool = False
+) -> tuple[Figure, list[Axes]]:
     """A figure of rows x cols panels, ``size`` in inches, and its panels row by row."""
     for name, value in STYLE.items():
         mpl.rcParams[name] = value
-    fig, axes = plt.subplots(rows, cols, figsize=size, sharey=share_y, squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        rows, cols, figsize=size, sharey=share_y, squeeze=False, layout="constrained"
+    )
     return fig, list(axes.flat)
 
 

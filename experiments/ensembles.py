@@ -33,7 +33,14 @@ def row_scaled(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
 def low_rank(rng: np.random.Generator, shape: tuple[int, int], share: float = 0.05) -> Array:
     """Noise plus a random matrix of rank ``share`` x short side whose entries have variance 1 too."""
     rank = max(1, round(share * min(shape)))
-    return gaussian(rng, shape) + gaussian(rng, (shape[0], rank)) @ gaussian(rng, (rank, shape[1])) / np.sqrt(rank)
+    return gaussian(rng, shape) + gaussian(rng, (shape[0], rank)) @ gaussian(
+        rng, (rank, shape[1])
+    ) / np.sqrt(rank)
 
 
-LAWS: dict[str, Law] = {"gaussian": gaussian, "student 3": student, "row-scaled": row_scaled, "low rank": low_rank}
+LAWS: dict[str, Law] = {
+    "gaussian": gaussian,
+    "student 3": student,
+    "row-scaled": row_scaled,
+    "low rank": low_rank,
+}

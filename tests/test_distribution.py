@@ -20,7 +20,17 @@ import pytest
 from spectail.analysis import FILES
 
 ROOT = Path(__file__).parent.parent
-LEFT_OUT = (".git", ".venv", "build", "dist", "demo", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
+LEFT_OUT = (
+    ".git",
+    ".venv",
+    "build",
+    "dist",
+    "demo",
+    "*.egg-info",
+    "__pycache__",
+    ".*_cache",
+    ".hypothesis",
+)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 pytest.importorskip("build")
@@ -38,7 +48,15 @@ def built(tmp_path_factory):
     """The folder with a source distribution made from a copy of the tree, and the wheel made from it."""
     folder = tmp_path_factory.mktemp("built")
     shutil.copytree(ROOT, folder / "tree", ignore=shutil.ignore_patterns(*LEFT_OUT))
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", cwd=folder / "tree")
+    run(
+        sys.executable,
+        "-m",
+        "build",
+        "--no-isolation",
+        "--outdir",
+        folder / "dist",
+        cwd=folder / "tree",
+    )
     return folder / "dist"
 
 
@@ -65,7 +83,11 @@ def python(wheel, tmp_path_factory):
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     source = ROOT / "src"
-    wanted = [path for path in (source / "spectail").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    wanted = [
+        path
+        for path in (source / "spectail").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == {path.relative_to(source).as_posix() for path in wanted}
@@ -81,7 +103,8 @@ def test_the_source_distribution_holds_what_building_testing_and_documenting_nee
         path.relative_to(ROOT).as_posix()
         for folder in folders
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and not any(part.endswith((".egg-info", "__pycache__")) for part in path.parts)
+        if path.is_file()
+        and not any(part.endswith((".egg-info", "__pycache__")) for part in path.parts)
     }
     wanted |= {path.name for path in ROOT.glob("*.md")} | {
         "Makefile",
@@ -99,7 +122,9 @@ def test_an_index_page_shows_no_link_or_picture_that_leads_nowhere(wheel):
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = email.message_from_bytes(archive.read(name))
     assert metadata["Description-Content-Type"] == "text/markdown"
-    targets = re.findall(r"\]\(([^)]*)\)|\]:\s*(\S+)|(?:src|href)=[\"']([^\"']*)", metadata.get_payload())
+    targets = re.findall(
+        r"\]\(([^)]*)\)|\]:\s*(\S+)|(?:src|href)=[\"']([^\"']*)", metadata.get_payload()
+    )
     found = [next(filter(None, groups)) for groups in targets]
     assert found
     assert [target for target in found if not target.startswith("https://")] == []
@@ -107,7 +132,9 @@ def test_an_index_page_shows_no_link_or_picture_that_leads_nowhere(wheel):
 
 
 def test_the_python_example_of_the_index_page_runs(python, tmp_path):
-    (example,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / PROJECT["readme"]).read_text(), re.DOTALL | re.MULTILINE)
+    (example,) = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / PROJECT["readme"]).read_text(), re.DOTALL | re.MULTILINE
+    )
     check = "\nassert balancer.summary() and len(ratios) == 4\nprint(st.__file__)"
     *_, where = run(python, "-c", example + check, cwd=tmp_path).split()
     assert Path(where).is_relative_to(python.parent.parent)

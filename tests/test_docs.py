@@ -83,7 +83,9 @@ def test_links_lead_to_files_and_headings(page):
         assert target.exists(), link
         if heading:
             headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
-            assert heading in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}, link
+            assert heading in {
+                re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings
+            }, link
 
 
 def test_the_documentation_explains_every_column_as_the_table_does():

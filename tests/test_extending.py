@@ -45,7 +45,25 @@ class TestACutoff:
 
     def test_runs_from_the_command_line_to_the_report(self, tmp_path):
         torch.manual_seed(0)
-        torch.save({"a.weight": torch.randn(96, 128), "b.weight": torch.randn(128, 96)}, tmp_path / "model.pt")
-        assert run(["analyze", str(tmp_path / "model.pt"), "--out", str(tmp_path / "run"), "--cutoff", "quarter"]) == 0
-        assert "lpha describes the upper three quarters" in (tmp_path / "run" / "report.html").read_text()
+        torch.save(
+            {"a.weight": torch.randn(96, 128), "b.weight": torch.randn(128, 96)},
+            tmp_path / "model.pt",
+        )
+        assert (
+            run(
+                [
+                    "analyze",
+                    str(tmp_path / "model.pt"),
+                    "--out",
+                    str(tmp_path / "run"),
+                    "--cutoff",
+                    "quarter",
+                ]
+            )
+            == 0
+        )
+        assert (
+            "lpha describes the upper three quarters"
+            in (tmp_path / "run" / "report.html").read_text()
+        )
         assert str(st.Analysis.load(tmp_path / "run").run.spec.cutoff) == "quarter"

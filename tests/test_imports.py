@@ -32,5 +32,7 @@ assert len(st.allocate(analysis, target="lr", budget=0.1)) > 0
 
 
 def test_training_and_measuring_need_neither_plotly_nor_pyarrow_nor_typer():
-    done = subprocess.run([sys.executable, "-c", TRAIN_AND_MEASURE], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN_AND_MEASURE], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

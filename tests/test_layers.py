@@ -60,7 +60,9 @@ def _imports(tree: ast.AST) -> list[tuple[ast.stmt, str]]:
             else:
                 found.append((node, node.module))
         if isinstance(node, ast.Import):
-            found += [(node, alias.name) for alias in node.names if alias.name.startswith("spectail")]
+            found += [
+                (node, alias.name) for alias in node.names if alias.name.startswith("spectail")
+            ]
     return found
 
 
@@ -69,7 +71,9 @@ def test_imports_point_downward(path):
     own = _unit(_module(path))
     for _, module in _imports(ast.parse(path.read_text())):
         other = _unit(module)
-        assert other == own or _floor(other) < _floor(own), f"{_module(path)} imports {module}, which is not below it"
+        assert other == own or _floor(other) < _floor(own), (
+            f"{_module(path)} imports {module}, which is not below it"
+        )
 
 
 @pytest.mark.parametrize("path", sorted((SRC / "models").rglob("*.py")), ids=_module)
@@ -78,13 +82,17 @@ def test_imports_inside_of_models_point_downward(path):
     for _, module in _imports(ast.parse(path.read_text())):
         other = module.split(".")[2:3] if module.startswith("spectail.models.") else []
         if own and other and other != own:
-            assert _floor(other[0], MODELS) < _floor(own[0], MODELS), f"{_module(path)} imports {module}"
+            assert _floor(other[0], MODELS) < _floor(own[0], MODELS), (
+                f"{_module(path)} imports {module}"
+            )
 
 
 @pytest.mark.parametrize("path", _files(), ids=_module)
 def test_no_own_import_is_hidden_in_a_function(path):
     tree = ast.parse(path.read_text())
-    inside = [node for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node, _ in _imports(f)]
+    inside = [
+        node for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node, _ in _imports(f)
+    ]
     assert not inside, f"{_module(path)} line {inside[0].lineno} imports inside a function"
 
 

@@ -13,7 +13,15 @@ import numpy as np
 
 from experiments.aspect_ratio.draw import draw_shapes, draw_sizes, tables
 from experiments.aspect_ratio.laws import LAWS
-from experiments.aspect_ratio.measure import Matrix, Settings, alone_alphas, drawn, piece, shape_alphas, size_alphas
+from experiments.aspect_ratio.measure import (
+    Matrix,
+    Settings,
+    alone_alphas,
+    drawn,
+    piece,
+    shape_alphas,
+    size_alphas,
+)
 from experiments.common import ROOT, WORK, Journal, publish, run_steps
 from experiments.stability.catalogue import CATALOGUE, find
 from spectail.models.open import open_source
@@ -46,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     layers, missing = _toy_layers() if options.quick else _layers(options.models)
     for line in missing:
         print(f"not installed, left out: {line}")
-    journal = Journal.open(options.work / "aspect_ratio.jsonl", settings.to_dict(), fresh=options.fresh)
+    journal = Journal.open(
+        options.work / "aspect_ratio.jsonl", settings.to_dict(), fresh=options.fresh
+    )
     if not run_steps(journal, _steps(settings, layers), seconds=options.seconds):
         return 3
     results = {
@@ -65,10 +75,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.aspect_ratio", description=__doc__)
-    parser.add_argument("--models", type=Path, nargs="*", default=[], help="folders that pip --target filled")
-    parser.add_argument("--seconds", type=float, help="stop after so long; the same command goes on (exit code 3)")
-    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has measured")
-    parser.add_argument("--quick", action="store_true", help="tiny matrices, seconds; the docs stay as they are")
+    parser.add_argument(
+        "--models", type=Path, nargs="*", default=[], help="folders that pip --target filled"
+    )
+    parser.add_argument(
+        "--seconds", type=float, help="stop after so long; the same command goes on (exit code 3)"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="forget what an earlier run has measured"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny matrices, seconds; the docs stay as they are"
+    )
     parser.add_argument("--out", type=Path, help="folder of results.json and tables.md")
     options = parser.parse_args(arguments)
     quick = (options.out or WORK) / "quick" if options.quick else None
@@ -98,12 +116,17 @@ def _toy_layers() -> tuple[dict[str, Matrix], list[str]]:
     return {"toy layer": np.random.default_rng(0).standard_t(4, (64, 128)).astype(np.float32)}, []
 
 
-def _steps(settings: Settings, layers: Mapping[str, Matrix]) -> Iterator[tuple[str, Callable[[], Any]]]:
+def _steps(
+    settings: Settings, layers: Mapping[str, Matrix]
+) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Keys are paths: what / which law or layer / shape / seed."""
     for law in LAWS:
         for rows, cols in settings.shapes():
             for seed in settings.seeds_for(rows, cols):
-                yield f"shapes/{law}/{rows}x{cols}/{seed}", partial(_drawn_shape, settings, law, rows, cols, seed)
+                yield (
+                    f"shapes/{law}/{rows}x{cols}/{seed}",
+                    partial(_drawn_shape, settings, law, rows, cols, seed),
+                )
         for seed in range(settings.size_seeds):
             yield f"sizes/{law}/{seed}", partial(_drawn_sizes, settings, law, seed)
     for seed in range(settings.size_seeds):
@@ -111,11 +134,16 @@ def _steps(settings: Settings, layers: Mapping[str, Matrix]) -> Iterator[tuple[s
     for name, matrix in layers.items():
         for rows, cols in settings.crops(*matrix.shape):
             for seed in range(settings.seeds):
-                yield f"pieces/{name}/{rows}x{cols}/{seed}", partial(_piece, settings, matrix, rows, cols, seed)
+                yield (
+                    f"pieces/{name}/{rows}x{cols}/{seed}",
+                    partial(_piece, settings, matrix, rows, cols, seed),
+                )
         yield f"sizes/{name}/0", partial(size_alphas, matrix, settings.sizes)
 
 
-def _drawn_shape(settings: Settings, law: str, rows: int, cols: int, seed: int) -> dict[str, dict[str, float]]:
+def _drawn_shape(
+    settings: Settings, law: str, rows: int, cols: int, seed: int
+) -> dict[str, dict[str, float]]:
     whole = min(rows, cols) <= settings.whole_up_to
     return shape_alphas(drawn(law, rows, cols, seed), settings.window, whole=whole)
 
@@ -125,10 +153,14 @@ def _drawn_sizes(settings: Settings, law: str, seed: int) -> dict[str, dict[str,
 
 
 def _drawn_alone(settings: Settings, law: str, seed: int) -> dict[str, dict[str, float]]:
-    return alone_alphas(drawn(law, settings.size_matrix, settings.size_matrix, seed), settings.sizes)
+    return alone_alphas(
+        drawn(law, settings.size_matrix, settings.size_matrix, seed), settings.sizes
+    )
 
 
-def _piece(settings: Settings, matrix: Matrix, rows: int, cols: int, seed: int) -> dict[str, dict[str, float]]:
+def _piece(
+    settings: Settings, matrix: Matrix, rows: int, cols: int, seed: int
+) -> dict[str, dict[str, float]]:
     return shape_alphas(piece(matrix, rows, cols, seed), settings.crop_window, whole=True)
 
 

@@ -29,7 +29,11 @@ def draw_shapes(results: Results, path: Path) -> None:
             label = f"whole matrix, short side {short}"
             _line(ax, points, colour=COLOURS[i + 1], marker=MARKERS[i + 1], label=label)
         for short, points in _by_short(shapes, "windows").items():
-            once = f"windows of {window}, every short side" if short == results["settings"]["shorts"][0] else None
+            once = (
+                f"windows of {window}, every short side"
+                if short == results["settings"]["shorts"][0]
+                else None
+            )
             _line(ax, points, colour=COLOURS[0], marker="o", label=once)
         ax.set_title(law if LAWS[law].one else f"{law} (not one law)")
         ax.set_xscale("log", base=2)
@@ -49,10 +53,15 @@ def draw_sizes(results: Results, path: Path) -> None:
     left, right = axes
     for i, (cutoff, fraction) in enumerate(FRACTIONS.items()):
         limit = marchenko_pastur_alpha(1.0, fraction=fraction)
-        points = {n: [(alpha - 1) / (limit - 1) for alpha in found] for n, found in _by_size(sizes["Gaussian"], cutoff)}
+        points = {
+            n: [(alpha - 1) / (limit - 1) for alpha in found]
+            for n, found in _by_size(sizes["Gaussian"], cutoff)
+        }
         _line(left, points, colour=COLOURS[i], marker=MARKERS[i], label=f"Gaussian, {cutoff}")
     ns = sorted(int(n) for n in sizes["Gaussian"]["0"])
-    left.plot(ns, [1 - 0.5 / n for n in ns], color=INK, linestyle="--", linewidth=1, label="1 - 1 / (2n)")
+    left.plot(
+        ns, [1 - 0.5 / n for n in ns], color=INK, linestyle="--", linewidth=1, label="1 - 1 / (2n)"
+    )
     left.axhline(1, color=QUIET, linewidth=1)
     left.set_title("against the Marchenko-Pastur value")
     left.set_ylabel("(alpha - 1) / (limit - 1)")
@@ -107,7 +116,10 @@ def _shape_table(groups: Mapping[str, Any]) -> str:
 def _limit_table(seeds: Mapping[str, Any], alone: Mapping[str, Any]) -> str:
     """Gaussian windows by size, pooled and by themselves (tails of m = n / 2), in Marchenko-Pastur units."""
     rows = []
-    limits = {cutoff: marchenko_pastur_alpha(1.0, fraction=fraction) for cutoff, fraction in FRACTIONS.items()}
+    limits = {
+        cutoff: marchenko_pastur_alpha(1.0, fraction=fraction)
+        for cutoff, fraction in FRACTIONS.items()
+    }
     columns = {cutoff: dict(_by_size(seeds, cutoff)) for cutoff in FRACTIONS}
     single = dict(_by_size(alone, "median"))
 
@@ -151,20 +163,34 @@ def _by_size(seeds: Mapping[str, Any], cutoff: str) -> list[tuple[int, list[floa
 
 
 def _line(
-    ax: Axes, points: Mapping[Any, list[float]], *, colour: str, marker: str, label: str | None, linestyle: str = "-"
+    ax: Axes,
+    points: Mapping[Any, list[float]],
+    *,
+    colour: str,
+    marker: str,
+    label: str | None,
+    linestyle: str = "-",
 ) -> None:
     """Means over seeds as a line, their range as bars."""
     xs = sorted(points)
     centre = [statistics.fmean(points[x]) for x in xs]
     below = [mean - min(points[x]) for x, mean in zip(xs, centre, strict=True)]
     above = [max(points[x]) - mean for x, mean in zip(xs, centre, strict=True)]
-    style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.2, "capsize": 2}
+    style: dict[str, Any] = {
+        "color": colour,
+        "marker": marker,
+        "markersize": 4,
+        "linewidth": 1.2,
+        "capsize": 2,
+    }
     ax.errorbar(xs, centre, yerr=[below, above], label=label, linestyle=linestyle, **style)
 
 
 def _means(shapes: Mapping[str, Any], what: str, cutoff: str) -> list[float]:
     """Mean alpha over the seeds, for each shape that has one."""
-    lists = ([seed[what][cutoff] for seed in seeds.values() if what in seed] for seeds in shapes.values())
+    lists = (
+        [seed[what][cutoff] for seed in seeds.values() if what in seed] for seeds in shapes.values()
+    )
     return [statistics.fmean(alphas) for alphas in lists if alphas]
 
 
@@ -176,5 +202,11 @@ def _apart(values: Iterable[float]) -> float:
 
 def _noise(shapes: Mapping[str, Any]) -> float:
     """Largest standard deviation of the median alpha over the seeds of one shape, in percent of it."""
-    lists: list[list[float]] = [[seed["windows"]["median"] for seed in seeds.values()] for seeds in shapes.values()]
-    return max(100.0 * statistics.stdev(alphas) / statistics.fmean(alphas) for alphas in lists if len(alphas) > 1)
+    lists: list[list[float]] = [
+        [seed["windows"]["median"] for seed in seeds.values()] for seeds in shapes.values()
+    ]
+    return max(
+        100.0 * statistics.stdev(alphas) / statistics.fmean(alphas)
+        for alphas in lists
+        if len(alphas) > 1
+    )

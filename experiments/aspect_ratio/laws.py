@@ -57,7 +57,10 @@ def scaled_columns(rng: np.random.Generator, rows: int, cols: int) -> Array:
 def low_rank(rng: np.random.Generator, rows: int, cols: int, rank: int = RANK) -> Array:
     """Noise plus ``U V^T`` of fixed rank with independent factors, which has SHARE of the variance of every entry."""
     product = gaussian(rng, rows, rank) @ gaussian(rng, rank, cols)
-    return np.float32((1 - SHARE) ** 0.5) * gaussian(rng, rows, cols) + np.float32((SHARE / rank) ** 0.5) * product
+    return (
+        np.float32((1 - SHARE) ** 0.5) * gaussian(rng, rows, cols)
+        + np.float32((SHARE / rank) ** 0.5) * product
+    )
 
 
 def growing_rank(rng: np.random.Generator, rows: int, cols: int) -> Array:

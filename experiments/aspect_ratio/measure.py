@@ -47,7 +47,10 @@ class Settings:
     def shapes(self) -> list[tuple[int, int]]:
         """(rows, columns) of the drawn matrices."""
         return [
-            (short, short * ratio) for short in self.shorts for ratio in self.ratios if short * ratio <= self.longest
+            (short, short * ratio)
+            for short in self.shorts
+            for ratio in self.ratios
+            if short * ratio <= self.longest
         ]
 
     def seeds_for(self, rows: int, cols: int) -> range:
@@ -83,7 +86,9 @@ def drawn(law: str, rows: int, cols: int, seed: int) -> Matrix:
 def piece(matrix: Matrix, rows: int, cols: int, seed: int) -> Matrix:
     """A contiguous rows x cols piece at a random place."""
     rng = np.random.default_rng((seed, rows, cols))
-    top, left = (int(rng.integers(0, room + 1)) for room in (matrix.shape[0] - rows, matrix.shape[1] - cols))
+    top, left = (
+        int(rng.integers(0, room + 1)) for room in (matrix.shape[0] - rows, matrix.shape[1] - cols)
+    )
     return matrix[top : top + rows, left : left + cols]
 
 
@@ -108,7 +113,9 @@ def alone_alphas(matrix: Matrix, sizes: tuple[int, ...]) -> dict[str, dict[str, 
     found = {}
     for size in sizes:
         window = Window(size, size)
-        values = window_eigenvalues(stack, window, Tile().positions(rows, cols, window)).reshape(-1, size)
+        values = window_eigenvalues(stack, window, Tile().positions(rows, cols, window)).reshape(
+            -1, size
+        )
         fits = [fit_from(each, Median().start(each)).alpha for each in values]
         found[str(size)] = {"median": float(f"{np.mean(fits):.6g}")}
     return found
@@ -118,7 +125,9 @@ def alphas(matrix: Matrix, window: Window) -> dict[str, float]:
     """Alphas by cutoff of the pooled eigenvalues of tiles."""
     rows, cols = matrix.shape
     positions = Tile().positions(rows, cols, window)
-    found = window_eigenvalues(torch.from_numpy(np.ascontiguousarray(matrix))[None], window, positions)
+    found = window_eigenvalues(
+        torch.from_numpy(np.ascontiguousarray(matrix))[None], window, positions
+    )
     values = np.sort(found[~numerical_zeros(found, window)])
     fits = {name: fit_from(values, cutoff.start(values)).alpha for name, cutoff in CUTOFFS.items()}
     return {name: float(f"{alpha:.6g}") for name, alpha in fits.items()}

@@ -17,12 +17,27 @@ from typing import Any
 import numpy as np
 
 import spectail as st
-from experiments.common import ROOT, WORK, Journal, environment, fill_page, markdown_table, run_steps, save_json
+from experiments.common import (
+    ROOT,
+    WORK,
+    Journal,
+    environment,
+    fill_page,
+    markdown_table,
+    run_steps,
+    save_json,
+)
 from experiments.ensembles import LAWS
 from spectail.models.open import open_source
 
 HERE = Path(__file__).parent
-SHAPES = [((256, 256), 64), ((192, 576), 192), ((200, 200), 192), ((512, 768), 128), ((128, 1024), 128)]
+SHAPES = [
+    ((256, 256), 64),
+    ((192, 576), 192),
+    ((200, 200), 192),
+    ((512, 768), 128),
+    ((128, 1024), 128),
+]
 """Square, wide, awkward (a window that nearly fills the matrix), tiles that overlap, very wide."""
 CUTOFFS = ("median", "top:0.1", "ks")
 PIECE = (192, 576)
@@ -31,21 +46,34 @@ PIECE = (192, 576)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run what is missing, then write results.json and the table in docs/error-bars.md."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few draws, small shapes: does it run?")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="few draws, small shapes: does it run?"
+    )
     parser.add_argument("--fresh", action="store_true", help="do not go on with an unfinished run")
-    parser.add_argument("--seconds", type=float, help="stop after about this long; run again to go on")
+    parser.add_argument(
+        "--seconds", type=float, help="stop after about this long; run again to go on"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first draw")
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
     options = parser.parse_args(arguments)
     draws = 8 if options.quick else 100
     settings = {"draws": draws, "seed": options.seed, "quick": options.quick}
-    journal = Journal.open(WORK / f"error_bars{'_quick' * options.quick}.jsonl", settings, fresh=options.fresh)
+    journal = Journal.open(
+        WORK / f"error_bars{'_quick' * options.quick}.jsonl", settings, fresh=options.fresh
+    )
     if not run_steps(journal, _steps(settings), seconds=options.seconds):
         return
-    save_json(options.out, {"environment": environment(), "settings": settings, "results": journal.done})
+    save_json(
+        options.out, {"environment": environment(), "settings": settings, "results": journal.done}
+    )
     if not options.quick:
-        fill_page(ROOT / "docs" / "error-bars.md", {"calibration": _table(journal.done), "real": _real(journal.done)})
+        fill_page(
+            ROOT / "docs" / "error-bars.md",
+            {"calibration": _table(journal.done), "real": _real(journal.done)},
+        )
 
 
 def _steps(settings: dict[str, Any]) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -54,16 +82,24 @@ def _steps(settings: dict[str, Any]) -> Iterator[tuple[str, Callable[[], Any]]]:
         for shape, window in shapes:
             for cutoff in CUTOFFS:
                 key = f"{law} | {shape[0]} x {shape[1]} / {window} | {cutoff}"
-                yield key, lambda law=law, s=shape, w=window, c=cutoff: calibrate(law, s, w, c, settings)
+                yield (
+                    key,
+                    lambda law=law, s=shape, w=window, c=cutoff: calibrate(law, s, w, c, settings),
+                )
     for cutoff in CUTOFFS:
         yield f"real | {cutoff}", lambda c=cutoff: calibrate_real(c, quick=settings["quick"])
 
 
-def calibrate(law: str, shape: tuple[int, int], window: int, cutoff: str, settings: dict[str, Any]) -> dict[str, Any]:
+def calibrate(
+    law: str, shape: tuple[int, int], window: int, cutoff: str, settings: dict[str, Any]
+) -> dict[str, Any]:
     """Mean error bar over the spread of alpha, for draws of one law."""
     count = settings["draws"] if cutoff != "ks" else max(8, settings["draws"] * 3 // 10)
     spec = st.Spec(window=window, cutoff=cutoff)
-    fits = [st.tail_fit(LAWS[law](np.random.default_rng(settings["seed"] + i), shape), spec) for i in range(count)]
+    fits = [
+        st.tail_fit(LAWS[law](np.random.default_rng(settings["seed"] + i), shape), spec)
+        for i in range(count)
+    ]
     alphas, errors = np.array([fit.alpha for fit in fits]), np.array([fit.alpha_se for fit in fits])
     spread = float(alphas.std(ddof=1))
     return {
@@ -86,7 +122,10 @@ def calibrate_real(cutoff: str, *, quick: bool) -> dict[str, Any]:
             continue
         weights = layer.read()[0]
         weights = weights.mT if layer.kind == "down" else weights
-        pieces = [weights[top : top + PIECE[0]] for top in range(0, weights.shape[0] - PIECE[0] + 1, PIECE[0])]
+        pieces = [
+            weights[top : top + PIECE[0]]
+            for top in range(0, weights.shape[0] - PIECE[0] + 1, PIECE[0])
+        ]
         fits = [st.tail_fit(piece, spec) for piece in pieces[:64]]
         variance = float(np.var([fit.alpha for fit in fits], ddof=1))
         found.setdefault(layer.kind, []).append(
@@ -98,7 +137,9 @@ def calibrate_real(cutoff: str, *, quick: bool) -> dict[str, Any]:
             "pieces": sum(row[2] for row in rows),
             "spread": math.sqrt(np.mean([row[0] for row in rows])),
             "alpha_se": math.sqrt(np.mean([row[1] for row in rows])),
-            "ratio": math.sqrt(np.mean([row[1] for row in rows]) / np.mean([row[0] for row in rows])),
+            "ratio": math.sqrt(
+                np.mean([row[1] for row in rows]) / np.mean([row[0] for row in rows])
+            ),
         }
         for kind, rows in found.items()
     }
@@ -108,9 +149,13 @@ def _table(done: dict[str, Any]) -> str:
     rows = []
     for law in LAWS:
         for shape, window in SHAPES:
-            cells = [done[f"{law} | {shape[0]} x {shape[1]} / {window} | {cutoff}"] for cutoff in CUTOFFS]
+            cells = [
+                done[f"{law} | {shape[0]} x {shape[1]} / {window} | {cutoff}"] for cutoff in CUTOFFS
+            ]
             name = f"{law}, {shape[0]} x {shape[1]}, windows of {window}"
-            rows.append([name, *(f"{cell['ratio']:.2f} ± {cell['ratio_se']:.2f}" for cell in cells)])
+            rows.append(
+                [name, *(f"{cell['ratio']:.2f} ± {cell['ratio_se']:.2f}" for cell in cells)]
+            )
     return markdown_table(["law, shape, window", *CUTOFFS], rows)
 
 

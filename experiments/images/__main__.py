@@ -15,7 +15,14 @@ import torch
 from torch import nn
 
 import spectail as st
-from experiments.common import Journal, markdown_table, mean_and_spread, publish, run_options, run_steps
+from experiments.common import (
+    Journal,
+    markdown_table,
+    mean_and_spread,
+    publish,
+    run_options,
+    run_steps,
+)
 from experiments.drawing import COLOURS, panels, save
 from experiments.images.data import FASHION, Images, drawn, load
 from experiments.images.networks import NETWORKS
@@ -100,7 +107,10 @@ class Experiment:
                         yield key, partial(self.search, network, spec, lr, limits, seed)
             for seed in range(self.settings.seeds):
                 for method, spec in specs(self.settings).items():
-                    yield f"final | {network} | {method} | {seed}", partial(self.final, network, method, spec, seed)
+                    yield (
+                        f"final | {network} | {method} | {seed}",
+                        partial(self.final, network, method, spec, seed),
+                    )
 
     def tried(self, method: str) -> list[tuple[float, tuple[float, float] | None]]:
         """The same base rates for all, and the same ranges for all that have one."""
@@ -112,7 +122,9 @@ class Experiment:
         seeds, done = range(self.settings.search_seeds), self.journal.done
 
         def score(tried: tuple[float, tuple[float, float] | None]) -> float:
-            return fmean(done[search_key(network, method, *tried, seed)]["validation"] for seed in seeds)
+            return fmean(
+                done[search_key(network, method, *tried, seed)]["validation"] for seed in seeds
+            )
 
         return max(self.tried(method), key=score)
 
@@ -123,24 +135,47 @@ class Experiment:
         return found | {"test": accuracy(model, self.images.test), "lr": lr, "range": limits}
 
     def search(
-        self, network: str, spec: st.Spec | None, lr: float, limits: tuple[float, float] | None, seed: int
+        self,
+        network: str,
+        spec: st.Spec | None,
+        lr: float,
+        limits: tuple[float, float] | None,
+        seed: int,
     ) -> dict[str, Any]:
         """One setting, without a look at the test images."""
         return self.train(network, spec, (lr, limits), SEARCH_SEED + seed)[1]
 
     def train(
-        self, network: str, spec: st.Spec | None, tried: tuple[float, tuple[float, float] | None], seed: int
+        self,
+        network: str,
+        spec: st.Spec | None,
+        tried: tuple[float, tuple[float, float] | None],
+        seed: int,
     ) -> tuple[nn.Module, dict[str, Any]]:
         """Train from scratch; the seed decides the first weights and the order of the images."""
         lr, limits = tried
         torch.manual_seed(seed)
-        model = NETWORKS[network](self.settings.width, self.images.train[0].shape[1], self.images.classes)
-        recipe = Recipe(epochs=self.settings.epochs, batch=self.settings.batch, lr=lr, seed=seed, device=self.device)
-        rule = st.TempBalance(map=f"linear:{limits[0]:g}:{limits[1]:g}", spec=spec) if spec and limits else None
+        model = NETWORKS[network](
+            self.settings.width, self.images.train[0].shape[1], self.images.classes
+        )
+        recipe = Recipe(
+            epochs=self.settings.epochs,
+            batch=self.settings.batch,
+            lr=lr,
+            seed=seed,
+            device=self.device,
+        )
+        rule = (
+            st.TempBalance(map=f"linear:{limits[0]:g}:{limits[1]:g}", spec=spec)
+            if spec and limits
+            else None
+        )
         return model, fit(model, self.images, recipe, rule, st.Spec(window=self.settings.window))
 
 
-def search_key(network: str, method: str, lr: float, limits: tuple[float, float] | None, seed: int) -> str:
+def search_key(
+    network: str, method: str, lr: float, limits: tuple[float, float] | None, seed: int
+) -> str:
     """The step that scores a setting."""
     shown = "" if limits is None else f"{limits[0]:g}:{limits[1]:g}"
     return f"search | {network} | {method} | {lr:g} | {shown} | {seed}"
@@ -166,19 +201,33 @@ def tables(done: dict[str, Any], settings: Settings) -> dict[str, str]:
                         shown,
                     ]
                 )
-    head = ["network: method", "test accuracy, %", "standard deviation of alpha across layers", "base rate, range"]
+    head = [
+        "network: method",
+        "test accuracy, %",
+        "standard deviation of alpha across layers",
+        "base rate, range",
+    ]
     return {"results": markdown_table(head, rows)}
 
 
 def draw(done: dict[str, Any], settings: Settings, path: Path) -> None:
     """Alpha over depth, before and after training, first seed."""
-    fig, axes = panels(1, len(settings.networks), size=(5.0 * len(settings.networks), 3.4), share_y=True)
+    fig, axes = panels(
+        1, len(settings.networks), size=(5.0 * len(settings.networks), 3.4), share_y=True
+    )
     for axis, network in zip(axes, settings.networks, strict=True):
         for i, method in enumerate(specs(settings)):
             run = done[f"final | {network} | {method} | 0"]
             if i == 0:
-                axis.plot(list(run["alphas before"].values()), ":", color=COLOURS[-1], label="before training")
-            axis.plot(list(run["alphas"].values()), "o-", color=COLOURS[i], markersize=3, label=method)
+                axis.plot(
+                    list(run["alphas before"].values()),
+                    ":",
+                    color=COLOURS[-1],
+                    label="before training",
+                )
+            axis.plot(
+                list(run["alphas"].values()), "o-", color=COLOURS[i], markersize=3, label=method
+            )
         axis.set_title(network)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_xlabel("layer, in the order of the network")
@@ -210,7 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.images", description=__doc__)
-    parser.add_argument("--data", type=Path, default=FASHION, help="folder of Fashion-MNIST's or CIFAR's files")
+    parser.add_argument(
+        "--data", type=Path, default=FASHION, help="folder of Fashion-MNIST's or CIFAR's files"
+    )
     parser.add_argument("--full", action="store_true", help="full widths, 200 epochs: for a GPU")
     return run_options(parser, arguments, "images")
 

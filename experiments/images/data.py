@@ -41,11 +41,16 @@ def load(folder: Path, *, n_train: int, n_validation: int, n_test: int | None = 
             f"no Fashion-MNIST or CIFAR files in {folder}: install dataset-fashion-mnist (Debian) or give --data"
         )
     order = np.random.default_rng(0).permutation(len(train[1]))
-    mean, std = train[0].mean(axis=(0, 2, 3), keepdims=True), train[0].std(axis=(0, 2, 3), keepdims=True)
+    mean, std = (
+        train[0].mean(axis=(0, 2, 3), keepdims=True),
+        train[0].std(axis=(0, 2, 3), keepdims=True),
+    )
 
     def taken(part: tuple[np.ndarray, np.ndarray], index: np.ndarray) -> tuple[Tensor, Tensor]:
         pixels = (part[0][index] - mean) / std
-        return torch.from_numpy(pixels.astype(np.float32)), torch.from_numpy(part[1][index].astype(np.int64))
+        return torch.from_numpy(pixels.astype(np.float32)), torch.from_numpy(
+            part[1][index].astype(np.int64)
+        )
 
     return Images(
         train=taken(train, order[:n_train]),
@@ -78,7 +83,8 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _idx(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     pixels, labels = (
-        gzip.decompress((folder / f"{name}-{what}-ubyte.gz").read_bytes()) for what in ("images-idx3", "labels-idx1")
+        gzip.decompress((folder / f"{name}-{what}-ubyte.gz").read_bytes())
+        for what in ("images-idx3", "labels-idx1")
     )
     shape = np.frombuffer(pixels, ">u4", count=4)[1:]
     images = np.frombuffer(pixels, np.uint8, offset=16).reshape(shape[0], 1, shape[1], shape[2])

@@ -18,7 +18,9 @@ class Residual(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.downsample: nn.Module = nn.Identity()
         if stride > 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Images to images."""
@@ -27,7 +29,9 @@ class Residual(nn.Module):
         return out
 
 
-def resnet(width: int, channels: int, classes: int, depths: Sequence[int] = (2, 2, 2, 2)) -> nn.Module:
+def resnet(
+    width: int, channels: int, classes: int, depths: Sequence[int] = (2, 2, 2, 2)
+) -> nn.Module:
     """ResNet-18 with the 3 x 3 stem for small images; ``width`` 64 is the published one."""
     layers: list[nn.Module] = [
         nn.Conv2d(channels, width, 3, 1, 1, bias=False),
@@ -50,7 +54,11 @@ def vgg(width: int, channels: int, classes: int) -> nn.Module:
     for stage, depth in enumerate((2, 2, 3, 3, 3)):
         outputs = width * min(2**stage, 8)
         for _ in range(depth):
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+            ]
             inputs = outputs
         layers.append(nn.MaxPool2d(2, ceil_mode=True))
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
@@ -61,4 +69,8 @@ def toy(width: int, channels: int, classes: int) -> nn.Module:
     return resnet(width, channels, classes, depths=(1, 1, 1))
 
 
-NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {"ResNet-18": resnet, "VGG-16": vgg, "toy": toy}
+NETWORKS: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "ResNet-18": resnet,
+    "VGG-16": vgg,
+    "toy": toy,
+}

@@ -34,10 +34,15 @@ def fit(
     The learning rates of ``rule`` change once per epoch (None: one rate for all). ``look`` is how alphas are measured
     for the record, the same for every method.
     """
-    network = network.to(recipe.device, memory_format=torch.channels_last)  # a fifth quicker on a CPU
+    network = network.to(
+        recipe.device, memory_format=torch.channels_last
+    )  # a fifth quicker on a CPU
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.SGD(
-        network.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        network.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
     )
     pixels, labels = images.train
     steps = -(-len(labels) // recipe.batch)
@@ -76,7 +81,10 @@ def alphas(network: nn.Module, look: st.Spec) -> dict[str, float]:
     """Alpha by layer, of those that could be measured."""
     table = st.analyze(network, spec=look).table
     found = table[(table["status"] == "ok") & table["comparable"]]
-    return {name: round(float(alpha), 4) for name, alpha in zip(found["name"], found["alpha"], strict=True)}
+    return {
+        name: round(float(alpha), 4)
+        for name, alpha in zip(found["name"], found["alpha"], strict=True)
+    }
 
 
 def spread(found: dict[str, float]) -> float:

@@ -15,7 +15,14 @@ import torch
 from torch import nn
 
 import spectail as st
-from experiments.common import Journal, markdown_table, mean_and_spread, publish, run_options, run_steps
+from experiments.common import (
+    Journal,
+    markdown_table,
+    mean_and_spread,
+    publish,
+    run_options,
+    run_steps,
+)
 from experiments.drawing import COLOURS, panels, save
 from experiments.images.train import spread
 from experiments.language.data import Corpus, corpus, drawn
@@ -68,7 +75,9 @@ def rules(settings: Settings) -> dict[str, Rule | None]:
     found: dict[str, Rule | None] = {"one rate": None, CONTROL: replace(llr, map="linear:3:3")}
     for how, spec in (("whole matrices", WHOLE), ("windows", WINDOWS)):
         found[f"LLR, {how}"] = replace(llr, spec=spec)
-        found[f"AlphaDecay, {how}"] = st.AlphaDecay(spec=spec, min_eigenvalues=settings.min_eigenvalues)
+        found[f"AlphaDecay, {how}"] = st.AlphaDecay(
+            spec=spec, min_eigenvalues=settings.min_eigenvalues
+        )
     return found
 
 
@@ -83,14 +92,23 @@ class Experiment:
         for optimizer in self.settings.optimizers:
             for method in rules(self.settings):
                 for lr in self.settings.lrs:
-                    yield search_key(optimizer, method, lr), partial(self.search, optimizer, method, lr)
+                    yield (
+                        search_key(optimizer, method, lr),
+                        partial(self.search, optimizer, method, lr),
+                    )
             for seed in range(self.settings.seeds):
                 for method in rules(self.settings):
-                    yield f"final | {optimizer} | {method} | {seed}", partial(self.final, optimizer, method, seed)
+                    yield (
+                        f"final | {optimizer} | {method} | {seed}",
+                        partial(self.final, optimizer, method, seed),
+                    )
 
     def chosen(self, optimizer: str, method: str) -> float:
         """The rate of the least validation loss; a run that diverged counts as none."""
-        scores = {lr: self.journal.done[search_key(optimizer, method, lr)]["validation"] for lr in self.settings.lrs}
+        scores = {
+            lr: self.journal.done[search_key(optimizer, method, lr)]["validation"]
+            for lr in self.settings.lrs
+        }
         return min(scores, key=lambda lr: float("inf") if scores[lr] is None else scores[lr])
 
     def search(self, optimizer: str, method: str, lr: float) -> dict[str, Any]:
@@ -101,16 +119,29 @@ class Experiment:
         """One seed at the chosen rate."""
         lr = self.chosen(optimizer, method)
         model, found = self.train(optimizer, method, lr, seed)
-        return found | {"test": loss(model, self.text.test, self._recipe(optimizer, lr, seed)), "lr": lr}
+        return found | {
+            "test": loss(model, self.text.test, self._recipe(optimizer, lr, seed)),
+            "lr": lr,
+        }
 
-    def train(self, optimizer: str, method: str, lr: float, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+    def train(
+        self, optimizer: str, method: str, lr: float, seed: int
+    ) -> tuple[nn.Module, dict[str, Any]]:
         """Train from scratch; the seed decides the first weights and the pieces of text."""
         torch.manual_seed(seed)
         model = llama(self.settings.hidden, self.settings.layers, self.settings.length)
-        return model, fit(model, self.text, self._recipe(optimizer, lr, seed), rules(self.settings)[method], WINDOWS)
+        return model, fit(
+            model,
+            self.text,
+            self._recipe(optimizer, lr, seed),
+            rules(self.settings)[method],
+            WINDOWS,
+        )
 
     def _recipe(self, optimizer: str, lr: float, seed: int) -> Recipe:
-        sizes = {name: getattr(self.settings, name) for name in ("steps", "batch", "length", "every")}
+        sizes = {
+            name: getattr(self.settings, name) for name in ("steps", "batch", "length", "every")
+        }
         return Recipe(optimizer=optimizer, lr=lr, seed=seed, device=self.device, **sizes)
 
 
@@ -141,7 +172,13 @@ def tables(done: dict[str, Any], settings: Settings) -> dict[str, str]:
                     f"{optimizer}: {method}",
                     mean_and_spread([run["validation"] for run in runs], 3),
                     mean_and_spread([run["test"] for run in runs], 3),
-                    mean_and_spread([run["test"] - other["test"] for run, other in zip(runs, base, strict=True)], 3),
+                    mean_and_spread(
+                        [
+                            run["test"] - other["test"]
+                            for run, other in zip(runs, base, strict=True)
+                        ],
+                        3,
+                    ),
                     mean_and_spread([spread(run["alphas"]) for run in runs], 3),
                     f"{runs[0]['lr']:g}",
                 ]
@@ -159,11 +196,16 @@ def draw(done: dict[str, Any], settings: Settings, path: Path) -> None:
         for i, method in enumerate(rules(settings)):
             runs = _finals(done, settings, optimizer, method)
             steps = list(runs[0]["losses"])
-            found = [[run["losses"][s] - b["losses"][s] for s in steps] for run, b in zip(runs, base, strict=True)]
+            found = [
+                [run["losses"][s] - b["losses"][s] for s in steps]
+                for run, b in zip(runs, base, strict=True)
+            ]
             for line in found:
                 axis.plot([int(s) for s in steps], line, color=COLOURS[i], alpha=0.3, linewidth=0.8)
             mean = [fmean(values) for values in zip(*found, strict=True)]
-            axis.plot([int(s) for s in steps], mean, "o-", color=COLOURS[i], markersize=3, label=method)
+            axis.plot(
+                [int(s) for s in steps], mean, "o-", color=COLOURS[i], markersize=3, label=method
+            )
         axis.set_title(optimizer)
         axis.set_xlabel("step")
     axes[0].set_ylabel("validation loss less that of one rate, nats a byte")
@@ -189,22 +231,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if finished else 3
 
 
-def _finals(done: dict[str, Any], settings: Settings, optimizer: str, method: str) -> list[dict[str, Any]]:
+def _finals(
+    done: dict[str, Any], settings: Settings, optimizer: str, method: str
+) -> list[dict[str, Any]]:
     return [done[f"final | {optimizer} | {method} | {seed}"] for seed in range(settings.seeds)]
 
 
 def _texts(options: argparse.Namespace) -> Any:
     own = (options.train, options.validation, options.test)
     if any(own) and not all(own):
-        raise SystemExit("give --train, --validation and --test together: no text may serve two ends")
-    return given(options.train, options.validation, [f"test={options.test}"]) if all(own) else installed()
+        raise SystemExit(
+            "give --train, --validation and --test together: no text may serve two ends"
+        )
+    return (
+        given(options.train, options.validation, [f"test={options.test}"])
+        if all(own)
+        else installed()
+    )
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.language", description=__doc__)
     for use in ("train", "validation", "test"):
-        parser.add_argument(f"--{use}", type=Path, help="a text file, in place of the installed texts")
-    parser.add_argument("--full", action="store_true", help="11 million weights, 3000 steps, Muon too: for a GPU")
+        parser.add_argument(
+            f"--{use}", type=Path, help="a text file, in place of the installed texts"
+        )
+    parser.add_argument(
+        "--full", action="store_true", help="11 million weights, 3000 steps, Muon too: for a GPU"
+    )
     return run_options(parser, arguments, "language")
 
 

@@ -23,7 +23,9 @@ class Corpus:
 
 def corpus(texts: Texts) -> Corpus:
     """Train on the calibration text, validate on the selection text (other pages of that book), test on the rest."""
-    return Corpus(*map(as_bytes, (texts.calibration, texts.selection, "\n\n".join(texts.tests.values()))))
+    return Corpus(
+        *map(as_bytes, (texts.calibration, texts.selection, "\n\n".join(texts.tests.values())))
+    )
 
 
 def as_bytes(text: str) -> Tensor:

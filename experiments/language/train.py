@@ -37,9 +37,17 @@ class Recipe:
 def llama(hidden: int, layers: int, length: int) -> nn.Module:
     """A Llama over 256 byte values, heads of 64; an MLP of 2.75 times the width."""
     heads = max(1, hidden // 64)
-    sizes = {"hidden_size": hidden, "intermediate_size": hidden * 11 // 4, "num_hidden_layers": layers}
+    sizes = {
+        "hidden_size": hidden,
+        "intermediate_size": hidden * 11 // 4,
+        "num_hidden_layers": layers,
+    }
     config = LlamaConfig(
-        vocab_size=256, num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=length, **sizes
+        vocab_size=256,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=length,
+        **sizes,
     )
     return LlamaForCausalLM(config)
 
@@ -64,7 +72,9 @@ def share_of_rate(step: int, steps: int) -> float:
     return 0.55 + 0.45 * math.cos(math.pi * (step - warm) / max(1, steps - warm))
 
 
-def fit(model: nn.Module, text: Corpus, recipe: Recipe, rule: Rule | None, look: st.Spec) -> dict[str, Any]:
+def fit(
+    model: nn.Module, text: Corpus, recipe: Recipe, rule: Rule | None, look: st.Spec
+) -> dict[str, Any]:
     """Train and tell the validation loss (nats a byte) by step, and every layer's alpha before and after.
 
     ``rule`` scales what it scales of the first optimizer (None: nothing). ``look`` is how alphas are measured for the
@@ -73,13 +83,18 @@ def fit(model: nn.Module, text: Corpus, recipe: Recipe, rule: Rule | None, look:
     model = model.to(recipe.device).train()
     generator = torch.Generator().manual_seed(recipe.seed)
     chosen = optimizers(model, recipe)
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda s: share_of_rate(s, recipe.steps)) for o in chosen]
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(o, lambda s: share_of_rate(s, recipe.steps))
+        for o in chosen
+    ]
     if rule:
         st.Balancer(model, chosen[0], rule, every=recipe.every)
     before = alphas(model, look)
     losses = {0: loss(model, text.validation, recipe)}
     for step in range(1, recipe.steps + 1):
-        tokens = batch(text.train, size=recipe.batch, length=recipe.length, generator=generator).to(recipe.device)
+        tokens = batch(text.train, size=recipe.batch, length=recipe.length, generator=generator).to(
+            recipe.device
+        )
         model.zero_grad()
         model(input_ids=tokens, labels=tokens).loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -101,6 +116,8 @@ def loss(model: nn.Module, text: Tensor, recipe: Recipe) -> float:
     model.eval()
     pieces = spaced(text, size=recipe.scored, length=recipe.length).to(recipe.device)
     with torch.inference_mode():
-        total = sum(float(model(input_ids=part, labels=part).loss) * len(part) for part in pieces.split(16))
+        total = sum(
+            float(model(input_ids=part, labels=part).loss) * len(part) for part in pieces.split(16)
+        )
     model.train()
     return total / len(pieces)

@@ -16,7 +16,15 @@ import torch
 from torch import nn
 
 import spectail as st
-from experiments.common import WORK, Journal, markdown_table, mean_and_spread, publish, run_options, run_steps
+from experiments.common import (
+    WORK,
+    Journal,
+    markdown_table,
+    mean_and_spread,
+    publish,
+    run_options,
+    run_steps,
+)
 from experiments.drawing import COLOURS, MARKERS, panels, save
 from experiments.pde.data import Problem, Scale, darcy, drawn, reaction
 from experiments.pde.networks import NETWORKS, SPECTRAL
@@ -87,8 +95,13 @@ def methods(network: str, settings: Settings) -> dict[str, st.TBSigmoid | None]:
     for where, globs in (("", SPECTRAL.get(network, ())), (", spectral too", ())):
         if where and network not in SPECTRAL:
             continue
-        for name, spec in (("whole matrices", st.presets.FULL), ("windows", st.Spec(window=settings.window))):
-            found[f"TB_Sigmoid, {name}{where}"] = st.TBSigmoid(spec=spec, exclude=globs, ends=True, min_eigenvalues=12)
+        for name, spec in (
+            ("whole matrices", st.presets.FULL),
+            ("windows", st.Spec(window=settings.window)),
+        ):
+            found[f"TB_Sigmoid, {name}{where}"] = st.TBSigmoid(
+                spec=spec, exclude=globs, ends=True, min_eigenvalues=12
+            )
     return found
 
 
@@ -106,7 +119,12 @@ class Cell:
 
 def cells(settings: Settings) -> list[Cell]:
     """In the order of the run: all amounts of a task and network together."""
-    return [Cell(task, n, net) for task, amounts in settings.amounts for net in settings.networks for n in amounts]
+    return [
+        Cell(task, n, net)
+        for task, amounts in settings.amounts
+        for net in settings.networks
+        for n in amounts
+    ]
 
 
 def searched(cell: Cell, settings: Settings) -> Cell:
@@ -117,8 +135,15 @@ def searched(cell: Cell, settings: Settings) -> Cell:
 class Experiment:
     """The steps over all cells and methods."""
 
-    def __init__(self, problems: Mapping[str, Problem], settings: Settings, journal: Journal, device: str) -> None:
-        self.problems, self.settings, self.journal, self.device = problems, settings, journal, device
+    def __init__(
+        self, problems: Mapping[str, Problem], settings: Settings, journal: Journal, device: str
+    ) -> None:
+        self.problems, self.settings, self.journal, self.device = (
+            problems,
+            settings,
+            journal,
+            device,
+        )
         self.trained: dict[tuple[str, int], nn.Module] = {}
 
     def steps(self) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -128,13 +153,22 @@ class Experiment:
             if searched(cell, self.settings) == cell:
                 for method, rule in rules.items():
                     for lr, scale in self.tried(cell, method):
-                        yield search_key(cell, method, lr, scale), partial(self.search, cell, lr, scaled(rule, scale))
+                        yield (
+                            search_key(cell, method, lr, scale),
+                            partial(self.search, cell, lr, scaled(rule, scale)),
+                        )
             for seed in range(self.settings.seeds):
                 yield f"mean | {cell} | {seed}", partial(self.mean, cell, seed)
                 for method, rule in rules.items():
-                    yield f"final | {cell} | {method} | {seed}", partial(self.final, cell, method, rule, seed)
+                    yield (
+                        f"final | {cell} | {method} | {seed}",
+                        partial(self.final, cell, method, rule, seed),
+                    )
                 for method in self.balanced(cell):
-                    yield f"same rate | {cell} | {method} | {seed}", partial(self.same_rate, cell, method, seed)
+                    yield (
+                        f"same rate | {cell} | {method} | {seed}",
+                        partial(self.same_rate, cell, method, seed),
+                    )
 
     def balanced(self, cell: Cell) -> list[str]:
         """All methods but Adam."""
@@ -142,7 +176,11 @@ class Experiment:
 
     def tried(self, cell: Cell, method: str) -> list[tuple[float, float | None]]:
         """The same base rates for all, and the same scales for all that have one."""
-        lrs = (*self.settings.tuning_lrs, *self.settings.lrs) if cell.task == TUNED else self.settings.lrs
+        lrs = (
+            (*self.settings.tuning_lrs, *self.settings.lrs)
+            if cell.task == TUNED
+            else self.settings.lrs
+        )
         scales = (None,) if method == ADAM else self.settings.scales
         return [(lr, scale) for lr in lrs for scale in scales]
 
@@ -163,7 +201,9 @@ class Experiment:
         """One setting, without a look at the test pairs."""
         return self.train(cell, lr, rule, SEARCH_SEED)[1]
 
-    def final(self, cell: Cell, method: str, rule: st.TBSigmoid | None, seed: int) -> dict[str, Any]:
+    def final(
+        self, cell: Cell, method: str, rule: st.TBSigmoid | None, seed: int
+    ) -> dict[str, Any]:
         """One seed at the chosen setting; its alphas are measured in windows, whatever the method."""
         lr, scale = self.chosen(cell, method)
         (network, unit), found = self.train(cell, lr, scaled(rule, scale), seed)
@@ -186,16 +226,25 @@ class Experiment:
     ) -> tuple[tuple[nn.Module, Scale], dict[str, float]]:
         """Train; the seed decides the training pairs, the first weights and the order of the pairs."""
         problem = self.problems[cell.task]
-        network = self.pretrained(cell.network, seed) if cell.task == TUNED else self.fresh(cell.network, seed)
+        network = (
+            self.pretrained(cell.network, seed)
+            if cell.task == TUNED
+            else self.fresh(cell.network, seed)
+        )
         pairs = drawn(problem.train, cell.n, seed)
         unit = fit(network, pairs, self.recipe(lr, seed), rule)
-        errors = {"training": nrmse(network, pairs, unit), "validation": nrmse(network, problem.validation, unit)}
+        errors = {
+            "training": nrmse(network, pairs, unit),
+            "validation": nrmse(network, problem.validation, unit),
+        }
         return (network, unit), errors
 
     def recipe(self, lr: float, seed: int) -> Recipe:
         """Of all runs, before fine-tuning too."""
         s = self.settings
-        return Recipe(steps=s.steps, batch=s.batch, lr=lr, seed=seed, every=s.every, device=self.device)
+        return Recipe(
+            steps=s.steps, batch=s.batch, lr=lr, seed=seed, every=s.every, device=self.device
+        )
 
     def fresh(self, network: str, seed: int) -> nn.Module:
         """A network with first weights by the seed."""
@@ -231,16 +280,28 @@ def tables(done: dict[str, Any], settings: Settings) -> dict[str, str]:
         row = [Cell(task, n, network) for task, n in columns]
         adam = [_tests(done, cell, ADAM, settings) for cell in row]
         for method in methods(network, settings):
-            name, found = f"{network}: {method}", [_tests(done, cell, method, settings) for cell in row]
+            name, found = (
+                f"{network}: {method}",
+                [_tests(done, cell, method, settings) for cell in row],
+            )
             finals = [_finals(done, cell, method, settings) for cell in row]
             rows["results"].append([name, *map(_mean, found)])
-            rows["spread"].append([name, *(_mean([stdev(run["alphas"].values()) for run in runs]) for runs in finals)])
+            rows["spread"].append(
+                [name, *(_mean([stdev(run["alphas"].values()) for run in runs]) for runs in finals)]
+            )
             rows["settings"].append([name, *(_setting(runs[0]) for runs in finals)])
             if method != ADAM:
                 same = [_tests(done, cell, method, settings, "same rate") for cell in row]
                 for part, base in (("differences", adam), ("same rate", same)):
-                    rows[part].append([name, *(_mean(_minus(a, b), "+") for a, b in zip(found, base, strict=True))])
-    means = [[100 * done[f"mean | {cell} | {seed}"] for seed in range(settings.seeds)] for cell in row]
+                    rows[part].append(
+                        [
+                            name,
+                            *(_mean(_minus(a, b), "+") for a, b in zip(found, base, strict=True)),
+                        ]
+                    )
+    means = [
+        [100 * done[f"mean | {cell} | {seed}"] for seed in range(settings.seeds)] for cell in row
+    ]
     rows["results"].append(["the mean training solution", *map(_mean, means)])
     head = ["network: method", *(f"{task}: {n}" for task, n in columns)]
     return {name: markdown_table(head, part) for name, part in rows.items()}
@@ -258,8 +319,20 @@ def draw(done: dict[str, Any], settings: Settings, path: Path) -> None:
             found = [_tests(done, Cell(task, n, network), method, settings, kind) for n in amounts]
             at = [k + 0.09 * (j - (len(series) - 1) / 2) for k in range(len(amounts))]
             means, bars = [fmean(errors) for errors in found], [stdev(errors) for errors in found]
-            look = {"markersize": 4, "capsize": 2, "linewidth": 1, "color": COLOURS[j if kind == "final" else -1]}
-            axis.errorbar(at, means, bars, fmt=f"{MARKERS[j]}{'-' if kind == 'final' else ':'}", label=label, **look)
+            look = {
+                "markersize": 4,
+                "capsize": 2,
+                "linewidth": 1,
+                "color": COLOURS[j if kind == "final" else -1],
+            }
+            axis.errorbar(
+                at,
+                means,
+                bars,
+                fmt=f"{MARKERS[j]}{'-' if kind == 'final' else ':'}",
+                label=label,
+                **look,
+            )
         axis.set_xticks(range(len(amounts)), [str(n) for n in amounts])
         axis.set_xlim(-0.5, len(amounts) - 0.5)
         axis.set_title(f"{network}, {task}")
@@ -280,7 +353,9 @@ def problems_of(settings: Settings, folder: Path) -> dict[str, Problem]:
 
     tasks = dict(settings.amounts)
     found = {"Darcy": darcy(folder)} if "Darcy" in tasks else {}
-    found |= dict.fromkeys((task for task in tasks if task != "Darcy"), here(settings.diffusivity, 0))
+    found |= dict.fromkeys(
+        (task for task in tasks if task != "Darcy"), here(settings.diffusivity, 0)
+    )
     return found | {SOURCE: here(settings.source, 1)}
 
 
@@ -309,7 +384,9 @@ def _finals(
     return [done[f"{kind} | {cell} | {method} | {seed}"] for seed in range(settings.seeds)]
 
 
-def _tests(done: dict[str, Any], cell: Cell, method: str, settings: Settings, kind: str = "final") -> list[float]:
+def _tests(
+    done: dict[str, Any], cell: Cell, method: str, settings: Settings, kind: str = "final"
+) -> list[float]:
     """Test errors by seed, per cent."""
     return [100 * run["test"] for run in _finals(done, cell, method, settings, kind)]
 
@@ -328,8 +405,15 @@ def _mean(values: list[float], sign: str = "") -> str:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.pde", description=__doc__)
-    parser.add_argument("--data", type=Path, default=WORK, help="folder of neuraloperator 0.3.0's wheel or Darcy files")
-    parser.add_argument("--full", action="store_true", help="larger networks, 10,000 steps, all amounts: for a GPU")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=WORK,
+        help="folder of neuraloperator 0.3.0's wheel or Darcy files",
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="larger networks, 10,000 steps, all amounts: for a GPU"
+    )
     return run_options(parser, arguments, "pde")
 
 

@@ -60,11 +60,16 @@ def darcy(folder: Path) -> Problem:
     return Problem((train[0][:n], train[1][:n]), (train[0][n:], train[1][n:]), test)
 
 
-def reaction(equation: Equation, sizes: tuple[int, int, int], *, side: int, grid: int = 32, seed: int = 0) -> Problem:
+def reaction(
+    equation: Equation, sizes: tuple[int, int, int], *, side: int, grid: int = 32, seed: int = 0
+) -> Problem:
     """From u(0) to u(T): ``sizes`` training, validation and test pairs, solved on ``grid`` points, seen on ``side``."""
     start = random_fields(sum(sizes), grid, seed)
     every = grid // side
-    fields = [field[:, None, ::every, ::every].astype(np.float32) for field in (start, solve(start, equation))]
+    fields = [
+        field[:, None, ::every, ::every].astype(np.float32)
+        for field in (start, solve(start, equation))
+    ]
     inputs, solutions = (torch.from_numpy(field).contiguous() for field in fields)
     parts = zip(inputs.split(list(sizes)), solutions.split(list(sizes)), strict=True)
     return Problem(*parts)

@@ -17,7 +17,9 @@ def block(inputs: int, outputs: int) -> nn.Sequential:
     """Two 3 x 3 convolutions, each with a group norm and GELU."""
     layers: list[nn.Module] = []
     for channels in (inputs, outputs):
-        convolution = nn.Conv2d(channels, outputs, 3, padding=1, padding_mode="circular", bias=False)
+        convolution = nn.Conv2d(
+            channels, outputs, 3, padding=1, padding_mode="circular", bias=False
+        )
         layers += [convolution, nn.GroupNorm(4, outputs), nn.GELU()]
     return nn.Sequential(*layers)
 
@@ -33,7 +35,9 @@ class UNet(nn.Module):
         super().__init__()
         widths = [width * 2**i for i in range(depth + 1)]
         self.down = nn.ModuleList(block(a, b) for a, b in zip([3, *widths], widths, strict=False))
-        self.up = nn.ModuleList(block(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.up = nn.ModuleList(
+            block(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True)
+        )
         self.head = nn.Conv2d(width, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +48,9 @@ class UNet(nn.Module):
             kept.append(x)
         x = kept.pop()
         for stage in self.up:
-            larger = nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            larger = nn.functional.interpolate(
+                x, scale_factor=2, mode="bilinear", align_corners=False
+            )
             x = stage(torch.cat([larger, kept.pop()], dim=1))
         out: Tensor = self.head(x)
         return out

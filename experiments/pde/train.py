@@ -33,7 +33,9 @@ def fit(network: nn.Module, pairs: Pairs, recipe: Recipe, rule: st.TBSigmoid | N
     """
     network.to(recipe.device).train()
     scale = Scale.of(pairs)
-    optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.Adam(
+        network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
     balancer = st.Balancer(network, optimizer, rule, every=None) if rule else None
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -41,7 +43,9 @@ def fit(network: nn.Module, pairs: Pairs, recipe: Recipe, rule: st.TBSigmoid | N
     for step in range(recipe.steps):
         if balancer and step % recipe.every == 0:
             balancer.update()
-        waiting = waiting or list(torch.randperm(len(pairs[0]), generator=generator).split(recipe.batch))
+        waiting = waiting or list(
+            torch.randperm(len(pairs[0]), generator=generator).split(recipe.batch)
+        )
         chosen = waiting.pop()
         inputs, solutions = (part[chosen].to(recipe.device) for part in pairs)
         optimizer.zero_grad()
@@ -87,4 +91,7 @@ def alphas(network: nn.Module, look: st.Spec) -> dict[str, float]:
     """Alpha by layer, of those that could be measured."""
     table = st.analyze(network, spec=look).table
     found = table[(table["status"] == "ok") & table["comparable"]]
-    return {name: round(float(alpha), 4) for name, alpha in zip(found["name"], found["alpha"], strict=True)}
+    return {
+        name: round(float(alpha), 4)
+        for name, alpha in zip(found["name"], found["alpha"], strict=True)
+    }

@@ -21,7 +21,14 @@ from experiments.pruning.toy import toy
 from spectail.models.live.language import open_language_model
 
 QUICK = Settings(
-    eps=(0.2,), eps_magnitude=(0.2, 0.4), seeds=2, seq_len=32, calibration=4, selection=2, tests=2, dtype="float32"
+    eps=(0.2,),
+    eps_magnitude=(0.2, 0.4),
+    seeds=2,
+    seq_len=32,
+    calibration=4,
+    selection=2,
+    tests=2,
+    dtype="float32",
 )
 
 
@@ -30,20 +37,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     settings = QUICK if options.quick else FULL if options.full else Settings()
     model, tokenizer, texts = _inputs(options, settings)
-    kept = settings.to_dict() | {"model": "toy" if options.quick else options.model, "texts": _sizes(texts)}
+    kept = settings.to_dict() | {
+        "model": "toy" if options.quick else options.model,
+        "texts": _sizes(texts),
+    }
     journal = Journal.open(options.work / "pruning.jsonl", kept, fresh=options.fresh)
     if options.fresh:
         shutil.rmtree(options.work / "pruning", ignore_errors=True)
-    experiment = Experiment(model, tokenizer, texts, settings=settings, journal=journal, work=options.work / "pruning")
+    experiment = Experiment(
+        model, tokenizer, texts, settings=settings, journal=journal, work=options.work / "pruning"
+    )
     started = time.perf_counter()
     finished = run_steps(journal, experiment.steps(), seconds=options.seconds)
     if finished:
-        left = None if options.seconds is None else options.seconds - (time.perf_counter() - started)
+        left = (
+            None if options.seconds is None else options.seconds - (time.perf_counter() - started)
+        )
         finished = run_steps(journal, experiment.finals(), seconds=left)
     summary = summarise(journal.done, settings, list(texts.tests))
     if not summary["tests"]:
         return 3
-    alphas = {key.removeprefix("alphas | "): v for key, v in journal.done.items() if key.startswith("alphas | ")}
+    alphas = {
+        key.removeprefix("alphas | "): v
+        for key, v in journal.done.items()
+        if key.startswith("alphas | ")
+    }
     parts = tables(summary)
     publish(options, {"settings": kept, **summary, "block alphas": alphas}, parts)
     draw(summary, options.image)
@@ -56,7 +74,9 @@ def _inputs(options: argparse.Namespace, settings: Settings) -> tuple[Any, Any, 
         return toy()
     own = (options.calibration, options.selection, options.test)
     if any(own) and not all(own):
-        raise SystemExit("give --calibration, --selection and --test together: no text may serve two ends")
+        raise SystemExit(
+            "give --calibration, --selection and --test together: no text may serve two ends"
+        )
     texts = given(*own) if all(own) else installed()
     model, tokenizer = open_language_model(options.model)
     return model.to(getattr(torch, settings.dtype)).to(options.device), tokenizer, texts
@@ -70,10 +90,16 @@ def _sizes(texts: Texts) -> dict[str, int]:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.pruning", description=__doc__)
-    parser.add_argument("--model", default="demo", help="a transformers folder, a .gguf file, a hub id or demo")
-    parser.add_argument("--calibration", type=Path, help="a text file, in place of the installed texts")
+    parser.add_argument(
+        "--model", default="demo", help="a transformers folder, a .gguf file, a hub id or demo"
+    )
+    parser.add_argument(
+        "--calibration", type=Path, help="a text file, in place of the installed texts"
+    )
     parser.add_argument("--selection", type=Path, help="another, by which settings are chosen")
-    parser.add_argument("--test", action="append", default=[], metavar="NAME=FILE", help="others, for tests")
+    parser.add_argument(
+        "--test", action="append", default=[], metavar="NAME=FILE", help="others, for tests"
+    )
     parser.add_argument("--full", action="store_true", help="the grid for a GPU")
     return run_options(parser, arguments, "pruning")
 

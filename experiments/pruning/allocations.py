@@ -37,7 +37,13 @@ class Rule:
 
 
 def ratios(
-    rule: Rule, eps: float | None, sparsity: float, *, analysis: st.Analysis | None, even: st.Allocation, owl: Outliers
+    rule: Rule,
+    eps: float | None,
+    sparsity: float,
+    *,
+    analysis: st.Analysis | None,
+    even: st.Allocation,
+    owl: Outliers,
 ) -> st.Allocation | dict[str, float]:
     """Ratios between about sparsity (1 - eps) and sparsity (1 + eps) that meet the budget.
 
@@ -51,7 +57,9 @@ def ratios(
         raise ValueError("ratios by alpha need an analysis")
     if rule.change:
         analysis = replace(analysis, layers=rule.change(analysis.layers, owl))
-    target = Sparsity(map=Linear(1 - eps, 1 + eps), level=rule.level, standardize_by_kind=rule.standardize_by_kind)
+    target = Sparsity(
+        map=Linear(1 - eps, 1 + eps), level=rule.level, standardize_by_kind=rule.standardize_by_kind
+    )
     return st.allocate(analysis, target=target, budget=sparsity)
 
 
@@ -61,7 +69,9 @@ def by_outliers(owl: Outliers, even: st.Allocation, lam: float) -> dict[str, flo
     for share in even.shares:
         sizes[share.unit] = sizes.get(share.unit, 0) + share.numel
     found, numel = (np.array([x[unit] for unit in sizes], dtype=np.float64) for x in (owl, sizes))
-    by_block = dict(zip(sizes, owl_ratios(found, numel, sparsity=even.budget, lam=lam), strict=True))
+    by_block = dict(
+        zip(sizes, owl_ratios(found, numel, sparsity=even.budget, lam=lam), strict=True)
+    )
     return {share.name: float(by_block[share.unit]) for share in even.shares}
 
 
@@ -72,7 +82,9 @@ def shrunk(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord,
         chosen = [i for i, layer in enumerate(layers) if layer.kind == kind and unit_of(layer.name)]
         if len(chosen) < 2:
             continue
-        alpha, error = (np.array([getattr(layers[i], name) for i in chosen]) for name in ("alpha", "alpha_se"))
+        alpha, error = (
+            np.array([getattr(layers[i], name) for i in chosen]) for name in ("alpha", "alpha_se")
+        )
         true = max(float(alpha.var(ddof=1) - np.mean(error**2)), 0.0)
         pulled = alpha.mean() + (alpha - alpha.mean()) * true / (true + error**2)
         for i, value in zip(chosen, pulled, strict=True):
@@ -82,10 +94,14 @@ def shrunk(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord,
 
 def with_variance(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord, ...]:
     """Blocks by alpha and by the spread of their weights: heavy tails and large weights are both kept."""
-    return _by_block(layers, {unit: -np.log(np.mean(v)) for unit, v in _columns(layers, "weight_var").items()})
+    return _by_block(
+        layers, {unit: -np.log(np.mean(v)) for unit, v in _columns(layers, "weight_var").items()}
+    )
 
 
-def standardized_with_variance(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord, ...]:
+def standardized_with_variance(
+    layers: tuple[LayerRecord, ...], owl: Outliers
+) -> tuple[LayerRecord, ...]:
     """Blocks by alpha within its kind and by the spread of their weights."""
     return with_variance(standardized_by_kind(layers), owl)
 
@@ -131,9 +147,13 @@ VARIANTS: dict[str, Rule] = {
     "within kinds, top 10 %": Rule(st.Spec(cutoff="top:0.1"), standardize_by_kind=True),
     "within kinds, KS": Rule(st.Spec(cutoff="ks"), standardize_by_kind=True),
     "per layer, within kinds": Rule(presets.FARMS, level="layer", standardize_by_kind=True),
-    "per layer, within kinds, top 10 %": Rule(st.Spec(cutoff="top:0.1"), level="layer", standardize_by_kind=True),
+    "per layer, within kinds, top 10 %": Rule(
+        st.Spec(cutoff="top:0.1"), level="layer", standardize_by_kind=True
+    ),
     "alpha and Var(W)": Rule(presets.FARMS, change=with_variance),
-    "within kinds, top 10 %, and Var(W)": Rule(st.Spec(cutoff="top:0.1"), change=standardized_with_variance),
+    "within kinds, top 10 %, and Var(W)": Rule(
+        st.Spec(cutoff="top:0.1"), change=standardized_with_variance
+    ),
     "alpha and outliers": Rule(presets.FARMS, change=with_outliers),
     "alpha and outliers, top 10 %": Rule(st.Spec(cutoff="top:0.1"), change=with_outliers),
 }
@@ -158,12 +178,19 @@ def _columns(layers: tuple[LayerRecord, ...], column: str) -> dict[str, list[flo
     return found
 
 
-def _by_block(layers: tuple[LayerRecord, ...], other: Mapping[str, float]) -> tuple[LayerRecord, ...]:
+def _by_block(
+    layers: tuple[LayerRecord, ...], other: Mapping[str, float]
+) -> tuple[LayerRecord, ...]:
     """Every alpha replaced by the sum of its block's standard scores in mean alpha and in ``other``."""
     alphas = block_alphas(layers)
-    both = _scores(np.array(list(alphas.values()))) + _scores(np.array([other[unit] for unit in alphas]))
+    both = _scores(np.array(list(alphas.values()))) + _scores(
+        np.array([other[unit] for unit in alphas])
+    )
     scores = dict(zip(alphas, OFFSET + both, strict=True))
-    return tuple(replace(layer, alpha=float(scores.get(unit_of(layer.name) or "", layer.alpha))) for layer in layers)
+    return tuple(
+        replace(layer, alpha=float(scores.get(unit_of(layer.name) or "", layer.alpha)))
+        for layer in layers
+    )
 
 
 def _scores(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -50,7 +50,11 @@ class Bench:
     def perplexity(self, tokens: Tensor) -> float:
         """Exp of the mean negative log-likelihood of blocks (n, length), their first tokens apart."""
         with torch.inference_mode():
-            losses = [loss for batch in torch.split(tokens, AT_ONCE) for loss in batch_losses(self.model, batch)]
+            losses = [
+                loss
+                for batch in torch.split(tokens, AT_ONCE)
+                for loss in batch_losses(self.model, batch)
+            ]
         return float(Perplexity(losses, seq_len=tokens.shape[1]))
 
     def statistics(self, tokens: Tensor) -> Mapping[Any, Statistic]:
@@ -61,18 +65,25 @@ class Bench:
         return seen
 
     def prune_at_once(
-        self, allocation: Mapping[str, float] | float, method: str, seen: Mapping[Any, Statistic] | None
+        self,
+        allocation: Mapping[str, float] | float,
+        method: str,
+        seen: Mapping[Any, Statistic] | None,
     ) -> None:
         """Prune every layer by the statistics of the dense model."""
         rule = BY_NAME[method]
         with torch.no_grad():
             for target in make_targets(self.model, allocation):
-                prune_weight(target, rule, seen[site_of(target.weight)] if seen is not None else None)
+                prune_weight(
+                    target, rule, seen[site_of(target.weight)] if seen is not None else None
+                )
 
     def prune(self, allocation: Mapping[str, float] | float, method: str, tokens: Tensor) -> float:
         """Prune as ``st.prune`` does, block by block; returns the ratio of zeros reached."""
         calibration = None if method == "magnitude" else tokens
-        return float(st.prune(self.model, allocation, method=method, calibration=calibration).realised)
+        return float(
+            st.prune(self.model, allocation, method=method, calibration=calibration).realised
+        )
 
     def round_weights(self, bits: Mapping[str, float]) -> None:
         """Round every layer of ``bits`` to its width."""
@@ -84,7 +95,9 @@ class Bench:
 def rounded(weights: Tensor, bits: int, group: int = GROUP) -> Tensor:
     """Round to nearest, 2^bits levels from the least to the largest of every ``group`` neighbours along the input."""
     rows, cols = weights.shape
-    pieces = functional.pad(weights.float(), (0, -cols % group), mode="replicate").reshape(rows, -1, group)
+    pieces = functional.pad(weights.float(), (0, -cols % group), mode="replicate").reshape(
+        rows, -1, group
+    )
     low = pieces.amin(dim=-1, keepdim=True)
     step = (pieces.amax(dim=-1, keepdim=True) - low) / (2**bits - 1)
     levels = torch.where(step > 0, ((pieces - low) / step).round(), torch.zeros_like(pieces))

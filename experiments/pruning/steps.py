@@ -40,7 +40,11 @@ class Settings:
     float32 on a CPU: bfloat16 is twice as fast on those that compute with it, and many times slower on others.
     """
 
-    targets: tuple[tuple[str, float], ...] = (("magnitude", 0.5), ("wanda", 0.6), ("sparsegpt", 0.6))
+    targets: tuple[tuple[str, float], ...] = (
+        ("magnitude", 0.5),
+        ("wanda", 0.6),
+        ("sparsegpt", 0.6),
+    )
     eps: tuple[float, ...] = (0.1, 0.3)
     eps_magnitude: tuple[float, ...] = (0.1, 0.3, 0.4)
     seeds: int = 3
@@ -63,7 +67,9 @@ class Settings:
 
 
 FULL = Settings(
-    targets=tuple((method, s) for s in (0.4, 0.5, 0.6, 0.7) for method in ("magnitude", "wanda", "sparsegpt")),
+    targets=tuple(
+        (method, s) for s in (0.4, 0.5, 0.6, 0.7) for method in ("magnitude", "wanda", "sparsegpt")
+    ),
     eps=(0.05, 0.1, 0.2, 0.3, 0.4),
     eps_magnitude=(0.05, 0.1, 0.2, 0.3, 0.4),
     seq_len=2048,
@@ -77,7 +83,14 @@ class Experiment:
     """The steps over one model and its texts."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, texts: Texts, *, settings: Settings, journal: Journal, work: Path
+        self,
+        model: Any,
+        tokenizer: Any,
+        texts: Texts,
+        *,
+        settings: Settings,
+        journal: Journal,
+        work: Path,
     ) -> None:
         self.bench, self.settings, self.journal, self.work = Bench(model), settings, journal, work
         self.tokenizer, self.texts = tokenizer, texts
@@ -111,7 +124,10 @@ class Experiment:
                 continue
             for name in rules:
                 for eps in self.settings.eps_of(method, name):
-                    yield selection_key(method, sparsity, name, eps), partial(self.select, method, sparsity, name, eps)
+                    yield (
+                        selection_key(method, sparsity, name, eps),
+                        partial(self.select, method, sparsity, name, eps),
+                    )
 
     def _tested(self, rules: Iterable[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
         """The chosen settings, method by method, on test text with every seed."""
@@ -125,14 +141,22 @@ class Experiment:
         for budget in self.settings.bits:
             for name, chosen in BITS.items():
                 for gamma in chosen[1] if chosen else (None,):
-                    yield bits_key(budget, name, gamma), partial(self.select_bits, budget, name, gamma)
+                    yield (
+                        bits_key(budget, name, gamma),
+                        partial(self.select_bits, budget, name, gamma),
+                    )
             for name in BITS:
                 for seed in range(self.settings.seeds):
-                    yield f"test bits | {budget:g} | {name} | {seed}", partial(self.test_bits, budget, name, seed)
+                    yield (
+                        f"test bits | {budget:g} | {name} | {seed}",
+                        partial(self.test_bits, budget, name, seed),
+                    )
 
     def dense(self, seed: int) -> dict[str, float]:
         """Perplexity of the model as it is, by text, and on the selection text."""
-        return self._tests(seed) | {"selection": self.bench.perplexity(self._tokens("selection", 0))}
+        return self._tests(seed) | {
+            "selection": self.bench.perplexity(self._tokens("selection", 0))
+        }
 
     def outliers(self, seed: int) -> dict[str, float]:
         """OWL's percent of outliers by block."""
@@ -144,7 +168,9 @@ class Experiment:
         rule, layers = RULES[name], self._analysis(name).layers
         if rule.standardize_by_kind:
             layers = standardized_by_kind(layers)
-        return block_alphas(rule.change(layers, self.journal.done["outliers | 0"]) if rule.change else layers)
+        return block_alphas(
+            rule.change(layers, self.journal.done["outliers | 0"]) if rule.change else layers
+        )
 
     def select(self, method: str, sparsity: float, name: str, eps: float | None) -> float:
         """Perplexity on selection text, pruned at once by the statistics of the dense model."""
@@ -168,7 +194,9 @@ class Experiment:
         tried = self.settings.eps_of(method, name)
         if len(tried) == 1:
             return tried[0]
-        return min(tried, key=lambda eps: _number(scores[selection_key(method, sparsity, name, eps)]))
+        return min(
+            tried, key=lambda eps: _number(scores[selection_key(method, sparsity, name, eps)])
+        )
 
     def select_bits(self, budget: float, name: str, gamma: float | None) -> float:
         """Perplexity on selection text of the weights rounded to nearest."""
@@ -196,7 +224,9 @@ class Experiment:
     def _tests(self, seed: int) -> dict[str, float]:
         return {name: self.bench.perplexity(self._tokens(name, seed)) for name in self.texts.tests}
 
-    def _ratios(self, name: str, sparsity: float, eps: float | None, seed: int) -> Mapping[str, float]:
+    def _ratios(
+        self, name: str, sparsity: float, eps: float | None, seed: int
+    ) -> Mapping[str, float]:
         rule = RULES[name]
         return ratios(
             rule,
@@ -233,7 +263,11 @@ class Experiment:
         """Token blocks (n, seq_len) of a text, drawn by seed."""
         sizes = {"calibration": self.settings.calibration, "selection": self.settings.selection}
         if (what, seed) not in self._drawn:
-            text = {"calibration": self.texts.calibration, "selection": self.texts.selection, **self.texts.tests}[what]
+            text = {
+                "calibration": self.texts.calibration,
+                "selection": self.texts.selection,
+                **self.texts.tests,
+            }[what]
             samples = sizes.get(what, self.settings.tests)
             self._drawn[what, seed] = calibration_tokens(
                 self.tokenizer, text, samples=samples, seq_len=self.settings.seq_len, seed=seed
@@ -241,23 +275,35 @@ class Experiment:
         return self._drawn[what, seed]
 
 
-def selections(done: Mapping[str, Any], settings: Settings) -> dict[str, dict[str, dict[str, float | None]]]:
+def selections(
+    done: Mapping[str, Any], settings: Settings
+) -> dict[str, dict[str, dict[str, float | None]]]:
     """Selection perplexity by target, allocation and eps, of the allocations for which all are there."""
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for method, sparsity in settings.targets:
         for name in RULES if method != "sparsegpt" else ():
-            keys = {eps: selection_key(method, sparsity, name, eps) for eps in settings.eps_of(method, name)}
+            keys = {
+                eps: selection_key(method, sparsity, name, eps)
+                for eps in settings.eps_of(method, name)
+            }
             if all(key in done for key in keys.values()):
                 scores = {"" if eps is None else f"{eps:g}": done[key] for eps, key in keys.items()}
                 found.setdefault(f"{method} {sparsity:g}", {})[name] = scores
     return found
 
 
-def over_default(selection: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> dict[str, dict[str, float]]:
+def over_default(
+    selection: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+) -> dict[str, dict[str, float]]:
     """Of what is not in the comparison: best selection perplexity over that of the default, by target."""
-    names = [name for name in (*PARTS, *VARIANTS) if all(name in found for found in selection.values())]
+    names = [
+        name for name in (*PARTS, *VARIANTS) if all(name in found for found in selection.values())
+    ]
     return {
-        name: {target: best(found[name]) / best(found["FARMS default"]) for target, found in selection.items()}
+        name: {
+            target: best(found[name]) / best(found["FARMS default"])
+            for target, found in selection.items()
+        }
         for name in names
     }
 

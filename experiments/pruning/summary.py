@@ -21,7 +21,9 @@ SIX = {
 """Windows or whole matrices, by cutoff."""
 
 
-def summarise(done: Mapping[str, Any], settings: Settings, sources: Sequence[str]) -> dict[str, Any]:
+def summarise(
+    done: Mapping[str, Any], settings: Settings, sources: Sequence[str]
+) -> dict[str, Any]:
     """Everything that tables and plot show: of parts that are complete, with the seeds that are."""
     tests: dict[str, dict[str, Any]] = {}
     for target in [f"{method} {sparsity:g}" for method, sparsity in settings.targets]:
@@ -34,10 +36,14 @@ def summarise(done: Mapping[str, Any], settings: Settings, sources: Sequence[str
         against_baseline(found)
     budgets = [f"{budget:g}" for budget in settings.bits]
     seeds = complete_seeds(
-        done, [f"test bits | {budget} | {name}" for budget in budgets for name in BITS], settings.seeds
+        done,
+        [f"test bits | {budget} | {name}" for budget in budgets for name in BITS],
+        settings.seeds,
     )
     bits = {
-        budget: {name: _tested(done, f"test bits | {budget} | {name}", seeds, sources) for name in BITS}
+        budget: {
+            name: _tested(done, f"test bits | {budget} | {name}", seeds, sources) for name in BITS
+        }
         for budget in (budgets if seeds else ())
     }
     seeds = complete_seeds(done, ["dense"], settings.seeds)
@@ -55,25 +61,36 @@ def summarise(done: Mapping[str, Any], settings: Settings, sources: Sequence[str
 
 def complete_seeds(done: Mapping[str, Any], keys: Sequence[str], seeds: int) -> int:
     """How many seeds, from the first on, have every one of these steps."""
-    return next((seed for seed in range(seeds) if any(f"{key} | {seed}" not in done for key in keys)), seeds)
+    return next(
+        (seed for seed in range(seeds) if any(f"{key} | {seed}" not in done for key in keys)), seeds
+    )
 
 
 def against_baseline(found: dict[str, dict[str, Any]]) -> None:
     """Add ``ratio`` to every allocation: its perplexity over the baseline's, seed by seed, with mean and spread."""
     for row in found.values():
-        logs = [math.log(a / b) for a, b in zip(row["seeds"], found[BASELINE]["seeds"], strict=False)]
+        logs = [
+            math.log(a / b) for a, b in zip(row["seeds"], found[BASELINE]["seeds"], strict=False)
+        ]
         row["ratio"] = math.exp(fmean(logs))
         row["ratio_low"], row["ratio_high"] = math.exp(min(logs)), math.exp(max(logs))
 
 
-def _tested(done: Mapping[str, Any], key: str, seeds: int, sources: Sequence[str]) -> dict[str, Any]:
+def _tested(
+    done: Mapping[str, Any], key: str, seeds: int, sources: Sequence[str]
+) -> dict[str, Any]:
     """Perplexities by source and seed, and their geometric mean over sources with its spread over seeds."""
     rows = [done[f"{key} | {seed}"] for seed in range(seeds)]
     by_source = {source: [_number(row[source]) for row in rows] for source in sources}
-    means = [math.exp(fmean(math.log(by_source[source][seed]) for source in sources)) for seed in range(seeds)]
+    means = [
+        math.exp(fmean(math.log(by_source[source][seed]) for source in sources))
+        for seed in range(seeds)
+    ]
     mean = math.exp(fmean(map(math.log, means)))
     spread = stdev(map(math.log, means)) * mean if seeds > 1 else math.nan
-    settings = {name: rows[0][name] for name in ("eps", "gamma", "sparsity", "bits") if name in rows[0]}
+    settings = {
+        name: rows[0][name] for name in ("eps", "gamma", "sparsity", "bits") if name in rows[0]
+    }
     return settings | {"sources": by_source, "seeds": means, "mean": mean, "spread": spread}
 
 

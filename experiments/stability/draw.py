@@ -47,7 +47,9 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         "windows": _window_table(summary),
         "windows by model": _window_model_table(summary),
         "models": _model_table(results),
-        "missing": "\n".join(f"- not installed, left out: {line}" for line in results["not installed"])
+        "missing": "\n".join(
+            f"- not installed, left out: {line}" for line in results["not installed"]
+        )
         or "Every model of the catalogue was measured.",
     }
 
@@ -60,20 +62,37 @@ def _columns(summary: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float 
         return {cutoff: {name: value(name, cutoff) for name in rules} for cutoff in CUTOFFS}
 
     return {
-        "other placement": gather(lambda name, cutoff: worst_placement(rules[name]["common"][cutoff])),
-        "other half of the windows": gather(lambda name, cutoff: rules[name]["common"][cutoff]["halves"]),
+        "other placement": gather(
+            lambda name, cutoff: worst_placement(rules[name]["common"][cutoff])
+        ),
+        "other half of the windows": gather(
+            lambda name, cutoff: rules[name]["common"][cutoff]["halves"]
+        ),
         "half the window": gather(lambda name, cutoff: pairs[name][cutoff].get("common | half")),
         "signal to noise": gather(lambda name, cutoff: rules[name]["common"][cutoff]["signal"]),
     }
 
 
-def _panel(ax: Axes, names: list[str], values: Mapping[str, Mapping[str, float | None]], *, correlation: bool) -> None:
+def _panel(
+    ax: Axes,
+    names: list[str],
+    values: Mapping[str, Mapping[str, float | None]],
+    *,
+    correlation: bool,
+) -> None:
     shown = [name for name in names if any(row[name] is not None for row in values.values())]
     for i, name in enumerate(names):
         offset = (shown.index(name) - (len(shown) - 1) / 2) * 0.08 if name in shown else 0
-        points = [(row[name], y + offset) for y, row in enumerate(values.values()) if row[name] is not None]
+        points = [
+            (row[name], y + offset)
+            for y, row in enumerate(values.values())
+            if row[name] is not None
+        ]
         xs, ys = zip(*points, strict=True) if points else ((), ())
-        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        style: dict[str, Any] = {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i % len(MARKERS)],
+        }
         ax.plot(xs, ys, linestyle="", markersize=4.5, label=name, **style)
     for y, row in enumerate(values.values()):
         centre = middle(list(row.values()))
@@ -95,14 +114,30 @@ def _cutoff_table(summary: Mapping[str, Any]) -> str:
     columns, rules = list(_columns(summary).values()), summary["rules"]
     rows = []
     for cutoff in CUTOFFS:
-        cells = [_over_models(values[cutoff], digits=1 if i == 3 else 3) for i, values in enumerate(columns)]
+        cells = [
+            _over_models(values[cutoff], digits=1 if i == 3 else 3)
+            for i, values in enumerate(columns)
+        ]
         seconds = middle([rule["common"][cutoff]["seconds"] for rule in rules.values()])
         shift = middle([rule["common"][cutoff]["shift"] for rule in rules.values()])
-        alike = _over_models({name: rule["common"][cutoff]["as median"] for name, rule in rules.items()}, digits=3)
-        pairs = [pair for rule in rules.values() for pair in rule["common"][cutoff]["placements"].values()]
+        alike = _over_models(
+            {name: rule["common"][cutoff]["as median"] for name, rule in rules.items()}, digits=3
+        )
+        pairs = [
+            pair
+            for rule in rules.values()
+            for pair in rule["common"][cutoff]["placements"].values()
+        ]
         reached = f"{sum(pair >= TARGET for pair in pairs)} of {len(pairs)}"
         rows.append(
-            [cutoff, reached, *cells, alike, _number(shift and 100 * shift, 1), _number(seconds and 1000 * seconds, 2)]
+            [
+                cutoff,
+                reached,
+                *cells,
+                alike,
+                _number(shift and 100 * shift, 1),
+                _number(seconds and 1000 * seconds, 2),
+            ]
         )
     header = [
         "cutoff",
@@ -124,9 +159,13 @@ def _pair_table(summary: Mapping[str, Any]) -> str:
     pairs = dict.fromkeys(pair for rule in rules for pair in rule["median"]["placements"])
 
     def cell(pair: str, cutoff: str) -> str:
-        return _over_models({str(i): rule[cutoff]["placements"].get(pair) for i, rule in enumerate(rules)}, digits=3)
+        return _over_models(
+            {str(i): rule[cutoff]["placements"].get(pair) for i, rule in enumerate(rules)}, digits=3
+        )
 
-    rows = [[pair.replace(" | ", " and "), *(cell(pair, cutoff) for cutoff in PAIRED)] for pair in pairs]
+    rows = [
+        [pair.replace(" | ", " and "), *(cell(pair, cutoff) for cutoff in PAIRED)] for pair in pairs
+    ]
     return markdown_table(["placements", *PAIRED], rows)
 
 
@@ -134,16 +173,28 @@ def _window_table(summary: Mapping[str, Any]) -> str:
     rows = []
     for cutoff in NAMED:
         for rule in RULES:
-            found = {name: rules[rule][cutoff] for name, rules in summary["rules"].items() if rule in rules}
+            found = {
+                name: rules[rule][cutoff]
+                for name, rules in summary["rules"].items()
+                if rule in rules
+            }
             rows.append(
                 [
                     f"{cutoff}, {rule}",
-                    _over_models({name: worst_placement(values) for name, values in found.items()}, digits=3),
-                    _over_models({name: values["halves"] for name, values in found.items()}, digits=3),
-                    _over_models({name: values["signal"] for name, values in found.items()}, digits=1),
+                    _over_models(
+                        {name: worst_placement(values) for name, values in found.items()}, digits=3
+                    ),
+                    _over_models(
+                        {name: values["halves"] for name, values in found.items()}, digits=3
+                    ),
+                    _over_models(
+                        {name: values["signal"] for name, values in found.items()}, digits=1
+                    ),
                 ]
             )
-    return markdown_table(["cutoff, window", "other placement", "other half of the windows", "signal to noise"], rows)
+    return markdown_table(
+        ["cutoff, window", "other placement", "other half of the windows", "signal to noise"], rows
+    )
 
 
 def _model_table(results: Mapping[str, Any]) -> str:
@@ -200,7 +251,11 @@ def _with_room(model: Mapping[str, Any]) -> int:
     """How many layers can hold the common window in more than the places that tiles take."""
     alphas = model["sides"][str(model["common"])]["alpha"]
     return sum(
-        any(alphas[name]["median"][i] is not None for name in alphas if name not in ("tile", *HALVES))
+        any(
+            alphas[name]["median"][i] is not None
+            for name in alphas
+            if name not in ("tile", *HALVES)
+        )
         for i in range(len(model["layers"]))
     )
 

@@ -98,9 +98,17 @@ def _one_side(matrices: Tensor, side: int, settings: Settings, *, search: bool) 
         alphas[name], taken = _fits(pooled(found, window))
         if name == "tile":
             seconds |= taken
-            halves = {half: pooled(found[[*colour]], window) for half, colour in _chessboard(positions).items()}
+            halves = {
+                half: pooled(found[[*colour]], window)
+                for half, colour in _chessboard(positions).items()
+            }
             alphas |= {half: _fits(values)[0] for half, values in halves.items()}
-    return {"alpha": alphas, "se": _errors(matrices, window, search=search), "seconds": seconds, "windows": n_windows}
+    return {
+        "alpha": alphas,
+        "se": _errors(matrices, window, search=search),
+        "seconds": seconds,
+        "windows": n_windows,
+    }
 
 
 def pooled(found: Array, window: Window) -> Array:
@@ -125,7 +133,9 @@ def _chessboard(positions: Sequence[tuple[int, int]]) -> Mapping[str, list[int]]
     tops = {top: i for i, top in enumerate(sorted({top for top, _ in positions}))}
     lefts = {left: i for i, left in enumerate(sorted({left for _, left in positions}))}
     colour = [(tops[top] + lefts[left]) % 2 for top, left in positions]
-    return {half: [i for i, c in enumerate(colour) if c == wanted] for wanted, half in enumerate(HALVES)}
+    return {
+        half: [i for i, c in enumerate(colour) if c == wanted] for wanted, half in enumerate(HALVES)
+    }
 
 
 def _errors(matrices: Tensor, window: Window, *, search: bool) -> dict[str, float]:
@@ -139,4 +149,7 @@ def _errors(matrices: Tensor, window: Window, *, search: bool) -> dict[str, floa
     zero = numerical_zeros(found, smaller)
     names = [name for name in CUTOFFS if search or name not in SEARCHING]
     errors = {name: alpha_standard_error(found, zero, CUTOFFS[name]) for name in names}
-    return {name: float(f"{error:.4g}") if math.isfinite(error) else math.nan for name, error in errors.items()}
+    return {
+        name: float(f"{error:.4g}") if math.isfinite(error) else math.nan
+        for name, error in errors.items()
+    }

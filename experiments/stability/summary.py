@@ -57,13 +57,16 @@ def _at_side(side: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "placements": {
                 f"{a} | {b}": found
                 for a, b in combinations(placements, 2)
-                if (found := rank_correlation(side["alpha"][a][cutoff], side["alpha"][b][cutoff])) is not None
+                if (found := rank_correlation(side["alpha"][a][cutoff], side["alpha"][b][cutoff]))
+                is not None
             },
             "halves": rank_correlation(*(side["alpha"][half][cutoff] for half in HALVES))
             if all(half in side["alpha"] for half in HALVES)
             else None,
             **_information(side["alpha"]["tile"][cutoff], side["se"].get(cutoff, [])),
-            "as median": rank_correlation(side["alpha"]["tile"][cutoff], side["alpha"]["tile"]["median"]),
+            "as median": rank_correlation(
+                side["alpha"]["tile"][cutoff], side["alpha"]["tile"]["median"]
+            ),
             "shift": _shift([side["alpha"][name][cutoff] for name in placements]),
             "seconds": middle(side["seconds"][cutoff]),
         }
@@ -82,14 +85,20 @@ def _information(alphas: Column, errors: Column) -> dict[str, Any]:
         "greatest": max(known, default=None),
         "sd": _short(spread),
         "se": error,
-        "signal": _short(spread / error) if spread is not None and error and len(known) >= MIN_LAYERS else None,
+        "signal": _short(spread / error)
+        if spread is not None and error and len(known) >= MIN_LAYERS
+        else None,
     }
 
 
 def _shift(columns: Sequence[Column]) -> float | None:
     """Median over layers of (greatest - least) / mean alpha over the placements."""
-    layers = [[alpha for alpha in layer if alpha is not None] for layer in zip(*columns, strict=True)]
-    return middle([(max(layer) - min(layer)) / statistics.fmean(layer) for layer in layers if len(layer) > 1])
+    layers = [
+        [alpha for alpha in layer if alpha is not None] for layer in zip(*columns, strict=True)
+    ]
+    return middle(
+        [(max(layer) - min(layer)) / statistics.fmean(layer) for layer in layers if len(layer) > 1]
+    )
 
 
 def _between_sides(model: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:

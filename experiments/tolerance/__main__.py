@@ -19,7 +19,16 @@ import torch
 from torch import Tensor
 
 import spectail as st
-from experiments.common import ROOT, WORK, Journal, environment, fill_page, markdown_table, run_steps, save_json
+from experiments.common import (
+    ROOT,
+    WORK,
+    Journal,
+    environment,
+    fill_page,
+    markdown_table,
+    run_steps,
+    save_json,
+)
 from experiments.ensembles import LAWS
 from spectail.core.measure import FARMS
 from spectail.core.spectra import numerical_zeros, window_eigenvalues
@@ -39,29 +48,50 @@ LARGE = 2048
 
 def main(arguments: list[str] | None = None) -> None:
     """Run what is missing, then write results.json and the table in docs/tolerance.md."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small matrices, a coarse grid: does it run?")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="small matrices, a coarse grid: does it run?"
+    )
     parser.add_argument("--fresh", action="store_true", help="do not go on with an unfinished run")
-    parser.add_argument("--seconds", type=float, help="stop after about this long; run again to go on")
+    parser.add_argument(
+        "--seconds", type=float, help="stop after about this long; run again to go on"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--side", type=int, action="append", help=f"of the drawn matrices (default: {SIDES})")
+    parser.add_argument(
+        "--side", type=int, action="append", help=f"of the drawn matrices (default: {SIDES})"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
     options = parser.parse_args(arguments)
     sides, grid = ([96], "grid:5") if options.quick else (options.side or list(SIDES), "grid:15")
     settings = {"sides": sides, "placement": grid, "tolerance": TOLERANCE, "seed": options.seed}
-    journal = Journal.open(WORK / f"tolerance{'_quick' * options.quick}.jsonl", settings, fresh=options.fresh)
-    if not run_steps(journal, _steps(settings, () if options.quick else BLOCKS), seconds=options.seconds):
+    journal = Journal.open(
+        WORK / f"tolerance{'_quick' * options.quick}.jsonl", settings, fresh=options.fresh
+    )
+    if not run_steps(
+        journal, _steps(settings, () if options.quick else BLOCKS), seconds=options.seconds
+    ):
         return
-    save_json(options.out, {"environment": environment(), "settings": settings, "results": journal.done})
+    save_json(
+        options.out, {"environment": environment(), "settings": settings, "results": journal.done}
+    )
     if not options.quick:
         fill_page(ROOT / "docs" / "tolerance.md", {"results": _table(journal.done, sides)})
 
 
-def _steps(settings: dict[str, Any], blocks: tuple[int, ...]) -> Iterator[tuple[str, Callable[[], Any]]]:
-    layers = [layer for layer in open_source("demo").layers if layer.block in blocks] if blocks else []
+def _steps(
+    settings: dict[str, Any], blocks: tuple[int, ...]
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    layers = (
+        [layer for layer in open_source("demo").layers if layer.block in blocks] if blocks else []
+    )
     for layer in layers:
         half = min(layer.rows, layer.cols) // 2
-        yield f"SmolLM2 | {layer.name}", lambda m=layer, w=half: compare(m.read()[0], w, settings["placement"], CUTOFFS)
+        yield (
+            f"SmolLM2 | {layer.name}",
+            lambda m=layer, w=half: compare(m.read()[0], w, settings["placement"], CUTOFFS),
+        )
     for side in settings["sides"]:
         for law in LAWS:
             yield f"drawn {side} | {law}", partial(_drawn, law, side, settings)
@@ -70,7 +100,9 @@ def _steps(settings: dict[str, Any], blocks: tuple[int, ...]) -> Iterator[tuple[
 def _drawn(law: str, side: int, settings: dict[str, Any]) -> dict[str, Any]:
     values = LAWS[law](np.random.default_rng(settings["seed"]), (side, side))
     cutoffs = SMOOTH if side >= LARGE else CUTOFFS
-    return compare(torch.from_numpy(values).float(), window_of(side), settings["placement"], cutoffs)
+    return compare(
+        torch.from_numpy(values).float(), window_of(side), settings["placement"], cutoffs
+    )
 
 
 def window_of(side: int) -> int:
@@ -111,18 +143,30 @@ def _alpha(values: np.ndarray, window: Window, spec: st.Spec) -> float:
 def _table(done: dict[str, Any], sides: Sequence[int]) -> str:
     rows = []
     names = {"SmolLM2 |": "SmolLM2"}
-    names |= {f"drawn {side} |": f"drawn, {side} x {side}, windows of {window_of(side)}" for side in sides}
+    names |= {
+        f"drawn {side} |": f"drawn, {side} x {side}, windows of {window_of(side)}" for side in sides
+    }
     for source, shown in names.items():
         layers = [value for key, value in done.items() if key.startswith(source)]
-        for cutoff in [cutoff for cutoff in CUTOFFS if all(cutoff in layer["cutoffs"] for layer in layers)]:
+        for cutoff in [
+            cutoff for cutoff in CUTOFFS if all(cutoff in layer["cutoffs"] for layer in layers)
+        ]:
             cells = [layer["cutoffs"][cutoff] for layer in layers]
             changes = np.abs([cell["change"] for cell in cells])
             counts = np.array([cell["windows"] for cell in cells])
             within = f"{int((changes <= TOLERANCE).sum())} of {len(cells)}"
             taken = f"{int(np.median(counts))} ({counts.min()} to {counts.max()})"
             faster = f"{np.median([cell['times_faster'] for cell in cells]):.0f}"
-            rows.append([f"{shown}: {cutoff}", taken, within, f"{100 * changes.max():.2f} %", faster])
-    head = ["matrices, cutoff", "windows taken of 225", "within 1 %", "largest change", "times faster (median)"]
+            rows.append(
+                [f"{shown}: {cutoff}", taken, within, f"{100 * changes.max():.2f} %", faster]
+            )
+    head = [
+        "matrices, cutoff",
+        "windows taken of 225",
+        "within 1 %",
+        "largest change",
+        "times faster (median)",
+    ]
     return markdown_table(head, rows)
 
 

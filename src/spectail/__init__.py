@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from spectail.analysis import Analysis, compare
     from spectail.core.measure import tail_fit
     from spectail.core.spec import Spec
-    from spectail.errors import AllocationError, PruneError, RunError, SourceError, SpecError, SpectailError
+    from spectail.errors import (
+        AllocationError,
+        PruneError,
+        RunError,
+        SourceError,
+        SpecError,
+        SpectailError,
+    )
     from spectail.evaluation import evaluate_tasks, perplexity
     from spectail.measuring.run import analyze
     from spectail.models.live.language import open_language_model
@@ -53,7 +60,8 @@ _WHERE = {
     "tail_fit": "spectail.core.measure",
     "targets": "spectail.allocation.targets",
 }
-"""The public names and the modules that hold them, imported on first use: results are read without torch."""
+"""The public names and the modules that hold them, imported on first use: results are read without
+torch."""
 
 _MODULES = ("maps", "presets", "targets")
 

@@ -52,7 +52,9 @@ class Analysis(Results):
             self.table.to_csv(staged("layers.csv"), index=False)
             self.table.to_parquet(staged("layers.parquet"), index=False)
             staged("report.html").write_text(report_html(self), encoding="utf-8")
-            staged(ANALYSIS_FILE).write_text(json.dumps(self.to_dict(), allow_nan=False), encoding="utf-8")
+            staged(ANALYSIS_FILE).write_text(
+                json.dumps(self.to_dict(), allow_nan=False), encoding="utf-8"
+            )
         return folder / "report.html"
 
     @classmethod
@@ -61,17 +63,23 @@ class Analysis(Results):
         path = Path(folder)
         path = path / ANALYSIS_FILE if path.is_dir() else path
         if not path.is_file():
-            raise RunError(f"no finished analysis at {folder}: expected {ANALYSIS_FILE}, as spectail analyze writes it")
+            raise RunError(
+                f"no finished analysis at {folder}: expected {ANALYSIS_FILE}, as spectail analyze writes it"
+            )
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
             layers = tuple(LayerRecord.from_dict(layer) for layer in stored["layers"])
             return cls(RunInfo.from_dict(stored["run"]), layers)
         except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path} is not an analysis that this version can read ({error})") from error
+            raise RunError(
+                f"{path} is not an analysis that this version can read ({error})"
+            ) from error
 
     def _repr_html_(self) -> str:
         """The table, for notebooks."""
-        html: str = self.table.to_html(index=False, max_rows=60, float_format="{:.4g}".format, na_rep="")
+        html: str = self.table.to_html(
+            index=False, max_rows=60, float_format="{:.4g}".format, na_rep=""
+        )
         return html
 
 

@@ -53,5 +53,9 @@ def llama(model: str, column: str) -> Results:
     text = gzip.decompress((HERE / "llama_alphas.csv.gz").read_bytes()).decode()
     rows = [row for row in csv.DictReader(io.StringIO(text)) if row["model"] == model]
     return results(
-        *(layer(row["name"], float(row[column]), int(row["rows"]) * int(row["cols"])) for row in rows), source=model
+        *(
+            layer(row["name"], float(row[column]), int(row["rows"]) * int(row["cols"]))
+            for row in rows
+        ),
+        source=model,
     )

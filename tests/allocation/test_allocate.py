@@ -43,7 +43,12 @@ def test_embeddings_head_and_routers_stay_out(target):
 
 @pytest.mark.parametrize("target", ["sparsity", "bits"])
 def test_layers_in_no_block_stay_out_of_compression(target):
-    analysis = results(layer("stem.conv", kind="conv"), layer("layers.0.a"), layer("layers.0.norm"), layer("x.lora"))
+    analysis = results(
+        layer("stem.conv", kind="conv"),
+        layer("layers.0.a"),
+        layer("layers.0.norm"),
+        layer("x.lora"),
+    )
     allocation = st.allocate(analysis, target=target, budget=TARGETS[target])
     assert set(allocation) == {"layers.0.a"}
     assert _left_out(allocation)["stem.conv"] == "in no block"
@@ -52,7 +57,9 @@ def test_layers_in_no_block_stay_out_of_compression(target):
 
 @pytest.mark.parametrize("target", ["lr", "weight-decay"])
 def test_layers_in_no_block_are_trained_by_their_alpha(target):
-    analysis = results(layer("stem.conv", 3.0, kind="conv"), layer("layers.0.a"), layer("a.lora", kind="lora"))
+    analysis = results(
+        layer("stem.conv", 3.0, kind="conv"), layer("layers.0.a"), layer("a.lora", kind="lora")
+    )
     allocation = st.allocate(analysis, target=target, budget=0.1)
     assert set(allocation) == {"stem.conv", "layers.0.a"}
     assert _left_out(allocation) == {"a.lora": "a LoRA delta"}
@@ -60,9 +67,17 @@ def test_layers_in_no_block_are_trained_by_their_alpha(target):
 
 def test_include_adds_and_exclude_leaves_out():
     allocation = st.allocate(
-        transformer(2), target="sparsity", budget=0.5, include=["lm_head"], exclude=["*.0.*", "*.gate"]
+        transformer(2),
+        target="sparsity",
+        budget=0.5,
+        include=["lm_head"],
+        exclude=["*.0.*", "*.gate"],
     )
-    assert set(allocation) == {"model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj", "lm_head"}
+    assert set(allocation) == {
+        "model.layers.1.self_attn.q_proj",
+        "model.layers.1.mlp.up_proj",
+        "lm_head",
+    }
     assert _left_out(allocation)["model.layers.0.mlp.up_proj"] == "excluded"
     assert allocation.table.set_index("name")["unit"]["lm_head"] == "lm_head"
 
@@ -70,11 +85,16 @@ def test_include_adds_and_exclude_leaves_out():
 def test_include_all():
     analysis = results(layer("model.embed_tokens"), layer("fc"), layer("layers.0.a"))
     assert len(st.allocate(analysis, target="sparsity", budget=0.5, include=["*"])) == 3
-    assert len(st.allocate(results(layer("layers.0.a")), target="sparsity", budget=0.5, include=["*"])) == 1
+    assert (
+        len(st.allocate(results(layer("layers.0.a")), target="sparsity", budget=0.5, include=["*"]))
+        == 1
+    )
 
 
 def test_parts_of_fused_weights_are_matched_by_their_brackets():
-    analysis = results(layer("layers.0.experts.down_proj[3]"), layer("layers.0.experts.down_proj[4]"))
+    analysis = results(
+        layer("layers.0.experts.down_proj[3]"), layer("layers.0.experts.down_proj[4]")
+    )
     allocation = st.allocate(analysis, target="sparsity", budget=0.5, exclude=["*down_proj[3]"])
     assert set(allocation) == {"layers.0.experts.down_proj[4]"}
 
@@ -82,14 +102,23 @@ def test_parts_of_fused_weights_are_matched_by_their_brackets():
 @pytest.mark.parametrize(
     ("globs", "message"),
     [
-        ({"include": ["x.*"]}, r"include 'x\.\*' matches none of the 8 layers; names look like model\.embed_tokens, "),
+        (
+            {"include": ["x.*"]},
+            r"include 'x\.\*' matches none of the 8 layers; names look like model\.embed_tokens, ",
+        ),
         ({"exclude": ["x.*"]}, r"exclude 'x\.\*' matches none of the 8 layers"),
         (
             {"include": ["*q_proj"]},
             r"include '\*q_proj' matches only layers that take part anyway: include adds layers",
         ),
-        ({"exclude": "lm_head"}, r"exclude must be a list of globs, not the text 'lm_head': write \['lm_head'\]"),
-        ({"exclude": ["*"]}, r"none of the 8 layers takes part: model\.embed_tokens \(excluded\), .*with include"),
+        (
+            {"exclude": "lm_head"},
+            r"exclude must be a list of globs, not the text 'lm_head': write \['lm_head'\]",
+        ),
+        (
+            {"exclude": ["*"]},
+            r"none of the 8 layers takes part: model\.embed_tokens \(excluded\), .*with include",
+        ),
     ],
 )
 def test_globs_that_change_nothing_or_leave_nothing(globs, message):
@@ -100,10 +129,13 @@ def test_globs_that_change_nothing_or_leave_nothing(globs, message):
 def test_a_model_without_blocks_is_told_what_to_do():
     analysis = results(layer("conv1", kind="conv"), layer("conv2", kind="conv"))
     with pytest.raises(
-        AllocationError, match=r"none of the 2 layers takes part: conv1 \(in no block\), .* with include"
+        AllocationError,
+        match=r"none of the 2 layers takes part: conv1 \(in no block\), .* with include",
     ):
         st.allocate(analysis, target="sparsity", budget=0.5)
-    with pytest.raises(AllocationError, match="the analysis has no layers, so there is nothing to allocate"):
+    with pytest.raises(
+        AllocationError, match="the analysis has no layers, so there is nothing to allocate"
+    ):
         st.allocate(results(), target="lr", budget=0.5)
 
 
@@ -113,7 +145,12 @@ def _with_gaps():
         layer("layers.0.b", 3.0, 8192),
         unmeasured("layers.0.c"),
         layer("layers.1.a", 4.0),
-        layer("layers.1.b", 5.0, comparable=False, reason="not comparable: too small for the common window of 64"),
+        layer(
+            "layers.1.b",
+            5.0,
+            comparable=False,
+            reason="not comparable: too small for the common window of 64",
+        ),
         unmeasured("layers.2.a", "failed", "weights hold NaN"),
     )
 
@@ -141,7 +178,9 @@ def test_a_missing_alpha_takes_the_mean_of_its_block_else_of_all():
 
 
 def test_a_missing_alpha_does_not_move_its_block():
-    filled = st.allocate(_with_gaps(), target="sparsity", budget=0.5, missing="mean", exclude=["*.2.*"])
+    filled = st.allocate(
+        _with_gaps(), target="sparsity", budget=0.5, missing="mean", exclude=["*.2.*"]
+    )
     assert filled["layers.0.c"] == filled["layers.0.a"]
     assert set(filled.table["alpha"]) == {2.5, 4.0}
     assert abs(filled.realised - 0.5) < 1e-9
@@ -157,7 +196,9 @@ def test_layers_without_an_alpha_may_be_left():
 @pytest.mark.parametrize("missing", ["mean", "leave"])
 def test_no_alpha_at_all(missing):
     analysis = results(*(unmeasured(f"layers.{i}.a") for i in range(12)))
-    with pytest.raises(AllocationError, match=r"not one of the 12 layers has a comparable alpha: .* and 4 more"):
+    with pytest.raises(
+        AllocationError, match=r"not one of the 12 layers has a comparable alpha: .* and 4 more"
+    ):
         st.allocate(analysis, target="sparsity", budget=0.5, missing=missing)
 
 
@@ -165,7 +206,9 @@ def test_no_alpha_at_all(missing):
 @pytest.mark.parametrize("target", TARGETS)
 def test_values_go_by_name_whatever_the_order(target, level):
     analysis = transformer(5)
-    shuffled = [analysis.layers[i] for i in np.random.default_rng(0).permutation(len(analysis.layers))]
+    shuffled = [
+        analysis.layers[i] for i in np.random.default_rng(0).permutation(len(analysis.layers))
+    ]
     first, second = (
         st.allocate(x, target=target, budget=TARGETS[target], level=level)
         for x in (analysis, replace(analysis, layers=tuple(shuffled)))
@@ -175,13 +218,20 @@ def test_values_go_by_name_whatever_the_order(target, level):
 
 
 def test_blocks_of_an_encoder_and_a_decoder_are_different_units():
-    layers = [layer(f"{stack}.layers.{b}.fc1", 2.0 + b) for stack in ("encoder", "decoder") for b in (0, 1)]
+    layers = [
+        layer(f"{stack}.layers.{b}.fc1", 2.0 + b)
+        for stack in ("encoder", "decoder")
+        for b in (0, 1)
+    ]
     allocation = st.allocate(results(*layers), target="sparsity", budget=0.5)
     assert allocation.table["unit"].nunique() == 4
 
 
 def test_mixed_windows_are_flagged():
-    layers = [layer(f"layers.{i}.a", 2.0 + i, window_rows=64 * (1 + i // 2), window_cols=64) for i in range(4)]
+    layers = [
+        layer(f"layers.{i}.a", 2.0 + i, window_rows=64 * (1 + i // 2), window_cols=64)
+        for i in range(4)
+    ]
     analysis = results(*layers, window=None, spec=Spec(window="whole"))
     assert st.allocate(analysis, target="sparsity", budget=0.5).notes == (
         "Alphas come from windows of 2 shapes (64 x 64 (2), 64 x 128 (2)): part of their differences is shape. "
@@ -210,13 +260,17 @@ def test_options_that_make_no_sense(options, message):
 
 
 def test_what_is_no_analysis():
-    with pytest.raises(AllocationError, match=r"expected an analysis, as st\.analyze or .* gives it, not 'run'"):
+    with pytest.raises(
+        AllocationError, match=r"expected an analysis, as st\.analyze or .* gives it, not 'run'"
+    ):
         st.allocate("run", target="sparsity", budget=0.5)
 
 
 def test_the_summary_says_what_was_reached_and_who_was_left_out():
     text = st.allocate(transformer(4), target="sparsity", budget=0.9, map="linear:0.6").summary()
-    assert text.splitlines()[0] == "sparsity 0.9 (map linear:0.4:1.6, level block, bounds 0 to 0.998)"
+    assert (
+        text.splitlines()[0] == "sparsity 0.9 (map linear:0.4:1.6, level block, bounds 0 to 0.998)"
+    )
     assert "8 layers in 4 units, " in text
     assert "to 0.998, mean by number of weights 0.9" in text
     assert (
@@ -244,7 +298,9 @@ def test_saved_and_loaded_it_is_the_same(target, tmp_path):
 
 def test_an_allocation_is_a_mapping_that_nothing_changes():
     allocation = st.allocate(transformer(), target="sparsity", budget=0.5)
-    assert allocation["model.layers.0.mlp.up_proj"] == dict(allocation)["model.layers.0.mlp.up_proj"]
+    assert (
+        allocation["model.layers.0.mlp.up_proj"] == dict(allocation)["model.layers.0.mlp.up_proj"]
+    )
     assert "lm_head" not in allocation
     assert list(allocation.table.columns) == ["name", "value", "unit", "alpha", "numel"]
     assert "model.layers.0.mlp.up_proj" in allocation._repr_html_()
@@ -265,7 +321,8 @@ def test_an_existing_allocation_is_replaced_and_nothing_else(tmp_path):
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(
-            AllocationError, match=rf"{name} exists and is no allocation, so it stays; give another name"
+            AllocationError,
+            match=rf"{name} exists and is no allocation, so it stays; give another name",
         ):
             allocation.save(tmp_path / name)
         assert (tmp_path / name).read_bytes() == content
@@ -291,7 +348,10 @@ SHARE = {"name": "a", "value": 0.5, "unit": "a", "alpha": 2.0, "numel": 4}
             json.dumps(_stored(shares=[{**SHARE, "value": math.nan}])),
             "the value of a must be a finite number of at least 0",
         ),
-        (json.dumps(_stored(shares=[{**SHARE, "value": "x"}])), "the value of a must be a finite number .*, not 'x'"),
+        (
+            json.dumps(_stored(shares=[{**SHARE, "value": "x"}])),
+            "the value of a must be a finite number .*, not 'x'",
+        ),
     ],
 )
 def test_a_file_that_is_no_allocation(content, message, tmp_path):
@@ -301,7 +361,10 @@ def test_a_file_that_is_no_allocation(content, message, tmp_path):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(AllocationError, match=r"no allocation at .*none\.json: expected a file that spectail allocate"):
+    with pytest.raises(
+        AllocationError,
+        match=r"no allocation at .*none\.json: expected a file that spectail allocate",
+    ):
         st.Allocation.load(tmp_path / "none.json")
 
 
@@ -315,7 +378,14 @@ def test_importing_a_module_of_the_package_first_does_not_hide_the_function():
 
 def _depthwise(name, channels=64):
     return LayerRecord(
-        name=name, block=0, kind="conv", rows=channels, cols=1, numel=4 * channels, n_matrices=4, status="skipped"
+        name=name,
+        block=0,
+        kind="conv",
+        rows=channels,
+        cols=1,
+        numel=4 * channels,
+        n_matrices=4,
+        status="skipped",
     )
 
 
@@ -323,7 +393,10 @@ def _depthwise(name, channels=64):
 def test_depth_wise_convolutions_and_complex_weights_are_not_compressed(target):
     short = layer("layers.0.mixer.ssm_conv1d", rows=64, cols=4)
     analysis = results(
-        _depthwise("layers.0.mixer.conv1d"), short, layer("layers.0.a"), layer("layers.0.fno", kind="spectral")
+        _depthwise("layers.0.mixer.conv1d"),
+        short,
+        layer("layers.0.a"),
+        layer("layers.0.fno", kind="spectral"),
     )
     allocation = st.allocate(analysis, target=target, budget=TARGETS[target])
     assert set(allocation) == {"layers.0.a"}
@@ -347,28 +420,72 @@ def test_layers_that_are_trained_are_not_left_out_for_their_shape_or_their_tower
 
 
 TOWERS = {
-    "llava, live": (["model.language_model.layers"], ["model.vision_tower.encoder.layers"], ["lm_head"]),
-    "llava, file": (["language_model.model.layers"], ["vision_tower.vision_model.encoder.layers"], []),
-    "first llava": (["model.layers"], ["model.vision_tower.vision_tower.vision_model.encoder.layers"], ["lm_head"]),
+    "llava, live": (
+        ["model.language_model.layers"],
+        ["model.vision_tower.encoder.layers"],
+        ["lm_head"],
+    ),
+    "llava, file": (
+        ["language_model.model.layers"],
+        ["vision_tower.vision_model.encoder.layers"],
+        [],
+    ),
+    "first llava": (
+        ["model.layers"],
+        ["model.vision_tower.vision_tower.vision_model.encoder.layers"],
+        ["lm_head"],
+    ),
     "qwen2-vl, tied": (["model.layers"], ["visual.blocks"], ["model.embed_tokens"]),
     "internvl": (["language_model.model.layers"], ["vision_model.encoder.layers"], []),
-    "minicpm-v": (["llm.model.layers"], ["vpm.encoder.layers", "apm.layers", "resampler.layers"], []),
-    "phi-4": (["model.layers"], ["model.embed_tokens_extend.image_embed.img_processor.encoder.layers"], ["lm_head"]),
-    "qwen2.5-omni": (["thinker.model.layers"], ["thinker.visual.blocks", "talker.model.layers"], ["thinker.lm_head"]),
-    "granite speech": (["language_model.model.layers"], ["encoder.layers", "projector.qformer.encoder.layer"], []),
+    "minicpm-v": (
+        ["llm.model.layers"],
+        ["vpm.encoder.layers", "apm.layers", "resampler.layers"],
+        [],
+    ),
+    "phi-4": (
+        ["model.layers"],
+        ["model.embed_tokens_extend.image_embed.img_processor.encoder.layers"],
+        ["lm_head"],
+    ),
+    "qwen2.5-omni": (
+        ["thinker.model.layers"],
+        ["thinker.visual.blocks", "talker.model.layers"],
+        ["thinker.lm_head"],
+    ),
+    "granite speech": (
+        ["language_model.model.layers"],
+        ["encoder.layers", "projector.qformer.encoder.layer"],
+        [],
+    ),
     "t5gemma 2": (
         ["model.encoder.text_model.layers", "model.decoder.layers"],
         ["model.encoder.vision_tower.encoder.layers"],
         [],
     ),
     "blip": (["text_decoder.bert.encoder.layer"], ["vision_model.encoder.layers"], []),
-    "clip": (["text_model.encoder.layers", "vision_model.encoder.layers"], [], ["text_model.token_embedding"]),
-    "first clip": (["transformer.resblocks", "visual.transformer.resblocks"], [], ["token_embedding"]),
-    "sam 3": (["text_encoder.text_model.encoder.layers", "vision_encoder.layers", "detr_decoder.layers"], [], []),
+    "clip": (
+        ["text_model.encoder.layers", "vision_model.encoder.layers"],
+        [],
+        ["text_model.token_embedding"],
+    ),
+    "first clip": (
+        ["transformer.resblocks", "visual.transformer.resblocks"],
+        [],
+        ["token_embedding"],
+    ),
+    "sam 3": (
+        ["text_encoder.text_model.encoder.layers", "vision_encoder.layers", "detr_decoder.layers"],
+        [],
+        [],
+    ),
     "visual bert": (["visual_bert.encoder.layer"], [], ["visual_bert.embeddings.word_embeddings"]),
     "siglip": (["vision_model.encoder.layers"], [], []),
     "resnet": (["layer1", "layer2"], [], ["fc"]),
-    "whisper": (["model.encoder.layers", "model.decoder.layers"], [], ["model.decoder.embed_tokens"]),
+    "whisper": (
+        ["model.encoder.layers", "model.decoder.layers"],
+        [],
+        ["model.decoder.embed_tokens"],
+    ),
     "llama": (["model.layers"], [], ["lm_head"]),
 }
 """Stacks of blocks that take part, stacks that stay dense, and layers outside of blocks."""
@@ -378,12 +495,17 @@ TOWERS = {
 def test_the_language_model_of_a_multi_modal_model_takes_part_and_its_towers_do_not(case):
     text, towers, outside = TOWERS[case]
     names = [f"{stack}.{i}.mlp.up" for stack in (*text, *towers) for i in (0, 1)]
-    allocation = st.allocate(results(*map(layer, (*names, *outside))), target="sparsity", budget=0.5)
+    allocation = st.allocate(
+        results(*map(layer, (*names, *outside))), target="sparsity", budget=0.5
+    )
     assert set(allocation) == {name for name in names if name.rsplit(".", 3)[0] in text}
     for stack in towers:
         reason = _left_out(allocation)[f"{stack}.0.mlp.up"]
         assert reason.endswith(f": name it with --include '{stack}.*' to prune it")
         named = st.allocate(
-            results(*map(layer, (*names, *outside))), target="sparsity", budget=0.5, include=[f"{stack}.*"]
+            results(*map(layer, (*names, *outside))),
+            target="sparsity",
+            budget=0.5,
+            include=[f"{stack}.*"],
         )
         assert f"{stack}.1.mlp.up" in named

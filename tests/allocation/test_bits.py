@@ -17,7 +17,12 @@ from tests.reference.plain_allocation import best_bits, bit_costs
 
 def _model(rng, n, sizes):
     return [
-        layer(f"layers.{i}.linear", float(rng.uniform(1.2, 6)), int(size), weight_var=float(rng.lognormal(-4, 1)))
+        layer(
+            f"layers.{i}.linear",
+            float(rng.uniform(1.2, 6)),
+            int(size),
+            weight_var=float(rng.lognormal(-4, 1)),
+        )
         for i, size in enumerate(rng.choice(sizes, n))
     ]
 
@@ -34,11 +39,20 @@ def test_no_assignment_has_a_smaller_error(sizes, gamma):
             allocation = st.allocate(results(*layers), target=rule, budget=budget)
             numel = [x.numel for x in layers]
             costs = bit_costs(
-                [x.alpha for x in layers], [x.weight_var for x in layers], numel, choices=choices, gamma=gamma
+                [x.alpha for x in layers],
+                [x.weight_var for x in layers],
+                numel,
+                choices=choices,
+                gamma=gamma,
             )
-            found = sum(row[choices.index(int(b))] for row, b in zip(costs, allocation.values(), strict=True))
+            found = sum(
+                row[choices.index(int(b))]
+                for row, b in zip(costs, allocation.values(), strict=True)
+            )
             assert allocation.realised <= budget
-            assert found == pytest.approx(best_bits(costs, numel, choices=choices, budget=budget), rel=1e-9)
+            assert found == pytest.approx(
+                best_bits(costs, numel, choices=choices, budget=budget), rel=1e-9
+            )
 
 
 @settings(deadline=None, max_examples=60)
@@ -47,7 +61,9 @@ def test_any_small_problem_against_every_assignment(data):
     n = data.draw(st_.integers(1, 6))
     choices = tuple(sorted(data.draw(st_.sets(st_.integers(1, 16), min_size=1, max_size=4))))
     numel = data.draw(st_.lists(st_.integers(1, 10**6), min_size=n, max_size=n))
-    scales = data.draw(st_.lists(st_.one_of(st_.just(0.0), st_.floats(1e-12, 1e12)), min_size=n, max_size=n))
+    scales = data.draw(
+        st_.lists(st_.one_of(st_.just(0.0), st_.floats(1e-12, 1e12)), min_size=n, max_size=n)
+    )
     budget = data.draw(st_.floats(choices[0], choices[-1]))
     costs = np.array(scales)[:, None] * 4.0 ** -np.array(choices, dtype=float)
     widths, gap = choose(costs, np.array(numel), choices=choices, budget=budget)
@@ -88,7 +104,11 @@ def test_a_solver_that_stops_early_leaves_a_gap_that_is_told(monkeypatch):
         layers = _model(rng, 40, np.arange(1000, 2000))
         allocation = st.allocate(results(*layers), target="bits", budget=3.3)
         assert allocation.realised <= 3.3
-        told += [remark for remark in allocation.deviations if remark.startswith("The solver stopped early")]
+        told += [
+            remark
+            for remark in allocation.deviations
+            if remark.startswith("The solver stopped early")
+        ]
     assert told
 
 
@@ -117,11 +137,15 @@ def test_a_real_model_and_a_gamma_that_spans_many_decades(gamma):
     allocation = st.allocate(analysis, target=st.targets.Bits(gamma=gamma), budget=3.5)
     assert len(allocation) == 280
     assert 3.49 < allocation.realised <= 3.5
-    assert allocation.deviations == ("Widths are weighted by numel; the published code counts modules.",)
+    assert allocation.deviations == (
+        "Widths are weighted by numel; the published code counts modules.",
+    )
 
 
 def test_a_block_shares_one_width():
-    allocation = st.allocate(transformer(), target="bits", budget=3.1, level="block", exclude=["*.gate"])
+    allocation = st.allocate(
+        transformer(), target="bits", budget=3.1, level="block", exclude=["*.gate"]
+    )
     assert allocation.table.groupby("unit")["value"].nunique().max() == 1
     assert allocation.realised <= 3.1
 
@@ -135,38 +159,57 @@ def test_a_budget_at_the_ends(budget):
 @pytest.mark.parametrize("budget", [1.9, 8.1, math.nan])
 def test_a_budget_that_no_choice_can_meet(budget):
     with pytest.raises(
-        AllocationError, match=rf"a mean of {budget!r} bits cannot be had from choices 2, 3, 4, 8: give 2"
+        AllocationError,
+        match=rf"a mean of {budget!r} bits cannot be had from choices 2, 3, 4, 8: give 2",
     ):
         st.allocate(transformer(), target="bits", budget=budget, exclude=["*.gate"])
 
 
 @pytest.mark.parametrize("choices", [(), (0, 4), (2.5,), (40,), 2.5])
 def test_choices_that_are_no_widths(choices):
-    with pytest.raises(AllocationError, match=r"choices must be whole numbers of bits from 1 to 32, not "):
+    with pytest.raises(
+        AllocationError, match=r"choices must be whole numbers of bits from 1 to 32, not "
+    ):
         st.targets.Bits(choices=choices)
 
 
 @pytest.mark.parametrize("gamma", [-1.0, math.inf, math.nan])
 def test_a_gamma_that_makes_no_sense(gamma):
-    with pytest.raises(AllocationError, match=rf"gamma must be a finite number of at least 0, not {gamma!r}"):
+    with pytest.raises(
+        AllocationError, match=rf"gamma must be a finite number of at least 0, not {gamma!r}"
+    ):
         st.targets.Bits(gamma=gamma)
 
 
 def test_a_filled_alpha_brings_a_variance():
-    layers = [layer("layers.0.a", 2.0), layer("layers.1.a", 3.0), unmeasured("layers.1.b", numel=64)]
+    layers = [
+        layer("layers.0.a", 2.0),
+        layer("layers.1.a", 3.0),
+        unmeasured("layers.1.b", numel=64),
+    ]
     allocation = st.allocate(results(*layers), target="bits", budget=4, missing="mean")
     assert len(allocation) == 3
 
 
 def test_a_variance_that_is_not_known_is_named():
     layers = [layer("layers.0.a"), layer("layers.1.a", weight_var=math.nan)]
-    with pytest.raises(AllocationError, match=r"bits need the variance of the weights, which layers\.1\.a have not"):
+    with pytest.raises(
+        AllocationError, match=r"bits need the variance of the weights, which layers\.1\.a have not"
+    ):
         st.allocate(results(*layers), target="bits", budget=3)
 
 
 def test_layers_without_variance_get_what_the_others_leave():
-    layers = [layer("layers.0.a", weight_var=0.0), layer("layers.1.a", 2.0), layer("layers.2.a", 2.5)]
-    assert list(st.allocate(results(*layers), target="bits", budget=10 / 3).values()) == [2.0, 4.0, 4.0]
+    layers = [
+        layer("layers.0.a", weight_var=0.0),
+        layer("layers.1.a", 2.0),
+        layer("layers.2.a", 2.5),
+    ]
+    assert list(st.allocate(results(*layers), target="bits", budget=10 / 3).values()) == [
+        2.0,
+        4.0,
+        4.0,
+    ]
     assert list(st.allocate(results(*layers), target="bits", budget=4).values()) == [4.0, 4.0, 4.0]
 
 

@@ -21,7 +21,11 @@ def problems(draw):
     low = draw(st.floats(0, 0.5))
     high = draw(st.one_of(st.just(math.inf), st.floats(low, 1)))
     budget = low + draw(st.floats(0, 1)) * (min(high, 1) - low)
-    return np.array(factors), np.array(numel, dtype=float), {"budget": min(budget, high), "bounds": (low, high)}
+    return (
+        np.array(factors),
+        np.array(numel, dtype=float),
+        {"budget": min(budget, high), "bounds": (low, high)},
+    )
 
 
 @settings(max_examples=400)
@@ -30,7 +34,9 @@ def test_the_budget_is_met_within_the_bounds_and_in_order(problem):
     factors, numel, asked = problem
     values = fill(factors, numel, **asked)
     low, high = asked["bounds"]
-    assert abs(math.fsum(values * numel) / math.fsum(numel) - asked["budget"]) <= 1e-12 * max(1, asked["budget"])
+    assert abs(math.fsum(values * numel) / math.fsum(numel) - asked["budget"]) <= 1e-12 * max(
+        1, asked["budget"]
+    )
     assert (values >= low).all()
     assert (values <= high).all()
     assert (np.diff(values[np.argsort(factors, kind="stable")]) >= -1e-15 * values.max()).all()
@@ -41,14 +47,19 @@ def test_the_budget_is_met_within_the_bounds_and_in_order(problem):
 def test_as_bisection_finds_it(problem):
     factors, numel, asked = problem
     factors = np.maximum(factors, 1e-6)
-    np.testing.assert_allclose(fill(factors, numel, **asked), filled(factors, numel, **asked), rtol=1e-7, atol=1e-12)
+    np.testing.assert_allclose(
+        fill(factors, numel, **asked), filled(factors, numel, **asked), rtol=1e-7, atol=1e-12
+    )
 
 
 def test_thousands_of_random_allocations_meet_the_budget():
     rng = np.random.default_rng(1)
     for _ in range(3000):
         n = rng.integers(1, 200)
-        factors, numel = rng.lognormal(0, rng.uniform(0, 3), n), rng.integers(1, 10**8, n).astype(float)
+        factors, numel = (
+            rng.lognormal(0, rng.uniform(0, 3), n),
+            rng.integers(1, 10**8, n).astype(float),
+        )
         budget = rng.uniform(0, 0.998)
         values = fill(factors, numel, budget=budget, bounds=(0.0, 0.998))
         assert abs(values @ numel / numel.sum() - budget) < 1e-12
@@ -57,18 +68,24 @@ def test_thousands_of_random_allocations_meet_the_budget():
 
 
 def test_the_excess_goes_to_the_others_in_the_ratio_of_their_factors():
-    values = fill(np.array([1.0, 2.0, 10.0]), np.array([1.0, 1.0, 1.0]), budget=0.5, bounds=(0.0, 0.9))
+    values = fill(
+        np.array([1.0, 2.0, 10.0]), np.array([1.0, 1.0, 1.0]), budget=0.5, bounds=(0.0, 0.9)
+    )
     np.testing.assert_allclose(values, [0.2, 0.4, 0.9])
 
 
 def test_factors_of_zero_rise_together_when_all_others_are_full():
-    values = fill(np.array([0.0, 0.0, 1.0]), np.array([1.0, 3.0, 4.0]), budget=0.75, bounds=(0.0, 1.0))
+    values = fill(
+        np.array([0.0, 0.0, 1.0]), np.array([1.0, 3.0, 4.0]), budget=0.75, bounds=(0.0, 1.0)
+    )
     np.testing.assert_allclose(values, [0.5, 0.5, 1.0])
 
 
 def test_rounding_at_the_upper_bound_does_not_keep_the_others_down():
     factors = np.array([1.875, 12507.0] + [0.0] * 23)
-    np.testing.assert_allclose(fill(factors, np.ones(25), budget=0.75, bounds=(0.0, 0.75)), 0.75, rtol=1e-14)
+    np.testing.assert_allclose(
+        fill(factors, np.ones(25), budget=0.75, bounds=(0.0, 0.75)), 0.75, rtol=1e-14
+    )
 
 
 @pytest.mark.parametrize("budget", [0.2, 0.9])
@@ -90,6 +107,7 @@ def test_the_input_is_left_as_it_is():
 @pytest.mark.parametrize("budget", [0.1, 0.95])
 def test_bounds_that_cannot_meet_the_budget(budget):
     with pytest.raises(
-        AllocationError, match=rf"values from 0.2 to 0.9 cannot have the mean {budget}: widen the bounds"
+        AllocationError,
+        match=rf"values from 0.2 to 0.9 cannot have the mean {budget}: widen the bounds",
     ):
         fill(np.ones(2), np.ones(2), budget=budget, bounds=(0.2, 0.9))

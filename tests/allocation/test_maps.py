@@ -68,7 +68,9 @@ def test_equal_alphas_stay_in_a_range_without_1():
 
 
 def test_ties_share_the_mean_of_their_steps():
-    np.testing.assert_allclose(Step(0.0, 2.0).factors(np.array([3.0, 2.0, 3.0, 9.0])), [0.75, 0.0, 0.75, 1.5])
+    np.testing.assert_allclose(
+        Step(0.0, 2.0).factors(np.array([3.0, 2.0, 3.0, 9.0])), [0.75, 0.0, 0.75, 1.5]
+    )
 
 
 def test_a_sigmoid_of_far_alphas_neither_overflows_nor_warns():
@@ -80,21 +82,32 @@ def test_published_names_are_maps(name):
     assert str(parse_map(name)) == presets.MAPS[name]
 
 
-@pytest.mark.parametrize("text", ["", "linear", "linear:a", "linear:1:2:3", "sqrt:2", "cube", "sigmoid", "step"])
+@pytest.mark.parametrize(
+    "text", ["", "linear", "linear:a", "linear:1:2:3", "sqrt:2", "cube", "sigmoid", "step"]
+)
 def test_a_text_that_is_no_map_is_answered_with_the_forms(text):
-    with pytest.raises(AllocationError, match=r"map must be one of linear:EPS, .* or alphapruning, .*, not '"):
+    with pytest.raises(
+        AllocationError, match=r"map must be one of linear:EPS, .* or alphapruning, .*, not '"
+    ):
         parse_map(text)
 
 
-@pytest.mark.parametrize("text", ["linear:1.5", "linear:2:1", "step:-1:1", "linear:nan", "linear:0:inf", "linear:0:0"])
+@pytest.mark.parametrize(
+    "text", ["linear:1.5", "linear:2:1", "step:-1:1", "linear:nan", "linear:0:inf", "linear:0:0"]
+)
 def test_a_range_that_makes_no_sense_is_refused(text):
     kind = text.partition(":")[0]
-    with pytest.raises(AllocationError, match=rf"{kind}:LOW:HIGH needs 0 <= LOW <= HIGH \(so EPS from 0 to 1\), not "):
+    with pytest.raises(
+        AllocationError,
+        match=rf"{kind}:LOW:HIGH needs 0 <= LOW <= HIGH \(so EPS from 0 to 1\), not ",
+    ):
         parse_map(text)
 
 
 def test_bad_numbers_of_a_sigmoid():
-    with pytest.raises(AllocationError, match=r"needs finite numbers of at least 0, not -1\.0, 1\.0, 10\.0"):
+    with pytest.raises(
+        AllocationError, match=r"needs finite numbers of at least 0, not -1\.0, 1\.0, 10\.0"
+    ):
         Sigmoid(-1.0, 1.0)
     with pytest.raises(AllocationError, match=r"at most 100, not 1\.0, 900\.0"):
         Sigmoid(1.0, 900.0)
@@ -102,7 +115,8 @@ def test_bad_numbers_of_a_sigmoid():
 
 def test_log2_refuses_alphas_that_published_code_turns_negative():
     with pytest.raises(
-        AllocationError, match=r"map log2 needs alphas above 1, the smallest here is 0\.5; use linear or"
+        AllocationError,
+        match=r"map log2 needs alphas above 1, the smallest here is 0\.5; use linear or",
     ):
         Log2().factors(np.array([0.5, 2.0]))
 

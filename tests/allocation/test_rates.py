@@ -12,7 +12,13 @@ from tests.goldens.published import load
 
 GOLDENS = load("published_allocations.json.gz")
 TEMPS, RUNS = GOLDENS["temps"], GOLDENS["tempbalance_cnn"]
-FUNCTIONS = {"tb_linear_map": "linear", "tb_step": "step", "tbr": "step", "tb_sqrt": "sqrt", "tb_log2": "log2"}
+FUNCTIONS = {
+    "tb_linear_map": "linear",
+    "tb_step": "step",
+    "tbr": "step",
+    "tb_sqrt": "sqrt",
+    "tb_log2": "log2",
+}
 
 
 def _map(case):
@@ -36,11 +42,19 @@ def _kind(case):
         return "log2 of 1 or less"
     if FUNCTIONS[case["func"]] in ("linear", "step") and len(set(scores)) == 1:
         return "one alpha"
-    return "ties" if FUNCTIONS[case["func"]] == "step" and len(set(scores)) < len(scores) else "published"
+    return (
+        "ties"
+        if FUNCTIONS[case["func"]] == "step" and len(set(scores)) < len(scores)
+        else "published"
+    )
 
 
 def _cases(kind):
-    return [pytest.param(case, id=f"{i}-{case['func']}") for i, case in enumerate(TEMPS) if _kind(case) == kind]
+    return [
+        pytest.param(case, id=f"{i}-{case['func']}")
+        for i, case in enumerate(TEMPS)
+        if _kind(case) == kind
+    ]
 
 
 @pytest.mark.parametrize("case", _cases("published"))
@@ -77,7 +91,8 @@ def test_negative_learning_rates_are_refused(case):
 @pytest.mark.parametrize("case", _cases("not finite"))
 def test_alphas_that_are_not_finite_are_named(case):
     with pytest.raises(
-        AllocationError, match=r"1 of 3 layers have no comparable alpha: linear1 \(alpha is (nan|inf)\)"
+        AllocationError,
+        match=r"1 of 3 layers have no comparable alpha: linear1 \(alpha is (nan|inf)\)",
     ):
         _rates([float(score) for score in case["scores"]], _map(case), case["untuned_lr"])
 
@@ -93,7 +108,9 @@ def test_no_published_case_is_left_out():
     }
 
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda r: f"{r['assign_func']}-{r['pl_fitting']}-{r['use_sliding_window']}")
+@pytest.mark.parametrize(
+    "run", RUNS, ids=lambda r: f"{r['assign_func']}-{r['pl_fitting']}-{r['use_sliding_window']}"
+)
 def test_the_published_network_gets_its_learning_rates(run):
     """Published code leaves out the first and the last layer by position; here they are excluded by name."""
     alphas = zip(run["longname"], run["alpha"], strict=True)
@@ -102,7 +119,12 @@ def test_the_published_network_gets_its_learning_rates(run):
     kind = FUNCTIONS[run["assign_func"]]
     how = f"{kind}:0.5:1.5" if kind in ("linear", "step") else kind
     rates = st.allocate(analysis, target="lr", budget=0.1, map=how, exclude=["conv1", "fc3"])
-    expected = {"conv2": published[4608], "conv3": published[2048], "fc1": published[8320], "fc2": published[12384]}
+    expected = {
+        "conv2": published[4608],
+        "conv3": published[2048],
+        "fc1": published[8320],
+        "fc2": published[12384],
+    }
     assert dict(rates) == pytest.approx(expected, rel=1e-8)
 
 
@@ -115,7 +137,9 @@ def test_normalised_values_keep_the_ratios_and_the_mean(target, how):
     ratios = np.array(list(kept.values())) / np.array(list(plain.values()))
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-12)
     assert abs(kept.realised - 0.02) < 1e-11
-    assert kept.deviations == (f"Normalised: the mean {kind.quantity} is the base, the published map's is not.",)
+    assert kept.deviations == (
+        f"Normalised: the mean {kind.quantity} is the base, the published map's is not.",
+    )
 
 
 def test_defaults_are_the_published_maps():
@@ -132,7 +156,12 @@ def test_a_block_shares_one_rate():
 
 
 @pytest.mark.parametrize("budget", [-1.0, math.inf, math.nan])
-@pytest.mark.parametrize(("target", "word"), [("lr", "learning rate"), ("weight-decay", "weight decay")])
+@pytest.mark.parametrize(
+    ("target", "word"), [("lr", "learning rate"), ("weight-decay", "weight decay")]
+)
 def test_a_base_value_that_makes_no_sense(budget, target, word):
-    with pytest.raises(AllocationError, match=rf"a base {word} must be a finite number of at least 0, not {budget!r}"):
+    with pytest.raises(
+        AllocationError,
+        match=rf"a base {word} must be a finite number of at least 0, not {budget!r}",
+    ):
         st.allocate(transformer(), target=target, budget=budget)

@@ -67,9 +67,15 @@ class TestPlain:
 
     @pytest.mark.parametrize("cutoff", CUTOFFS)
     def test_spectail_finds_the_same(self, matrix, cutoff):
-        own = st.tail_fit(matrix, st.Spec(window=40, placement="grid:3", cutoff=cutoff, legacy=True))
-        pooled = plain.pooled_eigenvalues(matrix, (40, 40), plain.grid_corners((90, 70), (40, 40), 3))
-        assert plain.fit(pooled, cutoff, log_lower_bound=True).alpha == pytest.approx(own.alpha, rel=1e-9)
+        own = st.tail_fit(
+            matrix, st.Spec(window=40, placement="grid:3", cutoff=cutoff, legacy=True)
+        )
+        pooled = plain.pooled_eigenvalues(
+            matrix, (40, 40), plain.grid_corners((90, 70), (40, 40), 3)
+        )
+        assert plain.fit(pooled, cutoff, log_lower_bound=True).alpha == pytest.approx(
+            own.alpha, rel=1e-9
+        )
 
     def test_a_sampled_scan_stays_within_its_budget(self, pooled):
         tried = plain.candidates(pooled, "ks")
@@ -88,17 +94,27 @@ def test_the_quickest_threads_leave_the_setting_alone():
 
 class TestTimes:
     def test_ratios_are_paired(self):
-        assert common.paired([2, 30, 8], [1, 10, 2]) == {"median": 3, "least": 2, "most": 4, "rounds": 3}
+        assert common.paired([2, 30, 8], [1, 10, 2]) == {
+            "median": 3,
+            "least": 2,
+            "most": 4,
+            "rounds": 3,
+        }
 
     def test_a_command_that_fails_says_why(self):
-        with pytest.raises(RuntimeError, match=r"ended with exit code 2: .*no such file or folder: 'nowhere'"):
+        with pytest.raises(
+            RuntimeError, match=r"ended with exit code 2: .*no such file or folder: 'nowhere'"
+        ):
             common.run_command([*command.SPECTAIL, "analyze", "nowhere", "--out", "unused"])
 
     def test_memory_is_the_commands_own(self):
         here = bytearray(300 * 2**20)
         python = command.SPECTAIL[0]
         small, large = (
-            common.run_command([python, "-c", f"import time; x = bytearray({mb} << 20); time.sleep(0.2)"], every=0.005)
+            common.run_command(
+                [python, "-c", f"import time; x = bytearray({mb} << 20); time.sleep(0.2)"],
+                every=0.005,
+            )
             for mb in (1, 100)
         )
         assert len(here) > 0
@@ -117,14 +133,21 @@ class TestTimes:
         assert "BENCHMARK_SIDE" not in os.environ
 
     def test_a_side_that_fails_ends_the_benchmark(self):
-        with pytest.raises(RuntimeError, match="a side of the benchmark failed; its own error is printed above"):
+        with pytest.raises(
+            RuntimeError, match="a side of the benchmark failed; its own error is printed above"
+        ):
             common.run_sides({"a": common.Side(Broken, (0,))}, 1)
 
 
 class TestQuickModes:
     def test_layers(self, tmp_path):
         case = one_result(["layers", "--rounds", "1"], tmp_path / "layers.json")["quick"]
-        assert case["layers"]["layer"] == {"shape": [96, 128], "window": [64, 64], "windows": 9, "compared": 4}
+        assert case["layers"]["layer"] == {
+            "shape": [96, 128],
+            "window": [64, 64],
+            "windows": 9,
+            "compared": 4,
+        }
         assert "4 windows" in case["sides"]["plain float32"]["extrapolated"]["eigenvalues"]
         assert case["ratios"]["layer"]["eigenvalues: plain float64 / spectail"]["median"] > 0
         differences = case["alpha_difference"]["plain float64 - spectail"]["layer"]
@@ -132,7 +155,9 @@ class TestQuickModes:
         assert max(map(abs, differences.values())) < 1e-9
 
     def test_fit(self, tmp_path):
-        case = one_result(["fit", "--rounds", "1", "--spectrum", "pareto"], tmp_path / "fit.json")["pareto 1000"]
+        case = one_result(["fit", "--rounds", "1", "--spectrum", "pareto"], tmp_path / "fit.json")[
+            "pareto 1000"
+        ]
         assert set(case["ratios"]) == {f"{cutoff}: plain / spectail" for cutoff in fit.CUTOFFS}
         assert max(map(abs, case["alpha_difference"].values())) < 1e-9
 
@@ -146,14 +171,23 @@ class TestQuickModes:
         assert result["spectail"]["peak_megabytes"][0] > 50
 
     def test_command_against_weightwatcher(self, tmp_path, monkeypatch):
-        answer = {"analyze_seconds": 5.0, "load_seconds": 1.0, "layers": 3, "versions": {"weightwatcher": "0"}}
+        answer = {
+            "analyze_seconds": 5.0,
+            "load_seconds": 1.0,
+            "layers": 3,
+            "versions": {"weightwatcher": "0"},
+        }
         stand_in = tmp_path / "stand_in.py"
         stand_in.write_text(f"print('chatter'); print({json.dumps(answer)!r}); print('more')")
         monkeypatch.setattr(command, "SCRIPT", stand_in)
-        result = one_result(["command", "--weightwatcher", sys.executable], tmp_path / "command.json")
+        result = one_result(
+            ["command", "--weightwatcher", sys.executable], tmp_path / "command.json"
+        )
         own = result["spectail"]["seconds"][0]
         assert result["weightwatcher"]["layers"] == 3
-        ratio = result["ratios"]["weightwatcher's analyze() alone / spectail's whole process"]["median"]
+        ratio = result["ratios"]["weightwatcher's analyze() alone / spectail's whole process"][
+            "median"
+        ]
         assert ratio == pytest.approx(5.0 / own, rel=0.01)
 
     def test_checkpoint(self, tmp_path):
@@ -176,9 +210,16 @@ class TestQuickModes:
 
 def test_the_overhead_of_a_balancer_counts_measuring_and_hooks():
     # 10 steps of 1 s, 0.02 of it the optimizer's, which takes 0.03 with hooks; 3.91 s to measure: 1 % each
-    plain, side = {"steps": [10.0], "optimizer": [0.2]}, {"steps": [10.4], "optimizer": [0.3], "update": [3.91]}
-    assert balancer.overhead(plain, side, "optimizer", repeated=39.1, steps=10) == pytest.approx(0.02)
-    assert balancer.overhead(plain, side, "steps", repeated=1, steps=10) == pytest.approx(4.31 / 391, abs=1e-5)
+    plain, side = (
+        {"steps": [10.0], "optimizer": [0.2]},
+        {"steps": [10.4], "optimizer": [0.3], "update": [3.91]},
+    )
+    assert balancer.overhead(plain, side, "optimizer", repeated=39.1, steps=10) == pytest.approx(
+        0.02
+    )
+    assert balancer.overhead(plain, side, "steps", repeated=1, steps=10) == pytest.approx(
+        4.31 / 391, abs=1e-5
+    )
 
 
 class TestFitSpectra:
@@ -190,14 +231,18 @@ class TestFitSpectra:
         assert found[0] > 0
 
     def test_pareto_has_the_exponent_it_says(self):
-        assert plain.fit(torch.from_numpy(fit.spectrum("pareto", 20_000)), "median").alpha == pytest.approx(3, abs=0.1)
+        assert plain.fit(
+            torch.from_numpy(fit.spectrum("pareto", 20_000)), "median"
+        ).alpha == pytest.approx(3, abs=0.1)
 
     def test_a_missing_demo_model_is_named(self, monkeypatch):
         def missing(source):
             raise SourceError("the demo model is not installed")
 
         monkeypatch.setattr(fit, "open_source", missing)
-        assert fit._run_case("smollm2", 1000, 1, math.inf) == {"not measured": "the demo model is not installed"}
+        assert fit._run_case("smollm2", 1000, 1, math.inf) == {
+            "not measured": "the demo model is not installed"
+        }
 
 
 class TestLayerCases:
@@ -207,7 +252,9 @@ class TestLayerCases:
         assert {c.window for c in cut.values()} == {(192, 192)}
         assert cut["down"].matrix.shape == (576, 1536)
 
-    @pytest.mark.parametrize(("size", "expected"), [(4, [1, 2, 3, 4]), (7, [1, 1.5, 2, 2.5, 3, 3.5, 4])])
+    @pytest.mark.parametrize(
+        ("size", "expected"), [(4, [1, 2, 3, 4]), (7, [1, 1.5, 2, 2.5, 3, 3.5, 4])]
+    )
     def test_a_stretched_spectrum_keeps_its_quantiles(self, size, expected):
         assert layers._stretched(torch.tensor([1.0, 2, 3, 4]), size).tolist() == expected
 
@@ -219,14 +266,18 @@ class TestWeights:
 
     def test_the_strongest_direction_stands_above_the_bulk(self):
         singular = torch.linalg.svdvals(made(512, 512, name="up_proj"))
-        assert singular[0] == pytest.approx(2.0 * 1.5 * 2, rel=0.2), "strength x depth factor x edge"
+        assert singular[0] == pytest.approx(2.0 * 1.5 * 2, rel=0.2), (
+            "strength x depth factor x edge"
+        )
         assert singular[0] / singular[3] == pytest.approx(4**0.6, rel=0.25)
 
     def test_kinds_and_depths_differ_and_none_is_noise(self):
         def alpha(name, depth):
             return st.tail_fit(made(512, 512, name=name, depth=depth), st.Spec(window=128)).alpha
 
-        alphas = [alpha(name, depth) for name in ("q_proj", "up_proj", "v_proj") for depth in (0.0, 1.0)]
+        alphas = [
+            alpha(name, depth) for name in ("q_proj", "up_proj", "v_proj") for depth in (0.0, 1.0)
+        ]
         null = st.tail_fit(torch.randn(512, 512), st.Spec(window=128)).alpha_null
         assert max(alphas) < null
         assert min(abs(a - b) for a, b in zip(alphas[::2], alphas[1::2], strict=True)) > 0.02
@@ -245,8 +296,12 @@ class TestWeights:
         assert source.n_vectors == 7
         assert size == 2 * (sum(math.prod(shape) for shape in shapes.values()) + 7 * 128)
         assert len(list(tmp_path.glob("*.safetensors"))) == 3
-        loaded = next(layer for layer in source.layers if layer.name == "model.layers.1.mlp.down_proj").read()
-        rounded = made(128, 320, name="model.layers.1.mlp.down_proj", depth=0.5, dtype=torch.bfloat16)
+        loaded = next(
+            layer for layer in source.layers if layer.name == "model.layers.1.mlp.down_proj"
+        ).read()
+        rounded = made(
+            128, 320, name="model.layers.1.mlp.down_proj", depth=0.5, dtype=torch.bfloat16
+        )
         assert torch.equal(loaded[0], rounded.float())
 
     def test_another_checkpoint_in_the_folder_is_refused(self, tmp_path):
@@ -269,7 +324,9 @@ def test_pruning_tells_its_peak_and_the_parts_of_it(tmp_path):
     found = one_result(["prune", "--model", str(tmp_path / "model")], tmp_path / "prune.json")
     assert found["peak_megabytes"] > found["parts_megabytes"]["model"]
     statistics = 4 * (6 * 64**2 + 96**2) / 2**20
-    assert found["parts_megabytes"]["statistics of one block"] == pytest.approx(statistics, abs=0.06)
+    assert found["parts_megabytes"]["statistics of one block"] == pytest.approx(
+        statistics, abs=0.06
+    )
     assert found["parts_megabytes"]["hidden states"] == 0.0
     assert found["loading_alone"]["peak"] > 50
 

@@ -24,7 +24,10 @@ def _run(folder, tmp_path, *options):
 
 
 def test_a_sparsity_is_shared_out_written_and_described(folder, tmp_path, capsys):
-    assert _run(folder, tmp_path, "--target", "sparsity", "--budget", "0.6", "--map", "linear:0.2") == 0
+    assert (
+        _run(folder, tmp_path, "--target", "sparsity", "--budget", "0.6", "--map", "linear:0.2")
+        == 0
+    )
     allocation = st.Allocation.load(tmp_path / "a.json")
     assert abs(allocation.realised - 0.6) < 1e-9
     assert len(allocation) == 6
@@ -58,7 +61,17 @@ def test_options_reach_the_target(folder, tmp_path, options, settings):
 
 
 def test_include_exclude_missing_and_quiet(folder, tmp_path, capfd):
-    options = ["--include", "lm_head", "--include", "*.mlp.gate", "--exclude", "*.0.*", "--missing", "leave", "--quiet"]
+    options = [
+        "--include",
+        "lm_head",
+        "--include",
+        "*.mlp.gate",
+        "--exclude",
+        "*.0.*",
+        "--missing",
+        "leave",
+        "--quiet",
+    ]
     assert _run(folder, tmp_path, "--target", "sparsity", "--budget", "0.5", *options) == 0
     assert capfd.readouterr() == ("", "")
     allocation = st.Allocation.load(tmp_path / "a.json")
@@ -69,23 +82,40 @@ def test_include_exclude_missing_and_quiet(folder, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--target", "sparsity", "--budget", "1.5"], "a sparsity must be at least 0 and below 1, not 1.5"),
-        (["--target", "speed", "--budget", "1"], "target must be one of sparsity, bits, lr, weight-decay, not 'speed'"),
-        (["--target", "bits", "--budget", "3", "--map", "sqrt"], "target bits takes choices, gamma, level, but no map"),
+        (
+            ["--target", "sparsity", "--budget", "1.5"],
+            "a sparsity must be at least 0 and below 1, not 1.5",
+        ),
+        (
+            ["--target", "speed", "--budget", "1"],
+            "target must be one of sparsity, bits, lr, weight-decay, not 'speed'",
+        ),
+        (
+            ["--target", "bits", "--budget", "3", "--map", "sqrt"],
+            "target bits takes choices, gamma, level, but no map",
+        ),
         (
             ["--target", "lr", "--budget", "1", "--bounds", "0:1"],
             "target lr takes map, level, normalize, but no bounds",
         ),
-        (["--target", "sparsity", "--budget", ".5", "--bounds", "1"], "--bounds must be numbers like 0:0.9, not '1'"),
+        (
+            ["--target", "sparsity", "--budget", ".5", "--bounds", "1"],
+            "--bounds must be numbers like 0:0.9, not '1'",
+        ),
         (
             ["--target", "bits", "--budget", "3", "--choices", "2,x"],
             "--choices must be numbers like 2,3,4,8, not '2,x'",
         ),
-        (["--target", "sparsity", "--budget", ".5", "--include", "*.gate"], "3 of 9 layers have no comparable alpha: "),
+        (
+            ["--target", "sparsity", "--budget", ".5", "--include", "*.gate"],
+            "3 of 9 layers have no comparable alpha: ",
+        ),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
-def test_what_is_wrong_is_one_line_and_nothing_is_written(folder, tmp_path, capsys, options, message):
+def test_what_is_wrong_is_one_line_and_nothing_is_written(
+    folder, tmp_path, capsys, options, message
+):
     assert _run(folder, tmp_path, *options) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -101,6 +131,8 @@ def test_a_folder_without_an_analysis(tmp_path, capsys):
 def test_the_analysis_is_not_overwritten(folder, capsys):
     before = (folder / "analysis.json").read_bytes()
     out = str(folder / "analysis.json")
-    assert run(["allocate", str(folder), "--target", "sparsity", "--budget", "0.5", "--out", out]) == 2
+    assert (
+        run(["allocate", str(folder), "--target", "sparsity", "--budget", "0.5", "--out", out]) == 2
+    )
     assert "exists and is no allocation, so it stays" in capsys.readouterr().err
     assert (folder / "analysis.json").read_bytes() == before

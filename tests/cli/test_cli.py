@@ -45,7 +45,20 @@ def test_quiet_prints_nothing(checkpoint, tmp_path, capfd):
 def test_options_reach_the_spec(checkpoint, tmp_path):
     options = "--preset full --window 48 --placement grid:2 --cutoff top:0.2 --aspect-ratio 1.5 --full-spectrum"
     options += " --tolerance 0.3"
-    assert run(["analyze", str(checkpoint), "--out", str(tmp_path), *options.split(), "--exclude", "*embed*"]) == 0
+    assert (
+        run(
+            [
+                "analyze",
+                str(checkpoint),
+                "--out",
+                str(tmp_path),
+                *options.split(),
+                "--exclude",
+                "*embed*",
+            ]
+        )
+        == 0
+    )
     stored = json.loads((tmp_path / "analysis.json").read_text())["run"]
     assert stored["spec"] == {
         "aspect_ratio": 1.5,
@@ -104,7 +117,9 @@ BAD_FILES = {
     "text.gguf": lambda path, source: path.write_text("hello"),
     "notes.txt": lambda path, source: path.write_text("hello"),
     "harmful.pt": lambda path, source: path.write_bytes(pickle.dumps({"w": _Harmful()})),
-    "no_shard.safetensors.index.json": lambda path, source: _sharded(path, "model-00001.safetensors"),
+    "no_shard.safetensors.index.json": lambda path, source: _sharded(
+        path, "model-00001.safetensors"
+    ),
     "outside.safetensors.index.json": lambda path, source: _sharded(path, "../toy.safetensors"),
     "folder": lambda path, source: path.mkdir(),
     "no_such_module:build": None,
@@ -165,7 +180,9 @@ def _mount(folder, size, *more):
 
 
 @pytest.mark.parametrize("size", ["4k", "64k"], ids=["journal", "report"])
-def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(checkpoint, tmp_path, capsys, size):
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
+    checkpoint, tmp_path, capsys, size
+):
     out = tmp_path / "run"
     out.mkdir()
     if not _mount(out, size):
@@ -203,7 +220,9 @@ def test_kill_9_at_any_moment_loses_nothing(checkpoint, tmp_path):
     assert run([*arguments, str(tmp_path / "whole")]) == 0
     killed = 0
     for _ in range(40):
-        process = subprocess.Popen([sys.executable, "-c", SLOW_DOWN, *arguments, str(tmp_path / "run")])
+        process = subprocess.Popen(
+            [sys.executable, "-c", SLOW_DOWN, *arguments, str(tmp_path / "run")]
+        )
         journal = tmp_path / "run" / ".progress.jsonl"
         size = journal.stat().st_size if journal.exists() else 0
         while process.poll() is None and not (journal.exists() and journal.stat().st_size > size):
@@ -216,7 +235,9 @@ def test_kill_9_at_any_moment_loses_nothing(checkpoint, tmp_path):
             break
     assert killed >= 3
     pd.testing.assert_frame_equal(_columns(tmp_path / "run"), _columns(tmp_path / "whole"))
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        p.name for p in (tmp_path / "whole").iterdir()
+    }
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -227,13 +248,19 @@ def test_the_listed_help_is_that_of_the_command(name):
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_what_needs_no_model_imports_nothing_heavy(option):
-    code = f"import sys, spectail.cli; spectail.cli.run([{option!r}]); print('MODULES', *sys.modules)"
-    modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    code = (
+        f"import sys, spectail.cli; spectail.cli.run([{option!r}]); print('MODULES', *sys.modules)"
+    )
+    modules = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
     modules = modules.split("MODULES")[1].split()
     heavy = {"torch", "numpy", "scipy", "pandas", "plotly", "transformers"}
     assert not heavy & {module.partition(".")[0] for module in modules}
 
 
 def test_the_package_runs_as_a_module():
-    shown = subprocess.run([sys.executable, "-m", "spectail", "--version"], check=True, capture_output=True, text=True)
+    shown = subprocess.run(
+        [sys.executable, "-m", "spectail", "--version"], check=True, capture_output=True, text=True
+    )
     assert shown.stdout.strip() == metadata.version("spectail")

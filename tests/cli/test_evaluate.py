@@ -19,11 +19,21 @@ def folder(tmp_path_factory):
 
 
 def test_the_perplexity_of_a_folder_is_printed_and_written(folder, tmp_path, capsys):
-    arguments = ["evaluate", str(folder / "model"), "--text", str(folder / "text.txt"), "--seq-len", "40"]
+    arguments = [
+        "evaluate",
+        str(folder / "model"),
+        "--text",
+        str(folder / "text.txt"),
+        "--seq-len",
+        "40",
+    ]
     assert run([*arguments, "--max-sequences", "4", "--out", str(tmp_path / "ppl.json")]) == 0
     expected = st.perplexity(llama(), tokenizer(), words(160), seq_len=40)
     words_, stored = capsys.readouterr().out, json.loads((tmp_path / "ppl.json").read_text())
-    assert words_ == f"perplexity {expected:.4f} +- {expected.se:.2g} (4 sequences of 40 tokens, BOS: none)\n"
+    assert (
+        words_
+        == f"perplexity {expected:.4f} +- {expected.se:.2g} (4 sequences of 40 tokens, BOS: none)\n"
+    )
     assert stored == {
         "source": str(folder / "model"), "dtype": "auto", "perplexity": pytest.approx(expected),
         "standard_error": pytest.approx(expected.se), "loss": pytest.approx(expected.loss), "seq_len": 40,
@@ -33,15 +43,21 @@ def test_the_perplexity_of_a_folder_is_printed_and_written(folder, tmp_path, cap
 
 def test_one_sequence_has_no_error_and_the_json_stays_json(folder, tmp_path, capsys):
     options = ["--text", str(folder / "text.txt"), "--seq-len", "150", "--dtype", "bfloat16"]
-    assert run(["evaluate", str(folder / "model"), *options, "--out", str(tmp_path / "ppl.json")]) == 0
+    assert (
+        run(["evaluate", str(folder / "model"), *options, "--out", str(tmp_path / "ppl.json")]) == 0
+    )
     assert "(1 sequence of 150 tokens, BOS: none)" in capsys.readouterr().out
     assert json.loads((tmp_path / "ppl.json").read_text())["standard_error"] is None
 
 
-@pytest.mark.parametrize(("rule", "shown"), [("every", "every block"), ("first", "start of the text")])
+@pytest.mark.parametrize(
+    ("rule", "shown"), [("every", "every block"), ("first", "start of the text")]
+)
 def test_bos_is_put_where_it_is_asked_for(folder, tmp_path, capsys, rule, shown):
     options = ["--text", str(folder / "text.txt"), "--seq-len", "40", "--bos", rule]
-    assert run(["evaluate", str(folder / "model"), *options, "--out", str(tmp_path / "ppl.json")]) == 0
+    assert (
+        run(["evaluate", str(folder / "model"), *options, "--out", str(tmp_path / "ppl.json")]) == 0
+    )
     expected = st.perplexity(llama(), tokenizer(), words(200), seq_len=40, bos=rule)
     assert f"(5 sequences of 40 tokens, BOS: {shown})" in capsys.readouterr().out
     stored = json.loads((tmp_path / "ppl.json").read_text())
@@ -56,10 +72,19 @@ def test_bos_is_put_where_it_is_asked_for(folder, tmp_path, capsys, rule, shown)
         (["--tasks", "a", "--seq-len", "8"], "--seq-len does not go with --tasks: leave it out"),
         (["--text", "TEXT", "--few-shot", "0"], "--few-shot does not go with --text: leave it out"),
         (["--text", "none.txt"], "no text file at none.txt"),
-        (["--text", "TEXT", "--seq-len", "256"], "the text has 200 tokens, fewer than one block of 256"),
-        (["--text", "TEXT", "--bos", "both"], "bos must be one of auto, first, every, none, not 'both'"),
+        (
+            ["--text", "TEXT", "--seq-len", "256"],
+            "the text has 200 tokens, fewer than one block of 256",
+        ),
+        (
+            ["--text", "TEXT", "--bos", "both"],
+            "bos must be one of auto, first, every, none, not 'both'",
+        ),
         (["--tasks", "a", "--bos", "every"], "--bos does not go with --tasks: leave it out"),
-        (["--text", "TEXT", "--dtype", "int8"], "dtype must be one of auto, float32, bfloat16, float16, not 'int8'"),
+        (
+            ["--text", "TEXT", "--dtype", "int8"],
+            "dtype must be one of auto, float32, bfloat16, float16, not 'int8'",
+        ),
         (["--text", "TEXT", "--out", "TEXT"], "text.txt exists, so it stays; give another name"),
     ],
 )

@@ -31,7 +31,9 @@ def test_a_recipe_in_the_models_order(files, capsys):
     modifiers = yaml.safe_load((files / "out").read_text())["spectail_stage"]["pruning_modifiers"]
     found = modifiers["SparseGPTModifier"]
     assert dict(zip(found["targets"], found["sparsity"], strict=True)) == llama_ratios()
-    assert found["targets"] == [name for name, _ in llama().named_modules() if name in llama_ratios()]
+    assert found["targets"] == [
+        name for name, _ in llama().named_modules() if name in llama_ratios()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -54,13 +56,41 @@ def test_the_other_tools(files, capsys, name, options, expected):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("bits.json", ["vllm"], "--to must be one of llm-compressor, torchao, llama.cpp, torch-pruning, not 'vllm'"),
-        ("sparsity.json", ["llm-compressor"], "pairs ratios with modules by position: give the model's folder with"),
-        ("sparsity.json", ["llama.cpp"], "llama.cpp takes an allocation of bits, but this one is of sparsity"),
-        ("bits.json", ["torch-pruning"], "Torch-Pruning takes an allocation of sparsity, but this one is of bits"),
-        ("bits.json", ["torchao", "--method", "rtn"], "--method says nothing to torchao for this allocation: leave"),
-        ("bits.json", ["llama.cpp", "--group-size", "8"], "--group-size says nothing to llama.cpp for this allocation"),
-        ("bits.json", ["llm-compressor", "--model", "./x"], "no such folder: './x'; expected a model folder"),
+        (
+            "bits.json",
+            ["vllm"],
+            "--to must be one of llm-compressor, torchao, llama.cpp, torch-pruning, not 'vllm'",
+        ),
+        (
+            "sparsity.json",
+            ["llm-compressor"],
+            "pairs ratios with modules by position: give the model's folder with",
+        ),
+        (
+            "sparsity.json",
+            ["llama.cpp"],
+            "llama.cpp takes an allocation of bits, but this one is of sparsity",
+        ),
+        (
+            "bits.json",
+            ["torch-pruning"],
+            "Torch-Pruning takes an allocation of sparsity, but this one is of bits",
+        ),
+        (
+            "bits.json",
+            ["torchao", "--method", "rtn"],
+            "--method says nothing to torchao for this allocation: leave",
+        ),
+        (
+            "bits.json",
+            ["llama.cpp", "--group-size", "8"],
+            "--group-size says nothing to llama.cpp for this allocation",
+        ),
+        (
+            "bits.json",
+            ["llm-compressor", "--model", "./x"],
+            "no such folder: './x'; expected a model folder",
+        ),
         ("none.json", ["torchao"], "no allocation at "),
     ],
 )

@@ -29,7 +29,9 @@ def folder(tmp_path_factory):
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {word: i + 3 for i, word in enumerate(WORDS)}
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<pad>"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>").save_pretrained(path)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>").save_pretrained(
+        path
+    )
     return path
 
 
@@ -92,18 +94,42 @@ def test_a_file_of_allocate_and_a_quiet_run(folder, tmp_path, capfd):
     ("options", "message"),
     [
         (["--sparsity", "1"], "a sparsity must be at least 0 and below 1, not 1.0"),
-        (["--sparsity", "0.5", "--method", "lottery"], "method must be one of magnitude, wanda, wanda-variant, sparse"),
-        (["--sparsity", "0.5"], "wanda with the allocation farms needs calibration text: give --calibration FILE"),
+        (
+            ["--sparsity", "0.5", "--method", "lottery"],
+            "method must be one of magnitude, wanda, wanda-variant, sparse",
+        ),
+        (
+            ["--sparsity", "0.5"],
+            "wanda with the allocation farms needs calibration text: give --calibration FILE",
+        ),
         (
             ["--sparsity", "0.5", "--method", "magnitude", "--allocation", "no.json"],
             "allocation must be one of uniform",
         ),
-        (["--sparsity", "0.5", "--calibration", "TEXT"], "the calibration text has 400 tokens, and one sequence takes"),
-        (["--sparsity", "0.5", "--eps", "much"], "eps must be a number from 0 to 1, or auto, not 'much'"),
-        (["--sparsity", "0.5", "--eps", "1.5"], "eps must be a number from 0 to 1, or auto, not '1.5'"),
-        (["--sparsity", "0.5", "--allocation", "uniform", "--eps", "auto"], "eps goes with owl, alphapruning, farms"),
-        (["--sparsity", "0.5", "--method", "magnitude", "--eps", "auto"], "--eps auto needs text to choose by: give"),
-        (["--sparsity", "0.5", "--calibration", "TEXT", "--selection", "TEXT"], "--selection goes with --eps auto"),
+        (
+            ["--sparsity", "0.5", "--calibration", "TEXT"],
+            "the calibration text has 400 tokens, and one sequence takes",
+        ),
+        (
+            ["--sparsity", "0.5", "--eps", "much"],
+            "eps must be a number from 0 to 1, or auto, not 'much'",
+        ),
+        (
+            ["--sparsity", "0.5", "--eps", "1.5"],
+            "eps must be a number from 0 to 1, or auto, not '1.5'",
+        ),
+        (
+            ["--sparsity", "0.5", "--allocation", "uniform", "--eps", "auto"],
+            "eps goes with owl, alphapruning, farms",
+        ),
+        (
+            ["--sparsity", "0.5", "--method", "magnitude", "--eps", "auto"],
+            "--eps auto needs text to choose by: give",
+        ),
+        (
+            ["--sparsity", "0.5", "--calibration", "TEXT", "--selection", "TEXT"],
+            "--selection goes with --eps auto",
+        ),
         (
             ["--sparsity", "0.5", "--calibration", "TEXT", "--selection", "TEXT", "--eps", "auto"],
             "--calibration text.txt and --selection text.txt share their text",
@@ -113,23 +139,49 @@ def test_a_file_of_allocate_and_a_quiet_run(folder, tmp_path, capfd):
             "the last 10% of text.txt: the text has 40 tokens, fewer than one block of 50",
         ),
         (
-            ["--sparsity", "0.5", "--method", "magnitude", "--seq-len", "64", "--evaluate", "SHORT"],
+            [
+                "--sparsity",
+                "0.5",
+                "--method",
+                "magnitude",
+                "--seq-len",
+                "64",
+                "--evaluate",
+                "SHORT",
+            ],
             "short.txt: the text has 2 tokens, fewer than one block of 64: give more text",
         ),
         (
             ["--sparsity", "0.5", "--calibration", "TEXT", "--seq-len", "16", "--bos", "every"],
             "the tokenizer has no BOS token to start every block with: use bos none, or set the tokenizer's bos_token",
         ),
-        (["--sparsity", "0.5", "--calibration", "TEXT", "--bos", "on"], "bos must be one of auto, first, every, none"),
         (
-            ["--sparsity", "0.5", "--method", "magnitude", "--allocation", "uniform", "--bos", "every"],
+            ["--sparsity", "0.5", "--calibration", "TEXT", "--bos", "on"],
+            "bos must be one of auto, first, every, none",
+        ),
+        (
+            [
+                "--sparsity",
+                "0.5",
+                "--method",
+                "magnitude",
+                "--allocation",
+                "uniform",
+                "--bos",
+                "every",
+            ],
             "--bos goes with text, and this run reads none: leave it out",
         ),
-        (["--sparsity", "0.5", "--pattern", "2-4"], "a pattern is written N:M, such as 2:4, not '2-4'"),
+        (
+            ["--sparsity", "0.5", "--pattern", "2-4"],
+            "a pattern is written N:M, such as 2:4, not '2-4'",
+        ),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
-def test_what_is_wrong_is_one_line_and_nothing_is_written(folder, tmp_path, text, capfd, options, message):
+def test_what_is_wrong_is_one_line_and_nothing_is_written(
+    folder, tmp_path, text, capfd, options, message
+):
     (tmp_path / "short.txt").write_text("w1 w2")
     files = {"TEXT": str(text), "SHORT": str(tmp_path / "short.txt")}
     options = [files.get(word, word) for word in options]
@@ -143,12 +195,17 @@ def test_a_folder_in_use_and_a_folder_without_a_model(folder, tmp_path, capfd):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
     assert _run(folder, tmp_path, "--sparsity", "0.5") == 2
-    assert "exists and is not an empty folder, so nothing is written there" in capfd.readouterr().err
+    assert (
+        "exists and is not an empty folder, so nothing is written there" in capfd.readouterr().err
+    )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
     (tmp_path / "empty").mkdir()
     options = ["--sparsity", "0.5", "--method", "magnitude", "--out", str(tmp_path / "new")]
     assert run(["prune", str(tmp_path / "empty"), *options]) == 2
-    assert "has no config.json; expected a model folder that transformers wrote" in capfd.readouterr().err
+    assert (
+        "has no config.json; expected a model folder that transformers wrote"
+        in capfd.readouterr().err
+    )
     assert run(["prune", str(tmp_path / "none"), *options]) == 2
     assert "expected a model folder, a .gguf file, 'demo' or a hub id" in capfd.readouterr().err
 
@@ -161,7 +218,8 @@ def test_an_interruption_writes_nothing_and_says_how_far(folder, tmp_path, capfd
     options = ["--sparsity", "0.5", "--method", "magnitude", "--allocation", "uniform"]
     assert _run(folder, tmp_path, *options) == 130
     assert (
-        "interrupted after 0 of 14 layers; the others are as they were; nothing was written" in capfd.readouterr().err
+        "interrupted after 0 of 14 layers; the others are as they were; nothing was written"
+        in capfd.readouterr().err
     )
     assert not (tmp_path / "out").exists()
     assert torch.is_grad_enabled()
@@ -177,22 +235,42 @@ def test_an_interruption_while_the_model_loads_writes_nothing(folder, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_eps_is_chosen_on_the_end_of_the_calibration_text_and_the_result_tested(folder, tmp_path, text, capfd):
+def test_eps_is_chosen_on_the_end_of_the_calibration_text_and_the_result_tested(
+    folder, tmp_path, text, capfd
+):
     test = tmp_path / "test.txt"
     test.write_text(" ".join(reversed(TEXT.split())))
     words = ["--calibration", str(text), "--samples", "6", "--seq-len", "16", "--sparsity", "0.5"]
-    options = ["--method", "wanda", "--allocation", "alphapruning", "--eps", "auto", "--evaluate", str(test)]
+    options = [
+        "--method",
+        "wanda",
+        "--allocation",
+        "alphapruning",
+        "--eps",
+        "auto",
+        "--evaluate",
+        str(test),
+    ]
     assert _run(folder, tmp_path, *words, *options, "--max-sequences", "5") == 0
     printed = capfd.readouterr()
-    assert "chosen by selection perplexity (not a test result) on the last 10% of text.txt: 0.1: " in printed.out
+    assert (
+        "chosen by selection perplexity (not a test result) on the last 10% of text.txt: 0.1: "
+        in printed.out
+    )
     assert "perplexity on test.txt (test text): dense " in printed.out
     assert f"report: {tmp_path / 'out' / 'report.html'}" in printed.out
     report = json.loads((tmp_path / "out" / "pruning.json").read_text())
     allocation = st.Allocation.load(tmp_path / "out" / "allocation.json")
     candidates = {x["eps"]: x["perplexity"] for x in report["selected"]["candidates"]}
     assert list(candidates) == list(st.presets.PRUNE_EPS_CANDIDATES)
-    assert report["selected"]["eps"] == min(candidates, key=candidates.get) == allocation.settings["eps"]
-    assert allocation.settings["eps_scores"] == {f"{eps:g}": value for eps, value in candidates.items()}
+    assert (
+        report["selected"]["eps"]
+        == min(candidates, key=candidates.get)
+        == allocation.settings["eps"]
+    )
+    assert allocation.settings["eps_scores"] == {
+        f"{eps:g}": value for eps, value in candidates.items()
+    }
     pruned, tokenizer = st.open_language_model(tmp_path / "out")
     [found] = report["evaluated"]
     for model, key in ((st.open_language_model(folder)[0], "before"), (pruned, "after")):
@@ -212,9 +290,24 @@ def test_eps_is_chosen_on_the_end_of_the_calibration_text_and_the_result_tested(
 
 def test_calibration_never_sees_the_text_that_eps_is_chosen_by(folder, tmp_path, text, monkeypatch):
     seen, inner = [], pipeline.calibration_tokens
-    monkeypatch.setattr(pipeline, "calibration_tokens", lambda *a, **k: seen.append(inner(*a, **k)) or seen[-1])
-    words = ["--calibration", str(text), "--samples", "99", "--seq-len", "8", "--sparsity", "0.5", "--quiet"]
-    assert _run(folder, tmp_path, *words, "--method", "wanda", "--allocation", "owl", "--eps", "auto") == 0
+    monkeypatch.setattr(
+        pipeline, "calibration_tokens", lambda *a, **k: seen.append(inner(*a, **k)) or seen[-1]
+    )
+    words = [
+        "--calibration",
+        str(text),
+        "--samples",
+        "99",
+        "--seq-len",
+        "8",
+        "--sparsity",
+        "0.5",
+        "--quiet",
+    ]
+    assert (
+        _run(folder, tmp_path, *words, "--method", "wanda", "--allocation", "owl", "--eps", "auto")
+        == 0
+    )
     assert seen[0].numel() <= 0.9 * 400
     report = json.loads((tmp_path / "out" / "pruning.json").read_text())
     assert report["selected"]["dense"]["sequences"] == 5
@@ -222,7 +315,12 @@ def test_calibration_never_sees_the_text_that_eps_is_chosen_by(folder, tmp_path,
 
 def test_the_same_eps_for_owl_and_a_selection_text_for_magnitude(folder, tmp_path, text):
     words = ["--calibration", str(text), "--seq-len", "16", "--sparsity", "0.5", "--quiet"]
-    assert _run(folder, tmp_path, *words, "--allocation", "owl", "--eps", "0.3", "--method", "magnitude") == 0
+    assert (
+        _run(
+            folder, tmp_path, *words, "--allocation", "owl", "--eps", "0.3", "--method", "magnitude"
+        )
+        == 0
+    )
     settings = st.Allocation.load(tmp_path / "out" / "allocation.json").settings
     assert (settings["eps"], settings["lambda"]) == (0.3, pytest.approx(0.15))
     options = [
@@ -249,10 +347,14 @@ def gemma(tmp_path_factory):
     tokenizers = pytest.importorskip("tokenizers")
     path = tmp_path_factory.mktemp("gemma") / "model"
     decoder("gemma3").save_pretrained(path)
-    vocabulary = {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {word: i + 3 for i, word in enumerate(WORDS)}
+    vocabulary = {"<pad>": 0, "<bos>": 1, "<eos>": 2} | {
+        word: i + 3 for i, word in enumerate(WORDS)
+    }
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<pad>"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>"
+    )
     tokenizer.save_pretrained(path)
     return path
 
@@ -266,24 +368,57 @@ def test_one_rule_for_bos_holds_for_all_texts_and_is_told(
     gemma, tmp_path, text, capfd, monkeypatch, given, rule, shown
 ):
     drawn, read, calibrate, losses = [], [], pipeline.calibration_tokens, perplexity.batch_losses
-    monkeypatch.setattr(pipeline, "calibration_tokens", lambda *a, **k: drawn.append(calibrate(*a, **k)) or drawn[-1])
-    monkeypatch.setattr(perplexity, "batch_losses", lambda m, batch, **k: read.append(batch) or losses(m, batch, **k))
+    monkeypatch.setattr(
+        pipeline,
+        "calibration_tokens",
+        lambda *a, **k: drawn.append(calibrate(*a, **k)) or drawn[-1],
+    )
+    monkeypatch.setattr(
+        perplexity,
+        "batch_losses",
+        lambda m, batch, **k: read.append(batch) or losses(m, batch, **k),
+    )
     test = tmp_path / "test.txt"
     test.write_text(" ".join(reversed(TEXT.split())))
-    options = ["--sparsity", "0.5", "--method", "wanda", "--allocation", "alphapruning", "--eps", "auto"]
-    options += ["--calibration", str(text), "--samples", "6", "--seq-len", "16", "--evaluate", str(test)]
+    options = [
+        "--sparsity",
+        "0.5",
+        "--method",
+        "wanda",
+        "--allocation",
+        "alphapruning",
+        "--eps",
+        "auto",
+    ]
+    options += [
+        "--calibration",
+        str(text),
+        "--samples",
+        "6",
+        "--seq-len",
+        "16",
+        "--evaluate",
+        str(test),
+    ]
     assert _run(gemma, tmp_path, *options, *(["--bos", given] if given else [])) == 0
     assert (drawn[0][:, 0] == 1).all() == (rule == "every")
     blocks = torch.cat(read)
     starts = {"every": len(blocks), "none": 0}
-    passes = 2 + 1 + len(st.presets.PRUNE_EPS_CANDIDATES)  # test text twice, selection text once and for each eps
+    passes = (
+        2 + 1 + len(st.presets.PRUNE_EPS_CANDIDATES)
+    )  # test text twice, selection text once and for each eps
     assert int((blocks[:, 0] == 1).sum()) == starts.get(rule, passes)
     assert not (blocks[:, 1:] == 1).any()
     printed = capfd.readouterr().out
     assert f"BOS: {shown}\n" in printed
     report = json.loads((tmp_path / "out" / "pruning.json").read_text())
     [found] = report["evaluated"]
-    assert {report["bos"], found["before"]["bos"], found["after"]["bos"], report["selected"]["dense"]["bos"]} == {rule}
+    assert {
+        report["bos"],
+        found["before"]["bos"],
+        found["after"]["bos"],
+        report["selected"]["dense"]["bos"],
+    } == {rule}
     page = (tmp_path / "out" / "report.html").read_text()
     assert f"<span>BOS <b>{shown}</b></span>" in page
     assert ("models need: draw them with bos every" in printed) == (rule != "every")
@@ -305,7 +440,16 @@ def test_an_interruption_while_eps_is_chosen(folder, tmp_path, text, capfd, monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pruning, "prune_weight", interrupt)
-    options = ["--sparsity", "0.5", "--method", "magnitude", "--allocation", "alphapruning", "--eps", "auto"]
+    options = [
+        "--sparsity",
+        "0.5",
+        "--method",
+        "magnitude",
+        "--allocation",
+        "alphapruning",
+        "--eps",
+        "auto",
+    ]
     assert _run(folder, tmp_path, *options, "--selection", str(text), "--seq-len", "16") == 130
     assert "interrupted while eps was chosen; nothing was written" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()

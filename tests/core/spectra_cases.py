@@ -16,7 +16,9 @@ KINDS = {
     "lognormal": lambda rng, n: np.exp(rng.normal(0, rng.uniform(0.1, 4), n)),
     "uniform": lambda rng, n: rng.random(n) + 1e-9,
     "exponential": lambda rng, n: rng.exponential(1e4, n) + 1e-30,
-    "two clusters": lambda rng, n: np.where(rng.random(n) < 0.7, rng.normal(1, 0.01, n), rng.normal(100, 3, n)),
+    "two clusters": lambda rng, n: np.where(
+        rng.random(n) < 0.7, rng.normal(1, 0.01, n), rng.normal(100, 3, n)
+    ),
     "ties": lambda rng, n: rng.integers(1, 2 + n // 7, n).astype(float),
     "few values": lambda rng, n: rng.choice([0.5, 2.0, 2.5, 40.0], n),
     "doubled": lambda rng, n: np.repeat(1 / rng.random(n // 2 + 1), 2)[: max(n, 2)],

@@ -62,7 +62,9 @@ def test_a_single_window_that_does_not_fit_is_an_error(monkeypatch: pytest.Monke
 def test_gpu_and_cpu_agree_on_alpha(cutoff: str) -> None:
     matrix = torch.randn(600, 900, generator=torch.Generator().manual_seed(1))
     spec = st.Spec(window=200, cutoff=cutoff)
-    assert st.tail_fit(matrix.cuda(), spec).alpha == pytest.approx(st.tail_fit(matrix, spec).alpha, rel=1e-4)
+    assert st.tail_fit(matrix.cuda(), spec).alpha == pytest.approx(
+        st.tail_fit(matrix, spec).alpha, rel=1e-4
+    )
 
 
 @gpu

@@ -43,7 +43,19 @@ def test_a_fraction_survives_its_text(fraction: float) -> None:
     assert parse_cutoff(str(TopFraction(fraction))) == TopFraction(fraction)
 
 
-BAD_CUTOFFS = ["", "mean", "ks:1", "median:2", "peak:50", "top", "top:", "top:x", "top:nan", "fixed:inf", "fixed"]
+BAD_CUTOFFS = [
+    "",
+    "mean",
+    "ks:1",
+    "median:2",
+    "peak:50",
+    "top",
+    "top:",
+    "top:x",
+    "top:nan",
+    "fixed:inf",
+    "fixed",
+]
 
 
 @pytest.mark.parametrize("text", BAD_CUTOFFS)
@@ -124,10 +136,19 @@ def test_the_legacy_peak_compares_a_logarithm_with_eigenvalues() -> None:
 def test_peak_takes_its_candidates_from_the_peak_up() -> None:
     """A spectrum with a heavy foot: the lower bound of 0.95 peak keeps xmin off it, the legacy one lets it in."""
     found = np.sort(
-        np.concatenate([np.geomspace(1e-4, 0.9, 400), np.linspace(1.0, 1.05, 200), 1 / np.linspace(0.02, 1, 90)])
+        np.concatenate(
+            [
+                np.geomspace(1e-4, 0.9, 400),
+                np.linspace(1.0, 1.05, 200),
+                1 / np.linspace(0.02, 1, 90),
+            ]
+        )
     )
     peak = plain_farms.histogram_peak(found)
-    ours, legacy = (fit_from(found, HistogramPeak(legacy_lower_bound=flag).start(found)) for flag in (False, True))
+    ours, legacy = (
+        fit_from(found, HistogramPeak(legacy_lower_bound=flag).start(found))
+        for flag in (False, True)
+    )
     assert 0.95 * peak <= ours.xmin <= 1.5 * peak
     assert legacy.xmin == plain_farms.fit(found, "peak", legacy=True).xmin
 
@@ -139,7 +160,9 @@ def test_fixed_counts_what_is_at_or_above() -> None:
     assert fit_from(found, Fixed(1.5).start(found)).n_tail == 3
 
 
-@pytest.mark.parametrize(("size", "fraction", "tail"), [(10, 0.25, 3), (10, 0.01, 1), (7, 1, 7), (1000, 0.1, 100)])
+@pytest.mark.parametrize(
+    ("size", "fraction", "tail"), [(10, 0.25, 3), (10, 0.01, 1), (7, 1, 7), (1000, 0.1, 100)]
+)
 def test_top_rounds_to_the_nearest_count(size: int, fraction: float, tail: int) -> None:
     assert size - TopFraction(fraction).start(np.arange(1.0, size + 1)) == tail
 

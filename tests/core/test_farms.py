@@ -25,16 +25,26 @@ def draw(*shape: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("cutoff", CUTOFFS)
 @pytest.mark.parametrize(
     ("shape", "side", "ratio"),
-    [((96, 96), 32, 1.0), ((70, 130), 32, 1.0), ((130, 70), 24, 2.0), ((100, 80), 30, 0.75), ((3, 64, 48), 20, 1.5)],
+    [
+        ((96, 96), 32, 1.0),
+        ((70, 130), 32, 1.0),
+        ((130, 70), 24, 2.0),
+        ((100, 80), 30, 0.75),
+        ((3, 64, 48), 20, 1.5),
+    ],
 )
-def test_tail_fit_is_the_plain_farms(shape: tuple[int, ...], side: int, ratio: float, cutoff: str) -> None:
+def test_tail_fit_is_the_plain_farms(
+    shape: tuple[int, ...], side: int, ratio: float, cutoff: str
+) -> None:
     matrix = draw(*shape)
     fit = tail_fit(matrix, Spec(window=side, aspect_ratio=ratio, cutoff=cutoff))
     rows, cols = shape[-2:]
     window = window_shape(rows, cols, side, ratio)
     corners = Tile().positions(rows, cols, window)
     slices = matrix.reshape(-1, rows, cols)
-    known = plain_farms.fit(found := plain_farms.pooled_eigenvalues(list(slices), window, corners), cutoff)
+    known = plain_farms.fit(
+        found := plain_farms.pooled_eigenvalues(list(slices), window, corners), cutoff
+    )
     assert fit.eigenvalues == pytest.approx(found, rel=1e-8)
     assert (fit.alpha, fit.xmin, fit.ks, fit.n_tail) == pytest.approx(known, rel=1e-7)
     assert (fit.window, fit.n_windows, fit.n_zero) == (window, len(corners) * len(slices), 0)
@@ -56,14 +66,19 @@ COMMON = [
 
 
 @pytest.mark.parametrize(("shapes", "settings", "expected"), COMMON)
-def test_the_common_window_is_the_smallest_of_the_large(shapes: list, settings: dict, expected: int | None) -> None:
+def test_the_common_window_is_the_smallest_of_the_large(
+    shapes: list, settings: dict, expected: int | None
+) -> None:
     assert common_window(shapes, Spec(**settings)) == expected
 
 
 def test_a_window_larger_than_every_layer_is_refused() -> None:
     with pytest.raises(SpecError) as error:
         common_window([(100, 200), (300, 80)], Spec(window=128))
-    assert str(error.value) == "a window of 128 is larger than every layer; the largest that fits any is 100"
+    assert (
+        str(error.value)
+        == "a window of 128 is larger than every layer; the largest that fits any is 100"
+    )
 
 
 SIDES = [
@@ -86,18 +101,36 @@ def test_a_small_layer_keeps_its_own_window_in_a_run() -> None:
 
 
 UNMEASURABLE = [
-    (draw(15, 400), "skipped", "too small: matrices of 15 x 400, a window needs a short side of at least 16"),
-    (draw(1, 500), "skipped", "too small: matrices of 1 x 500, a window needs a short side of at least 16"),
-    (draw(0, 50), "skipped", "too small: matrices of 0 x 50, a window needs a short side of at least 16"),
+    (
+        draw(15, 400),
+        "skipped",
+        "too small: matrices of 15 x 400, a window needs a short side of at least 16",
+    ),
+    (
+        draw(1, 500),
+        "skipped",
+        "too small: matrices of 1 x 500, a window needs a short side of at least 16",
+    ),
+    (
+        draw(0, 50),
+        "skipped",
+        "too small: matrices of 0 x 50, a window needs a short side of at least 16",
+    ),
     (np.zeros((64, 64)), "failed", "all weights are zero"),
     (np.full((64, 64), np.nan), "failed", "4096 of 4096 weights are NaN or infinite"),
     (np.eye(64), "failed", "all eigenvalues of the tail are equal: no exponent describes them"),
     (np.ones((64, 64)), "skipped", "too small: 1 eigenvalues in the tail, a fit needs at least 5"),
-    (draw(64, 6) @ draw(6, 64), "skipped", "too small: 3 eigenvalues in the tail, a fit needs at least 5"),
+    (
+        draw(64, 6) @ draw(6, 64),
+        "skipped",
+        "too small: 3 eigenvalues in the tail, a fit needs at least 5",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("matrix", "status", "reason"), UNMEASURABLE, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(
+    ("matrix", "status", "reason"), UNMEASURABLE, ids=lambda value: str(value)[:20]
+)
 def test_what_cannot_be_measured_says_why(matrix: np.ndarray, status: str, reason: str) -> None:
     fit = tail_fit(matrix, Spec(window="whole"))
     assert (fit.status, fit.reason) == (status, reason)
@@ -124,15 +157,22 @@ def test_a_low_rank_is_counted_and_told(rank: int) -> None:
     assert fit.n_tail == rank - rank // 2
 
 
-@pytest.mark.parametrize(("dtype", "zeros"), [(torch.float64, 52), (torch.float32, 52), (torch.bfloat16, 0)], ids=str)
-def test_a_low_rank_survives_storage_in_float32_but_not_in_bfloat16(dtype: torch.dtype, zeros: int) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "zeros"), [(torch.float64, 52), (torch.float32, 52), (torch.bfloat16, 0)], ids=str
+)
+def test_a_low_rank_survives_storage_in_float32_but_not_in_bfloat16(
+    dtype: torch.dtype, zeros: int
+) -> None:
     """The rounding of float32 squares to less than the Gram route can tell from zero; that of bfloat16 is noise."""
     product = torch.from_numpy(draw(64, 12) @ draw(12, 64, seed=1)).to(dtype)
     assert tail_fit(product, Spec(window="whole")).n_zero == zeros
 
 
 REFUSED = [
-    (np.zeros(3), "expected a matrix of floating-point numbers (2-D, or 3-D to pool), got torch.float64 of shape (3,)"),
+    (
+        np.zeros(3),
+        "expected a matrix of floating-point numbers (2-D, or 3-D to pool), got torch.float64 of shape (3,)",
+    ),
     (np.zeros((2, 2, 2, 2)), "got torch.float64 of shape (2, 2, 2, 2)"),
     (np.eye(64, dtype=int), "got int64 of shape (64, 64)"),
     (torch.zeros(64, 64, dtype=torch.bool), "got torch.bool of shape (64, 64)"),
@@ -164,13 +204,18 @@ def test_a_window_that_does_not_fit_is_refused(shape: tuple[int, int]) -> None:
 
 
 def test_a_common_window_makes_sense_only_for_common() -> None:
-    with pytest.raises(SpecError, match="window=32 stands for the common window of a run, but the spec asks for 64"):
+    with pytest.raises(
+        SpecError, match="window=32 stands for the common window of a run, but the spec asks for 64"
+    ):
         tail_fit(draw(96, 96), Spec(window=64), window=32)
 
 
 def test_a_fixed_xmin_above_everything_leaves_no_tail() -> None:
     fit = tail_fit(draw(64, 64), Spec(window="whole", cutoff="fixed:1e9"))
-    assert (fit.status, fit.reason) == ("skipped", "too small: 0 eigenvalues in the tail, a fit needs at least 5")
+    assert (fit.status, fit.reason) == (
+        "skipped",
+        "too small: 0 eigenvalues in the tail, a fit needs at least 5",
+    )
 
 
 @pytest.mark.parametrize("matrix", [np.repeat(np.eye(32)[None], 4, 0)], ids=["equal"])

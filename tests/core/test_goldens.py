@@ -23,7 +23,11 @@ from spectail.errors import SpecError
 from tests.goldens import published
 from tests.reference import float32_farms, plain_farms
 
-RECORDS = [(matrix_id, record) for matrix_id in published.matrix_ids() for record in published.records_of(matrix_id)]
+RECORDS = [
+    (matrix_id, record)
+    for matrix_id in published.matrix_ids()
+    for record in published.records_of(matrix_id)
+]
 
 
 def spec_of(record: dict[str, Any], cutoff: str = "median", *, legacy: bool = True) -> Spec:
@@ -50,7 +54,9 @@ def label(matrix_id: str, record: dict[str, Any]) -> str:
 
 def lost_its_ratio(record: dict[str, Any]) -> bool:
     """Whether the published code measured windows of another shape than it was asked for."""
-    return bool(record["sampling"]) and record["windows"]["real_shape"] != record["windows"]["nominal"]
+    return (
+        bool(record["sampling"]) and record["windows"]["real_shape"] != record["windows"]["nominal"]
+    )
 
 
 def cases(keep: Any) -> list[Any]:
@@ -58,7 +64,9 @@ def cases(keep: Any) -> list[Any]:
     return [pytest.param(m, r, id=label(m, r)) for m, r in RECORDS if keep(r)]
 
 
-def placed(matrix_id: str, record: dict[str, Any]) -> tuple[torch.Tensor, Window, list[tuple[int, int]]]:
+def placed(
+    matrix_id: str, record: dict[str, Any]
+) -> tuple[torch.Tensor, Window, list[tuple[int, int]]]:
     """The matrices of a record and its windows as legacy mode places them."""
     slices = torch.from_numpy(published.kernel_slices(published.matrix(matrix_id)))
     shape = (slices.shape[1], slices.shape[2])
@@ -68,7 +76,9 @@ def placed(matrix_id: str, record: dict[str, Any]) -> tuple[torch.Tensor, Window
 
 
 @lru_cache(maxsize=1)
-def cached_eigenvalues(matrix_id: str, window: Window, corners: tuple[tuple[int, int], ...]) -> np.ndarray:
+def cached_eigenvalues(
+    matrix_id: str, window: Window, corners: tuple[tuple[int, int], ...]
+) -> np.ndarray:
     slices = torch.from_numpy(published.kernel_slices(published.matrix(matrix_id)))
     found = np.sort(window_eigenvalues(slices, window, corners, exact_zeros=True), axis=None)
     return found * 0.5 if published.matrix(matrix_id).ndim == 4 else found
@@ -89,7 +99,12 @@ def check_alpha(alpha: float, ks: float, fit: dict[str, Any]) -> None:
 
 
 def test_every_fit_has_a_float64_value_to_compare_with() -> None:
-    fits = [fit for _, record in RECORDS if not lost_its_ratio(record) for fit in record["fits"].values()]
+    fits = [
+        fit
+        for _, record in RECORDS
+        if not lost_its_ratio(record)
+        for fit in record["fits"].values()
+    ]
     measured = [fit for fit in fits if "skipped" not in fit]
     assert len(fits) - len(measured) == 85, "the published code found 85 KS fits too slow"
     assert all("alpha_f64" in fit for fit in measured)
@@ -124,7 +139,9 @@ def check_spectrum(found: np.ndarray, record: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("matrix_id", "record"), cases(lost_its_ratio))
-def test_a_ratio_that_the_published_code_lost_is_kept_or_refused(matrix_id: str, record: dict[str, Any]) -> None:
+def test_a_ratio_that_the_published_code_lost_is_kept_or_refused(
+    matrix_id: str, record: dict[str, Any]
+) -> None:
     weights = published.matrix(matrix_id)
     rows, cols = weights.shape
     side = min(record["sampling"]["num_row_samples"], rows, cols)
@@ -177,31 +194,46 @@ def even_and_full(record: dict[str, Any]) -> bool:
     rows, cols = published.GOLDENS["matrices"][record["matrix"]]["shape"]
     spec, window = spec_of(record, legacy=False), Window(*record["windows"]["real_shape"])
     tops, lefts = published.starts(record["windows"], record["sampling"]["step_size"])
-    return spec.placement.positions(rows, cols, window) == [(top, left) for top in tops for left in lefts]
+    return spec.placement.positions(rows, cols, window) == [
+        (top, left) for top in tops for left in lefts
+    ]
 
 
 @pytest.mark.parametrize(("matrix_id", "record"), cases(even_and_full))
-def test_the_default_route_agrees_where_its_windows_are_the_published_ones(matrix_id: str, record: dict) -> None:
+def test_the_default_route_agrees_where_its_windows_are_the_published_ones(
+    matrix_id: str, record: dict
+) -> None:
     matrix = torch.from_numpy(published.matrix(matrix_id))
     side = min(record["windows"]["real_shape"])
     spec = spec_of(record, legacy=False)
     window = window_shape(*matrix.shape, side)
-    found = window_eigenvalues(matrix[None], window, spec.placement.positions(*matrix.shape, window))
+    found = window_eigenvalues(
+        matrix[None], window, spec.placement.positions(*matrix.shape, window)
+    )
     zero = numerical_zeros(found, window)
     kept = np.sort(found[~zero])
     assert not zero.any()
     for name in ("none", "xmin_mid"):
         cutoff = spec_of(record, published.CUTOFFS[name], legacy=False).cutoff
-        assert fit_from(kept, cutoff.start(kept)).alpha == pytest.approx(record["fits"][name]["alpha_f64"], rel=1e-5)
+        assert fit_from(kept, cutoff.start(kept)).alpha == pytest.approx(
+            record["fits"][name]["alpha_f64"], rel=1e-5
+        )
 
 
 FITTED_CONVOLUTIONS = [c for c in published.GOLDENS["conv"] if "alpha" in c]
 
 
-@pytest.mark.parametrize("known", FITTED_CONVOLUTIONS, ids=lambda c: f"{c['matrix']}-{c['Q_ratio']}-{c['fix_fingers']}")
+@pytest.mark.parametrize(
+    "known", FITTED_CONVOLUTIONS, ids=lambda c: f"{c['matrix']}-{c['Q_ratio']}-{c['fix_fingers']}"
+)
 def test_published_convolution(known: dict[str, Any]) -> None:
     slices = torch.from_numpy(published.kernel_slices(published.matrix(known["matrix"])))
-    spec = Spec(window=100, aspect_ratio=known["Q_ratio"], cutoff=published.CUTOFFS[known["fix_fingers"]], legacy=True)
+    spec = Spec(
+        window=100,
+        aspect_ratio=known["Q_ratio"],
+        cutoff=published.CUTOFFS[known["fix_fingers"]],
+        legacy=True,
+    )
     ours = measure(slices, spec, convolution=True)
     assert ours.status == "ok"
     assert ours.alpha == pytest.approx(known["alpha"], rel=1e-5)
@@ -233,7 +265,8 @@ def test_the_float32_procedure_gives_the_published_numbers() -> None:
             slices, window, corners = placed(matrix_id, record)
             found = float32_farms.eigenvalues32(slices, window, corners)
             agreed.append(
-                float32_farms.fit32(found, published.CUTOFFS[name]).alpha == pytest.approx(fit["alpha"], rel=1e-6)
+                float32_farms.fit32(found, published.CUTOFFS[name]).alpha
+                == pytest.approx(fit["alpha"], rel=1e-6)
             )
     assert len(agreed) > 20
     assert sum(agreed) >= 0.9 * len(agreed)
@@ -241,7 +274,13 @@ def test_the_float32_procedure_gives_the_published_numbers() -> None:
 
 @pytest.mark.slow
 def test_the_float64_values_that_were_added_come_from_the_plain_oracle() -> None:
-    added = [(m, r, n, f) for m, r in RECORDS if not lost_its_ratio(r) for n, f in r["fits"].items() if "ours" in f]
+    added = [
+        (m, r, n, f)
+        for m, r in RECORDS
+        if not lost_its_ratio(r)
+        for n, f in r["fits"].items()
+        if "ours" in f
+    ]
     for matrix_id, record, name, fit in added[::40]:
         slices, window, corners = placed(matrix_id, record)
         found = plain_farms.pooled_eigenvalues(list(slices.numpy()), window, corners)

@@ -48,12 +48,18 @@ def layers() -> list[Any]:
         for name, alpha, count in zip(run["longname"], run["alpha"], run["eigs_num"], strict=True):
             windows = run["use_sliding_window"]
             if (name, windows) not in RATIO_LOST:
-                found.append(pytest.param(name, windows, cutoff, alpha, count, id=f"{name}-{windows}-{cutoff}"))
+                found.append(
+                    pytest.param(
+                        name, windows, cutoff, alpha, count, id=f"{name}-{windows}-{cutoff}"
+                    )
+                )
     return found
 
 
 @pytest.mark.parametrize(("name", "windows", "cutoff", "alpha", "count"), layers())
-def test_a_network_gets_the_published_alphas(name: str, windows: bool, cutoff: str, alpha: float, count: int) -> None:
+def test_a_network_gets_the_published_alphas(
+    name: str, windows: bool, cutoff: str, alpha: float, count: int
+) -> None:
     weights = network()[name]
     spec = Spec(window=64 if windows else "whole", placement="grid:5", cutoff=cutoff, legacy=True)
     slices = torch.from_numpy(published.kernel_slices(weights))
@@ -87,8 +93,12 @@ def _pruned() -> np.ndarray:
 DEGENERATE = {
     "zeros 32x32": lambda: np.zeros((32, 32)),
     "identity 32x32": lambda: np.eye(32),
-    "exact rank 4, 64x64": lambda: _rng().standard_normal((64, 4)) @ _rng().standard_normal((4, 64)),
-    "exact rank 4, filter_zeros": lambda: _rng().standard_normal((64, 4)) @ _rng().standard_normal((4, 64)),
+    "exact rank 4, 64x64": lambda: (
+        _rng().standard_normal((64, 4)) @ _rng().standard_normal((4, 64))
+    ),
+    "exact rank 4, filter_zeros": lambda: (
+        _rng().standard_normal((64, 4)) @ _rng().standard_normal((4, 64))
+    ),
     "4x4 (4 eigs)": lambda: _rng().standard_normal((4, 4)),
     "5x5 (5 eigs)": lambda: _rng().standard_normal((5, 5)),
     "1x50": lambda: _rng().standard_normal((1, 50)),
@@ -99,12 +109,30 @@ DEGENERATE = {
 }
 EXPECTED = {
     "zeros 32x32": ("failed", "all weights are zero"),
-    "identity 32x32": ("failed", "all eigenvalues of the tail are equal: no exponent describes them"),
-    "exact rank 4, 64x64": ("skipped", "too small: 2 eigenvalues in the tail, a fit needs at least 5"),
-    "exact rank 4, filter_zeros": ("skipped", "too small: 2 eigenvalues in the tail, a fit needs at least 5"),
-    "4x4 (4 eigs)": ("skipped", "too small: matrices of 4 x 4, a window needs a short side of at least 16"),
-    "5x5 (5 eigs)": ("skipped", "too small: matrices of 5 x 5, a window needs a short side of at least 16"),
-    "1x50": ("skipped", "too small: matrices of 1 x 50, a window needs a short side of at least 16"),
+    "identity 32x32": (
+        "failed",
+        "all eigenvalues of the tail are equal: no exponent describes them",
+    ),
+    "exact rank 4, 64x64": (
+        "skipped",
+        "too small: 2 eigenvalues in the tail, a fit needs at least 5",
+    ),
+    "exact rank 4, filter_zeros": (
+        "skipped",
+        "too small: 2 eigenvalues in the tail, a fit needs at least 5",
+    ),
+    "4x4 (4 eigs)": (
+        "skipped",
+        "too small: matrices of 4 x 4, a window needs a short side of at least 16",
+    ),
+    "5x5 (5 eigs)": (
+        "skipped",
+        "too small: matrices of 5 x 5, a window needs a short side of at least 16",
+    ),
+    "1x50": (
+        "skipped",
+        "too small: matrices of 1 x 50, a window needs a short side of at least 16",
+    ),
     "NaN entry 16x16": ("failed", "1 of 256 weights are NaN or infinite"),
     "Inf entry 16x16": ("failed", "1 of 256 weights are NaN or infinite"),
     "10 nonzero rows of 64": ("ok", "only 10 of 64 eigenvalues are above numerical zero"),
@@ -124,7 +152,9 @@ def test_a_degenerate_matrix_gets_a_status_and_a_reason(case: str) -> None:
 @pytest.mark.parametrize("cutoff", ["median", "ks", "peak", "top:0.1", "fixed:0.5"])
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("case", DEGENERATE)
-def test_no_cutoff_gives_nonsense_on_a_degenerate_matrix(case: str, legacy: bool, cutoff: str) -> None:
+def test_no_cutoff_gives_nonsense_on_a_degenerate_matrix(
+    case: str, legacy: bool, cutoff: str
+) -> None:
     fit = tail_fit(DEGENERATE[case](), Spec(window="whole", cutoff=cutoff, legacy=legacy))
     if fit.status == "ok":
         assert 1 < fit.alpha < math.inf
@@ -142,12 +172,19 @@ WINDOWED = [case for case in published.GOLDENS["edge_cases"] if "Q_ratio" in cas
 def _asked(case: dict[str, Any]) -> tuple[Any, ...]:
     asked = case["kw"]
     grid, step = asked["sampling_ops_per_dim"], asked.get("step_size")
-    return tuple(case["shape"]), asked["num_row_samples"], asked["Q_ratio"], f"grid:{grid}" if grid else f"step:{step}"
+    return (
+        tuple(case["shape"]),
+        asked["num_row_samples"],
+        asked["Q_ratio"],
+        f"grid:{grid}" if grid else f"step:{step}",
+    )
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("asked", sorted({_asked(case) for case in WINDOWED}), ids=str)
-def test_a_window_that_does_not_fit_never_changes_its_ratio(asked: tuple[Any, ...], legacy: bool) -> None:
+def test_a_window_that_does_not_fit_never_changes_its_ratio(
+    asked: tuple[Any, ...], legacy: bool
+) -> None:
     shape, side, ratio, placement = asked
     matrix = _rng().standard_normal(shape).astype(np.float32)
     spec = Spec(window=side, aspect_ratio=ratio, placement=placement, legacy=legacy)

@@ -60,7 +60,10 @@ CASES = {
 
 def compared(tail: Array) -> tuple[powerlaw.Fit, tuple[float, float], tuple[float, float]]:
     fit = powerlaw.Fit(tail, xmin=float(tail[0]), verbose=False, parameter_ranges=WIDE)
-    pairs = [fit.distribution_compare("power_law", law, normalized_ratio=True) for law in ("lognormal", "exponential")]
+    pairs = [
+        fit.distribution_compare("power_law", law, normalized_ratio=True)
+        for law in ("lognormal", "exponential")
+    ]
     return fit, *pairs
 
 
@@ -96,7 +99,10 @@ def scipy_lognormal(logs: Array) -> float:
 
     starts = [(logs.mean(), math.log(logs.std())), (-3.0, 0.5), (-30.0, 1.5)]
     options = {"maxiter": 1000, "maxfev": 1000, "xatol": 1e-7, "fatol": 1e-7}
-    return max(-float(optimize.minimize(negative, x, method="Nelder-Mead", options=options).fun) for x in starts)
+    return max(
+        -float(optimize.minimize(negative, x, method="Nelder-Mead", options=options).fun)
+        for x in starts
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -104,7 +110,9 @@ def test_no_lognormal_is_likelier_than_ours(case: str) -> None:
     logs = np.log(CASES[case] / CASES[case][0])
     ours, best = float(lognormal_terms(logs).sum()), scipy_lognormal(logs)
     assert ours >= best - 1e-6
-    assert ours == pytest.approx(best, abs=0.05), "a power law stands for the lognormals that come close to it"
+    assert ours == pytest.approx(best, abs=0.05), (
+        "a power law stands for the lognormals that come close to it"
+    )
 
 
 @pytest.mark.parametrize("law", [power_law_terms, exponential_terms, lognormal_terms])
@@ -129,7 +137,9 @@ def test_a_lognormal_gives_its_own_parameters_back() -> None:
     sample = np.sort(np.random.default_rng(2).lognormal(1.0, 0.7, 200_000))
     tail = sample[sample > 2]
     logs = np.log(tail / tail[0])
-    expected = stats.norm.logpdf(np.log(tail), 1.0, 0.7) - stats.norm.logsf(np.log(tail[0]), 1.0, 0.7)
+    expected = stats.norm.logpdf(np.log(tail), 1.0, 0.7) - stats.norm.logsf(
+        np.log(tail[0]), 1.0, 0.7
+    )
     assert float(lognormal_terms(logs).sum()) == pytest.approx(float(expected.sum()), abs=5)
 
 
@@ -152,7 +162,9 @@ def test_the_p_value_falls_with_the_distance_without_a_step() -> None:
     assert np.all(np.diff(chances) <= 0)
     assert np.max(-np.diff(chances)) < 0.02
     assert chances[-1] < 1e-100
-    assert ks_p_value(1.094 / math.sqrt(1e8), 10**8) == pytest.approx(0.05, abs=0.002), "Stephens 1974"
+    assert ks_p_value(1.094 / math.sqrt(1e8), 10**8) == pytest.approx(0.05, abs=0.002), (
+        "Stephens 1974"
+    )
 
 
 @pytest.mark.parametrize("exponent", [1.7, 2.5, 6.0])
@@ -165,17 +177,28 @@ def test_power_laws_with_their_xmin_searched_are_hardly_ever_ruled_out(exponent:
     judged = [x for x in found if math.isfinite(x.ks_p)]
     assert len(judged) > 45
     assert sum(x.ks_p <= LEVEL for x in judged) <= 2
-    assert all(x.lognormal_ratio <= 0 for x in judged), "some lognormal is as close as one likes to any power law"
+    assert all(x.lognormal_ratio <= 0 for x in judged), (
+        "some lognormal is as close as one likes to any power law"
+    )
     assert sum(x.lognormal_p <= LEVEL for x in judged) <= 2
 
 
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        ("student windows", "power law ruled out (p < 0.001): lognormal and exponential fit better"),
+        (
+            "student windows",
+            "power law ruled out (p < 0.001): lognormal and exponential fit better",
+        ),
         ("uniform 0.5", "power law ruled out (p < 0.001): lognormal and exponential fit better"),
-        ("gaussian windows 0.5", "power law ruled out (p < 0.001): lognormal and exponential fit better"),
-        ("exponential 1.0", "power law ruled out (p < 0.001): lognormal and exponential fit better"),
+        (
+            "gaussian windows 0.5",
+            "power law ruled out (p < 0.001): lognormal and exponential fit better",
+        ),
+        (
+            "exponential 1.0",
+            "power law ruled out (p < 0.001): lognormal and exponential fit better",
+        ),
         ("pareto 2.0", "not ruled out"),
         ("pareto 2.0", "lognormal fits as well, exponential worse"),
     ],
@@ -187,15 +210,44 @@ def test_known_laws_are_called_by_name(case: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("p", "lognormal", "exponential", "words"),
     [
-        (0.34, -1.6, 1.6, "power law not ruled out (p <= 0.34): lognormal and exponential fit as well"),
-        (0.101, -1.7, 1.7, "power law not ruled out (p <= 0.10): lognormal fits better, exponential worse"),
-        (0.0999, 0.0, 1.7, "power law ruled out (p <= 0.100): lognormal fits no better, exponential worse"),
-        (0.0123, 0.0, -1.0, "power law ruled out (p <= 0.012): lognormal and exponential fit no better"),
-        (0.0009, -2.0, -9.0, "power law ruled out (p < 0.001): lognormal and exponential fit better"),
+        (
+            0.34,
+            -1.6,
+            1.6,
+            "power law not ruled out (p <= 0.34): lognormal and exponential fit as well",
+        ),
+        (
+            0.101,
+            -1.7,
+            1.7,
+            "power law not ruled out (p <= 0.10): lognormal fits better, exponential worse",
+        ),
+        (
+            0.0999,
+            0.0,
+            1.7,
+            "power law ruled out (p <= 0.100): lognormal fits no better, exponential worse",
+        ),
+        (
+            0.0123,
+            0.0,
+            -1.0,
+            "power law ruled out (p <= 0.012): lognormal and exponential fit no better",
+        ),
+        (
+            0.0009,
+            -2.0,
+            -9.0,
+            "power law ruled out (p < 0.001): lognormal and exponential fit better",
+        ),
     ],
 )
-def test_every_judgement_has_its_sentence(p: float, lognormal: float, exponential: float, words: str) -> None:
-    found = GoodnessOfFit(n_tail=99, ks=0.1, ks_p=p, lognormal_ratio=lognormal, exponential_ratio=exponential)
+def test_every_judgement_has_its_sentence(
+    p: float, lognormal: float, exponential: float, words: str
+) -> None:
+    found = GoodnessOfFit(
+        n_tail=99, ks=0.1, ks_p=p, lognormal_ratio=lognormal, exponential_ratio=exponential
+    )
     assert verdict(found) == words
 
 
@@ -208,9 +260,13 @@ def test_a_small_tail_is_not_judged() -> None:
     assert judge_tail(np.empty(0)).n_tail == 0
 
 
-@pytest.mark.parametrize("tail", [[2.0, 1.0, 3.0], [-1.0, 2.0, 3.0], [0.0, 1.0, 2.0], [1.0, math.nan, 2.0]])
+@pytest.mark.parametrize(
+    "tail", [[2.0, 1.0, 3.0], [-1.0, 2.0, 3.0], [0.0, 1.0, 2.0], [1.0, math.nan, 2.0]]
+)
 def test_what_is_no_tail_is_refused(tail: list[float]) -> None:
-    with pytest.raises(SpecError, match="expected the positive eigenvalues of a tail in ascending order"):
+    with pytest.raises(
+        SpecError, match="expected the positive eigenvalues of a tail in ascending order"
+    ):
         judge_tail(np.array(tail))
 
 
@@ -229,7 +285,9 @@ def test_far_clusters_and_many_decades_stay_finite() -> None:
     decades = np.logspace(0, 30, 400)
     for tail in (cluster, decades, np.append(1.0, np.full(99, 2.0)), np.append(np.ones(99), 2.0)):
         found = judge_tail(tail)
-        assert all(map(math.isfinite, (found.ks_p, found.lognormal_ratio, found.exponential_ratio))), found
+        assert all(
+            map(math.isfinite, (found.ks_p, found.lognormal_ratio, found.exponential_ratio))
+        ), found
 
 
 def test_ratios_and_their_chances() -> None:

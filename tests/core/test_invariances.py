@@ -22,8 +22,15 @@ def draw(*shape: int, law: str = "student", seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("power", [-200, -11, 1, 200])
 def test_scaling_by_a_power_of_two_keeps_every_bit(power: int, cutoff: str) -> None:
     matrix = draw(150, 120)
-    before, after = (tail_fit(m, Spec(window=40, cutoff=cutoff)) for m in (matrix, matrix * 2.0**power))
-    assert (after.alpha, after.ks, after.n_tail, after.n_zero) == (before.alpha, before.ks, before.n_tail, 0)
+    before, after = (
+        tail_fit(m, Spec(window=40, cutoff=cutoff)) for m in (matrix, matrix * 2.0**power)
+    )
+    assert (after.alpha, after.ks, after.n_tail, after.n_zero) == (
+        before.alpha,
+        before.ks,
+        before.n_tail,
+        0,
+    )
     assert after.alpha_se == before.alpha_se
     assert after.alpha_null == before.alpha_null
     assert after.xmin == before.xmin * 4.0**power
@@ -41,13 +48,17 @@ def test_scaling_leaves_alpha_as_it_is(factor: float, cutoff: str, dtype: type) 
 
 def test_a_fixed_xmin_does_see_the_scale() -> None:
     matrix, spec = draw(150, 120), Spec(window=40, cutoff="fixed:80")
-    assert tail_fit(matrix * 1.5, spec).alpha != pytest.approx(tail_fit(matrix, spec).alpha, rel=1e-3)
+    assert tail_fit(matrix * 1.5, spec).alpha != pytest.approx(
+        tail_fit(matrix, spec).alpha, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("cutoff", CUTOFFS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("shape", [(150, 120), (100, 330), (2, 90, 64)])
-def test_the_transpose_has_the_same_alpha_at_ratio_one(shape: tuple[int, ...], placement: str, cutoff: str) -> None:
+def test_the_transpose_has_the_same_alpha_at_ratio_one(
+    shape: tuple[int, ...], placement: str, cutoff: str
+) -> None:
     matrix = draw(*shape)
     spec = Spec(window=40, cutoff=cutoff, placement=placement)
     there, back = tail_fit(matrix, spec), tail_fit(np.swapaxes(matrix, -1, -2), spec)
@@ -79,7 +90,9 @@ def test_permuting_an_independent_matrix_moves_alpha_within_its_error(cutoff: st
         ((300, 300), 60, 0.75),
     ],
 )
-def test_a_gaussian_matrix_shows_the_null(shape: tuple[int, int], side: int, ratio: float, cutoff: str) -> None:
+def test_a_gaussian_matrix_shows_the_null(
+    shape: tuple[int, int], side: int, ratio: float, cutoff: str
+) -> None:
     spec = Spec(window=side, aspect_ratio=ratio, cutoff=cutoff)
     fits = [tail_fit(draw(*shape, law="gauss", seed=seed), spec) for seed in range(6)]
     null, spread = fits[0].alpha_null, fits[0].alpha_null_sd
@@ -101,7 +114,9 @@ def test_one_law_in_every_shape_has_one_alpha_and_the_full_spectrum_has_not(law:
 
 def test_heavier_tails_have_a_smaller_alpha() -> None:
     rng = np.random.default_rng(0)
-    alphas = [tail_fit(rng.standard_t(df, (256, 256)), Spec(window=64)).alpha for df in (1.5, 2.5, 5, 1e6)]
+    alphas = [
+        tail_fit(rng.standard_t(df, (256, 256)), Spec(window=64)).alpha for df in (1.5, 2.5, 5, 1e6)
+    ]
     assert alphas == sorted(alphas)
 
 
@@ -110,5 +125,9 @@ def test_the_same_input_gives_the_same_bits(cutoff: str) -> None:
     matrix = torch.from_numpy(draw(128, 128))
     spec = Spec(window=32, cutoff=cutoff, placement="random:9", seed=5)
     first, second = tail_fit(matrix, spec), tail_fit(matrix, spec)
-    assert (first.alpha, first.alpha_null, first.n_tail) == (second.alpha, second.alpha_null, second.n_tail)
+    assert (first.alpha, first.alpha_null, first.n_tail) == (
+        second.alpha,
+        second.alpha_null,
+        second.n_tail,
+    )
     assert np.array_equal(first.eigenvalues, second.eigenvalues)

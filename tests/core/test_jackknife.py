@@ -36,10 +36,14 @@ def eigenvalues(bands: tuple[int, int], slices: int = 1, size: int = 12) -> np.n
 @pytest.mark.parametrize("cutoff", CUTOFFS)
 @pytest.mark.parametrize("slices", [1, 3])
 @pytest.mark.parametrize("bands", [(3, 3), (3, 7), (5, 4)])
-def test_the_error_bar_is_that_of_the_loops(bands: tuple[int, int], slices: int, cutoff: str) -> None:
+def test_the_error_bar_is_that_of_the_loops(
+    bands: tuple[int, int], slices: int, cutoff: str
+) -> None:
     found = eigenvalues(bands, slices)
     windows = {(i, j): found[i, j].ravel() for i in range(bands[0]) for j in range(bands[1])}
-    known = plain_jackknife.standard_error(windows, lambda pool: plain_farms.fit(pool, cutoff).alpha)
+    known = plain_jackknife.standard_error(
+        windows, lambda pool: plain_farms.fit(pool, cutoff).alpha
+    )
     ours = alpha_standard_error(found, np.zeros(found.shape, dtype=bool), CUTOFFS[cutoff])
     assert ours == pytest.approx(known, rel=1e-9)
 
@@ -49,9 +53,13 @@ def test_zeros_stay_out_of_every_refit() -> None:
     zero = np.zeros(found.shape, dtype=bool)
     zero[..., :3] = True
     windows = {(i, j): found[i, j, 0, 3:] for i in range(3) for j in range(4)}
-    known = plain_jackknife.standard_error(windows, lambda pool: plain_farms.fit(pool, "median").alpha)
+    known = plain_jackknife.standard_error(
+        windows, lambda pool: plain_farms.fit(pool, "median").alpha
+    )
     assert alpha_standard_error(found, zero, Median()) == pytest.approx(known, rel=1e-9)
-    assert known != pytest.approx(alpha_standard_error(found, ~np.ones_like(zero), Median()), rel=1e-3)
+    assert known != pytest.approx(
+        alpha_standard_error(found, ~np.ones_like(zero), Median()), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("bands", [(MAX_BANDS + 1, 3), (40, 3), (33, 35)])
@@ -64,7 +72,9 @@ def test_many_bands_are_merged_into_few(bands: tuple[int, int]) -> None:
             windows.setdefault((row, column), []).extend(found[i, j].ravel())
     sizes = {len([i for i in group[0] if i == g]) for g in set(group[0])}
     assert max(sizes) - min(sizes) <= 1
-    known = plain_jackknife.standard_error(windows, lambda pool: plain_farms.fit(pool, "median").alpha)
+    known = plain_jackknife.standard_error(
+        windows, lambda pool: plain_farms.fit(pool, "median").alpha
+    )
     ours = alpha_standard_error(found, np.zeros(found.shape, dtype=bool), Median())
     assert ours == pytest.approx(known, rel=1e-9)
 
@@ -80,22 +90,31 @@ def test_the_error_bar_does_not_depend_on_the_placement(placement: str) -> None:
     matrix = np.random.default_rng(1).standard_t(4, (192, 256))
     known = tail_fit(matrix, Spec(window=64, placement="tile")).alpha_se
     assert known > 0
-    assert tail_fit(matrix, Spec(window=64, placement=placement)).alpha_se == pytest.approx(known, rel=1e-6)
+    assert tail_fit(matrix, Spec(window=64, placement=placement)).alpha_se == pytest.approx(
+        known, rel=1e-6
+    )
 
 
 def test_kernel_slices_of_one_position_are_left_out_together() -> None:
     """The same slice nine times over carries no more information than once."""
     matrix = np.random.default_rng(2).standard_normal((192, 192))
-    one, nine = (tail_fit(m, Spec(window=64)).alpha_se for m in (matrix, np.repeat(matrix[None], 9, axis=0)))
+    one, nine = (
+        tail_fit(m, Spec(window=64)).alpha_se for m in (matrix, np.repeat(matrix[None], 9, axis=0))
+    )
     assert nine == pytest.approx(one, rel=0.05)
 
 
 def test_too_few_windows_say_so() -> None:
     thin = tail_fit(np.random.default_rng(3).standard_normal((40, 40)), Spec(window="whole"))
     assert thin.alpha_se > 0
-    fixed = tail_fit(np.random.default_rng(3).standard_normal((64, 64)), Spec(window=64, cutoff="fixed:30"))
+    fixed = tail_fit(
+        np.random.default_rng(3).standard_normal((64, 64)), Spec(window=64, cutoff="fixed:30")
+    )
     assert math.isnan(fixed.alpha_se)
-    assert fixed.reason == "no error bar: a fixed xmin means something else in the smaller windows that it needs"
+    assert (
+        fixed.reason
+        == "no error bar: a fixed xmin means something else in the smaller windows that it needs"
+    )
 
 
 def test_a_layer_that_is_zero_outside_one_band_of_the_disjoint_windows_gets_no_error_bar() -> None:
@@ -108,13 +127,20 @@ def test_a_layer_that_is_zero_outside_one_band_of_the_disjoint_windows_gets_no_e
     assert "no error bar: some windows have no tail of their own" in fit.reason
 
 
-def ratio_to_spread(law: str, shape: tuple[int, int], window: int, cutoff: str, draws: int) -> float:
+def ratio_to_spread(
+    law: str, shape: tuple[int, int], window: int, cutoff: str, draws: int
+) -> float:
     """Mean error bar over the standard deviation of alpha, over independent draws of the matrix."""
     fits = [
-        tail_fit(LAWS[law](np.random.default_rng((seed, *shape)), shape), Spec(window=window, cutoff=cutoff))
+        tail_fit(
+            LAWS[law](np.random.default_rng((seed, *shape)), shape),
+            Spec(window=window, cutoff=cutoff),
+        )
         for seed in range(draws)
     ]
-    return float(np.mean([fit.alpha_se for fit in fits]) / np.std([fit.alpha for fit in fits], ddof=1))
+    return float(
+        np.mean([fit.alpha_se for fit in fits]) / np.std([fit.alpha for fit in fits], ddof=1)
+    )
 
 
 @pytest.mark.parametrize("law", LAWS)

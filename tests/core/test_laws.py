@@ -27,7 +27,9 @@ def test_the_density_is_the_law_and_sums_to_one(ratio: float) -> None:
     x = np.linspace(low - 0.1, high + 0.1, 57)
     known = [random_matrices.density(value, ratio) for value in x]
     assert marchenko_pastur_density(x, ratio) == pytest.approx(known, rel=1e-12)
-    assert 9 * marchenko_pastur_density(9 * x, ratio, variance=9.0) == pytest.approx(known, rel=1e-9)
+    assert 9 * marchenko_pastur_density(9 * x, ratio, variance=9.0) == pytest.approx(
+        known, rel=1e-9
+    )
     assert random_matrices.mass_above(low, ratio) == pytest.approx(1, rel=1e-6)
 
 
@@ -59,11 +61,16 @@ def test_an_xmin_above_the_law_has_no_null() -> None:
 @cache
 def dense_pools(side: int, ratio: float, windows: int) -> list[np.ndarray]:
     rng = np.random.default_rng((side, int(4 * ratio), windows))
-    return [random_matrices.pooled_eigenvalues(side, round(side * ratio), windows, rng) for _ in range(DRAWS)]
+    return [
+        random_matrices.pooled_eigenvalues(side, round(side * ratio), windows, rng)
+        for _ in range(DRAWS)
+    ]
 
 
 def dense_alphas(side: int, ratio: float, windows: int, cutoff: Cutoff) -> np.ndarray:
-    return np.array([fit_from(pool, cutoff.start(pool)).alpha for pool in dense_pools(side, ratio, windows)])
+    return np.array(
+        [fit_from(pool, cutoff.start(pool)).alpha for pool in dense_pools(side, ratio, windows)]
+    )
 
 
 def window_of(side: int, ratio: float) -> Window:
@@ -74,7 +81,9 @@ def window_of(side: int, ratio: float) -> Window:
 @pytest.mark.parametrize(
     ("side", "ratio"), [*SHAPES, *(pytest.param(*shape, marks=pytest.mark.slow) for shape in LARGE)]
 )
-def test_the_null_is_what_dense_gaussian_windows_show(side: int, ratio: float, cutoff: Cutoff) -> None:
+def test_the_null_is_what_dense_gaussian_windows_show(
+    side: int, ratio: float, cutoff: Cutoff
+) -> None:
     alphas = dense_alphas(side, ratio, 9, cutoff)
     mean, _ = cutoff.null(window_of(side, ratio), 9, 1.0)
     finite_size = 0.3 / side * mean
@@ -107,14 +116,17 @@ def test_a_simulated_null_holds_the_dense_alphas(side: int, ratio: float, cutoff
 def test_the_null_of_a_large_window_is_scaled_from_a_smaller_one() -> None:
     """The spread falls as 1 / (side * sqrt(windows))."""
     (_, small), (_, large), (_, many) = (
-        Median().null(Window(side, side), count, 1.0) for side, count in [(256, 4), (1024, 4), (1024, 64)]
+        Median().null(Window(side, side), count, 1.0)
+        for side, count in [(256, 4), (1024, 4), (1024, 64)]
     )
     assert small / large == pytest.approx(4, rel=1e-6)
     assert large / many == pytest.approx(4, rel=0.8)
 
 
 def test_the_null_of_many_windows_is_scaled_from_fewer() -> None:
-    (_, drawn), (_, scaled) = (Median().null(Window(128, 128), count, 1.0) for count in (156, 15_600))
+    (_, drawn), (_, scaled) = (
+        Median().null(Window(128, 128), count, 1.0) for count in (156, 15_600)
+    )
     assert drawn / scaled == pytest.approx(10, rel=1e-6)
 
 

@@ -10,7 +10,16 @@ import torch
 
 from spectail.core.metrics import entropy, largest_eigenvalue, moments
 
-SHAPES = [(1, 40, 40), (1, 20, 900), (1, 900, 20), (1, 300, 200), (1, 150, 700), (9, 64, 32), (3, 200, 140), (1, 1, 50)]
+SHAPES = [
+    (1, 40, 40),
+    (1, 20, 900),
+    (1, 900, 20),
+    (1, 300, 200),
+    (1, 150, 700),
+    (9, 64, 32),
+    (3, 200, 140),
+    (1, 1, 50),
+]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.complex128]
 
 
@@ -27,7 +36,9 @@ def dense(matrices: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_largest_eigenvalue_is_that_of_the_svd(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_the_largest_eigenvalue_is_that_of_the_svd(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
     matrices = draw(shape, dtype)
     before = matrices.clone()
     assert largest_eigenvalue(matrices) == pytest.approx(dense(matrices), rel=1e-8)
@@ -38,7 +49,9 @@ def test_the_largest_eigenvalue_is_that_of_the_svd(shape: tuple[int, ...], dtype
 @pytest.mark.parametrize("shape", [(1, 40, 60), (1, 200, 300)], ids=str)
 def test_the_largest_eigenvalue_follows_the_scale(shape: tuple[int, ...], scale: float) -> None:
     matrices = draw(shape)
-    assert largest_eigenvalue(matrices * scale) / scale**2 == pytest.approx(dense(matrices), rel=1e-8)
+    assert largest_eigenvalue(matrices * scale) / scale**2 == pytest.approx(
+        dense(matrices), rel=1e-8
+    )
 
 
 SPECIAL = {
@@ -79,7 +92,9 @@ def test_moments_are_the_variance_and_the_sum_of_squares(dtype: torch.dtype) -> 
 
 
 def test_moments_read_in_pieces_are_those_of_the_whole() -> None:
-    matrices = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 2100, 2050))).float() + 1000
+    matrices = (
+        torch.from_numpy(np.random.default_rng(0).standard_normal((1, 2100, 2050))).float() + 1000
+    )
     variance, squares = moments(matrices)
     wide = matrices.double().numpy()
     assert variance == pytest.approx(wide.var(), rel=1e-9)
@@ -90,7 +105,9 @@ def test_moments_read_in_pieces_are_those_of_the_whole() -> None:
 def test_entropy_is_one_for_equal_eigenvalues_and_falls_from_there(scale: float) -> None:
     assert entropy(np.full(7, scale)) == pytest.approx(1)
     shares = np.array([1.0, 2.0, 3.0]) / 6
-    assert entropy(np.array([1.0, 2.0, 3.0]) * scale) == pytest.approx(-np.sum(shares * np.log(shares)) / math.log(3))
+    assert entropy(np.array([1.0, 2.0, 3.0]) * scale) == pytest.approx(
+        -np.sum(shares * np.log(shares)) / math.log(3)
+    )
     assert entropy(np.array([1e-12, 1.0]) * scale) < 1e-9
 
 

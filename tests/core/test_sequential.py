@@ -38,7 +38,9 @@ def test_the_bound_is_the_textbook_interval(cutoff) -> None:
     rng = np.random.default_rng(0)
     found = np.sort(rng.gamma(2.0, size=(6, 1, 50)), axis=-1)
     zero = np.zeros(found.shape, dtype=bool)
-    without = [tail_alpha(np.sort(np.delete(found, i, axis=0), axis=None), cutoff) for i in range(6)]
+    without = [
+        tail_alpha(np.sort(np.delete(found, i, axis=0), axis=None), cutoff) for i in range(6)
+    ]
     variance = 5 / 6 * sum((alpha - np.mean(without)) ** 2 for alpha in without) * (1 - 6 / 100)
     t = 2.015048  # Student's t with 5 degrees of freedom, 90 % two-sided
     assert CONFIDENCE == 0.9
@@ -66,7 +68,9 @@ def test_a_loose_tolerance_takes_four_windows_and_says_so_and_a_tight_one_takes_
     assert loose.reason == "4 of 36 windows: the others would move alpha by less than 20 %"
     tight = tail_fit(matrix, Spec(window=128, placement="grid:6", tolerance=1e-6))
     assert tight.reason == "all 36 windows: fewer would not do for a tolerance of 1e-06"
-    assert tight.alpha == pytest.approx(tail_fit(matrix, Spec(window=128, placement="grid:6")).alpha, rel=1e-12)
+    assert tight.alpha == pytest.approx(
+        tail_fit(matrix, Spec(window=128, placement="grid:6")).alpha, rel=1e-12
+    )
 
 
 def test_the_same_weights_take_the_same_windows() -> None:
@@ -79,11 +83,20 @@ def test_the_same_weights_take_the_same_windows() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tolerance": 0.0, "placement": "grid:5"}, "tolerance must be a share of alpha above 0 and below 1, not 0.0"),
+        (
+            {"tolerance": 0.0, "placement": "grid:5"},
+            "tolerance must be a share of alpha above 0 and below 1, not 0.0",
+        ),
         ({"tolerance": 1.5, "placement": "grid:5"}, "above 0 and below 1, not 1.5"),
         ({"tolerance": math.nan, "placement": "grid:5"}, "above 0 and below 1, not nan"),
-        ({"tolerance": 0.01}, "tolerance needs grid:K, step:S or random:N: tile takes no more windows than cover"),
-        ({"tolerance": 0.01, "window": "whole", "placement": "grid:5"}, "grid:5 takes no windows at all"),
+        (
+            {"tolerance": 0.01},
+            "tolerance needs grid:K, step:S or random:N: tile takes no more windows than cover",
+        ),
+        (
+            {"tolerance": 0.01, "window": "whole", "placement": "grid:5"},
+            "grid:5 takes no windows at all",
+        ),
     ],
 )
 def test_a_tolerance_that_makes_no_sense_is_refused(options: dict, message: str) -> None:

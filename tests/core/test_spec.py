@@ -56,7 +56,10 @@ NONSENSE = [
     ({"window": "all"}, "window must be a whole number, common, fit or whole, not 'all'"),
     ({"window": 1}, "window must be a whole number of at least 2, not 1"),
     ({"window": -64}, "window must be a whole number of at least 2, not -64"),
-    ({"placement": "grid"}, "placement must be tile, grid:K, step:S or random:N with a whole number, not 'grid'"),
+    (
+        {"placement": "grid"},
+        "placement must be tile, grid:K, step:S or random:N with a whole number, not 'grid'",
+    ),
     ({"cutoff": "mode"}, "cutoff must be median, ks, peak, top:F or fixed:X, not 'mode'"),
 ]
 

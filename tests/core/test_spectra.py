@@ -18,12 +18,21 @@ SHAPES = [
     ((90, 70), Window(48, 20)),
     ((40, 40), Window(40, 40)),
 ]
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128]
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.complex64,
+    torch.complex128,
+]
 
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:
     rng = np.random.default_rng(seed)
-    values = rng.standard_normal(shape) + (1j * rng.standard_normal(shape) if dtype.is_complex else 0)
+    values = rng.standard_normal(shape) + (
+        1j * rng.standard_normal(shape) if dtype.is_complex else 0
+    )
     return torch.from_numpy(values).to(dtype)
 
 
@@ -34,7 +43,9 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize(("shape", "window"), SHAPES)
-def test_eigenvalues_are_squared_singular_values(shape: tuple, window: Window, exact: bool, dtype: torch.dtype) -> None:
+def test_eigenvalues_are_squared_singular_values(
+    shape: tuple, window: Window, exact: bool, dtype: torch.dtype
+) -> None:
     matrices = draw((2, *shape), dtype)
     before = matrices.clone()
     corners = Tile().positions(*shape, window)
@@ -59,7 +70,9 @@ def test_batches_and_threads_give_what_one_window_gives(threads: int) -> None:
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    alone = np.concatenate([window_eigenvalues(matrix, Window(96, 96), [corner]) for corner in corners])
+    alone = np.concatenate(
+        [window_eigenvalues(matrix, Window(96, 96), [corner]) for corner in corners]
+    )
     assert together == pytest.approx(np.concatenate([alone] * 6), rel=1e-10)
 
 
@@ -67,14 +80,18 @@ def test_batches_and_threads_give_what_one_window_gives(threads: int) -> None:
 def test_a_power_of_two_keeps_every_bit(power: int) -> None:
     matrix = draw((1, 90, 70))
     corners = Tile().positions(90, 70, Window(32, 32))
-    plain, scaled = (window_eigenvalues(m, Window(32, 32), corners) for m in (matrix, matrix * 2.0**power))
+    plain, scaled = (
+        window_eigenvalues(m, Window(32, 32), corners) for m in (matrix, matrix * 2.0**power)
+    )
     assert np.array_equal(scaled, plain * 4.0**power)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e8, 1e30])
 def test_float32_near_its_limits_neither_overflows_nor_vanishes(scale: float) -> None:
     matrix = draw((1, 40, 40), torch.float32)
-    plain, scaled = (window_eigenvalues(m, Window(40, 40), [(0, 0)]) for m in (matrix, matrix * scale))
+    plain, scaled = (
+        window_eigenvalues(m, Window(40, 40), [(0, 0)]) for m in (matrix, matrix * scale)
+    )
     assert scaled / scale**2 == pytest.approx(plain, rel=1e-4)
 
 
@@ -112,7 +129,10 @@ def test_tail_fit_leaves_its_input_alone(dtype: torch.dtype, cutoff: str) -> Non
     assert torch.equal(matrix, before)
     assert fit.status == "ok"
     assert fit.eigenvalues.dtype == np.float64
-    wide = tail_fit(before.to(torch.complex128 if dtype.is_complex else torch.float64), Spec(window=32, cutoff=cutoff))
+    wide = tail_fit(
+        before.to(torch.complex128 if dtype.is_complex else torch.float64),
+        Spec(window=32, cutoff=cutoff),
+    )
     assert fit.alpha == pytest.approx(wide.alpha, rel=1e-12)
 
 
@@ -160,13 +180,17 @@ def test_tail_fit_takes_every_kind_of_tensor(kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float64, np.complex128])
 @pytest.mark.parametrize("lefts", [[3], [0, 7, 9, 40], [5, 5, 6], [0, 25, 50]])
-def test_products_shared_by_overlapping_windows_are_those_of_each_window(lefts: list[int], dtype: type) -> None:
+def test_products_shared_by_overlapping_windows_are_those_of_each_window(
+    lefts: list[int], dtype: type
+) -> None:
     rng = np.random.default_rng(len(lefts))
     width, rows = 50, 12
     matrix = rng.standard_normal((rows, 120)).astype(dtype)
     if dtype is np.complex128:
         matrix += 1j * rng.standard_normal(matrix.shape)
-    matrix[:, lefts[0]] *= 1e8  # a large column that later windows do not have must leave nothing behind
+    matrix[:, lefts[0]] *= (
+        1e8  # a large column that later windows do not have must leave nothing behind
+    )
     grams = np.empty((len(lefts), rows, rows), dtype)
     shared_grams(matrix[:, lefts[0] : lefts[-1] + width], lefts, width, out=grams)
     for left, gram in zip(lefts, grams, strict=True):
@@ -176,10 +200,14 @@ def test_products_shared_by_overlapping_windows_are_those_of_each_window(lefts: 
 
 
 @pytest.mark.parametrize("shape", [(300, 200), (200, 300)])
-def test_a_dense_grid_gives_the_eigenvalues_of_each_window_in_the_order_of_the_positions(shape: tuple) -> None:
+def test_a_dense_grid_gives_the_eigenvalues_of_each_window_in_the_order_of_the_positions(
+    shape: tuple,
+) -> None:
     matrices = torch.from_numpy(np.random.default_rng(0).standard_normal((2, *shape)))
     window = Window(60, 90) if shape[1] > shape[0] else Window(90, 60)
-    positions = Grid(9).positions(*shape, window)[::-1] + RandomPlacement(20).positions(*shape, window, 3)
+    positions = Grid(9).positions(*shape, window)[::-1] + RandomPlacement(20).positions(
+        *shape, window, 3
+    )
     found = window_eigenvalues(matrices, window, positions)
     for place, (top, left) in enumerate(positions):
         cut = matrices[:, top : top + window.rows, left : left + window.cols]

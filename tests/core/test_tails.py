@@ -46,7 +46,9 @@ def test_a_tail_of_equal_values_has_no_exponent() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("size", [100, 400])
-@pytest.mark.parametrize("kind", ["pareto", "lognormal", "uniform", "exponential", "gaussian windows", "two clusters"])
+@pytest.mark.parametrize(
+    "kind", ["pareto", "lognormal", "uniform", "exponential", "gaussian windows", "two clusters"]
+)
 def test_the_library_powerlaw_agrees(kind: str, size: int) -> None:
     found = spectrum(kind, size)
     searched = powerlaw.Fit(found, verbose=False, parameter_ranges=WIDE)
@@ -56,7 +58,9 @@ def test_the_library_powerlaw_agrees(kind: str, size: int) -> None:
     )
     ours = fit_from(found, Median().start(found))
     given = powerlaw.Fit(found, xmin=ours.xmin, verbose=False, parameter_ranges=WIDE)
-    assert (ours.alpha, ours.ks) == pytest.approx((given.power_law.alpha, given.power_law.D), rel=1e-9)
+    assert (ours.alpha, ours.ks) == pytest.approx(
+        (given.power_law.alpha, given.power_law.D), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("exponent", [1.5, 2.0, 3.5, 8.0])
@@ -101,10 +105,14 @@ def test_a_hundred_thousand_eigenvalues_are_fitted_in_seconds(kind: str) -> None
     assert time.process_time() - before < 5
 
 
-def test_ks_search_on_a_power_law_throughout_computes_few_distances(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ks_search_on_a_power_law_throughout_computes_few_distances(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     eigenvalues = np.sort(np.random.default_rng(0).pareto(1.5, 100_000) + 1)
     full = tails._gaps
     computed = []
-    monkeypatch.setattr(tails, "_gaps", lambda logs, alpha: computed.append(logs.size) or full(logs, alpha))
+    monkeypatch.setattr(
+        tails, "_gaps", lambda logs, alpha: computed.append(logs.size) or full(logs, alpha)
+    )
     tails.best_ks_start(eigenvalues, 0, eigenvalues.size - 1)
     assert 1 <= len(computed) < 50

@@ -37,7 +37,9 @@ ratios = st.sampled_from(RATIOS)
 
 
 @st.composite
-def fitting(draw: st.DrawFn, ratio: st.SearchStrategy[float] = ratios) -> tuple[int, int, float, Window]:
+def fitting(
+    draw: st.DrawFn, ratio: st.SearchStrategy[float] = ratios
+) -> tuple[int, int, float, Window]:
     """A matrix shape and a window of some ratio that fits into it."""
     rows, cols, asked = draw(sides), draw(sides), draw(ratio)
     most = plain_windows.largest_fit(rows, cols, asked)
@@ -52,7 +54,9 @@ def test_largest_fit_is_the_largest(rows: int, cols: int, ratio: float) -> None:
 
 
 @given(sides, sides, ratios, st.integers(1, 80))
-def test_a_window_has_the_ratio_asked_for_or_is_refused(rows: int, cols: int, ratio: float, side: int) -> None:
+def test_a_window_has_the_ratio_asked_for_or_is_refused(
+    rows: int, cols: int, ratio: float, side: int
+) -> None:
     expected = plain_windows.oriented(rows, cols, side, ratio)
     if expected[0] <= rows and expected[1] <= cols:
         window = window_shape(rows, cols, side, ratio)
@@ -74,26 +78,35 @@ def test_tiles_see_every_entry_and_touch_the_edges(case: tuple[int, int, float, 
     rows, cols, _, window = case
     corners = Tile().positions(rows, cols, window)
     assert plain_windows.times_seen(rows, cols, window, corners).min() >= 1
-    assert len(corners) == -(-rows // window.rows) * -(-cols // window.cols), "the fewest that cover the matrix"
+    assert len(corners) == -(-rows // window.rows) * -(-cols // window.cols), (
+        "the fewest that cover the matrix"
+    )
     assert min(corners) == (0, 0)
     assert max(corners) == (rows - window.rows, cols - window.cols)
 
 
 @given(fitting(), st.integers(1, 9))
-def test_tiles_and_grids_are_even_and_symmetric(case: tuple[int, int, float, Window], per_side: int) -> None:
+def test_tiles_and_grids_are_even_and_symmetric(
+    case: tuple[int, int, float, Window], per_side: int
+) -> None:
     rows, cols, _, window = case
     for placement in (Tile(), Grid(per_side)):
         corners = placement.positions(rows, cols, window)
         for axis, room in enumerate((rows - window.rows, cols - window.cols)):
             starts = sorted({corner[axis] for corner in corners})
             mirrored = sorted(room - start for start in starts)
-            assert all(abs(a - b) <= 1 for a, b in zip(starts, mirrored, strict=True)), (starts, room)
+            assert all(abs(a - b) <= 1 for a, b in zip(starts, mirrored, strict=True)), (
+                starts,
+                room,
+            )
             gaps = [b - a for a, b in itertools.pairwise(starts)]
             assert not gaps or max(gaps) - min(gaps) <= 2
 
 
 @given(fitting(), st.integers(2, 9))
-def test_a_grid_has_as_many_windows_as_asked_where_there_is_room(case: tuple, per_side: int) -> None:
+def test_a_grid_has_as_many_windows_as_asked_where_there_is_room(
+    case: tuple, per_side: int
+) -> None:
     rows, cols, _, window = case
     corners = Grid(per_side).positions(rows, cols, window)
     expected = min(per_side, rows - window.rows + 1) * min(per_side, cols - window.cols + 1)
@@ -115,7 +128,9 @@ def test_steps_start_at_the_corner_and_stop_before_the_edge(case: tuple, stride:
 
 
 @given(fitting(), st.integers(1, 20), st.integers(0, 5))
-def test_random_windows_lie_inside_and_repeat_with_the_seed(case: tuple, count: int, seed: int) -> None:
+def test_random_windows_lie_inside_and_repeat_with_the_seed(
+    case: tuple, count: int, seed: int
+) -> None:
     rows, cols, _, window = case
     corners = RandomPlacement(count).positions(rows, cols, window, seed)
     assert len(corners) == count
@@ -128,9 +143,13 @@ def test_another_seed_gives_other_random_windows() -> None:
     assert places[0] != places[1]
 
 
-@pytest.mark.parametrize("placement", [p for p in PLACEMENTS.values() if not isinstance(p, RandomPlacement)], ids=str)
+@pytest.mark.parametrize(
+    "placement", [p for p in PLACEMENTS.values() if not isinstance(p, RandomPlacement)], ids=str
+)
 @given(fitting(st.just(1.0)))
-def test_the_transpose_has_transposed_windows_at_ratio_one(placement: Tile | Grid | Step, case: tuple) -> None:
+def test_the_transpose_has_transposed_windows_at_ratio_one(
+    placement: Tile | Grid | Step, case: tuple
+) -> None:
     rows, cols, _, window = case
     turned = window_shape(cols, rows, min(window))
     there = placement.positions(rows, cols, window)
@@ -173,7 +192,9 @@ BAD_PLACEMENTS = [
 def test_a_bad_placement_is_named(text: str) -> None:
     with pytest.raises(SpecError) as error:
         parse_placement(text)
-    assert str(error.value) == (f"placement must be tile, grid:K, step:S or random:N with a whole number, not {text!r}")
+    assert str(error.value) == (
+        f"placement must be tile, grid:K, step:S or random:N with a whole number, not {text!r}"
+    )
 
 
 @pytest.mark.parametrize("text", ["grid:0", "step:0", "random:0"])

@@ -171,11 +171,24 @@ def test_bos_that_is_written_in_the_text_stays():
 @pytest.mark.parametrize("rule", ["auto", "first", "every", "none"])
 @pytest.mark.parametrize(
     ("make", "adds", "auto"),
-    [(gemma, False, "every"), (gemma, True, "every"), (llama, True, "first"), (llama, False, "none")],
+    [
+        (gemma, False, "every"),
+        (gemma, True, "every"),
+        (llama, True, "first"),
+        (llama, False, "none"),
+    ],
 )
 def test_losses_are_what_transformers_computes_on_such_blocks(make, adds, auto, rule, batch_size):
     model, text = make().eval(), words(120, seed=2)
-    ppl = st.perplexity(model, tokenizer(bos=adds), text, seq_len=24, max_sequences=4, bos=rule, batch_size=batch_size)
+    ppl = st.perplexity(
+        model,
+        tokenizer(bos=adds),
+        text,
+        seq_len=24,
+        max_sequences=4,
+        bos=rule,
+        batch_size=batch_size,
+    )
     used = auto if rule == "auto" else rule
     blocks = torch.tensor(blocks_by_hand(text, 24, used, [BOS])[:4])
     with torch.no_grad():
@@ -186,7 +199,9 @@ def test_losses_are_what_transformers_computes_on_such_blocks(make, adds, auto, 
 
 def test_under_every_the_first_word_of_a_block_is_predicted_from_bos():
     n = len(WORDS)
-    chances = torch.rand(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.1
+    chances = (
+        torch.rand(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.1
+    )
     chances /= chances.sum(1, keepdim=True)
     text = words(12, seed=3)
     ppl = st.perplexity(bigram(chances), tokenizer(), text, seq_len=4, bos="every")
@@ -210,7 +225,8 @@ def test_glm_starts_every_block_with_its_two_tokens_which_are_not_predicted(kind
     with torch.no_grad():
         chances = model(blocks).logits.log_softmax(-1)
     losses = [
-        -sum(float(row[i - 1, block[i]]) for i in range(2, 8)) / 6 for row, block in zip(chances, blocks, strict=True)
+        -sum(float(row[i - 1, block[i]]) for i in range(2, 8)) / 6
+        for row, block in zip(chances, blocks, strict=True)
     ]
     assert ppl.losses == pytest.approx(losses, rel=1e-5)
     assert st.perplexity(model, tok, text, seq_len=8, bos="none").n_tokens == 3 * 7
@@ -247,7 +263,9 @@ def test_a_block_as_long_as_the_models_positions_holds_bos_too():
 
 
 def test_no_room_beside_the_two_tokens_of_glm():
-    with pytest.raises(EvaluationError, match="seq_len must be at least 3 with BOS in every block, not 2"):
+    with pytest.raises(
+        EvaluationError, match="seq_len must be at least 3 with BOS in every block, not 2"
+    ):
         resolve("auto", glm_tokenizer(adds=False), of_type("glm")).cut([1, 2, 3], 2)
 
 

@@ -18,7 +18,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "expected"), [("auto", torch.bfloat16), ("float32", torch.float32), ("float16", torch.float16)]
+    ("dtype", "expected"),
+    [("auto", torch.bfloat16), ("float32", torch.float32), ("float16", torch.float16)],
 )
 def test_a_folder_gives_model_and_tokenizer(folder, dtype, expected):
     model, tok = st.open_language_model(folder, dtype)
@@ -34,7 +35,9 @@ def test_names_of_modules_come_in_the_models_order_without_weights(folder):
     names = list(module_names(folder))
     (folder / "away").rename(folder / "model.safetensors")
     assert names == [name for name, _ in llama().named_modules() if name]
-    assert names.index("model.layers.0.self_attn.q_proj") < names.index("model.layers.0.self_attn.k_proj")
+    assert names.index("model.layers.0.self_attn.q_proj") < names.index(
+        "model.layers.0.self_attn.k_proj"
+    )
 
 
 def test_no_bar_is_drawn_not_even_by_the_reader_of_gguf_files(capfd):
@@ -64,8 +67,12 @@ def test_what_cannot_be_opened_is_one_line(folder, tmp_path, monkeypatch):
             st.open_language_model(source)
         assert message in str(error.value)
         assert "\n" not in str(error.value)
-    with pytest.raises(SourceError, match="dtype must be one of auto, float32, bfloat16, float16, not 'int8'"):
+    with pytest.raises(
+        SourceError, match="dtype must be one of auto, float32, bfloat16, float16, not 'int8'"
+    ):
         st.open_language_model(folder, "int8")
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(SourceError, match=r"language models need transformers: pip install 'spectail\[hf\]'"):
+    with pytest.raises(
+        SourceError, match=r"language models need transformers: pip install 'spectail\[hf\]'"
+    ):
         st.open_language_model(folder)

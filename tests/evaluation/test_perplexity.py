@@ -24,12 +24,15 @@ def test_a_uniform_head_gives_the_size_of_the_vocabulary():
 
 def test_a_bigram_model_gives_what_its_table_says():
     n = len(WORDS)
-    chances = torch.rand(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.1
+    chances = (
+        torch.rand(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.1
+    )
     chances /= chances.sum(1, keepdim=True)
     text, seq_len = words(95, seed=3), 30
     ids = [WORDS.index(word) for word in text.split()]
     losses = [
-        [-math.log(chances[ids[i - 1], ids[i]]) for i in range(start + 1, start + seq_len)] for start in (0, 30, 60)
+        [-math.log(chances[ids[i - 1], ids[i]]) for i in range(start + 1, start + seq_len)]
+        for start in (0, 30, 60)
     ]
     ppl = st.perplexity(bigram(chances), tokenizer(), text, seq_len=seq_len)
     assert ppl == pytest.approx(math.exp(sum(map(sum, losses)) / 87), rel=1e-5)
@@ -61,10 +64,18 @@ def test_batches_and_pieces_of_positions_change_nothing(batch_size, monkeypatch)
 def test_only_the_first_sequences_with_progress():
     seen = []
     ppl = st.perplexity(
-        llama(), tokenizer(), words(300), seq_len=50, max_sequences=4, batch_size=3, progress=lambda *x: seen.append(x)
+        llama(),
+        tokenizer(),
+        words(300),
+        seq_len=50,
+        max_sequences=4,
+        batch_size=3,
+        progress=lambda *x: seen.append(x),
     )
     assert seen == [(3, 4), (4, 4)]
-    assert ppl.losses == pytest.approx(st.perplexity(llama(), tokenizer(), words(200), seq_len=50).losses, rel=1e-5)
+    assert ppl.losses == pytest.approx(
+        st.perplexity(llama(), tokenizer(), words(200), seq_len=50).losses, rel=1e-5
+    )
 
 
 def test_text_as_one_text_a_list_or_a_file(tmp_path):
@@ -93,7 +104,9 @@ def test_a_plain_module_that_gives_logits():
         def forward(self, ids):
             return torch.zeros(*ids.shape, 32, dtype=torch.bfloat16)
 
-    assert st.perplexity(Plain(), tokenizer(), words(100), seq_len=20) == pytest.approx(32, rel=1e-6)
+    assert st.perplexity(Plain(), tokenizer(), words(100), seq_len=20) == pytest.approx(
+        32, rel=1e-6
+    )
 
 
 def test_the_result_is_a_number_that_survives_a_copy():
@@ -116,13 +129,38 @@ def _broken():
 @pytest.mark.parametrize(
     ("model", "text", "options", "message"),
     [
-        (llama, words(30), {"seq_len": 31}, "the text has 30 tokens, fewer than one block of 31: give more text or a"),
+        (
+            llama,
+            words(30),
+            {"seq_len": 31},
+            "the text has 30 tokens, fewer than one block of 31: give more text or a",
+        ),
         (llama, "", {"seq_len": 31}, "the text has 0 tokens"),
-        (llama, words(30), {}, "the model has 256 positions, fewer than seq_len 2048: give a smaller one"),
+        (
+            llama,
+            words(30),
+            {},
+            "the model has 256 positions, fewer than seq_len 2048: give a smaller one",
+        ),
         (llama, words(30), {"seq_len": 1}, "seq_len must be a whole number of at least 2, not 1"),
-        (llama, words(30), {"seq_len": 9, "batch_size": 0}, "batch_size must be a whole number of at least 1, not 0"),
-        (llama, words(30), {"seq_len": 9, "max_sequences": 0}, "max_sequences must be a whole number of at least 1, n"),
-        (_broken, words(30), {"seq_len": 10}, "the model gives NaN on sequence 1 of 3: weights or activations are not"),
+        (
+            llama,
+            words(30),
+            {"seq_len": 9, "batch_size": 0},
+            "batch_size must be a whole number of at least 1, not 0",
+        ),
+        (
+            llama,
+            words(30),
+            {"seq_len": 9, "max_sequences": 0},
+            "max_sequences must be a whole number of at least 1, n",
+        ),
+        (
+            _broken,
+            words(30),
+            {"seq_len": 10},
+            "the model gives NaN on sequence 1 of 3: weights or activations are not",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(model, text, options, message):

@@ -45,16 +45,24 @@ def test_a_task_whose_answer_is_known(tasks):
     pytest.importorskip("lm_eval")
     chances = torch.full((len(WORDS), len(WORDS)), 0.01)
     chances[:, WORDS.index("w2")] = 1 - 0.01 * (len(WORDS) - 1)
-    scores = st.evaluate_tasks(bigram(chances), tokenizer(), ["spectail_next_word"], include_path=tasks)
+    scores = st.evaluate_tasks(
+        bigram(chances), tokenizer(), ["spectail_next_word"], include_path=tasks
+    )
     assert scores["spectail_next_word"]["acc"] == pytest.approx(0.4)
     assert scores["spectail_next_word"]["acc_stderr"] == pytest.approx((0.4 * 0.6 / 9) ** 0.5)
-    first = st.evaluate_tasks(bigram(chances), tokenizer(), ["spectail_next_word"], include_path=tasks, limit=4)
+    first = st.evaluate_tasks(
+        bigram(chances), tokenizer(), ["spectail_next_word"], include_path=tasks, limit=4
+    )
     assert first["spectail_next_word"]["acc"] == 1.0
-    with pytest.raises(EvaluationError, match="lm-eval has no task no_such; lm-eval ls tasks lists them"):
+    with pytest.raises(
+        EvaluationError, match="lm-eval has no task no_such; lm-eval ls tasks lists them"
+    ):
         st.evaluate_tasks(llama(), tokenizer(), ["no_such"])
 
 
 def test_without_lm_eval(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(EvaluationError, match=r"tasks need lm-eval: pip install 'spectail\[eval\]'"):
+    with pytest.raises(
+        EvaluationError, match=r"tasks need lm-eval: pip install 'spectail\[eval\]'"
+    ):
         st.evaluate_tasks(llama(), tokenizer(), ["hellaswag"])

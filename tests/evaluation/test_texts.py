@@ -64,7 +64,10 @@ def test_a_file_of_a_datasets_name_wins(asked, tmp_path, monkeypatch):
     [
         ("no/such", r"dataset no/such cannot be loaded: not on the hub$"),
         ("org/name:a:b:words", r"dataset org/name has no column 'words', but text, title$"),
-        ("org/name:a:b:c:d", r"org/name:a:b:c:d has too many parts; expected a UTF-8 file, or a hub dataset"),
+        (
+            "org/name:a:b:c:d",
+            r"org/name:a:b:c:d has too many parts; expected a UTF-8 file, or a hub dataset",
+        ),
         ("none.txt", r"no text file at none.txt; expected a UTF-8 file, or a hub dataset"),
     ],
 )
@@ -75,7 +78,9 @@ def test_what_cannot_be_read_is_said_in_one_line(asked, given, message):
 
 def test_without_the_library_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(SourceError, match=r"no file org/name, and a hub dataset needs datasets: pip install"):
+    with pytest.raises(
+        SourceError, match=r"no file org/name, and a hub dataset needs datasets: pip install"
+    ):
         read_text("org/name")
 
 

@@ -10,7 +10,14 @@ import pytest
 import spectail as st
 from experiments.aspect_ratio.__main__ import _nested, main
 from experiments.aspect_ratio.laws import LAWS, RANK, SHARE
-from experiments.aspect_ratio.measure import Settings, alone_alphas, drawn, piece, shape_alphas, size_alphas
+from experiments.aspect_ratio.measure import (
+    Settings,
+    alone_alphas,
+    drawn,
+    piece,
+    shape_alphas,
+    size_alphas,
+)
 from experiments.common import ROOT
 
 
@@ -38,7 +45,9 @@ def test_a_stopped_run_goes_on_to_the_same_results(quick, tmp_path):
     arguments = ["--quick", "--out", str(tmp_path)]
     assert main([*arguments, "--seconds", "0.05"]) == 3
     assert main(arguments) == 0
-    one, two = (json.loads((folder / "results.json").read_text()) for folder in (quick, tmp_path / "quick"))
+    one, two = (
+        json.loads((folder / "results.json").read_text()) for folder in (quick, tmp_path / "quick")
+    )
     assert one["alphas"] == two["alphas"]
 
 
@@ -64,7 +73,8 @@ def test_the_low_rank_term_has_its_rank_and_share():
 def test_scaled_rows_and_columns_are_each_others_transpose():
     rows, columns = (np.random.default_rng(0), np.random.default_rng(0))
     assert np.array_equal(
-        LAWS["rows of different scale"].draw(rows, 20, 30), LAWS["columns of different scale"].draw(columns, 30, 20).T
+        LAWS["rows of different scale"].draw(rows, 20, 30),
+        LAWS["columns of different scale"].draw(columns, 30, 20).T,
     )
 
 
@@ -75,7 +85,9 @@ def test_full_settings_name_the_shapes_of_the_docs():
     assert max(max(shape) for shape in settings.shapes()) == 4096
     assert len(settings.seeds_for(128, 128)) == 5
     assert len(settings.seeds_for(4096, 4096)) == 2
-    assert settings.crops(360, 2048) == [(s, s * r) for s in (96, 192) for r in (1, 2, 4, 8, 16) if s * r <= 2048]
+    assert settings.crops(360, 2048) == [
+        (s, s * r) for s in (96, 192) for r in (1, 2, 4, 8, 16) if s * r <= 2048
+    ]
     assert settings.crops(1536, 576)[-1] == (1536, 384)
 
 
@@ -98,21 +110,32 @@ def test_alphas_are_those_of_tail_fit():
         assert found["whole"][cutoff] == pytest.approx(whole, rel=1e-5)
     sizes = size_alphas(matrix, (16, 64, 128))
     assert list(sizes) == ["16", "64"]
-    assert sizes["16"]["median"] == pytest.approx(st.tail_fit(matrix, st.Spec(window=16)).alpha, rel=1e-5)
-    single = [st.tail_fit(matrix[:, i : i + 64], st.Spec(window=64)).alpha for i in range(0, 256, 64)]
+    assert sizes["16"]["median"] == pytest.approx(
+        st.tail_fit(matrix, st.Spec(window=16)).alpha, rel=1e-5
+    )
+    single = [
+        st.tail_fit(matrix[:, i : i + 64], st.Spec(window=64)).alpha for i in range(0, 256, 64)
+    ]
     assert alone_alphas(matrix, (64,))["64"]["median"] == pytest.approx(np.mean(single), rel=1e-5)
 
 
 def test_keys_become_branches():
-    assert _nested({"a/b/c": 1, "a/b/d": 2, "e/f": 3}) == {"a": {"b": {"c": 1, "d": 2}}, "e": {"f": 3}}
+    assert _nested({"a/b/c": 1, "a/b/d": 2, "e/f": 3}) == {
+        "a": {"b": {"c": 1, "d": 2}},
+        "e": {"f": 3},
+    }
 
 
 def test_one_law_agrees_across_shapes_in_windows_and_not_whole():
     """The claim of the docs page, small: means over seeds, median cutoff, windows of 64."""
     shapes, seeds = [(128, 128), (128, 512), (256, 1024)], range(4)
-    found = [[shape_alphas(drawn("Gaussian", *shape, seed), 64, whole=True) for seed in seeds] for shape in shapes]
+    found = [
+        [shape_alphas(drawn("Gaussian", *shape, seed), 64, whole=True) for seed in seeds]
+        for shape in shapes
+    ]
     windows, whole = (
-        [np.mean([seed[what]["median"] for seed in shape]) for shape in found] for what in ("windows", "whole")
+        [np.mean([seed[what]["median"] for seed in shape]) for shape in found]
+        for what in ("windows", "whole")
     )
     assert max(windows) / min(windows) < 1.02
     assert max(whole) / min(whole) > 1.5
@@ -130,7 +153,9 @@ def test_the_code_of_the_docs_page_runs():
 RESULTS = ROOT / "experiments" / "aspect_ratio" / "results.json"
 
 
-@pytest.mark.skipif(not RESULTS.exists(), reason="a source distribution holds no results of experiments")
+@pytest.mark.skipif(
+    not RESULTS.exists(), reason="a source distribution holds no results of experiments"
+)
 def test_the_committed_results_are_those_of_the_present_settings():
     results = json.loads(RESULTS.read_text())
     assert results["settings"] == json.loads(json.dumps(Settings().to_dict()))

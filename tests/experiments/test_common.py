@@ -54,7 +54,10 @@ def test_a_journal_goes_on_after_a_line_that_a_kill_cut(tmp_path):
 
 def test_a_journal_refuses_other_settings(tmp_path):
     Journal.open(tmp_path / "run.jsonl", {"seed": 1})
-    with pytest.raises(ValueError, match="holds a run with other settings; go on with those, or start anew with --fre"):
+    with pytest.raises(
+        ValueError,
+        match="holds a run with other settings; go on with those, or start anew with --fre",
+    ):
         Journal.open(tmp_path / "run.jsonl", {"seed": 2})
 
 
@@ -63,7 +66,9 @@ def test_steps_are_done_once_and_stop_when_time_is_up(tmp_path, capsys):
     calls = []
     steps = [(name, lambda name=name: calls.append(name)) for name in "abc"]
     assert not run_steps(journal, steps, seconds=-1)
-    assert "stopped after -1 s with 0 of 3 steps done; run again to go on" in capsys.readouterr().out
+    assert (
+        "stopped after -1 s with 0 of 3 steps done; run again to go on" in capsys.readouterr().out
+    )
     journal.add("b", None)
     assert run_steps(journal, steps)
     assert run_steps(journal, steps)
@@ -79,5 +84,7 @@ def test_tables_and_pages(tmp_path):
     fill_page(page, {"t": r"new \1"})
     fill_page(page, {"t": r"new \1"})
     assert page.read_text() == "before\n<!-- t -->\n\nnew \\1\n\n<!-- /t -->\nafter\n"
-    with pytest.raises(ValueError, match=r"page.md has no place for 'u': expected <!-- u --> and <!-- /u -->"):
+    with pytest.raises(
+        ValueError, match=r"page.md has no place for 'u': expected <!-- u --> and <!-- /u -->"
+    ):
         fill_page(page, {"u": ""})

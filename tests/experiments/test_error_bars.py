@@ -24,7 +24,9 @@ def test_error_bars_run_and_keep_every_setting(tmp_path):
     error_bars.main(["--quick", "--out", str(tmp_path / "out.json")])
     found = json.loads((tmp_path / "out.json").read_text())
     assert set(found["environment"]) == set(common.environment())
-    assert len(found["results"]) == len(error_bars.LAWS) * len(error_bars.CUTOFFS) + len(error_bars.CUTOFFS)
+    assert len(found["results"]) == len(error_bars.LAWS) * len(error_bars.CUTOFFS) + len(
+        error_bars.CUTOFFS
+    )
     assert set(found["results"]["real | median"]) == {"gate", "up", "down"}
 
 
@@ -34,11 +36,13 @@ def test_an_error_bar_twice_too_large_shows(monkeypatch):
     assert 0.5 < honest["ratio"] < 2
     fit = st.tail_fit
     monkeypatch.setattr(
-        error_bars.st, "tail_fit", lambda *given: (lambda f: replace(f, alpha_se=2 * f.alpha_se))(fit(*given))
+        error_bars.st,
+        "tail_fit",
+        lambda *given: (lambda f: replace(f, alpha_se=2 * f.alpha_se))(fit(*given)),
     )
-    assert error_bars.calibrate("gaussian", (96, 96), 32, "median", settings)["ratio"] == pytest.approx(
-        2 * honest["ratio"]
-    )
+    assert error_bars.calibrate("gaussian", (96, 96), 32, "median", settings)[
+        "ratio"
+    ] == pytest.approx(2 * honest["ratio"])
 
 
 def test_tolerance_runs_and_counts_windows(tmp_path):

@@ -47,7 +47,11 @@ def test_training_learns_and_repeats_and_follows_its_rule():
     images = drawn(96)
     recipe = Recipe(epochs=6, batch=32, lr=0.05, seed=0)
     found = []
-    for rule in (None, None, st.TempBalance(map="linear:0.1:1.9", spec=st.Spec(window=16), min_eigenvalues=0)):
+    for rule in (
+        None,
+        None,
+        st.TempBalance(map="linear:0.1:1.9", spec=st.Spec(window=16), min_eigenvalues=0),
+    ):
         torch.manual_seed(0)
         found.append(fit(toy(16, 1, 4), images, recipe, rule, st.Spec(window=16)))
     one, again, balanced = found
@@ -67,7 +71,9 @@ def test_every_method_chooses_from_the_same_grid(tmp_path):
         for seed, validation in enumerate((50 + i % 3, 50 + 3 * (i == 3))):
             key = search_key("toy", "TempBalance, windows", lr, limits, seed)
             experiment.journal.add(key, {"validation": validation, "test": 100 - i})
-    assert experiment.chosen("toy", "TempBalance, windows") == (0.2, (0.5, 1.5)), "best in the mean, not of one seed"
+    assert experiment.chosen("toy", "TempBalance, windows") == (0.2, (0.5, 1.5)), (
+        "best in the mean, not of one seed"
+    )
 
 
 def test_networks_have_their_layers_and_give_scores():
@@ -84,8 +90,12 @@ def test_fashion_files_are_read_and_split_apart(tmp_path):
     pixels, labels = rng.integers(0, 256, (20, 5, 6), np.uint8), rng.integers(0, 3, 20, np.uint8)
     for name in ("train", "t10k"):
         head = np.array([2051, 20, 5, 6], ">u4").tobytes()
-        (tmp_path / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(head + pixels.tobytes()))
-        (tmp_path / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"12345678" + labels.tobytes()))
+        (tmp_path / f"{name}-images-idx3-ubyte.gz").write_bytes(
+            gzip.compress(head + pixels.tobytes())
+        )
+        (tmp_path / f"{name}-labels-idx1-ubyte.gz").write_bytes(
+            gzip.compress(b"12345678" + labels.tobytes())
+        )
     images = load(tmp_path, n_train=12, n_validation=8)
     assert images.train[0].shape == (12, 1, 5, 6)
     assert images.classes == labels.max() + 1
@@ -93,7 +103,9 @@ def test_fashion_files_are_read_and_split_apart(tmp_path):
     whole = torch.cat([images.train[0], images.validation[0]])
     assert torch.allclose(whole.mean(), torch.tensor(0.0), atol=1e-5)
     assert torch.allclose(whole.std(unbiased=False), torch.tensor(1.0), atol=1e-5)
-    assert sorted(map(float, whole.sum((1, 2, 3)))) == pytest.approx(sorted(map(float, images.test[0].sum((1, 2, 3)))))
+    assert sorted(map(float, whole.sum((1, 2, 3)))) == pytest.approx(
+        sorted(map(float, images.test[0].sum((1, 2, 3))))
+    )
 
 
 def test_cifar_files_are_read(tmp_path):

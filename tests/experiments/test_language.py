@@ -31,8 +31,15 @@ def quick(tmp_path_factory):
 def test_seeds_that_all_methods_have_are_written(quick, tmp_path, capsys):
     lines = (quick / "language.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "quick").mkdir()
-    for left_out, shown in (("AlphaDecay, windows | 0", ""), ("AlphaDecay, windows | 1", "Seeds: 1")):
-        kept = [line for line in lines if f'final | Muon | {left_out}"' not in line and "windows | 1" not in line]
+    for left_out, shown in (
+        ("AlphaDecay, windows | 0", ""),
+        ("AlphaDecay, windows | 1", "Seeds: 1"),
+    ):
+        kept = [
+            line
+            for line in lines
+            if f'final | Muon | {left_out}"' not in line and "windows | 1" not in line
+        ]
         (tmp_path / "quick" / "language.jsonl").write_text("".join(kept))
         assert main(["--quick", "--out", str(tmp_path), "--seconds", "0"]) == 3
         assert shown in capsys.readouterr().out
@@ -102,7 +109,9 @@ def test_before_training_whole_matrices_have_the_factors_of_their_shapes():
     torch.manual_seed(0)
     model = llama(256, 7, 128)
     optimizer = torch.optim.AdamW(model.parameters())
-    balancer = st.Balancer(model, optimizer, st.LLR(spec=st.presets.TEMPBALANCE, transition=0), every=None)
+    balancer = st.Balancer(
+        model, optimizer, st.LLR(spec=st.presets.TEMPBALANCE, transition=0), every=None
+    )
     balancer.update()
     for name, factor in balancer.factors.items():
         assert 4.4 < factor <= 5 if ".mlp." in name else 1 <= factor < 1.3

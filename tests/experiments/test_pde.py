@@ -71,7 +71,9 @@ def test_growth_alone_is_logistic():
 def test_both_together_agree_with_small_explicit_steps():
     start = random_fields(1, 16, seed=1)[0]
     equation = Equation(diffusivity=0.002, rate=2, time=0.5)
-    square = (2 * math.pi) ** 2 * (np.fft.fftfreq(16, 1 / 16)[:, None] ** 2 + np.fft.fftfreq(16, 1 / 16)[None, :] ** 2)
+    square = (2 * math.pi) ** 2 * (
+        np.fft.fftfreq(16, 1 / 16)[:, None] ** 2 + np.fft.fftfreq(16, 1 / 16)[None, :] ** 2
+    )
     u, step = start, 0.5 / 4000
     for _ in range(4000):
         u = u + step * (np.fft.ifft2(-0.002 * square * np.fft.fft2(u)).real + 2 * u * (1 - u))
@@ -99,7 +101,9 @@ def test_parts_are_apart_and_follow_the_equation():
     parts = (problem.train, problem.validation, problem.test)
     assert [len(inputs) for inputs, _ in parts] == [5, 3, 2]
     start = random_fields(10, 32, seed=0)
-    inputs, solutions = (torch.cat(both)[:, 0].double().numpy() for both in zip(*parts, strict=True))
+    inputs, solutions = (
+        torch.cat(both)[:, 0].double().numpy() for both in zip(*parts, strict=True)
+    )
     np.testing.assert_allclose(inputs, start[:, ::2, ::2], atol=1e-6)
     np.testing.assert_allclose(solutions, solve(start, equation)[:, ::2, ::2], atol=1e-6)
 
@@ -176,7 +180,9 @@ def test_errors_are_relative_by_pair():
     same.register_parameter("unused", torch.nn.Parameter(torch.zeros(1)))
     pairs = true * torch.tensor([1.1, 1.3]).view(2, 1, 1, 1), true
     assert nrmse(same, pairs, Scale((0, 1), (0, 1))) == pytest.approx(0.2)
-    assert nrmse(same, pairs, Scale((1, 2), (1, 2))) == pytest.approx(0.2)  # the scale of both is the same here
+    assert nrmse(same, pairs, Scale((1, 2), (1, 2))) == pytest.approx(
+        0.2
+    )  # the scale of both is the same here
     assert error_of_mean((true[:1], true[:1]), pairs) == pytest.approx(0.45)
 
 
@@ -208,7 +214,11 @@ def test_every_method_chooses_from_the_same_grid(experiment):
         experiment.journal.add(key, {"validation": 5 - i % 3, "test": i})
     assert experiment.chosen(SCRATCH, "TB_Sigmoid, windows") == (0.2, 0.5)
     experiment.settings = replace(experiment.settings, tuning_lrs=(0.01,))
-    assert [lr for lr, _ in experiment.tried(replace(SCRATCH, task=TUNED), ADAM)] == [0.01, 0.1, 0.2]
+    assert [lr for lr, _ in experiment.tried(replace(SCRATCH, task=TUNED), ADAM)] == [
+        0.01,
+        0.1,
+        0.2,
+    ]
     assert experiment.chosen(replace(SCRATCH, n=8), "TB_Sigmoid, windows") == (0.2, 0.5)
 
 
@@ -217,13 +227,20 @@ def test_adam_at_the_same_rate_is_trained_only_where_it_is_not_known(experiment)
     for method in methods("U-Net", QUICK):
         for lr, scale in experiment.tried(SCRATCH, method):
             liked = (0.002 if method == "TB_Sigmoid, windows" else 0.005) == lr
-            experiment.journal.add(search_key(SCRATCH, method, lr, scale), {"validation": 0.1 if liked else 0.2})
+            experiment.journal.add(
+                search_key(SCRATCH, method, lr, scale), {"validation": 0.1 if liked else 0.2}
+            )
     experiment.journal.add(f"final | {SCRATCH} | {ADAM} | 0", {"lr": 0.005, "test": 0.125})
-    assert experiment.same_rate(SCRATCH, "TB_Sigmoid, whole matrices", 0) == {"lr": 0.005, "test": 0.125}
+    assert experiment.same_rate(SCRATCH, "TB_Sigmoid, whole matrices", 0) == {
+        "lr": 0.005,
+        "test": 0.125,
+    }
     trained = experiment.same_rate(SCRATCH, "TB_Sigmoid, windows", 0)
     assert trained["lr"] == 0.002
     assert trained["training"] == experiment.train(SCRATCH, 0.002, None, 0)[1]["training"]
-    experiment.journal.add(f"same rate | {SCRATCH} | TB_Sigmoid, windows | 0", {"lr": 0.002, "test": 0.375})
+    experiment.journal.add(
+        f"same rate | {SCRATCH} | TB_Sigmoid, windows | 0", {"lr": 0.002, "test": 0.375}
+    )
     assert experiment.same_rate(SCRATCH, "TB_Sigmoid, windows", 0)["test"] == 0.375
 
 
@@ -242,7 +259,9 @@ def test_fine_tuning_starts_from_the_source_and_leaves_it_untouched(experiment):
     again, fresh = experiment.pretrained("U-Net", 0), experiment.fresh("U-Net", 0)
     assert not torch.equal(again.head.weight, first.head.weight)
     assert not torch.equal(again.head.weight, fresh.head.weight)
-    scratch, tuned = (experiment.search(replace(SCRATCH, task=task), 0.005, None) for task in ("reaction", TUNED))
+    scratch, tuned = (
+        experiment.search(replace(SCRATCH, task=task), 0.005, None) for task in ("reaction", TUNED)
+    )
     assert scratch != tuned
     assert "test" not in scratch
 

@@ -60,7 +60,9 @@ def test_a_stopped_run_goes_on_to_the_same_results(quick, tmp_path):
     arguments = ["--quick", "--out", str(tmp_path)]
     while main([*arguments, "--seconds", "2"]) == 3:
         pass
-    one, two = (json.loads((folder / "results.json").read_text()) for folder in (quick, tmp_path / "quick"))
+    one, two = (
+        json.loads((folder / "results.json").read_text()) for folder in (quick, tmp_path / "quick")
+    )
     assert one == two
 
 
@@ -92,14 +94,18 @@ def test_borrowed_weights_come_back(bench):
     before = {name: value.clone() for name, value in bench.model.state_dict().items()}
     with bench.borrowed():
         bench.prune_at_once(0.5, "magnitude", None)
-        assert any(not torch.equal(value, before[name]) for name, value in bench.model.state_dict().items())
+        assert any(
+            not torch.equal(value, before[name]) for name, value in bench.model.state_dict().items()
+        )
     assert all(torch.equal(value, before[name]) for name, value in bench.model.state_dict().items())
 
 
 def test_pruning_at_once_uses_the_inputs_of_the_dense_model(bench):
     tokens = torch.randint(256, (3, 16), generator=torch.Generator().manual_seed(0))
     layer, inputs = bench.model.model.layers[2].mlp.down_proj, []
-    hook = layer.register_forward_pre_hook(lambda module, args: inputs.append(args[0].reshape(-1, args[0].shape[-1])))
+    hook = layer.register_forward_pre_hook(
+        lambda module, args: inputs.append(args[0].reshape(-1, args[0].shape[-1]))
+    )
     with torch.no_grad():
         bench.model(tokens)
     hook.remove()
@@ -108,7 +114,10 @@ def test_pruning_at_once_uses_the_inputs_of_the_dense_model(bench):
     with bench.borrowed():
         bench.prune_at_once(0.25, "wanda", seen)
         zeros = layer.weight == 0
-    kept, gone = score.masked_fill(zeros, math.inf).amin(dim=1), score.masked_fill(~zeros, -1).amax(dim=1)
+    kept, gone = (
+        score.masked_fill(zeros, math.inf).amin(dim=1),
+        score.masked_fill(~zeros, -1).amax(dim=1),
+    )
     assert zeros.float().mean() == 0.25
     assert (gone <= kept).all()
 
@@ -148,14 +157,18 @@ def test_every_allocation_meets_the_budget(name, analysis):
 
 def test_shrinking_pulls_the_uncertain_ones_most(analysis):
     noisy = tuple(
-        replace(layer, alpha=2.0 + 0.1 * (layer.block or 0), alpha_se=0.01 if layer.block != 3 else 0.2)
+        replace(
+            layer, alpha=2.0 + 0.1 * (layer.block or 0), alpha_se=0.01 if layer.block != 3 else 0.2
+        )
         for layer in analysis.layers
     )
     found = [layer.alpha for layer in shrunk(noisy, {}) if layer.kind == noisy[0].kind]
     before = [layer.alpha for layer in noisy if layer.kind == noisy[0].kind]
     moved = np.abs(np.subtract(found, before))
     assert moved[3] == max(moved)
-    assert shrunk(tuple(replace(x, alpha_se=0.0) for x in noisy), {})[0].alpha == pytest.approx(before[0])
+    assert shrunk(tuple(replace(x, alpha_se=0.0) for x in noisy), {})[0].alpha == pytest.approx(
+        before[0]
+    )
 
 
 def test_more_outliers_mean_a_lower_score(analysis):
@@ -169,7 +182,9 @@ def test_sparsegpt_takes_what_wanda_chose(tmp_path):
     model, letters, texts = toy()
     journal = Journal.open(tmp_path / "j.jsonl", {})
     settings = replace(QUICK, eps=(0.1, 0.3))
-    experiment = Experiment(model, letters, texts, settings=settings, journal=journal, work=tmp_path)
+    experiment = Experiment(
+        model, letters, texts, settings=settings, journal=journal, work=tmp_path
+    )
     for eps, score in ((0.1, 9.0), (0.3, None)):
         journal.add(selection_key("wanda", 0.6, "OWL", eps), score)
     assert experiment.chosen("sparsegpt", 0.6, "OWL") == 0.1
@@ -186,11 +201,15 @@ def test_ratios_are_taken_seed_by_seed():
 
 def test_pages_lose_their_tags_and_texts_keep_their_names(tmp_path):
     page = tmp_path / "a.html"
-    page.write_text("<html><head><title>no</title></head><body><p>One &amp; <b>two</b></p><script>no</script>three")
+    page.write_text(
+        "<html><head><title>no</title></head><body><p>One &amp; <b>two</b></p><script>no</script>three"
+    )
     assert read_html(page) == "One &\ntwo\nthree"
     for name in "abc":
         (tmp_path / name).write_text(name)
-    assert given(tmp_path / "a", tmp_path / "b", [f"c={tmp_path / 'c'}"]) == Texts("a", "b", {"c": "c"})
+    assert given(tmp_path / "a", tmp_path / "b", [f"c={tmp_path / 'c'}"]) == Texts(
+        "a", "b", {"c": "c"}
+    )
 
 
 def test_texts_are_given_together_or_not_at_all(tmp_path):

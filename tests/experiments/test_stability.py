@@ -11,7 +11,14 @@ import spectail as st
 from experiments.stability import catalogue
 from experiments.stability.__main__ import _columns, main
 from experiments.stability.catalogue import Model, chosen_layers, find
-from experiments.stability.measure import CUTOFFS, HALVES, SEARCHING, Settings, _chessboard, measure_layer
+from experiments.stability.measure import (
+    CUTOFFS,
+    HALVES,
+    SEARCHING,
+    Settings,
+    _chessboard,
+    measure_layer,
+)
 from experiments.stability.summary import MIN_LAYERS, rank_correlation, worst_placement
 from spectail.core.windows import Grid, Tile, Window
 from spectail.models.open import open_source
@@ -43,17 +50,24 @@ def test_a_stopped_run_goes_on_to_the_same_results(quick, tmp_path, capsys):
     assert main([*arguments, "--seconds", "0.01"]) == 3
     assert "run again to go on" in capsys.readouterr().out
     assert main(arguments) == 0
-    one, two = (json.loads((folder / "results.json").read_text()) for folder in (quick, tmp_path / "quick"))
+    one, two = (
+        json.loads((folder / "results.json").read_text()) for folder in (quick, tmp_path / "quick")
+    )
     for side in one["models"]["toy"]["sides"]:
         for what in ("alpha", "se", "windows"):
-            assert one["models"]["toy"]["sides"][side][what] == two["models"]["toy"]["sides"][side][what]
+            assert (
+                one["models"]["toy"]["sides"][side][what]
+                == two["models"]["toy"]["sides"][side][what]
+            )
 
 
 @pytest.mark.parametrize("shape", [(100, 130), (64, 256), (3, 64, 96)])
 def test_alphas_and_errors_are_those_of_tail_fit(shape):
     weight = np.random.default_rng(1).standard_t(3, shape)
     weight = weight if weight.ndim == 3 else weight[None]
-    layer = open_source({"a.weight": np.moveaxis(weight, 0, -1) if len(shape) == 3 else weight[0]}).layers[0]
+    layer = open_source(
+        {"a.weight": np.moveaxis(weight, 0, -1) if len(shape) == 3 else weight[0]}
+    ).layers[0]
     found = measure_layer(layer, 64, Settings(sides=(32,)))["sides"]
     for side in (32, 64):
         for name, cutoff in CUTOFFS.items():
@@ -63,7 +77,9 @@ def test_alphas_and_errors_are_those_of_tail_fit(shape):
             if side == 64 or name not in SEARCHING:
                 assert found[str(side)]["se"][name] == pytest.approx(fit.alpha_se, rel=1e-3)
         seeded = st.tail_fit(weight, st.Spec(window=side, placement="random:25", seed=1))
-        assert found[str(side)]["alpha"]["random:25 seed 1"]["median"] == pytest.approx(seeded.alpha, rel=1e-5)
+        assert found[str(side)]["alpha"]["random:25 seed 1"]["median"] == pytest.approx(
+            seeded.alpha, rel=1e-5
+        )
 
 
 def test_a_side_that_does_not_fit_and_a_placement_of_the_same_windows_are_left_out():
@@ -98,12 +114,18 @@ def test_rank_correlation_is_the_correlation_of_the_ranks_where_both_are_known()
 
 
 def test_columns_hold_none_where_a_layer_has_no_number():
-    assert _columns([{"a": {"x": 1}}, {}, {"a": {"x": 2, "y": 3}}]) == {"a": {"x": [1, None, 2], "y": [None, None, 3]}}
+    assert _columns([{"a": {"x": 1}}, {}, {"a": {"x": 2, "y": 3}}]) == {
+        "a": {"x": [1, None, 2], "y": [None, None, 3]}
+    }
 
 
 def test_every_k_th_block_and_no_embedding_or_small_layer():
     state = {f"layers.{i}.fc1.weight": np.ones((64, 64)) for i in range(6)}
-    state |= {"embed_tokens.weight": np.ones((99, 64)), "head.weight": np.ones((99, 64)), "a.weight": np.ones((63, 99))}
+    state |= {
+        "embed_tokens.weight": np.ones((99, 64)),
+        "head.weight": np.ones((99, 64)),
+        "a.weight": np.ones((63, 99)),
+    }
     names = [layer.name for layer in chosen_layers(open_source(state), 3)]
     assert names == ["layers.0.fc1", "layers.3.fc1", "head"]
 

@@ -8,9 +8,14 @@ LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_att
            "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
 
 
-def allocation(values: dict[str, float], target: str = "sparsity", numel: dict[str, int] | None = None) -> Allocation:
+def allocation(
+    values: dict[str, float], target: str = "sparsity", numel: dict[str, int] | None = None
+) -> Allocation:
     """These values, every layer of 4096 weights unless ``numel`` says otherwise."""
-    shares = tuple(LayerValue(name, value, name, 2.0, (numel or {}).get(name, 4096)) for name, value in values.items())
+    shares = tuple(
+        LayerValue(name, value, name, 2.0, (numel or {}).get(name, 4096))
+        for name, value in values.items()
+    )
     return Allocation(target=target, budget=0.5, settings={}, shares=shares)
 
 

@@ -10,7 +10,9 @@ from spectail.models.formats.gguf_names import FAMILIES, hf_name
 from spectail.models.naming.names import layer_name
 from tests.export.conftest import allocation, llama_names
 
-TENSORS = [(family, f"blk.13.{stem}.weight") for family in FAMILIES for stem in FAMILIES[family].inside]
+TENSORS = [
+    (family, f"blk.13.{stem}.weight") for family in FAMILIES for stem in FAMILIES[family].inside
+]
 TENSORS += [(family, f"{stem}.weight") for family in FAMILIES for stem in FAMILIES[family].top]
 
 
@@ -54,12 +56,16 @@ def test_every_pattern_finds_its_tensor_and_no_other():
     assert list(found)[0] == r"^blk\.1\.ffn_down\.weight$"  # noqa: RUF015
     for name, width in widths.items():
         tensor = gguf_tensor(name)
-        assert [kind for pattern, kind in found.items() if re.search(pattern, tensor)] == [tensor_type(width)]
+        assert [kind for pattern, kind in found.items() if re.search(pattern, tensor)] == [
+            tensor_type(width)
+        ]
     assert all(pattern == pattern.lower() and not re.search(r"\s|=", pattern) for pattern in found)
 
 
 def test_experts_share_a_tensor_and_stay_within_the_budget():
-    values = {f"model.layers.0.mlp.experts.{i}.up_proj": width for i, width in enumerate((2, 2, 2, 8))}
+    values = {
+        f"model.layers.0.mlp.experts.{i}.up_proj": width for i, width in enumerate((2, 2, 2, 8))
+    }
     assert tensor_types(allocation(values | {"model.layers.0.mlp.down_proj": 3}, "bits")) == (
         r"^blk\.0\.ffn_up_exps\.weight$=q3_K",
         r"^blk\.0\.ffn_down\.weight$=q3_K",
@@ -67,9 +73,14 @@ def test_experts_share_a_tensor_and_stay_within_the_budget():
 
 
 def test_what_llama_cpp_has_no_word_for():
-    with pytest.raises(ExportError, match=r"llama.cpp's names of these layers are not known: features.3.conv; make th"):
+    with pytest.raises(
+        ExportError,
+        match=r"llama.cpp's names of these layers are not known: features.3.conv; make th",
+    ):
         tensor_types(allocation({"features.3.conv": 4}, "bits"))
-    with pytest.raises(ExportError, match=r"llama.cpp takes an allocation of bits, but this one is of sparsity"):
+    with pytest.raises(
+        ExportError, match=r"llama.cpp takes an allocation of bits, but this one is of sparsity"
+    ):
         tensor_types(allocation({"features.3.conv": 0.5}))
     with pytest.raises(ExportError, match=r"llama.cpp has no type of 33 bits"):
         tensor_type(33)

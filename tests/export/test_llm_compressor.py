@@ -28,18 +28,28 @@ def test_a_pruning_recipe_has_one_modifier_in_the_order_of_the_modules(method):
 
 def test_ratios_keep_every_digit():
     values = {name: ratio + 1e-13 for name, ratio in llama_ratios().items()}
-    modifier = yaml.safe_load(pruning_recipe(allocation(values), MODULES))["spectail_stage"]["pruning_modifiers"]
+    modifier = yaml.safe_load(pruning_recipe(allocation(values), MODULES))["spectail_stage"][
+        "pruning_modifiers"
+    ]
     assert set(modifier["WandaPruningModifier"]["sparsity"]) == set(values.values())
 
 
 def test_a_quantisation_recipe_groups_modules_by_width():
     bits = {name: (4, 8)[i % 2] for i, name in enumerate(llama_names())}
-    recipe = yaml.safe_load(quantization_recipe(allocation(bits, "bits"), method="gptq", group_size=32))
+    recipe = yaml.safe_load(
+        quantization_recipe(allocation(bits, "bits"), method="gptq", group_size=32)
+    )
     groups = recipe["spectail_stage"]["quantization_modifiers"]["GPTQModifier"]["config_groups"]
     assert list(groups) == ["bits_4", "bits_8"]
     for width, group in zip((4, 8), groups.values(), strict=True):
         assert group["targets"] == [name for name, b in bits.items() if b == width]
-        weights = {"num_bits": width, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
+        weights = {
+            "num_bits": width,
+            "type": "int",
+            "symmetric": True,
+            "strategy": "group",
+            "group_size": 32,
+        }
         assert group["weights"] == weights
 
 
@@ -49,31 +59,56 @@ def test_experts_have_to_become_modules_first(recipe):
     stored = allocation(dict.fromkeys(["model.layers.0.mlp.experts.3.gate_proj"], value), target)
     fused = ["model.layers.0.mlp", "model.layers.0.mlp.experts", "model.layers.0.mlp.gate"]
     with pytest.raises(
-        ExportError, match=r"experts\.3\.gate_proj, for its experts are one tensor.*load_quantizable_moe"
+        ExportError,
+        match=r"experts\.3\.gate_proj, for its experts are one tensor.*load_quantizable_moe",
     ):
         recipe(stored, fused)
-    assert "experts.3.gate_proj" in recipe(stored, [*fused, "model.layers.0.mlp.experts.3.gate_proj"])
-    live = allocation(dict.fromkeys(["model.layers.0.mlp.experts.gate_up_proj[3].gate"], value), target)
-    with pytest.raises(ExportError, match=r"these layers are none \(linearise them first.*load_quantizable_moe"):
+    assert "experts.3.gate_proj" in recipe(
+        stored, [*fused, "model.layers.0.mlp.experts.3.gate_proj"]
+    )
+    live = allocation(
+        dict.fromkeys(["model.layers.0.mlp.experts.gate_up_proj[3].gate"], value), target
+    )
+    with pytest.raises(
+        ExportError, match=r"these layers are none \(linearise them first.*load_quantizable_moe"
+    ):
         recipe(live, fused)
 
 
 def test_what_has_no_recipe():
     sparse, bits = allocation(llama_ratios()), allocation(dict.fromkeys(llama_names(), 4), "bits")
-    with pytest.raises(ExportError, match="a pruning recipe takes an allocation of sparsity, but this one is of bits"):
+    with pytest.raises(
+        ExportError,
+        match="a pruning recipe takes an allocation of sparsity, but this one is of bits",
+    ):
         pruning_recipe(bits, MODULES)
-    with pytest.raises(ExportError, match="a quantisation recipe takes an allocation of bits, but this one is of spar"):
+    with pytest.raises(
+        ExportError,
+        match="a quantisation recipe takes an allocation of bits, but this one is of spar",
+    ):
         quantization_recipe(sparse)
-    with pytest.raises(ExportError, match="method must be one of wanda, sparsegpt, not 'magnitude'"):
+    with pytest.raises(
+        ExportError, match="method must be one of wanda, sparsegpt, not 'magnitude'"
+    ):
         pruning_recipe(sparse, MODULES, method="magnitude")
     with pytest.raises(ExportError, match="method must be one of rtn, gptq, not 'wanda'"):
         quantization_recipe(bits, method="wanda")
-    with pytest.raises(ExportError, match=r"the model has no module model\.layers\.1\.mlp\.down_proj: give the names"):
+    with pytest.raises(
+        ExportError,
+        match=r"the model has no module model\.layers\.1\.mlp\.down_proj: give the names",
+    ):
         pruning_recipe(sparse, [name for name in MODULES if name != "model.layers.1.mlp.down_proj"])
-    with pytest.raises(ExportError, match=r"the model has no module model\.layers\.1\.mlp\.down_proj: give the names"):
-        quantization_recipe(bits, [name for name in MODULES if name != "model.layers.1.mlp.down_proj"])
+    with pytest.raises(
+        ExportError,
+        match=r"the model has no module model\.layers\.1\.mlp\.down_proj: give the names",
+    ):
+        quantization_recipe(
+            bits, [name for name in MODULES if name != "model.layers.1.mlp.down_proj"]
+        )
     for size in (0, 1.5, True):
-        with pytest.raises(ExportError, match=f"group_size must be a whole number of weights, not {size}"):
+        with pytest.raises(
+            ExportError, match=f"group_size must be a whole number of weights, not {size}"
+        ):
             quantization_recipe(bits, group_size=size)
 
 
@@ -117,7 +152,10 @@ def test_llm_compressor_gives_the_widths_back(tmp_path, method):
     for name, width in bits.items():
         module = model.get_submodule(name)
         assert module.quantization_scheme.weights.num_bits == width
-        groups = module.weight.detach().float().unflatten(1, (-1, 32)) / module.weight_scale.detach().float()[..., None]
+        groups = (
+            module.weight.detach().float().unflatten(1, (-1, 32))
+            / module.weight_scale.detach().float()[..., None]
+        )
         if method == "gptq":
             assert torch.allclose(groups, groups.round(), atol=1e-2)
             assert 2 < groups.round().unique().numel() <= 2**width

@@ -15,7 +15,12 @@ from spectail.models.live.saved_names import saved_modules
 from tests.export.conftest import allocation
 
 transformers = pytest.importorskip("transformers")
-SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 
 
 @pytest.fixture
@@ -27,8 +32,12 @@ def llava(tmp_path):
     return tmp_path
 
 
-FILE = [f"language_model.model.layers.{i}.mlp.{part}_proj" for i in (0, 1) for part in ("down", "up")]
-LIVE = [f"model.language_model.layers.{i}.mlp.{part}_proj" for i in (0, 1) for part in ("up", "down")]
+FILE = [
+    f"language_model.model.layers.{i}.mlp.{part}_proj" for i in (0, 1) for part in ("down", "up")
+]
+LIVE = [
+    f"model.language_model.layers.{i}.mlp.{part}_proj" for i in (0, 1) for part in ("up", "down")
+]
 RATIOS = dict(zip(FILE, (0.1, 0.2, 0.3, 0.4), strict=True))
 
 
@@ -46,7 +55,10 @@ def test_recipes_name_the_modules_of_the_live_model(llava):
 def test_torch_pruning_takes_the_names_of_a_vision_transformers_file():
     config = transformers.ViTConfig(image_size=8, patch_size=4, **SIZES)
     model = transformers.ViTForImageClassification(config)
-    ratios = {"vit.encoder.layer.1.intermediate.dense": 0.5, "encoder.layer.0.attention.attention.query": 0.25}
+    ratios = {
+        "vit.encoder.layer.1.intermediate.dense": 0.5,
+        "encoder.layer.0.attention.attention.query": 0.25,
+    }
     found = pruning_ratio_dict(ratios, model, saved_modules(model))
     assert found == {model.vit.layers[1].mlp.fc1: 0.5, model.vit.layers[0].attention.q_proj: 0.25}
 
@@ -60,7 +72,9 @@ def test_a_name_that_could_be_two_modules_is_refused():
 
 def test_torchao_refuses_names_that_are_no_modules():
     data = {"group_size": 32, "bits": {"layers.0.fc1": 4}}
-    with pytest.raises(ExportError, match=r"the model has no module layers\.0\.fc1: give the names"):
+    with pytest.raises(
+        ExportError, match=r"the model has no module layers\.0\.fc1: give the names"
+    ):
         fqn_to_config(data, ["layers.1.fc1"])
     torchao = pytest.importorskip("torchao.quantization")
     config = fqn_to_config(data, ["model.layers.0.fc1"])

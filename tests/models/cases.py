@@ -88,43 +88,80 @@ def normed() -> nn.Module:
 def gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(vocab_size=20, n_positions=9, n_embd=8, n_layer=2, n_head=2, add_cross_attention=True)
+    config = GPT2Config(
+        vocab_size=20, n_positions=9, n_embd=8, n_layer=2, n_head=2, add_cross_attention=True
+    )
     return GPT2LMHeadModel(config)
 
 
 def mixtral() -> nn.Module:
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return MixtralForCausalLM(MixtralConfig(vocab_size=20, num_key_value_heads=1, num_local_experts=3, **sizes))
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    return MixtralForCausalLM(
+        MixtralConfig(vocab_size=20, num_key_value_heads=1, num_local_experts=3, **sizes)
+    )
 
 
 def qwen3_moe() -> nn.Module:
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 4}
-    config = Qwen3MoeConfig(vocab_size=20, num_key_value_heads=1, num_experts=3, moe_intermediate_size=6, **sizes)
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 4,
+    }
+    config = Qwen3MoeConfig(
+        vocab_size=20, num_key_value_heads=1, num_experts=3, moe_intermediate_size=6, **sizes
+    )
     return Qwen3MoeForCausalLM(config)
 
 
 def gpt_oss() -> nn.Module:
     from transformers import GptOssConfig, GptOssForCausalLM
 
-    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 4}
-    return GptOssForCausalLM(GptOssConfig(vocab_size=20, num_key_value_heads=1, num_local_experts=3, **sizes))
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "head_dim": 4,
+    }
+    return GptOssForCausalLM(
+        GptOssConfig(vocab_size=20, num_key_value_heads=1, num_local_experts=3, **sizes)
+    )
 
 
 def phi3() -> nn.Module:
     from transformers import Phi3Config, Phi3ForCausalLM
 
-    sizes = {"hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 4}
-    return Phi3ForCausalLM(Phi3Config(vocab_size=20, num_key_value_heads=2, pad_token_id=0, **sizes))
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 12,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    return Phi3ForCausalLM(
+        Phi3Config(vocab_size=20, num_key_value_heads=2, pad_token_id=0, **sizes)
+    )
 
 
 def gpt_neox() -> nn.Module:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     return GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=20, **sizes))
 
 
@@ -135,7 +172,9 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
     "half": lambda: nn.Linear(4, 6).half(),
     "bfloat16": lambda: nn.Linear(4, 6).bfloat16(),
     "convolutions": convolutions,
-    "embeddings": lambda: nn.ModuleDict({"wte": nn.Embedding(9, 4), "embed_bag": nn.EmbeddingBag(6, 5)}),
+    "embeddings": lambda: nn.ModuleDict(
+        {"wte": nn.Embedding(9, 4), "embed_bag": nn.EmbeddingBag(6, 5)}
+    ),
     "lstm": lambda: nn.LSTM(3, 5, num_layers=2, bidirectional=True),
     "lstm projected": lambda: nn.LSTM(3, 6, proj_size=2),
     "lstm square": lambda: nn.LSTM(6, 6),

@@ -69,7 +69,9 @@ def write_gguf(folder: Path, values: State) -> Path:
 def write_onnx(folder: Path, values: State) -> Path:
     first, second = values["layers.0.weight"], values["layers.1.weight"]
     nodes = [
-        helper.make_node("Gemm", ["x", "layers.0.weight", "layers.0.bias"], ["h"], "/layers.0/Gemm", transB=1),
+        helper.make_node(
+            "Gemm", ["x", "layers.0.weight", "layers.0.bias"], ["h"], "/layers.0/Gemm", transB=1
+        ),
         helper.make_node("MatMul", ["h", "onnx::MatMul_7"], ["y"], "/layers.1/MatMul"),
     ]
     constants = [
@@ -79,14 +81,18 @@ def write_onnx(folder: Path, values: State) -> Path:
     ]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, first.shape[1]])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, second.shape[0]])
-    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y], constants), producer_name="test")
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [y], constants), producer_name="test"
+    )
     onnx.save(model, folder / "model.onnx")
     return folder / "model.onnx"
 
 
 def packed_array(value: np.ndarray) -> msgpack.ExtType:
     """What flax.serialization's documentation says of arrays: extension 1, a list of shape, type and bytes."""
-    return msgpack.ExtType(1, msgpack.packb((value.shape, value.dtype.name, value.tobytes()), use_bin_type=True))
+    return msgpack.ExtType(
+        1, msgpack.packb((value.shape, value.dtype.name, value.tobytes()), use_bin_type=True)
+    )
 
 
 def write_flax(folder: Path, values: State) -> Path:
@@ -94,7 +100,9 @@ def write_flax(folder: Path, values: State) -> Path:
     for name, value in values.items():
         _, number, leaf = name.split(".")
         kernel = leaf == "weight"
-        tree["layers"][number]["kernel" if kernel else leaf] = packed_array(value.T if kernel else value)
+        tree["layers"][number]["kernel" if kernel else leaf] = packed_array(
+            value.T if kernel else value
+        )
     (folder / "flax_model.msgpack").write_bytes(msgpack.packb({"params": tree}, use_bin_type=True))
     return folder / "flax_model.msgpack"
 

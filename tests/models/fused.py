@@ -68,18 +68,25 @@ def per_group(groups: int, shared: int) -> Callable[[Tensor], Parts]:
 def codegen(weight: Tensor) -> Parts:
     """``reshape(..., 4, -1)``, then ``split(local_dim)`` into query, value, key."""
     query, value, key = weight.reshape(4, -1, weight.shape[1]).split(weight.shape[0] // 12, dim=1)
-    return {k: piece.reshape(-1, weight.shape[1]) for k, piece in (("q", query), ("v", value), ("k", key))}
+    return {
+        k: piece.reshape(-1, weight.shape[1])
+        for k, piece in (("q", query), ("v", value), ("k", key))
+    }
 
 
 def gpt2(weight: Tensor) -> Parts:
     """Conv1D: the outputs are columns, split into three."""
-    return dict(zip("qkv", (piece.T for piece in weight.split(weight.shape[1] // 3, dim=1)), strict=True))
+    return dict(
+        zip("qkv", (piece.T for piece in weight.split(weight.shape[1] // 3, dim=1)), strict=True)
+    )
 
 
 def qwen3_next(weight: Tensor) -> Parts:
     """Two key heads of 8, four value heads of 4: ``view(2, 8 + 8 + 2 * 4 + 2 * 4)``, then split."""
     pieces = weight.view(2, -1, weight.shape[1]).split([8, 8, 8, 8], dim=1)
-    return {kind: piece.reshape(-1, weight.shape[1]) for kind, piece in zip("qkvz", pieces, strict=True)}
+    return {
+        kind: piece.reshape(-1, weight.shape[1]) for kind, piece in zip("qkvz", pieces, strict=True)
+    }
 
 
 LINEAR_HEADS = {
@@ -88,7 +95,13 @@ LINEAR_HEADS = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 4,
 }
-FALCON = {"config": "FalconConfig", "model": "FalconForCausalLM", "alibi": False, "bias": False, **SIZES}
+FALCON = {
+    "config": "FalconConfig",
+    "model": "FalconForCausalLM",
+    "alibi": False,
+    "bias": False,
+    **SIZES,
+}
 FALCON_WEIGHT = "transformer.h.1.self_attention.query_key_value.weight"
 FALCON_OUTPUT = "transformer.h.1.self_attention.dense"
 BIGCODE = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 40, "n_positions": 16}
@@ -97,7 +110,9 @@ VISION = {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 32, "inter
 
 FAMILIES: dict[str, Fused] = {
     "bloom": Fused(
-        build("BloomConfig", "BloomForCausalLM", hidden_size=32, n_layer=2, n_head=4, vocab_size=40),
+        build(
+            "BloomConfig", "BloomForCausalLM", hidden_size=32, n_layer=2, n_head=4, vocab_size=40
+        ),
         "transformer.h.1.self_attention.query_key_value.weight",
         per_head(4),
         "transformer.h.1.self_attention.dense",
@@ -126,8 +141,12 @@ FAMILIES: dict[str, Fused] = {
         per_group(2, 2),
         FALCON_OUTPUT,
     ),
-    "falcon 7B": Fused(build(**FALCON, multi_query=True), FALCON_WEIGHT, blocks(32, 8, 8), FALCON_OUTPUT),
-    "falcon 1B": Fused(build(**FALCON, multi_query=False), FALCON_WEIGHT, per_head(4), FALCON_OUTPUT),
+    "falcon 7B": Fused(
+        build(**FALCON, multi_query=True), FALCON_WEIGHT, blocks(32, 8, 8), FALCON_OUTPUT
+    ),
+    "falcon 1B": Fused(
+        build(**FALCON, multi_query=False), FALCON_WEIGHT, per_head(4), FALCON_OUTPUT
+    ),
     "gpt_bigcode": Fused(
         build("GPTBigCodeConfig", "GPTBigCodeForCausalLM", **BIGCODE),
         BIGCODE_WEIGHT,
@@ -168,13 +187,28 @@ FAMILIES: dict[str, Fused] = {
         "model.layers.1.self_attn.o_proj",
     ),
     "phi3, wide heads": Fused(
-        build("Phi3Config", "Phi3ForCausalLM", **FEW_LAYERS, num_key_value_heads=2, head_dim=12, pad_token_id=0),
+        build(
+            "Phi3Config",
+            "Phi3ForCausalLM",
+            **FEW_LAYERS,
+            num_key_value_heads=2,
+            head_dim=12,
+            pad_token_id=0,
+        ),
         "model.layers.1.self_attn.qkv_proj.weight",
         blocks(48, 24, 24),
         "model.layers.1.self_attn.o_proj",
     ),
     "codegen": Fused(
-        build("CodeGenConfig", "CodeGenForCausalLM", n_embd=32, n_head=4, n_layer=2, vocab_size=40, rotary_dim=4),
+        build(
+            "CodeGenConfig",
+            "CodeGenForCausalLM",
+            n_embd=32,
+            n_head=4,
+            n_layer=2,
+            vocab_size=40,
+            rotary_dim=4,
+        ),
         "transformer.h.1.attn.qkv_proj.weight",
         codegen,
         "transformer.h.1.attn.out_proj",
@@ -205,13 +239,23 @@ FAMILIES: dict[str, Fused] = {
         per_head(4),
     ),
     "gpt2": Fused(
-        build("GPT2Config", "GPT2LMHeadModel", n_embd=32, n_head=4, n_layer=2, vocab_size=40, n_positions=16),
+        build(
+            "GPT2Config",
+            "GPT2LMHeadModel",
+            n_embd=32,
+            n_head=4,
+            n_layer=2,
+            vocab_size=40,
+            n_positions=16,
+        ),
         "transformer.h.1.attn.c_attn.weight",
         gpt2,
         "transformer.h.1.attn.c_proj",
     ),
     "openai-gpt": Fused(
-        build("OpenAIGPTConfig", "OpenAIGPTLMHeadModel", n_embd=32, n_head=4, n_layer=2, vocab_size=40),
+        build(
+            "OpenAIGPTConfig", "OpenAIGPTLMHeadModel", n_embd=32, n_head=4, n_layer=2, vocab_size=40
+        ),
         "transformer.h.1.attn.c_attn.weight",
         gpt2,
         "transformer.h.1.attn.c_proj",
@@ -253,7 +297,11 @@ FAMILIES: dict[str, Fused] = {
         blocks(32, 32, 32),
     ),
     "exaone4_5, vision": Fused(
-        build("Exaone4_5_VisionConfig", "Exaone4_5_VisionModel", **VISION | {"num_heads": 4, "num_key_value_heads": 2}),
+        build(
+            "Exaone4_5_VisionConfig",
+            "Exaone4_5_VisionModel",
+            **VISION | {"num_heads": 4, "num_key_value_heads": 2},
+        ),
         "blocks.1.attn.qkv.weight",
         blocks(32, 16, 16),
     ),

@@ -69,7 +69,9 @@ def by_group(values: Tensor, groups: Tensor, function: Any) -> Tensor:
     size = values.shape[-1] // groups.shape[-1]
     result = torch.empty(values.shape)
     for column in range(values.shape[-1]):
-        result[..., column] = function(values[..., column].float(), groups[..., column // size].float())
+        result[..., column] = function(
+            values[..., column].float(), groups[..., column // size].float()
+        )
     return result
 
 
@@ -81,7 +83,9 @@ def blocks(values: Tensor, scale: Tensor, size: int = 128) -> Tensor:
     result = torch.empty(values.shape)
     for row in range(values.shape[-2]):
         for column in range(values.shape[-1]):
-            result[..., row, column] = values[..., row, column].float() * scale[..., row // size, column // size]
+            result[..., row, column] = (
+                values[..., row, column].float() * scale[..., row // size, column // size]
+            )
     return result
 
 
@@ -96,7 +100,9 @@ def scaled_cases() -> dict[str, Case]:
     weight, scalar, row = fp8(), torch.tensor(0.25), floats(ROWS)
     names = ["weight_scale", "weight_scale_inv", "scale", "scale_weight", "weight_quantizer.scale"]
     names += ["weight_quantizer._scale", "weights_scaling_factor", "scales", "weight.scale"]
-    cases = {f"fp8 {name}": Case({"weight": weight, name: scalar}, weight.float() / 4) for name in names}
+    cases = {
+        f"fp8 {name}": Case({"weight": weight, name: scalar}, weight.float() / 4) for name in names
+    }
     by_row = weight.float() * row[:, None]
     exponents = ints(120, 134, ROWS, dtype=torch.uint8)
     powers = torch.tensor([2.0 ** (int(x) - 127) for x in exponents])[:, None]
@@ -105,9 +111,13 @@ def scaled_cases() -> dict[str, Case]:
     stacked, per_expert = fp8(3, ROWS, COLS), floats(3)
     experts = tuple(f"layers.0.experts.up_proj[{i}]" for i in range(3))
     return cases | {
-        "fp8 scale of one": Case({"weight": weight, "weight_scale": torch.tensor([0.25])}, weight.float() / 4),
+        "fp8 scale of one": Case(
+            {"weight": weight, "weight_scale": torch.tensor([0.25])}, weight.float() / 4
+        ),
         "fp8 scale per row": Case({"weight": weight, "weight_scale": row}, by_row),
-        "fp8 scale per row, a column": Case({"weight": weight, "weight_scale": row[:, None]}, by_row),
+        "fp8 scale per row, a column": Case(
+            {"weight": weight, "weight_scale": row[:, None]}, by_row
+        ),
         "fp8 scale per column": Case(
             {"weight": weight, "weight_scale": floats(1, COLS)}, weight.float() * floats(1, COLS)
         ),
@@ -119,12 +129,20 @@ def scaled_cases() -> dict[str, Case]:
             {"weight": fp8(dtype=torch.float8_e4m3fnuz), "weight_scale": row},
             fp8(dtype=torch.float8_e4m3fnuz).float() * row[:, None],
         ),
-        "fp8 exponent": Case({"weight": weight, "weight_scale": exponents}, weight.float() * powers),
+        "fp8 exponent": Case(
+            {"weight": weight, "weight_scale": exponents}, weight.float() * powers
+        ),
         "fp8 exponent of torch": Case(
-            {"weight": weight, "weight_scale": exponents.view(torch.float8_e8m0fnu)}, weight.float() * powers
+            {"weight": weight, "weight_scale": exponents.view(torch.float8_e8m0fnu)},
+            weight.float() * powers,
         ),
         "fp8 with scales of activations": Case(
-            {"weight": weight, "weight_scale": scalar, "input_scale": scalar, "output_scale": scalar},
+            {
+                "weight": weight,
+                "weight_scale": scalar,
+                "input_scale": scalar,
+                "output_scale": scalar,
+            },
             weight.float() / 4,
         ),
         "fp8 pre_quant_scale": Case(
@@ -132,35 +150,47 @@ def scaled_cases() -> dict[str, Case]:
             weight.float() / 4,
             note="pre_quant_scale",
         ),
-        "fp8 unscaled": Case({"weight": weight}, weight.float(), note="8-bit floats without a scale"),
+        "fp8 unscaled": Case(
+            {"weight": weight}, weight.float(), note="8-bit floats without a scale"
+        ),
         "fp8 unknown scale": Case(
-            {"weight": weight, "weight_descale_table": floats(4)}, problem=("q_proj.weight ", "weight_descale_table")
+            {"weight": weight, "weight_descale_table": floats(4)},
+            problem=("q_proj.weight ", "weight_descale_table"),
         ),
         "fp8 second scale": Case(
             {"weight": weight, "weight_scale": row, "weight_scale_2": scalar},
             problem=("q_proj.weight ", "weight_scale_2"),
         ),
         "fp8 scale beside its module": Case(
-            {"weight": weight, "../q_proj_scale": row}, problem=("q_proj.weight ", "layers.0.q_proj_scale")
+            {"weight": weight, "../q_proj_scale": row},
+            problem=("q_proj.weight ", "layers.0.q_proj_scale"),
         ),
         "fp8 scale behind a slash": Case(
             {"weight": weight, "weight/scale": row}, problem=("q_proj.weight ", "weight/scale")
         ),
         "fp8 scale by name parts": Case(
-            {"weight": weight, "quantizer.weight_scales.0": row}, problem=("q_proj.weight ", "weight_scales")
+            {"weight": weight, "quantizer.weight_scales.0": row},
+            problem=("q_proj.weight ", "weight_scales"),
         ),
         "scale of TensorRT-LLM": Case(
-            {"weight": integers, "per_channel_scale": row}, problem=("q_proj.weight ", "per_channel_scale")
+            {"weight": integers, "per_channel_scale": row},
+            problem=("q_proj.weight ", "per_channel_scale"),
         ),
         "fp8 two scales": Case(
-            {"weight": weight, "weight_scale": row, "scale": scalar}, problem=("q_proj.weight ", "scale")
+            {"weight": weight, "weight_scale": row, "scale": scalar},
+            problem=("q_proj.weight ", "scale"),
         ),
         "fp8 scale that fits nowhere": Case(
-            {"weight": weight, "weight_scale": floats(7)}, problem=("q_proj.weight ", "q_proj.weight_scale")
+            {"weight": weight, "weight_scale": floats(7)},
+            problem=("q_proj.weight ", "q_proj.weight_scale"),
         ),
-        "int8 per row": Case({"weight": integers, "weight_scale": row[:, None]}, integers.float() * row[:, None]),
+        "int8 per row": Case(
+            {"weight": integers, "weight_scale": row[:, None]}, integers.float() * row[:, None]
+        ),
         "int8 per tensor": Case({"weight": integers, "weight_scale": scalar}, integers.float() / 4),
-        "int8 by groups": Case({"weight": integers, "weight_scale": floats(ROWS, 4)}, times(integers, floats(ROWS, 4))),
+        "int8 by groups": Case(
+            {"weight": integers, "weight_scale": floats(ROWS, 4)}, times(integers, floats(ROWS, 4))
+        ),
         "int8 zero point": Case(
             {"weight": integers, "weight_scale": row[:, None], "weight_zero_point": zero},
             (integers.float() - zero.float()) * row[:, None],
@@ -181,9 +211,12 @@ def scaled_cases() -> dict[str, Case]:
             {"weight": integers, "SCB": row, "weight_format": torch.tensor(2, dtype=torch.uint8)},
             problem=("bitsandbytes", "weight_format"),
         ),
-        "int8 of EETQ": Case({"weight": integers, "weight_scales": floats(COLS)}, (integers.float() * floats(COLS)).T),
+        "int8 of EETQ": Case(
+            {"weight": integers, "weight_scales": floats(COLS)}, (integers.float() * floats(COLS)).T
+        ),
         "int8 of quanto": Case(
-            {"weight._data": integers, "weight._scale": row[:, None]}, integers.float() * row[:, None]
+            {"weight._data": integers, "weight._scale": row[:, None]},
+            integers.float() * row[:, None],
         ),
         "fp8 of quanto": Case({"weight._data": weight, "weight._scale": row[:, None]}, by_row),
         "int8 of torchao": Case(
@@ -192,7 +225,11 @@ def scaled_cases() -> dict[str, Case]:
         ),
         "fp8 of torchao": Case({"_weight_qdata": weight, "_weight_scale": row[:, None]}, by_row),
         "fake quantiser of ModelOpt": Case(
-            {"weight": floats(ROWS, COLS), "weight_quantizer._amax": floats(ROWS, 1), "input_quantizer._amax": scalar},
+            {
+                "weight": floats(ROWS, COLS),
+                "weight_quantizer._amax": floats(ROWS, 1),
+                "input_quantizer._amax": scalar,
+            },
             floats(ROWS, COLS),
             note="before rounding",
         ),
@@ -208,13 +245,17 @@ def scaled_cases() -> dict[str, Case]:
         ),
         "int8 alone": Case({"weight": integers}, problem=("int8", "64x128", "dequantise it first")),
         "int8 unknown scale": Case(
-            {"weight": integers, "dequant_scale": scalar}, problem=("q_proj.weight ", "dequant_scale")
+            {"weight": integers, "dequant_scale": scalar},
+            problem=("q_proj.weight ", "dequant_scale"),
         ),
         "uint8 with a scale and no zero point": Case(
-            {"weight": unsigned, "weight_scale": row}, problem=("q_proj.weight ", "q_proj.weight_scale")
+            {"weight": unsigned, "weight_scale": row},
+            problem=("q_proj.weight ", "q_proj.weight_scale"),
         ),
         "ChatGLM int4": Case(
-            {"weight": integers, "weight_scale": row}, problem=("ChatGLM",), config={"quantization_bit": 4}
+            {"weight": integers, "weight_scale": row},
+            problem=("ChatGLM",),
+            config={"quantization_bit": 4},
         ),
         "fp8 experts": Case(
             {"../experts.up_proj": stacked, "../experts.up_proj_scale": per_expert},
@@ -250,7 +291,11 @@ def block_cases() -> dict[str, Case]:
     even, even_scale = fp8(256, 512), floats(2, 4)
     state = {"weight": uneven, "weight_scale_inv": scale}
     both = ("layers.0.q_proj.weight ", "layers.0.q_proj.weight_scale_inv")
-    compressed = {"config_groups": {"group_0": {"weights": {"strategy": "block", "block_structure": [128, 128]}}}}
+    compressed = {
+        "config_groups": {
+            "group_0": {"weights": {"strategy": "block", "block_structure": [128, 128]}}
+        }
+    }
     exponents = ints(120, 134, 64, 4, dtype=torch.uint8)
     powers = torch.tensor([[2.0 ** (int(x) - 127) for x in line] for line in exponents])
     return {
@@ -264,17 +309,24 @@ def block_cases() -> dict[str, Case]:
             config={"text_config": {"quantization_config": {"weight_block_size": [128, 128]}}},
         ),
         "blocks that two sizes fit": Case(state, problem=both),
-        "blocks that do not fit the configuration": Case(state, problem=(*both, "64x64"), config=block_config(64)),
-        "blocks that one size fits": Case({"weight": even, "weight_scale_inv": even_scale}, blocks(even, even_scale)),
+        "blocks that do not fit the configuration": Case(
+            state, problem=(*both, "64x64"), config=block_config(64)
+        ),
+        "blocks that one size fits": Case(
+            {"weight": even, "weight_scale_inv": even_scale}, blocks(even, even_scale)
+        ),
         "blocks of ModelOpt": Case(
-            {"weight": even, "weight_scale": even_scale.reshape(2, 1, 4, 1)}, blocks(even, even_scale)
+            {"weight": even, "weight_scale": even_scale.reshape(2, 1, 4, 1)},
+            blocks(even, even_scale),
         ),
         "blocks transposed": Case(
             {"weight": even, "weight_scale_inv": even_scale.T.contiguous()},
             blocks(even, even_scale),
             config=block_config(),
         ),
-        "blocks transposed or not": Case({"weight": even, "weight_scale_inv": floats(4, 2)}, problem=both),
+        "blocks transposed or not": Case(
+            {"weight": even, "weight_scale_inv": floats(4, 2)}, problem=both
+        ),
         "MXFP8": Case({"weight": fp8(), "weight_scale": exponents}, times(fp8(), powers)),
     }
 
@@ -290,12 +342,19 @@ def small_float_cases() -> dict[str, Case]:
     mx = times(values, torch.tensor([[2.0 ** (int(x) - 127) for x in line] for line in exponents]))
     small, whole = floats(ROWS, 8).to(torch.float8_e4m3fn), torch.tensor(3.0)
     torch_exponents = exponents.view(torch.float8_e8m0fnu)
-    shaped = packed.reshape(1, ROWS, 4, 16).repeat(2, 1, 1, 1), exponents.reshape(1, ROWS, 4).repeat(2, 1, 1)
+    shaped = (
+        packed.reshape(1, ROWS, 4, 16).repeat(2, 1, 1, 1),
+        exponents.reshape(1, ROWS, 4).repeat(2, 1, 1),
+    )
     down = "layers.0.experts.down_proj"
     return {
-        "MXFP4 of compressed-tensors": Case({"weight_packed": packed, "weight_scale": exponents}, mx),
+        "MXFP4 of compressed-tensors": Case(
+            {"weight_packed": packed, "weight_scale": exponents}, mx
+        ),
         "MXFP4 of Quark": Case({"weight": packed, "weight_scale": exponents}, mx),
-        "MXFP4 of DeepSeek": Case({"weight": packed.view(torch.int8), "scale": torch_exponents}, mx),
+        "MXFP4 of DeepSeek": Case(
+            {"weight": packed.view(torch.int8), "scale": torch_exponents}, mx
+        ),
         "MXFP4 of MLX": Case({"weight": packed.view(torch.uint32), "scales": exponents}, mx),
         "MXFP4 experts": Case(
             {"../experts.down_proj_blocks": shaped[0], "../experts.down_proj_scales": shaped[1]},
@@ -303,24 +362,43 @@ def small_float_cases() -> dict[str, Case]:
             names=(f"{down}[0]", f"{down}[1]"),
         ),
         "MXFP4 of OpenAI": Case(
-            {"../experts.mlp2_weight.blocks": shaped[0], "../experts.mlp2_weight.scales": shaped[1]},
+            {
+                "../experts.mlp2_weight.blocks": shaped[0],
+                "../experts.mlp2_weight.scales": shaped[1],
+            },
             mx[None].repeat(2, 1, 1),
             names=("layers.0.experts.mlp2_weight[0]", "layers.0.experts.mlp2_weight[1]"),
         ),
         "NVFP4 of compressed-tensors": Case(
-            {"weight_packed": packed, "weight_scale": small, "weight_global_scale": whole, "input_global_scale": whole},
+            {
+                "weight_packed": packed,
+                "weight_scale": small,
+                "weight_global_scale": whole,
+                "input_global_scale": whole,
+            },
             times(values, small.float() / 3),
         ),
         "NVFP4 of ModelOpt": Case(
-            {"weight": packed, "weight_scale": small, "weight_scale_2": whole, "input_scale": whole},
+            {
+                "weight": packed,
+                "weight_scale": small,
+                "weight_scale_2": whole,
+                "input_scale": whole,
+            },
             times(values, small.float() * 3),
         ),
         "MXFP4 in torch's type": Case(
-            {"weight": packed.view(torch.float4_e2m1fn_x2), "weight_scale": torch_exponents}, mx, is_sub_byte=True
+            {"weight": packed.view(torch.float4_e2m1fn_x2), "weight_scale": torch_exponents},
+            mx,
+            is_sub_byte=True,
         ),
-        "4-bit floats alone": Case({"weight": packed.view(torch.float4_e2m1fn_x2)}, problem=("4",), is_sub_byte=True),
+        "4-bit floats alone": Case(
+            {"weight": packed.view(torch.float4_e2m1fn_x2)}, problem=("4",), is_sub_byte=True
+        ),
         "4-bit floats and a scale of another kind": Case(
-            {"weight": packed.view(torch.float4_e2m1fn_x2), "weight_scale": small}, problem=("4",), is_sub_byte=True
+            {"weight": packed.view(torch.float4_e2m1fn_x2), "weight_scale": small},
+            problem=("4",),
+            is_sub_byte=True,
         ),
         "NVFP4 of ComfyUI": Case(
             {
@@ -332,7 +410,11 @@ def small_float_cases() -> dict[str, Case]:
             problem=("NVFP4",),
         ),
         "NVFP4 in tiles": Case(
-            {"weight": packed, "weight_scale": floats(128, 4).to(torch.float8_e4m3fn), "weight_scale_2": whole},
+            {
+                "weight": packed,
+                "weight_scale": floats(128, 4).to(torch.float8_e4m3fn),
+                "weight_scale_2": whole,
+            },
             problem=("NVFP4",),
         ),
     } | bitsandbytes_cases(codes)
@@ -344,36 +426,65 @@ def bitsandbytes_cases(codes: Tensor) -> dict[str, Case]:
     packed = (pairs[:, 0] * 16 + pairs[:, 1]).to(torch.uint8)[:, None]
 
     def said(**more: Any) -> Tensor:
-        text = json.dumps({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [ROWS, COLS], **more})
+        text = json.dumps(
+            {
+                "quant_type": "nf4",
+                "blocksize": 64,
+                "dtype": "bfloat16",
+                "shape": [ROWS, COLS],
+                **more,
+            }
+        )
         return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
-    flat = torch.tensor([float(table[code]) * float(magnitudes[i // 64]) for i, code in enumerate(codes.flatten())])
-    nested_codes, nested_table, nested = ints(0, 256, 128, dtype=torch.uint8), torch.linspace(-1, 1, 256), floats(2)
-    found = [float(nested_table[int(c)]) * float(nested[i // 64]) + 2.0 for i, c in enumerate(nested_codes)]
-    twice = torch.tensor([float(table[code]) * found[i // 64] for i, code in enumerate(codes.flatten())])
+    flat = torch.tensor(
+        [float(table[code]) * float(magnitudes[i // 64]) for i, code in enumerate(codes.flatten())]
+    )
+    nested_codes, nested_table, nested = (
+        ints(0, 256, 128, dtype=torch.uint8),
+        torch.linspace(-1, 1, 256),
+        floats(2),
+    )
+    found = [
+        float(nested_table[int(c)]) * float(nested[i // 64]) + 2.0
+        for i, c in enumerate(nested_codes)
+    ]
+    twice = torch.tensor(
+        [float(table[code]) * found[i // 64] for i, code in enumerate(codes.flatten())]
+    )
     state = {"weight": packed, "weight.absmax": magnitudes, "weight.quant_map": table}
     return {
-        "nf4": Case({**state, "weight.quant_state.bitsandbytes__nf4": said()}, flat.reshape(ROWS, COLS)),
-        "fp4": Case({**state, "weight.quant_state.bitsandbytes__fp4": said()}, flat.reshape(ROWS, COLS)),
+        "nf4": Case(
+            {**state, "weight.quant_state.bitsandbytes__nf4": said()}, flat.reshape(ROWS, COLS)
+        ),
+        "fp4": Case(
+            {**state, "weight.quant_state.bitsandbytes__fp4": said()}, flat.reshape(ROWS, COLS)
+        ),
         "nf4 quantised twice": Case(
             {
                 **state,
                 "weight.absmax": nested_codes,
                 "weight.nested_absmax": nested,
                 "weight.nested_quant_map": nested_table,
-                "weight.quant_state.bitsandbytes__nf4": said(nested_blocksize=64, nested_offset=2.0),
+                "weight.quant_state.bitsandbytes__nf4": said(
+                    nested_blocksize=64, nested_offset=2.0
+                ),
             },
             twice.reshape(ROWS, COLS),
         ),
         "nf4 without its state": Case(state, problem=("bitsandbytes", "quant_state")),
-        "nf4 without anything": Case({"weight": packed}, problem=("uint8", "4096x1", "dequantise it first")),
+        "nf4 without anything": Case(
+            {"weight": packed}, problem=("uint8", "4096x1", "dequantise it first")
+        ),
     }
 
 
 # packed integers
 
 
-def gptq_case(bits: int, version: int, *, ordered: bool = False, zeros: bool = True, config: bool = True) -> Case:
+def gptq_case(
+    bits: int, version: int, *, ordered: bool = False, zeros: bool = True, config: bool = True
+) -> Case:
     values, points, scales = ints(0, 2**bits), ints(1, 2**bits, ROWS, 4), floats(ROWS, 4)
     order = torch.arange(COLS) // 32
     if ordered:
@@ -387,7 +498,11 @@ def gptq_case(bits: int, version: int, *, ordered: bool = False, zeros: bool = T
     expected = torch.empty(ROWS, COLS)
     for column, group in enumerate(order.tolist()):
         expected[:, column] = (values[:, column] - points[:, group]) * scales[:, group]
-    said = {"quant_method": "gptq", "bits": bits, "checkpoint_format": "gptq" if version == 1 else "gptq_v2"}
+    said = {
+        "quant_method": "gptq",
+        "bits": bits,
+        "checkpoint_format": "gptq" if version == 1 else "gptq_v2",
+    }
     return Case(state, expected, config={"quantization_config": said} if config else {})
 
 
@@ -401,10 +516,16 @@ def awq_case() -> Case:
 
     state = {"qweight": words(values.T), "qzeros": words(points.T), "scales": scales.T.contiguous()}
     expected = times(values - points.repeat_interleave(32, 1), scales)
-    return Case(state, expected, config={"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemm"}})
+    return Case(
+        state,
+        expected,
+        config={"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemm"}},
+    )
 
 
-def compressed_case(bits: int, *, asymmetric: bool = False, ordered: bool = False, config: bool = False) -> Case:
+def compressed_case(
+    bits: int, *, asymmetric: bool = False, ordered: bool = False, config: bool = False
+) -> Case:
     values, scale = ints(0, 2**bits), floats(ROWS, 4)
     points = ints(0, 2**bits, ROWS, 4) if asymmetric else torch.full((ROWS, 4), 2 ** (bits - 1))
     state = {
@@ -426,7 +547,11 @@ def compressed_case(bits: int, *, asymmetric: bool = False, ordered: bool = Fals
 
 
 def mlx_case(bits: int, group: int, config: Mapping[str, Any], *, fails: bool = False) -> Case:
-    values, scales, biases = ints(0, 2**bits), floats(ROWS, COLS // group), floats(ROWS, COLS // group) - 2
+    values, scales, biases = (
+        ints(0, 2**bits),
+        floats(ROWS, COLS // group),
+        floats(ROWS, COLS // group) - 2,
+    )
     state = {"weight": pack(values, bits, torch.uint32), "scales": scales, "biases": biases}
     if fails:
         return Case(state, problem=("MLX", "bits and group size"), config=config)
@@ -461,7 +586,11 @@ def bitnet_case(linear_class: str) -> Case:
 def packed_cases() -> dict[str, Case]:
     signed = ints(-8, 8)
     two_rows = ((signed[0::2] & 15) + 16 * (signed[1::2] & 15)).to(torch.uint8)
-    codes, books, scales = ints(-128, 128, 64, 16, 2, dtype=torch.int8), torch.randn(2, 256, 1, 8), floats(64, 1, 1, 1)
+    codes, books, scales = (
+        ints(-128, 128, 64, 16, 2, dtype=torch.int8),
+        torch.randn(2, 256, 1, 8),
+        floats(64, 1, 1, 1),
+    )
     aqlm = torch.zeros(64, 128)
     for row in range(64):
         for group in range(16):
@@ -501,7 +630,9 @@ def packed_cases() -> dict[str, Case]:
         "HQQ": hqq_case(),
         "BitNet": bitnet_case("bitlinear"),
         "BitNet scaled again": bitnet_case("autobitlinear"),
-        "ModelOpt int4": Case({"weight": two_rows, "weight_scale": floats(ROWS, 4)}, times(signed, floats(ROWS, 4))),
+        "ModelOpt int4": Case(
+            {"weight": two_rows, "weight_scale": floats(ROWS, 4)}, times(signed, floats(ROWS, 4))
+        ),
         "AQLM": Case({"codes": codes, "codebooks": books, "scales": scales}, aqlm),
     }
 
@@ -519,7 +650,11 @@ def unreadable_cases() -> dict[str, Case]:
             shape=(64, 128),
         ),
         "Marlin 2:4": Case(
-            {"weight_packed": words, "scale_packed": floats(4, 64), "meta": ints(0, 99, 64, 4, dtype=torch.int16)},
+            {
+                "weight_packed": words,
+                "scale_packed": floats(4, 64),
+                "meta": ints(0, 99, 64, 4, dtype=torch.int16),
+            },
             problem=("2:4", again),
         ),
         "VPTQ": Case(
@@ -553,12 +688,21 @@ def unreadable_cases() -> dict[str, Case]:
             shape=(64, 128),
         ),
         "EXL3": Case(
-            {"trellis": ints(0, 99, 8, 4, 48, dtype=torch.int16), "suh": floats(128), "svh": floats(64)},
+            {
+                "trellis": ints(0, 99, 8, 4, 48, dtype=torch.int16),
+                "suh": floats(128),
+                "svh": floats(64),
+            },
             problem=("EXL3", again),
             shape=(64, 128),
         ),
         "QuIP#": Case(
-            {"Qidxs": ints(0, 99, 64, 16), "SU": floats(128), "SV": floats(64), "Wscale": floats(1)},
+            {
+                "Qidxs": ints(0, 99, 64, 16),
+                "SU": floats(128),
+                "SV": floats(64),
+                "Wscale": floats(1),
+            },
             problem=("QuIP#", again),
         ),
         "HIGGS": Case(
@@ -570,7 +714,9 @@ def unreadable_cases() -> dict[str, Case]:
             },
             problem=("HIGGS", again),
         ),
-        "SqueezeLLM": Case({"qweight": words, "lookup_table": floats(128, 16)}, problem=("SqueezeLLM", again)),
+        "SqueezeLLM": Case(
+            {"qweight": words, "lookup_table": floats(128, 16)}, problem=("SqueezeLLM", again)
+        ),
         "FP-Quant": Case(
             {
                 "qweight": codes,
@@ -581,19 +727,34 @@ def unreadable_cases() -> dict[str, Case]:
             problem=("FP-Quant", again),
         ),
         "quanto of 4 bits": Case(
-            {"weight._data._data": codes, "weight._scale": floats(128, 1), "weight._shift": floats(128, 1)},
+            {
+                "weight._data._data": codes,
+                "weight._scale": floats(128, 1),
+                "weight._shift": floats(128, 1),
+            },
             problem=("optimum-quanto", again),
         ),
         "torchao of 4 bits": Case(
-            {"_weight_qdata": words, "_weight_scale": floats(4, 128), "_weight_zero_point": floats(4, 128)},
+            {
+                "_weight_qdata": words,
+                "_weight_scale": floats(4, 128),
+                "_weight_zero_point": floats(4, 128),
+            },
             problem=("torchao", again),
         ),
-        "SINQ": Case({"W_q": codes, "meta": ints(0, 9, 40, dtype=torch.uint8)}, problem=("SINQ", again)),
+        "SINQ": Case(
+            {"W_q": codes, "meta": ints(0, 9, 40, dtype=torch.uint8)}, problem=("SINQ", again)
+        ),
         "HQQ in nested dicts": Case(
-            {"W_q": codes, "meta.scale": floats(256, 1), "meta.zero": floats(256, 1)}, problem=("HQQ", again)
+            {"W_q": codes, "meta.scale": floats(256, 1), "meta.zero": floats(256, 1)},
+            problem=("HQQ", again),
         ),
         "Quark of 4 bits": Case(
-            {"weight": words, "weight_scale": floats(64, 4), "weight_zero_point": ints(0, 9, 8, 4, dtype=torch.int32)},
+            {
+                "weight": words,
+                "weight_scale": floats(64, 4),
+                "weight_zero_point": ints(0, 9, 8, 4, dtype=torch.int32),
+            },
             problem=("q_proj.weight ", again),
         ),
         "unknown codes": Case(
@@ -602,13 +763,21 @@ def unreadable_cases() -> dict[str, Case]:
             names=(f"{Q}.codes_of_mine",),
         ),
         "unknown integers": Case(
-            {"stuff": words}, problem=("unknown kind", "int32", "8x128", again), names=(f"{Q}.stuff",)
+            {"stuff": words},
+            problem=("unknown kind", "int32", "8x128", again),
+            names=(f"{Q}.stuff",),
         ),
         "indices of a codebook": Case(
-            {"indices": codes, "codebook": floats(256, 8)}, problem=("codebook", again), names=(f"{Q}.indices",)
+            {"indices": codes, "codebook": floats(256, 8)},
+            problem=("codebook", again),
+            names=(f"{Q}.indices",),
         ),
-        "64-bit integers": Case({"stuff": ints(0, 99)}, problem=("unknown kind", "int64"), names=(f"{Q}.stuff",)),
+        "64-bit integers": Case(
+            {"stuff": ints(0, 99)}, problem=("unknown kind", "int64"), names=(f"{Q}.stuff",)
+        ),
     }
 
 
-CASES: dict[str, Case] = scaled_cases() | block_cases() | small_float_cases() | packed_cases() | unreadable_cases()
+CASES: dict[str, Case] = (
+    scaled_cases() | block_cases() | small_float_cases() | packed_cases() | unreadable_cases()
+)

@@ -50,23 +50,44 @@ CONV = {"target_modules": ["square", "conv", "point"]}
 CASES: dict[str, Case] = {
     "lora": Case("LoraConfig", {"r": 4, "lora_alpha": 6}),
     "rslora": Case("LoraConfig", {"r": 4, "lora_alpha": 6, "use_rslora": True}),
-    "rank pattern": Case("LoraConfig", {"r": 4, "rank_pattern": {"wide": 2}, "alpha_pattern": {"wide": 3}}),
-    "lora conv": Case("LoraConfig", {"r": 2} | CONV, ("square", "conv", "point")),
-    "lora embedding": Case("LoraConfig", {"r": 2, "target_modules": ["embed_tokens"]}, ("embed_tokens",)),
-    "dora": Case("LoraConfig", {"r": 4, "use_dora": True}, file="base"),
-    "dora conv": Case("LoraConfig", {"r": 2, "use_dora": True} | CONV, ("square", "conv", "point"), file="base"),
-    "dora embedding": Case(
-        "LoraConfig", {"r": 2, "use_dora": True, "target_modules": ["embed_tokens"]}, ("embed_tokens",), file="base"
+    "rank pattern": Case(
+        "LoraConfig", {"r": 4, "rank_pattern": {"wide": 2}, "alpha_pattern": {"wide": 3}}
     ),
-    "adalora": Case("AdaLoraConfig", {"init_r": 6, "target_r": 3, "lora_alpha": 5, "total_step": 10}),
+    "lora conv": Case("LoraConfig", {"r": 2} | CONV, ("square", "conv", "point")),
+    "lora embedding": Case(
+        "LoraConfig", {"r": 2, "target_modules": ["embed_tokens"]}, ("embed_tokens",)
+    ),
+    "dora": Case("LoraConfig", {"r": 4, "use_dora": True}, file="base"),
+    "dora conv": Case(
+        "LoraConfig", {"r": 2, "use_dora": True} | CONV, ("square", "conv", "point"), file="base"
+    ),
+    "dora embedding": Case(
+        "LoraConfig",
+        {"r": 2, "use_dora": True, "target_modules": ["embed_tokens"]},
+        ("embed_tokens",),
+        file="base",
+    ),
+    "adalora": Case(
+        "AdaLoraConfig", {"init_r": 6, "target_r": 3, "lora_alpha": 5, "total_step": 10}
+    ),
     "loha": Case("LoHaConfig", {"r": 3, "alpha": 5}),
-    "loha conv": Case("LoHaConfig", {"r": 3, "use_effective_conv2d": True} | CONV, ("square", "conv", "point")),
-    "loha flat conv": Case("LoHaConfig", {"r": 3, "target_modules": ["conv"]}, ("conv",), file="base"),
+    "loha conv": Case(
+        "LoHaConfig", {"r": 3, "use_effective_conv2d": True} | CONV, ("square", "conv", "point")
+    ),
+    "loha flat conv": Case(
+        "LoHaConfig", {"r": 3, "target_modules": ["conv"]}, ("conv",), file="base"
+    ),
     "lokr": Case("LoKrConfig", {"r": 2, "alpha": 5}),
     "lokr whole": Case("LoKrConfig", {"r": 8, "alpha": 5}),
-    "lokr both": Case("LoKrConfig", {"r": 1, "alpha": 5, "decompose_both": True, "decompose_factor": 4}),
-    "lokr conv": Case("LoKrConfig", {"r": 1, "use_effective_conv2d": True, "target_modules": ["conv"]}, ("conv",)),
-    "lokr flat conv": Case("LoKrConfig", {"r": 1, "target_modules": ["conv"]}, ("conv",), file="base"),
+    "lokr both": Case(
+        "LoKrConfig", {"r": 1, "alpha": 5, "decompose_both": True, "decompose_factor": 4}
+    ),
+    "lokr conv": Case(
+        "LoKrConfig", {"r": 1, "use_effective_conv2d": True, "target_modules": ["conv"]}, ("conv",)
+    ),
+    "lokr flat conv": Case(
+        "LoKrConfig", {"r": 1, "target_modules": ["conv"]}, ("conv",), file="base"
+    ),
     "vera": Case("VeraConfig", {"r": 4}, file="base"),
     "randlora": Case("RandLoraConfig", {"r": 4}, file="base"),
     "vblora": Case("VBLoRAConfig", {"r": 4, "vector_length": 4, "num_vectors": 9, "topk": 2}),
@@ -75,7 +96,9 @@ CASES: dict[str, Case] = {
     "hra orthogonal": Case("HRAConfig", {"r": 4, "apply_GS": True}, file="base"),
     "oft": Case("OFTConfig", {"oft_block_size": 4}, file="base"),
     "oft exact": Case("OFTConfig", {"oft_block_size": 4, "use_cayley_neumann": False}, file="base"),
-    "oft series": Case("OFTConfig", {"oft_block_size": 4, "num_cayley_neumann_terms": 3}, file="base"),
+    "oft series": Case(
+        "OFTConfig", {"oft_block_size": 4, "num_cayley_neumann_terms": 3}, file="base"
+    ),
     "oft shared": Case("OFTConfig", {"oft_block_size": 4, "block_share": True}, file="base"),
     "boft": Case("BOFTConfig", {"boft_block_size": 4}, file="BOFT"),
     "hira": Case("HiraConfig", {"r": 4}, file="base"),
@@ -105,9 +128,13 @@ CASES: dict[str, Case] = {
         file="trainable tokens",
     ),
     "ia3": Case("IA3Config", {"feedforward_modules": ["wide"]}, (), file="vectors", live="vectors"),
-    "ia3 conv": Case("IA3Config", {"feedforward_modules": []} | CONV, (), file="vectors", live="vectors"),
+    "ia3 conv": Case(
+        "IA3Config", {"feedforward_modules": []} | CONV, (), file="vectors", live="vectors"
+    ),
     "beft": Case("BeftConfig", {}, (), file="vectors", live="vectors"),
-    "layer norm": Case("LNTuningConfig", {"target_modules": ["norm"]}, (), file="vectors", live="vectors"),
+    "layer norm": Case(
+        "LNTuningConfig", {"target_modules": ["norm"]}, (), file="vectors", live="vectors"
+    ),
 }
 
 
@@ -125,18 +152,25 @@ def make(case: Case) -> nn.Module:
     known = inspect.signature(kind).parameters
     options = {"target_modules": LINEAR["target_modules"]} | case.options
     torch.manual_seed(0)
-    model = quietly(peft.get_peft_model, case.make(), kind(**{k: v for k, v in options.items() if k in known}))
+    model = quietly(
+        peft.get_peft_model, case.make(), kind(**{k: v for k, v in options.items() if k in known})
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and parameter.is_floating_point():
-                parameter.copy_(torch.randn_like(parameter) * (0.3 if "magnitude" not in name else 1.0))
+                parameter.copy_(
+                    torch.randn_like(parameter) * (0.3 if "magnitude" not in name else 1.0)
+                )
     return model.eval()
 
 
 def changes(model: nn.Module) -> dict[str, torch.Tensor]:
     """Merged minus base by the name of the weight, both in float64."""
     wide = copy.deepcopy(model).double()
-    base = {name: p.detach().clone() for name, p in quietly(copy.deepcopy(wide).unload).named_parameters()}
+    base = {
+        name: p.detach().clone()
+        for name, p in quietly(copy.deepcopy(wide).unload).named_parameters()
+    }
     merged = dict(quietly(wide.merge_and_unload).named_parameters())
     return {name: merged[name].detach() - base[name] for name in base if merged[name].ndim > 1}
 
@@ -155,7 +189,9 @@ def assert_rows(source, model, case, *, strict):
         assert row.problem is None
         assert (row.n_matrices, row.rows, row.cols) == tuple(truth.shape)
         assert truth.abs().max() > 1e-4
-        torch.testing.assert_close(row.read(), truth, rtol=1e-5 if strict else 1e-4, atol=1e-6 if strict else 1e-5)
+        torch.testing.assert_close(
+            row.read(), truth, rtol=1e-5 if strict else 1e-4, atol=1e-6 if strict else 1e-5
+        )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -167,7 +203,9 @@ def test_live(name):
     rows = [layer for layer in source.layers if layer.kind == "lora"]
     if case.live == "vectors":
         assert not rows
-        assert {layer.name for layer in source.layers} == {layer.name for layer in open_source(case.make()).layers}
+        assert {layer.name for layer in source.layers} == {
+            layer.name for layer in open_source(case.make()).layers
+        }
     elif case.live == "equal":
         assert_rows(source, model, case, strict=True)
         others = {layer.name for layer in source.layers} - {layer.name for layer in rows}
@@ -213,7 +251,11 @@ def test_file_with_its_base_model(name, place, tmp_path):
     base.mkdir(exist_ok=True)
     torch.save(quietly(copy.deepcopy(model).unload).state_dict(), base / "pytorch_model.bin")
     config = json.loads((adapter / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = {"beside": "org/name", "named": str(base), "relative": "../base"}[place]
+    config["base_model_name_or_path"] = {
+        "beside": "org/name",
+        "named": str(base),
+        "relative": "../base",
+    }[place]
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     source = open_source(adapter / "adapter_model.safetensors" if place == "beside" else adapter)
     assert_rows(source, model, case, strict=False)
@@ -235,6 +277,11 @@ NO_CHANGE_OF_A_WEIGHT = {
 
 
 def test_every_form_of_the_installed_peft_is_in_the_table():
-    kinds = {kind.value: config.__name__ for kind, config in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    kinds = {
+        kind.value: config.__name__
+        for kind, config in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()
+    }
     tested = {case.config for case in CASES.values()}
-    assert {kind for kind, config in kinds.items() if config not in tested} <= set(NO_CHANGE_OF_A_WEIGHT)
+    assert {kind for kind, config in kinds.items() if config not in tested} <= set(
+        NO_CHANGE_OF_A_WEIGHT
+    )

@@ -24,7 +24,14 @@ SQUARE_A, SQUARE_B = rand(3, 8), rand(8, 3)
 CONV_A, CONV_B, MID = rand(2, 4, 3, 3), rand(5, 2, 1, 1), rand(2, 2, 3, 3)
 POINT_A = rand(2, 4, 1, 1)
 W1A, W1B, W2A, W2B = rand(8, 3), rand(3, 6), rand(8, 3), rand(3, 6)
-T1, T2, U1A, U1B, U2A, U2B = rand(2, 2, 3, 3), rand(2, 2, 3, 3), rand(2, 5), rand(2, 4), rand(2, 5), rand(2, 4)
+T1, T2, U1A, U1B, U2A, U2B = (
+    rand(2, 2, 3, 3),
+    rand(2, 2, 3, 3),
+    rand(2, 5),
+    rand(2, 4),
+    rand(2, 5),
+    rand(2, 4),
+)
 K1, K2, K2A, K2B = rand(2, 3), rand(4, 2), rand(4, 3), rand(3, 2)
 KC = rand(4, 2, 3, 3)
 EXPERT_A, EXPERT_B = rand(4, 3, 6), rand(4, 8, 3)
@@ -43,7 +50,9 @@ def tucker(core, a, b):
 def decomposed(change):
     """DoRA, row by row."""
     rows = []
-    for magnitude, old, new in zip(MAGNITUDE.double(), BASE.double(), (BASE + change).double(), strict=True):
+    for magnitude, old, new in zip(
+        MAGNITUDE.double(), BASE.double(), (BASE + change).double(), strict=True
+    ):
         rows.append(magnitude * new / new.norm() - old)
     return torch.stack(rows)
 
@@ -67,20 +76,38 @@ RANK_3 = {"r": 3, "lora_alpha": 6}
 SCALE_20 = {"lora_parameters": {"rank": 3, "scale": 20.0}}
 CASES: dict[str, Case] = {
     "kohya": Case(
-        {f"{UNET}.lora_down.weight": A, f"{UNET}.lora_up.weight": B, f"{UNET}.alpha": torch.tensor(1.5)},
+        {
+            f"{UNET}.lora_down.weight": A,
+            f"{UNET}.lora_up.weight": B,
+            f"{UNET}.alpha": torch.tensor(1.5),
+        },
         {UNET: B @ A * 0.5},
     ),
     "kohya, alpha an integer": Case(
-        {f"{UNET}.lora_down.weight": A, f"{UNET}.lora_up.weight": B, f"{UNET}.alpha": torch.tensor(6)},
+        {
+            f"{UNET}.lora_down.weight": A,
+            f"{UNET}.lora_up.weight": B,
+            f"{UNET}.alpha": torch.tensor(6),
+        },
         {UNET: B @ A * 2},
     ),
-    "kohya without alpha": Case({f"{UNET}.lora_down.weight": A, f"{UNET}.lora_up.weight": B}, {UNET: B @ A}),
+    "kohya without alpha": Case(
+        {f"{UNET}.lora_down.weight": A, f"{UNET}.lora_up.weight": B}, {UNET: B @ A}
+    ),
     "kohya convolution": Case(
-        {f"{UNET}.lora_down.weight": CONV_A, f"{UNET}.lora_up.weight": CONV_B, f"{UNET}.alpha": torch.tensor(1.0)},
+        {
+            f"{UNET}.lora_down.weight": CONV_A,
+            f"{UNET}.lora_up.weight": CONV_B,
+            f"{UNET}.alpha": torch.tensor(1.0),
+        },
         {UNET: conv(CONV_A, CONV_B) * 0.5},
     ),
     "kohya 1 x 1 convolution": Case(
-        {f"{UNET}.lora_down.weight": POINT_A, f"{UNET}.lora_up.weight": CONV_B, f"{UNET}.alpha": torch.tensor(1.0)},
+        {
+            f"{UNET}.lora_down.weight": POINT_A,
+            f"{UNET}.lora_up.weight": CONV_B,
+            f"{UNET}.alpha": torch.tensor(1.0),
+        },
         {UNET: (CONV_B[:, :, 0, 0] @ POINT_A[:, :, 0, 0] * 0.5)[None]},
     ),
     "kohya convolution with a core": Case(
@@ -140,13 +167,18 @@ CASES: dict[str, Case] = {
         },
     ),
     "lycoris full difference": Case(
-        {f"{UNET}.diff": BASE, f"{UNET}.diff_b": MAGNITUDE, "lora_te_norm.w_norm": MAGNITUDE}, {UNET: BASE}
+        {f"{UNET}.diff": BASE, f"{UNET}.diff_b": MAGNITUDE, "lora_te_norm.w_norm": MAGNITUDE},
+        {UNET: BASE},
     ),
     "kohya, text encoders": Case(
         {
             f"lora_te{i}_text_model_encoder_layers_0_mlp_fc1.{piece}": value
             for i in (1, 2)
-            for piece, value in {"lora_down.weight": A, "lora_up.weight": B, "alpha": torch.tensor(3.0)}.items()
+            for piece, value in {
+                "lora_down.weight": A,
+                "lora_up.weight": B,
+                "alpha": torch.tensor(3.0),
+            }.items()
         },
         {f"lora_te{i}_text_model_encoder_layers_0_mlp_fc1": B @ A for i in (1, 2)},
     ),
@@ -189,7 +221,8 @@ CASES: dict[str, Case] = {
         {"mid_block.attn1.to_q": B @ A},
     ),
     "diffusers, factors below the layer": Case(
-        {"unet.attn1.to_q.lora.down.weight": A, "unet.attn1.to_q.lora.up.weight": B}, {"unet.attn1.to_q": B @ A}
+        {"unet.attn1.to_q.lora.down.weight": A, "unet.attn1.to_q.lora.up.weight": B},
+        {"unet.attn1.to_q": B @ A},
     ),
     "diffusers, text encoder": Case(
         {
@@ -220,7 +253,9 @@ CASES: dict[str, Case] = {
     ),
     "mlx": Case({f"{MLX}.lora_a": A.T, f"{MLX}.lora_b": B.T}, {MLX: B @ A * 20}, SCALE_20),
     "mlx, square": Case(
-        {f"{MLX}.lora_a": SQUARE_A.T, f"{MLX}.lora_b": SQUARE_B.T}, {MLX: SQUARE_B @ SQUARE_A * 20}, SCALE_20
+        {f"{MLX}.lora_a": SQUARE_A.T, f"{MLX}.lora_b": SQUARE_B.T},
+        {MLX: SQUARE_B @ SQUARE_A * 20},
+        SCALE_20,
     ),
     "mlx of 2024, with alpha": Case(
         {f"{MLX}.lora_a": A.T, f"{MLX}.lora_b": B.T},
@@ -228,18 +263,26 @@ CASES: dict[str, Case] = {
         {"lora_parameters": {"rank": 3, "alpha": 16.0, "scale": 10.0}},
     ),
     "mlx embedding": Case(
-        {"model.embed_tokens.lora_a": B, "model.embed_tokens.lora_b": A}, {"model.embed_tokens": B @ A * 20}, SCALE_20
+        {"model.embed_tokens.lora_a": B, "model.embed_tokens.lora_b": A},
+        {"model.embed_tokens": B @ A * 20},
+        SCALE_20,
     ),
     "mlx experts": Case(
         {
             "model.layers.0.mlp.switch_mlp.up_proj.lora_a": EXPERT_A,
             "model.layers.0.mlp.switch_mlp.up_proj.lora_b": EXPERT_B,
         },
-        {f"model.layers.0.mlp.switch_mlp.up_proj[{i}]": EXPERT_B[i] @ EXPERT_A[i] * 20 for i in range(4)},
+        {
+            f"model.layers.0.mlp.switch_mlp.up_proj[{i}]": EXPERT_B[i] @ EXPERT_A[i] * 20
+            for i in range(4)
+        },
         SCALE_20,
     ),
     "mlx, dora": Case(
-        {f"{MLX}.lora_a": A.T, f"{MLX}.lora_b": B.T, f"{MLX}.m": MAGNITUDE}, {MLX: B @ A * 20}, SCALE_20, "magnitude"
+        {f"{MLX}.lora_a": A.T, f"{MLX}.lora_b": B.T, f"{MLX}.m": MAGNITUDE},
+        {MLX: B @ A * 20},
+        SCALE_20,
+        "magnitude",
     ),
     "torchtune": Case(
         {"layers.0.attn.q_proj.lora_a.weight": A, "layers.0.attn.q_proj.lora_b.weight": B},
@@ -247,7 +290,10 @@ CASES: dict[str, Case] = {
         RANK_3,
     ),
     "torchtune, square": Case(
-        {"layers.0.attn.q_proj.lora_a.weight": SQUARE_A, "layers.0.attn.q_proj.lora_b.weight": SQUARE_B},
+        {
+            "layers.0.attn.q_proj.lora_a.weight": SQUARE_A,
+            "layers.0.attn.q_proj.lora_b.weight": SQUARE_B,
+        },
         {"layers.0.attn.q_proj": SQUARE_B @ SQUARE_A * 2},
         RANK_3,
     ),
@@ -274,7 +320,11 @@ CASES: dict[str, Case] = {
         others=("layers.0.q_proj",),
     ),
     "peft, one matrix saved whole": Case(
-        {f"{PEFT}.lora_A.weight": A, f"{PEFT}.lora_B.weight": B, "base_model.model.lm_head.weight": BASE},
+        {
+            f"{PEFT}.lora_A.weight": A,
+            f"{PEFT}.lora_B.weight": B,
+            "base_model.model.lm_head.weight": BASE,
+        },
         {"layers.0.q_proj": B @ A * 2},
         RANK_3,
         others=("lm_head",),
@@ -288,9 +338,16 @@ CASES: dict[str, Case] = {
         {"blk.0.attn_q": SQUARE_B @ SQUARE_A},
         notes=("scaling",),
     ),
-    "loralib": Case({"q_proj.lora_A": A, "q_proj.lora_B": B}, {"q_proj": B @ A}, notes=("scaling",)),
+    "loralib": Case(
+        {"q_proj.lora_A": A, "q_proj.lora_B": B}, {"q_proj": B @ A}, notes=("scaling",)
+    ),
 }
-NAMES = ("adapter_model.safetensors", "adapters.safetensors", "adapter.safetensors", "pytorch_lora_weights.safetensors")
+NAMES = (
+    "adapter_model.safetensors",
+    "adapters.safetensors",
+    "adapter.safetensors",
+    "pytorch_lora_weights.safetensors",
+)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -317,7 +374,9 @@ def test_change_of_every_weight(name, tmp_path):
 
 def test_the_configuration_that_diffusers_puts_into_the_header(tmp_path):
     targets = {"unet.attn1.to_q": 2.0, "unet.attn1.to_k": 0.5, "text_encoder.q_proj": 1.0}
-    state = {f"{t}.lora_{side}.weight": v.clone() for t in targets for side, v in (("A", A), ("B", B))}
+    state = {
+        f"{t}.lora_{side}.weight": v.clone() for t in targets for side, v in (("A", A), ("B", B))
+    }
     flat = {"unet.r": 3, "unet.lora_alpha": 6, "unet.alpha_pattern": {"to_k": 1.5}}
     flat |= {"text_encoder.r": 3, "text_encoder.lora_alpha": 3}
     metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(flat)}
@@ -333,15 +392,22 @@ def test_the_configuration_that_diffusers_puts_into_the_header(tmp_path):
     "setting", [{"use_qalora": True}, {"kasa_config": {"beta": 1}}, {"velora_config": {"scale": 1}}]
 )
 def test_variants_of_lora_whose_change_is_another_are_failed_rows(setting, tmp_path):
-    save_file({f"{PEFT}.lora_A.weight": A, f"{PEFT}.lora_B.weight": B}, tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text(json.dumps(RANK_3 | {"peft_type": "LORA"} | setting))
+    save_file(
+        {f"{PEFT}.lora_A.weight": A, f"{PEFT}.lora_B.weight": B},
+        tmp_path / "adapter_model.safetensors",
+    )
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps(RANK_3 | {"peft_type": "LORA"} | setting)
+    )
     (row,) = open_source(tmp_path).layers
     assert next(iter(setting)) in row.problem
 
 
 def test_a_configuration_beside_a_whole_model_changes_nothing(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(RANK_3 | {"peft_type": "LORA"}))
-    torch.save({"layers.0.experts.gate_up_proj": torch.randn(2, 8, 4)}, tmp_path / "consolidated.00.pth")
+    torch.save(
+        {"layers.0.experts.gate_up_proj": torch.randn(2, 8, 4)}, tmp_path / "consolidated.00.pth"
+    )
     assert not any(layer.problem for layer in open_source(tmp_path).layers)
 
 
@@ -357,12 +423,21 @@ def test_an_adapter_of_llama_cpp(architecture, tmp_path):
     for name, b in {"attn_q": reordered, "ffn_up": SQUARE_B}.items():
         writer.add_tensor(f"blk.1.{name}.weight.lora_a", SQUARE_A.numpy())
         writer.add_tensor(f"blk.1.{name}.weight.lora_b", b.numpy())
-    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+    for step in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
         step()
     source = open_source(tmp_path / "lora.gguf")
     rows = {layer.name: layer.read()[0].float() for layer in source.layers}
     known = architecture == "llama"
-    names = ["layers.1.self_attn.q_proj", "layers.1.mlp.up_proj"] if known else ["blk.1.attn_q", "blk.1.ffn_up"]
+    names = (
+        ["layers.1.self_attn.q_proj", "layers.1.mlp.up_proj"]
+        if known
+        else ["blk.1.attn_q", "blk.1.ffn_up"]
+    )
     prefix = "model." if known else ""
     assert set(rows) == {f"{prefix}{name}.lora" for name in names}
     torch.testing.assert_close(rows[f"{prefix}{names[1]}.lora"], SQUARE_B @ SQUARE_A * 0.5)
@@ -371,7 +446,10 @@ def test_an_adapter_of_llama_cpp(architecture, tmp_path):
 
 
 UNKNOWN: dict[str, tuple[dict[str, torch.Tensor], str]] = {
-    "lycoris oft": ({f"{UNET}.oft_blocks": rand(2, 4, 4), f"{UNET}.alpha": torch.tensor(1.0)}, "OFT"),
+    "lycoris oft": (
+        {f"{UNET}.oft_blocks": rand(2, 4, 4), f"{UNET}.alpha": torch.tensor(1.0)},
+        "OFT",
+    ),
     "a new form of lycoris": ({f"{UNET}.nova_x": rand(4, 4)}, "nova_x"),
     "a new form of peft": ({f"{PEFT}.nova_A": rand(3, 6), f"{PEFT}.nova_B": rand(8, 3)}, "NOVA"),
     "LoRA-XS": (
@@ -402,7 +480,10 @@ def test_unknown_forms_are_failed_rows(name, tmp_path):
 
 
 def test_prompts_are_no_weights(tmp_path):
-    state = {"prompt_embeddings": rand(5, 8), "base_model.model.layers.0.self_attn.adaption_prompt": rand(1, 5, 8)}
+    state = {
+        "prompt_embeddings": rand(5, 8),
+        "base_model.model.layers.0.self_attn.adaption_prompt": rand(1, 5, 8),
+    }
     save_file(state, tmp_path / "adapter_model.safetensors")
     layers = open_source(tmp_path).layers
     assert len(layers) == 2
@@ -444,11 +525,16 @@ def test_a_whole_model_is_opened_before_an_adapter_beside_it(whole, adapter, tmp
     assert [layer.name for layer in open_source(tmp_path).layers] == ["layers.0.q_proj.lora"]
     save({"layers.0.q_proj.weight": BASE}, whole)
     assert [layer.name for layer in open_source(tmp_path).layers] == ["layers.0.q_proj"]
-    assert [layer.name for layer in open_source(tmp_path / adapter).layers] == ["layers.0.q_proj.lora"]
+    assert [layer.name for layer in open_source(tmp_path / adapter).layers] == [
+        "layers.0.q_proj.lora"
+    ]
 
 
 def test_the_last_of_several_steps_of_an_adapter_is_opened(tmp_path):
     for i, name in enumerate(("adapters.safetensors", "0000100_adapters.safetensors")):
-        save_file({f"{MLX}.lora_a": A.T.contiguous() * (i + 1), f"{MLX}.lora_b": B.T.contiguous()}, tmp_path / name)
+        save_file(
+            {f"{MLX}.lora_a": A.T.contiguous() * (i + 1), f"{MLX}.lora_b": B.T.contiguous()},
+            tmp_path / name,
+        )
     (row,) = open_source(tmp_path).layers
     torch.testing.assert_close(row.read()[0].float(), B @ A)

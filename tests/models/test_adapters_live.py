@@ -17,10 +17,22 @@ transformers = pytest.importorskip("transformers")
 
 
 def adapted(**options):
-    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
-    base = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=20, num_key_value_heads=1, **sizes))
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    base = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=20, num_key_value_heads=1, **sizes)
+    )
     names = {layer.name for layer in open_source(base).layers}
-    options = {"r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False} | options
+    options = {
+        "r": 2,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj", "down_proj"],
+        "init_lora_weights": False,
+    } | options
     return adapt(base, **options), names
 
 
@@ -39,7 +51,10 @@ def save(model, folder):
 OPTIONS = {
     "plain": {},
     "rslora": {"use_rslora": True},
-    "patterns": {"rank_pattern": {"down_proj": 4}, "alpha_pattern": {"layers.1.self_attn.q_proj": 3}},
+    "patterns": {
+        "rank_pattern": {"down_proj": 4},
+        "alpha_pattern": {"layers.1.self_attn.q_proj": 3},
+    },
     "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
 }
 
@@ -65,13 +80,21 @@ def test_live_adapter_equals_its_folder_and_pefts_own_delta(case, tmp_path):
 
 def test_base_weights_are_those_of_the_base_model():
     model, _ = adapted()
-    (layer,) = [item for item in open_source(model).layers if item.name == "model.layers.0.self_attn.q_proj"]
-    assert torch.equal(layer.read()[0], model.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight)
+    (layer,) = [
+        item for item in open_source(model).layers if item.name == "model.layers.0.self_attn.q_proj"
+    ]
+    assert torch.equal(
+        layer.read()[0], model.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight
+    )
 
 
 def test_gpt2_adapter_is_output_by_input():
-    base = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2))
-    model = adapt(base, r=2, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+    base = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2)
+    )
+    model = adapt(
+        base, r=2, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False
+    )
     layers = {layer.name: layer for layer in open_source(model).layers}
     delta = layers["transformer.h.0.attn.c_attn.lora"]
     target = model.base_model.model.transformer.h[0].attn.c_attn
@@ -96,7 +119,9 @@ def test_modules_that_are_saved_whole_keep_their_name(tmp_path):
 
 
 def test_convolution_adapter():
-    model = adapt(nn.Sequential(nn.Conv2d(3, 5, 3)), r=2, target_modules=["0"], init_lora_weights=False)
+    model = adapt(
+        nn.Sequential(nn.Conv2d(3, 5, 3)), r=2, target_modules=["0"], init_lora_weights=False
+    )
     (delta,) = [layer for layer in open_source(model).layers if layer.kind == "lora"]
     assert (delta.name, delta.n_matrices, delta.rows, delta.cols) == ("0.lora", 9, 5, 3)
     expected = model.base_model.model[0].get_delta_weight("default").flatten(2).permute(2, 0, 1)
@@ -105,7 +130,9 @@ def test_convolution_adapter():
 
 def test_two_adapters_are_told_apart():
     model, _ = adapted()
-    model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model.add_adapter(
+        "second", peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    )
     names = [layer.name for layer in open_source(model).layers if layer.kind == "lora"]
     assert "model.layers.0.self_attn.q_proj.lora.second" in names
     assert "model.layers.0.self_attn.q_proj.lora.default" in names
@@ -162,7 +189,9 @@ def test_adapter_of_fused_experts_is_not_multiplied_across_experts(tmp_path):
 
 def test_an_adapter_says_whether_the_model_uses_it():
     model, _ = adapted()
-    model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model.add_adapter(
+        "second", peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    )
     notes = {layer.name: layer.note for layer in open_source(model).layers if layer.kind == "lora"}
     assert notes["model.layers.0.self_attn.q_proj.lora.default"] == ""
     assert "second is not active" in notes["model.layers.0.self_attn.q_proj.lora.second"]
@@ -180,7 +209,9 @@ def test_a_merged_adapter_gives_the_same_change_and_says_so(use_dora):
     model.merge_adapter()
     after = {layer.name: layer for layer in open_source(model).layers}
     name = "model.layers.0.self_attn.q_proj"
-    torch.testing.assert_close(after[f"{name}.lora"].read(), before[f"{name}.lora"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        after[f"{name}.lora"].read(), before[f"{name}.lora"], rtol=1e-4, atol=1e-6
+    )
     assert "is merged" in after[f"{name}.lora"].note
     merged = before[name].double() + before[f"{name}.lora"]
     torch.testing.assert_close(after[name].read().double(), merged, rtol=1e-4, atol=1e-6)
@@ -200,21 +231,35 @@ def test_adapters_of_two_forms_on_one_layer():
 
 
 def experts_adapted(parameters):
-    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 4}
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 4,
+    }
     options = {"num_experts": 3, "moe_intermediate_size": 6, "num_key_value_heads": 1}
-    base = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(vocab_size=20, **options, **sizes))
+    base = transformers.Qwen3MoeForCausalLM(
+        transformers.Qwen3MoeConfig(vocab_size=20, **options, **sizes)
+    )
     paths = [f"mlp.experts.{name}" for name in parameters]
-    return adapt(base, r=2, lora_alpha=6, target_modules=[], target_parameters=paths, init_lora_weights=False)
+    return adapt(
+        base, r=2, lora_alpha=6, target_modules=[], target_parameters=paths, init_lora_weights=False
+    )
 
 
-@pytest.mark.parametrize("parameters", [["gate_up_proj", "down_proj"], ["gate_up_proj"], ["down_proj"]])
+@pytest.mark.parametrize(
+    "parameters", [["gate_up_proj", "down_proj"], ["gate_up_proj"], ["down_proj"]]
+)
 def test_adapters_of_fused_experts_give_a_change_for_each_expert(parameters, tmp_path):
     model = experts_adapted(parameters)
     save(model, tmp_path)
     base = copy.deepcopy(model).unload().model.layers[0].mlp.experts
     merged = copy.deepcopy(model).double().merge_and_unload().model.layers[0].mlp.experts
     expected = {
-        f"model.layers.0.mlp.experts.{name}[{i}].lora": (getattr(merged, name) - getattr(base, name)).detach()[i]
+        f"model.layers.0.mlp.experts.{name}[{i}].lora": (
+            getattr(merged, name) - getattr(base, name)
+        ).detach()[i]
         for name in parameters
         for i in range(3)
     }
@@ -224,14 +269,30 @@ def test_adapters_of_fused_experts_give_a_change_for_each_expert(parameters, tmp
         for name, change in expected.items():
             assert rows[name].problem is None
             torch.testing.assert_close(rows[name].read()[0], change, rtol=1e-5, atol=1e-6)
-    names = {layer.name for layer in open_source(model).layers if "experts" in layer.name and layer.kind != "lora"}
+    names = {
+        layer.name
+        for layer in open_source(model).layers
+        if "experts" in layer.name and layer.kind != "lora"
+    }
     assert "model.layers.0.mlp.experts.gate_up_proj[0].gate" in names
 
 
 def test_tokens_that_are_trained_change_the_embedding_once():
-    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.LlamaConfig(vocab_size=20, num_key_value_heads=1, tie_word_embeddings=True, **sizes)
-    model = adapt(transformers.LlamaForCausalLM(config), r=2, target_modules=["q_proj"], trainable_token_indices=[1, 4])
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    config = transformers.LlamaConfig(
+        vocab_size=20, num_key_value_heads=1, tie_word_embeddings=True, **sizes
+    )
+    model = adapt(
+        transformers.LlamaForCausalLM(config),
+        r=2,
+        target_modules=["q_proj"],
+        trainable_token_indices=[1, 4],
+    )
     adapter = model.base_model.model.model.embed_tokens.token_adapter
     with torch.no_grad():
         adapter.trainable_tokens_delta["default"].normal_()
@@ -241,7 +302,10 @@ def test_tokens_that_are_trained_change_the_embedding_once():
         "model.embed_tokens.lora",
     }
     change = torch.zeros(20, 8)
-    change[[1, 4]] = adapter.trainable_tokens_delta["default"].detach() - adapter.base_layer.weight.detach()[[1, 4]]
+    change[[1, 4]] = (
+        adapter.trainable_tokens_delta["default"].detach()
+        - adapter.base_layer.weight.detach()[[1, 4]]
+    )
     torch.testing.assert_close(rows["model.embed_tokens.lora"].read()[0].float(), change)
 
 
@@ -259,19 +323,33 @@ def test_attention_module_adapter(tmp_path):
     for source in (open_source(model), open_source(tmp_path)):
         rows = {row.name: row for row in source.layers if row.kind == "lora"}
         assert set(rows) == set(expected)
-        assert all(torch.allclose(rows[n].read()[0].float(), change, atol=1e-6) for n, change in expected.items())
+        assert all(
+            torch.allclose(rows[n].read()[0].float(), change, atol=1e-6)
+            for n, change in expected.items()
+        )
 
 
 def test_prompts_leave_the_names_of_the_base_model():
-    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
-    base = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=20, num_key_value_heads=1, **sizes))
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    base = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=20, num_key_value_heads=1, **sizes)
+    )
     names = [layer.name for layer in open_source(base).layers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = peft.get_peft_model(base, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
+        model = peft.get_peft_model(
+            base, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+        )
     layers = open_source(model).layers
     assert [layer.name for layer in layers if layer.no_weight is None] == names
-    assert [layer.name for layer in layers if layer.no_weight] == ["prompt_encoder.default.embedding"]
+    assert [layer.name for layer in layers if layer.no_weight] == [
+        "prompt_encoder.default.embedding"
+    ]
 
 
 def test_a_base_weight_that_is_not_in_memory_is_said():
@@ -297,7 +375,9 @@ def test_modules_of_other_libraries_state_their_scale():
     rows = {layer.name: layer for layer in open_source(model).layers}
     assert set(rows) == {"q_proj", "q_proj.lora"}
     layer = model["q_proj"]
-    torch.testing.assert_close(rows["q_proj.lora"].read()[0].float(), 3 * layer.lora_b.weight @ layer.lora_a.weight)
+    torch.testing.assert_close(
+        rows["q_proj.lora"].read()[0].float(), 3 * layer.lora_b.weight @ layer.lora_a.weight
+    )
 
 
 def test_adapters_that_are_nested_in_each_other():
@@ -312,6 +392,9 @@ def test_adapters_that_are_nested_in_each_other():
     rows = {layer.name: layer for layer in open_source(model).layers}
     assert set(rows) == {"0", "0.lora.first", "0.lora.second"}
     outer = model.base_model.model[0]
-    changes = {"second": outer.get_delta_weight("second"), "first": outer.base_layer.get_delta_weight("first")}
+    changes = {
+        "second": outer.get_delta_weight("second"),
+        "first": outer.base_layer.get_delta_weight("first"),
+    }
     for adapter, change in changes.items():
         torch.testing.assert_close(rows[f"0.lora.{adapter}"].read()[0].float(), change)

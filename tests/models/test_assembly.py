@@ -93,7 +93,8 @@ WORDS = some.from_regex(r"[a-z][a-z0-9_]{0,6}", fullmatch=True)
 @given(module=some.lists(WORDS, max_size=3).map(".".join), own=WORDS)
 @settings(max_examples=50, deadline=None)
 @pytest.mark.parametrize(
-    "pattern", ["{}.qweight", "{}.*_scale", "{}.*._data", "{}.parametrizations.*.original1", "{}._*_qdata"]
+    "pattern",
+    ["{}.qweight", "{}.*_scale", "{}.*._data", "{}.parametrizations.*.original1", "{}._*_qdata"],
 )
 def test_a_pattern_matches_the_names_that_it_makes(pattern, module, own):
     found = match_name(pattern, fill_in(pattern, module, own))
@@ -105,16 +106,23 @@ def test_a_pattern_matches_the_names_that_it_makes(pattern, module, own):
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_bits_are_unpacked_as_they_were_packed(bits):
     values = torch.randint(0, 2**bits, (3, 5, 32), generator=torch.Generator().manual_seed(bits))
-    stream = [[sum(v << (bits * i) for i, v in enumerate(row)) for row in part] for part in values.tolist()]
+    stream = [
+        [sum(v << (bits * i) for i, v in enumerate(row)) for row in part]
+        for part in values.tolist()
+    ]
     size = 4 * bits
-    data = torch.tensor([[list(n.to_bytes(size, "little")) for n in part] for part in stream], dtype=torch.uint8)
+    data = torch.tensor(
+        [[list(n.to_bytes(size, "little")) for n in part] for part in stream], dtype=torch.uint8
+    )
     for dtype in (torch.uint8, torch.int32):
         assert torch.equal(unpack(data.view(dtype), bits, 32), values.to(torch.int32))
 
 
 def test_words_may_have_empty_bits_at_their_end():
     values = torch.arange(10) % 8
-    word = torch.tensor([[sum(v << (3 * i) for i, v in enumerate(values.tolist()))]], dtype=torch.int32)
+    word = torch.tensor(
+        [[sum(v << (3 * i) for i, v in enumerate(values.tolist()))]], dtype=torch.int32
+    )
     assert torch.equal(unpack_words(word, 3, 10)[0], values.to(torch.int32))
 
 
@@ -137,7 +145,9 @@ def test_a_grid_covers_the_weight_and_a_stated_block_is_kept(rows, cols, block):
 @settings(max_examples=200, deadline=None)
 def test_without_a_stated_block_only_one_reading_is_taken(size, blocks):
     fitting = [width for width in range(1, size + 1) if -(-size // width) == blocks]
-    readings = {width for width in fitting if width * blocks == size or width in {16, 32, 64, 128, 256}}
+    readings = {
+        width for width in fitting if width * blocks == size or width in {16, 32, 64, 128, 256}
+    }
     grid = grid_of((7, size), (7, blocks), None)
     if blocks == size:
         assert grid.widths == (1, 1)
@@ -156,7 +166,9 @@ def test_scales_that_fit_no_reading_are_refused():
 
 
 @pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize(("weight", "scale"), [((1200, 320), (10, 1)), ((300, 1536), (3, 12)), ((600, 640), (5, 5))])
+@pytest.mark.parametrize(
+    ("weight", "scale"), [((1200, 320), (10, 1)), ((300, 1536), (3, 12)), ((600, 640), (5, 5))]
+)
 def test_a_scale_is_not_turned_where_several_block_sizes_fit_it_as_stored(weight, scale, turned):
     # 10 blocks of 1,200 rows: 120, or 128 of which the last is cut short.
     weight, scale = (weight[::-1], scale[::-1]) if turned else (weight, scale)

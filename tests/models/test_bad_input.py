@@ -117,42 +117,78 @@ BAD = {
     "no such file": (lambda d: d / "nothing.safetensors", "no such file or folder"),
     "no such name": (lambda d: "nothing", "no such file or folder: 'nothing'; expected"),
     "empty text": (lambda d: "", "no such file or folder"),
-    "empty safetensors": (lambda d: empty(d, "m.safetensors"), "is empty; expected a safetensors file"),
+    "empty safetensors": (
+        lambda d: empty(d, "m.safetensors"),
+        "is empty; expected a safetensors file",
+    ),
     "empty torch": (lambda d: empty(d, "m.pt"), "is empty; expected a file written by torch.save"),
     "empty gguf": (lambda d: empty(d, "m.gguf"), "is empty; expected a GGUF file"),
     "empty unknown": (lambda d: empty(d, "m"), "is empty; expected a .safetensors"),
-    "text safetensors": (lambda d: text_file(d, "m.safetensors"), "not a readable safetensors file"),
+    "text safetensors": (
+        lambda d: text_file(d, "m.safetensors"),
+        "not a readable safetensors file",
+    ),
     "text torch": (lambda d: text_file(d, "m.pt"), "not a"),
-    "text gguf": (lambda d: text_file(d, "m.gguf"), "not a GGUF file: expected it to begin with b'GGUF'"),
+    "text gguf": (
+        lambda d: text_file(d, "m.gguf"),
+        "not a GGUF file: expected it to begin with b'GGUF'",
+    ),
     "text": (lambda d: text_file(d, "m.txt"), "is of no known format; expected a .safetensors"),
     "truncated safetensors": (truncated_safetensors, "truncated or of another format"),
     "truncated torch": (truncated_torch, "truncated, damaged or of another format"),
     "truncated old torch": (truncated_old_torch, "truncated, damaged or of another format"),
-    "code in an archive": (lambda d: bomb(d, plain=False), "never loaded; save the module's state_dict"),
-    "code in a pickle": (lambda d: bomb(d, plain=True), "never loaded; save the module's state_dict"),
+    "code in an archive": (
+        lambda d: bomb(d, plain=False),
+        "never loaded; save the module's state_dict",
+    ),
+    "code in a pickle": (
+        lambda d: bomb(d, plain=True),
+        "never loaded; save the module's state_dict",
+    ),
     "whole module": (whole_module, "never loaded; save the module's state_dict"),
     "torchscript": (torchscript, "TorchScript archive, which holds code"),
     "torch file without tensors": (lambda d: saved(d, "m.pt", {"epoch": 3}), "holds no tensors"),
     "torch file of a number": (lambda d: saved(d, "m.pt", 3), "holds no tensors"),
     "folder without weights": (lambda d: d, "holds no weights; expected model.safetensors"),
     "folder called like a file": (lambda d: (d / "m.pt").mkdir() or d / "m.pt", "holds no weights"),
-    "folder of several models": (several, "holds 2 checkpoints (a.safetensors, b.safetensors); name the file"),
-    "shard missing from the index": (lambda d: index(d, {"a": "x.safetensors"}), "shard x.safetensors of"),
-    "shard missing from a folder": (missing_shard_of_folder, "shard model-00002-of-00002.safetensors of"),
-    "shard above": (lambda d: index(d, OUTSIDE), "names the shard '../evil.safetensors' outside of its own folder"),
+    "folder of several models": (
+        several,
+        "holds 2 checkpoints (a.safetensors, b.safetensors); name the file",
+    ),
+    "shard missing from the index": (
+        lambda d: index(d, {"a": "x.safetensors"}),
+        "shard x.safetensors of",
+    ),
+    "shard missing from a folder": (
+        missing_shard_of_folder,
+        "shard model-00002-of-00002.safetensors of",
+    ),
+    "shard above": (
+        lambda d: index(d, OUTSIDE),
+        "names the shard '../evil.safetensors' outside of its own folder",
+    ),
     "shard elsewhere": (lambda d: index(d, {"a": "/etc/passwd"}), "outside of its own folder"),
     "shard below": (lambda d: index(d, {"a": "x/y.safetensors"}), "outside of its own folder"),
     "shard that is no name": (lambda d: index(d, {"a": 3}), "is not an index of shards"),
     "index without shards": (lambda d: index(d, {}), "names none"),
-    "index that is no index": (lambda d: written(d, "a.index.json", "[1]"), "is not an index of shards"),
-    "index that is no JSON": (lambda d: written(d, "a.index.json", "{"), "is not an index of shards"),
+    "index that is no index": (
+        lambda d: written(d, "a.index.json", "[1]"),
+        "is not an index of shards",
+    ),
+    "index that is no JSON": (
+        lambda d: written(d, "a.index.json", "{"),
+        "is not an index of shards",
+    ),
     "tensor in two shards": (doubled, "is in both model-00001-of-00002.safetensors and"),
     "a number": (lambda d: 3, "cannot open a int; expected a torch module"),
     "a dict without tensors": (lambda d: {"a": 3}, "holds no tensors"),
     "an array of texts": (lambda d: np.array([["a"]]), "holds no weights"),
     "no such module": (lambda d: "nowhere_at_all:build", "cannot import 'nowhere_at_all'"),
     "no such function": (lambda d: "json:build", "module 'json' has no 'build'"),
-    "a function of something else": (lambda d: "os:getcwd", "returned a str; expected a torch module"),
+    "a function of something else": (
+        lambda d: "os:getcwd",
+        "returned a str; expected a torch module",
+    ),
     "a function that fails": (lambda d: "json:loads", "json:loads failed: TypeError"),
 }
 
@@ -171,7 +207,9 @@ def test_a_hub_id_without_a_network_is_one_line(monkeypatch, tmp_path):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(SourceError, match="no such file or folder: 'org/name'; as a hub id, it could not") as caught:
+    with pytest.raises(
+        SourceError, match="no such file or folder: 'org/name'; as a hub id, it could not"
+    ) as caught:
         open_source("org/name")
     assert "\n" not in str(caught.value)
 
@@ -220,11 +258,17 @@ def test_a_function_of_the_current_folder(monkeypatch, tmp_path):
 def test_a_file_without_a_known_ending_is_known_by_its_content(tmp_path):
     save_file(weights(), tmp_path / "blob")
     torch.save(weights(), tmp_path / "other")
-    assert len(open_source(tmp_path / "blob").layers) == len(open_source(tmp_path / "other").layers) == 2
+    assert (
+        len(open_source(tmp_path / "blob").layers)
+        == len(open_source(tmp_path / "other").layers)
+        == 2
+    )
 
 
 def test_numpy_arrays_and_nested_dicts():
-    source = open_source({"encoder": {"a.weight": np.ones((2, 3))}, "decoder": {"a.weight": np.zeros((3, 2), "f2")}})
+    source = open_source(
+        {"encoder": {"a.weight": np.ones((2, 3))}, "decoder": {"a.weight": np.zeros((3, 2), "f2")}}
+    )
     assert [layer.name for layer in source.layers] == ["encoder.a", "decoder.a"]
     assert [layer.read().dtype for layer in source.layers] == [torch.float64, torch.float32]
     assert [layer.name for layer in open_source(np.ones((2, 3), ">f4")).layers] == ["weight"]

@@ -76,7 +76,9 @@ def test_a_file_that_is_written_in_place_is_refused(case, change, tmp_path):
     if case in IN_MEMORY:
         assert all(map(np.array_equal, values_of(source), before))
         return
-    with pytest.raises(SourceChangedError, match="has changed since it was opened: open it again") as caught:
+    with pytest.raises(
+        SourceChangedError, match="has changed since it was opened: open it again"
+    ) as caught:
         values_of(source)
     assert str(data_file(path)) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -101,7 +103,10 @@ def test_python_survives_a_truncation(case, tmp_path):
         "try:\n    for layer in source.layers: layer.read()\nexcept SourceError as error: print(error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, path, data_file(path)], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", "-c", code, path, data_file(path)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert ("has changed since" in done.stdout) == (case not in IN_MEMORY)
@@ -119,7 +124,9 @@ def test_an_epoch_saved_over_the_last_never_mixes_values_and_fingerprints(tmp_pa
             found = source.layers[0].read()[0]
         except SourceChangedError:
             continue
-        assert np.array_equal(found, state(epoch)["layers.0.weight"])  # saved by renaming: the old file is still open
+        assert np.array_equal(
+            found, state(epoch)["layers.0.weight"]
+        )  # saved by renaming: the old file is still open
 
 
 def test_fingerprint_and_header_come_from_one_content(tmp_path, monkeypatch):
@@ -181,7 +188,9 @@ def test_files_are_closed_without_a_warning(tmp_path):
         del source
         gc.collect()
     if held:
-        open_files = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+        open_files = [
+            os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")
+        ]
         assert str(path) not in open_files
 
 

@@ -20,7 +20,10 @@ def test_place_and_time_do_not_enter(tmp_path):
     (tmp_path / "other").mkdir()
     shutil.copy(tmp_path / "m.safetensors", tmp_path / "other")
     os.utime(tmp_path / "other" / "m.safetensors", (1, 1))
-    first, second = open_source(tmp_path / "m.safetensors"), open_source(tmp_path / "other" / "m.safetensors")
+    first, second = (
+        open_source(tmp_path / "m.safetensors"),
+        open_source(tmp_path / "other" / "m.safetensors"),
+    )
     assert first.fingerprint == second.fingerprint
     assert first.fingerprint.startswith("sha256:")
 
@@ -55,7 +58,9 @@ def test_live_weights_enter_and_training_mode_does_not():
     assert open_source(model).fingerprint != before
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.complex64, torch.float8_e4m3fn, torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.complex64, torch.float8_e4m3fn, torch.int64, torch.bool]
+)
 def test_all_types_can_be_hashed(dtype):
     assert open_source({"a.weight": torch.ones(2, 2), "b": torch.ones(2, 2).to(dtype)}).fingerprint
 

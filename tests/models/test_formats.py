@@ -26,7 +26,9 @@ def weights(values):
 
 
 def same(found, expected):
-    return found.keys() == expected.keys() and all(np.array_equal(found[name], expected[name]) for name in expected)
+    return found.keys() == expected.keys() and all(
+        np.array_equal(found[name], expected[name]) for name in expected
+    )
 
 
 def test_every_format_has_a_writer_here():
@@ -111,7 +113,9 @@ def test_damage_is_an_error_of_ours_or_other_values(case, tmp_path):
     assert not any("\n" in text for text in refused)
 
 
-@pytest.mark.parametrize("case", ["a safetensors file", "a file of torch.save", "a GGUF file", "a file of numpy"])
+@pytest.mark.parametrize(
+    "case", ["a safetensors file", "a file of torch.save", "a GGUF file", "a file of numpy"]
+)
 def test_a_slice_reads_its_own_bytes_only(case, tmp_path, monkeypatch):
     read = []
     original = StoredArray.read
@@ -130,7 +134,15 @@ def test_a_slice_reads_its_own_bytes_only(case, tmp_path, monkeypatch):
     assert max(read) == 8 * 32 * 4
 
 
-INDICES = [(), (2,), (-1,), (slice(1, 3),), (slice(None), 1), (slice(None), slice(1, 4, 2)), (1, slice(None), -2)]
+INDICES = [
+    (),
+    (2,),
+    (-1,),
+    (slice(1, 3),),
+    (slice(None), 1),
+    (slice(None), slice(1, 4, 2)),
+    (1, slice(None), -2),
+]
 
 
 @pytest.mark.parametrize("index", [*INDICES, (slice(3, 1),), (slice(None, None, -1),), (0, 0, 0)])

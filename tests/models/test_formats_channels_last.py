@@ -25,7 +25,10 @@ def random(*shape):
 
 def flax(path, tree, **options):
     """Write nested dicts of arrays as flax.serialization documents it."""
-    packed = {key: flax(None, value) if isinstance(value, dict) else packed_array(value) for key, value in tree.items()}
+    packed = {
+        key: flax(None, value) if isinstance(value, dict) else packed_array(value)
+        for key, value in tree.items()
+    }
     if path is None:
         return packed
     path.write_bytes(msgpack.packb(packed | options, use_bin_type=True))
@@ -48,7 +51,13 @@ def stored(source):
     return {layer.name: layer.tensor for layer in source.layers}
 
 
-DENSE, CONV, CONV1, HEADS, OUT = random(7, 5), random(3, 2, 4, 6), random(3, 4, 6), random(8, 2, 4), random(2, 4, 8)
+DENSE, CONV, CONV1, HEADS, OUT = (
+    random(7, 5),
+    random(3, 2, 4, 6),
+    random(3, 4, 6),
+    random(8, 2, 4),
+    random(2, 4, 8),
+)
 
 
 @pytest.fixture(params=["flax", "keras 2", "keras 3"])
@@ -60,10 +69,17 @@ def layers(request, tmp_path):
             "conv2d": {"kernel": CONV},
             "conv1d": {"kernel": CONV1},
             "embedding": {"embedding": random(11, 6)},
-            "attention": {"query": {"kernel": HEADS, "bias": random(2, 4)}, "attention_output": {"kernel": OUT}},
+            "attention": {
+                "query": {"kernel": HEADS, "bias": random(2, 4)},
+                "attention_output": {"kernel": OUT},
+            },
             "norm": {"scale": random(5), "bias": random(5)},
         }
-        return stored(open_source(flax(tmp_path / "m.msgpack", {"params": tree, "opt_state": {"mu": tree}}, step=3)))
+        return stored(
+            open_source(
+                flax(tmp_path / "m.msgpack", {"params": tree, "opt_state": {"mu": tree}}, step=3)
+            )
+        )
     if request.param == "keras 2":
         arrays = {
             "dense/dense/kernel:0": DENSE,
@@ -92,7 +108,14 @@ def layers(request, tmp_path):
 
 
 def test_names(layers):
-    assert set(layers) == {"dense", "conv2d", "conv1d", "embedding", "attention.query", "attention.attention_output"}
+    assert set(layers) == {
+        "dense",
+        "conv2d",
+        "conv1d",
+        "embedding",
+        "attention.query",
+        "attention.attention_output",
+    }
     assert layers["embedding"].layout == "embedding"
 
 
@@ -116,9 +139,13 @@ def test_convolutions(layers):
 def test_attention_with_a_dimension_for_heads(layers):
     x = random(3, 8)
     found = functional.linear(torch.from_numpy(x), layers["attention.query"].read(()))
-    np.testing.assert_allclose(found.numpy(), np.einsum("nd,dhk->nhk", x, HEADS).reshape(3, 8), rtol=1e-4)
+    np.testing.assert_allclose(
+        found.numpy(), np.einsum("nd,dhk->nhk", x, HEADS).reshape(3, 8), rtol=1e-4
+    )
     y = random(3, 2, 4)
-    found = functional.linear(torch.from_numpy(y.reshape(3, 8)), layers["attention.attention_output"].read(()))
+    found = functional.linear(
+        torch.from_numpy(y.reshape(3, 8)), layers["attention.attention_output"].read(())
+    )
     np.testing.assert_allclose(found.numpy(), np.einsum("nhk,hkd->nd", y, OUT), rtol=1e-4)
 
 
@@ -126,13 +153,20 @@ def test_attention_with_a_dimension_for_heads(layers):
 def test_recurrent_layers_of_keras(kind, tmp_path):
     gates = {"lstm": "ifgo", "gru": "zrn", "simple_rnn": "h"}[kind]  # in Keras' order
     kernel, recurrent = random(6, 4 * len(gates)), random(4, 4 * len(gates))
-    arrays = {f"layers/{kind}/cell/vars/{i}": value for i, value in enumerate((kernel, recurrent, random(4)))}
+    arrays = {
+        f"layers/{kind}/cell/vars/{i}": value
+        for i, value in enumerate((kernel, recurrent, random(4)))
+    }
     found = by_name(open_source(keras(tmp_path / "m.weights.h5", arrays)))
     for i, gate in enumerate(gates):
         name = f".{gate}" if len(gates) > 1 else ""
         cut = slice(4 * i, 4 * i + 4)
-        assert np.array_equal(found[f"{kind}.weight_ih_l0{name}"].read()[0].numpy(), kernel[:, cut].T)
-        assert np.array_equal(found[f"{kind}.weight_hh_l0{name}"].read()[0].numpy(), recurrent[:, cut].T)
+        assert np.array_equal(
+            found[f"{kind}.weight_ih_l0{name}"].read()[0].numpy(), kernel[:, cut].T
+        )
+        assert np.array_equal(
+            found[f"{kind}.weight_hh_l0{name}"].read()[0].numpy(), recurrent[:, cut].T
+        )
 
 
 def test_depthwise_and_separable_convolutions(tmp_path):
@@ -146,9 +180,13 @@ def test_depthwise_and_separable_convolutions(tmp_path):
     weight = found["separable_conv2d.depthwise"].read(())
     x = random(1, 3, 3, 4)
     result = functional.conv2d(torch.from_numpy(x.transpose(0, 3, 1, 2)), weight, groups=4)
-    np.testing.assert_allclose(result.flatten().numpy(), np.einsum("nhwi,hwim->nim", x, depth).ravel(), rtol=1e-4)
+    np.testing.assert_allclose(
+        result.flatten().numpy(), np.einsum("nhwi,hwim->nim", x, depth).ravel(), rtol=1e-4
+    )
     assert torch.equal(found["depthwise_conv2d.depthwise"].read(()), weight)
-    assert np.array_equal(found["separable_conv2d.pointwise"].read(())[:, :, 0, 0].numpy(), point[0, 0].T)
+    assert np.array_equal(
+        found["separable_conv2d.pointwise"].read(())[:, :, 0, 0].numpy(), point[0, 0].T
+    )
 
 
 def test_an_array_in_chunks(tmp_path):
@@ -160,14 +198,31 @@ def test_an_array_in_chunks(tmp_path):
         "shape": {"0": 7, "1": 5},
         "chunks": {str(i): packed_array(piece) for i, piece in enumerate(pieces)},
     }
-    (tmp_path / "m.msgpack").write_bytes(msgpack.packb({"dense": {"kernel": chunked}}, use_bin_type=True))
+    (tmp_path / "m.msgpack").write_bytes(
+        msgpack.packb({"dense": {"kernel": chunked}}, use_bin_type=True)
+    )
     (layer,) = open_source(tmp_path / "m.msgpack").layers
     assert np.array_equal(layer.read()[0].numpy(), value.T)
 
 
 def test_every_form_of_a_msgpack_value_is_stepped_over(tmp_path):
     others = {
-        "numbers": [0, 127, 128, 2**16, 2**40, -1, -32, -33, -(2**20), -(2**40), 1.5, None, True, False],
+        "numbers": [
+            0,
+            127,
+            128,
+            2**16,
+            2**40,
+            -1,
+            -32,
+            -33,
+            -(2**20),
+            -(2**40),
+            1.5,
+            None,
+            True,
+            False,
+        ],
         "texts": ["", "a" * 31, "a" * 32, "b" * 300, "c" * 70000],
         "bytes": [b"", b"a" * 300, b"b" * 70000],
         "lists": [[1] * 15, [1] * 16, [1] * 70000],
@@ -183,16 +238,24 @@ def test_every_form_of_a_msgpack_value_is_stepped_over(tmp_path):
 
 def test_transformers_names_meet_those_of_torch(tmp_path):
     prefix = "bert/tf_bert_model/bert/encoder/layer_._3/attention/self/query/"
-    path = keras(tmp_path / "tf_model.h5", {f"{prefix}kernel:0": DENSE, f"{prefix}bias:0": random(5)})
+    path = keras(
+        tmp_path / "tf_model.h5", {f"{prefix}kernel:0": DENSE, f"{prefix}bias:0": random(5)}
+    )
     (layer,) = open_source(path).layers
-    assert (layer.name, layer.kind, layer.block) == ("bert.encoder.layer.3.attention.self.query", "q", 3)
+    assert (layer.name, layer.kind, layer.block) == (
+        "bert.encoder.layer.3.attention.self.query",
+        "q",
+        3,
+    )
 
 
 @pytest.mark.parametrize("compress", [False, True])
 def test_keras_archives_and_compressed_arrays(compress, tmp_path):
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
-        file.create_dataset("layers/dense/vars/0", data=DENSE, compression="gzip" if compress else None)
+        file.create_dataset(
+            "layers/dense/vars/0", data=DENSE, compression="gzip" if compress else None
+        )
     with zipfile.ZipFile(
         tmp_path / "m.keras", "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
     ) as archive:
@@ -203,7 +266,8 @@ def test_keras_archives_and_compressed_arrays(compress, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("m.msgpack", "msgpack file of Flax"), ("m.h5", "HDF5"), ("m.npz", "numpy")]
+    ("name", "message"),
+    [("m.msgpack", "msgpack file of Flax"), ("m.h5", "HDF5"), ("m.npz", "numpy")],
 )
 def test_empty_files(name, message, tmp_path):
     (tmp_path / name).write_bytes(b"")

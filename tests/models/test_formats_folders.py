@@ -59,18 +59,37 @@ def hub_cache(folder, *, refs=True, snapshots=1):
 
 def pipeline(folder, *, index=True):
     """What diffusers saves: each component in a folder, the scheduler and tokenizer without weights."""
-    put(folder, "unet/diffusion_pytorch_model.safetensors", {"down_blocks.0.proj.weight": torch.ones(8, 6)})
-    put(folder, "unet/diffusion_pytorch_model.fp16.safetensors", {"down_blocks.0.proj.weight": torch.ones(8, 6).half()})
+    put(
+        folder,
+        "unet/diffusion_pytorch_model.safetensors",
+        {"down_blocks.0.proj.weight": torch.ones(8, 6)},
+    )
+    put(
+        folder,
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        {"down_blocks.0.proj.weight": torch.ones(8, 6).half()},
+    )
     text(folder, "unet/config.json", json.dumps({"_class_name": "UNet2DConditionModel"}))
     qkv = {"h.0.attn.c_attn.weight": torch.ones(8, 24)}
     put(folder, "text_encoder/model.safetensors", qkv)
     text(folder, "text_encoder/config.json", json.dumps({"model_type": "gpt2", "n_head": 2}))
-    put(folder, "vae/diffusion_pytorch_model.safetensors", {"encoder.conv_in.weight": torch.ones(4, 3, 3, 3)})
+    put(
+        folder,
+        "vae/diffusion_pytorch_model.safetensors",
+        {"encoder.conv_in.weight": torch.ones(4, 3, 3, 3)},
+    )
     text(folder, "scheduler/scheduler_config.json")
     text(folder, "tokenizer/vocab.json")
     if index:
-        entries = {key: ["diffusers", "X"] for key in ("unet", "vae", "text_encoder", "scheduler", "tokenizer")}
-        text(folder, "model_index.json", json.dumps({"_class_name": "P", **entries, "safety_checker": [None, None]}))
+        entries = {
+            key: ["diffusers", "X"]
+            for key in ("unet", "vae", "text_encoder", "scheduler", "tokenizer")
+        }
+        text(
+            folder,
+            "model_index.json",
+            json.dumps({"_class_name": "P", **entries, "safety_checker": [None, None]}),
+        )
     return folder
 
 
@@ -85,14 +104,26 @@ def trainer_run(folder, *, final):
 
 def deepspeed(folder, *, stage):
     """ZeRO-1 and 2 keep the whole module in one file; ZeRO-3 spreads it."""
-    names = {"module": model(), "ds_version": "0.1", "param_shapes": [{"a.weight": torch.Size([4, 6])}]}
+    names = {
+        "module": model(),
+        "ds_version": "0.1",
+        "param_shapes": [{"a.weight": torch.Size([4, 6])}],
+    }
     if stage == 3:
         for rank in range(2):
             put(folder, f"global_step10/zero_pp_rank_{rank}_mp_rank_00_model_states.pt", names)
-            put(folder, f"global_step10/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt", {"x": torch.ones(3)})
+            put(
+                folder,
+                f"global_step10/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt",
+                {"x": torch.ones(3)},
+            )
     else:
         put(folder, "global_step10/mp_rank_00_model_states.pt", names)
-        put(folder, "global_step10/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", {"x": torch.ones(9, 9)})
+        put(
+            folder,
+            "global_step10/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+            {"x": torch.ones(9, 9)},
+        )
     text(folder, "latest", "global_step10")
     return text(folder, "zero_to_fp32.py", "")
 
@@ -109,7 +140,13 @@ def neuralop(folder):
 
 def accelerate_state(folder):
     put(folder, "model.safetensors")
-    for name in ("optimizer.bin", "scheduler.bin", "sampler.bin", "random_states_0.pkl", "scaler.pt"):
+    for name in (
+        "optimizer.bin",
+        "scheduler.bin",
+        "sampler.bin",
+        "random_states_0.pkl",
+        "scaler.pt",
+    ):
         put(folder, name, {"x": torch.ones(5, 5)})
     return folder
 
@@ -134,9 +171,16 @@ def flax_shards(folder):
     values = state()
     for number in (0, 1):
         (folder / f"{number}").mkdir()
-        part = {name: value for name, value in values.items() if name.startswith(f"layers.{number}")}
-        write_flax(folder / f"{number}", part).rename(folder / f"flax_model-0000{number + 1}-of-00002.msgpack")
-    names = {f"layers/{number}/kernel": f"flax_model-0000{number + 1}-of-00002.msgpack" for number in (0, 1)}
+        part = {
+            name: value for name, value in values.items() if name.startswith(f"layers.{number}")
+        }
+        write_flax(folder / f"{number}", part).rename(
+            folder / f"flax_model-0000{number + 1}-of-00002.msgpack"
+        )
+    names = {
+        f"layers/{number}/kernel": f"flax_model-0000{number + 1}-of-00002.msgpack"
+        for number in (0, 1)
+    }
     text(folder, "flax_model.msgpack.index.json", json.dumps({"weight_map": names}))
     return folder
 
@@ -146,7 +190,11 @@ def sentence_transformer(folder):
     put(folder, "2_Dense/model.safetensors", {"linear.weight": torch.ones(5, 4)})
     text(folder, "1_Pooling/config.json")
     paths = ["", "1_Pooling", "2_Dense", "../elsewhere"]
-    return text(folder, "modules.json", json.dumps([{"idx": i, "path": path} for i, path in enumerate(paths)]))
+    return text(
+        folder,
+        "modules.json",
+        json.dumps([{"idx": i, "path": path} for i, path in enumerate(paths)]),
+    )
 
 
 TWO = ["a", "b"]
@@ -156,7 +204,8 @@ OPENED = {
     "hub cache of two snapshots": (lambda d: hub_cache(d, snapshots=2), TWO),
     "pipeline": (
         pipeline,
-        ["unet.down_blocks.0.proj", "vae.encoder.conv_in"] + [f"text_encoder.h.0.attn.c_attn.{part}" for part in "qkv"],
+        ["unet.down_blocks.0.proj", "vae.encoder.conv_in"]
+        + [f"text_encoder.h.0.attn.c_attn.{part}" for part in "qkv"],
     ),
     "trainer output with a final model": (lambda d: trainer_run(d, final=True), TWO),
     "deepspeed step": (lambda d: deepspeed(d, stage=2) / "global_step10", TWO),
@@ -167,9 +216,14 @@ OPENED = {
     "a model beside an adapter": (adapter_and_model, TWO),
     "several formats": (several_formats, TWO),
     "flax shards": (flax_shards, ["layers.0", "layers.1"]),
-    "lightning": (lambda d: put(d, "last.ckpt", {"state_dict": model(), "callbacks": {}}).parent, TWO),
+    "lightning": (
+        lambda d: put(d, "last.ckpt", {"state_dict": model(), "callbacks": {}}).parent,
+        TWO,
+    ),
     "a whole file and its shards": (
-        lambda d: put(d, "model-00001-of-00002.safetensors").parent and put(d, "model.safetensors").parent,
+        lambda d: (
+            put(d, "model-00001-of-00002.safetensors").parent and put(d, "model.safetensors").parent
+        ),
         TWO,
     ),
     "a variant beside the whole": (
@@ -222,8 +276,16 @@ NOT_OPENED = {
         "only a tokenizer",
         "download the weights",
     ),
-    "only a configuration": (lambda d: foreign(d, "config.json"), "only configuration files", "download the weights"),
-    "something else": (lambda d: foreign(d, "a.txt", "b.dat"), "holds no weights", "it holds a.txt, b.dat"),
+    "only a configuration": (
+        lambda d: foreign(d, "config.json"),
+        "only configuration files",
+        "download the weights",
+    ),
+    "something else": (
+        lambda d: foreign(d, "a.txt", "b.dat"),
+        "holds no weights",
+        "it holds a.txt, b.dat",
+    ),
     "trainer output": (
         lambda d: trainer_run(d, final=False),
         "checkpoints of a run (3)",
@@ -234,23 +296,55 @@ NOT_OPENED = {
         "sub-folders do (x)",
         "spectail analyze {}/x",
     ),
-    "several snapshots": (lambda d: hub_cache(d, refs=False, snapshots=2), "holds 2 snapshots", "name one of them"),
-    "deepspeed zero 3": (lambda d: deepspeed(d, stage=3), "DeepSpeed", "python zero_to_fp32.py . model"),
-    "megatron": (lambda d: put(d, "mp_rank_00/model_optim_rng.pt") and d, "Megatron", "tools/checkpoint/convert.py"),
-    "orbax": (lambda d: foreign(d, "_METADATA", "manifest.ocdbt"), "Orbax", "flax.serialization.to_bytes"),
-    "saved model": (lambda d: foreign(d, "saved_model.pb", "variables/variables.index"), "SavedModel", "from_tf=True"),
+    "several snapshots": (
+        lambda d: hub_cache(d, refs=False, snapshots=2),
+        "holds 2 snapshots",
+        "name one of them",
+    ),
+    "deepspeed zero 3": (
+        lambda d: deepspeed(d, stage=3),
+        "DeepSpeed",
+        "python zero_to_fp32.py . model",
+    ),
+    "megatron": (
+        lambda d: put(d, "mp_rank_00/model_optim_rng.pt") and d,
+        "Megatron",
+        "tools/checkpoint/convert.py",
+    ),
+    "orbax": (
+        lambda d: foreign(d, "_METADATA", "manifest.ocdbt"),
+        "Orbax",
+        "flax.serialization.to_bytes",
+    ),
+    "saved model": (
+        lambda d: foreign(d, "saved_model.pb", "variables/variables.index"),
+        "SavedModel",
+        "from_tf=True",
+    ),
     "tensorflow checkpoint": (
         lambda d: foreign(d, "model.ckpt.index", "checkpoint"),
         "TensorFlow checkpoint",
         "from_tf",
     ),
     "core ml": (lambda d: foreign(d, "m.mlpackage/Data/x"), "Core ML", "converted from"),
-    "tflite": (lambda d: foreign(d, "m.tflite") / "m.tflite", "TFLite", "tf2onnx.convert --tflite {}/m.tflite"),
+    "tflite": (
+        lambda d: foreign(d, "m.tflite") / "m.tflite",
+        "TFLite",
+        "tf2onnx.convert --tflite {}/m.tflite",
+    ),
     "frozen graph": (lambda d: foreign(d, "g.pb") / "g.pb", "frozen TensorFlow graph", "tf2onnx"),
     "tensorrt": (lambda d: foreign(d, "m.engine") / "m.engine", "TensorRT", "built from"),
-    "openvino": (lambda d: foreign(d, "openvino_model.xml", "openvino_model.bin"), "OpenVINO", "converted from"),
+    "openvino": (
+        lambda d: foreign(d, "openvino_model.xml", "openvino_model.bin"),
+        "OpenVINO",
+        "converted from",
+    ),
     "executorch": (lambda d: foreign(d, "m.pte") / "m.pte", "ExecuTorch", "exported from"),
-    "exported program": (lambda d: foreign(d, "m.pt2") / "m.pt2", "exported PyTorch program", "torch.export.load"),
+    "exported program": (
+        lambda d: foreign(d, "m.pt2") / "m.pt2",
+        "exported PyTorch program",
+        "torch.export.load",
+    ),
     "nemo": (lambda d: foreign(d, "m.nemo") / "m.nemo", "NeMo", "tar -xf"),
     "paddle": (lambda d: foreign(d, "m.pdparams") / "m.pdparams", "PaddlePaddle", "safetensors"),
     "mxnet": (lambda d: foreign(d, "m.params") / "m.params", "MXNet", "safetensors"),
@@ -283,13 +377,17 @@ def test_every_foreign_thing_is_a_case_here():
     texts = " ".join(part for _, *parts in NOT_OPENED.values() for part in parts)
     for known in FOREIGN:
         words = known.what.split()
-        assert any(word in texts for word in words if len(word) > 3 and word not in {"model", "checkpoint"}), known.what
+        assert any(
+            word in texts for word in words if len(word) > 3 and word not in {"model", "checkpoint"}
+        ), known.what
 
 
 def test_missing_shards_of_a_distributed_checkpoint_are_named(tmp_path):
     WRITERS["a distributed checkpoint of torch"](tmp_path, state())
     (tmp_path / "__0_0.distcp").unlink()
-    with pytest.raises(SourceError, match=r"__0_0\.distcp of the distributed checkpoint .* is missing"):
+    with pytest.raises(
+        SourceError, match=r"__0_0\.distcp of the distributed checkpoint .* is missing"
+    ):
         open_source(tmp_path)
 
 
@@ -305,10 +403,14 @@ def test_pieces_of_several_processes_are_put_together(tmp_path):
         file.write_bytes(b"padding")
         with file.open("ab") as stream:
             torch.save(piece, stream)
-        place = torch.distributed.checkpoint.filesystem._StorageInfo(file.name, 7, file.stat().st_size - 7)
+        place = torch.distributed.checkpoint.filesystem._StorageInfo(
+            file.name, 7, file.stat().st_size - 7
+        )
         kept[meta.MetadataIndex("model.a.weight", torch.Size([start, 0]), rank)] = place
         chunks.append(meta.ChunkStorageMetadata(torch.Size([start, 0]), piece.shape))
-    tensor = meta.TensorStorageMetadata(meta.TensorProperties(dtype=torch.float32), whole.shape, chunks)
+    tensor = meta.TensorStorageMetadata(
+        meta.TensorProperties(dtype=torch.float32), whole.shape, chunks
+    )
     planned = {"model.a.weight": ("model", "a.weight")}
     value = meta.Metadata({"model.a.weight": tensor}, planned, kept)
     (tmp_path / ".metadata").write_bytes(pickle.dumps(value))

@@ -29,7 +29,9 @@ def save(path, nodes, constants, shape, **options):
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     stored = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "graph", [x], [y], stored)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], producer_name="test")
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 21)], producer_name="test"
+    )
     onnx.save(model, path, **options)
     return path
 
@@ -56,9 +58,18 @@ LINEAR = {
         [node("Transpose", ["w"], ["v"], perm=[1, 0]), node("MatMul", ["x", "v"], ["y"])],
         lambda w: w,
     ),
-    "transposed by default": ([node("Transpose", ["w"], ["v"]), node("MatMul", ["x", "v"], ["y"])], lambda w: w),
-    "renamed before": ([node("Identity", ["w"], ["v"]), node("MatMul", ["x", "v"], ["y"])], lambda w: w.T),
-    "converted before": ([node("Cast", ["w"], ["v"], to=1), node("MatMul", ["x", "v"], ["y"])], lambda w: w.T),
+    "transposed by default": (
+        [node("Transpose", ["w"], ["v"]), node("MatMul", ["x", "v"], ["y"])],
+        lambda w: w,
+    ),
+    "renamed before": (
+        [node("Identity", ["w"], ["v"]), node("MatMul", ["x", "v"], ["y"])],
+        lambda w: w.T,
+    ),
+    "converted before": (
+        [node("Cast", ["w"], ["v"], to=1), node("MatMul", ["x", "v"], ["y"])],
+        lambda w: w.T,
+    ),
 }
 
 
@@ -72,7 +83,11 @@ def test_a_linear_layer_is_out_by_in(case, tmp_path):
     (layer,) = open_source(path).layers
     read = layer.read()[0]
     assert (layer.rows, layer.cols) == (5, 7)
-    product = read @ torch.from_numpy(x) if stored is None else functional.linear(torch.from_numpy(x), read)
+    product = (
+        read @ torch.from_numpy(x)
+        if stored is None
+        else functional.linear(torch.from_numpy(x), read)
+    )
     torch.testing.assert_close(product, run(path, x))
 
 
@@ -96,15 +111,23 @@ def test_convolutions_embeddings_and_parameters(tmp_path):
         ("up", "conv"),
         ("table", "embedding"),
     ]
-    assert torch.equal(layers["conv"].read()[4], torch.from_numpy(constants["conv.weight"][:, :, 1, 1]))
+    assert torch.equal(
+        layers["conv"].read()[4], torch.from_numpy(constants["conv.weight"][:, :, 1, 1])
+    )
     assert "does not multiply by it (Mul)" in layers["scale"].no_weight
     assert "ids" not in layers
 
 
 SCOPES = {
     "a child of a list": ("/layers.0/layers.0.2/MatMul", "layers.0.2"),
-    "nested": ("/bert/encoder/layer.11/attention/self/query/MatMul_1", "bert.encoder.layer.11.attention.self.query"),
-    "sequence in a sequence": ("/features/features.1/features.1.0/block/block.0/Conv", "features.1.0.block.0"),
+    "nested": (
+        "/bert/encoder/layer.11/attention/self/query/MatMul_1",
+        "bert.encoder.layer.11.attention.self.query",
+    ),
+    "sequence in a sequence": (
+        "/features/features.1/features.1.0/block/block.0/Conv",
+        "features.1.0.block.0",
+    ),
 }
 
 
@@ -112,12 +135,17 @@ SCOPES = {
 def test_a_name_that_an_exporter_made_up_is_replaced_by_the_module(case, tmp_path):
     scope, name = SCOPES[case]
     nodes = [node("MatMul", ["x", "onnx::MatMul_12"], ["y"], scope)]
-    (layer,) = open_source(save(tmp_path / "m.onnx", nodes, {"onnx::MatMul_12": random(7, 5)}, [3, 7])).layers
+    (layer,) = open_source(
+        save(tmp_path / "m.onnx", nodes, {"onnx::MatMul_12": random(7, 5)}, [3, 7])
+    ).layers
     assert layer.name == name
 
 
 def test_the_bias_beside_it_tells_the_name(tmp_path):
-    nodes = [node("MatMul", ["x", "val_3"], ["a"], "node_7"), node("Add", ["h.2.mlp.fc.bias", "a"], ["y"])]
+    nodes = [
+        node("MatMul", ["x", "val_3"], ["a"], "node_7"),
+        node("Add", ["h.2.mlp.fc.bias", "a"], ["y"]),
+    ]
     constants = {"val_3": random(7, 5), "h.2.mlp.fc.bias": random(5)}
     (layer,) = open_source(save(tmp_path / "m.onnx", nodes, constants, [3, 7])).layers
     assert (layer.name, layer.block) == ("h.2.mlp.fc", 2)
@@ -143,24 +171,44 @@ def test_an_output_layer_that_is_tied_to_the_embedding_has_no_row_of_its_own(tmp
         node("MatMul", ["x", "val_8"], ["y"], "/lm_head/MatMul"),
         node("MatMul", ["x", "val_9"], ["z"], "/other/MatMul"),
     ]
-    constants = {"lm_head.weight": table, "ids": np.array([1]), "val_8": np.ascontiguousarray(table.T)}
+    constants = {
+        "lm_head.weight": table,
+        "ids": np.array([1]),
+        "val_8": np.ascontiguousarray(table.T),
+    }
     path = save(tmp_path / "m.onnx", nodes, constants | {"val_9": random(5, 9)}, [3, 5])
     layers = by_name(open_source(path))
-    assert [(name, layer.kind) for name, layer in layers.items()] == [("wte", "embedding"), ("other", "linear")]
+    assert [(name, layer.kind) for name, layer in layers.items()] == [
+        ("wte", "embedding"),
+        ("other", "linear"),
+    ]
 
 
 def test_scopes_of_torch_export_and_names_of_tensorflow(tmp_path):
     scoped = node("MatMul", ["x", "val_2"], ["a"], "node_MatMul_7")
-    scoped.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'att.0', 'att.0.q', 'linear_4']")
+    scoped.metadata_props.add(
+        key="pkg.torch.onnx.name_scopes", value="['', 'att.0', 'att.0.q', 'linear_4']"
+    )
     name = "model/dense_1/Cast/ReadVariableOp:0"
     nodes = [scoped, node("MatMul", ["a", name], ["y"])]
-    layers = by_name(open_source(save(tmp_path / "m.onnx", nodes, {"val_2": random(7, 5), name: random(5, 4)}, [3, 7])))
+    layers = by_name(
+        open_source(
+            save(tmp_path / "m.onnx", nodes, {"val_2": random(7, 5), name: random(5, 4)}, [3, 7])
+        )
+    )
     assert list(layers) == ["att.0.q", "model.dense_1"]
 
 
 def test_one_module_that_multiplies_twice(tmp_path):
-    nodes = [node("MatMul", ["x", "1"], ["a"], "/att/MatMul"), node("MatMul", ["a", "2"], ["y"], "/att/MatMul_1")]
-    layers = by_name(open_source(save(tmp_path / "m.onnx", nodes, {"1": random(7, 5), "2": random(5, 4)}, [3, 7])))
+    nodes = [
+        node("MatMul", ["x", "1"], ["a"], "/att/MatMul"),
+        node("MatMul", ["a", "2"], ["y"], "/att/MatMul_1"),
+    ]
+    layers = by_name(
+        open_source(
+            save(tmp_path / "m.onnx", nodes, {"1": random(7, 5), "2": random(5, 4)}, [3, 7])
+        )
+    )
     assert [(name, layer.rows) for name, layer in layers.items()] == [("att", 5), ("att.2", 4)]
 
 
@@ -173,10 +221,18 @@ def test_recurrent_layers_have_torchs_names_and_gates(kind, tmp_path):
 
     def stacked(which):
         ways = [state[f"weight_{which}_l0"], state[f"weight_{which}_l0_reverse"]]
-        return torch.stack([torch.cat([way.chunk(len(order))[i] for i in order]) for way in ways]).numpy()
+        return torch.stack(
+            [torch.cat([way.chunk(len(order))[i] for i in order]) for way in ways]
+        ).numpy()
 
-    nodes = [node(kind, ["x", "w", "r"], ["y"], f"/rnn/{kind}", hidden_size=3, direction="bidirectional")]
-    found = by_name(open_source(save(tmp_path / "m.onnx", nodes, {"w": stacked("ih"), "r": stacked("hh")}, [2, 1, 4])))
+    nodes = [
+        node(kind, ["x", "w", "r"], ["y"], f"/rnn/{kind}", hidden_size=3, direction="bidirectional")
+    ]
+    found = by_name(
+        open_source(
+            save(tmp_path / "m.onnx", nodes, {"w": stacked("ih"), "r": stacked("hh")}, [2, 1, 4])
+        )
+    )
     expected = by_name(open_source(nn.ModuleDict({"rnn": module})))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name].read(), layer.read()) for name, layer in expected.items())
@@ -188,11 +244,21 @@ def test_integers_with_scales_are_dequantised(per_axis, zero, tmp_path):
     weight = np.random.default_rng(0).integers(-100, 100, (7, 5)).astype(np.int8)
     scale = random(5) ** 2 + 0.01 if per_axis else np.float32(0.02)
     zeros = np.full(5, zero, np.int8) if per_axis else np.int8(zero)
-    nodes = [node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=1), node("MatMul", ["x", "w"], ["y"])]
+    nodes = [
+        node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=1),
+        node("MatMul", ["x", "w"], ["y"]),
+    ]
     x = random(3, 7)
-    path = save(tmp_path / "m.onnx", nodes, {"q": weight, "s": np.array(scale), "z": np.array(zeros)}, [3, 7])
+    path = save(
+        tmp_path / "m.onnx",
+        nodes,
+        {"q": weight, "s": np.array(scale), "z": np.array(zeros)},
+        [3, 7],
+    )
     (layer,) = open_source(path).layers
-    torch.testing.assert_close(functional.linear(torch.from_numpy(x), layer.read()[0]), run(path, x))
+    torch.testing.assert_close(
+        functional.linear(torch.from_numpy(x), layer.read()[0]), run(path, x)
+    )
 
 
 def test_onnx_runtimes_dynamic_quantisation_and_packed_weights(tmp_path):
@@ -240,7 +306,9 @@ def test_weights_in_a_file_of_their_own_are_read_by_ranges(tmp_path):
 
 
 def test_weights_outside_of_the_folder_are_refused(tmp_path):
-    path = save(tmp_path / "m.onnx", [node("MatMul", ["x", "w"], ["y"])], {"w": random(4, 5)}, [3, 4])
+    path = save(
+        tmp_path / "m.onnx", [node("MatMul", ["x", "w"], ["y"])], {"w": random(4, 5)}, [3, 4]
+    )
     model = onnx.load(path)
     stored = model.graph.initializer[0]
     stored.ClearField("raw_data")
@@ -254,7 +322,12 @@ def test_weights_outside_of_the_folder_are_refused(tmp_path):
 def test_branches_and_constant_nodes(tmp_path):
     inner = helper.make_graph(
         [
-            node("Constant", [], ["/a/Constant_output_0"], value=numpy_helper.from_array(random(7, 5))),
+            node(
+                "Constant",
+                [],
+                ["/a/Constant_output_0"],
+                value=numpy_helper.from_array(random(7, 5)),
+            ),
             node("MatMul", ["x", "/a/Constant_output_0"], ["out"], "/a/MatMul"),
         ],
         "branch",
@@ -270,18 +343,23 @@ def test_branches_and_constant_nodes(tmp_path):
 def test_types(dtype, tmp_path):
     values = torch.randn(4, 5).to(getattr(torch, dtype))
     number = {"float16": 10, "bfloat16": 16, "float64": 11}[dtype]
-    path = save(tmp_path / "m.onnx", [node("MatMul", ["x", "w"], ["y"])], {"w": random(4, 5)}, [3, 4])
+    path = save(
+        tmp_path / "m.onnx", [node("MatMul", ["x", "w"], ["y"])], {"w": random(4, 5)}, [3, 4]
+    )
     model = onnx.load(path)
     stored = model.graph.initializer[0]
     stored.data_type, stored.raw_data = number, values.view(torch.uint8).numpy().tobytes()
     path.write_bytes(model.SerializeToString())
     assert torch.equal(
-        open_source(path).layers[0].read()[0], values.T.to(torch.float64 if dtype == "float64" else torch.float32)
+        open_source(path).layers[0].read()[0],
+        values.T.to(torch.float64 if dtype == "float64" else torch.float32),
     )
 
 
 def test_a_missing_library_gives_the_command(tmp_path, monkeypatch):
-    path = save(tmp_path / "m.onnx", [node("MatMul", ["x", "w"], ["y"])], {"w": random(4, 5)}, [3, 4])
+    path = save(
+        tmp_path / "m.onnx", [node("MatMul", ["x", "w"], ["y"])], {"w": random(4, 5)}, [3, 4]
+    )
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(SourceError, match="pip install onnx"):
         open_source(path)

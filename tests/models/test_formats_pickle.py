@@ -89,7 +89,10 @@ def kinds_of_tensors():
 def test_tensors_are_those_of_torch_load(old, tmp_path):
     state = kinds_of_tensors()
     if old:
-        del state["uint16"], state["float8"]  # torch cannot load its newer types from the older layout
+        del (
+            state["uint16"],
+            state["float8"],
+        )  # torch cannot load its newer types from the older layout
     path = tmp_path / "m.pt"
     torch.save(state, path, _use_new_zipfile_serialization=not old)
     expected = torch.load(path, weights_only=True)
@@ -119,7 +122,10 @@ def test_an_archive_that_was_packed_again_with_compression(tmp_path):
 
 @pytest.mark.parametrize("protocol", range(2, 6))
 def test_a_pickle_that_torch_did_not_write(protocol, tmp_path):
-    state = weights() | {"c.weight": np.arange(12.0).reshape(3, 4), "d.weight": np.ones((2, 3), ">f4", order="F")}
+    state = weights() | {
+        "c.weight": np.arange(12.0).reshape(3, 4),
+        "d.weight": np.ones((2, 3), ">f4", order="F"),
+    }
     (tmp_path / "m.pkl").write_bytes(pickle.dumps({"model": state}, protocol))
     layers = {layer.name: layer.read()[0] for layer in open_source(tmp_path / "m.pkl").layers}
     assert torch.equal(layers["a"], state["a.weight"])
@@ -152,7 +158,9 @@ HARMLESS = {
 def test_harmless_objects_are_left_out_without_a_word(case, old, tmp_path):
     state = weights()
     torch.save(
-        {"state_dict": state, "extra": HARMLESS[case]}, tmp_path / "m.pt", _use_new_zipfile_serialization=not old
+        {"state_dict": state, "extra": HARMLESS[case]},
+        tmp_path / "m.pt",
+        _use_new_zipfile_serialization=not old,
     )
     source = open_source(tmp_path / "m.pt")
     assert [layer.name for layer in source.layers] == ["a", "b"]
@@ -164,7 +172,12 @@ def test_harmless_objects_are_left_out_without_a_word(case, old, tmp_path):
 def test_what_is_no_tensor_is_left_out_with_a_note(place, tmp_path):
     state = collections.OrderedDict(weights())
     saved = {"model": state}
-    things = {"settings": Settings(), "loss": partial(set_flag, 3), "runs": Runs(), "act": nn.functional.gelu}
+    things = {
+        "settings": Settings(),
+        "loss": partial(set_flag, 3),
+        "runs": Runs(),
+        "act": nn.functional.gelu,
+    }
     if place == "in the state dict":
         state["_metadata"] = things
     elif place == "beside it":
@@ -185,14 +198,20 @@ def test_what_is_no_tensor_is_left_out_with_a_note(place, tmp_path):
 
 REFUSED = {
     "a whole module": (nn.Sequential(nn.Linear(3, 4)), "torch.nn.modules.container.Sequential"),
-    "a module under a usual key": ({"model": nn.Linear(3, 4), "epoch": 3}, "torch.nn.modules.linear.Linear"),
+    "a module under a usual key": (
+        {"model": nn.Linear(3, 4), "epoch": 3},
+        "torch.nn.modules.linear.Linear",
+    ),
     "modules under other keys": (
         {"actor": nn.Linear(3, 4), "critic": nn.Linear(3, 4)},
         "torch.nn.modules.linear.Linear",
     ),
     "exec": ({"a": torch.ones(2, 2), "b": Calls(exec, "raise SystemExit")}, "builtins.exec"),
     "eval": (Calls(eval, "1"), "builtins.eval"),
-    "a command": ({"a": torch.ones(2, 2), "b": Calls(subprocess.check_output, ["true"])}, "subprocess.check_output"),
+    "a command": (
+        {"a": torch.ones(2, 2), "b": Calls(subprocess.check_output, ["true"])},
+        "subprocess.check_output",
+    ),
     "os": (Calls(pathlib.os.system, "true"), "posix.system"),
     "an import": (Calls(__import__, "antigravity"), "builtins.__import__"),
 }
@@ -214,7 +233,9 @@ def test_nothing_is_imported(tmp_path):
     for name in ("antigravity", "turtle"):
         sys.modules.pop(name, None)
     (tmp_path / "m.pt").write_bytes(
-        b"\x80\x02}(U\x01acantigravity\ngeohash\nU\x01bcturtle\nTurtle\nU\x01w" + array_bytes() + b"u."
+        b"\x80\x02}(U\x01acantigravity\ngeohash\nU\x01bcturtle\nTurtle\nU\x01w"
+        + array_bytes()
+        + b"u."
     )
     source = open_source(tmp_path / "m.pt")
     assert [layer.name for layer in source.layers] == ["w"]
@@ -261,7 +282,9 @@ def test_quantised_tensors_of_torch_are_dequantised(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tensor = torch.quantize_per_tensor(values, 0.05, 3, torch.qint8)
-        rows = torch.quantize_per_channel(values, torch.rand(6) + 0.01, torch.arange(6), 0, torch.quint8)
+        rows = torch.quantize_per_channel(
+            values, torch.rand(6) + 0.01, torch.arange(6), 0, torch.quint8
+        )
         torch.save({"a.weight": tensor, "b.weight": rows}, tmp_path / "m.pt")
     layers = {layer.name: layer.read()[0] for layer in open_source(tmp_path / "m.pt").layers}
     torch.testing.assert_close(layers["a"], tensor.dequantize())
@@ -305,4 +328,7 @@ def test_a_tensor_outside_of_its_storage_is_refused(first, shape, strides):
     storage = pickled.Storage(torch.float32, MemoryFile(pathlib.Path("a"), bytes(1000)), 40, 16 * 4)
     with pytest.raises(ValueError, match=r"an array at|does not fit into its storage"):
         pickled.TensorRef(shape, torch.float32, storage, first, strides).array()
-    assert pickled.TensorRef((4, 4), torch.float32, storage, 0, (4, 1)).array().read().shape == (4, 4)
+    assert pickled.TensorRef((4, 4), torch.float32, storage, 0, (4, 1)).array().read().shape == (
+        4,
+        4,
+    )

@@ -38,7 +38,9 @@ def read_numbers(numbers, shape, index):
     return piece_of(torch.tensor(numbers).reshape(shape), index)
 
 
-TOY = Format("a toy file", (".toy",), read_toy, looks_like=lambda start, size: start.startswith(b"TOY\n"))
+TOY = Format(
+    "a toy file", (".toy",), read_toy, looks_like=lambda start, size: start.startswith(b"TOY\n")
+)
 
 # ----------------------------------------------------------------------------------------------------------------------
 
@@ -53,7 +55,10 @@ def weight(number):
 
 
 def write(path: Path) -> Path:
-    lines = [[f"model.layers.{i}.mlp.up_proj.weight", [80, 96], weight(i).ravel().tolist()] for i in (0, 1)]
+    lines = [
+        [f"model.layers.{i}.mlp.up_proj.weight", [80, 96], weight(i).ravel().tolist()]
+        for i in (0, 1)
+    ]
     path.write_text("TOY\n" + "\n".join(json.dumps(line) for line in lines))
     return path
 

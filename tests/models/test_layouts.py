@@ -45,14 +45,25 @@ def test_attention_in_projection():
 
 def test_grouped_and_transposed_convolutions_keep_their_stored_shape():
     model = PLAIN["convolutions"]()
-    shapes = {name: (layer.n_matrices, layer.rows, layer.cols) for name, layer in by_name(model).items()}
-    assert shapes == {"0": (9, 6, 2), "2": (9, 6, 1), "3": (6, 6, 4), "4": (5, 8, 4), "5": (8, 2, 4)}
+    shapes = {
+        name: (layer.n_matrices, layer.rows, layer.cols) for name, layer in by_name(model).items()
+    }
+    assert shapes == {
+        "0": (9, 6, 2),
+        "2": (9, 6, 1),
+        "3": (6, 6, 4),
+        "4": (5, 8, 4),
+        "5": (8, 2, 4),
+    }
     assert torch.equal(by_name(model)["0"].read()[5], model[0].weight[:, :, 1, 2])
 
 
 def test_raw_audio_and_long_positional_convolutions_are_convolutions():
     state = {"a.weight": torch.zeros(40, 1, 100), "b.weight": torch.zeros(256, 4, 128)}
-    assert [(layer.kind, layer.n_matrices) for layer in open_source(state).layers] == [("conv", 100), ("conv", 128)]
+    assert [(layer.kind, layer.n_matrices) for layer in open_source(state).layers] == [
+        ("conv", 100),
+        ("conv", 128),
+    ]
 
 
 def test_other_three_dimensional_parameters_are_stacks():
@@ -62,10 +73,18 @@ def test_other_three_dimensional_parameters_are_stacks():
 
 def test_tables_and_tokens_are_no_weight_matrices():
     layers = by_name(PLAIN["transformer"]())
-    assert {name for name, layer in layers.items() if layer.kind == "parameter"} == {"cls_token", "pos_embed"}
+    assert {name for name, layer in layers.items() if layer.kind == "parameter"} == {
+        "cls_token",
+        "pos_embed",
+    }
     assert (layers["pos_embed"].rows, layers["pos_embed"].cols) == (5, 8)
-    assert layers["cls_token"].no_weight == "no weight matrix: learned tokens or queries of Transformer"
-    with pytest.raises(SourceError, match="pos_embed cannot be read: no weight matrix: a position table"):
+    assert (
+        layers["cls_token"].no_weight
+        == "no weight matrix: learned tokens or queries of Transformer"
+    )
+    with pytest.raises(
+        SourceError, match="pos_embed cannot be read: no weight matrix: a position table"
+    ):
         layers["pos_embed"].read()
 
 
@@ -85,7 +104,10 @@ def test_gpt2_is_transposed_and_split():
     stored = model.transformer.h[1].attn.c_attn.weight
     for source in (model, model.state_dict()):
         assert torch.equal(matrix(source, "transformer.h.1.attn.c_attn.k"), stored[:, 8:16].T)
-        assert torch.equal(matrix(source, "transformer.h.1.attn.c_proj"), model.transformer.h[1].attn.c_proj.weight.T)
+        assert torch.equal(
+            matrix(source, "transformer.h.1.attn.c_proj"),
+            model.transformer.h[1].attn.c_proj.weight.T,
+        )
         names = by_name(source)
         assert "transformer.h.0.crossattention.c_attn.v" in names
         assert "transformer.h.0.crossattention.c_attn.q" not in names
@@ -101,8 +123,13 @@ def test_nanogpt_is_not_transposed():
         "transformer.h.0.mlp.c_proj.weight": torch.randn(8, 32),
     }
     layers = by_name(state)
-    assert torch.equal(matrix(state, "transformer.h.0.attn.c_proj"), state["transformer.h.0.attn.c_proj.weight"])
-    assert torch.equal(matrix(state, "transformer.h.0.attn.c_attn.v"), state["transformer.h.0.attn.c_attn.weight"][16:])
+    assert torch.equal(
+        matrix(state, "transformer.h.0.attn.c_proj"), state["transformer.h.0.attn.c_proj.weight"]
+    )
+    assert torch.equal(
+        matrix(state, "transformer.h.0.attn.c_attn.v"),
+        state["transformer.h.0.attn.c_attn.weight"][16:],
+    )
     assert layers["transformer.h.0.mlp.c_fc"].rows == 32
 
 
@@ -123,8 +150,12 @@ def test_gpt_oss_experts_are_transposed_and_interleaved():
     experts = model.model.layers[1].mlp.experts
     prefix = "model.layers.1.mlp.experts."
     for source in (model, model.state_dict()):
-        assert torch.equal(matrix(source, prefix + "gate_up_proj[1].gate"), experts.gate_up_proj[1, :, ::2].T)
-        assert torch.equal(matrix(source, prefix + "gate_up_proj[1].up"), experts.gate_up_proj[1, :, 1::2].T)
+        assert torch.equal(
+            matrix(source, prefix + "gate_up_proj[1].gate"), experts.gate_up_proj[1, :, ::2].T
+        )
+        assert torch.equal(
+            matrix(source, prefix + "gate_up_proj[1].up"), experts.gate_up_proj[1, :, 1::2].T
+        )
         assert torch.equal(matrix(source, prefix + "down_proj[1]"), experts.down_proj[1].T)
         assert prefix + "gate_up_proj_bias" not in by_name(source)
 
@@ -168,7 +199,10 @@ def test_pieces_of_weight_norm_from_old_torch():
 
 
 def test_float8_experts_are_scaled_one_by_one():
-    gate_up, down = torch.randn(2, 24, 8).to(torch.float8_e4m3fn), torch.randn(2, 8, 12).to(torch.float8_e4m3fn)
+    gate_up, down = (
+        torch.randn(2, 24, 8).to(torch.float8_e4m3fn),
+        torch.randn(2, 8, 12).to(torch.float8_e4m3fn),
+    )
     scale = torch.rand(2, 1, 1)
     state = {
         "mlp.experts.gate_up_proj": gate_up,

@@ -17,7 +17,10 @@ H, S, WIDTH = 4, 8, 32
 
 
 def folder(path, state, config):
-    save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, path / "model.safetensors")
+    save_file(
+        {name: tensor.contiguous().clone() for name, tensor in state.items()},
+        path / "model.safetensors",
+    )
     (path / "config.json").write_text(json.dumps(config))
     return path
 
@@ -25,12 +28,20 @@ def folder(path, state, config):
 def parts(source, weight):
     """Matrices of a fused weight by the name of the part, and the notes."""
     stem = weight.removesuffix(".weight")
-    found = {x.name.removeprefix(stem).lstrip("."): x for x in open_source(source).layers if x.name.startswith(stem)}
-    return {name: layer.read()[0] for name, layer in found.items()}, [layer.note for layer in found.values()]
+    found = {
+        x.name.removeprefix(stem).lstrip("."): x
+        for x in open_source(source).layers
+        if x.name.startswith(stem)
+    }
+    return {name: layer.read()[0] for name, layer in found.items()}, [
+        layer.note for layer in found.values()
+    ]
 
 
 def same(found, expected):
-    return set(found) == set(expected) and all(torch.equal(found[name], expected[name]) for name in expected)
+    return set(found) == set(expected) and all(
+        torch.equal(found[name], expected[name]) for name in expected
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -39,7 +50,9 @@ def test_families_of_transformers(family, tmp_path):
     case = FAMILIES[family]
     model = case.build()
     expected = case.oracle(model.state_dict()[case.weight])
-    files = folder(tmp_path, model.state_dict(), json.loads(model.config.to_json_string(use_diff=False)))
+    files = folder(
+        tmp_path, model.state_dict(), json.loads(model.config.to_json_string(use_diff=False))
+    )
     for source in (model, files):
         found, notes = parts(source, case.weight)
         assert same(found, expected)
@@ -130,7 +143,11 @@ REMOTE = {
     "mpt": (
         f"{BLOCK}Wqkv",
         64,
-        {"n_heads": 4, "d_model": WIDTH, "attn_config": {"attn_type": "grouped_query_attention", "kv_n_heads": 2}},
+        {
+            "n_heads": 4,
+            "d_model": WIDTH,
+            "attn_config": {"attn_type": "grouped_query_attention", "kv_n_heads": 2},
+        },
         blocks(32, 16, 16),
     ),
     "mpt, one shared head": (
@@ -146,25 +163,46 @@ REMOTE = {
         {"n_head": 4, "n_head_kv": 2, "hidden_size": WIDTH},
         per_group(2, 2),
     ),
-    "bailing_moe": ("model.layers.1.attention.query_key_value", 64, GROUPED | {"head_dim": 8}, blocks(32, 16, 16)),
+    "bailing_moe": (
+        "model.layers.1.attention.query_key_value",
+        64,
+        GROUPED | {"head_dim": 8},
+        blocks(32, 16, 16),
+    ),
     "codeshell": (
         "transformer.h.1.attn.c_attn",
         64,
         {"n_head": 4, "n_embd": WIDTH, "num_query_groups": 2},
         blocks(32, 16, 16),
     ),
-    "nomic_bert": ("encoder.layers.1.attn.Wqkv", 96, {"n_head": 4, "n_embd": WIDTH}, blocks(32, 32, 32)),
-    "jina, wide heads": ("model.layers.1.self_attn.qkv_proj", 96, GROUPED | {"head_dim": 12}, blocks(48, 24, 24)),
+    "nomic_bert": (
+        "encoder.layers.1.attn.Wqkv",
+        96,
+        {"n_head": 4, "n_embd": WIDTH},
+        blocks(32, 32, 32),
+    ),
+    "jina, wide heads": (
+        "model.layers.1.self_attn.qkv_proj",
+        96,
+        GROUPED | {"head_dim": 12},
+        blocks(48, 24, 24),
+    ),
     "internvl": (
         "language_model.model.layers.1.attention.wqkv",
         64,
-        {"llm_config": GROUPED | {"model_type": "internlm2"}, "vision_config": {"num_attention_heads": 2}},
+        {
+            "llm_config": GROUPED | {"model_type": "internlm2"},
+            "vision_config": {"num_attention_heads": 2},
+        },
         per_group(2, 2),
     ),
     "internvl, vision": (
         "vision_model.encoder.layers.1.attn.qkv",
         96,
-        {"llm_config": GROUPED | {"model_type": "internlm2"}, "vision_config": {"num_attention_heads": 2}},
+        {
+            "llm_config": GROUPED | {"model_type": "internlm2"},
+            "vision_config": {"num_attention_heads": 2},
+        },
         blocks(32, 32, 32),
     ),
     "a vision tower with shared heads": (
@@ -176,13 +214,24 @@ REMOTE = {
     "an audio tower with shared heads": (
         "thinker.audio_tower.layers.1.attn.qkv_proj",
         64,
-        {"thinker_config": {"text_config": {"num_attention_heads": 2, "head_dim": 64}, "audio_config": GROUPED}},
+        {
+            "thinker_config": {
+                "text_config": {"num_attention_heads": 2, "head_dim": 64},
+                "audio_config": GROUPED,
+            }
+        },
         blocks(32, 16, 16),
     ),
     "fuyu": (
         "language_model.model.layers.1.self_attn.query_key_value",
         96,
-        {"text_config": {"model_type": "persimmon", "num_attention_heads": 4, "hidden_size": WIDTH}},
+        {
+            "text_config": {
+                "model_type": "persimmon",
+                "num_attention_heads": 4,
+                "hidden_size": WIDTH,
+            }
+        },
         per_head(4),
     ),
     "a vision tower that no configuration describes": (
@@ -206,16 +255,36 @@ def test_families_of_remote_code(case, tmp_path):
 
 
 WHOLE = {
-    "no configuration": ("model.layers.1.self_attn.qkv_proj", 64, {}, "no configuration tells the heads"),
-    "an unknown order": ("encoder.layers.1.attention.query_key_value", 96, {}, "not known without a configuration"),
+    "no configuration": (
+        "model.layers.1.self_attn.qkv_proj",
+        64,
+        {},
+        "no configuration tells the heads",
+    ),
+    "an unknown order": (
+        "encoder.layers.1.attention.query_key_value",
+        96,
+        {},
+        "not known without a configuration",
+    ),
     "an unknown family": (
         "model.layers.1.attention.query_key_value",
         96,
         GROUPED | {"model_type": "own"},
         "not known of model type 'own'",
     ),
-    "codegen without a configuration": ("transformer.h.1.attn.qkv_proj", 96, {}, "not known without a configuration"),
-    "Qwen-VL's vision tower": ("visual.blocks.1.attn.in_proj", 96, {}, "not known without a configuration"),
+    "codegen without a configuration": (
+        "transformer.h.1.attn.qkv_proj",
+        96,
+        {},
+        "not known without a configuration",
+    ),
+    "Qwen-VL's vision tower": (
+        "visual.blocks.1.attn.in_proj",
+        96,
+        {},
+        "not known without a configuration",
+    ),
     "numbers of another model": (
         "model.layers.1.self_attn.qkv_proj",
         64,
@@ -240,8 +309,18 @@ WHOLE = {
         {"text_config": GROUPED, "audio_config": {}},
         "no configuration tells the heads",
     ),
-    "a delta net without its heads": ("model.layers.1.linear_attn.in_proj_qkvz", 64, {}, "no configuration tells"),
-    "a key and value without a query": ("layers.1.attn.to_kv", 64, {}, "nothing in the model confirms"),
+    "a delta net without its heads": (
+        "model.layers.1.linear_attn.in_proj_qkvz",
+        64,
+        {},
+        "no configuration tells",
+    ),
+    "a key and value without a query": (
+        "layers.1.attn.to_kv",
+        64,
+        {},
+        "nothing in the model confirms",
+    ),
 }
 
 
@@ -263,10 +342,16 @@ def test_three_equal_blocks_need_no_configuration():
         "text.in_proj_weight": rows(96),
     }
     layers = {x.name: x for x in open_source(state).layers}
-    for name, height in (("blocks.1.attn.qkv", 32), ("stages.0.attn.qkv", 64), ("text.in_proj_weight", 32)):
+    for name, height in (
+        ("blocks.1.attn.qkv", 32),
+        ("stages.0.attn.qkv", 64),
+        ("text.in_proj_weight", 32),
+    ):
         for i, kind in enumerate("qkv"):
             weight = state.get(f"{name}.weight", state.get(name))
-            assert torch.equal(layers[f"{name}.{kind}"].read()[0], weight[i * height : (i + 1) * height])
+            assert torch.equal(
+                layers[f"{name}.{kind}"].read()[0], weight[i * height : (i + 1) * height]
+            )
 
 
 def test_attention_with_its_own_key_and_value_sizes():
@@ -301,20 +386,32 @@ def test_a_fused_key_and_value_is_cut_beside_its_query():
 
 
 def test_input_projections_of_other_layers_are_no_attention():
-    state = {f"layers.0.{owner}.in_proj.weight": rows(96) for owner in ("mixer", "mamba", "conv", "mlp")}
+    state = {
+        f"layers.0.{owner}.in_proj.weight": rows(96) for owner in ("mixer", "mamba", "conv", "mlp")
+    }
     assert {layer.kind for layer in open_source(state).layers} == {"linear"}
     assert not any(layer.note for layer in open_source(state).layers)
 
 
 def test_latent_attention_keeps_its_names():
     transformers = pytest.importorskip("transformers")
-    sizes = {"q_lora_rank": 12, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+    sizes = {
+        "q_lora_rank": 12,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+    }
     config = transformers.DeepseekV3Config(
         **SIZES, **sizes, intermediate_size=48, num_key_value_heads=4, first_k_dense_replace=2
     )
     layers = {x.name: x for x in open_source(transformers.DeepseekV3ForCausalLM(config)).layers}
     prefix = "model.layers.1.self_attn."
-    found = {name.removeprefix(prefix): (x.kind, x.rows, x.cols) for name, x in layers.items() if prefix in name}
+    found = {
+        name.removeprefix(prefix): (x.kind, x.rows, x.cols)
+        for name, x in layers.items()
+        if prefix in name
+    }
     assert found == {
         "q_a_proj": ("q", 12, 32),
         "q_b_proj": ("q", 48, 12),

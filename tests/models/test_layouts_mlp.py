@@ -14,7 +14,10 @@ from .fused import FEW_LAYERS, build
 
 
 def folder(path, state, config):
-    save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, path / "model.safetensors")
+    save_file(
+        {name: tensor.contiguous().clone() for name, tensor in state.items()},
+        path / "model.safetensors",
+    )
     (path / "config.json").write_text(json.dumps(config))
     return path
 
@@ -41,23 +44,40 @@ GATED = {
     "dinov2": ("encoder.layer.0.mlp.weights_in", "weights_out", "dinov2", upper),
     "dinov2, first release": ("blocks.0.mlp.w12", "w3", "", upper),
     "modernbert": ("layers.0.mlp.Wi", "Wo", "modernbert", upper),
-    "granite": ("model.layers.0.shared_mlp.input_linear", "output_linear", "granitemoehybrid", upper),
+    "granite": (
+        "model.layers.0.shared_mlp.input_linear",
+        "output_linear",
+        "granitemoehybrid",
+        upper,
+    ),
     "llama.cpp": ("blk.0.ffn_up", "ffn_down", "", upper),
-    "chatglm": ("transformer.encoder.layers.0.mlp.dense_h_to_4h", "dense_4h_to_h", "chatglm", upper),
+    "chatglm": (
+        "transformer.encoder.layers.0.mlp.dense_h_to_4h",
+        "dense_4h_to_h",
+        "chatglm",
+        upper,
+    ),
     "gte": ("encoder.layer.0.mlp.up_gate_proj", "down_proj", "new", lower),
     "moonshine": ("model.decoder.layers.0.mlp.fc1", "fc2", "moonshine", lower),
     "moshi": ("model.layers.0.mlp.fc1", "fc2", "moshi", upper),
     "aya_vision": ("multi_modal_projector.linear_1", "linear_2", "aya_vision", lower),
     "diffusers": ("transformer_blocks.0.ff.net.0.proj", "../net.2", "", lower),
     "phi3small": ("model.layers.0.mlp.up_proj", "down_proj", "phi3small", in_turn),
-    "gpt_oss, experts as a list": ("model.layers.0.mlp.experts.gate_up_projs.1", "down_projs.1", "gpt_oss", in_turn),
+    "gpt_oss, experts as a list": (
+        "model.layers.0.mlp.experts.gate_up_projs.1",
+        "down_projs.1",
+        "gpt_oss",
+        in_turn,
+    ),
 }
 
 
 def pair(name, down, *, rows=48, taken=24):
     stem = name.rpartition(".")[0]
     down_name = (
-        f"{stem.rpartition('.')[0].rpartition('.')[0]}.{down[3:]}" if down.startswith("../") else f"{stem}.{down}"
+        f"{stem.rpartition('.')[0].rpartition('.')[0]}.{down[3:]}"
+        if down.startswith("../")
+        else f"{stem}.{down}"
     )
     return {f"{name}.weight": torch.randn(rows, 16), f"{down_name}.weight": torch.randn(16, taken)}
 
@@ -99,7 +119,10 @@ def test_what_is_not_surely_gate_and_up_stays_whole(case):
 
 
 def test_the_audio_part_of_phi4_has_the_gate_below():
-    config = {"model_type": "phi4_multimodal", "audio_config": {"model_type": "phi4_multimodal_audio"}}
+    config = {
+        "model_type": "phi4_multimodal",
+        "audio_config": {"model_type": "phi4_multimodal_audio"},
+    }
     text, audio = (
         "model.layers.0.mlp.gate_up_proj",
         "model.embed_tokens_extend.audio_embed.encoder.encoders.0.gate_up_proj",
@@ -109,7 +132,9 @@ def test_the_audio_part_of_phi4_has_the_gate_below():
 
     state = pair(text, "down_proj") | pair(audio, "down_proj")
     tensors = [in_memory(name, tensor) for name, tensor in state.items()]
-    layers = {layer.name: layer for layer in build_source("phi4", "", tensors, config=config).layers}
+    layers = {
+        layer.name: layer for layer in build_source("phi4", "", tensors, config=config).layers
+    }
     assert torch.equal(layers[f"{text}.gate"].read()[0], state[f"{text}.weight"][:24])
     assert torch.equal(layers[f"{audio}.gate"].read()[0], state[f"{audio}.weight"][24:])
 
@@ -124,21 +149,46 @@ def test_a_stack_of_gated_layers_is_cut_one_by_one(tmp_path):
 
 
 MIXTURES = {
-    "mixtral": (build("MixtralConfig", "MixtralForCausalLM", **FEW_LAYERS, num_local_experts=3), "mlp.experts."),
+    "mixtral": (
+        build("MixtralConfig", "MixtralForCausalLM", **FEW_LAYERS, num_local_experts=3),
+        "mlp.experts.",
+    ),
     "granitemoe": (
-        build("GraniteMoeConfig", "GraniteMoeForCausalLM", **FEW_LAYERS, num_local_experts=3, num_experts_per_tok=2),
+        build(
+            "GraniteMoeConfig",
+            "GraniteMoeForCausalLM",
+            **FEW_LAYERS,
+            num_local_experts=3,
+            num_experts_per_tok=2,
+        ),
         "block_sparse_moe.experts.",
     ),
     "llama4": (
-        build("Llama4TextConfig", "Llama4ForCausalLM", **FEW_LAYERS, num_local_experts=3, head_dim=8),
+        build(
+            "Llama4TextConfig", "Llama4ForCausalLM", **FEW_LAYERS, num_local_experts=3, head_dim=8
+        ),
         "feed_forward.experts.",
     ),
     "aria": (
-        build("AriaTextConfig", "AriaTextForCausalLM", **FEW_LAYERS, moe_num_experts=3, moe_topk=2, pad_token_id=0),
+        build(
+            "AriaTextConfig",
+            "AriaTextForCausalLM",
+            **FEW_LAYERS,
+            moe_num_experts=3,
+            moe_topk=2,
+            pad_token_id=0,
+        ),
         "mlp.experts.",
     ),
     "gpt_oss": (
-        build("GptOssConfig", "GptOssForCausalLM", **FEW_LAYERS, num_local_experts=3, head_dim=8, pad_token_id=0),
+        build(
+            "GptOssConfig",
+            "GptOssForCausalLM",
+            **FEW_LAYERS,
+            num_local_experts=3,
+            head_dim=8,
+            pad_token_id=0,
+        ),
         "mlp.experts.",
     ),
     "openai_privacy_filter": (
@@ -166,7 +216,10 @@ def test_stacked_experts_live_and_from_a_file(case, tmp_path):
     name = next(key for key in state if key.endswith(f"{path}gate_up_proj"))
     up = [w.T if case in INWARD else w for w in state[name]]
     down = [w.T if case in INWARD else w for w in state[name.replace("gate_up_proj", "down_proj")]]
-    for source in (model, folder(tmp_path, state, json.loads(model.config.to_json_string(use_diff=False)))):
+    for source in (
+        model,
+        folder(tmp_path, state, json.loads(model.config.to_json_string(use_diff=False))),
+    ):
         layers = layers_of(source)
         for i in range(len(up)):
             expected = (in_turn if case in ALTERNATING else upper)(up[i])
@@ -211,7 +264,9 @@ def test_experts_of_attention_heads_are_no_gates():
     for source in (model, model.state_dict()):
         layers = layers_of(source)
         kinds = {
-            name.rpartition("experts.")[2]: x.kind for name, x in layers.items() if "self_attention.experts" in name
+            name.rpartition("experts.")[2]: x.kind
+            for name, x in layers.items()
+            if "self_attention.experts" in name
         }
         assert kinds["input_linear[2]"] == "q"
         assert kinds["output_linear[0]"] == "o"
@@ -220,7 +275,10 @@ def test_experts_of_attention_heads_are_no_gates():
 
 
 def test_experts_of_an_unnamed_gguf_architecture():
-    state = {"blk.0.ffn_up_exps.weight": torch.randn(8, 6, 5), "blk.0.ffn_gate_up_exps.weight": torch.randn(8, 6, 5)}
+    state = {
+        "blk.0.ffn_up_exps.weight": torch.randn(8, 6, 5),
+        "blk.0.ffn_gate_up_exps.weight": torch.randn(8, 6, 5),
+    }
     layers = layers_of(state)
     assert layers["blk.0.ffn_up_exps[7]"].kind == "up"
     gate = layers["blk.0.ffn_gate_up_exps[7].gate"].read()[0]

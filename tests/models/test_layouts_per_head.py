@@ -17,7 +17,9 @@ def layers_of(source):
 def test_xlnet_projects_head_by_head():
     pytest.importorskip("transformers")
     # The head size of 8 would be a kernel of eight positions.
-    model = build("XLNetConfig", "XLNetModel", vocab_size=40, d_model=32, n_layer=1, n_head=4, d_inner=48)()
+    model = build(
+        "XLNetConfig", "XLNetModel", vocab_size=40, d_model=32, n_layer=1, n_head=4, d_inner=48
+    )()
     attention = model.layer[0].rel_attn
     inputs, heads = torch.randn(32), torch.randn(4, 8)
     for source in (model, model.state_dict()):
@@ -36,7 +38,14 @@ def test_xlnet_projects_head_by_head():
 
 def test_funnel_projects_positions_head_by_head():
     pytest.importorskip("transformers")
-    sizes = {"block_sizes": [1], "num_decoder_layers": 1, "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48}
+    sizes = {
+        "block_sizes": [1],
+        "num_decoder_layers": 1,
+        "d_model": 32,
+        "n_head": 4,
+        "d_head": 8,
+        "d_inner": 48,
+    }
     model = build("FunnelConfig", "FunnelBaseModel", vocab_size=40, **sizes)()
     kernel = model.encoder.blocks[0][0].attention.r_kernel.detach()
     layer = next(x for name, x in layers_of(model).items() if name.endswith("r_kernel"))
@@ -62,7 +71,10 @@ def test_transformer_lens_stores_inputs_first():
     state = {f"blocks.0.attn.W_{kind}": torch.randn(4, 32, 8) for kind in "QKV"}
     state["blocks.0.attn.W_O"] = torch.randn(4, 8, 32)
     layers = layers_of(state)
-    found = {name[-1]: (layer.kind, layer.n_matrices, layer.rows, layer.cols) for name, layer in layers.items()}
+    found = {
+        name[-1]: (layer.kind, layer.n_matrices, layer.rows, layer.cols)
+        for name, layer in layers.items()
+    }
     assert found == {**{k: (k.lower(), 4, 8, 32) for k in "QKV"}, "O": ("o", 4, 32, 8)}
     assert torch.equal(layers["blocks.0.attn.W_K"].read()[2], state["blocks.0.attn.W_K"][2].T)
 

@@ -32,7 +32,9 @@ def factors_of(form, shape, ranks=(2, 3, 4, 2, 3)):
         return torch.randn(*sizes, dtype=torch.complex64)
 
     if form == "Tucker":
-        return random(*ranks[: len(shape)]), [random(n, r) for n, r in zip(shape, ranks, strict=False)]
+        return random(*ranks[: len(shape)]), [
+            random(n, r) for n, r in zip(shape, ranks, strict=False)
+        ]
     if form == "CP":
         return random(6), [random(n, 6) for n in shape]
     ends = [1, *ranks[: len(shape) - 1], 1]
@@ -45,7 +47,9 @@ def state_of(form, shape, *, stem="fno_blocks.convs.0.weight", number="factor_",
     named = {f"{stem}.factors.{number}{i}": factor for i, factor in enumerate(factors)}
     if core is not None:
         named[f"{stem}.{'core' if form == 'Tucker' else 'weights'}"] = core
-    stored = {name: torch.view_as_real(tensor) if pairs else tensor for name, tensor in named.items()}
+    stored = {
+        name: torch.view_as_real(tensor) if pairs else tensor for name, tensor in named.items()
+    }
     return stored, einsum_of(form, core, factors)
 
 
@@ -121,13 +125,17 @@ def test_a_separable_weight_keeps_channels_apart(form):
 
 def test_a_separable_weight_of_one_dimension():
     dense = torch.randn(5, 4, dtype=torch.complex64)
-    (layer,) = open_source({"convs.0.weight.tensor": dense, "convs.0.bias": torch.zeros(5, 1)}).layers
+    (layer,) = open_source(
+        {"convs.0.weight.tensor": dense, "convs.0.bias": torch.zeros(5, 1)}
+    ).layers
     assert torch.equal(layer.read()[:, :, 0], dense.T)
 
 
 def test_a_spherical_weight_has_a_matrix_for_each_degree():
     dense = torch.randn(5, 5, 4, dtype=torch.complex64)
-    (layer,) = open_source({"convs.0.weight.tensor": dense, "convs.0.bias": torch.zeros(5, 1, 1)}).layers
+    (layer,) = open_source(
+        {"convs.0.weight.tensor": dense, "convs.0.bias": torch.zeros(5, 1, 1)}
+    ).layers
     assert torch.equal(layer.read()[2], dense[:, :, 2].T)
     assert "separable" in layer.note
 

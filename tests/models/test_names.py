@@ -110,7 +110,10 @@ def test_a_name_that_cleaning_would_double_stays():
 
 
 def test_layer_name():
-    assert [layer_name(name) for name in ("a.weight", "weight", "a.weight.tensor", "weight_ih_l0", "a.weights1")] == [
+    assert [
+        layer_name(name)
+        for name in ("a.weight", "weight", "a.weight.tensor", "weight_ih_l0", "a.weights1")
+    ] == [
         "a",
         "weight",
         "a",
@@ -126,12 +129,21 @@ def test_natural_order():
 def test_names_and_blocks_need_no_torch():
     modules = "spectail.models.naming.names, spectail.models.naming.blocks, spectail.models.source"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "False\n"
+    )
 
 
 @pytest.fixture
 def layers():
-    names = ["embed", *(f"layers.{i}.{part}" for i in range(3) for part in ("q", "k")), "experts.down_proj[1]"]
+    names = [
+        "embed",
+        *(f"layers.{i}.{part}" for i in range(3) for part in ("q", "k")),
+        "experts.down_proj[1]",
+    ]
     return open_source({name: torch.ones(2, 2) for name in names}).layers
 
 
@@ -152,7 +164,9 @@ def test_select(layers, include, exclude, expected):
 
 
 def test_a_glob_that_matches_nothing_names_itself_and_three_layers(layers):
-    with pytest.raises(SpecError, match=r"'\*q_proj' matches none of the 8 layers; .* embed, layers\.1\.k, experts"):
+    with pytest.raises(
+        SpecError, match=r"'\*q_proj' matches none of the 8 layers; .* embed, layers\.1\.k, experts"
+    ):
         select(layers, ["layers.*", "*q_proj"])
     with pytest.raises(SpecError, match=r"--exclude '\*' leaves none of the 8 layers"):
         select(layers, [], ["*"])

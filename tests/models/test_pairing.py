@@ -13,15 +13,27 @@ from spectail.models.naming.pairing import pair_names
 from spectail.models.open import open_source
 
 PAIRS = {
-    "base model of BERT": ("encoder.layer.0.attention.self.query", "bert.encoder.layer.0.attention.self.query"),
+    "base model of BERT": (
+        "encoder.layer.0.attention.self.query",
+        "bert.encoder.layer.0.attention.self.query",
+    ),
     "base model of GPT-2": ("h.0.attn.c_attn.q", "transformer.h.0.attn.c_attn.q"),
     "base model of OPT": ("decoder.layers.0.fc1", "model.decoder.layers.0.fc1"),
-    "text part first": ("language_model.model.layers.0.mlp.up_proj", "model.language_model.layers.0.mlp.up_proj"),
-    "text part not named": ("model.layers.0.mlp.up_proj", "model.language_model.layers.0.mlp.up_proj"),
+    "text part first": (
+        "language_model.model.layers.0.mlp.up_proj",
+        "model.language_model.layers.0.mlp.up_proj",
+    ),
+    "text part not named": (
+        "model.layers.0.mlp.up_proj",
+        "model.language_model.layers.0.mlp.up_proj",
+    ),
     "head of the text part": ("language_model.lm_head", "lm_head"),
     "vision tower": ("visual.blocks.0.attn.qkv", "model.visual.blocks.0.attn.qkv"),
     "head of GPT-NeoX": ("embed_out", "lm_head"),
-    "experts": ("model.layers.0.block_sparse_moe.experts.3.w1", "model.layers.0.mlp.experts.gate_up_proj[3].gate"),
+    "experts": (
+        "model.layers.0.block_sparse_moe.experts.3.w1",
+        "model.layers.0.mlp.experts.gate_up_proj[3].gate",
+    ),
     "whole prefix": ("layers.0.mlp.fc1", "vision_tower.vision_model.encoder.layers.0.mlp.fc1"),
 }
 
@@ -31,7 +43,11 @@ PAIRS = {
 def test_forms_of_one_name(case, turned):
     left, right = PAIRS[case][::-1] if turned else PAIRS[case]
     found = pair_names([left, "left.alone"], ["right.alone.too", right])
-    assert (found.pairs, found.left_only, found.right_only) == ({left: right}, ("left.alone",), ("right.alone.too",))
+    assert (found.pairs, found.left_only, found.right_only) == (
+        {left: right},
+        ("left.alone",),
+        ("right.alone.too",),
+    )
 
 
 APART = {
@@ -70,7 +86,10 @@ def test_the_strictest_form_wins_and_each_layer_has_one_partner():
 
 def test_names_in_the_saved_file_pair_even_where_they_swap():
     live = ["decoder.layers.0.fc", "encoder.layers.0.fc"]
-    saved = {"decoder.layers.0.fc": "model.layers.0.fc", "encoder.layers.0.fc": "decoder.layers.0.fc"}
+    saved = {
+        "decoder.layers.0.fc": "model.layers.0.fc",
+        "encoder.layers.0.fc": "decoder.layers.0.fc",
+    }
     file = ["decoder.layers.0.fc", "model.layers.0.fc"]
     assert pair_names(file, live, right_saved=saved).pairs == {
         "decoder.layers.0.fc": "encoder.layers.0.fc",
@@ -84,39 +103,80 @@ def test_names_in_the_saved_file_pair_even_where_they_swap():
 
 def test_pairing_needs_no_torch():
     code = "import sys, spectail.models.naming.pairing, spectail.models.naming.roles; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "False\n"
+    )
 
 
 def vit():
     from transformers import ViTConfig, ViTForImageClassification
 
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **sizes))
 
 
 def llava():
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
 
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     text = LlamaConfig(vocab_size=32, **sizes)
     vision = CLIPVisionConfig(image_size=8, patch_size=4, projection_dim=16, **sizes)
-    return LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=vision, image_token_index=31))
+    return LlavaForConditionalGeneration(
+        LlavaConfig(text_config=text, vision_config=vision, image_token_index=31)
+    )
 
 
 def qwen2_moe():
     from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = Qwen2MoeConfig(vocab_size=32, num_experts=3, moe_intermediate_size=12, num_key_value_heads=1, **sizes)
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    config = Qwen2MoeConfig(
+        vocab_size=32, num_experts=3, moe_intermediate_size=12, num_key_value_heads=1, **sizes
+    )
     return Qwen2MoeForCausalLM(config)
 
 
 def ernie_vl():
     from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeForConditionalGeneration
 
-    text = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text |= {"num_key_value_heads": 1, "moe_num_experts": 3, "moe_intermediate_size": [12, 8], "vocab_size": 32}
-    text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    text |= {
+        "num_key_value_heads": 1,
+        "moe_num_experts": 3,
+        "moe_intermediate_size": [12, 8],
+        "vocab_size": 32,
+    }
+    text |= {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    }
     vision = {"hidden_size": 16, "intermediate_size": 24, "depth": 2, "num_heads": 2}
     config = Ernie4_5_VLMoeConfig(text_config=text, vision_config=vision)
     return Ernie4_5_VLMoeForConditionalGeneration(config)

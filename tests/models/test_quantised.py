@@ -35,7 +35,9 @@ def check(case: Case, source) -> None:
     rows = {layer.name: layer for layer in source.layers}
     assert set(rows) == {*case.names, "layers.0.o_proj"}
     found = [rows[name] for name in case.names]
-    assert all(layer.tensor.memory is None for layer in found if layer.part is None or not case.note)
+    assert all(
+        layer.tensor.memory is None for layer in found if layer.part is None or not case.note
+    )
     if case.weight is None:
         (layer,) = found
         assert layer.problem is not None
@@ -61,7 +63,8 @@ def test_tensors_in_memory(name):
 def test_a_folder(name, tmp_path):
     case = CASES[name]
     save_file(
-        {full: tensor.clone().contiguous() for full, tensor in state_of(case).items()}, tmp_path / "model.safetensors"
+        {full: tensor.clone().contiguous() for full, tensor in state_of(case).items()},
+        tmp_path / "model.safetensors",
     )
     (tmp_path / "config.json").write_text(json.dumps(case.config))
     source = open_source(tmp_path)
@@ -77,7 +80,10 @@ def test_a_folder(name, tmp_path):
     ("file", "content"),
     [
         ("quantize_config.json", {"bits": 4, "group_size": 32, "checkpoint_format": "gptq_v2"}),
-        ("hf_quant_config.json", {"producer": {"name": "x"}, "quantization": {"checkpoint_format": "gptq_v2"}}),
+        (
+            "hf_quant_config.json",
+            {"producer": {"name": "x"}, "quantization": {"checkpoint_format": "gptq_v2"}},
+        ),
         ("config.json", {"quantization_config": {"checkpoint_format": "gptq_v2"}}),
         ("config.json", {"text_config": {"quantization_config": {"checkpoint_format": "gptq_v2"}}}),
     ],
@@ -92,7 +98,9 @@ def test_the_quantisers_own_file_is_read(file, content, tmp_path):
     source = open_source(tmp_path)
     check(case, source)
     assert not torch.equal(source.layers[1].read(), before.layers[1].read())
-    assert source.fingerprint != before.fingerprint, "a run would go on with the numbers of the other reading"
+    assert source.fingerprint != before.fingerprint, (
+        "a run would go on with the numbers of the other reading"
+    )
 
 
 def with_buffers(state: dict[str, Tensor]) -> nn.Module:
@@ -127,11 +135,16 @@ def test_buffers_of_a_live_module(name):
 
 def test_one_expert_is_unpacked_at_a_time(monkeypatch):
     blocks = torch.zeros(5, 8, 2, 16, dtype=torch.uint8)
-    state = {"experts.down_proj_blocks": blocks, "experts.down_proj_scales": torch.zeros(5, 8, 2, dtype=torch.uint8)}
+    state = {
+        "experts.down_proj_blocks": blocks,
+        "experts.down_proj_scales": torch.zeros(5, 8, 2, dtype=torch.uint8),
+    }
     read = []
     tensors = [in_memory(name, tensor) for name, tensor in state.items()]
     original = Tensor.__getitem__
-    monkeypatch.setattr(Tensor, "__getitem__", lambda t, i: read.append((t.shape, i)) or original(t, i))
+    monkeypatch.setattr(
+        Tensor, "__getitem__", lambda t, i: read.append((t.shape, i)) or original(t, i)
+    )
     build_source("test", "", tensors).layers[3].read()
     assert (blocks.shape, (3,)) in read
 
@@ -143,7 +156,9 @@ def test_helpers_never_set_the_common_window():
     table = st.analyze(state).table.set_index("name")
     assert set(table.index) == {"layers.0.o_proj", "layers.1.o_proj", Q, "layers.1.q_proj"}
     assert table.loc[Q, "status"] == "failed"
-    assert table.loc["layers.0.o_proj", "window_rows"] == 64  # the unpacked weight has 64 rows and takes part
+    assert (
+        table.loc["layers.0.o_proj", "window_rows"] == 64
+    )  # the unpacked weight has 64 rows and takes part
 
 
 def test_what_selects_or_counts_leaves_no_row():
@@ -162,7 +177,9 @@ def test_what_selects_or_counts_leaves_no_row():
 
 def test_two_modules_do_not_take_each_others_scales():
     weight, scale = torch.randn(16, 32).to(torch.float8_e4m3fn), torch.rand(16)
-    state = {f"layers.0.{name}.weight": weight for name in ("a", "b")} | {"layers.0.a.weight_scale": scale}
+    state = {f"layers.0.{name}.weight": weight for name in ("a", "b")} | {
+        "layers.0.a.weight_scale": scale
+    }
     first, second = open_source(state).layers
     assert torch.equal(first.read()[0], weight.float() * scale[:, None])
     assert (first.note, second.note) == ("", "stored as 8-bit floats without a scale")
@@ -177,7 +194,9 @@ def test_scales_in_a_part_of_their_own():
     assert "scales.layers.0.a.weight" in layer.problem
 
 
-@pytest.mark.parametrize("name", [n for n in dir(torch) if isinstance(getattr(torch, n), torch.dtype)])
+@pytest.mark.parametrize(
+    "name", [n for n in dir(torch) if isinstance(getattr(torch, n), torch.dtype)]
+)
 def test_every_type_of_torch_opens(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -202,12 +221,20 @@ def test_one_of_two_experts_without_its_scale_fails():
         "layers.0.experts.down_proj_descale": torch.rand(2),
     }
     rows = {layer.name: layer for layer in open_source(state).layers}
-    assert set(rows) == {"layers.0.experts.up_proj[0]", "layers.0.experts.up_proj[1]", "layers.0.experts.down_proj"}
+    assert set(rows) == {
+        "layers.0.experts.up_proj[0]",
+        "layers.0.experts.up_proj[1]",
+        "layers.0.experts.down_proj",
+    }
     assert "down_proj_descale" in rows["layers.0.experts.down_proj"].problem
 
 
 def test_tied_quantised_weights_appear_once():
-    state = {f"{name}.{key}": t for name in ("embed_tokens", "lm_head") for key, t in CASES["AWQ"].tensors.items()}
+    state = {
+        f"{name}.{key}": t
+        for name in ("embed_tokens", "lm_head")
+        for key, t in CASES["AWQ"].tensors.items()
+    }
     assert [layer.name for layer in open_source(state).layers] == ["embed_tokens"]
 
 
@@ -218,7 +245,9 @@ def test_torch_quantised_modules_are_dequantised(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear, nn.LSTM}, inplace=False)
-        quantised = torch.quantize_per_channel(torch.randn(6, 8), torch.rand(6), torch.zeros(6), 0, torch.qint8)
+        quantised = torch.quantize_per_channel(
+            torch.randn(6, 8), torch.rand(6), torch.zeros(6), 0, torch.qint8
+        )
         expected = {layer.name: layer for layer in open_source(plain).layers}
         rows = {layer.name: layer for layer in open_source(model).layers}
         assert set(rows) == set(expected)
@@ -228,7 +257,8 @@ def test_torch_quantised_modules_are_dequantised(tmp_path):
         (layer,) = open_source({"a.weight": quantised}).layers
         assert torch.equal(layer.read()[0], quantised.dequantize())
         torch.save(
-            {name: value for name, value in model.state_dict().items() if name.startswith("fc.")}, tmp_path / "m.pt"
+            {name: value for name, value in model.state_dict().items() if name.startswith("fc.")},
+            tmp_path / "m.pt",
         )
         (layer,) = open_source(tmp_path / "m.pt").layers
         assert layer.name == "fc"
@@ -250,7 +280,10 @@ def test_buffers_that_a_kernel_has_reordered_fail():
 
 def test_scales_on_the_meta_device_say_so():
     with torch.device("meta"):
-        state = {f"a.{name}": torch.empty_like(t, device="meta") for name, t in CASES["AWQ"].tensors.items()}
+        state = {
+            f"a.{name}": torch.empty_like(t, device="meta")
+            for name, t in CASES["AWQ"].tensors.items()
+        }
     (layer,) = open_source(state).layers
     assert (layer.rows, layer.cols) == (64, 128)
     assert "meta device" in layer.problem

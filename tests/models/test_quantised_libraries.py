@@ -27,8 +27,12 @@ def matrix(rows=64, cols=256):
 
 
 def only_layer(state, config=None):
-    source = build_source("test", "", [in_memory(name, tensor) for name, tensor in state.items()], config=config)
-    assert [layer.name for layer in source.layers] == [NAME], [layer.name for layer in source.layers]
+    source = build_source(
+        "test", "", [in_memory(name, tensor) for name, tensor in state.items()], config=config
+    )
+    assert [layer.name for layer in source.layers] == [NAME], [
+        layer.name for layer in source.layers
+    ]
     assert source.layers[0].problem is None, source.layers[0].problem
     return source.layers[0]
 
@@ -49,7 +53,9 @@ def in_decoder(layer):
 
 def live_layer(layer):
     source = open_source(in_decoder(layer))
-    assert [found.name for found in source.layers] == [NAME], [found.name for found in source.layers]
+    assert [found.name for found in source.layers] == [NAME], [
+        found.name for found in source.layers
+    ]
     assert source.layers[0].problem is None, source.layers[0].problem
     assert source.layers[0].tensor.memory is None
     return source.layers[0]
@@ -62,7 +68,9 @@ def live_layer(layer):
 @pytest.mark.parametrize("nested", [False, True])
 def test_bitsandbytes_4bit(kind, nested):
     bitsandbytes = pytest.importorskip("bitsandbytes")
-    layer = bitsandbytes.nn.Linear4bit(256, 64, bias=False, quant_type=kind, compress_statistics=nested)
+    layer = bitsandbytes.nn.Linear4bit(
+        256, 64, bias=False, quant_type=kind, compress_statistics=nested
+    )
     layer.weight.data = matrix()
     layer = layer.to("cpu")
     expected = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
@@ -126,7 +134,9 @@ def test_quanto(kind):
 # torchao
 
 
-@pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig", "IntxWeightOnlyConfig"])
+@pytest.mark.parametrize(
+    "kind", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig", "IntxWeightOnlyConfig"]
+)
 def test_torchao(kind):
     quantization = pytest.importorskip("torchao.quantization")
     options = {"weight_dtype": torch.int4} if kind.startswith("Intx") else {}
@@ -148,7 +158,11 @@ def test_torchao_in_safetensors(kind, tmp_path):
     model = in_decoder(nn.Linear(256, 64, bias=False).to(torch.bfloat16))
     quantization.quantize_(model, getattr(quantization, kind)())
     state, metadata = support.flatten_tensor_state_dict(model.state_dict())
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "model.safetensors", metadata)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()},
+        tmp_path / "model.safetensors",
+        metadata,
+    )
     (layer,) = open_source(tmp_path / "model.safetensors").layers
     expected = model.get_submodule(NAME).weight.dequantize().float()
     assert layer.name == NAME
@@ -160,7 +174,9 @@ def test_torchao_nf4():
     weight = nf4.to_nf4(matrix(64, 256).to(torch.bfloat16), 64, 64)
     layer = nn.Linear(256, 64, bias=False)
     layer.weight = nn.Parameter(weight, requires_grad=False)
-    torch.testing.assert_close(live_layer(layer).read()[0], weight.get_original_weight().float(), **CLOSE)
+    torch.testing.assert_close(
+        live_layer(layer).read()[0], weight.get_original_weight().float(), **CLOSE
+    )
 
 
 # compressed-tensors
@@ -174,12 +190,18 @@ def compressed(scheme_args, compressor, *, asymmetric=False):
     args = quantization.QuantizationArgs(**scheme_args, symmetric=not asymmetric)
     scheme = quantization.QuantizationScheme(targets=["Linear"], weights=args)
     weight = matrix()
-    groups = {"channel": 1, "group": 256 // (scheme_args.get("group_size") or 256), "tensor_group": 16}
+    groups = {
+        "channel": 1,
+        "group": 256 // (scheme_args.get("group_size") or 256),
+        "tensor_group": 16,
+    }
     count = groups[scheme_args.get("strategy", "channel")]
     spans = weight.reshape(64, count, -1)
     low, high = spans.amin(-1), spans.amax(-1)
     bits = scheme_args["num_bits"]
-    scale = (high - low) / (2**bits - 1) if asymmetric else spans.abs().amax(-1) / (2 ** (bits - 1) - 1)
+    scale = (
+        (high - low) / (2**bits - 1) if asymmetric else spans.abs().amax(-1) / (2 ** (bits - 1) - 1)
+    )
     zero = (-(2 ** (bits - 1)) - (low / scale).round()).to(torch.int8) if asymmetric else None
     state = {"weight": weight, "weight_scale": scale}
     if zero is not None:
@@ -207,7 +229,9 @@ def test_compressed_tensors_plain_integers(asymmetric):
 def test_compressed_tensors_nvfp4():
     helpers = pytest.importorskip("compressed_tensors.compressors.nvfp4.helpers")
     codes = torch.randint(0, 16, (64, 256), generator=torch.Generator().manual_seed(0))
-    table = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
+    table = torch.tensor(
+        [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]
+    )
     values = table[codes]
     scale, whole = (torch.rand(64, 16) + 0.5).to(torch.float8_e4m3fn), torch.tensor([7.0])
     state = {
@@ -228,10 +252,14 @@ def test_compressed_tensors_nvfp4():
 def test_mlx(bits, group, tmp_path):
     mlx = pytest.importorskip("mlx.core")
     words, scales, biases = mlx.quantize(mlx.array(matrix().numpy()), group_size=group, bits=bits)
-    expected = torch.tensor(mlx.dequantize(words, scales, biases, group_size=group, bits=bits).tolist())
+    expected = torch.tensor(
+        mlx.dequantize(words, scales, biases, group_size=group, bits=bits).tolist()
+    )
     state = {f"{NAME}.weight": words, f"{NAME}.scales": scales, f"{NAME}.biases": biases}
     mlx.save_safetensors(str(tmp_path / "model.safetensors"), state)
-    (tmp_path / "config.json").write_text(json.dumps({"quantization": {"group_size": group, "bits": bits}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"quantization": {"group_size": group, "bits": bits}})
+    )
     (layer,) = open_source(tmp_path).layers
     assert layer.name == NAME
     torch.testing.assert_close(layer.read()[0], expected, **CLOSE)
@@ -240,8 +268,12 @@ def test_mlx(bits, group, tmp_path):
 def test_mlx_mxfp4(tmp_path):
     mlx = pytest.importorskip("mlx.core")
     words, scales = mlx.quantize(mlx.array(matrix().numpy()), group_size=32, bits=4, mode="mxfp4")
-    expected = torch.tensor(mlx.dequantize(words, scales, group_size=32, bits=4, mode="mxfp4").tolist())
-    mlx.save_safetensors(str(tmp_path / "model.safetensors"), {f"{NAME}.weight": words, f"{NAME}.scales": scales})
+    expected = torch.tensor(
+        mlx.dequantize(words, scales, group_size=32, bits=4, mode="mxfp4").tolist()
+    )
+    mlx.save_safetensors(
+        str(tmp_path / "model.safetensors"), {f"{NAME}.weight": words, f"{NAME}.scales": scales}
+    )
     (layer,) = open_source(tmp_path).layers
     torch.testing.assert_close(layer.read()[0], expected, **CLOSE_HALF)
 
@@ -309,7 +341,13 @@ def grouped_scales(weight, groups, bits):
 def test_gptqmodel(bits, ordered):
     qlinear = pytest.importorskip("gptqmodel.nn_modules.qlinear.torch")
     layer = qlinear.TorchLinear(
-        bits=bits, group_size=64, sym=False, desc_act=ordered, in_features=256, out_features=64, register_buffers=True
+        bits=bits,
+        group_size=64,
+        sym=False,
+        desc_act=ordered,
+        in_features=256,
+        out_features=64,
+        register_buffers=True,
     )
     linear = nn.Linear(256, 64, bias=False)
     linear.weight.data = matrix()
@@ -329,14 +367,22 @@ def test_gptqmodel(bits, ordered):
             bytes([sum(1 << i for i in range(0, 8, bits))] * 4), "little", signed=True
         )
         config = {"quantization_config": {"bits": bits, "checkpoint_format": "gptq"}}
-        torch.testing.assert_close(only_layer(named(state), config).read()[0], expected, **CLOSE_HALF)
+        torch.testing.assert_close(
+            only_layer(named(state), config).read()[0], expected, **CLOSE_HALF
+        )
 
 
 def test_awq_of_gptqmodel():
     qlinear = pytest.importorskip("gptqmodel.nn_modules.qlinear.torch_awq")
     packing = pytest.importorskip("gptqmodel.quantization.awq.utils.packing_utils")
     layer = qlinear.AwqTorchLinear(
-        bits=4, group_size=64, sym=False, desc_act=False, in_features=256, out_features=64, register_buffers=True
+        bits=4,
+        group_size=64,
+        sym=False,
+        desc_act=False,
+        in_features=256,
+        out_features=64,
+        register_buffers=True,
     )
     linear = nn.Linear(256, 64, bias=False)
     linear.weight.data = matrix()
@@ -344,7 +390,9 @@ def test_awq_of_gptqmodel():
     expected = packing.dequantize_gemm(layer.qweight, layer.qzeros, layer.scales, 4, 64).T.float()
     assert (expected - matrix()).abs().mean() < 0.02
     torch.testing.assert_close(live_layer(layer).read()[0], expected, **CLOSE_HALF)
-    torch.testing.assert_close(only_layer(named(layer.state_dict())).read()[0], expected, **CLOSE_HALF)
+    torch.testing.assert_close(
+        only_layer(named(layer.state_dict())).read()[0], expected, **CLOSE_HALF
+    )
 
 
 def test_aqlm():

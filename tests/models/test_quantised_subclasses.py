@@ -68,7 +68,9 @@ class Marked(Tensor):
 
 
 def wrapped(kind):
-    values = torch.randint(-8, 8, (24, 32), generator=torch.Generator().manual_seed(0)).to(torch.int8)
+    values = torch.randint(-8, 8, (24, 32), generator=torch.Generator().manual_seed(0)).to(
+        torch.int8
+    )
     return kind(values, 0.25), values.float() * 0.25
 
 
@@ -81,7 +83,10 @@ def model_of(weight):
 @pytest.mark.parametrize("kind", [Quantised, Nested])
 def test_one_that_dequantises_is_read_by_its_own_method(kind):
     weight, expected = wrapped(kind)
-    for source in (open_source(model_of(weight)), open_source({"0.weight": weight, "1.weight": torch.ones(20, 24)})):
+    for source in (
+        open_source(model_of(weight)),
+        open_source({"0.weight": weight, "1.weight": torch.ones(20, 24)}),
+    ):
         layer, other = source.layers
         assert (layer.name, layer.rows, layer.cols, layer.problem) == ("0", 24, 32, None)
         assert torch.equal(layer.read()[0], expected)
@@ -120,7 +125,11 @@ def test_a_class_that_changes_nothing_is_read_as_it_is():
 
 
 def test_fingerprints_tell_values_apart_and_never_fail():
-    one, same, other = wrapped(Quantised)[0], wrapped(Quantised)[0], Quantised(torch.ones(24, 32), 1.0)
+    one, same, other = (
+        wrapped(Quantised)[0],
+        wrapped(Quantised)[0],
+        Quantised(torch.ones(24, 32), 1.0),
+    )
     prints = [fingerprint_tensors([in_memory("a", tensor)]) for tensor in (one, same, other)]
     assert prints[0] == prints[1] != prints[2]
     assert fingerprint_tensors([in_memory("a", wrapped(Broken)[0])])

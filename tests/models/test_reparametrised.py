@@ -27,6 +27,9 @@ def test_weight_norm_of_old_torch_under_any_name(dim):
     over = None if dim is None else [d for d in (0, 1) if d != dim]
     norms = torch.linalg.vector_norm(v, dim=over, keepdim=dim is not None)
     g = norms * 1.5
-    layers = {layer.name: layer for layer in open_source({"lin.proj_v": v, "lin.proj_g": g} | BESIDE).layers}
+    layers = {
+        layer.name: layer
+        for layer in open_source({"lin.proj_v": v, "lin.proj_g": g} | BESIDE).layers
+    }
     assert list(layers) == ["lin.proj", "blk.attn.out"]
     torch.testing.assert_close(layers["lin.proj"].read()[0], v * 1.5)

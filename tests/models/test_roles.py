@@ -126,16 +126,27 @@ def test_the_owning_module_decides_in_a_live_model():
     model = nn.Module()
     model.layers = nn.ModuleList([Mixer()])
     layers = {layer.name.removeprefix("layers.0."): layer for layer in open_source(model).layers}
-    assert {name for name, layer in layers.items() if not layer.no_weight} == {"in_proj", "pos_embed"}
-    assert layers["A_log"].no_weight == "no weight matrix: a state-space or mixing parameter of Mixer"
+    assert {name for name, layer in layers.items() if not layer.no_weight} == {
+        "in_proj",
+        "pos_embed",
+    }
+    assert (
+        layers["A_log"].no_weight == "no weight matrix: a state-space or mixing parameter of Mixer"
+    )
     owners = "linear, convolution, embedding, recurrent or experts module"
-    assert layers["theta"].no_weight == f"no weight matrix: a parameter of Mixer that no {owners} owns"
+    assert (
+        layers["theta"].no_weight == f"no weight matrix: a parameter of Mixer that no {owners} owns"
+    )
     assert layers["norm"].no_weight == "no weight matrix: the scale of LayerNorm"
 
 
 def test_what_is_no_matrix_has_a_skipped_row_and_no_say_in_the_window():
     matrix = torch.randn(256, 256)
-    state = {"layers.0.q.weight": matrix, "layers.1.q.weight": matrix.T.contiguous(), "layers.0.A_log": matrix[:, :80]}
+    state = {
+        "layers.0.q.weight": matrix,
+        "layers.1.q.weight": matrix.T.contiguous(),
+        "layers.0.A_log": matrix[:, :80],
+    }
     plan = make_plan(state, spec=Spec(window="common"))
     assert plan.run.window == 256
     rows = st.analyze(state).table.set_index("name")
@@ -146,7 +157,11 @@ def test_what_is_no_matrix_has_a_skipped_row_and_no_say_in_the_window():
 
 
 def test_no_glob_brings_back_what_is_no_matrix():
-    state = {"layers.0.q.weight": torch.ones(8, 8), "layers.0.A_log": torch.ones(8, 8), "head.weight": torch.ones(9, 8)}
+    state = {
+        "layers.0.q.weight": torch.ones(8, 8),
+        "layers.0.A_log": torch.ones(8, 8),
+        "head.weight": torch.ones(9, 8),
+    }
     records = [record_of(layer) for layer in open_source(state).layers]
     found = cover(records, inside_blocks=True, include=["*"])
     assert [layer.name for layer in found.layers] == ["layers.0.q", "head"]
@@ -154,6 +169,7 @@ def test_no_glob_brings_back_what_is_no_matrix():
         "layers.0.A_log": "no weight matrix: a state-space or mixing parameter"
     }
     with pytest.raises(
-        AllocationError, match=r"'\*A_log' matches no weight matrix: layers\.0\.A_log: no weight matrix"
+        AllocationError,
+        match=r"'\*A_log' matches no weight matrix: layers\.0\.A_log: no weight matrix",
     ):
         cover(records, inside_blocks=True, include=["*A_log"])

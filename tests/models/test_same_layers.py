@@ -50,7 +50,10 @@ def stored_ways(model, folder):
     save_file(contiguous(state), folder / "folder" / "model.safetensors")
     torch.save(state, folder / "model.pt")
     torch.save(state, folder / "old.bin", _use_new_zipfile_serialization=False)
-    torch.save({"epoch": 3, "optimizer": {"state": {0: torch.ones(4, 4)}}, "model": state}, folder / "train.pth")
+    torch.save(
+        {"epoch": 3, "optimizer": {"state": {0: torch.ones(4, 4)}}, "model": state},
+        folder / "train.pth",
+    )
     torch.save({"module." + name: tensor for name, tensor in state.items()}, folder / "ddp.pt")
     yield "safetensors", folder / "model.safetensors"
     yield "folder", folder / "folder"
@@ -77,7 +80,11 @@ def test_every_way_in_gives_the_same_layers(case, tmp_path):
         stored = open_source(source)
         found = {layer.name: layer for layer in stored.layers}
         # A safetensors file has no shared storages: it holds tied weights twice.
-        extra = {"lm_head"} if case == "tied" and way in {"safetensors", "folder", "index", "sharded folder"} else set()
+        extra = (
+            {"lm_head"}
+            if case == "tied" and way in {"safetensors", "folder", "index", "sharded folder"}
+            else set()
+        )
         assert set(found) - extra == set(expected), way
         assert stored.n_vectors == live.n_vectors, way
         for name, layer in expected.items():
@@ -98,7 +105,13 @@ def test_load_gives_what_was_announced(case):
         matrices = layer.read()
         assert tuple(matrices.shape) == (layer.n_matrices, layer.rows, layer.cols)
         assert layer.numel == math.prod(matrices.shape)
-        expected = torch.float64 if case == "double" else torch.complex64 if layer.kind == "spectral" else torch.float32
+        expected = (
+            torch.float64
+            if case == "double"
+            else torch.complex64
+            if layer.kind == "spectral"
+            else torch.float32
+        )
         assert matrices.dtype == expected
         assert not matrices.requires_grad
 
@@ -168,7 +181,10 @@ def test_a_tensor_that_only_the_index_knows_is_noted(tmp_path):
 
 
 def test_one_part_of_a_large_tensor_is_read_at_a_time(tmp_path, monkeypatch):
-    state = {"mlp.experts.gate_up_proj": torch.randn(4, 24, 8), "mlp.experts.down_proj": torch.randn(4, 8, 12)}
+    state = {
+        "mlp.experts.gate_up_proj": torch.randn(4, 24, 8),
+        "mlp.experts.down_proj": torch.randn(4, 8, 12),
+    }
     save_file(state, tmp_path / "m.safetensors")
     read = []
     original = StoredArray.read

@@ -17,7 +17,9 @@ def trained(optimizer: str = "Adam") -> tuple[nn.Module, dict]:
     return model, made.state_dict()
 
 
-@pytest.mark.parametrize("key", ["g_optim", "adam", "opt", "d_opt", "generator_optimizer", "trainer"])
+@pytest.mark.parametrize(
+    "key", ["g_optim", "adam", "opt", "d_opt", "generator_optimizer", "trainer"]
+)
 def test_an_optimizer_is_known_by_its_groups_whatever_it_is_called(key, tmp_path):
     (model, state), (other, _) = trained(), trained()
     saved = {"g": model.state_dict(), "d": other.state_dict(), key: state}
@@ -34,9 +36,17 @@ def test_optimizers_in_a_list_or_dict_are_passed_over():
     assert [layer.name for layer in open_source(saved).layers] == ["net_G.0", "net_G.1"]
 
 
-@pytest.mark.parametrize("key", ["params_ema", "model_ema", "ema", "ema_state_dict", "state_dict_ema", "ema_model"])
+@pytest.mark.parametrize(
+    "key", ["params_ema", "model_ema", "ema", "ema_state_dict", "state_dict_ema", "ema_model"]
+)
 def test_averaged_weights_alone_are_the_model(key):
     model, _ = trained()
-    assert [layer.name for layer in open_source({"epoch": 3, key: model.state_dict()}).layers] == ["0", "1"]
-    both = {"model": model.state_dict(), key: {name: 2 * value for name, value in model.state_dict().items()}}
+    assert [layer.name for layer in open_source({"epoch": 3, key: model.state_dict()}).layers] == [
+        "0",
+        "1",
+    ]
+    both = {
+        "model": model.state_dict(),
+        key: {name: 2 * value for name, value in model.state_dict().items()},
+    }
     torch.testing.assert_close(open_source(both).layers[0].read()[0], model[0].weight.detach())

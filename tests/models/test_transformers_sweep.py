@@ -49,7 +49,15 @@ UNPAIRED = {
 def results():
     from .sweep.swept import Swept, sweep, without_partner
 
-    found = {"built": 0, "pairs": 0, "missing": Counter(), "roles": {}, "pairs wrong": {}, "covered": {}, "alone": {}}
+    found = {
+        "built": 0,
+        "pairs": 0,
+        "missing": Counter(),
+        "roles": {},
+        "pairs wrong": {},
+        "covered": {},
+        "alone": {},
+    }
     for result in sweep():
         if not isinstance(result, Swept):
             found["missing"][result[1]] += 1

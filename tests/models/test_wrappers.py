@@ -29,7 +29,9 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.embed = nn.Embedding(9, 8)
-        self.encoder = nn.ModuleDict({"stem": nn.Linear(8, 8), "blocks": nn.ModuleList([Block(), Block()])})
+        self.encoder = nn.ModuleDict(
+            {"stem": nn.Linear(8, 8), "blocks": nn.ModuleList([Block(), Block()])}
+        )
         self.norm = nn.LayerNorm(8)
 
 
@@ -105,12 +107,20 @@ def test_live_and_saved_names_are_those_of_the_model(name, plain, tmp_path):
     for source in (open_source(model), open_source(tmp_path / "model.ckpt")):
         assert [layer.name for layer in source.layers] == [layer.name for layer in plain.layers]
         assert source.n_vectors == plain.n_vectors
-        assert all(torch.equal(layers_of(source)[layer.name].read(), layer.read()) for layer in plain.layers)
+        assert all(
+            torch.equal(layers_of(source)[layer.name].read(), layer.read())
+            for layer in plain.layers
+        )
 
 
 def lightning(state: Mapping) -> dict:
     """A checkpoint as Lightning writes it."""
-    return {"epoch": 1, "pytorch-lightning_version": "2.4.0", "state_dict": dict(state), "optimizer_states": []}
+    return {
+        "epoch": 1,
+        "pytorch-lightning_version": "2.4.0",
+        "state_dict": dict(state),
+        "optimizer_states": [],
+    }
 
 
 def test_a_lightning_module_of_several_parts_keeps_their_names(tmp_path):
@@ -124,8 +134,14 @@ def test_a_lightning_module_of_several_parts_keeps_their_names(tmp_path):
 NAMES = [
     # Names of a file, and what they become.
     (["model.layers.0.q.weight", "model.norm.weight"], None),
-    (["model.model.layers.0.q.weight", "model.lm_head.weight"], ["model.layers.0.q.weight", "lm_head.weight"]),
-    (["module.model._orig_mod.a.weight", "module.model.b.weight"], ["model.a.weight", "model.b.weight"]),
+    (
+        ["model.model.layers.0.q.weight", "model.lm_head.weight"],
+        ["model.layers.0.q.weight", "lm_head.weight"],
+    ),
+    (
+        ["module.model._orig_mod.a.weight", "module.model.b.weight"],
+        ["model.a.weight", "model.b.weight"],
+    ),
     (["_orig_mod._orig_mod.a.weight", "_orig_mod.b.weight"], ["a.weight", "b.weight"]),
     (["_forward_module._fsdp_wrapped_module.a.weight"], ["a.weight"]),
     (["module.module.a.weight", "module.module.b.weight"], ["a.weight", "b.weight"]),
@@ -140,7 +156,10 @@ NAMES = [
     ),
     (["encoder.module.a.weight", "encoder.b.weight", "x.weight"], None),
     (
-        ["model.base_model.model.q.base_layer.weight", "model.base_model.model.q.lora_A.default.weight"],
+        [
+            "model.base_model.model.q.base_layer.weight",
+            "model.base_model.model.q.lora_A.default.weight",
+        ],
         ["q.weight", "q.lora_A.default.weight"],
     ),
     (["base_model.model.layers.0.q.weight", "base_model.lm_head.weight"], None),
@@ -174,7 +193,9 @@ def transformer(**changed):
         **{f"model.layers.{i}.self_attn.q_proj.bias": torch.randn(8) for i in range(2)},
         "lm_head.weight": torch.randn(9, 8),
     }
-    return {name: EMPTY.clone() if _matches(name, changed) else value for name, value in state.items()}
+    return {
+        name: EMPTY.clone() if _matches(name, changed) else value for name, value in state.items()
+    }
 
 
 def _matches(name, words):
@@ -221,7 +242,9 @@ def test_a_live_model_that_zero3_has_split_is_failed_rows():
         parameter.data = torch.empty(0)
     layers = open_source(model).layers
     plain = open_source(Net()).layers
-    assert [(layer.name, layer.rows, layer.cols) for layer in layers] == [(p.name, p.rows, p.cols) for p in plain]
+    assert [(layer.name, layer.rows, layer.cols) for layer in layers] == [
+        (p.name, p.rows, p.cols) for p in plain
+    ]
     assert all("ZeRO-3" in layer.problem for layer in layers)
 
 
@@ -234,7 +257,10 @@ def test_gathered_parameters_of_zero3_are_read():
 
 @pytest.mark.parametrize("ending", ["_flat_param", "flat_param", "flat_param_0"])
 def test_flat_parameters_of_fsdp_are_one_failed_row(ending, tmp_path):
-    state = {f"_fsdp_wrapped_module.layers.{i}._fsdp_wrapped_module.{ending}": torch.randn(40) for i in range(3)}
+    state = {
+        f"_fsdp_wrapped_module.layers.{i}._fsdp_wrapped_module.{ending}": torch.randn(40)
+        for i in range(3)
+    }
     torch.save(state, tmp_path / "m.pt")
     (layer,) = open_source(tmp_path / "m.pt").layers
     assert layer.name == f"layers.0.{ending}"
@@ -247,7 +273,9 @@ def describe_in_two_processes(rank, port, use_orig_params, queue):
     store = torch.distributed.TCPStore("127.0.0.1", port, 2, is_master=rank == 0)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2, store=store)
     net = nn.Sequential(nn.Linear(8, 6), nn.Sequential(nn.Linear(6, 4)))
-    model = FullyShardedDataParallel(net, use_orig_params=use_orig_params, device_id=torch.device("cpu"))
+    model = FullyShardedDataParallel(
+        net, use_orig_params=use_orig_params, device_id=torch.device("cpu")
+    )
     source = open_source(model)
     queue.put([(layer.name, layer.rows, layer.cols, layer.problem) for layer in source.layers])
     torch.distributed.barrier()

@@ -16,13 +16,25 @@ transformers = pytest.importorskip("transformers")
 
 def llama(**options):
     torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     config = transformers.LlamaConfig(vocab_size=20, num_key_value_heads=1, **sizes, **options)
     return transformers.LlamaForCausalLM(config).eval()
 
 
 def mixed(**places):
-    parts = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head")
+    parts = (
+        "model.embed_tokens",
+        "model.layers.0",
+        "model.layers.1",
+        "model.norm",
+        "model.rotary_emb",
+        "lm_head",
+    )
     return {part: places.get(part.rpartition(".")[2], "cpu") for part in parts}
 
 
@@ -32,7 +44,9 @@ WAYS = {
     "some blocks": lambda model, folder: dispatch(model, folder, **{"0": "disk", "norm": "disk"}),
     "head on disk": lambda model, folder: dispatch(model, folder, lm_head="disk"),
     "embedding on disk": lambda model, folder: dispatch(model, folder, embed_tokens="disk"),
-    "all on disk": lambda model, folder: dispatch(model, folder, **dict.fromkeys(("embed_tokens", "0", "1"), "disk")),
+    "all on disk": lambda model, folder: dispatch(
+        model, folder, **dict.fromkeys(("embed_tokens", "0", "1"), "disk")
+    ),
 }
 
 
@@ -52,7 +66,10 @@ def test_offloaded_weights_are_those_of_the_model(way, tied, tmp_path):
     plain = open_source(llama(tie_word_embeddings=tied))
     model = quietly(WAYS[way], llama(tie_word_embeddings=tied), tmp_path) or None
     devices = {name: parameter.device for name, parameter in model.named_parameters()}
-    kept = tied and way in {"head on disk", "embedding on disk"}  # accelerate keeps tied weights together
+    kept = tied and way in {
+        "head on disk",
+        "embedding on disk",
+    }  # accelerate keeps tied weights together
     assert any(device.type == "meta" for device in devices.values()) != kept
     source = open_source(model)
     assert source.layers == plain.layers
@@ -79,14 +96,18 @@ def test_a_model_that_transformers_loads_onto_disk(tied, tmp_path):
 def test_convolutions_and_hooks_in_sequence(tmp_path):
     def make():
         torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)))
+        return nn.Sequential(
+            nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
+        )
 
     model = make()
     accelerate.cpu_offload(model, execution_device="cpu")
     accelerate.hooks.add_hook_to_module(model[0], accelerate.hooks.ModelHook(), append=True)
     source, plain = open_source(model), open_source(make())
     assert source.layers == plain.layers
-    assert all(torch.equal(a.read(), b.read()) for a, b in zip(source.layers, plain.layers, strict=True))
+    assert all(
+        torch.equal(a.read(), b.read()) for a, b in zip(source.layers, plain.layers, strict=True)
+    )
 
 
 def test_what_was_never_loaded_stays_a_failed_row():

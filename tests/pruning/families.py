@@ -26,21 +26,42 @@ SOUND = {
 }  # fmt: skip
 PLAIN = {key: value for key, value in TEXT.items() if key != "head_dim"}
 BERT = {key: value for key, value in PLAIN.items() if key != "num_key_value_heads"}
-MROPE = {**TEXT, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}}
+MROPE = {
+    **TEXT,
+    "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
+}
 QWEN_SIGHT = {"depth": 2, "hidden_size": 32, "out_hidden_size": 32, "num_heads": 4, "intermediate_size": 48,
               "patch_size": 8}  # fmt: skip
 IMAGE = {"image_token_id": 99}
-QWEN_TOKENS = {**IMAGE, "video_token_id": 98, "vision_start_token_id": 97, "vision_end_token_id": 96}
-SPACES = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
+QWEN_TOKENS = {
+    **IMAGE,
+    "video_token_id": 98,
+    "vision_start_token_id": 97,
+    "vision_end_token_id": 96,
+}
+SPACES = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 8,
+}
 HALVES = {
     "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
     "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "vocab_size": 100,
 }  # fmt: skip
-LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+LINEAR = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 MIXED = ["linear_attention", "full_attention"]
 
 CONVOLUTION = "a depth-wise convolution"
-VISION = "in the vision tower: name it with --include 'model.vision_tower.encoder.layers.*' to prune it"
+VISION = (
+    "in the vision tower: name it with --include 'model.vision_tower.encoder.layers.*' to prune it"
+)
 UNSEEN = "its inputs are not seen"
 
 
@@ -66,7 +87,9 @@ def _make(model: str, config: str, /, **options: Any) -> Callable[[], nn.Module]
 
 def _pair(name: str, *, text: Mapping[str, Any], **options: Any) -> Callable[[], nn.Module]:
     """A model for generation whose configuration holds one for text."""
-    return _make(f"{name}ForConditionalGeneration", f"{name}Config", text_config=dict(text), **options)
+    return _make(
+        f"{name}ForConditionalGeneration", f"{name}Config", text_config=dict(text), **options
+    )
 
 
 def _llava(kind: str = "clip_vision_model", **more: Any) -> Callable[[], nn.Module]:
@@ -75,7 +98,14 @@ def _llava(kind: str = "clip_vision_model", **more: Any) -> Callable[[], nn.Modu
 
 
 def _qwen2_vl() -> nn.Module:
-    sight = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "mlp_ratio": 2, "patch_size": 8}
+    sight = {
+        "depth": 2,
+        "embed_dim": 32,
+        "hidden_size": 32,
+        "num_heads": 4,
+        "mlp_ratio": 2,
+        "patch_size": 8,
+    }
     return _pair("Qwen2VL", text=MROPE, vision_config=sight, **QWEN_TOKENS)()
 
 
@@ -244,7 +274,10 @@ OTHERS = {
 
 FAMILIES = {**MULTI_MODAL, **HYBRID, **OTHERS}
 
-CASES = [pytest.param(name, marks=pytest.mark.slow if case.slow else ()) for name, case in FAMILIES.items()]
+CASES = [
+    pytest.param(name, marks=pytest.mark.slow if case.slow else ())
+    for name, case in FAMILIES.items()
+]
 
 
 def model_of(name: str) -> nn.Module:

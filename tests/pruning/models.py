@@ -16,7 +16,13 @@ _COMMON = {
     "pad_token_id": 0,
 }
 _GROUPED = {**_COMMON, "intermediate_size": 48, "num_key_value_heads": 2}
-_EXPERTS = {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "head_dim": 8}
+_EXPERTS = {
+    **_GROUPED,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+    "head_dim": 8,
+}
 
 CONFIGS = {
     "llama": ("LlamaConfig", _GROUPED),

@@ -12,11 +12,18 @@ from spectail.models.open import open_source
 from spectail.pruning.layers import choose_targets
 
 transformers = pytest.importorskip("transformers")
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 
 
 def bert():
-    return transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=40, **SIZES))
+    return transformers.BertForSequenceClassification(
+        transformers.BertConfig(vocab_size=40, **SIZES)
+    )
 
 
 def vit():
@@ -25,7 +32,9 @@ def vit():
 
 
 def mixtral():
-    config = transformers.MixtralConfig(vocab_size=40, num_key_value_heads=1, num_local_experts=2, **SIZES)
+    config = transformers.MixtralConfig(
+        vocab_size=40, num_key_value_heads=1, num_local_experts=2, **SIZES
+    )
     return transformers.MixtralForCausalLM(config)
 
 
@@ -35,7 +44,9 @@ MODELS = {"bert": bert, "vit": vit, "mixtral": mixtral}
 def allocation_from(folder):
     """Different ratios for the layers of a file, so that a wrong pair shows."""
     spec = Spec(window=16)
-    return st.allocate(st.analyze(folder, spec=spec), target="sparsity", budget=0.5, level="layer", missing="mean")
+    return st.allocate(
+        st.analyze(folder, spec=spec), target="sparsity", budget=0.5, level="layer", missing="mean"
+    )
 
 
 @pytest.mark.parametrize("case", MODELS)
@@ -53,7 +64,9 @@ def test_prune_the_live_model_by_its_file(case, base, tmp_path):
     assert len(found) == len(allocation)
     unpaired = dict(allocation)
     for target in targets:
-        same = [name for name in unpaired if torch.equal(values[name].read()[0], target.weight.read())]
+        same = [
+            name for name in unpaired if torch.equal(values[name].read()[0], target.weight.read())
+        ]
         assert len(same) == 1, target.weight.name
         assert unpaired.pop(same[0]) == target.ratio
 
@@ -80,7 +93,10 @@ def test_a_multi_token_prediction_block_lies_in_the_file_only():
     targets, left_out = choose_targets(model, allocation)
     assert {target.weight.name.split(".")[2] for target in targets} == {"0", "1"}
     reasons = {layer.name: layer.reason for layer in left_out}
-    assert reasons["model.layers.2.eh_proj"] == "multi-token prediction: it lies in the file and not in the model"
+    assert (
+        reasons["model.layers.2.eh_proj"]
+        == "multi-token prediction: it lies in the file and not in the model"
+    )
 
 
 def test_what_could_be_several_layers_is_refused_with_all_of_them():
@@ -89,5 +105,8 @@ def test_what_could_be_several_layers_is_refused_with_all_of_them():
         inner = torch.nn.Module()
         inner.layers = torch.nn.ModuleList([torch.nn.ModuleDict({"fc1": torch.nn.Linear(8, 8)})])
         model.add_module(tower, inner)
-    with pytest.raises(PruneError, match=r"layers\.0\.fc1 could be any of image\.layers\.0\.fc1, text\.layers\.0\.fc1"):
+    with pytest.raises(
+        PruneError,
+        match=r"layers\.0\.fc1 could be any of image\.layers\.0\.fc1, text\.layers\.0\.fc1",
+    ):
         choose_targets(model, {"layers.0.fc1": 0.5})

@@ -57,7 +57,9 @@ def test_owl_prunes_blocks_with_more_outliers_less_and_changes_nothing():
     some.floats(0, 0.95),
     some.floats(0, 0.5),
 )
-def test_owl_ratios_meet_the_budget_within_bounds_and_never_rise_with_outliers(units, sparsity, lam):
+def test_owl_ratios_meet_the_budget_within_bounds_and_never_rise_with_outliers(
+    units, sparsity, lam
+):
     outliers, weights = (np.array(x, dtype=float) for x in zip(*units, strict=True))
     ratios = owl_ratios(outliers, weights, sparsity=sparsity, lam=lam)
     assert abs(ratios @ weights / weights.sum() - sparsity) < 1e-9
@@ -70,14 +72,20 @@ def test_owl_as_published_where_nothing_is_cut_off():
     outliers, sparsity, lam = np.array([3.0, 1.0, 2.5, 2.0]), 0.7, 0.08
     keep = (outliers - outliers.min()) / np.ptp(outliers) * 2 * lam
     keep = keep - keep.mean() + (1 - sparsity)
-    np.testing.assert_allclose(owl_ratios(outliers, np.ones(4), sparsity=sparsity, lam=lam), 1 - keep, atol=1e-12)
+    np.testing.assert_allclose(
+        owl_ratios(outliers, np.ones(4), sparsity=sparsity, lam=lam), 1 - keep, atol=1e-12
+    )
 
 
 def test_uniform_gives_one_ratio_to_all_and_survives_a_file(tmp_path):
     model = decoder("mixtral")
     allocation = uniform(model, 0.55)
     assert set(allocation.values()) == {0.55}
-    assert {layer.reason for layer in allocation.left_out} == {"an embedding", "the output head", "a router"}
+    assert {layer.reason for layer in allocation.left_out} == {
+        "an embedding",
+        "the output head",
+        "a router",
+    }
     loaded = st.Allocation.load(allocation.save(tmp_path / "a.json"))
     assert dict(loaded) == dict(allocation)
     assert abs(st.prune(model, loaded).realised - 0.55) < 1e-4
@@ -98,7 +106,10 @@ def test_baselines_by_name(tmp_path):
 def test_farms_tail_goes_by_the_largest_tenth_within_kinds():
     torch.manual_seed(0)
     sizes = {"q_proj": (96, 96), "up_proj": (160, 96)}
-    blocks = [nn.ModuleDict({k: nn.Linear(cols, rows) for k, (rows, cols) in sizes.items()}) for _ in range(4)]
+    blocks = [
+        nn.ModuleDict({k: nn.Linear(cols, rows) for k, (rows, cols) in sizes.items()})
+        for _ in range(4)
+    ]
     model = nn.ModuleDict({"layers": nn.ModuleList(blocks)})
     found = allocation_named("farms-tail", model, 0.5, eps=0.3)
     assert (found.spec["cutoff"], found.spec["window"]) == ("top:0.1", "common")
@@ -122,11 +133,15 @@ def test_what_allocations_go_by_is_measured_once(monkeypatch):
     model, calls = decoder("llama"), []
     for module, name in ((baselines, "analyze"), (baselines, "outlier_shares")):
         inner = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, _f=inner, **k: (calls.append(_f.__name__), _f(*a, **k))[1])
+        monkeypatch.setattr(
+            module, name, lambda *a, _f=inner, **k: (calls.append(_f.__name__), _f(*a, **k))[1]
+        )
     for name in ("owl", "alphapruning"):
         by_eps = allocations_by_eps(name, model, 0.5, calibration=tokens())
         found = {eps: by_eps(eps) for eps in (None, 0.1, 0.2, 0.3)}
-        assert dict(found[0.3]) == dict(allocation_named(name, model, 0.5, eps=0.3, calibration=tokens()))
+        assert dict(found[0.3]) == dict(
+            allocation_named(name, model, 0.5, eps=0.3, calibration=tokens())
+        )
     assert calls == ["outlier_shares"] * 2 + ["analyze"] * 2
 
 
@@ -147,9 +162,17 @@ def test_without_eps_the_published_settings_hold():
             "allocation must be one of uniform, owl, alphapruning, farms, farms-tail, farms-llm or a file, not 'magic'",
         ),
         ("owl", {}, "the allocation owl needs calibration text"),
-        ("uniform", {"eps": 0.1}, "eps goes with owl, alphapruning, farms, farms-tail, farms-llm, not with uniform"),
+        (
+            "uniform",
+            {"eps": 0.1},
+            "eps goes with owl, alphapruning, farms, farms-tail, farms-llm, not with uniform",
+        ),
         ("farms", {"eps": 1.5}, "eps must be a number from 0 to 1, not 1.5"),
-        ("owl", {"eps": -0.1, "calibration": tokens()}, "eps must be a number from 0 to 1, not -0.1"),
+        (
+            "owl",
+            {"eps": -0.1, "calibration": tokens()},
+            "eps must be a number from 0 to 1, not -0.1",
+        ),
     ],
 )
 def test_names_and_options_that_do_not_go_together(name, options, message):

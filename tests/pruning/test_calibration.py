@@ -37,7 +37,9 @@ def test_sequences_are_runs_of_the_text_without_repetition():
 
 
 def test_the_seed_decides_and_a_short_text_gives_all_it_has():
-    first, again, other = (calibration_tokens(_Numbers(), TEXT, samples=6, seq_len=10, seed=s) for s in (1, 1, 2))
+    first, again, other = (
+        calibration_tokens(_Numbers(), TEXT, samples=6, seq_len=10, seed=s) for s in (1, 1, 2)
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert calibration_tokens(_Numbers(), TEXT, samples=128, seq_len=10).shape == (10, 10)
@@ -46,7 +48,10 @@ def test_the_seed_decides_and_a_short_text_gives_all_it_has():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seq_len": 104}, "the calibration text has 103 tokens, and one sequence takes 104: give a longer text"),
+        (
+            {"seq_len": 104},
+            "the calibration text has 103 tokens, and one sequence takes 104: give a longer text",
+        ),
         ({"samples": 0}, "samples must be a whole number of at least 1, not 0"),
         ({"seq_len": 1.5}, "seq_len must be a whole number of at least 1, not 1.5"),
     ],
@@ -76,13 +81,18 @@ def test_every_sample_starts_with_bos_and_goes_on_with_a_run_of_the_text():
     assert (drawn[:, 1:].diff(dim=1) == 1).all()
     assert drawn[:, 1:].unique().numel() == 54
     assert drawn.dtype == torch.long
-    assert calibration_tokens(_WithBos(), TEXT, samples=99, seq_len=10, bos="every").shape == (11, 10)
+    assert calibration_tokens(_WithBos(), TEXT, samples=99, seq_len=10, bos="every").shape == (
+        11,
+        10,
+    )
 
 
 @pytest.mark.parametrize("bos", ["first", "none", "auto"])
 def test_samples_from_inside_of_the_text_are_as_published(bos):
     plain = calibration_tokens(_Numbers(), TEXT, samples=6, seq_len=10, seed=1)
-    assert torch.equal(calibration_tokens(_WithBos(), TEXT, samples=6, seq_len=10, seed=1, bos=bos), plain)
+    assert torch.equal(
+        calibration_tokens(_WithBos(), TEXT, samples=6, seq_len=10, seed=1, bos=bos), plain
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,10 +116,22 @@ def test_without_a_model_gemmas_tokenizer_tells_by_its_class():
 @pytest.mark.parametrize(
     ("tok", "options", "message"),
     [
-        (_Numbers, {"bos": "every"}, "the tokenizer has no BOS token to start every block with: use bos none, or set"),
+        (
+            _Numbers,
+            {"bos": "every"},
+            "the tokenizer has no BOS token to start every block with: use bos none, or set",
+        ),
         (_Numbers, {"bos": "both"}, "bos must be one of auto, first, every, none, not 'both'"),
-        (_WithBos, {"bos": "every", "seq_len": 1}, "seq_len must be at least 2 with BOS in every block, not 1"),
-        (_WithBos, {"bos": "every", "seq_len": 105}, "text has 103 tokens, and one sequence takes 104 beside BOS: gi"),
+        (
+            _WithBos,
+            {"bos": "every", "seq_len": 1},
+            "seq_len must be at least 2 with BOS in every block, not 1",
+        ),
+        (
+            _WithBos,
+            {"bos": "every", "seq_len": 105},
+            "text has 103 tokens, and one sequence takes 104 beside BOS: gi",
+        ),
     ],
 )
 def test_bos_that_cannot_be(tok, options, message):
@@ -132,6 +154,8 @@ def test_samples_without_the_bos_that_gemma_needs_are_pruned_with_and_noted():
 
 def test_calibration_asks_for_no_logits_of_all_positions():
     model, text, seen = decoder("llama"), tokens(), []
-    model.lm_head.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
+    model.lm_head.register_forward_hook(
+        lambda module, args, output: seen.append(tuple(output.shape))
+    )
     start(model, list(model.model.layers), text)
     assert seen == [(1, 1, 100)] * 2

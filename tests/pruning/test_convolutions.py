@@ -143,7 +143,9 @@ def _resnet():
 def test_a_resnet_is_pruned_exactly_and_an_allocation_of_its_file_fits(tmp_path):
     model = _resnet()
     covered = {
-        name for name, module in model.named_modules() if isinstance(module, nn.Conv2d) and ".stages." in f".{name}"
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and ".stages." in f".{name}"
     }
     report = st.prune(copy.deepcopy(model), 0.5)
     assert {layer.name for layer in report.layers} == covered
@@ -153,11 +155,15 @@ def test_a_resnet_is_pruned_exactly_and_an_allocation_of_its_file_fits(tmp_path)
         "classifier.1": "the output head",
     }
     model.save_pretrained(tmp_path)
-    allocation = st.allocate(st.analyze(str(tmp_path), spec=st.presets.FULL), target="sparsity", budget=0.6)
+    allocation = st.allocate(
+        st.analyze(str(tmp_path), spec=st.presets.FULL), target="sparsity", budget=0.6
+    )
     assert set(allocation) == covered
     assert len(set(allocation.values())) > 1
     report = st.prune(model, allocation)
-    assert sum(layer.zeros for layer in report.layers) == round(sum(x.value * x.numel for x in allocation.shares))
+    assert sum(layer.zeros for layer in report.layers) == round(
+        sum(x.value * x.numel for x in allocation.shares)
+    )
     for layer in report.layers:
         assert abs(layer.zeros - allocation[layer.name] * layer.numel) < 1
 
@@ -196,8 +202,6 @@ def test_calibration_text_does_not_prune_convolutions():
         "its inputs are not seen: it sits in a Conv1d"
     }
     ratios = {f"layers.{i}.{name}": 0.5 for i in (0, 1) for name in ("conv", "fc")}
-    message = (
-        "layers.0.conv and 1 more cannot be pruned by calibration text, its inputs are not seen: it sits in a Conv1d"
-    )
+    message = "layers.0.conv and 1 more cannot be pruned by calibration text, its inputs are not seen: it sits in a Conv1d"
     with pytest.raises(PruneError, match=re.escape(message)):
         st.prune(Model(), ratios, method="wanda", calibration=ids)

@@ -19,7 +19,9 @@ from tests.language import tokenizer, words
 from tests.pruning.families import CASES, FAMILIES, UNSEEN, model_of
 from tests.pruning.models import tokens
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # transformers warns of kernels that are not installed
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # transformers warns of kernels that are not installed
 
 
 def text():
@@ -39,7 +41,11 @@ def expected(name, model, *, by_text=False):
             stacked = parameter is not None and parameter.ndim == 3 and len(parameter) > 1
             stacked = stacked and not isinstance(module, nn.Conv1d)
             whole = f"{path}.{key}"
-            if inside and (matrix or stacked) and not any(fnmatchcase(x, g) for g in dense for x in (path, whole)):
+            if (
+                inside
+                and (matrix or stacked)
+                and not any(fnmatchcase(x, g) for g in dense for x in (path, whole))
+            ):
                 found.add(id(parameter))
     return found
 
@@ -47,7 +53,10 @@ def expected(name, model, *, by_text=False):
 def pruned(report, model):
     source = module_source(model, fingerprint=False)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    return {id(parameters[w.path]) for w in weights_of(model, source, {layer.name for layer in report.layers})}
+    return {
+        id(parameters[w.path])
+        for w in weights_of(model, source, {layer.name for layer in report.layers})
+    }
 
 
 def check_left_out(report, patterns):
@@ -91,10 +100,14 @@ def test_calibration_text_finds_the_blocks_that_it_passes_or_is_refused_in_one_l
         source = module_source(model, fingerprint=False)
         for weight in weights_of(model, source, {layer.name for layer in report.layers}):
             zeros = (weight.read() == 0).sum(1)
-            assert int(zeros.max() - zeros.min()) <= 1 or "magnitude" in str(report.notes), weight.name
+            assert int(zeros.max() - zeros.min()) <= 1 or "magnitude" in str(report.notes), (
+                weight.name
+            )
 
 
-@pytest.mark.parametrize("name", [param for param in CASES if not FAMILIES[param.values[0]].refused])
+@pytest.mark.parametrize(
+    "name", [param for param in CASES if not FAMILIES[param.values[0]].refused]
+)
 def test_inputs_of_every_block_are_those_of_a_plain_forward_pass(name):
     """Blocks of different kinds get different arguments; the model itself is the oracle."""
     model, ids = model_of(name), text()
@@ -108,16 +121,24 @@ def test_inputs_of_every_block_are_those_of_a_plain_forward_pass(name):
             for sample, states in enumerate(seen[number]):
                 assert torch.equal(states, stream.hidden[sample]), (number, sample)
             stream.run(block, number, keep=True)
-    assert sum(map(len, seen)) == len(ids) * (len(blocks) - ("*language_model.layers.1.*" in FAMILIES[name].unseen))
+    assert sum(map(len, seen)) == len(ids) * (
+        len(blocks) - ("*language_model.layers.1.*" in FAMILIES[name].unseen)
+    )
 
 
 def _seen(model, blocks, ids, stack):
     """What goes into each block in plain calls of the model, or of its language model where it must have images."""
-    runner = model.get_submodule(stack.split(".")[0]) if name_of(model) in {"Blip2", "Kosmos2"} else model
+    runner = (
+        model.get_submodule(stack.split(".")[0])
+        if name_of(model) in {"Blip2", "Kosmos2"}
+        else model
+    )
     found = [[] for _ in blocks]
     hooks = [
         block.register_forward_pre_hook(
-            lambda _, args, kwargs, seen=seen: seen.append((args[0] if args else kwargs["hidden_states"]).clone()),
+            lambda _, args, kwargs, seen=seen: seen.append(
+                (args[0] if args else kwargs["hidden_states"]).clone()
+            ),
             with_kwargs=True,
         )
         for block, seen in zip(blocks, found, strict=True)
@@ -134,20 +155,26 @@ def name_of(model):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_an_allocation_of_the_saved_folder_prunes_the_same_weights_of_the_live_model(name, tmp_path):
+def test_an_allocation_of_the_saved_folder_prunes_the_same_weights_of_the_live_model(
+    name, tmp_path
+):
     model = model_of(name)
     model.save_pretrained(tmp_path)
     analysis = st.analyze(str(tmp_path), spec=st.presets.FULL)
     allocation = st.allocate(analysis, target="sparsity", budget=0.5, missing="mean")
     report = st.prune(model, allocation)
     assert pruned(report, model) == expected(name, model)
-    check_left_out(report, {glob: reason.partition(":")[0] for glob, reason in FAMILIES[name].dense.items()})
+    check_left_out(
+        report, {glob: reason.partition(":")[0] for glob, reason in FAMILIES[name].dense.items()}
+    )
 
 
 def test_half_of_an_encoder_decoder_at_a_time():
     for half, other in (("encoder", "decoder"), ("decoder", "encoder")):
         model = model_of("bart")
-        report = st.prune(model, 0.5, method="wanda", calibration=text(), exclude=[f"model.{other}.*"])
+        report = st.prune(
+            model, 0.5, method="wanda", calibration=text(), exclude=[f"model.{other}.*"]
+        )
         assert report.realised == 0.5
         assert all(layer.name.startswith(f"model.{half}.layers") for layer in report.layers)
 
@@ -169,7 +196,9 @@ def test_inputs_of_weights_whose_module_is_never_called_are_seen_where_they_are_
     model, ids = model_of("mamba"), text()
     mixer = model.backbone.layers[0].mixer
     rows = []
-    hook = mixer.x_proj.register_forward_hook(lambda _, args, out: rows.append(out[..., : mixer.time_step_rank]))
+    hook = mixer.x_proj.register_forward_hook(
+        lambda _, args, out: rows.append(out[..., : mixer.time_step_rank])
+    )
     with torch.no_grad():
         for sample in ids:
             model(sample[None])
@@ -179,7 +208,10 @@ def test_inputs_of_weights_whose_module_is_never_called_are_seen_where_they_are_
     st.prune(model, dict.fromkeys(_covered(model), 0.5), method="wanda", calibration=ids)
     half = mixer.dt_proj.weight.shape[1] // 2
     smallest = scores.argsort(1)[:, :half]
-    assert torch.equal(mixer.dt_proj.weight == 0, torch.zeros_like(scores, dtype=torch.bool).scatter(1, smallest, True))
+    assert torch.equal(
+        mixer.dt_proj.weight == 0,
+        torch.zeros_like(scores, dtype=torch.bool).scatter(1, smallest, True),
+    )
 
 
 def _covered(model):
@@ -193,17 +225,40 @@ def test_the_command_prunes_a_multi_modal_folder_and_keeps_the_rest(tmp_path):
     tokenizer().save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text("{}")
     (tmp_path / "text.txt").write_text(words(900))
-    options = ["--sparsity", "0.5", "--allocation", "uniform", "--calibration", str(tmp_path / "text.txt")]
+    options = [
+        "--sparsity",
+        "0.5",
+        "--allocation",
+        "uniform",
+        "--calibration",
+        str(tmp_path / "text.txt"),
+    ]
     options += ["--seq-len", "16", "--samples", "4", "--exclude", "*.1.mlp.*", "--quiet"]
     with pytest.raises(SystemExit) as done:
         main(["prune", str(folder), *options, "--out", str(out)])
     assert done.value.code == 0
     after, _ = st.open_language_model(out)
     assert type(after) is type(model)
-    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, after.state_dict()[key])}
+    changed = {
+        key
+        for key, value in model.state_dict().items()
+        if not torch.equal(value, after.state_dict()[key])
+    }
     assert len(changed) == 11
-    assert all(key.startswith("model.language_model.layers") and ".1.mlp." not in key for key in changed)
+    assert all(
+        key.startswith("model.language_model.layers") and ".1.mlp." not in key for key in changed
+    )
     assert (out / "preprocessor_config.json").exists()
     with pytest.raises(SystemExit) as done:
-        main(["evaluate", str(out), "--text", str(tmp_path / "text.txt"), "--seq-len", "16", "--quiet"])
+        main(
+            [
+                "evaluate",
+                str(out),
+                "--text",
+                str(tmp_path / "text.txt"),
+                "--seq-len",
+                "16",
+                "--quiet",
+            ]
+        )
     assert done.value.code == 0

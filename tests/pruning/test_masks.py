@@ -19,7 +19,10 @@ SHAPES = some.tuples(some.integers(1, 9), some.integers(1, 12))
 def _draw(seed, rows, cols, *, coarse=False):
     """A matrix and inputs; ``coarse`` makes many ties and zeros."""
     rng = np.random.default_rng(seed)
-    weights, inputs = rng.standard_normal((rows, cols)), rng.standard_normal((7, cols)) * rng.exponential(1, cols)
+    weights, inputs = (
+        rng.standard_normal((rows, cols)),
+        rng.standard_normal((7, cols)) * rng.exponential(1, cols),
+    )
     return (np.round(weights), np.ones((7, cols))) if coarse else (weights, inputs)
 
 
@@ -59,7 +62,11 @@ def test_the_variant_is_the_published_bisection_with_an_exact_count(sparsity):
     weights, inputs = _draw(3, 40, 60)
     published = plain.variant_mask(weights, inputs, sparsity)
     count = int(published.sum())
-    found = Wanda(variant=True).apply(torch.from_numpy(weights), Zeros(count), _seen(inputs)).mask.numpy()
+    found = (
+        Wanda(variant=True)
+        .apply(torch.from_numpy(weights), Zeros(count), _seen(inputs))
+        .mask.numpy()
+    )
     assert (found == published).all()
     assert np.ptp(found.sum(1)) > 1
     assert abs(published.mean() - sparsity) <= 1e-3
@@ -95,14 +102,20 @@ def test_a_ratio_that_binary_cannot_hold_means_its_decimal():
 
 @settings(max_examples=60)
 @given(
-    some.lists(some.tuples(some.floats(0, 1), some.integers(1, 40), some.integers(1, 40)), min_size=1, max_size=12),
+    some.lists(
+        some.tuples(some.floats(0, 1), some.integers(1, 40), some.integers(1, 40)),
+        min_size=1,
+        max_size=12,
+    ),
     some.integers(1, 8),
 )
 def test_patterns_meet_the_total_from_below_as_near_as_one_step(layers, m):
     ratios, shapes = [x[0] for x in layers], [(x[1], x[2]) for x in layers]
     found = pattern_counts(ratios, shapes, m)
     zeros = sum(p.zeros(*shape) for p, shape in zip(found, shapes, strict=True))
-    assert zeros <= sum(r * a * b for r, (a, b) in zip(ratios, shapes, strict=True)) + 1e-3 * len(layers)
+    assert zeros <= sum(r * a * b for r, (a, b) in zip(ratios, shapes, strict=True)) + 1e-3 * len(
+        layers
+    )
     for pattern, ratio in zip(found, ratios, strict=True):
         assert pattern.m == m
         assert int(ratio * m - 1e-5) <= pattern.n <= int(np.ceil(ratio * m))
@@ -130,13 +143,19 @@ def test_the_published_code_prunes_one_weight_too_many(ratio):
     ("make", "message"),
     [
         (lambda: Pattern.parse("2/4"), "a pattern is written N:M, such as 2:4, not '2/4'"),
-        (lambda: Pattern.parse("5:4"), "a pattern N:M has N zeros in every M weights, 0 <= N <= M, not 5:4"),
+        (
+            lambda: Pattern.parse("5:4"),
+            "a pattern N:M has N zeros in every M weights, 0 <= N <= M, not 5:4",
+        ),
         (
             lambda: as_method("lottery"),
             "method must be one of magnitude, wanda, wanda-variant, sparsegpt, not 'lottery'",
         ),
         (lambda: SparseGPT(block_size=0), "block_size must be a whole number of at least 1, not 0"),
-        (lambda: SparseGPT(damping=-1.0), "damping must be a finite number of at least 0, not -1.0"),
+        (
+            lambda: SparseGPT(damping=-1.0),
+            "damping must be a finite number of at least 0, not -1.0",
+        ),
         (
             lambda: Wanda(variant=True).apply(torch.ones(2, 4), Pattern(2, 4), None),
             "wanda-variant lets rows differ, a pattern does not: use wanda with the pattern",

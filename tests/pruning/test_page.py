@@ -23,7 +23,11 @@ def allocation(eps: float, **settings) -> Allocation:
     """Ratios that rise with the block."""
     shares = [
         LayerValue(
-            f"model.layers.{b}.{kind}", 0.5 * (1 + eps * (2 * b / (BLOCKS - 1) - 1)), f"model.layers.{b}", 2.0, numel
+            f"model.layers.{b}.{kind}",
+            0.5 * (1 + eps * (2 * b / (BLOCKS - 1) - 1)),
+            f"model.layers.{b}",
+            2.0,
+            numel,
         )
         for b in range(BLOCKS)
         for kind, numel in KINDS.items()
@@ -51,17 +55,23 @@ def pruned(*, chosen: bool = True, evaluated: int = 1) -> Pruned:
         evaluated=tuple(Evaluated(f"test{i}.txt", dense, after) for i in range(evaluated)),
         selected=Selected("the last 10% of <b>text</b>.txt", 0.3, dense, scores) if chosen else None,
     )  # fmt: skip
-    plan = Plan(method=BY_NAME["sparsegpt"], sparsity=0.5, allocation="farms", eps="auto" if chosen else 0.3)
+    plan = Plan(
+        method=BY_NAME["sparsegpt"], sparsity=0.5, allocation="farms", eps="auto" if chosen else 0.3
+    )
     others = {"eps 0.1": allocation(0.1), "eps 0.6": allocation(0.6), "uniform": allocation(0.0)}
     return Pruned(plan, used, report, others)
 
 
 def html(done: Pruned) -> str:
-    return prune_html(done, source="path/to/my-model", command="spectail prune path/to/my-model --out DIR")
+    return prune_html(
+        done, source="path/to/my-model", command="spectail prune path/to/my-model --out DIR"
+    )
 
 
 def data_of(text: str):
-    [found] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    [found] = re.findall(
+        r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL
+    )
     return json.loads(found)
 
 
@@ -98,10 +108,15 @@ def test_lines_are_block_means_of_every_allocation_and_points_what_was_reached()
 
 def test_a_block_whose_layers_differ_is_drawn_by_its_weights():
     done = pruned()
-    shares = [replace(s, value=0.8) if s.name == "model.layers.2.mlp.up_proj" else s for s in done.allocation.shares]
+    shares = [
+        replace(s, value=0.8) if s.name == "model.layers.2.mlp.up_proj" else s
+        for s in done.allocation.shares
+    ]
     mixed = replace(done.allocation, shares=tuple(shares))
     line = {trace.name: trace for trace in ratios_by_depth(mixed, done.report, {}).data}["used"]
-    assert line.y[2] == pytest.approx((400 * mixed["model.layers.2.self_attn.q_proj"] + 1200 * 0.8) / 1600)
+    assert line.y[2] == pytest.approx(
+        (400 * mixed["model.layers.2.self_attn.q_proj"] + 1200 * 0.8) / 1600
+    )
 
 
 def test_the_choice_of_eps_is_drawn_without_the_candidate_that_gave_nan():
@@ -111,7 +126,9 @@ def test_the_choice_of_eps_is_drawn_without_the_candidate_that_gave_nan():
     assert (fig.data[1].x, fig.data[1].y) == ((0.3,), (35.5,))
     lost = replace(pruned().report.selected, perplexities=((0.1, math.inf), (0.3, math.inf)))
     assert not perplexity_by_eps(lost).data
-    assert perplexity_by_eps(lost).layout.annotations[0].text == "no candidate has a finite perplexity"
+    assert (
+        perplexity_by_eps(lost).layout.annotations[0].text == "no candidate has a finite perplexity"
+    )
 
 
 def test_words_say_what_zeros_are_worth_and_which_perplexity_is_which():

@@ -25,12 +25,16 @@ from tests.reference import plain_pruning as plain
 def _matrices(model):
     places = owners(model)
     covered = {layer.name for layer in coverage_of(module_source(model)).layers}
-    return {x.name: editable(x, places).read() for x in module_source(model).layers if x.name in covered}
+    return {
+        x.name: editable(x, places).read() for x in module_source(model).layers if x.name in covered
+    }
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("method", BY_NAME)
-def test_every_architecture_and_method_gives_the_zeros_asked_for_and_touches_nothing_else(name, method):
+def test_every_architecture_and_method_gives_the_zeros_asked_for_and_touches_nothing_else(
+    name, method
+):
     model = decoder(name)
     before, matrices = copy.deepcopy(model.state_dict()), _matrices(model)
     report = st.prune(model, 0.6, method=method, calibration=tokens())
@@ -107,7 +111,12 @@ def test_the_second_block_is_pruned_otherwise_after_a_dense_first_one():
     both, second = decoder("llama"), decoder("llama")
     ratios = dict.fromkeys(_matrices(both), 0.5)
     st.prune(both, ratios, method="wanda", calibration=tokens())
-    st.prune(second, {n: r * (".1." in n) for n, r in ratios.items()}, method="wanda", calibration=tokens())
+    st.prune(
+        second,
+        {n: r * (".1." in n) for n, r in ratios.items()},
+        method="wanda",
+        calibration=tokens(),
+    )
     a, b = (m.state_dict()["model.layers.1.mlp.up_proj.weight"] for m in (both, second))
     assert not torch.equal(a == 0, b == 0)
 
@@ -131,7 +140,11 @@ def test_each_expert_counts_the_tokens_that_are_sent_to_it():
     model, text = decoder("mixtral"), tokens()
     moe = model.model.layers[0].mlp
     before = model.config._experts_implementation
-    weights = [target.weight for target in make_targets(model, 0.5) if ".layers.0.mlp.experts" in target.weight.name]
+    weights = [
+        target.weight
+        for target in make_targets(model, 0.5)
+        if ".layers.0.mlp.experts" in target.weight.name
+    ]
     with watching(weights, Gram) as seen, torch.no_grad():
         for ids in text:
             model(ids[None])
@@ -157,7 +170,11 @@ def test_an_expert_without_tokens_is_pruned_by_magnitude_and_says_so():
             layer.mlp.gate.weight[[0, 1]] = torch.tensor([[9.0], [-9.0]]) * torch.ones(2, 32)
             layer.mlp.gate.weight[3] = layer.mlp.gate.weight[0] * 0.5
     report = st.prune(model, 0.5, method="sparsegpt", calibration=tokens(1, 2))
-    unseen = [layer for layer in report.layers if layer.note == "no calibration token came here: pruned by magnitude"]
+    unseen = [
+        layer
+        for layer in report.layers
+        if layer.note == "no calibration token came here: pruned by magnitude"
+    ]
     assert unseen
     more = f" and {len(unseen) - 1} more" if len(unseen) > 1 else ""
     assert report.notes == (f"{unseen[0].name}{more}: {unseen[0].note}",)
@@ -192,7 +209,12 @@ def test_training_mode_comes_back_and_progress_is_told():
     st.prune(model, 0.5, method="wanda", calibration=tokens(), progress=lambda *x: told.append(x))
     assert all(module.training for module in model.modules())
     total = told[-1][2]
-    assert [name for name, _, _ in told] == ["calibration text", "model.layers.0", "model.layers.1", None]
+    assert [name for name, _, _ in told] == [
+        "calibration text",
+        "model.layers.0",
+        "model.layers.1",
+        None,
+    ]
     assert [done for _, done, _ in told] == [0, 0, total // 2, total]
 
 
@@ -213,7 +235,9 @@ def test_an_interruption_leaves_finished_blocks_pruned_and_says_how_far():
     assert stopped.value.report.realised == 0.5
     after = model.state_dict()
     assert (after["model.layers.0.mlp.up_proj.weight"] == 0).float().mean() == 0.5
-    assert torch.equal(after["model.layers.1.mlp.up_proj.weight"], before["model.layers.1.mlp.up_proj.weight"])
+    assert torch.equal(
+        after["model.layers.1.mlp.up_proj.weight"], before["model.layers.1.mlp.up_proj.weight"]
+    )
 
 
 def test_the_report_is_a_table_and_json():
@@ -288,14 +312,21 @@ BAD = {
         "include and exclude go with one ratio for all layers: an allocation names its layers",
     ),
     "allocate what text does not reach": (
-        lambda m: (_with_unused(m), dict.fromkeys(_matrices(m), 0.5), {"method": "wanda", "calibration": tokens()}),
+        lambda m: (
+            _with_unused(m),
+            dict.fromkeys(_matrices(m), 0.5),
+            {"method": "wanda", "calibration": tokens()},
+        ),
         "model.layers.0.mlp.unused cannot be pruned by calibration text, its inputs are not seen: no token of the",
     ),
     "nan weight": (
         lambda m: (_poisoned(m, UP + ".weight"), 0.5, {}),
         f"{UP} holds NaN or infinite weights: nothing can be ranked by them",
     ),
-    "no calibration": (lambda m: (m, 0.5, {"method": "wanda"}), "wanda needs calibration: token ids (samples, length)"),
+    "no calibration": (
+        lambda m: (m, 0.5, {"method": "wanda"}),
+        "wanda needs calibration: token ids (samples, length)",
+    ),
     "floats": (
         lambda m: (m, 0.5, {"method": "wanda", "calibration": torch.rand(2, 4)}),
         "calibration must be token ids (samples, length), not a tensor of shape (2, 4)",
@@ -309,10 +340,17 @@ BAD = {
         "calibration sequences of 65 tokens exceed the model's 64 positions",
     ),
     "head by text": (
-        lambda m: (m, {**_without(m, ""), "lm_head": 0.5}, {"method": "wanda", "calibration": tokens()}),
+        lambda m: (
+            m,
+            {**_without(m, ""), "lm_head": 0.5},
+            {"method": "wanda", "calibration": tokens()},
+        ),
         "lm_head.weight lies in no block, and only blocks are pruned by calibration text: leave it out",
     ),
-    "no blocks": (lambda m: (nn.Linear(8, 8), 0.5, {}), "Linear has no blocks of weights to prune: "),
+    "no blocks": (
+        lambda m: (nn.Linear(8, 8), 0.5, {}),
+        "Linear has no blocks of weights to prune: ",
+    ),
     "pattern": (
         lambda m: (m, 0.6, {"pattern": "2:4"}),
         "pattern 2:4 is a sparsity of 0.5, the allocation's mean is 0.6: make them equal",
@@ -334,7 +372,9 @@ def test_what_cannot_be_pruned_is_one_clear_line_and_changes_nothing(case):
 
 def test_nan_activations_name_the_layer():
     model = _poisoned(decoder("llama"), "model.layers.0.post_attention_layernorm.weight")
-    with pytest.raises(PruneError, match=re.escape("NaN or infinite inputs reach model.layers.0.mlp.gate_proj")):
+    with pytest.raises(
+        PruneError, match=re.escape("NaN or infinite inputs reach model.layers.0.mlp.gate_proj")
+    ):
         st.prune(model, 0.5, method=Wanda(), calibration=tokens())
     assert not any((matrix == 0).any() for matrix in _matrices(model).values())
 
@@ -343,7 +383,9 @@ def test_quantised_weights_are_refused():
     model = decoder("llama")
     layer = model.model.layers[0].mlp.up_proj
     layer.weight = nn.Parameter(layer.weight.detach().to(torch.int8), requires_grad=False)
-    with pytest.raises(PruneError, match=r"up_proj cannot be written: stored as .* integers .*int8"):
+    with pytest.raises(
+        PruneError, match=r"up_proj cannot be written: stored as .* integers .*int8"
+    ):
         st.prune(model, dict.fromkeys(_names(model), 0.5))
 
 
@@ -417,9 +459,13 @@ def test_blocks_that_share_a_weight_are_pruned_once_and_it_is_said():
     model = decoder("llama")
     model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
     report = st.prune(model, 0.5, method="wanda", calibration=tokens())
-    assert [layer.name for layer in report.layers if "up_proj" in layer.name] == ["model.layers.0.mlp.up_proj"]
+    assert [layer.name for layer in report.layers if "up_proj" in layer.name] == [
+        "model.layers.0.mlp.up_proj"
+    ]
     assert report.realised == 0.5
-    assert report.notes == ("model.layers.0.mlp.up_proj: shared by 2 modules: pruned by the inputs of the first",)
+    assert report.notes == (
+        "model.layers.0.mlp.up_proj: shared by 2 modules: pruned by the inputs of the first",
+    )
 
 
 def test_left_out_layers_are_told_with_their_reasons():
@@ -431,5 +477,10 @@ def test_left_out_layers_are_told_with_their_reasons():
         "model.layers.1.mlp.gate": "a router",
         "lm_head": "the output head",
     }
-    assert "left out, a router: model.layers.0.mlp.gate, model.layers.1.mlp.gate" in report.summary()
-    assert report.to_dict()["left_out"][0] == {"name": "model.embed_tokens", "reason": "an embedding"}
+    assert (
+        "left out, a router: model.layers.0.mlp.gate, model.layers.1.mlp.gate" in report.summary()
+    )
+    assert report.to_dict()["left_out"][0] == {
+        "name": "model.embed_tokens",
+        "reason": "an embedding",
+    }

@@ -36,7 +36,9 @@ def test_unstructured_is_brain_surgeon_with_explicit_inverses(block_size, ratio)
     def choose(costs, left, right):
         return _smallest(costs, count * right // 24 - count * left // 24)
 
-    expected, mask = plain.brain_surgeon(weights, inputs, choose, damping=0.01, block_size=block_size)
+    expected, mask = plain.brain_surgeon(
+        weights, inputs, choose, damping=0.01, block_size=block_size
+    )
     gram = torch.from_numpy(inputs.T @ inputs)
     found = sparsegpt(torch.from_numpy(weights), gram, Zeros(count), block_size=block_size)
     assert (found.mask.numpy() == mask).all()
@@ -50,7 +52,11 @@ def test_patterns_are_brain_surgeon_group_by_group(n, m, cols):
     whole = cols // m * m
 
     def choose(costs, left, right):
-        return plain.pattern_mask(costs, n, m) if right - left == m else np.zeros(costs.shape, dtype=bool)
+        return (
+            plain.pattern_mask(costs, n, m)
+            if right - left == m
+            else np.zeros(costs.shape, dtype=bool)
+        )
 
     expected, mask = plain.brain_surgeon(weights, inputs, choose, damping=0.01, block_size=m)
     gram = torch.from_numpy(inputs.T @ inputs)
@@ -97,11 +103,16 @@ def test_a_hessian_that_no_damping_mends_is_an_error():
     weights, _ = _case()
     gram = torch.full((24, 24), 1e6, dtype=torch.float64)
     gram.fill_diagonal_(1.0)
-    with pytest.raises(PruneError, match=re.escape("the Hessian is not positive definite, not even with damping 100")):
+    with pytest.raises(
+        PruneError,
+        match=re.escape("the Hessian is not positive definite, not even with damping 100"),
+    ):
         sparsegpt(torch.from_numpy(weights), -gram, Zeros(80))
 
 
-@pytest.mark.parametrize("quota", [Zeros(576 * 576 // 2), Zeros(576 * 576 * 7 // 10), Pattern(2, 4)], ids=str)
+@pytest.mark.parametrize(
+    "quota", [Zeros(576 * 576 // 2), Zeros(576 * 576 * 7 // 10), Pattern(2, 4)], ids=str
+)
 def test_on_a_real_layer_sparsegpt_loses_least_then_wanda_then_magnitude(quota):
     """The first layer of SmolLM2, whose inputs are normed embeddings, here of drawn words: 2,048 tokens."""
     weights = torch.from_numpy(matrix("smollm2/model.layers.0.self_attn.q_proj"))
@@ -111,8 +122,14 @@ def test_on_a_real_layer_sparsegpt_loses_least_then_wanda_then_magnitude(quota):
     losses = []
     for method in (SparseGPT(), Wanda(), Magnitude()):
         outcome = method.apply(weights, quota, seen)
-        pruned = (weights if outcome.weights is None else outcome.weights).masked_fill(outcome.mask, 0)
-        losses.append(float(((pruned - weights) @ inputs.T).square().sum() / (weights @ inputs.T).square().sum()))
+        pruned = (weights if outcome.weights is None else outcome.weights).masked_fill(
+            outcome.mask, 0
+        )
+        losses.append(
+            float(
+                ((pruned - weights) @ inputs.T).square().sum() / (weights @ inputs.T).square().sum()
+            )
+        )
     assert losses[0] < 0.8 * losses[1]
     assert losses[1] < 0.9 * losses[2]
 

@@ -20,7 +20,9 @@ class Fit32(NamedTuple):
     ks: float
 
 
-def eigenvalues32(matrices: Tensor, shape: tuple[int, int], corners: list[tuple[int, int]]) -> Tensor:
+def eigenvalues32(
+    matrices: Tensor, shape: tuple[int, int], corners: list[tuple[int, int]]
+) -> Tensor:
     """Pooled squared singular values of all windows, ascending, one float32 SVD each."""
     rows, cols = shape
     pooled = [

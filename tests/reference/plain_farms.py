@@ -33,7 +33,9 @@ def pooled_eigenvalues(
     rows, cols = shape
     pooled: list[float] = []
     for matrix in matrices:
-        wide = torch.from_numpy(np.array(matrix)).to(torch.complex128 if np.iscomplexobj(matrix) else torch.float64)
+        wide = torch.from_numpy(np.array(matrix)).to(
+            torch.complex128 if np.iscomplexobj(matrix) else torch.float64
+        )
         for top, left in corners:
             window = wide[top : top + rows, left : left + cols]
             pooled += [s * s for s in torch.linalg.svdvals(window).tolist()]
@@ -88,6 +90,8 @@ def fit(eigenvalues: Array, cutoff: str, *, legacy: bool = False) -> Fit:
     if kind == "peak":
         return fit_best_ks(eigenvalues, near_peak(eigenvalues, log_lower_bound=legacy))
     if kind == "fixed":
-        return fit_at_or_above(eigenvalues, min(x for x in eigenvalues.tolist() if x >= float(number)))
+        return fit_at_or_above(
+            eigenvalues, min(x for x in eigenvalues.tolist() if x >= float(number))
+        )
     start = size // 2 if kind == "median" else size - max(1, math.floor(float(number) * size + 0.5))
     return fit_at_or_above(eigenvalues, float(eigenvalues[start]))

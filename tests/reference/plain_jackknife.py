@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-def standard_error(windows: dict[tuple[int, int], Sequence[float]], alpha: Callable[[Array], float]) -> float:
+def standard_error(
+    windows: dict[tuple[int, int], Sequence[float]], alpha: Callable[[Array], float]
+) -> float:
     """Standard error from eigenvalues by (row band, column band); ``alpha`` fits ascending eigenvalues."""
     by_row = _variance(windows, lambda place: place[0], alpha)
     by_column = _variance(windows, lambda place: place[1], alpha)

@@ -62,7 +62,10 @@ def pattern_mask(scores, n, m):
     mask = np.zeros(scores.shape, dtype=bool)
     for i in range(rows):
         for left in range(0, cols - m + 1, m):
-            best = min(combinations(range(left, left + m), n), key=lambda chosen: sum(scores[i, j] for j in chosen))
+            best = min(
+                combinations(range(left, left + m), n),
+                key=lambda chosen: sum(scores[i, j] for j in chosen),
+            )
             mask[i, list(best)] = True
     return mask
 

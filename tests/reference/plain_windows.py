@@ -31,7 +31,9 @@ def largest_fit(rows: int, cols: int, ratio: float) -> int:
     return max(fitting)
 
 
-def times_seen(rows: int, cols: int, shape: tuple[int, int], corners: list[tuple[int, int]]) -> NDArray[np.int_]:
+def times_seen(
+    rows: int, cols: int, shape: tuple[int, int], corners: list[tuple[int, int]]
+) -> NDArray[np.int_]:
     """How many windows hold each entry of the matrix; fails where one sticks out."""
     seen = np.zeros((rows, cols), dtype=int)
     for top, left in corners:

@@ -39,14 +39,22 @@ def spectrum_of(eigenvalues: np.ndarray) -> Spectrum:
     return Spectrum((float(edges[0]), float(edges[-1])), tuple(counts.tolist()), top)
 
 
-def ok_layer(name: str, block: int | None, kind: str, heavy: float = 0.0, seed: int = 0, **more: Any) -> LayerRecord:
+def ok_layer(
+    name: str, block: int | None, kind: str, heavy: float = 0.0, seed: int = 0, **more: Any
+) -> LayerRecord:
     """A layer whose matrix has columns of log-normal scale: ``heavy`` 0 is i.i.d., more is a heavier tail."""
     rng = np.random.default_rng(seed)
     windows = rng.standard_normal((9, SIDE, SIDE)) * 0.02
     windows *= np.exp(heavy * rng.standard_normal(SIDE))
     eigenvalues = np.sort(np.linalg.svd(windows, compute_uv=False).ravel() ** 2)
     fit = fit_from(eigenvalues, eigenvalues.size // 2)
-    rows, cols = (4 * SIDE, SIDE) if kind in ("gate", "up") else (SIDE, 4 * SIDE) if kind == "down" else (192, 192)
+    rows, cols = (
+        (4 * SIDE, SIDE)
+        if kind in ("gate", "up")
+        else (SIDE, 4 * SIDE)
+        if kind == "down"
+        else (192, 192)
+    )
     total, largest = float((windows**2).sum()), float(eigenvalues[-1])
     values = {
         "name": name, "block": block, "kind": kind, "rows": rows, "cols": cols, "numel": rows * cols, "n_matrices": 1,
@@ -60,10 +68,14 @@ def ok_layer(name: str, block: int | None, kind: str, heavy: float = 0.0, seed: 
     return LayerRecord(**{**values, **more})
 
 
-def missing(name: str, block: int | None, kind: str, status: str, reason: str, **more: Any) -> LayerRecord:
+def missing(
+    name: str, block: int | None, kind: str, status: str, reason: str, **more: Any
+) -> LayerRecord:
     """A layer that was not measured."""
     values = {"rows": 8, "cols": 64, "numel": 512, "n_matrices": 1}
-    return LayerRecord(name=name, block=block, kind=kind, status=status, reason=reason, **{**values, **more})
+    return LayerRecord(
+        name=name, block=block, kind=kind, status=status, reason=reason, **{**values, **more}
+    )
 
 
 def run_of(layers: list[LayerRecord], **more: Any) -> Results:
@@ -79,7 +91,9 @@ def block_layers(b: int, n_blocks: int) -> list[LayerRecord]:
     """Seven projections; q and k heavier than the rest, and heavier with depth."""
     depth = 0.25 * b / max(1, n_blocks - 1)
     heavy = {"q": 0.55, "k": 0.5, "v": 0.3, "o": 0.3, "gate": 0.25, "up": 0.15, "down": 0.1}
-    paths = {kind: f"self_attn.{kind}_proj" for kind in ATTENTION} | {kind: f"mlp.{kind}_proj" for kind in MLP}
+    paths = {kind: f"self_attn.{kind}_proj" for kind in ATTENTION} | {
+        kind: f"mlp.{kind}_proj" for kind in MLP
+    }
     return [
         ok_layer(f"model.layers.{b}.{paths[k]}", b, k, heavy[k] + depth, seed=100 * b + i)
         for i, k in enumerate(ATTENTION + MLP)
@@ -91,12 +105,20 @@ def build_transformer(n_blocks: int = 12, full: bool = False) -> Results:
     layers = [ok_layer("model.embed_tokens", None, "embedding", 0.4, seed=7)]
     for b in range(n_blocks):
         layers += block_layers(b, n_blocks)
-        layers.append(missing(f"model.layers.{b}.router", b, "router", "skipped", "short side 8 is below 16"))
+        layers.append(
+            missing(f"model.layers.{b}.router", b, "router", "skipped", "short side 8 is below 16")
+        )
     layers += [ok_layer(f"model.head.conv{i}", None, "conv", 0.1, seed=900 + i) for i in range(2)]
     small = {"comparable": False, "window_rows": 32, "window_cols": 32, "alpha_se": math.nan}
-    layers.append(ok_layer("model.head.conv2", None, "conv", 0.1, seed=903, reason="window 32 is not 64", **small))
+    layers.append(
+        ok_layer(
+            "model.head.conv2", None, "conv", 0.1, seed=903, reason="window 32 is not 64", **small
+        )
+    )
     layers.append(ok_layer("lm_head", None, "head", 0.0, seed=11))
-    layers.append(missing("model.head.broken", None, "linear", "failed", "weights hold NaN", rows=64, cols=64))
+    layers.append(
+        missing("model.head.broken", None, "linear", "failed", "weights hold NaN", rows=64, cols=64)
+    )
     if full:
         replaced = [
             LayerRecord(**{**vars(x), "alpha_full": x.alpha * (1 - 0.2 * (x.rows != x.cols))})
@@ -117,8 +139,13 @@ def transformer() -> Results:
 @pytest.fixture(scope="session")
 def cnn() -> Results:
     """Convolutions without blocks, and a classifier; no error bars."""
-    layers = [ok_layer(f"features.conv{i}", None, "conv", 0.1 * i, seed=i, alpha_se=math.nan) for i in range(8)]
-    return run_of([*layers, ok_layer("classifier", None, "linear", 0.2, seed=50)], source="tests:cnn")
+    layers = [
+        ok_layer(f"features.conv{i}", None, "conv", 0.1 * i, seed=i, alpha_se=math.nan)
+        for i in range(8)
+    ]
+    return run_of(
+        [*layers, ok_layer("classifier", None, "linear", 0.2, seed=50)], source="tests:cnn"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +157,10 @@ def single() -> Results:
 @pytest.fixture(scope="session")
 def failed() -> Results:
     """Not one layer measured."""
-    return run_of([missing(f"layer{i}", None, "linear", "failed", "weights hold Inf") for i in range(3)], window=None)
+    return run_of(
+        [missing(f"layer{i}", None, "linear", "failed", "weights hold Inf") for i in range(3)],
+        window=None,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -138,7 +168,12 @@ def random_model() -> Results:
     """Every layer i.i.d.: nothing to be found."""
     layers = [
         ok_layer(
-            f"model.layers.{b}.self_attn.{k}_proj", b, k, 0.0, seed=10 * b + i, alpha=NULL + 0.01 * ((b + i) % 3 - 1)
+            f"model.layers.{b}.self_attn.{k}_proj",
+            b,
+            k,
+            0.0,
+            seed=10 * b + i,
+            alpha=NULL + 0.01 * ((b + i) % 3 - 1),
         )
         for b in range(10)
         for i, k in enumerate(ATTENTION)
@@ -149,11 +184,24 @@ def random_model() -> Results:
 @pytest.fixture(scope="session")
 def hostile() -> Results:
     """Names, kinds and reasons that try to be code."""
-    layers = [ok_layer(name, None, f"kind {name[-9:]}", 0.3, seed=i) for i, name in enumerate(HOSTILE)]
-    layers.append(missing("bad </script>", None, "<i>x</i>", "failed", "</script><script>window.hacked = 1</script>"))
+    layers = [
+        ok_layer(name, None, f"kind {name[-9:]}", 0.3, seed=i) for i, name in enumerate(HOSTILE)
+    ]
+    layers.append(
+        missing(
+            "bad </script>",
+            None,
+            "<i>x</i>",
+            "failed",
+            "</script><script>window.hacked = 1</script>",
+        )
+    )
     versions = {"spectail": "<b>0</b>"}
     return run_of(
-        layers, source="</title><script>window.hacked = 1</script>", versions=versions, notes=("<u>note</u>",)
+        layers,
+        source="</title><script>window.hacked = 1</script>",
+        versions=versions,
+        notes=("<u>note</u>",),
     )
 
 
@@ -179,8 +227,15 @@ def browser() -> Iterator[Any]:
     path = next((x for x in found if x), None)
     if path is None:
         pytest.skip("no chromium or chrome on the PATH")
-    quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+    quiet = [
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+    ]
     with sync_api.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu", *quiet])
+        chromium = driver.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-gpu", *quiet]
+        )
         yield chromium
         chromium.close()

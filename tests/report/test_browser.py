@@ -16,7 +16,9 @@ from tests.pruning import test_page as prune_page
 
 WIDE, PHONE = (1280, 900), (390, 844)
 OVERFLOW = "document.documentElement.scrollWidth <= window.innerWidth"
-DRAWN = "document.getElementById('spectrum').data.map(t => [t.meta, Array.from(t.x), Array.from(t.y)])"
+DRAWN = (
+    "document.getElementById('spectrum').data.map(t => [t.meta, Array.from(t.x), Array.from(t.y)])"
+)
 
 
 def until(page, expression, seconds=5.0):
@@ -38,7 +40,10 @@ class Opened:
         self.page = self.context.new_page()
         self.page.route("http://**/*", self._refuse)
         self.page.route("https://**/*", self._refuse)
-        self.page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on(
+            "console",
+            lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None,
+        )
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("html[data-ready=yes]", timeout=30_000)
@@ -64,7 +69,10 @@ def pages(tmp_path_factory, transformer, cnn, failed, hostile, huge):
         "huge": huge,
     }
     made = {name: report_html(results) for name, results in runs.items()}
-    moved = [dataclasses.replace(x, alpha=x.alpha + 0.01 * (i % 9)) for i, x in enumerate(transformer.layers[:-3])]
+    moved = [
+        dataclasses.replace(x, alpha=x.alpha + 0.01 * (i % 9))
+        for i, x in enumerate(transformer.layers[:-3])
+    ]
     other = dataclasses.replace(transformer, layers=tuple(moved))
     made["compare"] = compare_html(pair_layers(transformer, other), transformer, other)
     made["prune"] = prune_page.html(prune_page.pruned())
@@ -127,7 +135,9 @@ def test_the_scheme_changes_page_and_charts(report):
     page = report
     light = page.evaluate(look)
     page.emulate_media(color_scheme="dark")
-    until(page, f"JSON.stringify({look}) !== {json.dumps(json.dumps(light, separators=(',', ':')))}")
+    until(
+        page, f"JSON.stringify({look}) !== {json.dumps(json.dumps(light, separators=(',', ':')))}"
+    )
     dark = page.evaluate(look)
     page.emulate_media(color_scheme="light")
     assert light[0] != dark[0]
@@ -137,7 +147,11 @@ def test_the_scheme_changes_page_and_charts(report):
 def test_choosing_a_layer_draws_the_curves_of_its_record(report, transformer):
     page = report
     before = page.evaluate(DRAWN)
-    index = next(i for i, layer in enumerate(transformer.layers) if layer.name == "model.layers.3.mlp.down_proj")
+    index = next(
+        i
+        for i, layer in enumerate(transformer.layers)
+        if layer.name == "model.layers.3.mlp.down_proj"
+    )
     page.select_option("#layer", str(index))
     after = page.evaluate(DRAWN)
     assert after != before
@@ -174,7 +188,10 @@ def test_arrows_rows_and_points_choose_too(report, transformer):
     page.mouse.move(*place)
     page.wait_for_selector("#depth .hoverlayer .hovertext")
     page.mouse.click(*place)
-    until(page, "document.getElementById('layer').selectedOptions[0].text.includes('layers.5.self_attn.q')")
+    until(
+        page,
+        "document.getElementById('layer').selectedOptions[0].text.includes('layers.5.self_attn.q')",
+    )
 
 
 def test_keyboard_alone_sorts_and_chooses(report):
@@ -189,7 +206,9 @@ def test_keyboard_alone_sorts_and_chooses(report):
 
 
 def column(page, n):
-    return page.eval_on_selector_all(f"tbody td:nth-child({n})", "cells => cells.map(c => c.textContent)")
+    return page.eval_on_selector_all(
+        f"tbody td:nth-child({n})", "cells => cells.map(c => c.textContent)"
+    )
 
 
 def test_sorting_goes_both_ways_and_missing_values_stay_last(report):
@@ -242,7 +261,10 @@ def test_hostile_names_are_shown_and_never_run(opened, hostile):
     assert page.locator("main script, main img, main u").count() == 0
     shown = column(page, 1)
     for layer, text in zip(hostile.layers, shown, strict=True):
-        assert text.encode("utf-16", "replace") == layer.name.encode("utf-16", "replace") or "\ufffd" in text
+        assert (
+            text.encode("utf-16", "replace") == layer.name.encode("utf-16", "replace")
+            or "\ufffd" in text
+        )
     for i in range(len(hostile.layers) - 1):
         page.select_option("#layer", str(i))
 
@@ -297,6 +319,8 @@ def test_printing_turns_charts_light_and_shows_the_whole_table(report):
     report.emulate_media(media="print", color_scheme="dark")
     report.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     assert report.evaluate(ink) == light
-    assert report.evaluate("getComputedStyle(document.querySelector('.scroller')).maxHeight") == "none"
+    assert (
+        report.evaluate("getComputedStyle(document.querySelector('.scroller')).maxHeight") == "none"
+    )
     report.evaluate("window.dispatchEvent(new Event('afterprint'))")
     report.emulate_media(media="screen", color_scheme="light")

@@ -44,7 +44,9 @@ def test_pairs_by_name_and_never_by_position():
     assert comparison.table["name"].tolist() == [layer.name for layer in a.layers]
 
 
-@pytest.mark.parametrize("prefix", ["model.", "base_model.model.", "transformer.", "base_model.model.model."])
+@pytest.mark.parametrize(
+    "prefix", ["model.", "base_model.model.", "transformer.", "base_model.model.model."]
+)
 def test_a_leading_prefix_does_not_part_a_pair(prefix):
     a = run_of([ok_layer(f"layers.{i}.q", i, "q") for i in range(3)])
     b = renamed(a, lambda name: prefix + name)
@@ -58,7 +60,12 @@ def test_an_ambiguous_prefix_pairs_nothing():
     comparison = pair_layers(a, b)
     assert pairs(comparison) == {"head": "head"}
     status = dict(zip(comparison.table["name"], comparison.table["status"], strict=True))
-    assert status == {"head": "paired", "w": "only in A", "model.w": "only in B", "transformer.w": "only in B"}
+    assert status == {
+        "head": "paired",
+        "w": "only in A",
+        "model.w": "only in B",
+        "transformer.w": "only in B",
+    }
 
 
 def test_an_exact_name_goes_before_a_prefix():
@@ -74,7 +81,9 @@ def test_fused_experts_pair_with_separate_ones():
 
 def test_change_and_z_are_b_minus_a_over_the_combined_error():
     a = run_of([ok_layer("w", None, "linear", alpha=2.0, alpha_se=0.03)])
-    b = run_of([ok_layer("w", None, "linear", alpha=1.9, alpha_se=0.04)], fingerprint="sha256:other")
+    b = run_of(
+        [ok_layer("w", None, "linear", alpha=1.9, alpha_se=0.04)], fingerprint="sha256:other"
+    )
     [row] = pair_layers(a, b).table.to_dict("records")
     assert row["alpha_change"] == pytest.approx(-0.1)
     assert row["z"] == pytest.approx(-2.0)
@@ -93,8 +102,16 @@ def test_no_error_bar_gives_a_change_without_z():
     ("change", "status", "reason"),
     [
         ({"rows": 100}, "shapes differ", "192 x 192 in A, 100 x 192 in B"),
-        ({"window_rows": 32, "window_cols": 32}, "not comparable", "windows of 64 x 64 in A, 32 x 32 in B"),
-        ({"status": "failed", "reason": "NaN", "alpha": math.nan}, "not comparable", "failed in B: NaN"),
+        (
+            {"window_rows": 32, "window_cols": 32},
+            "not comparable",
+            "windows of 64 x 64 in A, 32 x 32 in B",
+        ),
+        (
+            {"status": "failed", "reason": "NaN", "alpha": math.nan},
+            "not comparable",
+            "failed in B: NaN",
+        ),
     ],
 )
 def test_what_cannot_be_compared_says_why(change, status, reason):
@@ -122,7 +139,12 @@ def test_warnings_name_every_difference():
     a = run_of([ok_layer("w", None, "linear"), ok_layer("only", None, "linear")])
     b = run_of([ok_layer("w", None, "linear")], spec=Spec(placement="grid:3"), window=32)
     text = " ".join(pair_layers(a, b).warnings)
-    for words in ("placement: tile in A, grid:3 in B", "(64 in A, 32 in B)", "the same weights", "1 only in A"):
+    for words in (
+        "placement: tile in A, grid:3 in B",
+        "(64 in A, 32 in B)",
+        "the same weights",
+        "1 only in A",
+    ):
         assert words in text
     assert pair_layers(a, shifted(a, lambda i: 0.1)).warnings == ()
 
@@ -140,7 +162,9 @@ def test_moved_is_sorted_by_size_and_leaves_out_what_did_not_move():
 
 def test_no_shared_layer_is_one_clear_error():
     a, b = (run_of([ok_layer(name, None, "linear")]) for name in ("x", "y"))
-    with pytest.raises(RunError, match=r"the two analyses share no layer: A has 'x' and others, B has 'y'") as caught:
+    with pytest.raises(
+        RunError, match=r"the two analyses share no layer: A has 'x' and others, B has 'y'"
+    ) as caught:
         pair_layers(a, b)
     assert "\n" not in str(caught.value)
 
@@ -158,7 +182,10 @@ def test_the_page_holds_the_table_and_says_what_moved():
     assert table["columns"] == list(comparison.table.columns)
     assert [row[0] for row in table["rows"]] == comparison.table["name"].tolist()
     assert "0 have a clearly heavier tail in B and 1 a clearly lighter one" in page
-    assert f"more than {threshold(len(comparison.table.dropna(subset=['z']))):.1f} combined errors" in page
+    assert (
+        f"more than {threshold(len(comparison.table.dropna(subset=['z']))):.1f} combined errors"
+        in page
+    )
     assert f"<code>{a.layers[4].name}</code> (+0.500)" in page
 
 

@@ -9,7 +9,12 @@ import spectail as st
 from spectail.core.spec import Spec
 
 transformers = pytest.importorskip("transformers")
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 
 
 def test_a_file_and_its_live_model_are_the_same_layers(tmp_path):
@@ -39,4 +44,7 @@ def test_a_layer_with_two_possible_partners_says_so():
     table = st.compare(*runs).table.set_index("name_a")
     row = table.loc["layers.0.fc1"]
     assert row["status"] == "only in A"
-    assert row["reason"] == "several layers of B could be this one: left.layers.0.fc1, right.layers.0.fc1"
+    assert (
+        row["reason"]
+        == "several layers of B could be this one: left.layers.0.fc1, right.layers.0.fc1"
+    )

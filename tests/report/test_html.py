@@ -17,7 +17,9 @@ CASES = ["transformer", "cnn", "single", "failed", "random_model", "hostile"]
 
 
 def data_of(page):
-    [found] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    [found] = re.findall(
+        r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL
+    )
     return json.loads(found)
 
 
@@ -58,14 +60,19 @@ def test_embedded_spectra_are_those_of_the_records(transformer):
         (r, pytest.approx(x, rel=1e-4)) for r, x in kept.top
     ]
     assert len(spectra["shapes"]) == 1
-    heaviest = min((x for x in transformer.layers if x.comparable and x.spectrum), key=lambda x: x.alpha)
+    heaviest = min(
+        (x for x in transformer.layers if x.comparable and x.spectrum), key=lambda x: x.alpha
+    )
     assert transformer.layers[spectra["first"]] is heaviest
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_comes_from_elsewhere(case, request):
     html = without_scripts(report_html(request.getfixturevalue(case)))
-    assert not re.search(r"""<(script|link|img|iframe|object|base|form)\b|\b(src|href)=["'](?!#)|@import|url\(""", html)
+    assert not re.search(
+        r"""<(script|link|img|iframe|object|base|form)\b|\b(src|href)=["'](?!#)|@import|url\(""",
+        html,
+    )
     assert "default-src 'none'" in html
 
 
@@ -81,7 +88,11 @@ def test_hostile_text_opens_no_element(hostile):
 
 
 def test_embed_is_safe_json():
-    values = {"a": float("nan"), "b": ["</script>", "<!--", "\u2028", "\udc80"], "c": (1, float("inf"))}
+    values = {
+        "a": float("nan"),
+        "b": ["</script>", "<!--", "\u2028", "\udc80"],
+        "c": (1, float("inf")),
+    }
     text = embed(values)
     assert not set("<>&") & set(text)
     assert text.isascii()
@@ -100,12 +111,20 @@ def test_sections_follow_what_the_run_holds(transformer, cnn, failed):
 
 def test_the_page_says_what_was_asked_and_how_to_repeat_it(transformer):
     body = without_scripts(report_html(transformer))
-    for text in ("sha256:0123abcd", "torch 2.9.0", "89", "64 (common)", "spectail analyze demo --out DIR"):
+    for text in (
+        "sha256:0123abcd",
+        "torch 2.9.0",
+        "89",
+        "64 (common)",
+        "spectail analyze demo --out DIR",
+    ):
         assert text in body
 
 
 def test_command_quotes_and_carries_every_option():
-    results = run_of([], source="my model/x.pt", include=("*q*",), exclude=("lm head",), full_spectrum=True)
+    results = run_of(
+        [], source="my model/x.pt", include=("*q*",), exclude=("lm head",), full_spectrum=True
+    )
     assert command(results.run) == (
         "spectail analyze 'my model/x.pt' --out DIR --aspect-ratio 1 --window common --placement tile --cutoff median "
         "--include '*q*' --exclude 'lm head' --full-spectrum"

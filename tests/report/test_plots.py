@@ -10,7 +10,12 @@ from spectail.core.laws import marchenko_pastur_alpha
 from spectail.errors import SpectailError
 from spectail.report.curves import null_shape, spectrum_curves
 from spectail.report.depth import depth_of
-from spectail.report.plots import alpha_by_depth, block_kind_heatmap, farms_against_full, layer_spectrum
+from spectail.report.plots import (
+    alpha_by_depth,
+    block_kind_heatmap,
+    farms_against_full,
+    layer_spectrum,
+)
 from spectail.report.theme import kind_styles
 from spectail.results.records import Spectrum
 
@@ -86,7 +91,9 @@ def test_heatmap_cells_are_means_over_block_and_kind(huge):
 
 
 def test_heatmap_leaves_cells_open_that_are_not_comparable():
-    layers = [ok_layer(f"layers.{b}.{k}", b, k, comparable=k == "q") for b in range(2) for k in ("q", "v")]
+    layers = [
+        ok_layer(f"layers.{b}.{k}", b, k, comparable=k == "q") for b in range(2) for k in ("q", "v")
+    ]
     fig = block_kind_heatmap(run_of(layers))
     assert [[v is None for v in row] for row in fig.data[0].z] == [[False, False], [True, True]]
     assert list(zip(fig.data[1].x, fig.data[1].y)) == [(0, 1), (1, 1)]
@@ -106,7 +113,11 @@ def test_spectrum_curves_hold_together(transformer):
     assert np.sum(density[:-1] * np.diff(np.log10(edges))) == pytest.approx(1)
     fit = curves["fit"]
     tail = np.trapezoid(fit.y, np.log10(fit.x))
-    expected = layer.n_tail / sum(layer.spectrum.counts) * (1 - (fit.x[-1] / layer.xmin) ** (1 - layer.alpha))
+    expected = (
+        layer.n_tail
+        / sum(layer.spectrum.counts)
+        * (1 - (fit.x[-1] / layer.xmin) ** (1 - layer.alpha))
+    )
     assert tail == pytest.approx(expected, rel=2e-3)
     assert curves["fit survival"].y[0] == pytest.approx(layer.n_tail / sum(layer.spectrum.counts))
     assert curves["survival"].x[0] == layer.spectrum.top[0][1]
@@ -117,7 +128,9 @@ def test_null_curve_fits_the_histogram_of_a_random_layer():
     layer = ok_layer("w", None, "linear", 0.0, seed=3)
     curves = spectrum_curves(layer, layer.spectrum)
     at = np.array([rank for rank, _ in layer.spectrum.top]) / 576
-    below_null = np.interp(curves["survival"].x, curves["null survival"].x, curves["null survival"].y)
+    below_null = np.interp(
+        curves["survival"].x, curves["null survival"].x, curves["null survival"].y
+    )
     assert np.max(np.abs(below_null - at)) < 0.03
 
 
@@ -129,20 +142,28 @@ def test_null_shape_is_a_density_whose_survival_matches(ratio):
     assert np.allclose(1 - np.cumsum(steps), shape.survival[1:], atol=0.01)
     median = np.interp(-0.5, -shape.survival, shape.log10)
     above = shape.log10 >= median
-    mean_log = np.trapezoid((shape.density * (shape.log10 - median))[above], shape.log10[above]) * math.log(10) / 0.5
+    mean_log = (
+        np.trapezoid((shape.density * (shape.log10 - median))[above], shape.log10[above])
+        * math.log(10)
+        / 0.5
+    )
     assert 1 + 1 / mean_log == pytest.approx(marchenko_pastur_alpha(ratio, fraction=0.5), rel=0.02)
 
 
 def test_layer_spectrum_says_what_is_missing(transformer):
     with pytest.raises(SpectailError, match=r"no layer is called 'lm_hed'; did you mean lm_head\?"):
         layer_spectrum(transformer, "lm_hed")
-    with pytest.raises(SpectailError, match=r"has no spectrum to draw \(status skipped: short side 8 is below 16\)"):
+    with pytest.raises(
+        SpectailError, match=r"has no spectrum to draw \(status skipped: short side 8 is below 16\)"
+    ):
         layer_spectrum(transformer, "model.layers.0.router")
 
 
 def test_degenerate_spectra_draw():
     one = Spectrum((0.0, 0.0), (5,), ((1, 1.0),))
-    layer = ok_layer("w", None, "linear", spectrum=one, alpha=math.nan, xmin=math.nan, weight_var=0.0)
+    layer = ok_layer(
+        "w", None, "linear", spectrum=one, alpha=math.nan, xmin=math.nan, weight_var=0.0
+    )
     curves = spectrum_curves(layer, one)
     assert curves["fit"].x.size == curves["null"].x.size == 0
     assert np.isfinite(curves["histogram"].y).all()
@@ -157,19 +178,31 @@ def test_hostile_names_are_text_in_every_figure(hostile):
 
 
 def test_stacks_with_equal_indices_are_different_places():
-    depth = depth_of([("encoder.block.0.q", 0), ("encoder.block.1.q", 1), ("decoder.block.0.q", 0), ("head", None)])
+    depth = depth_of(
+        [
+            ("encoder.block.0.q", 0),
+            ("encoder.block.1.q", 1),
+            ("decoder.block.0.q", 0),
+            ("head", None),
+        ]
+    )
     assert depth.places == (0, 1, 2, 3)
     assert depth.labels == {0: "block.0", 1: "block.1", 2: "block.0", 3: ""}
 
 
 def test_one_stack_keeps_its_indices_and_what_is_outside_goes_around_it():
-    depth = depth_of([("embed", None), ("layers.4.q", 4), ("layers.6.q", 6), ("layers.6.k", 6), ("head", None)])
+    depth = depth_of(
+        [("embed", None), ("layers.4.q", 4), ("layers.6.q", 6), ("layers.6.k", 6), ("head", None)]
+    )
     assert depth.places == (3, 4, 6, 6, 7)
     assert depth.ticks()[0] == [4, 6]
 
 
 def test_known_kinds_look_the_same_everywhere_and_all_differ():
-    few, many = kind_styles(["v", "conv"]), kind_styles(["conv", "q", "k", "v", "o", "gate", "up", "down", "head"])
+    few, many = (
+        kind_styles(["v", "conv"]),
+        kind_styles(["conv", "q", "k", "v", "o", "gate", "up", "down", "head"]),
+    )
     assert few["v"] == many["v"]
     assert list(many) == ["q", "k", "v", "o", "gate", "up", "down", "conv", "head"]
     assert len(set(many.values())) == 9

@@ -28,7 +28,9 @@ def test_values_are_those_of_the_records(transformer):
         record = transformer.layers[i]
         assert table.loc[i, "name"] == record.name
         assert table.loc[i, "alpha"] == pytest.approx(record.alpha, nan_ok=True, rel=0)
-        assert (record.block is None and table.loc[i, "block"] is pd.NA) or table.loc[i, "block"] == record.block
+        assert (record.block is None and table.loc[i, "block"] is pd.NA) or table.loc[
+            i, "block"
+        ] == record.block
 
 
 @pytest.mark.parametrize("case", ["cnn", "single", "failed", "hostile", "huge"])

@@ -8,7 +8,14 @@ import pytest
 from scipy.stats import spearmanr
 
 from spectail.core.spec import Spec
-from spectail.report.evidence import depth_trend, kind_means, odd_ones, rank_correlation, sort_run, threshold
+from spectail.report.evidence import (
+    depth_trend,
+    kind_means,
+    odd_ones,
+    rank_correlation,
+    sort_run,
+    threshold,
+)
 from spectail.report.words import findings, listed, titled_findings
 from spectail.results.records import null_gap
 
@@ -75,7 +82,10 @@ def test_depth_trend_is_that_of_the_blocks(transformer):
 
 def test_an_odd_layer_is_named_and_ordinary_ones_are_not():
     alphas = [1.80 + 0.01 * math.sin(i) for i in range(20)]
-    layers = [ok_layer(f"layers.{i}.q", i, "q", alpha=alpha, alpha_se=0.01) for i, alpha in enumerate(alphas)]
+    layers = [
+        ok_layer(f"layers.{i}.q", i, "q", alpha=alpha, alpha_se=0.01)
+        for i, alpha in enumerate(alphas)
+    ]
     assert odd_ones(layers) == []
     layers[7] = dataclasses.replace(layers[7], alpha=1.4)
     [(odd, middle)] = odd_ones(layers)
@@ -96,7 +106,10 @@ def test_without_error_bars_nothing_is_called_different(cnn):
 @pytest.mark.parametrize(
     ("cutoff", "words"),
     [
-        ("median", "no claim of a power law. WeightWatcher's thresholds of 2 and 6 belong to another cutoff"),
+        (
+            "median",
+            "no claim of a power law. WeightWatcher's thresholds of 2 and 6 belong to another cutoff",
+        ),
         ("peak", "no claim of a power law"),
         ("ks", "only where the tail verdict in the table supports a power law"),
         ("top:0.1", "whether it is a power law was not tested"),
@@ -112,7 +125,10 @@ def test_the_reading_follows_the_cutoff(cutoff, words, single):
 
 def ks_run(*judged):
     names = ("ks_p", "lognormal_ratio", "exponential_ratio")
-    layers = [ok_layer(f"w{i}", None, "linear", **dict(zip(names, x, strict=True))) for i, x in enumerate(judged)]
+    layers = [
+        ok_layer(f"w{i}", None, "linear", **dict(zip(names, x, strict=True)))
+        for i, x in enumerate(judged)
+    ]
     return run_of([*layers, ok_layer("few", None, "linear")], spec=Spec(cutoff="ks"))
 
 
@@ -142,7 +158,9 @@ def test_shape_bias_says_how_far_the_full_spectrum_is(transformer):
 
 def test_all_failed_has_scope_and_limits_only(failed):
     assert [*by_topic(failed)] == ["Scope", "Not measured"]
-    assert findings(failed)[0].startswith("Scope: 0 of 3 layers measured; 3 failed (weights hold Inf)")
+    assert findings(failed)[0].startswith(
+        "Scope: 0 of 3 layers measured; 3 failed (weights hold Inf)"
+    )
 
 
 @pytest.mark.parametrize("case", ["single", "cnn", "hostile", "huge"])
@@ -177,5 +195,7 @@ def test_rank_correlation_is_scipys(ties: bool) -> None:
         x, y = rng.standard_normal((2, size))
         y = np.round(y + x) if ties else y + x
         expected = spearmanr(x, y)
-        assert rank_correlation(x, y) == pytest.approx((expected.statistic, expected.pvalue), rel=1e-9)
+        assert rank_correlation(x, y) == pytest.approx(
+            (expected.statistic, expected.pvalue), rel=1e-9
+        )
     assert rank_correlation([1, 2, 3, 4], [8, 6, 4, 1]) == (-1.0, pytest.approx(0.0))

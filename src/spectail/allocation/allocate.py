@@ -29,24 +29,31 @@ def allocate(
 ) -> Allocation:
     """Give every layer that takes part a value, by its alpha or its block's.
 
-    ``target`` is ``sparsity``, ``bits``, ``lr`` or ``weight-decay``, or a type of ``spectail.targets`` with further
-    options. ``budget`` is the mean sparsity or bits weighted by number of weights, or the base value of a rate.
-    ``map`` (``linear:0.3``, ``sqrt``, ``log2``, ``step:0.5:1.5``, ``sigmoid:1``, a name of ``presets.MAPS``, or a type
-    of ``spectail.maps``) says how alpha becomes a factor; ``level`` whether a ``block`` or a ``layer`` gets a value;
-    ``standardize_by_kind``, for sparsity, that alphas count within their kind of layer (``units.standardized_by_kind``).
+    ``target`` is ``sparsity``, ``bits``, ``lr`` or ``weight-decay``, or a type of
+    ``spectail.targets`` with further options. ``budget`` is the mean sparsity or bits weighted by
+    number of weights, or the base value of a rate. ``map`` (``linear:0.3``, ``sqrt``, ``log2``,
+    ``step:0.5:1.5``, ``sigmoid:1``, a name of ``presets.MAPS``, or a type of ``spectail.maps``)
+    says how alpha becomes a factor; ``level`` whether a ``block`` or a ``layer`` gets a value;
+    ``standardize_by_kind``, for sparsity, that alphas count within their kind of layer
+    (``units.standardized_by_kind``).
 
-    Embeddings, head, norms and routers stay out, for sparsity and bits also what lies in no block; ``include`` globs
-    add them, ``exclude`` globs leave layers out. A layer without a comparable alpha is an error, or takes the mean of
-    its block, else of all (``missing="mean"``), or is left out (``missing="leave"``).
+    Embeddings, head, norms and routers stay out, for sparsity and bits also what lies in no block;
+    ``include`` globs add them, ``exclude`` globs leave layers out. A layer without a comparable
+    alpha is an error, or takes the mean of its block, else of all (``missing="mean"``), or is left
+    out (``missing="leave"``).
 
     Raises AllocationError with one clear line.
     """
     if not isinstance(analysis, Results):
-        raise AllocationError(f"expected an analysis, as st.analyze or st.Analysis.load gives it, not {analysis!r}")
+        raise AllocationError(
+            f"expected an analysis, as st.analyze or st.Analysis.load gives it, not {analysis!r}"
+        )
     rule = as_target(target, map=map, level=level, standardize_by_kind=standardize_by_kind)
     if isinstance(budget, bool) or not isinstance(budget, Real):
         raise AllocationError(f"the budget must be a number, not {budget!r}")
-    coverage = cover(analysis.layers, inside_blocks=rule.inside_blocks, include=include, exclude=exclude)
+    coverage = cover(
+        analysis.layers, inside_blocks=rule.inside_blocks, include=include, exclude=exclude
+    )
     layers, without_alpha, remarks = with_alphas(coverage.layers, missing)
     if isinstance(rule, Sparsity) and rule.standardize_by_kind:
         layers = standardized_by_kind(layers)
@@ -54,7 +61,9 @@ def allocate(
     values, deviations = rule.values(units, float(budget))
     given = {
         layer.name: LayerValue(layer.name, float(value), unit, float(alpha), layer.numel)
-        for unit, members, value, alpha in zip(units.names, units.members, values, units.alpha, strict=True)
+        for unit, members, value, alpha in zip(
+            units.names, units.members, values, units.alpha, strict=True
+        )
         for layer in members
     }
     return Allocation(

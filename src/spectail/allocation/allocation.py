@@ -37,9 +37,9 @@ class LayerValue:
 class Allocation(Mapping[str, float]):
     """A mapping from the name of a layer to its value, immutable, over the layers that take part.
 
-    The value is a ratio of zeros (target ``sparsity``), a whole number of bits (``bits``), a learning rate (``lr``) or
-    a weight decay (``weight-decay``). Layers that are not in it stay as they are: dense, at full precision, at the base
-    value.
+    The value is a ratio of zeros (target ``sparsity``), a whole number of bits (``bits``), a
+    learning rate (``lr``) or a weight decay (``weight-decay``). Layers that are not in it stay as
+    they are: dense, at full precision, at the base value.
     """
 
     target: str
@@ -88,19 +88,25 @@ class Allocation(Mapping[str, float]):
         """A few lines: what was asked and reached, the range, who takes part, who does not and why, remarks."""
         values = list(self.values())
         units = len({share.unit for share in self.shares})
-        options = ", ".join(_option(name, value) for name, value in self.settings.items() if value is not False)
+        options = ", ".join(
+            _option(name, value) for name, value in self.settings.items() if value is not False
+        )
         lines = [
             f"{self.target} {self.budget:g} ({options})",
             f"{len(self)} layers in {units} units, {min(values):.6g} to {max(values):.6g}, "
             f"mean by number of weights {self.realised:.9g}",
         ]
         lines += describe_left_out(self.left_out)
-        return "\n".join([*lines, *(f"note: {remark}" for remark in (*self.deviations, *self.notes))])
+        return "\n".join(
+            [*lines, *(f"note: {remark}" for remark in (*self.deviations, *self.notes))]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; ``realised`` is there to read, and computed again when loaded."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        lists = {name: [dataclasses.asdict(x) for x in values[name]] for name in ("shares", "left_out")}
+        lists = {
+            name: [dataclasses.asdict(x) for x in values[name]] for name in ("shares", "left_out")
+        }
         texts = {name: list(values[name]) for name in ("deviations", "notes")}
         return {"format": _FORMAT, **values, "realised": self.realised, **lists, **texts}
 
@@ -110,13 +116,17 @@ class Allocation(Mapping[str, float]):
         try:
             if stored.get("format") != _FORMAT:
                 raise AllocationError("it is not an allocation")
-            known = {key: value for key, value in stored.items() if key not in ("format", "realised")}
+            known = {
+                key: value for key, value in stored.items() if key not in ("format", "realised")
+            }
             known["shares"] = tuple(LayerValue(**share) for share in known["shares"])
             known["left_out"] = tuple(LeftOut(**layer) for layer in known["left_out"])
             known |= {name: tuple(known[name]) for name in ("deviations", "notes")}
             allocation = cls(**known)
         except (AttributeError, KeyError, TypeError) as error:
-            raise AllocationError(f"it is not an allocation that this version can read ({error})") from error
+            raise AllocationError(
+                f"it is not an allocation that this version can read ({error})"
+            ) from error
         _check(allocation)
         return allocation
 
@@ -124,7 +134,9 @@ class Allocation(Mapping[str, float]):
         """Write JSON, whole or not at all; a file that holds anything but an allocation is not replaced."""
         path = Path(path)
         if path.exists() and not _is_allocation(path):
-            raise AllocationError(f"{path} exists and is no allocation, so it stays; give another name")
+            raise AllocationError(
+                f"{path} exists and is no allocation, so it stays; give another name"
+            )
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")
@@ -139,7 +151,9 @@ class Allocation(Mapping[str, float]):
     def load(cls, path: str | Path) -> Allocation:
         """Read what ``save`` wrote; AllocationError where there is no such file, or another one."""
         if not Path(path).is_file():
-            raise AllocationError(f"no allocation at {path}: expected a file that spectail allocate has written")
+            raise AllocationError(
+                f"no allocation at {path}: expected a file that spectail allocate has written"
+            )
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (ValueError, AllocationError) as error:
@@ -147,7 +161,9 @@ class Allocation(Mapping[str, float]):
 
     def _repr_html_(self) -> str:
         """The table, for notebooks."""
-        html: str = self.table.to_html(index=False, max_rows=60, float_format="{:.4g}".format, na_rep="")
+        html: str = self.table.to_html(
+            index=False, max_rows=60, float_format="{:.4g}".format, na_rep=""
+        )
         return html
 
 
@@ -156,7 +172,11 @@ def _option(name: str, value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    return " to ".join(f"{x:g}" for x in value) if isinstance(value, list) and len(value) == 2 else str(value)
+    return (
+        " to ".join(f"{x:g}" for x in value)
+        if isinstance(value, list) and len(value) == 2
+        else str(value)
+    )
 
 
 def _is_allocation(path: Path) -> bool:
@@ -174,7 +194,9 @@ def _check(allocation: Allocation) -> None:
     if len(allocation) < len(allocation.shares):
         raise AllocationError("it names a layer twice")
     for share in allocation.shares:
-        if not (isinstance(share.value, int | float) and math.isfinite(share.value) and share.value >= 0):
+        if not (
+            isinstance(share.value, int | float) and math.isfinite(share.value) and share.value >= 0
+        ):
             raise AllocationError(
                 f"the value of {share.name} must be a finite number of at least 0, not {share.value!r}"
             )

@@ -16,14 +16,15 @@ from spectail.errors import AllocationError
 Array: TypeAlias = NDArray[np.float64]
 
 _SMALLEST = 1e-100
-"""Factors below this part of the largest count as zero: nothing real comes near, and no quotient overflows."""
+"""Factors below this part of the largest count as zero: nothing real comes near, and no quotient
+overflows."""
 
 
 def fill(factors: Array, weights: Array, *, budget: float, bounds: tuple[float, float]) -> Array:
     """Values clip(c * factors, low, high) with the c at which their mean, weighted by ``weights``, is the budget.
 
-    ``factors`` are at least 0, one of them above; units of factor 0 stay at the lower bound until all others are at
-    the upper one, then they rise together. Values never decrease in the factor.
+    ``factors`` are at least 0, one of them above; units of factor 0 stay at the lower bound until
+    all others are at the upper one, then they rise together. Values never decrease in the factor.
 
     Raises:
         AllocationError: no values within the bounds have that mean.
@@ -34,7 +35,9 @@ def fill(factors: Array, weights: Array, *, budget: float, bounds: tuple[float, 
     """
     low, high = bounds
     if not low <= budget <= high:
-        raise AllocationError(f"values from {low:g} to {high:g} cannot have the mean {budget:g}: widen the bounds")
+        raise AllocationError(
+            f"values from {low:g} to {high:g} cannot have the mean {budget:g}: widen the bounds"
+        )
     share = weights / weights.sum()
     relative = factors / factors.max()
     relative[relative < _SMALLEST] = 0.0
@@ -42,7 +45,9 @@ def fill(factors: Array, weights: Array, *, budget: float, bounds: tuple[float, 
     full = high * float(share[~zero].sum())
     if zero.any() and full + low * float(share[zero].sum()) <= budget:
         return np.where(zero, np.clip((budget - full) / share[zero].sum(), low, high), high)
-    return np.asarray(np.clip(_scale(relative, share, budget=budget, bounds=bounds) * relative, low, high))
+    return np.asarray(
+        np.clip(_scale(relative, share, budget=budget, bounds=bounds) * relative, low, high)
+    )
 
 
 def _scale(relative: Array, share: Array, *, budget: float, bounds: tuple[float, float]) -> float:
@@ -53,7 +58,9 @@ def _scale(relative: Array, share: Array, *, budget: float, bounds: tuple[float,
         return float(share @ np.clip(c * relative, low, high))
 
     positive = relative[relative > 0]
-    corners = np.unique(np.concatenate([[0.0], low / positive, high / positive if np.isfinite(high) else []]))
+    corners = np.unique(
+        np.concatenate([[0.0], low / positive, high / positive if np.isfinite(high) else []])
+    )
     after = bisect_left(corners, budget, key=mean)
     if after == 0 or (after == corners.size and np.isfinite(high)):
         return float(corners[min(after, corners.size - 1)])

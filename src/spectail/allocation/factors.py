@@ -18,7 +18,8 @@ from spectail.errors import AllocationError
 class Scaled:
     """The base value, which is the budget, times the map's factor.
 
-    Published maps do not keep the mean; with ``normalize`` the mean weighted by numel is the base value.
+    Published maps do not keep the mean; with ``normalize`` the mean weighted by numel is the base
+    value.
     """
 
     name: ClassVar[str]
@@ -36,19 +37,28 @@ class Scaled:
     def values(self, units: Units, budget: float) -> tuple[Array, tuple[str, ...]]:
         """One value per unit, and where they depart from the published rule."""
         if not (math.isfinite(budget) and budget >= 0):
-            raise AllocationError(f"a base {self.quantity} must be a finite number of at least 0, not {budget!r}")
+            raise AllocationError(
+                f"a base {self.quantity} must be a finite number of at least 0, not {budget!r}"
+            )
         factors = as_map(self.map).factors(units.alpha)
         deviations = _deviations(as_map(self.map), units.alpha)
         if not self.normalize:
             return budget * factors, deviations
         values = fill(factors, units.numel, budget=budget, bounds=(0.0, math.inf))
-        return values, (*deviations, f"Normalised: the mean {self.quantity} is the base, the published map's is not.")
+        return values, (
+            *deviations,
+            f"Normalised: the mean {self.quantity} is the base, the published map's is not.",
+        )
 
 
 def _deviations(how: Map, alphas: Array) -> tuple[str, ...]:
     """Where published maps have no answer, or one that depends on the order of the layers."""
     if isinstance(how, Linear | Step) and not np.ptp(alphas) > 0:
-        return ("All units have one alpha and keep the base value; published code gives the map's low or high end.",)
+        return (
+            "All units have one alpha and keep the base value; published code gives the map's low or high end.",
+        )
     if isinstance(how, Step) and np.unique(alphas).size < alphas.size:
-        return ("Units of equal alpha share a step; published code gives them different ones by position.",)
+        return (
+            "Units of equal alpha share a step; published code gives them different ones by position.",
+        )
     return ()

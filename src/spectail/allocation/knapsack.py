@@ -1,8 +1,9 @@
 """The multiple-choice knapsack behind bit widths: one choice per item, least total cost within a total weight.
 
-Costs are convex in the width, so a greedy walk over all single steps solves the relaxed problem and leaves a small gap.
-Items that no better solution can change are then fixed (by their reduced cost against that gap), and integer
-programming decides the rest; it sees numbers of one scale, whatever the range of the costs.
+Costs are convex in the width, so a greedy walk over all single steps solves the relaxed problem and
+leaves a small gap. Items that no better solution can change are then fixed (by their reduced cost
+against that gap), and integer programming decides the rest; it sees numbers of one scale, whatever
+the range of the costs.
 """
 
 from __future__ import annotations
@@ -45,17 +46,22 @@ class _Problem:
         return math.fsum(self.costs[np.arange(picks.size), picks])
 
 
-def choose(costs: Array, numel: Integers, *, choices: Sequence[int], budget: float) -> tuple[Array, float]:
+def choose(
+    costs: Array, numel: Integers, *, choices: Sequence[int], budget: float
+) -> tuple[Array, float]:
     """A width per item with the least sum of ``costs`` (items, choices) and a mean up to ``budget``, by numel.
 
-    Returns the widths and the relative gap to the least sum that was left open, 0 where it is proved.
+    Returns the widths and the relative gap to the least sum that was left open, 0 where it is
+    proved.
 
     >>> choose(np.array([[4.0, 1.0], [2.0, 0.5]]), np.array([1, 1]), choices=(1, 2), budget=1.5)
     (array([2., 1.]), 0.0)
     """
     widths = np.array(choices, dtype=np.int64)
     divisor = int(np.gcd.reduce(numel))
-    problem = _Problem(costs, numel // divisor, widths, _capacity(int(numel.sum()), budget, divisor))
+    problem = _Problem(
+        costs, numel // divisor, widths, _capacity(int(numel.sum()), budget, divisor)
+    )
     picks, price = _walk(problem, np.zeros(numel.size, dtype=np.int64))
     bound, reduced = _relaxed(problem, price)
     gap = problem.total(picks) - bound
@@ -85,7 +91,8 @@ def _walk(problem: _Problem, picks: Integers) -> tuple[Integers, float]:
     picks = picks.copy()
     room = problem.capacity - problem.weight(picks)
     price = 0.0
-    # Earlier steps of an item first where rounding makes savings equal: the sort is stable and goes column by column.
+    # Earlier steps of an item first where rounding makes savings equal: the sort is stable and goes
+    # column by column.
     order = np.argsort(-saved.T.ravel(), kind="stable")
     for step, item in zip(*np.divmod(order, n), strict=True):
         if picks[item] != step:
@@ -105,7 +112,9 @@ def _relaxed(problem: _Problem, price: float) -> tuple[float, Array]:
     return math.fsum([*best, -price * problem.capacity]), charged - best[:, None]
 
 
-def _improve(problem: _Problem, picks: Integers, reduced: Array, gap: float) -> tuple[Integers, float]:
+def _improve(
+    problem: _Problem, picks: Integers, reduced: Array, gap: float
+) -> tuple[Integers, float]:
     """The best solution, by integer programming over the choices whose reduced cost is within the gap."""
     candidates = reduced <= gap * (1 + 1e-9)
     candidates[np.arange(picks.size), picks] = True
@@ -115,9 +124,14 @@ def _improve(problem: _Problem, picks: Integers, reduced: Array, gap: float) -> 
     lowest = picks.copy()
     lowest[core] = candidates[core].argmax(axis=1)
     item, choice = np.nonzero(candidates[core])
-    # Above the lowest candidate of each item, in parts of the gap: numbers of one scale, whatever the model's.
-    weights = problem.numel[core][item] * (problem.choices[choice] - problem.choices[lowest[core][item]])
-    costs = (problem.costs[core][item, choice] - problem.costs[core[item], lowest[core][item]]) / gap
+    # Above the lowest candidate of each item, in parts of the gap: numbers of one scale, whatever
+    # the model's.
+    weights = problem.numel[core][item] * (
+        problem.choices[choice] - problem.choices[lowest[core][item]]
+    )
+    costs = (
+        problem.costs[core][item, choice] - problem.costs[core[item], lowest[core][item]]
+    ) / gap
     found = _solve(costs, weights, item, room=problem.capacity - problem.weight(lowest))
     open_gap = gap / problem.total(picks)
     if found.x is None:
@@ -127,7 +141,8 @@ def _improve(problem: _Problem, picks: Integers, reduced: Array, gap: float) -> 
     better[core[item[chosen]]] = choice[chosen]
     if problem.weight(better) > problem.capacity:
         return picks, open_gap
-    # The solver does not tell apart costs that are small beside the largest: let the walk use what room is left.
+    # The solver does not tell apart costs that are small beside the largest: let the walk use what
+    # room is left.
     best = min(picks, _walk(problem, better)[0], key=problem.total)
     return best, 0.0 if found.status == 0 else open_gap
 
@@ -140,6 +155,9 @@ def _solve(costs: Array, weights: Integers, item: Integers, *, room: int) -> Opt
         costs,
         integrality=np.ones(item.size),
         bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(weights[None] / scale, -np.inf, room / scale)],
+        constraints=[
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint(weights[None] / scale, -np.inf, room / scale),
+        ],
         options={"mip_rel_gap": 0.0, "time_limit": TIME_LIMIT},
     )

@@ -14,9 +14,9 @@ from spectail.allocation.maps import Map
 class LearningRate(Scaled):
     """A learning rate per unit around the base rate.
 
-    TempBalance (arXiv 2312.00359): ``tempbalance``, or ``sqrt``, ``log2``, ``step:LOW:HIGH``, per layer. TB_Sigmoid
-    (arXiv 2410.12178): ``sigmoid:SCALE``, per block for transformers. LLR (arXiv 2605.22297): ``llr``, per layer.
-    Layers that are left out train at the base rate.
+    TempBalance (arXiv 2312.00359): ``tempbalance``, or ``sqrt``, ``log2``, ``step:LOW:HIGH``, per
+    layer. TB_Sigmoid (arXiv 2410.12178): ``sigmoid:SCALE``, per block for transformers. LLR (arXiv
+    2605.22297): ``llr``, per layer. Layers that are left out train at the base rate.
     """
 
     name: ClassVar[str] = "lr"

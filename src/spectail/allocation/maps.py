@@ -1,8 +1,8 @@
 """Maps: from the alphas of all units to relative factors, of which only the ratios or the mean of 1 matter.
 
-Every map is a frozen type with a short text (``str(map)``, read by :func:`parse_map`). Factors never decrease in
-alpha, and units of equal alpha get equal factors. Where all alphas are equal no unit stands out: every factor is 1, or
-the bound of the range that is nearest to 1.
+Every map is a frozen type with a short text (``str(map)``, read by :func:`parse_map`). Factors
+never decrease in alpha, and units of equal alpha get equal factors. Where all alphas are equal no
+unit stands out: every factor is 1, or the bound of the range that is nearest to 1.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ Array: TypeAlias = NDArray[np.float64]
 class Linear:
     """From ``low`` at the smallest alpha to ``high`` at the largest, straight in between.
 
-    AlphaPruning's 1 - eps to 1 + eps (arXiv 2410.10912), ``tb_linear_map`` of TempBalance (arXiv 2312.00359),
-    AlphaDecay, LLR. Published code gives ``high`` to all units, or NaN, where all alphas are equal.
+    AlphaPruning's 1 - eps to 1 + eps (arXiv 2410.10912), ``tb_linear_map`` of TempBalance (arXiv
+    2312.00359), AlphaDecay, LLR. Published code gives ``high`` to all units, or NaN, where all
+    alphas are equal.
 
     >>> Linear(0.5, 1.5).factors(np.array([2.0, 3.0, 6.0]))
     array([0.5 , 0.75, 1.5 ])
@@ -98,8 +99,8 @@ class Log2:
 class Step:
     """low + (high - low) rank / n, ranks from 0: even steps, whatever the distances (``tb_step`` of TempBalance).
 
-    ``high`` itself is not reached, as published. Units of equal alpha share the mean of their ranks; published code
-    gives them different steps by their position.
+    ``high`` itself is not reached, as published. Units of equal alpha share the mean of their
+    ranks; published code gives them different steps by their position.
 
     >>> Step(0.5, 1.5).factors(np.array([9.0, 2.0, 3.0, 4.0]))
     array([1.25, 0.5 , 0.75, 1.  ])
@@ -126,7 +127,8 @@ class Step:
 class Sigmoid:
     """10 ** (s (1 / (1 + exp(-tau (alpha - mean))) - 1/2)), s = ``down`` below the mean and ``up`` above it.
 
-    TB_Sigmoid of ModelBalancing (arXiv 2410.12178): factors from 10 ** (-down / 2) to 10 ** (up / 2).
+    TB_Sigmoid of ModelBalancing (arXiv 2410.12178): factors from 10 ** (-down / 2) to 10 ** (up /
+    2).
 
     >>> Sigmoid(1.0, 1.0).factors(np.array([1.0, 3.0])).round(3)
     array([0.316, 3.162])
@@ -139,9 +141,13 @@ class Sigmoid:
     def __post_init__(self) -> None:
         numbers = self.down, self.up, self.tau
         if not all(math.isfinite(x) and x >= 0 for x in numbers):
-            raise AllocationError(f"sigmoid:DOWN:UP:TAU needs finite numbers of at least 0, not {_join(numbers)}")
+            raise AllocationError(
+                f"sigmoid:DOWN:UP:TAU needs finite numbers of at least 0, not {_join(numbers)}"
+            )
         if max(self.down, self.up) > 100:
-            raise AllocationError(f"sigmoid:DOWN:UP scales by 10 ** (UP / 2): at most 100, not {_join(numbers[:2])}")
+            raise AllocationError(
+                f"sigmoid:DOWN:UP scales by 10 ** (UP / 2): at most 100, not {_join(numbers[:2])}"
+            )
 
     def factors(self, alphas: Array) -> Array:
         """One factor per alpha."""
@@ -155,13 +161,16 @@ class Sigmoid:
 
 Map: TypeAlias = Linear | SquareRoot | Log2 | Step | Sigmoid
 
-_FORMS = "linear:EPS, linear:LOW:HIGH, sqrt, log2, step:LOW:HIGH, sigmoid:SCALE, sigmoid:DOWN:UP:TAU"
+_FORMS = (
+    "linear:EPS, linear:LOW:HIGH, sqrt, log2, step:LOW:HIGH, sigmoid:SCALE, sigmoid:DOWN:UP:TAU"
+)
 
 
 def parse_map(text: str) -> Map:
     """Read a map from its text, or from the name of a published one (``presets.MAPS``); else AllocationError.
 
-    One number after ``linear`` or ``step`` is eps (1 - eps to 1 + eps), after ``sigmoid`` it is both scales.
+    One number after ``linear`` or ``step`` is eps (1 - eps to 1 + eps), after ``sigmoid`` it is
+    both scales.
 
     >>> parse_map("linear:0.25"), parse_map("llr")
     (Linear(low=0.75, high=1.25), Linear(low=1.0, high=5.0))
@@ -179,7 +188,9 @@ def parse_map(text: str) -> Map:
         return Linear(low, high) if kind == "linear" else Step(low, high)
     if kind == "sigmoid" and len(numbers) in (1, 2, 3):
         return Sigmoid(*(numbers * 2 if len(numbers) == 1 else numbers))
-    raise AllocationError(f"map must be one of {_FORMS}, or {', '.join(presets.MAPS)}, not {text!r}")
+    raise AllocationError(
+        f"map must be one of {_FORMS}, or {', '.join(presets.MAPS)}, not {text!r}"
+    )
 
 
 def as_map(given: Map | str) -> Map:
@@ -193,7 +204,9 @@ def as_map(given: Map | str) -> Map:
 
 def _check_range(kind: str, low: float, high: float) -> None:
     if not (math.isfinite(high) and 0 <= low <= high and high > 0):
-        raise AllocationError(f"{kind}:LOW:HIGH needs 0 <= LOW <= HIGH (so EPS from 0 to 1), not {low!r} and {high!r}")
+        raise AllocationError(
+            f"{kind}:LOW:HIGH needs 0 <= LOW <= HIGH (so EPS from 0 to 1), not {low!r} and {high!r}"
+        )
 
 
 def _nobody_stands_out(low: float, high: float, n: int) -> Array:

@@ -18,8 +18,9 @@ from spectail.errors import AllocationError
 class Sparsity:
     """A ratio of zeros per unit; the budget is the ratio over all weights that take part.
 
-    Published: s_b = factor_b * S * sum(numel) / sum(numel * factor), over block means. What exceeds ``bounds`` is given
-    to the other units, so the budget holds; the published code cuts it off, or lets ratios exceed 1.
+    Published: s_b = factor_b * S * sum(numel) / sum(numel * factor), over block means. What exceeds
+    ``bounds`` is given to the other units, so the budget holds; the published code cuts it off, or
+    lets ratios exceed 1.
     """
 
     name: ClassVar[str] = "sparsity"
@@ -29,14 +30,17 @@ class Sparsity:
     level: str = "block"
     bounds: tuple[float, float] = presets.SPARSITY_BOUNDS
     standardize_by_kind: bool = False
-    """Whether alphas count within their kind (q with q, down with down), which no published rule has."""
+    """Whether alphas count within their kind (q with q, down with down), which no published rule
+    has."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "map", as_map(self.map))
         check_level(self.level)
         given = tuple(self.bounds) if isinstance(self.bounds, tuple | list) else ()
         if len(given) != 2 or not 0 <= given[0] <= given[1] <= 1:
-            raise AllocationError(f"bounds of sparsity must be (LOW, HIGH), 0 <= LOW <= HIGH <= 1, not {self.bounds!r}")
+            raise AllocationError(
+                f"bounds of sparsity must be (LOW, HIGH), 0 <= LOW <= HIGH <= 1, not {self.bounds!r}"
+            )
         object.__setattr__(self, "bounds", (float(given[0]), float(given[1])))
 
     def values(self, units: Units, budget: float) -> tuple[Array, tuple[str, ...]]:
@@ -50,7 +54,9 @@ class Sparsity:
     def _deviations(self, units: Units, factors: Array, budget: float) -> tuple[str, ...]:
         """What the published rule would have done otherwise."""
         if not np.ptp(units.alpha) > 0:
-            return ("All units have one alpha and get the budget; the published rule divides by zero there.",)
+            return (
+                "All units have one alpha and get the budget; the published rule divides by zero there.",
+            )
         share = units.numel / units.numel.sum()
         published = factors * budget / float(share @ factors)
         low, high = self.bounds

@@ -11,11 +11,22 @@ from spectail.allocation.sparsity import Sparsity
 from spectail.allocation.weight_decay import WeightDecay
 from spectail.errors import AllocationError
 
-__all__ = ["BY_NAME", "Bits", "LearningRate", "Sparsity", "Target", "WeightDecay", "as_target", "settings"]
+__all__ = [
+    "BY_NAME",
+    "Bits",
+    "LearningRate",
+    "Sparsity",
+    "Target",
+    "WeightDecay",
+    "as_target",
+    "settings",
+]
 
 Target: TypeAlias = Sparsity | Bits | LearningRate | WeightDecay
 
-BY_NAME: dict[str, type[Target]] = {kind.name: kind for kind in (Sparsity, Bits, LearningRate, WeightDecay)}
+BY_NAME: dict[str, type[Target]] = {
+    kind.name: kind for kind in (Sparsity, Bits, LearningRate, WeightDecay)
+}
 
 
 def as_target(given: Target | str, **options: Any) -> Target:
@@ -36,5 +47,7 @@ def as_target(given: Target | str, **options: Any) -> Target:
 def settings(target: Target) -> dict[str, Any]:
     """The target's options as plain JSON values, the map as its text."""
     values = {field.name: getattr(target, field.name) for field in fields(target)}
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    plain = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+    }
     return plain | ({"map": str(plain["map"])} if "map" in plain else {})

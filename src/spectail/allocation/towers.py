@@ -1,7 +1,8 @@
 """Which blocks of a multi-modal model belong to its language model, told from the names of its layers alone.
 
-A vision tower, an audio encoder and what connects them sit beside the language model in stacks of blocks of their own.
-Files and live models differ in their prefixes, but both call these parts by the same words.
+A vision tower, an audio encoder and what connects them sit beside the language model in stacks of
+blocks of their own. Files and live models differ in their prefixes, but both call these parts by
+the same words.
 """
 
 from __future__ import annotations
@@ -36,15 +37,19 @@ _WORDS = {
 }
 """Words in the name of a component that is no language model, and what the component is called."""
 
-_GENERATES = re.compile(r"(?:^|\.)(?:embed_tokens|wte|tok_embeddings|embed_in|lm_head|output|output_layer|embed_out)$")
-"""Layers that language models have and encoders of text do not: by name the embedding of tokens, or the output."""
+_GENERATES = re.compile(
+    r"(?:^|\.)(?:embed_tokens|wte|tok_embeddings|embed_in|lm_head|output|output_layer|embed_out)$"
+)
+"""Layers that language models have and encoders of text do not: by name the embedding of tokens, or
+the output."""
 
 
 def beside_language_model(names: Sequence[str]) -> dict[str, str]:
     """Give the reason for every layer in a block that does not belong to the language model of a multi-modal model.
 
-    Empty for models of one kind of input (a language model, a vision transformer, a ResNet), for encoders side by side
-    (CLIP), and where no name tells what an encoder encodes (Whisper, TrOCR): all blocks take part then.
+    Empty for models of one kind of input (a language model, a vision transformer, a ResNet), for
+    encoders side by side (CLIP), and where no name tells what an encoder encodes (Whisper, TrOCR):
+    all blocks take part then.
 
     >>> beside_language_model(["visual.blocks.0.mlp.fc1", "model.layers.0.mlp.up_proj", "lm_head"])
     {'visual.blocks.0.mlp.fc1': "in the vision tower: name it with --include 'visual.blocks.*' to prune it"}

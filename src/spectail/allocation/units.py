@@ -20,7 +20,8 @@ Array: TypeAlias = NDArray[np.float64]
 
 LEVELS = ("block", "layer")
 FALLBACKS = ("error", "mean", "leave")
-"""For a layer without a comparable alpha: refuse, take the mean of its block (else of all), or leave it out."""
+"""For a layer without a comparable alpha: refuse, take the mean of its block (else of all), or
+leave it out."""
 SHOWN = 8
 """How many names an error lists before it counts the rest."""
 
@@ -36,7 +37,8 @@ class Units:
     """Plain mean over the unit's layers, as AlphaPruning takes it."""
     numel: Array
     variance: Array
-    """Mean of the weights' variance over the unit, weighted by numel; NaN where a layer has none."""
+    """Mean of the weights' variance over the unit, weighted by numel; NaN where a layer has
+    none."""
 
 
 def make_units(layers: Sequence[LayerRecord], level: str) -> Units:
@@ -59,8 +61,9 @@ def make_units(layers: Sequence[LayerRecord], level: str) -> Units:
 def standardized_by_kind(layers: Sequence[LayerRecord]) -> tuple[LayerRecord, ...]:
     """The layers with alphas that count within their kind: q with q, down with down.
 
-    Every kind's alphas are moved and scaled to the mean and the spread of all, so that a kind that differs from the
-    others, or varies more, does not decide alone. A kind without spread gets the mean.
+    Every kind's alphas are moved and scaled to the mean and the spread of all, so that a kind that
+    differs from the others, or varies more, does not decide alone. A kind without spread gets the
+    mean.
     """
     alpha = np.array([layer.alpha for layer in layers])
     kinds = np.array([layer.kind for layer in layers])
@@ -70,7 +73,9 @@ def standardized_by_kind(layers: Sequence[LayerRecord]) -> tuple[LayerRecord, ..
         spread = of_kind.std() if np.ptp(of_kind) > 0 else 0.0
         scores[kinds == kind] = (of_kind - of_kind.mean()) / spread if spread > 0 else 0.0
     found = alpha.mean() + alpha.std() * scores
-    return tuple(replace(layer, alpha=float(value)) for layer, value in zip(layers, found, strict=True))
+    return tuple(
+        replace(layer, alpha=float(value)) for layer, value in zip(layers, found, strict=True)
+    )
 
 
 def with_alphas(
@@ -79,7 +84,8 @@ def with_alphas(
     """Layers that all have an alpha, those left out for want of one, and remarks on what was filled in.
 
     Raises:
-        AllocationError: alphas are missing and ``missing`` is "error", or not one layer has an alpha.
+        AllocationError: alphas are missing and ``missing`` is "error", or not one layer has an
+            alpha.
 
     """
     if missing not in FALLBACKS:
@@ -88,7 +94,9 @@ def with_alphas(
     if not lacking:
         return tuple(layers), (), ()
     described = [f"{name} ({reason})" for name, reason in lacking.items()]
-    shown = ", ".join(described[:SHOWN]) + (f" and {len(described) - SHOWN} more" if len(described) > SHOWN else "")
+    shown = ", ".join(described[:SHOWN]) + (
+        f" and {len(described) - SHOWN} more" if len(described) > SHOWN else ""
+    )
     if missing == "error":
         raise AllocationError(
             f"{len(lacking)} of {len(layers)} layers have no comparable alpha: {shown}; exclude them, or set missing "
@@ -96,9 +104,15 @@ def with_alphas(
         )
     known = [layer for layer in layers if layer.name not in lacking]
     if not known:
-        raise AllocationError(f"not one of the {len(layers)} layers has a comparable alpha: {shown}")
+        raise AllocationError(
+            f"not one of the {len(layers)} layers has a comparable alpha: {shown}"
+        )
     if missing == "leave":
-        return tuple(known), tuple(LeftOut(name, f"no alpha: {reason}") for name, reason in lacking.items()), ()
+        return (
+            tuple(known),
+            tuple(LeftOut(name, f"no alpha: {reason}") for name, reason in lacking.items()),
+            (),
+        )
     remark = f"{len(lacking)} layers take the mean alpha of their block, else of all: {shown}"
     return _filled(layers, known), (), (remark,)
 
@@ -134,6 +148,8 @@ def _filled(layers: Sequence[LayerRecord], known: Sequence[LayerRecord]) -> tupl
             others = beside.get(unit_of(layer.name), beside[None])
             own = layer.weight_var
             variance = own if math.isfinite(own) else fmean(other.weight_var for other in others)
-            layer = replace(layer, alpha=fmean(other.alpha for other in others), weight_var=variance)
+            layer = replace(
+                layer, alpha=fmean(other.alpha for other in others), weight_var=variance
+            )
         found.append(layer)
     return tuple(found)

@@ -22,20 +22,37 @@ _MAPS = f"linear:EPS, linear:LOW:HIGH, sqrt, log2, step:LOW:HIGH, sigmoid:SCALE,
 def allocate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an analysis.")],
     target: Annotated[str, typer.Option(help=f"{', '.join(BY_NAME)}.")],
-    budget: Annotated[float, typer.Option(help="Mean sparsity or bits over all weights, or the base rate.")],
+    budget: Annotated[
+        float, typer.Option(help="Mean sparsity or bits over all weights, or the base rate.")
+    ],
     out: Annotated[Path, typer.Option(help="The file to write, as JSON.")],
     map: Annotated[str | None, typer.Option(help=_MAPS)] = None,
     level: Annotated[str | None, typer.Option(help="One value per layer or per block.")] = None,
     standardize_by_kind: Annotated[
-        bool, typer.Option("--standardize-by-kind", help="For sparsity: alphas count within their kind of layer.")
+        bool,
+        typer.Option(
+            "--standardize-by-kind", help="For sparsity: alphas count within their kind of layer."
+        ),
     ] = False,
-    include: Annotated[list[str] | None, typer.Option(help="Also layers whose name matches this glob.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="No layers whose name matches this glob.")] = None,
-    missing: Annotated[str, typer.Option(help=f"For layers without an alpha: {', '.join(FALLBACKS)}.")] = "error",
-    bounds: Annotated[str | None, typer.Option(help="Least and most sparsity of a layer, as LOW:HIGH.")] = None,
-    choices: Annotated[str | None, typer.Option(help="Bit widths to choose from, as 2,3,4,8.")] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Also layers whose name matches this glob.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="No layers whose name matches this glob.")
+    ] = None,
+    missing: Annotated[
+        str, typer.Option(help=f"For layers without an alpha: {', '.join(FALLBACKS)}.")
+    ] = "error",
+    bounds: Annotated[
+        str | None, typer.Option(help="Least and most sparsity of a layer, as LOW:HIGH.")
+    ] = None,
+    choices: Annotated[
+        str | None, typer.Option(help="Bit widths to choose from, as 2,3,4,8.")
+    ] = None,
     gamma: Annotated[float | None, typer.Option(help="How much alpha counts for bits.")] = None,
-    normalize: Annotated[bool, typer.Option("--normalize", help="Keep the mean rate at the base.")] = False,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Keep the mean rate at the base.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> int:
     """LayerValue out a budget among the layers of an analysed model, by their alphas."""
@@ -64,7 +81,9 @@ def allocate(
     return 0
 
 
-def _numbers(option: str, text: str | None, separator: str, kind: type[float]) -> tuple[float, ...] | None:
+def _numbers(
+    option: str, text: str | None, separator: str, kind: type[float]
+) -> tuple[float, ...] | None:
     """The numbers of an option's text."""
     if text is None:
         return None

@@ -26,23 +26,43 @@ from spectail.results.table import extremes
 
 def analyze(
     source: Annotated[
-        str, typer.Argument(help="demo, a model folder, a checkpoint file, module:function or a hub id.")
+        str,
+        typer.Argument(
+            help="demo, a model folder, a checkpoint file, module:function or a hub id."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for tables and report; a killed run goes on there.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for tables and report; a killed run goes on there.")
+    ],
     preset: Annotated[str, typer.Option(help=", ".join(presets.BY_NAME))] = "farms",
-    aspect_ratio: Annotated[float | None, typer.Option(help="Long side / short side of the windows.")] = None,
-    window: Annotated[str | None, typer.Option(help="Short side of the windows, or common, fit, whole.")] = None,
+    aspect_ratio: Annotated[
+        float | None, typer.Option(help="Long side / short side of the windows.")
+    ] = None,
+    window: Annotated[
+        str | None, typer.Option(help="Short side of the windows, or common, fit, whole.")
+    ] = None,
     placement: Annotated[str | None, typer.Option(help="tile, grid:K, step:S or random:N.")] = None,
     cutoff: Annotated[str | None, typer.Option(help=f"{cutoff_forms()}.")] = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="Stop a layer when the windows left would move alpha by a smaller share.")
+        float | None,
+        typer.Option(
+            help="Stop a layer when the windows left would move alpha by a smaller share."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda...")] = "auto",
-    include: Annotated[list[str] | None, typer.Option(help="Only layers whose name matches this glob.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="No layers whose name matches this glob.")] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Only layers whose name matches this glob.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="No layers whose name matches this glob.")
+    ] = None,
     engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
-    full_spectrum: Annotated[bool, typer.Option("--full-spectrum", help="Also measure without windows.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Replace the run that the folder holds.")] = False,
+    full_spectrum: Annotated[
+        bool, typer.Option("--full-spectrum", help="Also measure without windows.")
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Replace the run that the folder holds.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> int:
     """Measure the tail exponent alpha of every weight matrix of SOURCE and write a table and a report."""
@@ -50,7 +70,9 @@ def analyze(
     options = {"window": window, "placement": placement, "cutoff": cutoff, "tolerance": tolerance}
     spec = _spec(preset, aspect_ratio=aspect_ratio, **options)
     console = Console(quiet=quiet)
-    with console.status("opening the model") if console.is_terminal and not quiet else nullcontext():
+    with (
+        console.status("opening the model") if console.is_terminal and not quiet else nullcontext()
+    ):
         plan = make_plan(
             source,
             spec=spec,
@@ -79,7 +101,9 @@ class _Bar(Bar):
     """The layer in hand and the time left, weighed by numbers of weights."""
 
     def __init__(self, *, quiet: bool) -> None:
-        super().__init__(TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), quiet=quiet)
+        super().__init__(
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), quiet=quiet
+        )
 
     def __call__(self, layer: Layer | None, done: int, total: int) -> None:
         self.show(layer.name[-44:] if layer else "writing the report", done, total)
@@ -88,19 +112,26 @@ class _Bar(Bar):
 def _show(console: Console, analysis: Analysis, out: Path) -> None:
     """The most and least heavy-tailed layers, what was not measured, and where the report is."""
     heaviest, lightest = extremes(analysis.table)
-    for title, rows in (("Heaviest tails (lowest alpha)", heaviest), ("Lightest tails (highest alpha)", lightest)):
+    for title, rows in (
+        ("Heaviest tails (lowest alpha)", heaviest),
+        ("Lightest tails (highest alpha)", lightest),
+    ):
         if not len(rows):
             continue
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for heading in ("layer", "shape", "alpha", "+-", "null"):
-            table.add_column(heading, justify="left" if heading == "layer" else "right", overflow="fold")
+            table.add_column(
+                heading, justify="left" if heading == "layer" else "right", overflow="fold"
+            )
         for row in rows.to_dict("records"):
             numbers = (f"{row[key]:.3f}" for key in ("alpha", "alpha_se", "alpha_null"))
             table.add_row(row["name"], f"{row['rows']} x {row['cols']}", *numbers)
         console.print(table)
         console.print()
     counts = analysis.table["status"].value_counts()
-    console.print(", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False)
+    console.print(
+        ", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False
+    )
     for layer in analysis.layers:
         if layer.status == "failed":
             console.print(f"failed: {layer.name}: {layer.reason}", highlight=False, markup=False)

@@ -12,8 +12,15 @@ class Bar:
     """What is in hand, a bar, per cent, and further columns; nothing at all where ``quiet``."""
 
     def __init__(self, *columns: ProgressColumn, quiet: bool) -> None:
-        shown = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), *columns)
-        self.progress = Progress(*shown, console=Console(stderr=True), disable=quiet, transient=True)
+        shown = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            *columns,
+        )
+        self.progress = Progress(
+            *shown, console=Console(stderr=True), disable=quiet, transient=True
+        )
         self.task = self.progress.add_task("starting", total=None)
 
     def __enter__(self) -> Self:

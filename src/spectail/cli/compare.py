@@ -17,7 +17,9 @@ from spectail.results.compare import pair_layers
 def compare(
     a: Annotated[Path, typer.Argument(metavar="DIR_A", help="Folder of an analysis: before.")],
     b: Annotated[Path, typer.Argument(metavar="DIR_B", help="Folder of an analysis: after.")],
-    out: Annotated[Path | None, typer.Option(help="The page to write; by default compare.html in DIR_B.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The page to write; by default compare.html in DIR_B.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> int:
     """Pair the layers of two analyses by name, show what moved most, and write a page."""
@@ -31,9 +33,16 @@ def compare(
     for warning in comparison.warnings:
         console.print(f"note: {warning}", highlight=False, markup=False)
     moved = comparison.moved(8).to_dict("records")
-    table = Table(title="Moved most" if moved else "No layer moved", title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title="Moved most" if moved else "No layer moved",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     for heading in ("layer", "alpha A", "alpha B", "change", "z"):
-        table.add_column(heading, justify="left" if heading == "layer" else "right", overflow="fold")
+        table.add_column(
+            heading, justify="left" if heading == "layer" else "right", overflow="fold"
+        )
     for row in moved:
         z = f"{row['z']:+.1f}" if row["z"] == row["z"] else "-"
         numbers = f"{row['alpha_a']:.3f}", f"{row['alpha_b']:.3f}", f"{row['alpha_change']:+.3f}", z

@@ -25,19 +25,29 @@ BOS = (
 
 
 def evaluate(
-    source: Annotated[str, typer.Argument(help="demo, a model folder that transformers loads, or a .gguf file.")],
+    source: Annotated[
+        str, typer.Argument(help="demo, a model folder that transformers loads, or a .gguf file.")
+    ],
     text: Annotated[str | None, typer.Option(help=f"Text for token perplexity: {HOW}.")] = None,
-    seq_len: Annotated[int | None, typer.Option(help="Tokens in a block; 2048 unless given.")] = None,
+    seq_len: Annotated[
+        int | None, typer.Option(help="Tokens in a block; 2048 unless given.")
+    ] = None,
     max_sequences: Annotated[int | None, typer.Option(help="Only the first blocks.")] = None,
     bos: Annotated[str | None, typer.Option(help=BOS)] = None,
-    tasks: Annotated[str | None, typer.Option(help="Tasks of lm-eval, as hellaswag,winogrande.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks of lm-eval, as hellaswag,winogrande.")
+    ] = None,
     tasks_path: Annotated[Path | None, typer.Option(help="Folder with tasks of your own.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first questions of every task.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first questions of every task.")
+    ] = None,
     few_shot: Annotated[int | None, typer.Option(help="Examples before a question.")] = None,
     batch_size: Annotated[int, typer.Option(help="Sequences per forward pass.")] = 1,
     dtype: Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda...")] = "cpu",
-    out: Annotated[Path | None, typer.Option(help="Also write the numbers to this file, as JSON.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the numbers to this file, as JSON.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> int:
     """Measure a language model: token perplexity on a text, or tasks of lm-eval."""
@@ -64,7 +74,10 @@ def evaluate(
         )  # fmt: skip
         words = "\n".join(_line(task, scores) for task, scores in result.items())
     if out is not None:
-        out.write_text(json.dumps({"source": source, "dtype": dtype, **result}, indent=1) + "\n", encoding="utf-8")
+        out.write_text(
+            json.dumps({"source": source, "dtype": dtype, **result}, indent=1) + "\n",
+            encoding="utf-8",
+        )
     Console(quiet=quiet, soft_wrap=True).print(words, highlight=False, markup=False)
     return 0
 
@@ -73,13 +86,18 @@ def _check_used(option: str, given: object, **others: object) -> None:
     """Refuse options that would change nothing."""
     for name, value in others.items():
         if given is not None and value is not None:
-            raise EvaluationError(f"--{name.replace('_', '-')} does not go with {option}: leave it out")
+            raise EvaluationError(
+                f"--{name.replace('_', '-')} does not go with {option}: leave it out"
+            )
 
 
 def _line(task: str, scores: dict[str, float]) -> str:
     """A task with its metrics, each with its standard error where there is one."""
     errors = {name: scores.get(f"{name}_stderr") for name in scores if not name.endswith("_stderr")}
-    parts = (f"{name} {scores[name]:.4g}" + (f" +- {e:.2g}" if e is not None else "") for name, e in errors.items())
+    parts = (
+        f"{name} {scores[name]:.4g}" + (f" +- {e:.2g}" if e is not None else "")
+        for name, e in errors.items()
+    )
     return f"{task}: {', '.join(parts)}"
 
 

@@ -19,17 +19,23 @@ TOOLS = ("llm-compressor", "torchao", "llama.cpp", "torch-pruning")
 
 
 def export(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An allocation, as spectail allocate wrote it.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="An allocation, as spectail allocate wrote it.")
+    ],
     to: Annotated[str, typer.Option(help=f"{', '.join(TOOLS)}.")],
     out: Annotated[Path, typer.Option(help="The file to write.")],
     model: Annotated[
-        str | None, typer.Option(help="The model's folder, for llm-compressor: the order and names of its modules.")
+        str | None,
+        typer.Option(
+            help="The model's folder, for llm-compressor: the order and names of its modules."
+        ),
     ] = None,
     method: Annotated[
         str | None, typer.Option(help="llm-compressor: wanda or sparsegpt, for bits rtn or gptq.")
     ] = None,
     group_size: Annotated[
-        int | None, typer.Option(help="Weights that share a scale: 32 for torchao, 128 for llm-compressor.")
+        int | None,
+        typer.Option(help="Weights that share a scale: 32 for torchao, 128 for llm-compressor."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
@@ -50,12 +56,17 @@ def export(
     os.replace(part, out)
     console = Console(quiet=quiet, soft_wrap=True)
     if to == "llm-compressor" and model is None:
-        console.print("names are not checked against the model's modules: give --model for that", highlight=False)
+        console.print(
+            "names are not checked against the model's modules: give --model for that",
+            highlight=False,
+        )
     console.print(f"{to}: {out}", highlight=False, markup=False)
     return 0
 
 
-def _text(to: str, allocation: Allocation, model: str | None, method: str | None, group_size: int | None) -> str:
+def _text(
+    to: str, allocation: Allocation, model: str | None, method: str | None, group_size: int | None
+) -> str:
     """What the file is to hold."""
     if to == "llama.cpp":
         return "\n".join(llama_cpp.tensor_types(allocation)) + "\n"
@@ -63,14 +74,22 @@ def _text(to: str, allocation: Allocation, model: str | None, method: str | None
         return json.dumps(torch_pruning.channel_ratios(allocation), indent=1) + "\n"
     if to == "torchao":
         return (
-            json.dumps(torchao.widths(allocation, group_size=32 if group_size is None else group_size), indent=1) + "\n"
+            json.dumps(
+                torchao.widths(allocation, group_size=32 if group_size is None else group_size),
+                indent=1,
+            )
+            + "\n"
         )
     if allocation.target != "sparsity":
         size = 128 if group_size is None else group_size
         modules = None if model is None else module_names(model)
-        return llm_compressor.quantization_recipe(allocation, modules, method=method or "rtn", group_size=size)
+        return llm_compressor.quantization_recipe(
+            allocation, modules, method=method or "rtn", group_size=size
+        )
     if model is None:
-        raise ExportError("llm-compressor pairs ratios with modules by position: give the model's folder with --model")
+        raise ExportError(
+            "llm-compressor pairs ratios with modules by position: give the model's folder with --model"
+        )
     return llm_compressor.pruning_recipe(allocation, module_names(model), method=method or "wanda")
 
 
@@ -78,4 +97,6 @@ def _check_used(to: str, **options: tuple[object, bool]) -> None:
     """Refuse an option that would change nothing."""
     for name, (value, used) in options.items():
         if value is not None and not used:
-            raise ExportError(f"--{name.replace('_', '-')} says nothing to {to} for this allocation: leave it out")
+            raise ExportError(
+                f"--{name.replace('_', '-')} says nothing to {to} for this allocation: leave it out"
+            )

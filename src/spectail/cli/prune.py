@@ -39,31 +39,53 @@ BOS = (
 def prune(
     context: typer.Context,
     source: Annotated[
-        str, typer.Argument(help="demo, a model folder that transformers loads, a .gguf file or a hub id.")
+        str,
+        typer.Argument(
+            help="demo, a model folder that transformers loads, a .gguf file or a hub id."
+        ),
     ],
-    sparsity: Annotated[float, typer.Option(help="Ratio of zeros over all matrices inside blocks.")],
+    sparsity: Annotated[
+        float, typer.Option(help="Ratio of zeros over all matrices inside blocks.")
+    ],
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist, or be empty.")],
     method: Annotated[str, typer.Option(help=f"{', '.join(BY_NAME)}.")] = "wanda",
-    allocation: Annotated[str, typer.Option(help=f"{', '.join(BASELINES)}, or a file of spectail allocate.")] = "farms",
-    calibration: Annotated[str | None, typer.Option(help=f"Text: {HOW}; all but magnitude need it.")] = None,
-    pattern: Annotated[str | None, typer.Option(help="2:4 for 2 zeros in every 4 weights along the input.")] = None,
+    allocation: Annotated[
+        str, typer.Option(help=f"{', '.join(BASELINES)}, or a file of spectail allocate.")
+    ] = "farms",
+    calibration: Annotated[
+        str | None, typer.Option(help=f"Text: {HOW}; all but magnitude need it.")
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="2:4 for 2 zeros in every 4 weights along the input.")
+    ] = None,
     include: Annotated[
         list[str] | None,
-        typer.Option(help="Also layers whose name matches this glob, which stay dense by themselves (a vision tower)."),
+        typer.Option(
+            help="Also layers whose name matches this glob, which stay dense by themselves (a vision tower)."
+        ),
     ] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="No layers whose name matches this glob.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="No layers whose name matches this glob.")
+    ] = None,
     eps: Annotated[str | None, typer.Option(help=EPS)] = None,
     selection: Annotated[
         str | None,
-        typer.Option(help="Text that --eps auto chooses by; else the last 10 % of --calibration, kept from it."),
+        typer.Option(
+            help="Text that --eps auto chooses by; else the last 10 % of --calibration, kept from it."
+        ),
     ] = None,
     evaluate: Annotated[
-        list[str] | None, typer.Option(help="Test text: perplexity before and after; may be given again.")
+        list[str] | None,
+        typer.Option(help="Test text: perplexity before and after; may be given again."),
     ] = None,
     samples: Annotated[int, typer.Option(help="Sequences of calibration text.")] = 128,
     seq_len: Annotated[int, typer.Option(help="Tokens in a sequence, of every text.")] = 2048,
-    max_sequences: Annotated[int | None, typer.Option(help="Only the first sequences of a test text.")] = None,
-    seed: Annotated[int, typer.Option(help="Which sequences of the calibration text are drawn.")] = 0,
+    max_sequences: Annotated[
+        int | None, typer.Option(help="Only the first sequences of a test text.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Which sequences of the calibration text are drawn.")
+    ] = 0,
     bos: Annotated[str, typer.Option(help=BOS)] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda...")] = "cpu",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
@@ -81,17 +103,26 @@ def prune(
         include=tuple(include or ()), exclude=tuple(exclude or ()),
     )  # fmt: skip
     if plan.calibrates and calibration is None:
-        raise PruneError(f"{method} with the allocation {allocation} needs calibration text: give --calibration FILE")
+        raise PruneError(
+            f"{method} with the allocation {allocation} needs calibration text: give --calibration FILE"
+        )
     if bos != "auto" and not (plan.calibrates or plan.eps == "auto" or evaluate):
         raise PruneError("--bos goes with text, and this run reads none: leave it out")
-    texts = read_texts(calibration=calibration, selection=selection, tests=evaluate or (), choosing=plan.eps == "auto")
+    texts = read_texts(
+        calibration=calibration,
+        selection=selection,
+        tests=evaluate or (),
+        choosing=plan.eps == "auto",
+    )
     try:
         with Console(stderr=True, quiet=quiet).status("loading the model"):
             model, tokenizer = open_language_model(source, device=device)
         with _Bar(quiet=quiet) as bar:
             done = run(model, tokenizer, plan, texts, progress=bar)
         page = prune_html(done, source=source, command=_command(context))
-        save_pruned(model, tokenizer, out, allocation=done.allocation, report=done.report, page=page)
+        save_pruned(
+            model, tokenizer, out, allocation=done.allocation, report=done.report, page=page
+        )
     except KeyboardInterrupt as stopped:
         told = f"{str(stopped) or 'interrupted'}; nothing was written"
         Console(stderr=True, highlight=False, soft_wrap=True).print(told, markup=False)
@@ -99,7 +130,10 @@ def prune(
     console = Console(quiet=quiet, soft_wrap=True, highlight=False)
     used = done.report.calibration
     if used and used[0] < samples:
-        console.print(f"note: the text holds {used[0]} sequences of {seq_len} tokens, not {samples}", markup=False)
+        console.print(
+            f"note: the text holds {used[0]} sequences of {seq_len} tokens, not {samples}",
+            markup=False,
+        )
     console.print(storable(done.report.summary()), markup=False)
     console.print(f"model: {out}\nreport: {out / PAGE_FILE}", markup=False)
     return 0

@@ -17,18 +17,24 @@ if TYPE_CHECKING:
 Array: TypeAlias = NDArray[np.float64]
 
 _COPIES = 6
-"""A window needs about this many times its own size: cut, Gram matrix, the solver's copy and work space."""
+"""A window needs about this many times its own size: cut, Gram matrix, the solver's copy and work
+space."""
 _SHARE = 0.5
 """Part of the free memory that one stack may take: two layers are under way at a time."""
 
 
 def stacked_eigenvalues(
-    matrices: Tensor, window: Window, positions: Sequence[tuple[int, int]], *, scale: float, exact_zeros: bool
+    matrices: Tensor,
+    window: Window,
+    positions: Sequence[tuple[int, int]],
+    *,
+    scale: float,
+    exact_zeros: bool,
 ) -> Array:
     """Eigenvalues of windows no taller than wide, shape (positions, matrices, window.rows), in stacks.
 
-    Where the memory does not suffice the stack is halved and tried again; a single window that does not fit raises
-    torch's OutOfMemoryError.
+    Where the memory does not suffice the stack is halved and tried again; a single window that does
+    not fit raises torch's OutOfMemoryError.
     """
     found = np.empty((len(positions), matrices.shape[0], window.rows))
     done, count = 0, min(len(positions), _fitting(matrices, window))
@@ -36,7 +42,9 @@ def stacked_eigenvalues(
         try:
             stack = _stack(matrices, window, positions[done : done + count]) * scale
             values = (
-                torch.linalg.svdvals(stack).flip(-1) ** 2 if exact_zeros else torch.linalg.eigvalsh(stack @ stack.mH)
+                torch.linalg.svdvals(stack).flip(-1) ** 2
+                if exact_zeros
+                else torch.linalg.eigvalsh(stack @ stack.mH)
             )
         except torch.cuda.OutOfMemoryError:
             if count == 1:
@@ -57,4 +65,6 @@ def _stack(matrices: Tensor, window: Window, positions: Sequence[tuple[int, int]
 def _fitting(matrices: Tensor, window: Window) -> int:
     """How many positions a stack may hold."""
     free = torch.cuda.mem_get_info(matrices.device)[0] if matrices.is_cuda else 2**28
-    return max(1, int(free * _SHARE) // (_COPIES * 8 * matrices.shape[0] * window.rows * window.cols))
+    return max(
+        1, int(free * _SHARE) // (_COPIES * 8 * matrices.shape[0] * window.rows * window.cols)
+    )

@@ -1,7 +1,8 @@
 """FARMS, whole: a layer's matrices -> windows of one shape -> pooled eigenvalues -> one tail fit with its error bar.
 
-Hu, Goel, Killiakov and Yang, "Eigenspectrum Analysis of Neural Networks without Aspect Ratio Bias", ICML 2025. The
-defaults depart from the published code where that is wrong; ``published`` is the estimator that reproduces it.
+Hu, Goel, Killiakov and Yang, "Eigenspectrum Analysis of Neural Networks without Aspect Ratio Bias",
+ICML 2025. The defaults depart from the published code where that is wrong; ``published`` is the
+estimator that reproduces it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ Positions: TypeAlias = list[tuple[int, int]]
 """Top left corners (row, column) of windows."""
 
 MIN_SIDE = 16
-"""Smaller layers (routers, RGB stems, depth-wise slices) have too few eigenvalues per window to say anything."""
+"""Smaller layers (routers, RGB stems, depth-wise slices) have too few eigenvalues per window to say
+anything."""
 COMPARABLE_SIDE = 64
 """Smaller layers are measured in a window of their own and never set the common one."""
 MAX_SIDE = 1024
@@ -69,7 +71,8 @@ class TailFit:
 class Farms:
     """The default estimator: from the matrices of one layer to a tail fit.
 
-    The published procedures are a subclass that overrides where they differ. Nothing here knows of them.
+    The published procedures are a subclass that overrides where they differ. Nothing here knows of
+    them.
     """
 
     exact_zeros = False
@@ -84,8 +87,9 @@ class Farms:
     def common_window(self, shapes: list[tuple[int, int]], spec: Spec) -> int | None:
         """Choose the one window of a run over layers of these shapes; None where each has its own (fit, whole).
 
-        ``common``: the smallest short side that fits, among layers where at least COMPARABLE_SIDE fits, at most
-        MAX_SIDE. None also where no layer is that large. A number that fits no layer at all is a SpecError.
+        ``common``: the smallest short side that fits, among layers where at least COMPARABLE_SIDE
+        fits, at most MAX_SIDE. None also where no layer is that large. A number that fits no layer
+        at all is a SpecError.
         """
         if spec.window in ("fit", "whole"):
             return None
@@ -99,10 +103,18 @@ class Farms:
     def check_side(self, side: int, fits: list[int]) -> None:
         """Refuse a window that is larger than every layer."""
         if fits and max(fits) < side:
-            raise SpecError(f"a window of {side} is larger than every layer; the largest that fits any is {max(fits)}")
+            raise SpecError(
+                f"a window of {side} is larger than every layer; the largest that fits any is {max(fits)}"
+            )
 
     def measure(
-        self, matrices: Tensor, spec: Spec, common: int | None, *, convolution: bool, error_bar: bool
+        self,
+        matrices: Tensor,
+        spec: Spec,
+        common: int | None,
+        *,
+        convolution: bool,
+        error_bar: bool,
     ) -> TailFit:
         """Measure the matrices of one layer: see the function ``measure`` of ``core.measure``."""
         shape = (matrices.shape[1], matrices.shape[2])
@@ -116,11 +128,25 @@ class Farms:
         weight_var, squares = moments(matrices)
         if reason := _unusable(matrices, squares):
             return TailFit(status="failed", reason=reason)
-        fit = self.fit(matrices, spec, common, convolution=convolution, error_bar=error_bar, variance=weight_var)
+        fit = self.fit(
+            matrices,
+            spec,
+            common,
+            convolution=convolution,
+            error_bar=error_bar,
+            variance=weight_var,
+        )
         return replace(fit, weight_var=weight_var, sum_of_squares=squares)
 
     def fit(
-        self, matrices: Tensor, spec: Spec, common: int | None, *, convolution: bool, error_bar: bool, variance: float
+        self,
+        matrices: Tensor,
+        spec: Spec,
+        common: int | None,
+        *,
+        convolution: bool,
+        error_bar: bool,
+        variance: float,
     ) -> TailFit:
         """Cut, solve and fit matrices that are known to be usable."""
         window, positions = self.place((matrices.shape[1], matrices.shape[2]), spec, common)
@@ -130,9 +156,16 @@ class Farms:
         fit = self.with_error(fit, spec, matrices, known if error_bar else None)
         if spec.tolerance is None or fit.status != "ok":
             return fit
-        return replace(fit, reason="; ".join(filter(None, [_how_many(len(taken), len(positions), spec), fit.reason])))
+        return replace(
+            fit,
+            reason="; ".join(
+                filter(None, [_how_many(len(taken), len(positions), spec), fit.reason])
+            ),
+        )
 
-    def place(self, shape: tuple[int, int], spec: Spec, common: int | None) -> tuple[Window, Positions]:
+    def place(
+        self, shape: tuple[int, int], spec: Spec, common: int | None
+    ) -> tuple[Window, Positions]:
         """Choose the window of a layer and the corners where it is cut."""
         if spec.window == "whole":
             return Window(*shape), [(0, 0)]
@@ -148,7 +181,9 @@ class Farms:
             return min(fit, MAX_SIDE) if common is None or fit < COMPARABLE_SIDE else common
         return int(spec.window)
 
-    def solve(self, matrices: Tensor, window: Window, positions: Positions, spec: Spec) -> tuple[Positions, Array]:
+    def solve(
+        self, matrices: Tensor, window: Window, positions: Positions, spec: Spec
+    ) -> tuple[Positions, Array]:
         """Compute the eigenvalues, (positions, matrices, min(window)), of all windows or of as many as are needed."""
 
         def eigenvalues(corners: Positions) -> Array:
@@ -166,7 +201,12 @@ class Farms:
         """Pool the eigenvalues of all windows, without a tail yet."""
         zero = self.zeros(found, window)
         n_windows = found.shape[0] * found.shape[1]
-        return TailFit(eigenvalues=np.sort(found[~zero]), n_zero=int(zero.sum()), n_windows=n_windows, window=window)
+        return TailFit(
+            eigenvalues=np.sort(found[~zero]),
+            n_zero=int(zero.sum()),
+            n_windows=n_windows,
+            window=window,
+        )
 
     def min_tail(self, cutoff: Cutoff) -> int:
         """Smallest tail that is fitted."""
@@ -177,7 +217,9 @@ class Farms:
         tail = tail_of(fit.eigenvalues, spec.cutoff)
         if tail.n_tail < self.min_tail(spec.cutoff):
             least = spec.cutoff.min_tail
-            reason = f"too small: {tail.n_tail} eigenvalues in the tail, a fit needs at least {least}"
+            reason = (
+                f"too small: {tail.n_tail} eigenvalues in the tail, a fit needs at least {least}"
+            )
             return replace(fit, status="skipped", reason=reason)
         if not math.isfinite(tail.alpha):
             return replace(fit, status="failed", reason=NO_EXPONENT)
@@ -190,11 +232,15 @@ class Farms:
         """Add the error bar and remarks; ``known`` are the eigenvalues at each position, None for no error bar."""
         if fit.status != "ok":
             return fit
-        error, remark = (math.nan, "") if known is None else _error_bar(fit.window, matrices, known, spec)
+        error, remark = (
+            (math.nan, "") if known is None else _error_bar(fit.window, matrices, known, spec)
+        )
         remarks = [remark] if remark else []
         total = fit.eigenvalues.size + fit.n_zero
         if fit.n_zero * 2 > total:
-            remarks.append(f"only {total - fit.n_zero} of {total} eigenvalues are above numerical zero")
+            remarks.append(
+                f"only {total - fit.n_zero} of {total} eigenvalues are above numerical zero"
+            )
         return replace(fit, alpha_se=error, reason="; ".join(remarks))
 
     def whole(self, matrices: Tensor, spec: Spec) -> TailFit:
@@ -232,7 +278,11 @@ def _unusable(matrices: Tensor, squares: float) -> str:
         return f"{bad} of {matrices.numel()} weights are NaN or infinite" if bad else too_large
     if squares > np.finfo(np.float64).tiny:
         return ""
-    return "the squares of the weights vanish in float64: scale them up" if matrices.any() else "all weights are zero"
+    return (
+        "the squares of the weights vanish in float64: scale them up"
+        if matrices.any()
+        else "all weights are zero"
+    )
 
 
 def tail_of(eigenvalues: Array, cutoff: Cutoff) -> PowerLaw:
@@ -243,14 +293,19 @@ def tail_of(eigenvalues: Array, cutoff: Cutoff) -> PowerLaw:
     return fit_from(eigenvalues, start)
 
 
-def _error_bar(window: Window, matrices: Tensor, known: dict[tuple[int, int], Array], spec: Spec) -> tuple[float, str]:
+def _error_bar(
+    window: Window, matrices: Tensor, known: dict[tuple[int, int], Array], spec: Spec
+) -> tuple[float, str]:
     """Jackknife error of alpha on disjoint windows; or why there is none."""
     rows, cols = matrices.shape[1:]
     smaller = spec.cutoff.error_window(window, rows, cols)
     if min(smaller) < 2:
         return math.nan, f"no error bar: fewer than {MIN_BANDS} x {MIN_BANDS} disjoint windows fit"
     if smaller != window and not spec.cutoff.any_window:
-        return math.nan, "no error bar: a fixed xmin means something else in the smaller windows that it needs"
+        return (
+            math.nan,
+            "no error bar: a fixed xmin means something else in the smaller windows that it needs",
+        )
     tops, lefts = disjoint_bands(rows, smaller.rows), disjoint_bands(cols, smaller.cols)
     corners = [(top, left) for top in tops for left in lefts]
     if smaller == window and all(corner in known for corner in corners):
@@ -259,4 +314,6 @@ def _error_bar(window: Window, matrices: Tensor, known: dict[tuple[int, int], Ar
         found = window_eigenvalues(matrices, smaller, corners)
     found = found.reshape(len(tops), len(lefts), *found.shape[1:])
     error = alpha_standard_error(found, numerical_zeros(found, smaller), spec.cutoff)
-    return error, "" if math.isfinite(error) else "no error bar: some windows have no tail of their own"
+    return error, "" if math.isfinite(
+        error
+    ) else "no error bar: some windows have no tail of their own"

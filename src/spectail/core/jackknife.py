@@ -1,9 +1,10 @@
 """The error bar of alpha: how much alpha would move if the layer were drawn again.
 
-A jackknife on disjoint windows. Entries of a matrix depend on each other along rows and along columns, so windows
-are not independent: whole bands of rows and of columns are left out in turn, and the windows that both count are taken
-off once (the two-way clustering of Cameron, Gelbach and Miller 2011). (alpha - 1) / sqrt(n), made for independent
-samples, is several times too large on eigenvalues, which repel each other.
+A jackknife on disjoint windows. Entries of a matrix depend on each other along rows and along
+columns, so windows are not independent: whole bands of rows and of columns are left out in turn,
+and the windows that both count are taken off once (the two-way clustering of Cameron, Gelbach and
+Miller 2011). (alpha - 1) / sqrt(n), made for independent samples, is several times too large on
+eigenvalues, which repel each other.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from spectail.core.cutoffs import Cutoff
 Array: TypeAlias = NDArray[np.float64]
 
 MAX_BANDS = 16
-"""More bands per side are merged: the estimate is no worse, and refits grow with the square of it."""
+"""More bands per side are merged: the estimate is no worse, and refits grow with the square of
+it."""
 
 
 def alpha_standard_error(eigenvalues: Array, zero: NDArray[np.bool_], cutoff: Cutoff) -> float:
     """Standard error of alpha from disjoint windows, NaN where a part of them cannot be fitted.
 
-    ``eigenvalues`` and ``zero`` have the shape (row bands, column bands, matrices, eigenvalues per window); all
-    matrices (kernel slices) of one position are left out together.
+    ``eigenvalues`` and ``zero`` have the shape (row bands, column bands, matrices, eigenvalues per
+    window); all matrices (kernel slices) of one position are left out together.
     """
     bands = eigenvalues.shape[:2]
     row, column = (_merge(count) for count in bands)
@@ -39,7 +41,11 @@ def alpha_standard_error(eigenvalues: Array, zero: NDArray[np.bool_], cutoff: Cu
     groups = row[-1] + 1, column[-1] + 1
     rows, columns, cells = (
         jackknife_variance(values, group, count, cutoff)
-        for group, count in ((row_of, groups[0]), (column_of, groups[1]), (cell, groups[0] * groups[1]))
+        for group, count in (
+            (row_of, groups[0]),
+            (column_of, groups[1]),
+            (cell, groups[0] * groups[1]),
+        )
     )
     return math.sqrt(max(rows + columns - cells, cells))
 

@@ -1,7 +1,8 @@
 """What a matrix of independent entries of equal variance would show: the Marchenko-Pastur law, and alpha under it.
 
-X is m x n with m <= n and entry variance v, ratio = m / n. The non-zero eigenvalues of X X^T, divided by n v, follow
-the law on [(1 - sqrt(ratio))^2, (1 + sqrt(ratio))^2] (Marchenko and Pastur 1967) as m, n grow.
+X is m x n with m <= n and entry variance v, ratio = m / n. The non-zero eigenvalues of X X^T,
+divided by n v, follow the law on [(1 - sqrt(ratio))^2, (1 + sqrt(ratio))^2] (Marchenko and Pastur
+1967) as m, n grow.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _SIMULATED_SIDE = 256
 _SMOOTH_WINDOWS, _SMOOTH_DRAWS = 4, 64
 """For median and top:F only the spread is drawn, and it is scaled: many draws of few windows."""
 _SEARCH_EIGENVALUES, _SEARCH_DRAWS = 20_000, 12
-"""For ks and peak the mean is drawn too, which depends on the number of eigenvalues: few large draws."""
+"""For ks and peak the mean is drawn too, which depends on the number of eigenvalues: few large
+draws."""
 _POINTS = 20_001
 
 
@@ -47,7 +49,9 @@ def _marchenko_pastur_nodes(ratio: float) -> tuple[Array, Array]:
     return x, weights / weights.sum()
 
 
-def marchenko_pastur_alpha(ratio: float, *, fraction: float | None = None, xmin: float | None = None) -> float:
+def marchenko_pastur_alpha(
+    ratio: float, *, fraction: float | None = None, xmin: float | None = None
+) -> float:
     """Alpha of the law's tail: its largest ``fraction``, or everything from ``xmin`` (for variance 1, divided by n) up.
 
     NaN where ``xmin`` lies above the law's upper edge.
@@ -77,14 +81,19 @@ def null_by_simulation(
 ) -> tuple[float, float]:
     """Mean and spread of alpha over draws of a limited number of Gaussian windows each.
 
-    The sum over a window of any smooth function of its eigenvalues fluctuates by O(1) whatever the window's size, so
-    alpha's spread falls as 1 / (side * sqrt(windows)): larger counts, and for ``smooth`` cutoffs larger sides, are
-    scaled down to what is affordable. For the others the mean depends on the count too and is that of the count drawn.
+    The sum over a window of any smooth function of its eigenvalues fluctuates by O(1) whatever the
+    window's size, so alpha's spread falls as 1 / (side * sqrt(windows)): larger counts, and for
+    ``smooth`` cutoffs larger sides, are scaled down to what is affordable. For the others the mean
+    depends on the count too and is that of the count drawn.
     """
     short, long = min(window), max(window)
     scale = min(1.0, _SIMULATED_SIDE / long) if smooth else 1.0
     m, n = max(2, round(short * scale)), max(2, round(long * scale))
-    drawn = min(n_windows, _SMOOTH_WINDOWS) if smooth else max(1, min(n_windows, _SEARCH_EIGENVALUES // m))
+    drawn = (
+        min(n_windows, _SMOOTH_WINDOWS)
+        if smooth
+        else max(1, min(n_windows, _SEARCH_EIGENVALUES // m))
+    )
     draws = _SMOOTH_DRAWS if smooth else _SEARCH_DRAWS
     alphas = _drawn_alphas(m, n, drawn, draws, cutoff, seed)
     spread = float(alphas.std(ddof=1)) * (m / short) * math.sqrt(drawn / n_windows)
@@ -100,8 +109,9 @@ def _drawn_alphas(m: int, n: int, n_windows: int, draws: int, cutoff: Rule, seed
 def _gaussian_pool(m: int, n: int, n_windows: int, count: int, seed: int) -> list[Array]:
     """Sorted pooled eigenvalues of ``n_windows`` Gaussian m x n windows, once per draw.
 
-    Drawn through the bidiagonal form of a Gaussian matrix (Dumitriu and Edelman 2002): the same law as the dense
-    matrix at the cost of a tridiagonal solve, independent chi variables on two diagonals.
+    Drawn through the bidiagonal form of a Gaussian matrix (Dumitriu and Edelman 2002): the same law
+    as the dense matrix at the cost of a tridiagonal solve, independent chi variables on two
+    diagonals.
     """
     rng = np.random.default_rng((seed, m, n))
     draws = []
@@ -112,7 +122,9 @@ def _gaussian_pool(m: int, n: int, n_windows: int, count: int, seed: int) -> lis
 
 
 def _bidiagonal_eigenvalues(rng: np.random.Generator, m: int, n: int) -> Array:
-    from scipy.linalg import eigvalsh_tridiagonal  # slow to import, and needed only where a null is drawn
+    from scipy.linalg import (
+        eigvalsh_tridiagonal,
+    )  # slow to import, and needed only where a null is drawn
 
     diagonal = rng.chisquare(np.arange(n, n - m, -1))
     below = rng.chisquare(np.arange(m - 1, 0, -1))

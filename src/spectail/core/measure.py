@@ -25,13 +25,16 @@ def estimator_of(spec: Spec) -> Farms:
     return PUBLISHED if spec.legacy else FARMS
 
 
-def tail_fit(matrix: ArrayLike | Tensor, spec: Spec | None = None, *, window: int | None = None) -> TailFit:
+def tail_fit(
+    matrix: ArrayLike | Tensor, spec: Spec | None = None, *, window: int | None = None
+) -> TailFit:
     """Measure one matrix (2-D), or several that pool into one layer (3-D, the first axis numbers them).
 
-    ``spec`` is the default preset where none is given. ``window`` is the common window of the run that the result is to
-    be compared with; without it ``common`` means the matrix's own short side, at most MAX_SIDE.
-    Raises SpecError where the window does not fit or the input is no matrix; data that cannot be measured (NaN, all
-    zero, too small) gives a status and a reason instead. The input is not modified.
+    ``spec`` is the default preset where none is given. ``window`` is the common window of the run
+    that the result is to be compared with; without it ``common`` means the matrix's own short side,
+    at most MAX_SIDE. Raises SpecError where the window does not fit or the input is no matrix; data
+    that cannot be measured (NaN, all zero, too small) gives a status and a reason instead. The
+    input is not modified.
 
     >>> import numpy as np
     >>> gaussian = np.random.default_rng(0).standard_normal((512, 512))
@@ -45,19 +48,28 @@ def tail_fit(matrix: ArrayLike | Tensor, spec: Spec | None = None, *, window: in
         tensor = tensor[None]
     spec = spec or Spec()
     if window is not None and spec.window != "common":
-        raise SpecError(f"window={window} stands for the common window of a run, but the spec asks for {spec.window!r}")
+        raise SpecError(
+            f"window={window} stands for the common window of a run, but the spec asks for {spec.window!r}"
+        )
     return measure(tensor, spec, window, convolution=several)
 
 
 def measure(
-    matrices: Tensor, spec: Spec, common: int | None = None, *, convolution: bool = False, error_bar: bool = True
+    matrices: Tensor,
+    spec: Spec,
+    common: int | None = None,
+    *,
+    convolution: bool = False,
+    error_bar: bool = True,
 ) -> TailFit:
     """Measure the matrices of one layer, shape (n, rows, cols); ``common`` is the run's window for ``"common"``.
 
-    ``convolution`` says that the matrices are kernel slices, which only the published procedures treat differently.
-    Without ``error_bar`` alpha_se is NaN and everything else the same.
+    ``convolution`` says that the matrices are kernel slices, which only the published procedures
+    treat differently. Without ``error_bar`` alpha_se is NaN and everything else the same.
     """
-    return estimator_of(spec).measure(matrices, spec, common, convolution=convolution, error_bar=error_bar)
+    return estimator_of(spec).measure(
+        matrices, spec, common, convolution=convolution, error_bar=error_bar
+    )
 
 
 def too_small(shape: tuple[int, int], spec: Spec) -> str:
@@ -77,7 +89,9 @@ def _as_tensor(matrix: ArrayLike | Tensor) -> Tensor:
     else:
         array = np.asarray(matrix)
         if array.dtype.kind not in "fc":
-            raise SpecError(f"expected a matrix of floating-point numbers, got {array.dtype} of shape {array.shape}")
+            raise SpecError(
+                f"expected a matrix of floating-point numbers, got {array.dtype} of shape {array.shape}"
+            )
         wide = np.dtype(np.complex128 if array.dtype.kind == "c" else np.float64)
         native = array.dtype if array.dtype.itemsize <= wide.itemsize else wide
         tensor = torch.from_numpy(np.array(array, dtype=native.newbyteorder("="), order="C"))

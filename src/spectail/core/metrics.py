@@ -1,7 +1,7 @@
 """Numbers that describe the whole matrices of a layer, whatever windows alpha was measured on.
 
-Eigenvalues are squared singular values. A layer of several matrices (kernel slices) has the largest eigenvalue of any
-of them and the sum over all of them. Names follow WeightWatcher's columns.
+Eigenvalues are squared singular values. A layer of several matrices (kernel slices) has the largest
+eigenvalue of any of them and the sum over all of them. Names follow WeightWatcher's columns.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ Array: TypeAlias = NDArray[np.float64]
 _DENSE_SIDE = 128
 """Up to this short side a full solve is as quick as an iteration."""
 _GRAM_SIDE = 1024
-"""Up to this short side the Gram matrix is formed once; beyond, each step multiplies by matrix and transpose."""
+"""Up to this short side the Gram matrix is formed once; beyond, each step multiplies by matrix and
+transpose."""
 _SAFE_EXPONENT = 24
-"""Weights of 2^-24 to 2^24 at most are not scaled first: their squares are far inside the range of float32."""
+"""Weights of 2^-24 to 2^24 at most are not scaled first: their squares are far inside the range of
+float32."""
 _PIECE = 2**20
 """Entries that are turned into float64 at a time."""
 
@@ -35,9 +37,10 @@ _PIECE = 2**20
 def moments(matrices: Tensor) -> tuple[float, float]:
     """(variance of the entries, sum of their squares), in float64 whatever the stored precision.
 
-    The sum of squares is the sum of all eigenvalues (the squared Frobenius norm). Read in pieces, so that no second
-    copy of a large tensor is made. The variance of complex entries is E|w - mean|^2.
-    Sums are taken of the differences to the mean of the first piece: nothing cancels where the mean is large.
+    The sum of squares is the sum of all eigenvalues (the squared Frobenius norm). Read in pieces,
+    so that no second copy of a large tensor is made. The variance of complex entries is E|w -
+    mean|^2. Sums are taken of the differences to the mean of the first piece: nothing cancels where
+    the mean is large.
     """
     flat = matrices.reshape(-1)
     count, total, squares = flat.numel(), 0.0 + 0.0j, 0.0
@@ -59,7 +62,10 @@ def largest_eigenvalue(matrices: Tensor) -> float:
     By Lanczos iteration from a fixed start vector (ARPACK through SciPy), in float64.
     """
     if min(matrices.shape[1:]) <= _DENSE_SIDE:
-        norms = [torch.linalg.matrix_norm(batch.to(_wide(batch)), 2).max() for batch in torch.split(matrices, 64)]
+        norms = [
+            torch.linalg.matrix_norm(batch.to(_wide(batch)), 2).max()
+            for batch in torch.split(matrices, 64)
+        ]
         return float(torch.stack(norms).max()) ** 2
     magnitude = largest_magnitude(matrices)
     return max(_lanczos(matrix, magnitude) for matrix in matrices) if magnitude else 0.0
@@ -76,7 +82,8 @@ def entropy(eigenvalues: Array) -> float:
 def _lanczos(matrix: Tensor, magnitude: float) -> float:
     """Iterate in float32 where the weights are no finer, then take the Rayleigh quotient of the vector in float64.
 
-    The quotient's error is the square of the vector's: float32 halves the cost and loses nothing that shows.
+    The quotient's error is the square of the vector's: float32 halves the cost and loses nothing
+    that shows.
     """
     if matrix.shape[0] > matrix.shape[1]:
         matrix = matrix.mT
@@ -88,10 +95,20 @@ def _lanczos(matrix: Tensor, magnitude: float) -> float:
     if not scaled.any():
         return 0.0
     pieces = torch.split(scaled, max(1, _PIECE // side), dim=1)
-    multiply = _gram_product(piece.cpu() for piece in pieces) if side <= _GRAM_SIDE else _two_products(scaled)
-    start = np.random.default_rng(0).standard_normal(side).astype(torch.empty(0, dtype=working).numpy().dtype)
+    multiply = (
+        _gram_product(piece.cpu() for piece in pieces)
+        if side <= _GRAM_SIDE
+        else _two_products(scaled)
+    )
+    start = (
+        np.random.default_rng(0)
+        .standard_normal(side)
+        .astype(torch.empty(0, dtype=working).numpy().dtype)
+    )
     operator = LinearOperator((side, side), matvec=multiply, dtype=start.dtype)
-    _, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=1e-10 if fine else 1e-5, maxiter=50 * side)
+    _, vectors = eigsh(
+        operator, k=1, which="LA", v0=start, tol=1e-10 if fine else 1e-5, maxiter=50 * side
+    )
     top = torch.from_numpy(vectors[:, 0]).to(matrix.device, _wide(matrix))
     image = sum(float(_squared(piece.mH.to(top.dtype) @ top)) for piece in pieces)
     return math.ldexp(image / float(_squared(top)), 2 * exponent)
@@ -110,7 +127,9 @@ def _two_products(scaled: Tensor) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """The map v -> A (A^H v)."""
 
     def multiply(vector: NDArray[Any]) -> NDArray[Any]:
-        v = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))).to(scaled.device, scaled.dtype)
+        v = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))).to(
+            scaled.device, scaled.dtype
+        )
         product: NDArray[Any] = (scaled @ (scaled.mH @ v)).cpu().numpy()
         return product
 

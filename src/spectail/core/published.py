@@ -1,10 +1,10 @@
 """What the published FARMS code does differently, to reproduce its numbers: an estimator of its own.
 
-Windows are ``side`` rows by ``side * ratio`` columns of the matrix as stored; the side is clamped to the matrix as in
-the LLM part. Grids use a floor stride and leave an edge out. A convolution is cut into ``rows // cols`` divisions, each
-division is fitted by itself over all kernel slices, and the alphas are averaged; weights count sqrt(1/2). Numerical
-zeros stay in, and norms are those of the pooled windows. Where the published code silently loses the aspect ratio, this
-is an error.
+Windows are ``side`` rows by ``side * ratio`` columns of the matrix as stored; the side is clamped
+to the matrix as in the LLM part. Grids use a floor stride and leave an edge out. A convolution is
+cut into ``rows // cols`` divisions, each division is fitted by itself over all kernel slices, and
+the alphas are averaged; weights count sqrt(1/2). Numerical zeros stay in, and norms are those of
+the pooled windows. Where the published code silently loses the aspect ratio, this is an error.
 """
 
 from __future__ import annotations
@@ -45,18 +45,29 @@ class Published(Farms):
     def check_side(self, side: int, fits: list[int]) -> None:
         """Accept every side: it is clamped to each matrix."""
 
-    def place(self, shape: tuple[int, int], spec: Spec, common: int | None) -> tuple[Window, Positions]:
+    def place(
+        self, shape: tuple[int, int], spec: Spec, common: int | None
+    ) -> tuple[Window, Positions]:
         """Clamp the side to the matrix and count rows, as the published code does."""
         if spec.window == "whole":
             return Window(*shape), [(0, 0)]
         return published_windows(shape, spec, self.side(shape, spec, common))
 
     def fit(
-        self, matrices: Tensor, spec: Spec, common: int | None, *, convolution: bool, error_bar: bool, variance: float
+        self,
+        matrices: Tensor,
+        spec: Spec,
+        common: int | None,
+        *,
+        convolution: bool,
+        error_bar: bool,
+        variance: float,
     ) -> TailFit:
         """Halve the eigenvalues of convolutions, and average alpha over their divisions unless taken whole."""
         if not convolution:
-            return super().fit(matrices, spec, common, convolution=False, error_bar=error_bar, variance=variance)
+            return super().fit(
+                matrices, spec, common, convolution=False, error_bar=error_bar, variance=variance
+            )
         if spec.window != "whole":
             return self._fit_divisions(matrices, spec)
         window, positions = self.place((matrices.shape[1], matrices.shape[2]), spec, common)
@@ -68,7 +79,9 @@ class Published(Farms):
     def _fit_divisions(self, matrices: Tensor, spec: Spec) -> TailFit:
         """Average alpha over the divisions of a convolution."""
         upright, window, positions = published_divisions(matrices, spec)
-        found = CONVOLUTION_FACTOR * window_eigenvalues(upright, window, positions, exact_zeros=True)
+        found = CONVOLUTION_FACTOR * window_eigenvalues(
+            upright, window, positions, exact_zeros=True
+        )
         fit = self.pooled(found, window)
         tail = average_over_divisions(found, spec.cutoff)
         if not math.isfinite(tail.alpha):
@@ -85,7 +98,9 @@ class Published(Farms):
 
     def norms(self, fit: TailFit, matrices: Tensor) -> tuple[float, float]:
         """Norms of the pooled windows."""
-        largest = float(fit.eigenvalues[-1]) if fit.eigenvalues.size else super().norms(fit, matrices)[0]
+        largest = (
+            float(fit.eigenvalues[-1]) if fit.eigenvalues.size else super().norms(fit, matrices)[0]
+        )
         return largest, float(fit.eigenvalues.sum())
 
     def is_comparable(self, fit: TailFit, common: int | None) -> bool:
@@ -93,7 +108,9 @@ class Published(Farms):
         return True
 
 
-def published_windows(shape: tuple[int, int], spec: Spec, side: int) -> tuple[Window, list[tuple[int, int]]]:
+def published_windows(
+    shape: tuple[int, int], spec: Spec, side: int
+) -> tuple[Window, list[tuple[int, int]]]:
     """Window and positions of a linear layer, as the published code places them."""
     rows = min(side, *shape)
     window = Window(rows, int(rows * spec.aspect_ratio))
@@ -112,7 +129,9 @@ def published_windows(shape: tuple[int, int], spec: Spec, side: int) -> tuple[Wi
     return window, [(top, left) for top in tops for left in lefts]
 
 
-def published_divisions(matrices: Tensor, spec: Spec) -> tuple[Tensor, Window, list[tuple[int, int]]]:
+def published_divisions(
+    matrices: Tensor, spec: Spec
+) -> tuple[Tensor, Window, list[tuple[int, int]]]:
     """Kernel slices turned upright, the window of one division, and where the divisions start."""
     upright = matrices if matrices.shape[1] >= matrices.shape[2] else matrices.mT
     rows, cols = upright.shape[1:]
@@ -125,5 +144,7 @@ def average_over_divisions(divisions: Array, cutoff: Cutoff) -> PowerLaw:
     """Alpha, xmin and KS distance averaged over divisions, shape (divisions, slices, eigenvalues); tails added up."""
     pools = [np.sort(division, axis=None) for division in divisions]
     fits = [fit_from(pool, cutoff.start(pool)) for pool in pools]
-    alpha, xmin, ks = (float(np.mean([getattr(fit, key) for fit in fits])) for key in ("alpha", "xmin", "ks"))
+    alpha, xmin, ks = (
+        float(np.mean([getattr(fit, key) for fit in fits])) for key in ("alpha", "xmin", "ks")
+    )
     return PowerLaw(alpha, xmin, ks, sum(fit.n_tail for fit in fits))

@@ -1,9 +1,10 @@
 """Windows one after the other, well spread, until more of them would hardly move alpha.
 
-Dense grids measure every weight many times: 15 x 15 windows of half a matrix's sides hold 56 times its weights. A few
-windows that lie far apart say nearly the same. The change that the windows not yet taken would make is bounded by the
-spread among those taken (leave one window out in turn), as for a sample without replacement. Windows far apart share
-the fewest weights, so they spread more than neighbours do, and the bound errs towards more windows.
+Dense grids measure every weight many times: 15 x 15 windows of half a matrix's sides hold 56 times
+its weights. A few windows that lie far apart say nearly the same. The change that the windows not
+yet taken would make is bounded by the spread among those taken (leave one window out in turn), as
+for a sample without replacement. Windows far apart share the fewest weights, so they spread more
+than neighbours do, and the bound errs towards more windows.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ def enough_windows(
 ) -> tuple[list[Position], Array]:
     """Return the positions taken and their eigenvalues, shape (positions, matrices, min(window)).
 
-    ``eigenvalues`` computes those of the windows at some positions, ``zeros`` marks which of them are left out.
+    ``eigenvalues`` computes those of the windows at some positions, ``zeros`` marks which of them
+    are left out.
 
-    Windows are added until the others would move alpha by less than ``spec.tolerance`` (a share of alpha) at 90 %
-    two-sided confidence, or none is left. The choice depends on the weights and the placement only, not on chance.
+    Windows are added until the others would move alpha by less than ``spec.tolerance`` (a share of
+    alpha) at 90 % two-sided confidence, or none is left. The choice depends on the weights and the
+    placement only, not on chance.
     """
     assert spec.tolerance is not None
     order = spread_order(positions)
@@ -54,7 +57,10 @@ def enough_windows(
         taken += new
         found.append(eigenvalues(new))
         so_far = np.concatenate(found)
-        if _change_of_the_rest(so_far, zeros(so_far), len(positions), spec.cutoff) <= spec.tolerance:
+        if (
+            _change_of_the_rest(so_far, zeros(so_far), len(positions), spec.cutoff)
+            <= spec.tolerance
+        ):
             break
     return taken, np.concatenate(found)
 

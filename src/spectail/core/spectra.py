@@ -1,13 +1,14 @@
 """Eigenvalues of windows: squared singular values, not divided by anything, in float64.
 
-By the Gram matrix of the shorter side and a symmetric solver: about half the work of an SVD. It squares the condition
-number, so eigenvalues below ``max(window) * eps * largest`` are rounding noise; they are told apart by
-``numerical_zeros``. Everything is scaled by a power of two first, which is exact: no Gram matrix overflows, and weights
-scaled by a power of two give the same bits.
+By the Gram matrix of the shorter side and a symmetric solver: about half the work of an SVD. It
+squares the condition number, so eigenvalues below ``max(window) * eps * largest`` are rounding
+noise; they are told apart by ``numerical_zeros``. Everything is scaled by a power of two first,
+which is exact: no Gram matrix overflows, and weights scaled by a power of two give the same bits.
 
-On the CPU, NumPy's BLAS and LAPACK: its product of a matrix with its own transpose takes half the work of a general
-one, and it solves stacks without holding Python's lock. ``benchmarks/solvers.py`` times the other ways; float32 would
-save a quarter, and cannot tell the smallest eigenvalues of a square window from zero.
+On the CPU, NumPy's BLAS and LAPACK: its product of a matrix with its own transpose takes half the
+work of a general one, and it solves stacks without holding Python's lock. ``benchmarks/solvers.py``
+times the other ways; float32 would save a quarter, and cannot tell the smallest eigenvalues of a
+square window from zero.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ if TYPE_CHECKING:
 Array: TypeAlias = NDArray[np.float64]
 
 _BATCH_BYTES = 16 * 2**20
-"""Windows are solved in batches of about this size: large enough to keep a core busy, small enough for any memory."""
+"""Windows are solved in batches of about this size: large enough to keep a core busy, small enough
+for any memory."""
 _CALL_BYTES = 2 * 2**20
 """Smaller stacks keep threads waiting for Python's lock more than they solve."""
 _SMALL_SIDE = 256
-"""Windows up to this side are cut out many at a time; of larger ones the second copy would cost more than the calls."""
+"""Windows up to this side are cut out many at a time; of larger ones the second copy would cost
+more than the calls."""
 _MOST_SHARED = 4
 """Large overlapping windows share their products in groups of this many, which are held at once."""
 
@@ -54,12 +57,17 @@ class _Strip(NamedTuple):
 
 
 def window_eigenvalues(
-    matrices: Tensor, window: Window, positions: Sequence[tuple[int, int]], *, exact_zeros: bool = False
+    matrices: Tensor,
+    window: Window,
+    positions: Sequence[tuple[int, int]],
+    *,
+    exact_zeros: bool = False,
 ) -> Array:
     """Eigenvalues of the windows at ``positions`` of every matrix, ascending, shape (positions, matrices, min(window)).
 
-    ``matrices`` is a finite real or complex tensor of shape (n, rows, cols) and is not modified. ``exact_zeros`` takes
-    the SVD instead of the Gram matrix, as the published code does: slower, and small values keep their digits.
+    ``matrices`` is a finite real or complex tensor of shape (n, rows, cols) and is not modified.
+    ``exact_zeros`` takes the SVD instead of the Gram matrix, as the published code does: slower,
+    and small values keep their digits.
     """
     exponent = math.frexp(largest_magnitude(matrices))[1]
     scale = math.ldexp(1.0, -exponent)
@@ -67,7 +75,9 @@ def window_eigenvalues(
         matrices, window = matrices.mT, Window(window.cols, window.rows)
         positions = [(left, top) for top, left in positions]
     if matrices.is_cuda:
-        found = stacked_eigenvalues(matrices, window, positions, scale=scale, exact_zeros=exact_zeros)
+        found = stacked_eigenvalues(
+            matrices, window, positions, scale=scale, exact_zeros=exact_zeros
+        )
     else:
         found = _on_cpu(matrices, window, positions, scale=scale, exact_zeros=exact_zeros)
     return np.ldexp(found, 2 * exponent)
@@ -88,7 +98,12 @@ def largest_magnitude(matrices: Tensor) -> float:
 
 
 def _on_cpu(
-    matrices: Tensor, window: Window, positions: Sequence[tuple[int, int]], *, scale: float, exact_zeros: bool
+    matrices: Tensor,
+    window: Window,
+    positions: Sequence[tuple[int, int]],
+    *,
+    scale: float,
+    exact_zeros: bool,
 ) -> Array:
     """Eigenvalues of windows that are no taller than wide, batches of them spread over the cores."""
     found = np.empty((len(positions), matrices.shape[0], window.rows))
@@ -140,7 +155,9 @@ _ROOM = _Room()
 def _cut(matrices: Tensor, strip: _Strip, window: Window, scale: float) -> NDArray[Any]:
     """The columns from the first to the last window of a strip, in double precision, scaled."""
     end = strip.lefts[-1] + window.cols
-    return _widened(matrices[strip.matrix, strip.top : strip.top + window.rows, strip.lefts[0] : end], scale)
+    return _widened(
+        matrices[strip.matrix, strip.top : strip.top + window.rows, strip.lefts[0] : end], scale
+    )
 
 
 def _cuts(matrices: Tensor, strips: Sequence[_Strip], window: Window, scale: float) -> NDArray[Any]:
@@ -151,12 +168,16 @@ def _cuts(matrices: Tensor, strips: Sequence[_Strip], window: Window, scale: flo
 
 
 def _widened(piece: Tensor, scale: float) -> NDArray[Any]:
-    room = _ROOM.take("cut", tuple(piece.shape), np.complex128 if piece.is_complex() else np.float64)
+    room = _ROOM.take(
+        "cut", tuple(piece.shape), np.complex128 if piece.is_complex() else np.float64
+    )
     torch.from_numpy(room).copy_(piece.detach()).mul_(scale)
     return room
 
 
-def _grams(matrices: Tensor, strips: Sequence[_Strip], window: Window, scale: float) -> NDArray[Any]:
+def _grams(
+    matrices: Tensor, strips: Sequence[_Strip], window: Window, scale: float
+) -> NDArray[Any]:
     """The Gram matrices of all windows of the strips, stacked."""
     count = sum(len(strip.lefts) for strip in strips)
     dtype = np.complex128 if matrices.is_complex() else np.float64
@@ -170,11 +191,14 @@ def _grams(matrices: Tensor, strips: Sequence[_Strip], window: Window, scale: fl
     return grams
 
 
-def shared_grams(piece: NDArray[Any], lefts: Sequence[int], width: int, *, out: NDArray[Any]) -> None:
+def shared_grams(
+    piece: NDArray[Any], lefts: Sequence[int], width: int, *, out: NDArray[Any]
+) -> None:
     """W W^H of the windows of ``width`` columns that start at ``lefts`` (ascending, all overlapping), into ``out``.
 
-    ``piece`` begins at the first of them. The columns that all windows have are multiplied once; what a window has
-    left of them is summed up leftwards, what it has right of them rightwards. Only sums: nothing cancels.
+    ``piece`` begins at the first of them. The columns that all windows have are multiplied once;
+    what a window has left of them is summed up leftwards, what it has right of them rightwards.
+    Only sums: nothing cancels.
     """
     starts = [left - lefts[0] for left in lefts]
     _gram(piece[:, starts[-1] : width], out=out[-1])
@@ -191,10 +215,14 @@ def shared_grams(piece: NDArray[Any], lefts: Sequence[int], width: int, *, out: 
 def _gram(columns: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
     """Columns times their own transpose, for which NumPy does half the work."""
     transposed = np.swapaxes(columns, -1, -2)
-    return np.matmul(columns, transposed.conj() if np.iscomplexobj(columns) else transposed, out=out)
+    return np.matmul(
+        columns, transposed.conj() if np.iscomplexobj(columns) else transposed, out=out
+    )
 
 
-def _strips(window: Window, positions: Sequence[tuple[int, int]], n_matrices: int, *, share: bool) -> list[_Strip]:
+def _strips(
+    window: Window, positions: Sequence[tuple[int, int]], n_matrices: int, *, share: bool
+) -> list[_Strip]:
     """All windows of all matrices, neighbours that overlap by half or more together where ``share``."""
     most = max(_MOST_SHARED, _BATCH_BYTES // (8 * window.rows**2)) if share else 1
     groups: list[list[int]] = []
@@ -202,12 +230,21 @@ def _strips(window: Window, positions: Sequence[tuple[int, int]], n_matrices: in
         top, left = positions[place]
         if groups:
             first_top, first_left = positions[groups[-1][0]]
-            if first_top == top and left - first_left <= window.cols // 2 and len(groups[-1]) < most:
+            if (
+                first_top == top
+                and left - first_left <= window.cols // 2
+                and len(groups[-1]) < most
+            ):
                 groups[-1].append(place)
                 continue
         groups.append([place])
     return [
-        _Strip(matrix, positions[group[0]][0], tuple(positions[place][1] for place in group), tuple(group))
+        _Strip(
+            matrix,
+            positions[group[0]][0],
+            tuple(positions[place][1] for place in group),
+            tuple(group),
+        )
         for matrix in range(n_matrices)
         for group in groups
     ]

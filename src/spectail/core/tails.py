@@ -1,8 +1,8 @@
 """Power-law tails: p(x) ~ x^-alpha for x >= xmin, natural logarithms, alpha by maximum likelihood.
 
-``alpha = 1 + n / sum(ln(x_i / xmin))`` over the n eigenvalues at or above xmin, xmin counted (Clauset, Shalizi and
-Newman 2009, eq. 3.1). The Kolmogorov-Smirnov distance compares the fit with the share of the tail *below* each
-eigenvalue, as the power-law literature's code does.
+``alpha = 1 + n / sum(ln(x_i / xmin))`` over the n eigenvalues at or above xmin, xmin counted
+(Clauset, Shalizi and Newman 2009, eq. 3.1). The Kolmogorov-Smirnov distance compares the fit with
+the share of the tail *below* each eigenvalue, as the power-law literature's code does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ Array: TypeAlias = NDArray[np.float64]
 _FIRST_LOOKS = 16
 """Points of each tail that are looked at before the first distance is computed."""
 _ROUNDING = 1e-12
-"""Bounds and distances are the same numbers up to rounding: candidates this close are computed in full."""
+"""Bounds and distances are the same numbers up to rounding: candidates this close are computed in
+full."""
 
 
 class PowerLaw(NamedTuple):
@@ -48,11 +49,12 @@ def fit_from(eigenvalues: Array, start: int) -> PowerLaw:
 def best_ks_start(eigenvalues: Array, first: int, stop: int) -> int:
     """Index in [first, stop) whose tail has the least KS distance (the first of equals); ``first`` where none fits.
 
-    Exact, by cutting planes. Every candidate has a lower bound of its distance: the largest gap at the points looked at
-    so far. The candidate with the least bound is computed in full; where its gap is largest, neighbours have large
-    gaps too, so that point is looked at for all candidates left. Ends when no bound is below the best distance. The
-    plain scan grows with the square of N; this one computes a handful of distances in full, on a
-    power law throughout too (a test counts them; ``benchmarks/fit.py`` takes the time).
+    Exact, by cutting planes. Every candidate has a lower bound of its distance: the largest gap at
+    the points looked at so far. The candidate with the least bound is computed in full; where its
+    gap is largest, neighbours have large gaps too, so that point is looked at for all candidates
+    left. Ends when no bound is below the best distance. The plain scan grows with the square of N;
+    this one computes a handful of distances in full, on a power law throughout too (a test counts
+    them; ``benchmarks/fit.py`` takes the time).
     """
     if stop - first < 1:
         return min(first, eigenvalues.size - 1)
@@ -92,12 +94,18 @@ class _Candidates(NamedTuple):
 
     def look_at(self, logs: Array, points: NDArray[np.intp]) -> _Candidates:
         """Raise every bound to the gap at ``points``, one index of an eigenvalue in each tail."""
-        gaps = 1 - np.exp(-self.slopes * (logs[points] - logs[self.starts])) - (points - self.starts) / self.sizes
+        gaps = (
+            1
+            - np.exp(-self.slopes * (logs[points] - logs[self.starts]))
+            - (points - self.starts) / self.sizes
+        )
         return self._replace(bounds=np.maximum(self.bounds, np.abs(gaps)))
 
     def keep(self, which: NDArray[np.bool_]) -> _Candidates:
         """Only these candidates."""
-        return _Candidates(self.starts[which], self.sizes[which], self.slopes[which], self.bounds[which])
+        return _Candidates(
+            self.starts[which], self.sizes[which], self.slopes[which], self.bounds[which]
+        )
 
 
 def _gaps(logs: Array, alpha: float) -> Array:

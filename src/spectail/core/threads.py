@@ -1,6 +1,7 @@
 """One core per worker: LAPACK gains little from two threads on one window, so windows or layers share the cores out.
 
-Two workers with a thread each solve 192 x 192 windows nearly twice as fast as one worker does with either setting.
+Two workers with a thread each solve 192 x 192 windows nearly twice as fast as one worker does with
+either setting.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Windows: sub-matrices of one fixed shape, and where they lie in a matrix.
 
-A window is named by its short side. Its aspect ratio is (side along the matrix's longer side) / (side along the
-matrix's shorter side), so a ratio above 1 lies along the matrix and one below 1 across it; the long side of a square
-matrix is its input dimension (the columns). Only ratio 1 promises the same windows for a matrix and its transpose.
-Geometry is plain integers: nothing here looks at weights.
+A window is named by its short side. Its aspect ratio is (side along the matrix's longer side) /
+(side along the matrix's shorter side), so a ratio above 1 lies along the matrix and one below 1
+across it; the long side of a square matrix is its input dimension (the columns). Only ratio 1
+promises the same windows for a matrix and its transpose. Geometry is plain integers: nothing here
+looks at weights.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Window(NamedTuple):
 class Tile:
     """The fewest windows that cover the matrix, evenly spread, the first and last touching the edges."""
 
-    def positions(self, rows: int, cols: int, window: Window, seed: int = 0) -> list[tuple[int, int]]:
+    def positions(
+        self, rows: int, cols: int, window: Window, seed: int = 0
+    ) -> list[tuple[int, int]]:
         """Top left corners (row, column) of the windows, row by row."""
         return _lattice(_tiles(rows, window.rows), _tiles(cols, window.cols))
 
@@ -44,9 +47,13 @@ class Grid:
     def __post_init__(self) -> None:
         _require_positive("grid:K", self.per_side)
 
-    def positions(self, rows: int, cols: int, window: Window, seed: int = 0) -> list[tuple[int, int]]:
+    def positions(
+        self, rows: int, cols: int, window: Window, seed: int = 0
+    ) -> list[tuple[int, int]]:
         """Top left corners (row, column) of the windows, row by row."""
-        return _lattice(_spread(rows - window.rows, self.per_side), _spread(cols - window.cols, self.per_side))
+        return _lattice(
+            _spread(rows - window.rows, self.per_side), _spread(cols - window.cols, self.per_side)
+        )
 
     def __str__(self) -> str:
         return f"grid:{self.per_side}"
@@ -61,9 +68,14 @@ class Step:
     def __post_init__(self) -> None:
         _require_positive("step:S", self.stride)
 
-    def positions(self, rows: int, cols: int, window: Window, seed: int = 0) -> list[tuple[int, int]]:
+    def positions(
+        self, rows: int, cols: int, window: Window, seed: int = 0
+    ) -> list[tuple[int, int]]:
         """Top left corners (row, column) of the windows, row by row."""
-        return _lattice(range(0, rows - window.rows + 1, self.stride), range(0, cols - window.cols + 1, self.stride))
+        return _lattice(
+            range(0, rows - window.rows + 1, self.stride),
+            range(0, cols - window.cols + 1, self.stride),
+        )
 
     def __str__(self) -> str:
         return f"step:{self.stride}"
@@ -78,7 +90,9 @@ class RandomPlacement:
     def __post_init__(self) -> None:
         _require_positive("random:N", self.count)
 
-    def positions(self, rows: int, cols: int, window: Window, seed: int = 0) -> list[tuple[int, int]]:
+    def positions(
+        self, rows: int, cols: int, window: Window, seed: int = 0
+    ) -> list[tuple[int, int]]:
         """Top left corners (row, column) of the windows, in the order drawn."""
         rng = np.random.default_rng(seed)
         top = rng.integers(0, rows - window.rows + 1, self.count)
@@ -104,7 +118,9 @@ def parse_placement(text: str) -> Placement:
     }
     if kind in types and number.isdecimal():
         return types[kind](int(number))
-    raise SpecError(f"placement must be tile, grid:K, step:S or random:N with a whole number, not {text!r}")
+    raise SpecError(
+        f"placement must be tile, grid:K, step:S or random:N with a whole number, not {text!r}"
+    )
 
 
 def window_shape(rows: int, cols: int, short_side: int, aspect_ratio: float = 1.0) -> Window:
@@ -125,7 +141,11 @@ def window_shape(rows: int, cols: int, short_side: int, aspect_ratio: float = 1.
 def largest_fit(rows: int, cols: int, aspect_ratio: float = 1.0) -> int:
     """The largest short side of a window of this ratio that fits into a rows x cols matrix (0 where none does)."""
     short, long = sorted((rows, cols))
-    side = min(short, int(long / aspect_ratio) + 1) if aspect_ratio >= 1 else min(long, int(short * aspect_ratio) + 1)
+    side = (
+        min(short, int(long / aspect_ratio) + 1)
+        if aspect_ratio >= 1
+        else min(long, int(short * aspect_ratio) + 1)
+    )
     while side > 0:
         along, across = _sides(side, aspect_ratio)
         if along <= long and across <= short:

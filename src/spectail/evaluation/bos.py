@@ -44,7 +44,8 @@ class Family:
 
     name: str
     part: str
-    """A part of the model type, or of the tokenizer's class in lower case, that tells the family."""
+    """A part of the model type, or of the tokenizer's class in lower case, that tells the
+    family."""
     opening: tuple[str, ...] = ()
     """The tokens that a sequence starts with; empty for the tokenizer's BOS."""
 
@@ -127,7 +128,9 @@ def room_for_text(bos: Bos, seq_len: int) -> int:
 
     """
     if seq_len <= bos.in_block:
-        raise EvaluationError(f"seq_len must be at least {bos.in_block + 1} with BOS in every block, not {seq_len}")
+        raise EvaluationError(
+            f"seq_len must be at least {bos.in_block + 1} with BOS in every block, not {seq_len}"
+        )
     return seq_len - bos.in_block
 
 
@@ -187,7 +190,9 @@ def text_setting(model: nn.Module, name: str) -> int | None:
     return next((value for value in values if isinstance(value, int)), None)
 
 
-def _auto(kinds: Sequence[str], family: Family | None, tokenizer: Any, opening: tuple[int, ...]) -> Rule:
+def _auto(
+    kinds: Sequence[str], family: Family | None, tokenizer: Any, opening: tuple[int, ...]
+) -> Rule:
     if family:
         if not opening:
             raise EvaluationError(

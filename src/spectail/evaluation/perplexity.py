@@ -132,9 +132,10 @@ def perplexity(
             vocabulary in its own dtype; they are widened to float32 a few positions at a time.
         bos: where the beginning-of-sequence token goes. ``first``: one at the start of the text, as
             in the published LLaMA tables. ``every``: one at the start of every block, which then
-            takes ``seq_len - 1`` tokens of the text. ``none``: no BOS, also where the tokenizer adds
-            one. ``auto`` chooses by the model and its tokenizer, see ``evaluation.bos.resolve``;
-            Gemma and GLM get ``every``, LLaMA ``first``. The result says which.
+            takes ``seq_len - 1`` tokens of the text. ``none``: no BOS, also where the tokenizer
+            adds one. ``auto`` chooses by the model and its tokenizer, see
+            ``evaluation.bos.resolve``; Gemma and GLM get ``every``, LLaMA ``first``. The result
+            says which.
         progress: called with the number of blocks done and their total.
 
     Raises:
@@ -206,7 +207,9 @@ def _joined(text: str | os.PathLike[str] | Sequence[str]) -> str:
 def _check_counts(**counts: tuple[int, int]) -> None:
     for name, (value, least) in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise EvaluationError(f"{name} must be a whole number of at least {least}, not {value!r}")
+            raise EvaluationError(
+                f"{name} must be a whole number of at least {least}, not {value!r}"
+            )
 
 
 def _check_decoder(model: nn.Module) -> None:
@@ -221,7 +224,9 @@ def _check_decoder(model: nn.Module) -> None:
 def _check_positions(model: nn.Module, seq_len: int) -> None:
     positions = text_setting(model, "max_position_embeddings")
     if positions is not None and 0 < positions < seq_len:
-        raise EvaluationError(f"the model has {positions} positions, fewer than seq_len {seq_len}: give a smaller one")
+        raise EvaluationError(
+            f"the model has {positions} positions, fewer than seq_len {seq_len}: give a smaller one"
+        )
 
 
 def _check_vocabulary(model: nn.Module, blocks: Tensor) -> None:
@@ -250,7 +255,9 @@ def _of_text_alone(model: nn.Module, ids: Tensor) -> Any:
         return model(input_ids=ids, use_cache=False)
     except (TypeError, ValueError, AttributeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise EvaluationError(f"{type(model).__name__} does not run on text alone: {lines[0][:200]}") from error
+        raise EvaluationError(
+            f"{type(model).__name__} does not run on text alone: {lines[0][:200]}"
+        ) from error
 
 
 def _loss(logits: Tensor, tokens: Tensor, unpredicted: int) -> float:
@@ -264,7 +271,10 @@ def _loss(logits: Tensor, tokens: Tensor, unpredicted: int) -> float:
         torch.split(targets, POSITIONS),
         strict=True,
     )
-    sums = [functional.cross_entropy(rows.float(), words, reduction="sum").double() for rows, words in pieces]
+    sums = [
+        functional.cross_entropy(rows.float(), words, reduction="sum").double()
+        for rows, words in pieces
+    ]
     return float(torch.stack(sums).sum()) / len(targets)
 
 

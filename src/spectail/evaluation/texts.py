@@ -40,19 +40,27 @@ def read_text(given: str | os.PathLike[str]) -> str:
         raise SourceError(f"{text} is no text in UTF-8") from None
 
 
-def _column(name: str, config: str = "", split: str = "test", column: str = COLUMN, *rest: str) -> list[str]:
+def _column(
+    name: str, config: str = "", split: str = "test", column: str = COLUMN, *rest: str
+) -> list[str]:
     """The rows of one column; the dataset is downloaded, or taken from where it was kept."""
     if rest:
-        raise SourceError(f"{':'.join([name, config, split, column, *rest])} has too many parts; expected {HOW}")
+        raise SourceError(
+            f"{':'.join([name, config, split, column, *rest])} has too many parts; expected {HOW}"
+        )
     try:
         datasets: Any = importlib.import_module("datasets")
     except ImportError:
-        raise SourceError(f"no file {name}, and a hub dataset needs datasets: pip install 'spectail[eval]'") from None
+        raise SourceError(
+            f"no file {name}, and a hub dataset needs datasets: pip install 'spectail[eval]'"
+        ) from None
     try:
         rows = datasets.load_dataset(name, config or None, split=split or "test")
     except Exception as error:  # the library raises errors of many kinds, its own among them
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(f"dataset {name} cannot be loaded: {reason[:200]}") from error
     if column not in rows.column_names:
-        raise SourceError(f"dataset {name} has no column {column!r}, but {', '.join(rows.column_names)}")
+        raise SourceError(
+            f"dataset {name} has no column {column!r}, but {', '.join(rows.column_names)}"
+        )
     return [str(row) for row in rows[column]]

@@ -29,7 +29,10 @@ def tensor_types(allocation: Allocation) -> tuple[str, ...]:
     """
     check_target(allocation, "bits", "llama.cpp")
     widths = grouped(allocation, gguf_tensor, "llama.cpp's names of these layers are not known")
-    return tuple(f"^{tensor.replace('.', chr(92) + '.')}$={tensor_type(width)}" for tensor, width in widths.items())
+    return tuple(
+        f"^{tensor.replace('.', chr(92) + '.')}$={tensor_type(width)}"
+        for tensor, width in widths.items()
+    )
 
 
 def tensor_type(width: float) -> str:
@@ -62,7 +65,9 @@ def _table() -> tuple[tuple[re.Pattern[str], str], ...]:
             within = re.escape(inside).replace(r"\{\}", r"\d+")
             rows[f"{_ROOT}{re.escape(blocks)}(\\d+)\\.{within}$"] = f"blk.{{}}.{stem}.weight"
         for stem, top in family.top.items():
-            rows[f"{_ROOT}{re.escape(re.sub(r'^(?:model|transformer)[.]', '', top))}$"] = f"{stem}.weight"
+            rows[f"{_ROOT}{re.escape(re.sub(r'^(?:model|transformer)[.]', '', top))}$"] = (
+                f"{stem}.weight"
+            )
     return tuple((re.compile(pattern), tensor) for pattern, tensor in rows.items())
 
 

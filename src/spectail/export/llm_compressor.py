@@ -22,10 +22,12 @@ QUANTISERS = {"rtn": "QuantizationModifier", "gptq": "GPTQModifier"}
 def pruning_recipe(allocation: Allocation, modules: Modules, *, method: str = "wanda") -> str:
     """YAML with one modifier, every layer a target and its sparsity at the same place in a list.
 
-    llm-compressor pairs the list with the modules by position, in the order of ``model.named_modules()`` and not in
-    that of the targets; a checkpoint stores its layers in another one. So ``modules`` has to be those names, as
-    ``[name for name, _ in model.named_modules()]`` or ``models.live.language.module_names(folder)`` gives them. The
-    latter also says what they are called in the file, where an allocation made from the file has other names.
+    llm-compressor pairs the list with the modules by position, in the order of
+    ``model.named_modules()`` and not in that of the targets; a checkpoint stores its layers in
+    another one. So ``modules`` has to be those names, as ``[name for name, _ in
+    model.named_modules()]`` or ``models.live.language.module_names(folder)`` gives them. The latter
+    also says what they are called in the file, where an allocation made from the file has other
+    names.
 
     Raises:
         ExportError: not an allocation of sparsity, an unknown method, or a layer that is no module.
@@ -40,13 +42,17 @@ def pruning_recipe(allocation: Allocation, modules: Modules, *, method: str = "w
 
 
 def quantization_recipe(
-    allocation: Allocation, modules: Modules | None = None, *, method: str = "rtn", group_size: int = 128
+    allocation: Allocation,
+    modules: Modules | None = None,
+    *,
+    method: str = "rtn",
+    group_size: int = 128,
 ) -> str:
     """YAML with one modifier and one ``config_groups`` entry per width: symmetric integers, one scale per group.
 
-    llm-compressor passes over a target that is no module without a word, so give the model's ``modules``, as for
-    ``pruning_recipe``; without them names are not checked. ``group_size`` is the number of weights along a row that
-    share a scale; it must divide the columns of every layer.
+    llm-compressor passes over a target that is no module without a word, so give the model's
+    ``modules``, as for ``pruning_recipe``; without them names are not checked. ``group_size`` is
+    the number of weights along a row that share a scale; it must divide the columns of every layer.
 
     Raises:
         ExportError: not an allocation of bits, an unknown method, or a layer that is no module.
@@ -64,16 +70,26 @@ def quantization_recipe(
         lines.append(f"  bits_{int(width)}:")
         lines += [
             "    weights:",
-            *(f"      {k}: {json.dumps(v)}" for k, v in {**weights, "group_size": group_size}.items()),
+            *(
+                f"      {k}: {json.dumps(v)}"
+                for k, v in {**weights, "group_size": group_size}.items()
+            ),
         ]
-        lines += ["    targets:", *(f"    {item}" for item in _items(n for n, w in widths.items() if w == width))]
+        lines += [
+            "    targets:",
+            *(f"    {item}" for item in _items(n for n, w in widths.items() if w == width)),
+        ]
     return _stage("quantization", modifier, lines)
 
 
 def _by_module(allocation: Allocation) -> dict[str, float]:
     """One value per module; the error about experts in one tensor says how they become modules."""
     how = f" ({_LINEARISE})" if any("[" in name for name in allocation) else ""
-    return grouped(allocation, module_name, f"llm-compressor addresses modules by name, and these layers are none{how}")
+    return grouped(
+        allocation,
+        module_name,
+        f"llm-compressor addresses modules by name, and these layers are none{how}",
+    )
 
 
 def _placed(values: Mapping[str, float], modules: Modules) -> dict[str, float]:
@@ -85,7 +101,9 @@ def _placed(values: Mapping[str, float], modules: Modules) -> dict[str, float]:
     known = set(modules)
     fused = [name for name in lost if (match := _EXPERT.match(name)) and match[1] in known]
     if fused:
-        raise ExportError(f"the model has no module {shown(fused)}, for its experts are one tensor: {_LINEARISE}")
+        raise ExportError(
+            f"the model has no module {shown(fused)}, for its experts are one tensor: {_LINEARISE}"
+        )
     raise ExportError(
         f"the model has no module {shown(lost)}: give the names of the model that was analysed, "
         "or make the allocation without them, with exclude"

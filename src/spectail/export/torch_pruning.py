@@ -28,7 +28,9 @@ def channel_ratios(allocation: Allocation) -> dict[str, float]:
 
     """
     check_target(allocation, "sparsity", "Torch-Pruning")
-    return {name: channel_ratio(ratio) for name, ratio in by_module(allocation, "Torch-Pruning").items()}
+    return {
+        name: channel_ratio(ratio) for name, ratio in by_module(allocation, "Torch-Pruning").items()
+    }
 
 
 def pruning_ratio_dict(
@@ -36,8 +38,8 @@ def pruning_ratio_dict(
 ) -> dict[Any, float]:
     """The ``pruning_ratio_dict`` of ``torch_pruning.BasePruner``, whose keys are the model's modules.
 
-    Ratios made from a file pair with the modules by name. ``saved`` says what modules are called in the file, where
-    they differ: see ``models.live.saved_names.saved_modules``.
+    Ratios made from a file pair with the modules by name. ``saved`` says what modules are called in
+    the file, where they differ: see ``models.live.saved_names.saved_modules``.
     """
     modules = dict(model.named_modules())
     found, lost = placed(ratios, {name: (saved or {}).get(name, name) for name in modules})

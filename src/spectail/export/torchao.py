@@ -26,27 +26,34 @@ def widths(allocation: Allocation, *, group_size: int = 32) -> dict[str, Any]:
     found = {name: int(width) for name, width in by_module(allocation, "torchao").items()}
     wide = [name for name, width in found.items() if width > WIDEST]
     if wide:
-        raise ExportError(f"torchao's integer weights have at most {WIDEST} bits, but {wide[0]} has {found[wide[0]]}")
+        raise ExportError(
+            f"torchao's integer weights have at most {WIDEST} bits, but {wide[0]} has {found[wide[0]]}"
+        )
     return {"group_size": group_size, "bits": found}
 
 
 def fqn_to_config(data: Mapping[str, Any], modules: Modules | None = None) -> Any:
     """Build the ``torchao.quantization.FqnToConfig``, for ``quantize_`` or transformers' ``TorchAoConfig``.
 
-    Every module has symmetric integers with a scale per group; modules that are not named stay as they are. torchao
-    passes over a name that is no module without a word, so give the names of the model's ``modules``: bits that were
-    allocated from a file then pair with them by name, and a name that is none of them is refused.
+    Every module has symmetric integers with a scale per group; modules that are not named stay as
+    they are. torchao passes over a name that is no module without a word, so give the names of the
+    model's ``modules``: bits that were allocated from a file then pair with them by name, and a
+    name that is none of them is refused.
     """
     bits = data["bits"]
     if modules is not None:
         bits, lost = placed(bits, modules)
         if lost:
-            raise ExportError(f"the model has no module {shown(lost)}: give the names of the model that was analysed")
+            raise ExportError(
+                f"the model has no module {shown(lost)}: give the names of the model that was analysed"
+            )
     try:
         import torch
         from torchao.quantization import FqnToConfig, IntxWeightOnlyConfig, PerGroup
     except ImportError as error:
-        raise ExportError(f"this needs torchao with FqnToConfig: pip install torchao ({error})") from None
+        raise ExportError(
+            f"this needs torchao with FqnToConfig: pip install torchao ({error})"
+        ) from None
     by_width = {
         width: IntxWeightOnlyConfig(
             weight_dtype=getattr(torch, f"int{width}"), granularity=PerGroup(data["group_size"])

@@ -1,7 +1,8 @@
 """The journal of a run: one line per measured layer, so that a run that is killed loses at most the layer in hand.
 
-The first line says what run it is. A last line that was cut off is dropped and its layer measured again. The journal
-goes when the finished files are in place; a finished folder counts as a journal with every layer in it.
+The first line says what run it is. A last line that was cut off is dropped and its layer measured
+again. The journal goes when the finished files are in place; a finished folder counts as a journal
+with every layer in it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class Journal:
     def open(cls, folder: Path, run: RunInfo, *, fresh: bool = False) -> Journal:
         """Find what the folder holds of this run; RunError where it holds another one, unless ``fresh``."""
         if folder.exists() and not folder.is_dir():
-            raise RunError(f"the output must be a folder, and {folder} is a file; choose another --out")
+            raise RunError(
+                f"the output must be a folder, and {folder} is a file; choose another --out"
+            )
         journal = cls(folder / JOURNAL_FILE)
         if fresh:
             for name in (JOURNAL_FILE, *FILES):
@@ -86,7 +89,11 @@ def _require_same(folder: Path, stored: dict[str, Any], run: RunInfo) -> None:
         different.append("spectail version")
     if not different:
         return
-    what = "another model" if "fingerprint" in different else "other settings (" + ", ".join(different) + ")"
+    what = (
+        "another model"
+        if "fingerprint" in different
+        else "other settings (" + ", ".join(different) + ")"
+    )
     raise RunError(
         f"{folder} holds a run of {what}: {before.get('source')} there, {run.source} now; "
         "choose another --out, or --fresh to replace it"

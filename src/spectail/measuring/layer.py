@@ -28,7 +28,8 @@ SOLVER_ERRORS = (np.linalg.LinAlgError, torch.linalg.LinAlgError, ArpackError)  
 BINS = 80
 TOP_POINTS = 60
 NOT_ONE_TAIL = "not applicable: alpha is an average over several tails"
-"""Verdict where published code averages the alphas of the divisions of a convolution (``Spec.legacy``)."""
+"""Verdict where published code averages the alphas of the divisions of a convolution
+(``Spec.legacy``)."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Plan:
     source: Any = None
     """What was given to open, for engines whose workers open it again."""
     alpha_only: bool = False
-    """Leave out what training does without: the error bar, the norms of the whole matrices and the spectrum to draw."""
+    """Leave out what training does without: the error bar, the norms of the whole matrices and the
+    spectrum to draw."""
 
 
 def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
@@ -59,7 +61,9 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
         with torch.no_grad():
             matrices = layer.read().detach().to(plan.device)
             if layer.n_matrices > 1:
-                matrices = matrices.contiguous()  # kernel slices lie scattered, and are read several times
+                matrices = (
+                    matrices.contiguous()
+                )  # kernel slices lie scattered, and are read several times
             record = _measured(record, matrices, plan)
     except SpecError as error:
         record = replace(record, status="skipped", reason=str(error))
@@ -68,7 +72,11 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
     except SourceError as error:
         record = replace(record, status="failed", reason=str(error))
     except torch.cuda.OutOfMemoryError:
-        record = replace(record, status="failed", reason="the GPU's memory does not hold this layer: use --device cpu")
+        record = replace(
+            record,
+            status="failed",
+            reason="the GPU's memory does not hold this layer: use --device cpu",
+        )
     except SOLVER_ERRORS as error:
         record = replace(record, status="failed", reason=f"the eigenvalue solver gave up: {error}")
     reason = "; ".join(filter(None, [layer.note, record.reason]))
@@ -92,7 +100,9 @@ def record_of(layer: Layer) -> LayerRecord:
 
 def _measured(record: LayerRecord, matrices: Tensor, plan: Plan) -> LayerRecord:
     spec, run = plan.run.spec, plan.run
-    fit = measure(matrices, spec, run.window, convolution=record.kind == "conv", error_bar=not plan.alpha_only)
+    fit = measure(
+        matrices, spec, run.window, convolution=record.kind == "conv", error_bar=not plan.alpha_only
+    )
     record = replace(
         record,
         window_rows=fit.window.rows,
@@ -114,7 +124,11 @@ def _measured(record: LayerRecord, matrices: Tensor, plan: Plan) -> LayerRecord:
 
 def _with_alpha(record: LayerRecord, fit: TailFit, plan: Plan) -> LayerRecord:
     own_window = not estimator_of(plan.run.spec).is_comparable(fit, plan.run.window)
-    remark = f"not comparable: too small for the common window of {plan.run.window}" if own_window else ""
+    remark = (
+        f"not comparable: too small for the common window of {plan.run.window}"
+        if own_window
+        else ""
+    )
     judged, words = _judged(fit, plan.run.spec)
     record = replace(
         record,

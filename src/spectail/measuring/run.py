@@ -48,16 +48,25 @@ def analyze(
 ) -> Analysis:
     """Measure every weight matrix of a model.
 
-    ``source`` is an ``nn.Module``, a state dict, or text: ``demo``, a Hugging Face folder, a ``.safetensors``, ``.pt``,
-    ``.bin``, ``.pth`` or ``.gguf`` file, an index of shards, ``module:function``, a hub id. ``include`` and ``exclude``
-    are globs over layer names. ``full_spectrum`` adds ``alpha_full`` and ``entropy``, measured without windows.
-    With ``out`` the run is kept in that folder as it goes: a run that was killed goes on where it stopped, and the
-    finished tables and the report are written there; ``fresh`` replaces the run that the folder holds. ``engine`` is
-    ``local`` or ``ray``. A layer that cannot be measured keeps its row with a reason.
+    ``source`` is an ``nn.Module``, a state dict, or text: ``demo``, a Hugging Face folder, a
+    ``.safetensors``, ``.pt``, ``.bin``, ``.pth`` or ``.gguf`` file, an index of shards,
+    ``module:function``, a hub id. ``include`` and ``exclude`` are globs over layer names.
+    ``full_spectrum`` adds ``alpha_full`` and ``entropy``, measured without windows. With ``out``
+    the run is kept in that folder as it goes: a run that was killed goes on where it stopped, and
+    the finished tables and the report are written there; ``fresh`` replaces the run that the folder
+    holds. ``engine`` is ``local`` or ``ray``. A layer that cannot be measured keeps its row with a
+    reason.
 
     Raises SourceError, SpecError or RunError with one clear line, before anything is written.
     """
-    plan = make_plan(source, spec=spec, device=device, include=include, exclude=exclude, full_spectrum=full_spectrum)
+    plan = make_plan(
+        source,
+        spec=spec,
+        device=device,
+        include=include,
+        exclude=exclude,
+        full_spectrum=full_spectrum,
+    )
     return run_plan(plan, engine_named(engine), out=out, progress=progress, fresh=fresh)
 
 
@@ -75,7 +84,9 @@ def make_plan(
     opened = open_source(source)
     layers = select(opened.layers, include, exclude)
     if not layers:
-        raise SourceError(f"{opened.label} has no weight matrices to measure: {opened.n_vectors} vectors, nothing else")
+        raise SourceError(
+            f"{opened.label} has no weight matrices to measure: {opened.n_vectors} vectors, nothing else"
+        )
     shapes = [(layer.rows, layer.cols) for layer in layers if layer.part is not None]
     window = common_window([shape for shape in shapes if not too_small(shape, spec)], spec)
     run = RunInfo(
@@ -135,8 +146,12 @@ def _window_notes(spec: Spec, window: int | None, shapes: list[tuple[int, int]])
     if window is not None or len(set(shapes)) < 2:
         return []
     if spec.window == "common":
-        return ["No layer is large enough for a common window: each has its own, and other shapes do not compare."]
-    return ["Every layer has a window of its own size: alphas of layers of different shape do not compare."]
+        return [
+            "No layer is large enough for a common window: each has its own, and other shapes do not compare."
+        ]
+    return [
+        "Every layer has a window of its own size: alphas of layers of different shape do not compare."
+    ]
 
 
 def usable_device(device: str) -> str:

@@ -39,7 +39,9 @@ def build_source(
     """
     tensors = with_placeholders(_cleaned(list(tensors)))
     weights = assemble(tensors, config)
-    weights, adapter_notes = join_adapters(weights, {stored.name: stored for stored in tensors}, adapters)
+    weights, adapter_notes = join_adapters(
+        weights, {stored.name: stored for stored in tensors}, adapters
+    )
     weights = _once(weights)
     shapes = {stored.name: stored.shape for stored in (*tensors, *weights)}
     among_weights = are_weights_named(shapes)
@@ -80,7 +82,10 @@ def _once(tensors: Iterable[LazyTensor]) -> list[LazyTensor]:
 
 
 def _layers_of(
-    tensor: LazyTensor, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], among_weights: bool
+    tensor: LazyTensor,
+    shapes: Mapping[str, tuple[int, ...]],
+    config: Mapping[str, Any],
+    among_weights: bool,
 ) -> Iterable[Layer]:
     """List the layers of one tensor; one that cannot be read, or is no weight, keeps a row of its stored shape."""
     if reason := _replaced(tensor.name, shapes) or _no_weight(tensor, among_weights):
@@ -106,16 +111,32 @@ def _no_weight(tensor: LazyTensor, among_weights: bool) -> str | None:
         return None
     if tensor.no_weight is not None:
         return tensor.no_weight or None
-    return no_matrix(tensor.name, tensor.shape, is_complex=tensor.is_complex, among_weights=among_weights)
+    return no_matrix(
+        tensor.name, tensor.shape, is_complex=tensor.is_complex, among_weights=among_weights
+    )
 
 
-def _row_without_values(tensor: LazyTensor, *, problem: str | None = None, no_weight: str | None = None) -> Layer:
+def _row_without_values(
+    tensor: LazyTensor, *, problem: str | None = None, no_weight: str | None = None
+) -> Layer:
     """Describe a tensor that is never read: one that cannot be, or that is no weight matrix."""
     name = layer_name(tensor.name)
     kind = NOT_A_WEIGHT if no_weight else "lora" if tensor.layout == "lora" else kind_of(name)
     rows, cols = tensor.shape[-2:]
     n_matrices = tensor.numel // max(1, rows * cols)
-    return Layer(name, kind, block_of(name), rows, cols, n_matrices, tensor.numel, tensor, None, problem, no_weight)
+    return Layer(
+        name,
+        kind,
+        block_of(name),
+        rows,
+        cols,
+        n_matrices,
+        tensor.numel,
+        tensor,
+        None,
+        problem,
+        no_weight,
+    )
 
 
 def _layer(tensor: LazyTensor, part: Part) -> Layer:

@@ -11,7 +11,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from spectail.models.subclasses import identity_of, is_plain, plain_view, shape_of, to_plain, why_unreadable
+from spectail.models.subclasses import (
+    identity_of,
+    is_plain,
+    plain_view,
+    shape_of,
+    to_plain,
+    why_unreadable,
+)
 
 Index: TypeAlias = "tuple[int | slice, ...]"
 """What to read along the leading dimensions; the empty tuple reads everything."""
@@ -26,24 +33,30 @@ class LazyTensor:
     dtype: str
     """torch's name of the stored type, ``bfloat16``."""
     read: Callable[[Index], Tensor] = field(repr=False, compare=False)
-    """Reads the indexed piece. A module-level function or a ``functools.partial`` of one, so that it can be pickled."""
+    """Reads the indexed piece. A module-level function or a ``functools.partial`` of one, so that
+    it can be pickled."""
     layout: str | None = None
-    """What is known about the layout beyond name and shape (``conv``, ``embedding``...): see ``layout.rules``."""
+    """What is known about the layout beyond name and shape (``conv``, ``embedding``...): see
+    ``layout.rules``."""
     problem: str | None = None
     """Why the values cannot be used; the layer's row then says so."""
     no_weight: str | None = None
-    """Why the module that owns it makes it no weight matrix, empty where it makes it one; None where only the name can
+    """Why the module that owns it makes it no weight matrix, empty where it makes it one; None
+    where only the name can
     tell (files): see ``naming.roles``."""
     note: str = ""
-    """What a user should know about the values although they can be used; the layer's row carries it."""
+    """What a user should know about the values although they can be used; the layer's row carries
+    it."""
     identity: Hashable = None
     """Equal for two names of one storage (tied weights); None where it cannot be told."""
     buffer: bool = False
     """Whether it is a buffer of a live module: a piece of a weight, or nothing."""
     memory: Tensor | None = field(default=None, repr=False, compare=False)
-    """The tensor itself where it lies in memory just as it is used, so that it can be written; else None."""
+    """The tensor itself where it lies in memory just as it is used, so that it can be written; else
+    None."""
     parameters: tuple[Tensor, ...] = field(default=(), repr=False, compare=False)
-    """The parameters of a live module that the values come from: the tensor itself, or all that it is made of."""
+    """The parameters of a live module that the values come from: the tensor itself, or all that it
+    is made of."""
 
     @property
     def is_complex(self) -> bool:
@@ -64,8 +77,8 @@ class LazyTensor:
 def in_memory(name: str, tensor: Tensor, *, layout: str | None = None) -> LazyTensor:
     """Describe a tensor in memory; reading a plain one copies nothing.
 
-    A quantised one is dequantised when it is read; one that is spread over processes (a DTensor) is gathered, by all of
-    them together.
+    A quantised one is dequantised when it is read; one that is spread over processes (a DTensor) is
+    gathered, by all of them together.
     """
     if not is_plain(tensor):
         return _subclass(name, tensor, layout)
@@ -73,7 +86,13 @@ def in_memory(name: str, tensor: Tensor, *, layout: str | None = None) -> LazyTe
     identity: Hashable = None
     values = plain_view(tensor)
     if values.is_nested:
-        return unreadable(name, (0, 0), dtype_name(values.dtype), "a nested tensor, which is no matrix", layout=layout)
+        return unreadable(
+            name,
+            (0, 0),
+            dtype_name(values.dtype),
+            "a nested tensor, which is no matrix",
+            layout=layout,
+        )
     if values.layout != torch.strided:
         problem = f"stored as a {str(values.layout).removeprefix('torch.')} tensor, only dense ones are read"
     elif values.is_meta:
@@ -108,7 +127,9 @@ def _subclass(name: str, tensor: Tensor, layout: str | None) -> LazyTensor:
     )
 
 
-def unreadable(name: str, shape: tuple[int, ...], dtype: str, problem: str, *, layout: str | None = None) -> LazyTensor:
+def unreadable(
+    name: str, shape: tuple[int, ...], dtype: str, problem: str, *, layout: str | None = None
+) -> LazyTensor:
     """Describe a tensor whose values cannot be had, with the reason that its row will show."""
     return LazyTensor(name, shape, dtype, _no_values, layout, problem)
 

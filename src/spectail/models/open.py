@@ -34,12 +34,14 @@ def open_source(
     """List the layers of a model without building it, and without reading more than headers where a file allows.
 
     Args:
-        source: a module; a state dict, or one matrix as a tensor or an array; or a text: ``demo``, the path of a
-            checkpoint file of a format of ``formats.table``, of an index of shards or of a model or adapter folder,
-            ``module:function`` returning a module, or a hub id ``org/name``.
+        source: a module; a state dict, or one matrix as a tensor or an array; or a text: ``demo``,
+            the path of a checkpoint file of a format of ``formats.table``, of an index of shards or
+            of a model or adapter folder, ``module:function`` returning a module, or a hub id
+            ``org/name``.
 
     Returns:
-        The layers in the model's own order. The same layer has the same name whichever way the model came in.
+        The layers in the model's own order. The same layer has the same name whichever way the
+        model came in.
 
     Raises:
         SourceError: the source cannot be found, read or trusted; the message is one line.
@@ -53,7 +55,9 @@ def open_source(
         try:
             return _named_source(os.fspath(source))
         except OSError as error:
-            raise SourceError(f"{os.fspath(source)} cannot be read: {error.strerror or error}") from None
+            raise SourceError(
+                f"{os.fspath(source)} cannot be read: {error.strerror or error}"
+            ) from None
     raise SourceError(
         f"cannot open a {type(source).__name__}; expected a torch module, a state dict, a matrix, a path, "
         "'demo', 'module:function' or a hub id"
@@ -64,7 +68,9 @@ def _state_source(state: Mapping[str, Any] | Tensor | np.ndarray[Any, Any]) -> S
     """Open tensors in memory."""
     tensors = state_tensors(state)
     if not tensors:
-        raise SourceError("the dict holds no tensors; expected a state dict, from names to tensors or arrays")
+        raise SourceError(
+            "the dict holds no tensors; expected a state dict, from names to tensors or arrays"
+        )
     label = "state dict" if isinstance(state, Mapping) else "matrix"
     return build_source(label, fingerprint_tensors(tensors), tensors)
 
@@ -93,7 +99,9 @@ def _from_function(module: str, function: str) -> Source:
         try:
             value: Any = importlib.import_module(module)
         except Exception as error:  # the user's code may raise anything
-            raise SourceError(f"cannot import {module!r} of {name!r}: {_one_line(error)}") from error
+            raise SourceError(
+                f"cannot import {module!r} of {name!r}: {_one_line(error)}"
+            ) from error
         for attribute in function.split("."):
             if not hasattr(value, attribute):
                 raise SourceError(
@@ -136,9 +144,13 @@ def _from_hub(name: str) -> Source:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError:
-        raise SourceError(f"{missing} it needs the huggingface_hub library: pip install huggingface_hub") from None
+        raise SourceError(
+            f"{missing} it needs the huggingface_hub library: pip install huggingface_hub"
+        ) from None
     try:
         folder = snapshot_download(name, allow_patterns=["*.safetensors", "*.json"])
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise SourceError(f"{missing} it could not be downloaded ({_one_line(error)[:160]})") from None
+        raise SourceError(
+            f"{missing} it could not be downloaded ({_one_line(error)[:160]})"
+        ) from None
     return path_source(Path(folder), label=name)

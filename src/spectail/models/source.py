@@ -14,21 +14,23 @@ if TYPE_CHECKING:
     from spectail.models.lazy_tensor import LazyTensor
 
 NOT_A_WEIGHT = "parameter"
-"""Kind of a row whose tensor is no weight matrix (a class token, a position table): never measured or changed."""
+"""Kind of a row whose tensor is no weight matrix (a class token, a position table): never measured
+or changed."""
 
 
 @dataclass(frozen=True)
 class Layer:
     """One weight of a model: what it is called, and where its matrices are.
 
-    ``rows`` x ``cols`` is the shape of each matrix, in (output, input) orientation; a convolution has one matrix
-    per kernel position, a complex spectral weight one per mode, every other layer has one.
+    ``rows`` x ``cols`` is the shape of each matrix, in (output, input) orientation; a convolution
+    has one matrix per kernel position, a complex spectral weight one per mode, every other layer
+    has one.
     """
 
     name: str
     kind: str
-    """q, k, v, o, gate, up, down, fc1, fc2, qkv, kv, gate_up, conv, embedding, head, router, recurrent, lora, spectral,
-    linear, or ``parameter`` for what is no weight matrix."""
+    """q, k, v, o, gate, up, down, fc1, fc2, qkv, kv, gate_up, conv, embedding, head, router,
+    recurrent, lora, spectral, linear, or ``parameter`` for what is no weight matrix."""
     block: int | None
     """Index of the repeated unit that the layer belongs to; None outside of blocks."""
     rows: int
@@ -39,13 +41,16 @@ class Layer:
     tensor: LazyTensor = field(repr=False, compare=False)
     """The stored tensor that holds the layer, perhaps with others beside it."""
     part: Part | None = field(repr=False, compare=False)
-    """Which piece of the tensor the layer is, and how that becomes matrices; None where it cannot be read."""
+    """Which piece of the tensor the layer is, and how that becomes matrices; None where it cannot
+    be read."""
     problem: str | None = None
-    """Why the layer cannot be read at all (say, packed integers of an unknown quantiser), else None."""
+    """Why the layer cannot be read at all (say, packed integers of an unknown quantiser), else
+    None."""
     no_weight: str | None = None
     """Why the layer is no weight matrix, and so is left out of everything; None for a weight."""
     note: str = ""
-    """What a user should know about how the weight was read; it becomes part of the row's reason."""
+    """What a user should know about how the weight was read; it becomes part of the row's
+    reason."""
     saved_as: str = field(default="", compare=False)
     """The layer's name in the file that transformers writes for a live model, where it differs."""
 
@@ -78,11 +83,16 @@ class Layer:
         """Put values of shape (n_matrices, rows, cols) in the layer's place; the rest of its tensor stays untouched.
 
         Raises:
-            SourceError: the layer does not lie in memory as it is used (a file, a quantised or computed weight).
+            SourceError: the layer does not lie in memory as it is used (a file, a quantised or
+                computed weight).
 
         """
         if self.part is None or self.problem or self.tensor.memory is None:
-            why = self.problem or self.no_weight or "it is computed from other tensors or lies in a file"
+            why = (
+                self.problem
+                or self.no_weight
+                or "it is computed from other tensors or lies in a file"
+            )
             raise SourceError(f"{self.name} cannot be written: {why}")
         self.part.write(self.tensor.memory, values)
 
@@ -95,6 +105,7 @@ class Source:
     fingerprint: str
     layers: tuple[Layer, ...]
     n_vectors: int
-    """Parameters with fewer than two dimensions (norms, biases), which are counted and not measured."""
+    """Parameters with fewer than two dimensions (norms, biases), which are counted and not
+    measured."""
     notes: tuple[str, ...] = ()
     """Things that the user should know about how the source was read, one sentence each."""

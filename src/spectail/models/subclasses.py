@@ -1,8 +1,9 @@
 """Tensors that are more than their storage: subclasses that dequantise, gather or compute when they are used.
 
-What such a tensor holds in memory is not the weight that the model computes with, so it is read through its own method:
-``full_tensor`` (DTensor), ``dequantize`` (torchao, optimum-quanto), ``get_original_weight`` (NF4Tensor), or the
-function of bitsandbytes. One of an unknown class is not read at all.
+What such a tensor holds in memory is not the weight that the model computes with, so it is read
+through its own method: ``full_tensor`` (DTensor), ``dequantize`` (torchao, optimum-quanto),
+``get_original_weight`` (NF4Tensor), or the function of bitsandbytes. One of an unknown class is not
+read at all.
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ _DEEPEST = 4
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor computes with the values in its storage, as ``torch.Tensor`` does."""
-    if tensor.is_quantized or getattr(tensor, "quant_state", None) is not None or _row_scales(tensor) is not None:
+    if (
+        tensor.is_quantized
+        or getattr(tensor, "quant_state", None) is not None
+        or _row_scales(tensor) is not None
+    ):
         return False
     kind = type(tensor)
     if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return False
-    # Parameters of their own class keep their data as it is used, or packed, which recipes know by its type.
+    # Parameters of their own class keep their data as it is used, or packed, which recipes know by
+    # its type.
     return issubclass(kind, nn.Parameter) or not _overrides_functions(kind)
 
 
@@ -74,8 +80,12 @@ def to_plain(tensor: Tensor) -> Tensor:
                 value = reader()
         except Exception as error:  # noqa: BLE001 - another library's code may raise anything
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise SourceError(f"a tensor of class {_class_name(value)} cannot be dequantised: {reason}") from None
-    raise SourceError(f"a tensor of class {_class_name(value)} cannot be dequantised: it gives no plain tensor")
+            raise SourceError(
+                f"a tensor of class {_class_name(value)} cannot be dequantised: {reason}"
+            ) from None
+    raise SourceError(
+        f"a tensor of class {_class_name(value)} cannot be dequantised: it gives no plain tensor"
+    )
 
 
 def _reader(tensor: Tensor) -> Callable[[], Tensor] | None:
@@ -153,4 +163,8 @@ def _inner_tensors(tensor: Any) -> list[Tensor]:
 def _class_name(tensor: Tensor) -> str:
     """Name a tensor's class with the library that it comes from."""
     kind = type(tensor)
-    return f"{kind.__module__.partition('.')[0]} {kind.__qualname__}" if kind.__module__ else kind.__qualname__
+    return (
+        f"{kind.__module__.partition('.')[0]} {kind.__qualname__}"
+        if kind.__module__
+        else kind.__qualname__
+    )

@@ -51,10 +51,12 @@ def allocation_named(
 ) -> Allocation:
     """The allocation of a baseline, or of a file that ``spectail allocate`` wrote; a file must have this sparsity.
 
-    ``eps`` is what ``allocations_by_eps`` says. ``scope`` says which layers are shared among; a file names its own.
+    ``eps`` is what ``allocations_by_eps`` says. ``scope`` says which layers are shared among; a
+    file names its own.
 
     Raises:
-        PruneError, AllocationError: an unknown name, eps where there is none, a file of another sparsity, or a file
+        PruneError, AllocationError: an unknown name, eps where there is none, a file of another
+        sparsity, or a file
             where the scope names layers.
 
     """
@@ -80,10 +82,11 @@ def allocations_by_eps(
 ) -> Callable[[float | None], Allocation]:
     """Measure once, on the model as it is, what a baseline goes by; gives its allocation for any eps.
 
-    Ratios by alpha are mapped linearly from (1 - eps) to (1 + eps) times the sparsity, up to what the budget moves.
-    OWL gets lambda = eps times the sparsity, so that its ratios span as much: 2 eps times the sparsity.
-    None is the published setting, ``presets.PRUNE_EPS`` by alpha and ``presets.OWL_LAMBDA`` for OWL. A layer too small
-    for an alpha that can be compared (the small projections of hybrids) takes the mean of its block, with a note.
+    Ratios by alpha are mapped linearly from (1 - eps) to (1 + eps) times the sparsity, up to what
+    the budget moves. OWL gets lambda = eps times the sparsity, so that its ratios span as much: 2
+    eps times the sparsity. None is the published setting, ``presets.PRUNE_EPS`` by alpha and
+    ``presets.OWL_LAMBDA`` for OWL. A layer too small for an alpha that can be compared (the small
+    projections of hybrids) takes the mean of its block, with a note.
 
     Raises:
         PruneError: a baseline without eps, OWL without text; when called, an eps outside [0, 1].
@@ -91,11 +94,19 @@ def allocations_by_eps(
     """
     check_takes_eps(name)
     if name in SPECS:
-        return partial(_by_alpha, analyze(model, spec=SPECS[name]), sparsity, name in WITHIN_KIND, scope or Scope())
+        return partial(
+            _by_alpha,
+            analyze(model, spec=SPECS[name]),
+            sparsity,
+            name in WITHIN_KIND,
+            scope or Scope(),
+        )
     if calibration is None:
         raise PruneError("the allocation owl needs calibration text")
     scope = scope or scope_of(model, as_tokens(calibration, model, "OWL"))
-    return partial(_by_outliers, model, sparsity, outlier_shares(model, calibration, scope=scope), scope)
+    return partial(
+        _by_outliers, model, sparsity, outlier_shares(model, calibration, scope=scope), scope
+    )
 
 
 def check_takes_eps(name: str) -> None:
@@ -111,12 +122,23 @@ def check_eps(eps: object) -> float:
     return float(eps)
 
 
-def _by_alpha(analysis: Analysis, sparsity: float, standardize_by_kind: bool, scope: Scope, eps: float | None) -> Allocation:
+def _by_alpha(
+    analysis: Analysis, sparsity: float, standardize_by_kind: bool, scope: Scope, eps: float | None
+) -> Allocation:
     width = presets.PRUNE_EPS if eps is None else check_eps(eps)
     rule = Sparsity(map=Linear(1 - width, 1 + width), standardize_by_kind=standardize_by_kind)
     exclude = (*scope.exclude, *scope.unseen)
-    found = allocate(analysis, target=rule, budget=sparsity, include=scope.include, exclude=exclude, missing="mean")
-    left_out = (LeftOut(layer.name, scope.unseen.get(layer.name, layer.reason)) for layer in found.left_out)
+    found = allocate(
+        analysis,
+        target=rule,
+        budget=sparsity,
+        include=scope.include,
+        exclude=exclude,
+        missing="mean",
+    )
+    left_out = (
+        LeftOut(layer.name, scope.unseen.get(layer.name, layer.reason)) for layer in found.left_out
+    )
     return replace(found, left_out=tuple(left_out))
 
 
@@ -132,19 +154,27 @@ def _by_outliers(
 def check_takes_globs(name: str, scope: Scope | None) -> None:
     """PruneError for globs beside a file, which says itself which layers it is about."""
     if scope and (scope.include or scope.exclude) and name not in BASELINES:
-        raise PruneError(f"include and exclude go with {', '.join(BASELINES)}: the file {name} names its layers itself")
+        raise PruneError(
+            f"include and exclude go with {', '.join(BASELINES)}: the file {name} names its layers itself"
+        )
 
 
 def check_known(name: str) -> None:
     """PruneError for what is neither a baseline nor a file."""
     if name not in BASELINES and not Path(name).exists():
-        raise PruneError(f"allocation must be one of {', '.join(BASELINES)} or a file, not {name!r}")
+        raise PruneError(
+            f"allocation must be one of {', '.join(BASELINES)} or a file, not {name!r}"
+        )
 
 
 def _from_file(name: str, sparsity: float) -> Allocation:
     allocation = Allocation.load(name)
     if allocation.target != "sparsity":
-        raise AllocationError(f"{name} allocates {allocation.target}: expected an allocation of sparsity")
+        raise AllocationError(
+            f"{name} allocates {allocation.target}: expected an allocation of sparsity"
+        )
     if abs(allocation.realised - sparsity) > 1e-6:
-        raise PruneError(f"{name} has a sparsity of {allocation.realised:g}, not the {sparsity:g} asked for")
+        raise PruneError(
+            f"{name} has a sparsity of {allocation.realised:g}, not the {sparsity:g} asked for"
+        )
     return allocation

@@ -1,10 +1,11 @@
 """The blocks of a decoder, and calibration inputs on their way through them, one block at a time.
 
-Two samples run through the whole model, which shows what the model itself gives to every block besides the hidden
-states (masks, rotary angles, positions, whatever it is), that the blocks follow on each other, and which of these
-arguments depend on the text. Those may depend on the tokens alone (the embeddings that Zamba gives to every block, an
-encoder's output), and then every sample keeps its own; they may not depend on what the blocks before have computed,
-for pruning changes that. From there on blocks are called here, with the model's own arguments.
+Two samples run through the whole model, which shows what the model itself gives to every block
+besides the hidden states (masks, rotary angles, positions, whatever it is), that the blocks follow
+on each other, and which of these arguments depend on the text. Those may depend on the tokens alone
+(the embeddings that Zamba gives to every block, an encoder's output), and then every sample keeps
+its own; they may not depend on what the blocks before have computed, for pruning changes that. From
+there on blocks are called here, with the model's own arguments.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Extra:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     keyword: str | None
-    """The name that the hidden states are given by, None where they are the first positional argument."""
+    """The name that the hidden states are given by, None where they are the first positional
+    argument."""
 
 
 @dataclass
@@ -37,12 +39,14 @@ class Stream:
 
     hidden: list[Tensor]
     extras: list[Mapping[int, Extra]]
-    """For each sample, the arguments by number of the block; blocks that text does not reach are missing."""
+    """For each sample, the arguments by number of the block; blocks that text does not reach are
+    missing."""
 
     def run(self, block: nn.Module, number: int, *, keep: bool) -> None:
         """Send all samples through a block; with ``keep`` they go on from there, else they stay in front of it.
 
-        A block that the model passes over, such as cross-attention to images, leaves them as they are.
+        A block that the model passes over, such as cross-attention to images, leaves them as they
+        are.
         """
         for i, states in enumerate(self.hidden):
             extra = self.extras[i].get(number)
@@ -74,7 +78,9 @@ def find_blocks(model: nn.Module, paths: Iterable[str]) -> list[tuple[str, nn.Mo
     (name,) = stacks
     stack = model.get_submodule(name)
     if not isinstance(stack, nn.ModuleList):
-        raise PruneError(f"the blocks of {name} are no list of modules but a {type(stack).__name__}")
+        raise PruneError(
+            f"the blocks of {name} are no list of modules but a {type(stack).__name__}"
+        )
     return [(f"{name}.{i}", block) for i, block in enumerate(stack)]
 
 
@@ -92,8 +98,8 @@ def start(model: nn.Module, blocks: Sequence[nn.Module], tokens: Tensor) -> Stre
     """Bring samples of token ids, (samples, length), in front of the first block.
 
     Raises:
-        PruneError: the model does not run its blocks one after the other, or gives them what depends on the results of
-            other blocks.
+        PruneError: the model does not run its blocks one after the other, or gives them what
+            depends on the results of other blocks.
 
     """
     first = _watch(model, blocks, tokens[:1])
@@ -112,7 +118,9 @@ def start(model: nn.Module, blocks: Sequence[nn.Module], tokens: Tensor) -> Stre
     return Stream([record.states for record in records], [record.extras for record in records])
 
 
-def _check_from_tokens(model: nn.Module, blocks: Sequence[nn.Module], ids: Tensor, record: _Record) -> None:
+def _check_from_tokens(
+    model: nn.Module, blocks: Sequence[nn.Module], ids: Tensor, record: _Record
+) -> None:
     """Refuse arguments that change when the blocks before give other results on the same text."""
     shaken = _watch(model, blocks, ids, shake=True)
     for number, extra in record.extras.items():
@@ -134,7 +142,9 @@ class _Record:
     broken: bool = False
 
 
-def _watch(model: nn.Module, blocks: Sequence[nn.Module], ids: Tensor, *, shake: bool = False) -> _Record:
+def _watch(
+    model: nn.Module, blocks: Sequence[nn.Module], ids: Tensor, *, shake: bool = False
+) -> _Record:
     """Run one sample through the whole model and note what every block is given.
 
     With ``shake`` every block's result is changed before it goes on.
@@ -209,10 +219,14 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Extra
         rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         states, extra = kwargs["hidden_states"].detach(), Extra(args, rest, "hidden_states")
     else:
-        raise PruneError("the blocks of this model are not called with hidden states first: prune by magnitude")
+        raise PruneError(
+            "the blocks of this model are not called with hidden states first: prune by magnitude"
+        )
     for value in (*extra.args, *extra.kwargs.values()):
         if hasattr(value, "get_seq_length"):
-            raise PruneError("this model hands a cache to its blocks although none was asked for: prune by magnitude")
+            raise PruneError(
+                "this model hands a cache to its blocks although none was asked for: prune by magnitude"
+            )
     return states, extra
 
 

@@ -70,7 +70,9 @@ def _whole(tokenizer: Any, text: str) -> Tensor:
     """Token ids of a text, without special tokens."""
     longest = getattr(tokenizer, "model_max_length", None)
     if longest is not None:
-        tokenizer.model_max_length = int(1e30)  # else the tokenizer warns of a text that no model sees whole
+        tokenizer.model_max_length = int(
+            1e30
+        )  # else the tokenizer warns of a text that no model sees whole
     try:
         found = tokenizer(text, add_special_tokens=False)["input_ids"]
     finally:
@@ -98,18 +100,32 @@ def as_tokens(calibration: Any, model: nn.Module, method: str) -> Tensor:
         raise PruneError(
             f"{method} needs calibration: token ids (samples, length), as spectail.pruning.calibration draws them"
         )
-    if isinstance(calibration, list | tuple) and all(isinstance(x, Tensor) for x in calibration) and calibration:
+    if (
+        isinstance(calibration, list | tuple)
+        and all(isinstance(x, Tensor) for x in calibration)
+        and calibration
+    ):
         if len({x.shape[-1] for x in calibration}) > 1:
             raise PruneError("calibration samples must all have one length")
         calibration = torch.cat([x.reshape(1, -1) if x.ndim < 2 else x for x in calibration])
-    if not isinstance(calibration, Tensor) or calibration.is_floating_point() or calibration.ndim != 2:
-        what = f"a tensor of shape {tuple(calibration.shape)}" if isinstance(calibration, Tensor) else repr(calibration)
+    if (
+        not isinstance(calibration, Tensor)
+        or calibration.is_floating_point()
+        or calibration.ndim != 2
+    ):
+        what = (
+            f"a tensor of shape {tuple(calibration.shape)}"
+            if isinstance(calibration, Tensor)
+            else repr(calibration)
+        )
         raise PruneError(f"calibration must be token ids (samples, length), not {what[:80]}")
     if not calibration.numel():
         raise PruneError("calibration holds no tokens")
     most = text_setting(model, "max_position_embeddings")
     if most is not None and calibration.shape[1] > most:
-        raise PruneError(f"calibration sequences of {calibration.shape[1]} tokens exceed the model's {most} positions")
+        raise PruneError(
+            f"calibration sequences of {calibration.shape[1]} tokens exceed the model's {most} positions"
+        )
     words = text_setting(model, "vocab_size")
     if words is not None and (int(calibration.max()) >= words or int(calibration.min()) < 0):
         raise PruneError(

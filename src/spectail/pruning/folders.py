@@ -26,7 +26,8 @@ PROCESSOR_FILES = (
     "chat_template.json",
     "chat_template.jinja",
 )
-"""What a multi-modal model's folder holds beside model and tokenizer, so that it still reads images or audio."""
+"""What a multi-modal model's folder holds beside model and tokenizer, so that it still reads images
+or audio."""
 
 
 def check_free(out: str | Path) -> Path:
@@ -35,12 +36,20 @@ def check_free(out: str | Path) -> Path:
     if out.is_dir() and not any(out.iterdir()):
         return out
     if out.exists():
-        raise PruneError(f"{out} exists and is not an empty folder, so nothing is written there: give another one")
+        raise PruneError(
+            f"{out} exists and is not an empty folder, so nothing is written there: give another one"
+        )
     return out
 
 
 def save_pruned(
-    model: nn.Module, tokenizer: Any, out: str | Path, *, allocation: Allocation, report: PruneReport, page: str = ""
+    model: nn.Module,
+    tokenizer: Any,
+    out: str | Path,
+    *,
+    allocation: Allocation,
+    report: PruneReport,
+    page: str = "",
 ) -> Path:
     """Write model, tokenizer, allocation, report and its page (HTML) into a new folder, which appears whole or not."""
     out = check_free(out)

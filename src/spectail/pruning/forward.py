@@ -19,8 +19,9 @@ _REFUSALS = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, A
 def run_tokens(model: nn.Module, ids: Tensor, paths: Iterable[str]) -> None:
     """Send token ids (1, length) through the blocks that hold the parameters at ``paths``.
 
-    The whole model is called. Where it refuses text without images, the outermost module around all these parameters
-    that takes text is called in its place: the language model of BLIP-2 or Kosmos-2.
+    The whole model is called. Where it refuses text without images, the outermost module around all
+    these parameters that takes text is called in its place: the language model of BLIP-2 or
+    Kosmos-2.
 
     Raises:
         PruneError: nothing runs on token ids alone; with the first line of the model's own words.
@@ -80,8 +81,16 @@ def _call(module: nn.Module, ids: Tensor) -> None:
 @contextmanager
 def _without_cache(model: nn.Module) -> Iterator[None]:
     """Switch caches off in every configuration of the model: the text model of a multi-modal one has its own."""
-    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
-    before = [(config, config.use_cache) for config in configs.values() if getattr(config, "use_cache", False) is True]
+    configs = {
+        id(config): config
+        for module in model.modules()
+        if (config := getattr(module, "config", None))
+    }
+    before = [
+        (config, config.use_cache)
+        for config in configs.values()
+        if getattr(config, "use_cache", False) is True
+    ]
     try:
         for config, _ in before:
             config.use_cache = False

@@ -70,10 +70,20 @@ class Scope:
         kept = tuple(layer for layer in found.layers if layer.name not in self.unseen)
         if not kept:
             name = found.layers[0].name
-            raise PruneError(f"calibration text reaches no layer: {name}: {self.unseen[name]}; prune by magnitude")
+            raise PruneError(
+                f"calibration text reaches no layer: {name}: {self.unseen[name]}; prune by magnitude"
+            )
         reasons = {layer.name: layer.reason for layer in found.left_out}
-        reasons |= {layer.name: self.unseen[layer.name] for layer in found.layers if layer.name in self.unseen}
-        left_out = (LeftOut(layer.name, reasons[layer.name]) for layer in source.layers if layer.name in reasons)
+        reasons |= {
+            layer.name: self.unseen[layer.name]
+            for layer in found.layers
+            if layer.name in self.unseen
+        }
+        left_out = (
+            LeftOut(layer.name, reasons[layer.name])
+            for layer in source.layers
+            if layer.name in reasons
+        )
         return Coverage(kept, tuple(left_out))
 
 
@@ -97,24 +107,28 @@ def weights_of(model: nn.Module, source: Source, names: Container[str]) -> list[
 
 
 def make_targets(
-    model: nn.Module, allocation: Allocation | Mapping[str, float] | float, pattern: Pattern | None = None
+    model: nn.Module,
+    allocation: Allocation | Mapping[str, float] | float,
+    pattern: Pattern | None = None,
 ) -> list[Target]:
     """Pair an allocation with the model's weights: see ``choose_targets``."""
     return choose_targets(model, allocation, pattern)[0]
 
 
 def choose_targets(
-    model: nn.Module, allocation: Allocation | Mapping[str, float] | float, pattern: Pattern | None = None
+    model: nn.Module,
+    allocation: Allocation | Mapping[str, float] | float,
+    pattern: Pattern | None = None,
 ) -> tuple[list[Target], tuple[LeftOut, ...]]:
     """Pair an allocation with the model's weights, by name and both ways, and check that they can be pruned.
 
-    A number is the ratio of every layer that an allocation of sparsities covers. A layer is known under the names of
-    a live model and of its saved file alike (experts are fused in one and single in the other). The layers that are
-    left out come with their reasons.
+    A number is the ratio of every layer that an allocation of sparsities covers. A layer is known
+    under the names of a live model and of its saved file alike (experts are fused in one and single
+    in the other). The layers that are left out come with their reasons.
 
     Raises:
-        PruneError: a name that the model lacks, a layer that the allocation lacks, a ratio outside [0, 1], a weight
-            that cannot be pruned (tied, quantised, NaN).
+        PruneError: a name that the model lacks, a layer that the allocation lacks, a ratio outside
+            [0, 1], a weight that cannot be pruned (tied, quantised, NaN).
 
     """
     source = module_source(model, fingerprint=False)
@@ -123,7 +137,9 @@ def choose_targets(
     weights = weights_of(model, source, ratios)
     for weight in weights:
         if weight.tensor.is_meta or not bool(torch.isfinite(weight.read()).all()):
-            raise PruneError(f"{weight.name} holds NaN or infinite weights: nothing can be ranked by them")
+            raise PruneError(
+                f"{weight.name} holds NaN or infinite weights: nothing can be ranked by them"
+            )
     wanted = [ratios[weight.name] for weight in weights]
     shapes = [(weight.rows, weight.cols) for weight in weights]
     quotas: list[Quota] = (
@@ -159,7 +175,9 @@ def _left_out(
     except PruneError:
         reasons = {}
     given = allocation.left_out if isinstance(allocation, Allocation) else ()
-    told = {pairing.pairs[layer.name]: layer.reason for layer in given if layer.name in pairing.pairs}
+    told = {
+        pairing.pairs[layer.name]: layer.reason for layer in given if layer.name in pairing.pairs
+    }
     dense = [
         LeftOut(layer.name, told.get(layer.name) or reasons.get(layer.name, NOT_NAMED))
         for layer in source.layers
@@ -170,19 +188,28 @@ def _left_out(
 
 
 def _ratios(
-    source: Source, allocation: Allocation | Mapping[str, float] | float, pairing: Pairing, model: nn.Module
+    source: Source,
+    allocation: Allocation | Mapping[str, float] | float,
+    pairing: Pairing,
+    model: nn.Module,
 ) -> dict[str, float]:
     """The ratio of every layer of the model that has one, under the model's names."""
     if isinstance(allocation, Real) and not isinstance(allocation, bool):
-        return dict.fromkeys((layer.name for layer in coverage_of(source).layers), check_sparsity(allocation))
+        return dict.fromkeys(
+            (layer.name for layer in coverage_of(source).layers), check_sparsity(allocation)
+        )
     if not isinstance(allocation, Mapping):
-        raise PruneError(f"expected an allocation, a mapping from layer to ratio or one number, not {allocation!r}")
+        raise PruneError(
+            f"expected an allocation, a mapping from layer to ratio or one number, not {allocation!r}"
+        )
     if isinstance(allocation, Allocation) and allocation.target != "sparsity":
         raise PruneError(f"expected an allocation of sparsity, not of {allocation.target}")
     _check_partners(source, allocation, pairing, model)
     known = set(pairing.pairs.values())
     if missing := [name for name in _covered(source) if name not in known]:
-        raise PruneError(f"the allocation has no {_listed(missing)}; give 0 to what should stay dense")
+        raise PruneError(
+            f"the allocation has no {_listed(missing)}; give 0 to what should stay dense"
+        )
     ratios = {pairing.pairs[name]: allocation[name] for name in allocation if name in pairing.pairs}
     for name, ratio in ratios.items():
         if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 <= ratio <= 1:
@@ -190,7 +217,9 @@ def _ratios(
     return {name: float(ratio) for name, ratio in ratios.items()}
 
 
-def _check_partners(source: Source, allocation: Mapping[str, float], pairing: Pairing, model: nn.Module) -> None:
+def _check_partners(
+    source: Source, allocation: Mapping[str, float], pairing: Pairing, model: nn.Module
+) -> None:
     """Refuse names that the model lacks, except those of blocks that no model class has."""
     left_out = allocation.left_out if isinstance(allocation, Allocation) else ()
     unknown = prediction_layers([*allocation, *(layer.name for layer in left_out)])
@@ -199,8 +228,12 @@ def _check_partners(source: Source, allocation: Mapping[str, float], pairing: Pa
         return
     several = pairing.ambiguous.get(lacking[0])
     if several:
-        raise PruneError(f"{lacking[0]} could be any of {_listed(list(several))}: name the layer as the model does")
-    raise PruneError(f"the model has no {_listed(lacking)}{_tied(model, lacking[0])}; names look like {_like(source)}")
+        raise PruneError(
+            f"{lacking[0]} could be any of {_listed(list(several))}: name the layer as the model does"
+        )
+    raise PruneError(
+        f"the model has no {_listed(lacking)}{_tied(model, lacking[0])}; names look like {_like(source)}"
+    )
 
 
 def check_sparsity(given: object) -> float:
@@ -224,7 +257,11 @@ def _tied(model: nn.Module, name: str) -> str:
         module = model.get_submodule(name)
     except AttributeError:
         return ""
-    return " of its own (it is tied to another layer)" if getattr(module, "weight", None) is not None else ""
+    return (
+        " of its own (it is tied to another layer)"
+        if getattr(module, "weight", None) is not None
+        else ""
+    )
 
 
 def _like(source: Source) -> str:

@@ -47,7 +47,9 @@ def smallest_of_groups(scores: Tensor, n: int, m: int) -> Tensor:
     whole = cols // m * m
     groups = scores[:, :whole].reshape(rows, -1, m)
     order = torch.sort(groups, dim=2, stable=True).indices
-    taken = torch.zeros(groups.shape, dtype=torch.bool, device=scores.device).scatter_(2, order[..., :n], True)
+    taken = torch.zeros(groups.shape, dtype=torch.bool, device=scores.device).scatter_(
+        2, order[..., :n], True
+    )
     mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     mask[:, :whole] = taken.reshape(rows, whole)
     return mask

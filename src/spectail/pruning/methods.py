@@ -44,8 +44,9 @@ class Magnitude:
 class Wanda:
     """|W_ij| times the norm of input j, within each output row (arXiv 2306.11695).
 
-    ``variant``: rows may differ; each loses up to one common share of its summed score (appendix of the paper). The
-    published search for that share stops within 0.001 of the sparsity; here the number of zeros is exact.
+    ``variant``: rows may differ; each loses up to one common share of its summed score (appendix of
+    the paper). The published search for that share stops within 0.001 of the sparsity; here the
+    number of zeros is exact.
     """
 
     name: ClassVar[str] = "wanda"
@@ -58,7 +59,9 @@ class Wanda:
         found, note = _seen_scores(weights, seen)
         if isinstance(quota, Pattern):
             if self.variant:
-                raise PruneError("wanda-variant lets rows differ, a pattern does not: use wanda with the pattern")
+                raise PruneError(
+                    "wanda-variant lets rows differ, a pattern does not: use wanda with the pattern"
+                )
             return Outcome(smallest_of_groups(found, quota.n, quota.m), note=note)
         if self.variant:
             return Outcome(smallest(scores.removal_share(found), quota.count), note=note)
@@ -76,8 +79,14 @@ class SparseGPT:
     damping: float = 0.01
 
     def __post_init__(self) -> None:
-        if isinstance(self.block_size, bool) or not isinstance(self.block_size, int) or self.block_size < 1:
-            raise PruneError(f"block_size must be a whole number of at least 1, not {self.block_size!r}")
+        if (
+            isinstance(self.block_size, bool)
+            or not isinstance(self.block_size, int)
+            or self.block_size < 1
+        ):
+            raise PruneError(
+                f"block_size must be a whole number of at least 1, not {self.block_size!r}"
+            )
         if not (math.isfinite(self.damping) and self.damping >= 0):
             raise PruneError(f"damping must be a finite number of at least 0, not {self.damping!r}")
 

@@ -45,9 +45,9 @@ def owl(
 ) -> Allocation:
     """One ratio per block: less is pruned where more scores |W_ij| norm(X_j) exceed ``m`` times the block's mean.
 
-    The ratios span 2 ``lam`` and follow the share of outliers linearly. The budget holds over all weights, with ratios
-    between the bounds of ``presets``; the published code means blocks of equal size and has no bounds. The model is
-    dense while its scores are taken, and is not changed.
+    The ratios span 2 ``lam`` and follow the share of outliers linearly. The budget holds over all
+    weights, with ratios between the bounds of ``presets``; the published code means blocks of equal
+    size and has no bounds. The model is dense while its scores are taken, and is not changed.
     """
     check_sparsity(sparsity)
     scope = scope or scope_of(model, as_tokens(calibration, model, "OWL"))
@@ -70,16 +70,26 @@ def owl_allocation(
     if not (m > 0 and 0 <= lam <= 1):
         raise PruneError(f"OWL needs m above 0 and lambda from 0 to 1, not {m!r} and {lam!r}")
     sizes = {name: sum(layers.values()) for name, layers in _units(model, scope).items()}
-    found, weights = (np.array([x[name] for name in sizes], dtype=np.float64) for x in (shares, sizes))
+    found, weights = (
+        np.array([x[name] for name in sizes], dtype=np.float64) for x in (shares, sizes)
+    )
     ratios = owl_ratios(found, weights, sparsity=float(sparsity), lam=lam)
-    rule = {"rule": "owl", "m": m, "lambda": lam, "outlier_percent": {k: round(v, 6) for k, v in shares.items()}}
-    return _allocation(model, dict(zip(sizes, map(float, ratios), strict=True)), sparsity, rule, scope)
+    rule = {
+        "rule": "owl",
+        "m": m,
+        "lambda": lam,
+        "outlier_percent": {k: round(v, 6) for k, v in shares.items()},
+    }
+    return _allocation(
+        model, dict(zip(sizes, map(float, ratios), strict=True)), sparsity, rule, scope
+    )
 
 
 def owl_ratios(outliers: Array, weights: Array, *, sparsity: float, lam: float) -> Array:
     """Ratios that fall by up to 2 ``lam`` from the unit with the fewest outliers to the one with the most.
 
-    Their mean by ``weights`` is ``sparsity``; what a bound of ``presets.SPARSITY_BOUNDS`` cuts off goes to the others.
+    Their mean by ``weights`` is ``sparsity``; what a bound of ``presets.SPARSITY_BOUNDS`` cuts off
+    goes to the others.
 
     >>> owl_ratios(np.array([1.0, 2.0, 3.0]), np.ones(3), sparsity=0.6, lam=0.1).round(6)
     array([0.7, 0.6, 0.5])
@@ -144,7 +154,11 @@ def _units(model: nn.Module, scope: Scope) -> dict[str, dict[str, int]]:
 
 
 def _allocation(
-    model: nn.Module, ratios: Mapping[str, float], sparsity: float, rule: dict[str, Any], scope: Scope
+    model: nn.Module,
+    ratios: Mapping[str, float],
+    sparsity: float,
+    rule: dict[str, Any],
+    scope: Scope,
 ) -> Allocation:
     source = module_source(model)
     return Allocation(

@@ -33,7 +33,13 @@ VIEW = (
     Column("status", "Status", "status"),
     Column("reason", "Remarks", "why"),
     Column("alpha", "Alpha of its unit", "fixed", main=False, help="what the ratio was given by"),
-    Column("quota", "Quota", "text", main=False, help="what the ratio became: a number of zeros, or n:m"),
+    Column(
+        "quota",
+        "Quota",
+        "text",
+        main=False,
+        help="what the ratio became: a number of zeros, or n:m",
+    ),
 )
 COLUMNS = tuple(column.key for column in VIEW)
 
@@ -60,7 +66,10 @@ def prune_html(done: Pruned, *, source: str, command: str) -> str:
     report = done.report
     figures = {"ratios": page.figure_data(ratios_by_depth(done.allocation, report, done.others))}
     words = tuple(Paragraph(topic, text, quiet=topic == "Left out") for topic, text in _words(done))
-    sections = [Section(id="words", title="In words", words=words), _depth_section(report.requested)]
+    sections = [
+        Section(id="words", title="In words", words=words),
+        _depth_section(report.requested),
+    ]
     if report.selected:
         figures["selection"] = page.figure_data(perplexity_by_eps(report.selected))
         sections.append(_eps_section(report.selected.text))
@@ -89,7 +98,9 @@ def _depth_section(sparsity: float) -> Section:
         id="depth-section",
         title="Ratios across depth",
         lead="The allocation used, and others of the same sparsity that were not.",
-        chart=Chart("ratios", "Ratio of zeros by depth, for the allocation used and others", caption),
+        chart=Chart(
+            "ratios", "Ratio of zeros by depth, for the allocation used and others", caption
+        ),
     )
 
 
@@ -102,7 +113,9 @@ def _eps_section(text: str) -> Section:
     )
 
 
-def ratios_by_depth(allocation: Allocation, report: PruneReport, others: Mapping[str, Allocation]) -> go.Figure:
+def ratios_by_depth(
+    allocation: Allocation, report: PruneReport, others: Mapping[str, Allocation]
+) -> go.Figure:
     """Mean ratio of each block along the model, for each allocation, and what every layer reached."""
     depth = depth_of([(layer.name, block_of(layer.name)) for layer in report.layers])
     place = dict(zip([layer.name for layer in report.layers], depth.places, strict=True))
@@ -115,7 +128,8 @@ def ratios_by_depth(allocation: Allocation, report: PruneReport, others: Mapping
     places = [0.2 + 0.4 * i / max(1, len(candidates) - 1) for i in range(len(candidates))]
     colours = sample_colorscale([colour for _, colour in HEAT_SCALE], places)
     looks = {
-        name: {"color": colour, "width": 1.5, "dash": "dash"} for name, colour in zip(candidates, colours, strict=True)
+        name: {"color": colour, "width": 1.5, "dash": "dash"}
+        for name, colour in zip(candidates, colours, strict=True)
     }
     looks["uniform"] = {"color": NULL, "width": 2, "dash": "dot"}
     _add_line(fig, "used", _by_place(allocation, place), {"color": FIT, "width": 3.5})
@@ -137,7 +151,9 @@ def ratios_by_depth(allocation: Allocation, report: PruneReport, others: Mapping
     return fig
 
 
-def _add_line(fig: go.Figure, name: str, points: Mapping[int, float], line: Mapping[str, Any]) -> None:
+def _add_line(
+    fig: go.Figure, name: str, points: Mapping[int, float], line: Mapping[str, Any]
+) -> None:
     fig.add_scatter(
         x=list(points), y=list(points.values()), mode="lines", name=safe(name), legendgroup=name, line=dict(line),
         hovertemplate=f"{safe(name)}, block %{{x}}: %{{y:.4f}}<extra></extra>",
@@ -197,7 +213,10 @@ def _rows(done: Pruned) -> list[list[Any]]:
         }
         for layer in done.report.layers
     ]  # fmt: skip
-    found += [{"name": x.name, "status": "left out", "reason": x.reason, "quota": ""} for x in done.allocation.left_out]
+    found += [
+        {"name": x.name, "status": "left out", "reason": x.reason, "quota": ""}
+        for x in done.allocation.left_out
+    ]
     for row in found:
         row |= {"block": block_of(row["name"]), "kind": kind_of(row["name"])}
     return [[row.get(key) for key in COLUMNS] for row in found]
@@ -207,17 +226,28 @@ def _key_numbers(done: Pruned) -> list[tuple[str, str, str]]:
     report, ratios = done.report, [layer.realised for layer in done.report.layers]
     numbers = [("Sparsity reached", f"{report.realised:.4f}", f"asked {report.requested:.4f}")]
     if ratios:
-        numbers.append(("Layers", f"{len(ratios):,}", f"from {min(ratios):.3f} to {max(ratios):.3f} zeros"))
+        numbers.append(
+            ("Layers", f"{len(ratios):,}", f"from {min(ratios):.3f} to {max(ratios):.3f} zeros")
+        )
     for found in report.evaluated:
         after = f"{found.after:.4g}" if math.isfinite(found.after) else "–"
-        numbers.append(("Perplexity", f"{found.before:.4g} → {after}", f"dense → pruned, test text {found.text}"))
+        numbers.append(
+            (
+                "Perplexity",
+                f"{found.before:.4g} → {after}",
+                f"dense → pruned, test text {found.text}",
+            )
+        )
     numbers.append(("Smaller or faster", "no", "zeros alone change neither size nor speed"))
     return numbers
 
 
 def _spec(done: Pruned) -> list[tuple[str, str]]:
     """What was asked, as (word, value) pairs."""
-    plan, parts = done.plan, [("method", done.report.method), ("sparsity", f"{done.plan.sparsity:g}")]
+    plan, parts = (
+        done.plan,
+        [("method", done.report.method), ("sparsity", f"{done.plan.sparsity:g}")],
+    )
     if done.report.pattern:
         parts.append(("pattern", done.report.pattern))
     parts.append(("allocation", shorten(plan.allocation)))
@@ -249,7 +279,12 @@ def _words(done: Pruned) -> list[tuple[str, str]]:
             f"{plural(len(report.layers), 'layer')}.",
         )
     )
-    found.append(("Allocation", " ".join([_rule(done.plan, allocation), *allocation.deviations, *allocation.notes])))
+    found.append(
+        (
+            "Allocation",
+            " ".join([_rule(done.plan, allocation), *allocation.deviations, *allocation.notes]),
+        )
+    )
     if report.selected:
         found.append(("Choice of eps", _choice(report.selected)))
     found += [
@@ -259,7 +294,12 @@ def _words(done: Pruned) -> list[tuple[str, str]]:
     if report.bos:
         found.append(("BOS", f"{report.describe_bos()}. {_BOS[report.bos]}"))
     if not report.evaluated:
-        found.append(("Perplexity", "not measured: `--evaluate FILE` measures it on a test text before and after."))
+        found.append(
+            (
+                "Perplexity",
+                "not measured: `--evaluate FILE` measures it on a test text before and after.",
+            )
+        )
     found += [("Remark", "`{}`: {}.".format(*text.split(": ", 1))) for text in report.notes]
     reasons: dict[str, int] = {}
     for layer in allocation.left_out:
@@ -276,11 +316,13 @@ def _rule(plan: Plan, allocation: Allocation) -> str:
     if settings.get("rule") == "uniform":
         return f"{name}: one ratio for all layers."
     if settings.get("rule") == "owl":
-        text = (
-            f"{name}: fewer zeros in blocks with more outliers, scores above {settings['m']:g} times the block's mean; "
-        )
+        text = f"{name}: fewer zeros in blocks with more outliers, scores above {settings['m']:g} times the block's mean; "
         return f"{text}lambda {settings['lambda']:g}."
-    how = f"per {settings['level']}, map {settings['map']}" if "map" in settings else "as its file says"
+    how = (
+        f"per {settings['level']}, map {settings['map']}"
+        if "map" in settings
+        else "as its file says"
+    )
     within = " within its kind of layer" if settings.get("standardize_by_kind") else ""
     return f"{name}: more zeros where alpha is higher{within}, {how}."
 
@@ -297,6 +339,12 @@ def _choice(selected: Selected) -> str:
 
 
 def _origins(source: str, done: Pruned) -> list[tuple[str, str]]:
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("spectail", "torch", "transformers"))
-    items = [("Source", source), ("Fingerprint", done.allocation.fingerprint), ("Versions", versions)]
+    versions = ", ".join(
+        f"{name} {metadata.version(name)}" for name in ("spectail", "torch", "transformers")
+    )
+    items = [
+        ("Source", source),
+        ("Fingerprint", done.allocation.fingerprint),
+        ("Versions", versions),
+    ]
     return [*items, ("Seconds", f"{done.report.seconds:.1f} for pruning alone")]

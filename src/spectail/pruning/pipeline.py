@@ -14,7 +14,13 @@ from spectail.allocation.allocation import Allocation
 from spectail.errors import EvaluationError
 from spectail.evaluation import Perplexity, perplexity
 from spectail.evaluation.bos import Rule, resolve
-from spectail.pruning.baselines import BY_EPS, NEEDS_TEXT, allocation_named, allocations_by_eps, check_takes_globs
+from spectail.pruning.baselines import (
+    BY_EPS,
+    NEEDS_TEXT,
+    allocation_named,
+    allocations_by_eps,
+    check_takes_globs,
+)
 from spectail.pruning.calibration import calibration_tokens
 from spectail.pruning.layers import Scope
 from spectail.pruning.methods import Method
@@ -74,7 +80,9 @@ class Pruned:
     """Other allocations of the same sparsity that cost nothing to know, by a short name."""
 
 
-def run(model: nn.Module, tokenizer: Any, plan: Plan, texts: Texts, *, progress: Progress) -> Pruned:
+def run(
+    model: nn.Module, tokenizer: Any, plan: Plan, texts: Texts, *, progress: Progress
+) -> Pruned:
     """Prune ``model`` in place as planned.
 
     The dense model is evaluated first, on all texts, so that what is wrong with one of them shows
@@ -95,13 +103,20 @@ def run(model: nn.Module, tokenizer: Any, plan: Plan, texts: Texts, *, progress:
     selected = None
     if selection and dense_selection:
         found = _choose(scores, selection, candidates, apply)
-        chosen, selected = found.allocation, Selected(selection.name, found.eps, dense_selection, found.scores)
-    report = apply(chosen, progress=lambda name, done, total: progress(name or "pruned", done, total))
+        chosen, selected = (
+            found.allocation,
+            Selected(selection.name, found.eps, dense_selection, found.scores),
+        )
+    report = apply(
+        chosen, progress=lambda name, done, total: progress(name or "pruned", done, total)
+    )
     evaluated = tuple(
         Evaluated(text.name, before, scores.pruned(text, plan.max_sequences))
         for text, before in zip(texts.tests, dense, strict=True)
     )
-    others = {f"eps {eps:g}": other for eps, other in candidates.items() if dict(other) != dict(chosen)}
+    others = {
+        f"eps {eps:g}": other for eps, other in candidates.items() if dict(other) != dict(chosen)
+    }
     if plan.allocation != "uniform":
         others["uniform"] = uniform(model, plan.sparsity, scope=scope)
     report = replace(report, evaluated=evaluated, selected=selected, bos=bos)
@@ -135,7 +150,9 @@ def _allocations(
     """The allocation of every candidate eps, none where there is no eps, and the one to use unless one is chosen."""
     if plan.allocation not in BY_EPS:
         return {}, allocation_named(plan.allocation, model, plan.sparsity, scope=scope)
-    by_eps = allocations_by_eps(plan.allocation, model, plan.sparsity, calibration=tokens, scope=scope)
+    by_eps = allocations_by_eps(
+        plan.allocation, model, plan.sparsity, calibration=tokens, scope=scope
+    )
     candidates = {eps: by_eps(eps) for eps in presets.PRUNE_EPS_CANDIDATES}
     return candidates, by_eps(None if plan.eps == "auto" else plan.eps)
 
@@ -168,7 +185,10 @@ class _Scores:
 
 
 def _choose(
-    scores: _Scores, text: Text, candidates: Mapping[float, Allocation], apply: Callable[..., PruneReport]
+    scores: _Scores,
+    text: Text,
+    candidates: Mapping[float, Allocation],
+    apply: Callable[..., PruneReport],
 ) -> ChosenEps:
     """Choose eps on the selection text, each candidate pruned as the model will be in the end."""
     in_hand = ""
@@ -178,12 +198,17 @@ def _choose(
         in_hand = f"eps {eps:g} ({number + 1} of {total})"
 
     def prune_with(allocation: Allocation) -> object:
-        return apply(allocation, progress=lambda name, *done: scores.progress(f"{in_hand}: {name or 'pruned'}", *done))
+        return apply(
+            allocation,
+            progress=lambda name, *done: scores.progress(f"{in_hand}: {name or 'pruned'}", *done),
+        )
 
     def score(model: nn.Module) -> float:
         return scores.pruned(text, SEQUENCES, of=in_hand)
 
     try:
-        return choose_eps(scores.model, candidates, prune_with=prune_with, score=score, progress=next_one)
+        return choose_eps(
+            scores.model, candidates, prune_with=prune_with, score=score, progress=next_one
+        )
     except PruningInterrupted:
         raise KeyboardInterrupt("interrupted while eps was chosen") from None

@@ -1,7 +1,8 @@
 """Sees the inputs of weights that are multiplied without their module being called.
 
-Experts that share one three-dimensional parameter are sliced out of it, and mixers such as Mamba's multiply by the
-weight of a ``Linear`` that they never call. Their products are seen here, by the memory that a factor lies in.
+Experts that share one three-dimensional parameter are sliced out of it, and mixers such as Mamba's
+multiply by the weight of a ``Linear`` that they never call. Their products are seen here, by the
+memory that a factor lies in.
 """
 
 from __future__ import annotations
@@ -34,9 +35,11 @@ class Watched:
     features: int
     """Number of inputs."""
     stride: int
-    """Distance in memory between the weights of two neighbouring inputs: tells inputs from outputs in a square."""
+    """Distance in memory between the weights of two neighbouring inputs: tells inputs from outputs
+    in a square."""
     by_module: bool
-    """Whether a hook on the module sees its calls, so that what ``F.linear`` does is counted already."""
+    """Whether a hook on the module sees its calls, so that what ``F.linear`` does is counted
+    already."""
 
 
 def place_of(tensor: Tensor) -> Place:
@@ -57,7 +60,11 @@ class Products(TorchFunctionMode):
         self.watched = watched
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         for factor, inputs, dim in _products(func, args):
             self._see(factor, inputs, dim, linear=func is F.linear)
@@ -68,11 +75,16 @@ class Products(TorchFunctionMode):
         found = self.watched.get(place_of(factor))
         if found is None or (linear and found.by_module):
             return
-        if factor.shape[dim] == found.features == inputs.shape[-1] and factor.stride(dim) == found.stride:
+        if (
+            factor.shape[dim] == found.features == inputs.shape[-1]
+            and factor.stride(dim) == found.stride
+        ):
             found.sink.add(inputs)
 
 
-def _products(func: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[tuple[Tensor, Tensor, int]]:
+def _products(
+    func: Callable[..., Any], args: tuple[Any, ...]
+) -> Iterator[tuple[Tensor, Tensor, int]]:
     """Each two-dimensional factor of a product that may be a weight, its inputs, and its dimension of inputs."""
     if func is torch.baddbmm:
         func, args = torch.bmm, args[1:]

@@ -41,7 +41,9 @@ class PruningInterrupted(KeyboardInterrupt):
 
     def __init__(self, report: PruneReport, total: int) -> None:
         last = f", the last {report.layers[-1].name}" if report.layers else ""
-        super().__init__(f"interrupted after {len(report.layers)} of {total} layers{last}; the others are as they were")
+        super().__init__(
+            f"interrupted after {len(report.layers)} of {total} layers{last}; the others are as they were"
+        )
         self.report = report
 
 
@@ -59,27 +61,32 @@ def prune(
     """Set weights of ``model`` to zero, in place, and say what was reached.
 
     Args:
-        model: a model of transformers that runs on token ids, or for magnitude any module. Of a multi-modal model the
-            language model is pruned. Other weights are not touched.
-        allocation: ratio of zeros by layer, as ``st.allocate`` gives it for sparsity, any mapping from all layers to
-            ratios, or one ratio for all matrices inside blocks. A convolution is one matrix, (out, in x kernel).
-        method: ``magnitude``, ``wanda``, ``wanda-variant``, ``sparsegpt``, or a type of ``pruning.methods``. Magnitude
-            and Wanda leave every weight that stays bit for bit as it was; SparseGPT updates it.
-        calibration: token ids (samples, length) for all but magnitude, which needs none. Blocks are pruned in order,
-            and each sees inputs that have gone through the pruned blocks before it.
-        pattern: ``2:4`` for 2 zeros in every 4 weights along the input; a layer gets the most n:4 that its ratio
-            allows, and one more as long as the total stays below the one asked for. Its N/M must be the mean ratio.
+        model: a model of transformers that runs on token ids, or for magnitude any module. Of a
+            multi-modal model the language model is pruned. Other weights are not touched.
+        allocation: ratio of zeros by layer, as ``st.allocate`` gives it for sparsity, any mapping
+            from all layers to ratios, or one ratio for all matrices inside blocks. A convolution is
+            one matrix, (out, in x kernel).
+        method: ``magnitude``, ``wanda``, ``wanda-variant``, ``sparsegpt``, or a type of
+            ``pruning.methods``. Magnitude and Wanda leave every weight that stays bit for bit as it
+            was; SparseGPT updates it.
+        calibration: token ids (samples, length) for all but magnitude, which needs none. Blocks are
+            pruned in order, and each sees inputs that have gone through the pruned blocks before
+            it.
+        pattern: ``2:4`` for 2 zeros in every 4 weights along the input; a layer gets the most n:4
+            that its ratio allows, and one more as long as the total stays below the one asked for.
+            Its N/M must be the mean ratio.
         include: with one ratio, globs of layers that would stay dense, such as a vision tower's.
         exclude: with one ratio, globs of layers that stay dense.
         progress: called with the next name and numbers of weights.
 
     Returns:
-        Sparsity asked and reached, per layer and in total. Without a pattern the number of zeros is exact: each layer
-        within one weight of its ratio (plus what was zero before and is not chosen), the total rounded.
+        Sparsity asked and reached, per layer and in total. Without a pattern the number of zeros is
+        exact: each layer within one weight of its ratio (plus what was zero before and is not
+        chosen), the total rounded.
 
     Raises:
-        PruneError: the allocation, the model or the text cannot be pruned with; one clear line. What is found before
-            the first layer is pruned leaves the model as it was.
+        PruneError: the allocation, the model or the text cannot be pruned with; one clear line.
+            What is found before the first layer is pruned leaves the model as it was.
         PruningInterrupted: on Ctrl-C, with the report of what is pruned.
 
     """
@@ -87,7 +94,9 @@ def prune(
     groups_of = Pattern.parse(pattern) if isinstance(pattern, str) else pattern
     tokens = as_tokens(calibration, model, rule.name) if rule.statistic else None
     targets, left_out = _choose(model, allocation, groups_of, tokens, scope=(include, exclude))
-    work = _by_text(model, targets, rule, tokens) if tokens is not None else _by_weights(targets, rule)
+    work = (
+        _by_text(model, targets, rule, tokens) if tokens is not None else _by_weights(targets, rule)
+    )
     began, done, layers = time.perf_counter(), 0, list[PrunedLayer]()
     total = sum(target.numel for target in targets)
     lacking = missing_bos(tokens, model) if tokens is not None else None
@@ -132,12 +141,16 @@ def _choose(
     if isinstance(allocation, Real) and not isinstance(allocation, bool):
         allocation = uniform(model, float(allocation), scope=scope_of(model, tokens, *scope))
     elif any(scope):
-        raise PruneError("include and exclude go with one ratio for all layers: an allocation names its layers")
+        raise PruneError(
+            "include and exclude go with one ratio for all layers: an allocation names its layers"
+        )
     targets, left_out = choose_targets(model, allocation, pattern)
     if pattern:
         _check_mean(pattern, targets)
     if tokens is not None:
-        check_reached(model, [target.weight for target in targets if not _is_nothing(target.quota)], tokens)
+        check_reached(
+            model, [target.weight for target in targets if not _is_nothing(target.quota)], tokens
+        )
     return targets, left_out
 
 
@@ -148,7 +161,9 @@ def _by_weights(targets: Sequence[Target], rule: Method) -> Iterator[str | Prune
         yield prune_weight(target, rule, None)
 
 
-def _by_text(model: nn.Module, targets: Sequence[Target], rule: Method, tokens: Tensor) -> Iterator[str | PrunedLayer]:
+def _by_text(
+    model: nn.Module, targets: Sequence[Target], rule: Method, tokens: Tensor
+) -> Iterator[str | PrunedLayer]:
     """Prune block by block, sending the calibration inputs on through each pruned block."""
     kind = rule.statistic
     if kind is None:
@@ -184,7 +199,9 @@ def prune_weight(target: Target, rule: Method, seen: Statistic | None) -> Pruned
     weight, quota, note = target.weight, target.quota, ""
     current = weight.read()
     if not _is_nothing(quota):
-        wide = current if current.is_complex() or current.dtype == torch.float64 else current.float()
+        wide = (
+            current if current.is_complex() or current.dtype == torch.float64 else current.float()
+        )
         try:
             outcome = rule.apply(wide, quota, seen)
         except PruneError as error:
@@ -195,15 +212,21 @@ def prune_weight(target: Target, rule: Method, seen: Statistic | None) -> Pruned
         weight.write(current)
         note = outcome.note
         if weight.shared and seen is not None:
-            note = "; ".join(filter(None, [note, f"shared by {1 + len(weight.shared)} modules: {SHARED}"]))
+            note = "; ".join(
+                filter(None, [note, f"shared by {1 + len(weight.shared)} modules: {SHARED}"])
+            )
     zeros = int((current == 0).sum())
     shown = str(quota.count) if isinstance(quota, Zeros) else str(quota)
-    return PrunedLayer(weight.name, target.ratio, zeros / target.numel, zeros, target.numel, shown, note)
+    return PrunedLayer(
+        weight.name, target.ratio, zeros / target.numel, zeros, target.numel, shown, note
+    )
 
 
 def _check_mean(pattern: Pattern, targets: Sequence[Target]) -> None:
     """A pattern states a sparsity; the allocation must be of the same."""
-    mean = sum(target.ratio * target.numel for target in targets) / sum(target.numel for target in targets)
+    mean = sum(target.ratio * target.numel for target in targets) / sum(
+        target.numel for target in targets
+    )
     if abs(mean - pattern.n / pattern.m) > 1e-6:
         raise PruneError(
             f"pattern {pattern} is a sparsity of {pattern.n / pattern.m:g}, the allocation's mean is {mean:g}: "

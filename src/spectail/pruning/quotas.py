@@ -11,7 +11,8 @@ from typing import TypeAlias
 from spectail.errors import PruneError
 
 _NEARLY = Fraction(1, 10**6)
-"""A ratio times a number of weights this close to a whole number means that number: 0.7 is no binary fraction."""
+"""A ratio times a number of weights this close to a whole number means that number: 0.7 is no
+binary fraction."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Pattern:
 
     def __post_init__(self) -> None:
         if not 0 <= self.n <= self.m or self.m < 1:
-            raise PruneError(f"a pattern N:M has N zeros in every M weights, 0 <= N <= M, not {self.n}:{self.m}")
+            raise PruneError(
+                f"a pattern N:M has N zeros in every M weights, 0 <= N <= M, not {self.n}:{self.m}"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
@@ -57,7 +60,9 @@ def zero_counts(ratios: Sequence[float], numels: Sequence[int]) -> list[Zeros]:
     >>> [quota.count for quota in zero_counts([0.5, 0.5, 0.7], [3, 3, 10])]
     [2, 1, 7]
     """
-    wanted = [_exact(ratio * numel) for ratio, numel in zip(map(Fraction, ratios), numels, strict=True)]
+    wanted = [
+        _exact(ratio * numel) for ratio, numel in zip(map(Fraction, ratios), numels, strict=True)
+    ]
     counts = [int(x) for x in wanted]
     missing = round(sum(wanted)) - sum(counts)
     by_rest = sorted(range(len(wanted)), key=lambda i: (counts[i] - wanted[i], i))
@@ -66,10 +71,13 @@ def zero_counts(ratios: Sequence[float], numels: Sequence[int]) -> list[Zeros]:
     return [Zeros(count) for count in counts]
 
 
-def pattern_counts(ratios: Sequence[float], shapes: Sequence[tuple[int, int]], m: int) -> list[Pattern]:
+def pattern_counts(
+    ratios: Sequence[float], shapes: Sequence[tuple[int, int]], m: int
+) -> list[Pattern]:
     """One n:m per layer, the largest n not above its ratio, then one more where the total still allows it.
 
-    So the total meets what all ratios ask from below. Those whose ratio lies furthest above their n come first.
+    So the total meets what all ratios ask from below. Those whose ratio lies furthest above their n
+    come first.
     """
     wanted = [_exact(Fraction(ratio) * m) for ratio in ratios]
     budget = sum(w * rows * cols for w, (rows, cols) in zip(wanted, shapes, strict=True)) / m

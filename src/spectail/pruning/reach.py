@@ -16,12 +16,18 @@ from spectail.pruning.forward import run_tokens
 from spectail.pruning.layers import Scope, weights_of
 from spectail.pruning.statistics import Count, takes_features, unseen_of, watching
 
-NOT_REACHED = "its inputs are not seen: no token of the calibration text passes through it as a module"
-"""Reason of layers that only images or audio reach, or whose weight is used without calling its module."""
+NOT_REACHED = (
+    "its inputs are not seen: no token of the calibration text passes through it as a module"
+)
+"""Reason of layers that only images or audio reach, or whose weight is used without calling its
+module."""
 
 
 def scope_of(
-    model: nn.Module, tokens: Tensor | None, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    model: nn.Module,
+    tokens: Tensor | None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
 ) -> Scope:
     """Say which layers are pruned: with calibration tokens, those that the tokens reach.
 
@@ -58,7 +64,8 @@ def check_reached(model: nn.Module, weights: Sequence[Weight], tokens: Tensor) -
 def unreached(model: nn.Module, weights: Sequence[Weight], tokens: Tensor) -> dict[str, str]:
     """The weights whose inputs cannot be seen when the first sample of token ids runs, by name, with the reason.
 
-    Cross-attention to images, vision towers and mixers that hand their weight to a fused kernel are of this kind.
+    Cross-attention to images, vision towers and mixers that hand their weight to a fused kernel are
+    of this kind.
 
     Raises:
         PruneError: the model does not run on token ids alone.

@@ -68,7 +68,8 @@ class Selected:
     dense: Perplexity
     """Of the model before pruning, on the selection text."""
     perplexities: tuple[tuple[float, float], ...]
-    """(eps, perplexity on the selection text) of every candidate; NaN for a model that gives NaN."""
+    """(eps, perplexity on the selection text) of every candidate; NaN for a model that gives
+    NaN."""
 
     def describe(self) -> str:
         """One line: the choice, and what it was chosen by."""
@@ -78,13 +79,23 @@ class Selected:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what is not finite is null."""
         scores = [
-            {"eps": eps, "perplexity": value if math.isfinite(value) else None} for eps, value in self.perplexities
+            {"eps": eps, "perplexity": value if math.isfinite(value) else None}
+            for eps, value in self.perplexities
         ]
-        return {"text": self.text, "eps": self.eps, "dense": self.dense.to_dict(), "candidates": scores}
+        return {
+            "text": self.text,
+            "eps": self.eps,
+            "dense": self.dense.to_dict(),
+            "candidates": scores,
+        }
 
 
 def _after(value: float) -> str:
-    return f"pruned {value:.5g}" if math.isfinite(value) else "the pruned model gives no finite perplexity"
+    return (
+        f"pruned {value:.5g}"
+        if math.isfinite(value)
+        else "the pruned model gives no finite perplexity"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +169,14 @@ class PruneReport:
     def summary(self) -> str:
         """A few lines: method, sparsity asked and reached, the range, time, notes."""
         how = self.method + (f" {self.pattern}" if self.pattern else "")
-        text = f", {self.calibration[0]} x {self.calibration[1]} calibration tokens" if self.calibration else ""
-        lines = [f"{how}: {len(self.layers)} layers, {self.numel:,} weights{text}, {self.seconds:.1f} s"]
+        text = (
+            f", {self.calibration[0]} x {self.calibration[1]} calibration tokens"
+            if self.calibration
+            else ""
+        )
+        lines = [
+            f"{how}: {len(self.layers)} layers, {self.numel:,} weights{text}, {self.seconds:.1f} s"
+        ]
         if self.layers:
             ratios = [layer.realised for layer in self.layers]
             lines.append(
@@ -194,10 +211,14 @@ class PruneReport:
     def save(self, path: str | Path) -> Path:
         """Write JSON."""
         path = Path(path)
-        path.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
         return path
 
     def _repr_html_(self) -> str:
         """The table, for notebooks."""
-        html: str = self.table.to_html(index=False, max_rows=60, float_format="{:.4g}".format, na_rep="")
+        html: str = self.table.to_html(
+            index=False, max_rows=60, float_format="{:.4g}".format, na_rep=""
+        )
         return html

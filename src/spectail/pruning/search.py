@@ -34,9 +34,10 @@ def choose(
 ) -> Choice[T]:
     """Prune with each candidate, score the pruned model, and put its weights back, bit for bit.
 
-    ``prune_with`` prunes ``model`` in place, ``score`` is lower for the better: a perplexity on selection text. Costs
-    one copy of the model's matrices. The first of equal scores wins; a score that is no number never does.
-    ``progress`` is called with the candidate in hand, its number from 0 on, and how many there are.
+    ``prune_with`` prunes ``model`` in place, ``score`` is lower for the better: a perplexity on
+    selection text. Costs one copy of the model's matrices. The first of equal scores wins; a score
+    that is no number never does. ``progress`` is called with the candidate in hand, its number from
+    0 on, and how many there are.
 
     Raises:
         PruneError: no candidates, or not one score that is a number.
@@ -53,14 +54,20 @@ def choose(
             found.append((candidate, float(score(model))))
     usable = [pair for pair in found if not math.isnan(pair[1])]
     if not usable:
-        raise PruneError("the score is NaN for every candidate: check the selection text and the model")
+        raise PruneError(
+            "the score is NaN for every candidate: check the selection text and the model"
+        )
     return Choice(min(usable, key=lambda pair: pair[1])[0], tuple(found))
 
 
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
     """Put every parameter that changes back to what it was."""
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.ndim > 1}
+    before = {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1
+    }
     try:
         yield
     finally:

@@ -17,7 +17,8 @@ from spectail.evaluation.bos import resolve
 from spectail.pruning.search import choose
 
 HELD_OUT = 0.1
-"""The last part of a calibration text that is kept from calibration where no other text is given to choose by."""
+"""The last part of a calibration text that is kept from calibration where no other text is given to
+choose by."""
 
 SEQUENCES = 16
 """How many sequences of the selection text, from its start, a candidate is scored on at most."""
@@ -31,7 +32,8 @@ class ChosenEps:
     scores: tuple[tuple[float, float], ...]
     """(eps, score) of every candidate, NaN for one that could not be scored."""
     allocation: Allocation
-    """Its settings hold ``eps`` and the scores by eps, ``eps_scores`` (null where they are not finite)."""
+    """Its settings hold ``eps`` and the scores by eps, ``eps_scores`` (null where they are not
+    finite)."""
 
 
 def hold_out(text: str) -> tuple[str, str]:
@@ -58,10 +60,11 @@ def choose_eps(
 
     Args:
         model: dense; its weights are back as they were afterwards, bit for bit.
-        allocations: by eps, all made from the dense model: ``{eps: by_eps(eps) for eps in candidates}`` with
-            ``by_eps`` of ``baselines.allocations_by_eps``.
+        allocations: by eps, all made from the dense model: ``{eps: by_eps(eps) for eps in
+            candidates}`` with ``by_eps`` of ``baselines.allocations_by_eps``.
         prune_with: prunes ``model`` in place by an allocation, as it will be pruned in the end.
-        score: lower for the better, such as the perplexity on a selection text; never on the test text.
+        score: lower for the better, such as the perplexity on a selection text; never on the test
+            text.
         progress: called with the eps in hand, its number from 0 on, and how many there are.
 
     Raises:
@@ -69,7 +72,11 @@ def choose_eps(
 
     """
     choice = choose(
-        model, tuple(allocations), prune_with=lambda eps: prune_with(allocations[eps]), score=score, progress=progress
+        model,
+        tuple(allocations),
+        prune_with=lambda eps: prune_with(allocations[eps]),
+        score=score,
+        progress=progress,
     )
     scores = {f"{eps:g}": value if math.isfinite(value) else None for eps, value in choice.scores}
     best = allocations[choice.best]

@@ -1,8 +1,9 @@
 """Statistics of what goes into a layer, gathered while calibration text runs through its block.
 
-Inputs of a ``Linear`` (or of transformers' ``Conv1D``) are seen by a hook on the module. Experts that share one
-three-dimensional parameter have no module of their own: their inputs are seen where the parameter's slice is
-multiplied (``products``), so that each expert counts the tokens that were sent to it.
+Inputs of a ``Linear`` (or of transformers' ``Conv1D``) are seen by a hook on the module. Experts
+that share one three-dimensional parameter have no module of their own: their inputs are seen where
+the parameter's slice is multiplied (``products``), so that each expert counts the tokens that were
+sent to it.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class Count(Statistic):
 
 
 Site: TypeAlias = "tuple[str, int | None]"
-"""Where inputs come in: a parameter and, where it holds experts, which. Parts of one weight (q, k, v) share a site."""
+"""Where inputs come in: a parameter and, where it holds experts, which. Parts of one weight (q, k,
+v) share a site."""
 
 
 def site_of(weight: Weight) -> Site:
@@ -101,7 +103,9 @@ def site_of(weight: Weight) -> Site:
 
 
 @contextmanager
-def watching(weights: Iterable[Weight], kind: type[Statistic]) -> Iterator[Mapping[Site, Statistic]]:
+def watching(
+    weights: Iterable[Weight], kind: type[Statistic]
+) -> Iterator[Mapping[Site, Statistic]]:
     """Gather statistics of the inputs of these weights while the context lasts; nothing of the modules is replaced.
 
     Raises:
@@ -118,13 +122,18 @@ def watching(weights: Iterable[Weight], kind: type[Statistic]) -> Iterator[Mappi
             found[site] = kind(weight.cols, weight.tensor.device)
             expert = weight.expert
             places[place_of(weight.tensor if expert is None else weight.tensor[expert])] = Watched(
-                found[site], weight.cols, weight.part.view(weight.tensor).stride(-1), by_module=expert is None
+                found[site],
+                weight.cols,
+                weight.part.view(weight.tensor).stride(-1),
+                by_module=expert is None,
             )
             if expert is not None:
                 stack.enter_context(_one_by_one(weight.owner))
             elif takes_features(weight):
                 hook = partial(_see, weight.name, found[site])
-                stack.callback(weight.owner.register_forward_pre_hook(hook, with_kwargs=True).remove)
+                stack.callback(
+                    weight.owner.register_forward_pre_hook(hook, with_kwargs=True).remove
+                )
             else:
                 raise PruneError(
                     f"{weight.name} sits in a {type(weight.owner).__name__}, whose inputs cannot be seen: "
@@ -147,7 +156,9 @@ def check_seen(weights: Iterable[Weight], found: Mapping[Site, Statistic]) -> No
     weights = list(weights)
     if lost := unseen_of(weights, found):
         name = next(iter(lost))
-        raise PruneError(f"the inputs of {name} cannot be seen: leave it out of the allocation, or prune by magnitude")
+        raise PruneError(
+            f"the inputs of {name} cannot be seen: leave it out of the allocation, or prune by magnitude"
+        )
     for weight in weights:
         if not bool(torch.isfinite(found[site_of(weight)].total).all()):
             raise PruneError(
@@ -171,7 +182,13 @@ def _team(weight: Weight) -> str:
     return _EXPERT.sub(r"\1*", weight.path)
 
 
-def _see(name: str, statistic: Statistic, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _see(
+    name: str,
+    statistic: Statistic,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
     """Take in the input of a module's call."""
     inputs = args[0] if args else next(iter(kwargs.values()), None)
     if not isinstance(inputs, Tensor) or inputs.shape[-1] != statistic.total.shape[-1]:

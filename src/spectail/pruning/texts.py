@@ -30,15 +30,19 @@ class Texts:
 
 
 def read_texts(
-    *, calibration: str | None, selection: str | None, tests: Sequence[str] = (), choosing: bool = False
+    *,
+    calibration: str | None,
+    selection: str | None,
+    tests: Sequence[str] = (),
+    choosing: bool = False,
 ) -> Texts:
     """Read files or datasets (see ``read_text``).
 
     Where eps is chosen without a selection text, the end of the calibration text is held out.
 
     Raises:
-        PruneError: one text holds another, so that the result would be tested on what it was made by; nothing to
-            choose by; a selection text that nothing is chosen by.
+        PruneError: one text holds another, so that the result would be tested on what it was made
+            by; nothing to choose by; a selection text that nothing is chosen by.
         SourceError: one of them cannot be read.
 
     """
@@ -49,14 +53,25 @@ def read_texts(
             "--eps auto needs text to choose by: give --selection FILE, or --calibration FILE, of which the last "
             f"{HELD_OUT:.0%} are then held out"
         )
-    named = [("--calibration", calibration), ("--selection", selection), *(("--evaluate", path) for path in tests)]
-    found = [(option, Text(Path(given).name, read_text(given))) for option, given in named if given is not None]
+    named = [
+        ("--calibration", calibration),
+        ("--selection", selection),
+        *(("--evaluate", path) for path in tests),
+    ]
+    found = [
+        (option, Text(Path(given).name, read_text(given)))
+        for option, given in named
+        if given is not None
+    ]
     _check_apart(found)
     by_option = dict(found)
     whole, chosen_by = by_option.get("--calibration"), by_option.get("--selection")
     if choosing and chosen_by is None and whole is not None:
         first, last = hold_out(whole.text)
-        whole, chosen_by = Text(whole.name, first), Text(f"the last {HELD_OUT:.0%} of {whole.name}", last)
+        whole, chosen_by = (
+            Text(whole.name, first),
+            Text(f"the last {HELD_OUT:.0%} of {whole.name}", last),
+        )
     return Texts(whole, chosen_by, tuple(text for option, text in found if option == "--evaluate"))
 
 

@@ -80,7 +80,9 @@ def compare_html(comparison: Comparison, a: Results, b: Results) -> str:
             "view": [column.to_dict() for column in VIEW],
         },
     }
-    words = tuple(Paragraph(topic, text, quiet=topic == "Note") for topic, text in _words(comparison))
+    words = tuple(
+        Paragraph(topic, text, quiet=topic == "Note") for topic, text in _words(comparison)
+    )
     title = f"{model_name(a.run)} → {model_name(b.run)}"
     written = Page(
         title=title,
@@ -103,20 +105,30 @@ def change_by_depth(comparison: Comparison) -> go.Figure:
     depth = depth_of(list(zip(paired["name"].tolist(), blocks, strict=True)))
     places, labels = depth.ticks() if len(paired) else ([], [])
     fig = figure(
-        xaxis=axis(depth.title, showgrid=False, tickvals=places, ticktext=[safe(x) for x in labels]),
+        xaxis=axis(
+            depth.title, showgrid=False, tickvals=places, ticktext=[safe(x) for x in labels]
+        ),
         yaxis=axis(CHANGE),
     )
     if not len(paired):
         return note(fig, "no layer was measured in the same window in both runs")
     fig.add_hline(y=0, line={"color": NULL, "width": 1.5, "dash": "dot"})
-    placed = paired.assign(place=depth.places, error=np.hypot(paired["alpha_se_a"], paired["alpha_se_b"]))
+    placed = paired.assign(
+        place=depth.places, error=np.hypot(paired["alpha_se_a"], paired["alpha_se_b"])
+    )
     styles = kind_styles(list(dict.fromkeys(placed["kind"])))
     for kind, (colour, symbol) in styles.items():
         mine = placed[placed["kind"] == kind].sort_values("place", kind="stable")
         fig.add_scatter(
             x=mine["place"].tolist(),
             y=mine["alpha_change"].tolist(),
-            error_y={"type": "data", "array": mine["error"].tolist(), "thickness": 1.2, "width": 0, "color": colour},
+            error_y={
+                "type": "data",
+                "array": mine["error"].tolist(),
+                "thickness": 1.2,
+                "width": 0,
+                "color": colour,
+            },
             customdata=mine.index.tolist(),
             hovertext=[_hover(row) for row in mine.to_dict("records")],
             hoverinfo="text",
@@ -137,7 +149,15 @@ def a_against_b(comparison: Comparison) -> go.Figure:
         return note(fig, "no layer was measured in the same window in both runs")
     ends = [float(f(paired[["alpha_a", "alpha_b"]].to_numpy())) for f in (np.min, np.max)]
     line = {"color": NULL, "width": 1.5, "dash": "dot"}
-    fig.add_scatter(x=ends, y=ends, mode="lines", line=line, name="no change", legendgroup="same", hoverinfo="skip")
+    fig.add_scatter(
+        x=ends,
+        y=ends,
+        mode="lines",
+        line=line,
+        name="no change",
+        legendgroup="same",
+        hoverinfo="skip",
+    )
     for kind, (colour, symbol) in kind_styles(list(dict.fromkeys(paired["kind"]))).items():
         mine = paired[paired["kind"] == kind]
         fig.add_scatter(
@@ -160,8 +180,14 @@ def _drawable(comparison: Comparison) -> pd.DataFrame:
 
 
 def _hover(row: Mapping[Hashable, Any]) -> str:
-    errors = f"{row['z']:+.1f} errors" if isinstance(row["z"], float) and math.isfinite(row["z"]) else "no error bar"
-    return f"<b>{safe(str(row['name']))}</b><br>{row['alpha_a']:.3f} → {row['alpha_b']:.3f} · {errors}"
+    errors = (
+        f"{row['z']:+.1f} errors"
+        if isinstance(row["z"], float) and math.isfinite(row["z"])
+        else "no error bar"
+    )
+    return (
+        f"<b>{safe(str(row['name']))}</b><br>{row['alpha_a']:.3f} → {row['alpha_b']:.3f} · {errors}"
+    )
 
 
 def _words(comparison: Comparison) -> list[tuple[str, str]]:
@@ -171,8 +197,13 @@ def _words(comparison: Comparison) -> list[tuple[str, str]]:
     if len(paired):
         limit = threshold(len(paired))
         clear = paired[paired["z"].abs() > limit]
-        heavier, lighter = int((clear["alpha_change"] < 0).sum()), int((clear["alpha_change"] > 0).sum())
-        moved = f"{heavier:,} have a clearly heavier tail in B and {lighter:,} a clearly lighter one"
+        heavier, lighter = (
+            int((clear["alpha_change"] < 0).sum()),
+            int((clear["alpha_change"] > 0).sum()),
+        )
+        moved = (
+            f"{heavier:,} have a clearly heavier tail in B and {lighter:,} a clearly lighter one"
+        )
         text = (
             f"Of {plural(len(paired), 'layer')} measured alike in both runs, {moved if len(clear) else 'none'} "
             f"{'' if len(clear) else 'moved clearly '}(by more than {limit:.1f} combined errors, which chance would "
@@ -180,12 +211,15 @@ def _words(comparison: Comparison) -> list[tuple[str, str]]:
         )
         unknown = int(paired["z"].isna().sum())
         if unknown:
-            text += f" {plural(unknown, 'layer')} without an error bar on both sides cannot be weighed."
+            text += (
+                f" {plural(unknown, 'layer')} without an error bar on both sides cannot be weighed."
+            )
         found.append(("Changes", text))
         middle = float(paired["alpha_change"].median())
         found.append(("Overall", f"The median change of alpha is {middle:+.3f}."))
         top = ", ".join(
-            f"`{row['name']}` ({row['alpha_change']:+.3f})" for row in comparison.moved(3).to_dict("records")
+            f"`{row['name']}` ({row['alpha_change']:+.3f})"
+            for row in comparison.moved(3).to_dict("records")
         )
         found.append(("Moved most", f"{top}." if top else "No layer moved."))
     return [*found, *(("Note", text) for text in comparison.warnings)]
@@ -196,8 +230,16 @@ def _key_numbers(comparison: Comparison) -> list[tuple[str, str, str]]:
     moved = int((paired["z"].abs() > CLEAR).sum())
     return [
         ("Layers compared", f"{len(paired):,}", f"of {len(comparison.table):,}"),
-        ("Median change", f"{paired['alpha_change'].median():+.3f}" if len(paired) else "–", "of alpha, B - A"),
-        ("Moved", f"{moved:,}", f"by over {CLEAR:g} combined errors; chance gives {0.0455 * len(paired):.0f}"),
+        (
+            "Median change",
+            f"{paired['alpha_change'].median():+.3f}" if len(paired) else "–",
+            "of alpha, B - A",
+        ),
+        (
+            "Moved",
+            f"{moved:,}",
+            f"by over {CLEAR:g} combined errors; chance gives {0.0455 * len(paired):.0f}",
+        ),
     ]
 
 
@@ -205,7 +247,10 @@ def _origins(a: Results, b: Results) -> list[tuple[str, str]]:
     return [
         item
         for run, results in (("A", a), ("B", b))
-        for item in ((f"Source {run}", results.run.source), (f"Fingerprint {run}", results.run.fingerprint))
+        for item in (
+            (f"Source {run}", results.run.source),
+            (f"Fingerprint {run}", results.run.fingerprint),
+        )
     ]
 
 

@@ -1,7 +1,8 @@
 """The curves of one layer's spectrum: histogram, tail fit, null and survival, as plain coordinates.
 
-Densities are per decade: d(share of the eigenvalues) / d(log10 eigenvalue), so that areas on the log axis are shares.
-``report.js`` draws the same curves from the same few numbers; a browser test holds the two together.
+Densities are per decade: d(share of the eigenvalues) / d(log10 eigenvalue), so that areas on the
+log axis are shares. ``report.js`` draws the same curves from the same few numbers; a browser test
+holds the two together.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from spectail.results.records import LayerRecord, Spectrum
 Array: TypeAlias = NDArray[np.float64]
 FIT_POINTS = 41
 HIDDEN_SHARE = 0.005
-"""Share of the smallest eigenvalues that the axes leave out at first: a few of them may lie decades below the rest."""
+"""Share of the smallest eigenvalues that the axes leave out at first: a few of them may lie decades
+below the rest."""
 _EMPTY: Array = np.array([], dtype=np.float64)
 
 
@@ -44,7 +46,9 @@ class NullShape(NamedTuple):
 @lru_cache(maxsize=512)
 def null_shape(ratio: float) -> NullShape:
     """The law for windows of short side / long side = ``ratio``, on points dense at both of its edges."""
-    angle = np.concatenate([np.geomspace(1e-3, math.pi / 60, 20)[:-1], np.linspace(math.pi / 60, math.pi, 101)])
+    angle = np.concatenate(
+        [np.geomspace(1e-3, math.pi / 60, 20)[:-1], np.linspace(math.pi / 60, math.pi, 101)]
+    )
     angle[-1] -= 1e-9
     x = 1 + ratio - 2 * math.sqrt(ratio) * np.cos(angle)
     density = marchenko_pastur_density(x, ratio)
@@ -67,7 +71,12 @@ def null_shift(layer: LayerRecord) -> float | None:
 
 def has_fit(layer: LayerRecord) -> bool:
     """Whether the layer has a tail fit that can be drawn."""
-    return math.isfinite(layer.alpha) and layer.alpha > 1 and math.isfinite(layer.xmin) and layer.xmin > 0
+    return (
+        math.isfinite(layer.alpha)
+        and layer.alpha > 1
+        and math.isfinite(layer.xmin)
+        and layer.xmin > 0
+    )
 
 
 def spectrum_curves(layer: LayerRecord, spectrum: Spectrum) -> dict[str, Curve]:
@@ -76,7 +85,11 @@ def spectrum_curves(layer: LayerRecord, spectrum: Spectrum) -> dict[str, Curve]:
     total = sum(spectrum.counts)
     edges = 10 ** np.linspace(low, high, len(spectrum.counts) + 1)
     width = (high - low) / max(1, len(spectrum.counts))
-    density = np.array(spectrum.counts) / (total * width) if total and width > 0 else np.zeros(len(spectrum.counts))
+    density = (
+        np.array(spectrum.counts) / (total * width)
+        if total and width > 0
+        else np.zeros(len(spectrum.counts))
+    )
     ranks, values = np.array(spectrum.top, dtype=np.float64).reshape(-1, 2).T
     curves = {
         "histogram": Curve(edges, np.append(density, density[-1:])),

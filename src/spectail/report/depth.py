@@ -1,8 +1,9 @@
 """Where a layer sits along a model's depth: one place per block, and one per layer outside of blocks.
 
-A model with one stack of blocks keeps its block indices; what comes before the first block gets -1, -2, ... and what
-comes after the last goes on counting. Several stacks (an encoder and a decoder, the stages of a ResNet) stand one
-after the other, because equal indices in two stacks are different blocks.
+A model with one stack of blocks keeps its block indices; what comes before the first block gets -1,
+-2, ... and what comes after the last goes on counting. Several stacks (an encoder and a decoder,
+the stages of a ResNet) stand one after the other, because equal indices in two stacks are different
+blocks.
 """
 
 from __future__ import annotations
@@ -48,10 +49,16 @@ def depth_of(layers: Sequence[tuple[str, int | None]]) -> Depth:
     if len(stacks) == 1:
         single = _one_stack(list(units))
         if single is not None:
-            labels = {place: str(place) if key[0] is not None else "" for key, place in single.items()}
+            labels = {
+                place: str(place) if key[0] is not None else "" for key, place in single.items()
+            }
             return Depth(tuple(single[key] for key in keys), labels, "block")
     labels = {place: _label(*key, place=place, stacks=len(stacks)) for key, place in units.items()}
-    return Depth(tuple(units[key] for key in keys), labels, "block, in the model's order" if stacks else "layer")
+    return Depth(
+        tuple(units[key] for key in keys),
+        labels,
+        "block, in the model's order" if stacks else "layer",
+    )
 
 
 def _label(stack: str | None, unit: int | str, *, place: int, stacks: int) -> str:
@@ -60,7 +67,9 @@ def _label(stack: str | None, unit: int | str, *, place: int, stacks: int) -> st
     return f"{stack.split('.')[-1]}.{unit}" if stacks > 1 and stack else str(unit)
 
 
-def _one_stack(units: list[tuple[str | None, int | str]]) -> dict[tuple[str | None, int | str], int] | None:
+def _one_stack(
+    units: list[tuple[str | None, int | str]],
+) -> dict[tuple[str | None, int | str], int] | None:
     """Places with the blocks at their own index; None where other layers stand between the blocks."""
     inside = [i for i, (stack, _) in enumerate(units) if stack is not None]
     first, last = inside[0], inside[-1]

@@ -92,7 +92,10 @@ class Trend:
 def depth_trend(layers: Sequence[LayerRecord], at_least: int = 6) -> Trend | None:
     """The trend over blocks; None with fewer than ``at_least`` of them, or where all blocks are alike."""
     inside = [layer for layer in layers if layer.block is not None]
-    means = {kind: float(np.mean([x.alpha for x in inside if x.kind == kind])) for kind in {x.kind for x in inside}}
+    means = {
+        kind: float(np.mean([x.alpha for x in inside if x.kind == kind]))
+        for kind in {x.kind for x in inside}
+    }
     depth = depth_of([(layer.name, layer.block) for layer in inside])
     rest: dict[int, list[float]] = {}
     for layer, place in zip(inside, depth.places, strict=True):
@@ -122,8 +125,8 @@ def rank_correlation(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
 def odd_ones(layers: Sequence[LayerRecord], at_least: int = 6) -> list[tuple[LayerRecord, float]]:
     """Layers far from the median of their kind, with that median, the farthest first.
 
-    Far is more than four robust standard deviations of the kind (1.4826 x the median absolute deviation), and more
-    combined errors than the number of layers lets chance reach.
+    Far is more than four robust standard deviations of the kind (1.4826 x the median absolute
+    deviation), and more combined errors than the number of layers lets chance reach.
     """
     far: list[tuple[float, LayerRecord, float]] = []
     for kind in dict.fromkeys(layer.kind for layer in layers):

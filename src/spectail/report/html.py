@@ -12,13 +12,30 @@ from spectail.report import page
 from spectail.report.curves import FIT_POINTS, HIDDEN_SHARE, null_shape, null_shift, window_ratio
 from spectail.report.evidence import CLEAR, sort_run
 from spectail.report.page import Chart, Column, Page, Section
-from spectail.report.plots import alpha_by_depth, block_kind_heatmap, farms_against_full, spectrum_figure
+from spectail.report.plots import (
+    alpha_by_depth,
+    block_kind_heatmap,
+    farms_against_full,
+    spectrum_figure,
+)
 from spectail.report.theme import TIMES
 from spectail.report.words import titled_findings
 from spectail.results.records import COLUMN_TABLE, COLUMNS, LayerRecord, Results, RunInfo, null_gap
 
-FIRST = ("name", "alpha", "alpha_se", "null_z", "block", "kind", "shape", "stable_rank", "status", "reason")
-"""Columns in the order in which the page shows them first; the others follow in the table's order."""
+FIRST = (
+    "name",
+    "alpha",
+    "alpha_se",
+    "null_z",
+    "block",
+    "kind",
+    "shape",
+    "stable_rank",
+    "status",
+    "reason",
+)
+"""Columns in the order in which the page shows them first; the others follow in the table's
+order."""
 SHAPE = Column("shape", "Shape", "shape", help="rows and columns; sorts by the number of weights")
 NOT_SHOWN = ("rows", "cols", "comparable")
 """Columns that other cells of the page show: the shape, and the reason."""
@@ -33,7 +50,10 @@ def report_html(results: Results) -> str:
         "figures": figures,
         "table": {
             "columns": COLUMNS,
-            "rows": [[record[name] for name in COLUMNS] for record in (x.to_dict() for x in results.layers)],
+            "rows": [
+                [record[name] for name in COLUMNS]
+                for record in (x.to_dict() for x in results.layers)
+            ],
             "view": [column.to_dict() for column in _view(run)],
         },
         "spectra": spectra_data(results),
@@ -95,8 +115,23 @@ def command(run: RunInfo) -> str:
     if spec.legacy or spec.seed:
         settings = ", ".join(f"{key}={value!r}" for key, value in spec.to_dict().items())
         return f"import spectail as st\nst.analyze({(run.given or run.source)!r}, spec=st.Spec({settings}))"
-    words = ["spectail", "analyze", run.given or run.source, "--out", "DIR", "--aspect-ratio", f"{spec.aspect_ratio:g}"]
-    words += ["--window", str(spec.window), "--placement", str(spec.placement), "--cutoff", str(spec.cutoff)]
+    words = [
+        "spectail",
+        "analyze",
+        run.given or run.source,
+        "--out",
+        "DIR",
+        "--aspect-ratio",
+        f"{spec.aspect_ratio:g}",
+    ]
+    words += [
+        "--window",
+        str(spec.window),
+        "--placement",
+        str(spec.placement),
+        "--cutoff",
+        str(spec.cutoff),
+    ]
     if spec.tolerance is not None:
         words += ["--tolerance", f"{spec.tolerance:g}"]
     for option, globs in (("--include", run.include), ("--exclude", run.exclude)):
@@ -124,7 +159,10 @@ def spectra_data(results: Results) -> dict[str, Any]:
             "shift": null_shift(layer),
         }
     curves = [
-        {key: [_short(v) for v in values.tolist()] for key, values in null_shape(ratio)._asdict().items()}
+        {
+            key: [_short(v) for v in values.tolist()]
+            for key, values in null_shape(ratio)._asdict().items()
+        }
         for ratio in shapes
     ]
     return {
@@ -142,7 +180,10 @@ def _short(value: float) -> float:
 
 def _first(results: Results, drawable: dict[int, dict[str, Any]]) -> int | None:
     """The layer shown first: the heaviest tail among the comparable ones."""
-    ranked = sorted(drawable, key=lambda i: (not results.layers[i].comparable, _sortable(results.layers[i].alpha)))
+    ranked = sorted(
+        drawable,
+        key=lambda i: (not results.layers[i].comparable, _sortable(results.layers[i].alpha)),
+    )
     return ranked[0] if ranked else None
 
 
@@ -161,22 +202,38 @@ def _words(results: Results) -> Section:
 def _key_numbers(results: Results) -> list[tuple[str, str, str]]:
     run = sort_run(results)
     skipped, failed = run.count("skipped"), run.count("failed")
-    rest = f"{skipped:,} skipped, {failed:,} failed" if skipped or failed else "none skipped, none failed"
+    rest = (
+        f"{skipped:,} skipped, {failed:,} failed"
+        if skipped or failed
+        else "none skipped, none failed"
+    )
     numbers = [("Layers measured", f"{len(run.ok):,}", f"of {len(results.layers):,}; {rest}")]
     alphas = np.array([layer.alpha for layer in run.ranked])
     if alphas.size:
         low, high = np.quantile(alphas, [0.25, 0.75])
-        numbers.append(("Median alpha", f"{np.median(alphas):.2f}", f"middle half {low:.2f} to {high:.2f}"))
+        numbers.append(
+            ("Median alpha", f"{np.median(alphas):.2f}", f"middle half {low:.2f} to {high:.2f}")
+        )
     nulls = [layer.alpha_null for layer in run.ranked or run.ok if math.isfinite(layer.alpha_null)]
     if nulls:
         same = max(nulls) - min(nulls) < 5e-4
         text = f"{np.median(nulls):.2f}"
-        numbers.append(("Random matrix", text, "alpha of independent entries" if same else "median over the layers"))
+        numbers.append(
+            (
+                "Random matrix",
+                text,
+                "alpha of independent entries" if same else "median over the layers",
+            )
+        )
     gaps = [gap for gap in map(null_gap, run.ok) if math.isfinite(gap)]
     if gaps:
         alike = sum(abs(gap) <= CLEAR for gap in gaps)
-        numbers.append(("Look random", f"{alike:,}", f"of {len(gaps):,}: within {CLEAR:g} errors of the null"))
-    numbers.append(("Weights read", _compact(sum(x.numel for x in run.ok)), _windows_note(run.ok, results.run)))
+        numbers.append(
+            ("Look random", f"{alike:,}", f"of {len(gaps):,}: within {CLEAR:g} errors of the null")
+        )
+    numbers.append(
+        ("Weights read", _compact(sum(x.numel for x in run.ok)), _windows_note(run.ok, results.run))
+    )
     return numbers
 
 

@@ -1,7 +1,7 @@
 """One self-contained HTML page: template, style, script, plotly.js and data in one file that never asks the network.
 
-The page's policy lets only the two scripts written here run (by their hashes) and forbids every request, so that
-even a hole in the escaping of a layer's name could not run or load anything.
+The page's policy lets only the two scripts written here run (by their hashes) and forbids every
+request, so that even a hole in the escaping of a layer's name could not run or load anything.
 """
 
 from __future__ import annotations
@@ -159,4 +159,6 @@ def _digest(script: str) -> str:
 
 def _with_code(text: str) -> Markup:
     """Write a sentence with a capital, and what stands between backticks as code."""
-    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text[:1].upper() + text[1:]))))
+    return Markup(
+        re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text[:1].upper() + text[1:])))
+    )

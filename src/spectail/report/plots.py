@@ -1,6 +1,7 @@
 """The figures of a run, as plotly figures that work in a notebook and in the HTML page alike.
 
-Points carry the row number of their layer as ``customdata``, which is how the page knows what was clicked.
+Points carry the row number of their layer as ``customdata``, which is how the page knows what was
+clicked.
 """
 
 from __future__ import annotations
@@ -40,20 +41,24 @@ ALPHA = "alpha (lower = heavier tail)"
 
 def measured(results: Results) -> list[Numbered]:
     """(row number, layer) of every layer that is ok and has a finite alpha."""
-    return [(i, x) for i, x in enumerate(results.layers) if x.status == "ok" and math.isfinite(x.alpha)]
+    return [
+        (i, x) for i, x in enumerate(results.layers) if x.status == "ok" and math.isfinite(x.alpha)
+    ]
 
 
 def alpha_by_depth(results: Results) -> go.Figure:
     """Alpha along the model: one line per kind of layer, error bars of one alpha_se, the null as a band of 2 sd.
 
-    Where a block holds several layers of a kind, the line joins their means. Layers that are not comparable (their
-    window is not the run's) are open, in no line, and do not set the null band.
+    Where a block holds several layers of a kind, the line joins their means. Layers that are not
+    comparable (their window is not the run's) are open, in no line, and do not set the null band.
     """
     layers = measured(results)
     depth = depth_of([(layer.name, layer.block) for _, layer in layers])
     places, labels = depth.ticks()
     fig = figure(
-        xaxis=axis(depth.title, showgrid=False, tickvals=places, ticktext=[safe(x) for x in labels]),
+        xaxis=axis(
+            depth.title, showgrid=False, tickvals=places, ticktext=[safe(x) for x in labels]
+        ),
         yaxis=axis(ALPHA),
     )
     if not layers:
@@ -61,7 +66,11 @@ def alpha_by_depth(results: Results) -> go.Figure:
     _add_null(fig, layers, depth)
     styles = kind_styles([layer.kind for _, layer in layers])
     for kind in styles:
-        mine = [(i, layer, x) for (i, layer), x in zip(layers, depth.places, strict=True) if layer.kind == kind]
+        mine = [
+            (i, layer, x)
+            for (i, layer), x in zip(layers, depth.places, strict=True)
+            if layer.kind == kind
+        ]
         solid = [entry for entry in mine if entry[1].comparable]
         opened = [entry for entry in mine if not entry[1].comparable]
         if solid:
@@ -102,9 +111,14 @@ def shorten(text: str, most: int = 64) -> str:
 def _add_null(fig: go.Figure, layers: Sequence[Numbered], depth: Depth) -> None:
     """A band from the lowest to the highest null (2 sd) at each place, dotted along the middle."""
     known = [
-        (x, layer.alpha_null, 2 * layer.alpha_null_sd if math.isfinite(layer.alpha_null_sd) else 0.0)
+        (
+            x,
+            layer.alpha_null,
+            2 * layer.alpha_null_sd if math.isfinite(layer.alpha_null_sd) else 0.0,
+        )
         for (_, layer), x in zip(layers, depth.places, strict=True)
-        if math.isfinite(layer.alpha_null) and (layer.comparable or not any(y.comparable for _, y in layers))
+        if math.isfinite(layer.alpha_null)
+        and (layer.comparable or not any(y.comparable for _, y in layers))
     ]
     if not known:
         return
@@ -118,16 +132,30 @@ def _add_null(fig: go.Figure, layers: Sequence[Numbered], depth: Depth) -> None:
     if any(half > 0 for _, _, half in known):
         fig.add_scatter(x=ends, y=low, line={"width": 0}, showlegend=False, **shared)
         fig.add_scatter(
-            x=ends, y=high, line={"width": 0}, fill="tonexty", fillcolor=NULL_FILL, showlegend=False, **shared
+            x=ends,
+            y=high,
+            line={"width": 0},
+            fill="tonexty",
+            fillcolor=NULL_FILL,
+            showlegend=False,
+            **shared,
         )
-    fig.add_scatter(x=ends, y=mid, name="random matrix", line={"color": NULL, "width": 1.5, "dash": "dot"}, **shared)
+    fig.add_scatter(
+        x=ends,
+        y=mid,
+        name="random matrix",
+        line={"color": NULL, "width": 1.5, "dash": "dot"},
+        **shared,
+    )
 
 
 def _widen(values: list[float]) -> list[float]:
     return [values[0], *values, values[-1]]
 
 
-def _add_kind(fig: go.Figure, kind: str, mine: list[tuple[int, LayerRecord, int]], style: tuple[str, str]) -> None:
+def _add_kind(
+    fig: go.Figure, kind: str, mine: list[tuple[int, LayerRecord, int]], style: tuple[str, str]
+) -> None:
     """Points of one kind and the line through them, or through the means where places repeat."""
     xs = sorted({x for _, _, x in mine})
     if len(xs) == len(mine):
@@ -160,7 +188,11 @@ def _add_points(
         showlegend=legend,
         meta="not comparable" if opened else "layers",
         line={"color": colour, "width": 2},
-        marker={"color": colour, "symbol": f"{symbol}-open" if opened else symbol, "size": 8 if len(mine) < 60 else 6},
+        marker={
+            "color": colour,
+            "symbol": f"{symbol}-open" if opened else symbol,
+            "size": 8 if len(mine) < 60 else 6,
+        },
         error_y={"type": "data", "array": errors, "thickness": 1.2, "width": 0, "color": colour},
     )
 
@@ -169,7 +201,9 @@ def block_kind_heatmap(results: Results) -> go.Figure:
     """Alpha of every block and kind, the mean where a block holds several; only comparable layers, others as a ring."""
     layers = [(i, x) for i, x in measured(results) if x.block is not None]
     kinds = list(kind_styles([layer.kind for _, layer in layers]))
-    fig = figure(xaxis=axis("block", showgrid=False), yaxis=axis("", showgrid=False, autorange="reversed"))
+    fig = figure(
+        xaxis=axis("block", showgrid=False), yaxis=axis("", showgrid=False, autorange="reversed")
+    )
     if not layers:
         return note(fig, "no layer lies in a block")
     depth = depth_of([(layer.name, layer.block) for _, layer in layers])
@@ -186,9 +220,15 @@ def block_kind_heatmap(results: Results) -> go.Figure:
         values[k][b] = float(np.mean(alphas)) if alphas else None
         rows[k][b] = members[0][0]
         label = depth.labels[columns[b]]
-        texts[k][b] = hover(members[0][1]) if len(members) == 1 else _cell_text(kinds[k], label, alphas)
+        texts[k][b] = (
+            hover(members[0][1]) if len(members) == 1 else _cell_text(kinds[k], label, alphas)
+        )
     _draw_cells(fig, values, rows, texts)
-    rings = [(b, k) for (k, b), members in cells.items() if not any(layer.comparable for _, layer in members)]
+    rings = [
+        (b, k)
+        for (k, b), members in cells.items()
+        if not any(layer.comparable for _, layer in members)
+    ]
     if rings:
         fig.add_scatter(
             x=[b for b, _ in rings], y=[k for _, k in rings], mode="markers", hoverinfo="skip", showlegend=False,
@@ -196,9 +236,13 @@ def block_kind_heatmap(results: Results) -> go.Figure:
         )  # fmt: skip
     places, labels = depth.ticks()
     fig.update_xaxes(
-        tickvals=[columns.index(x) for x in places], ticktext=[safe(x) for x in labels], title_text=depth.title
+        tickvals=[columns.index(x) for x in places],
+        ticktext=[safe(x) for x in labels],
+        title_text=depth.title,
     )
-    fig.update_yaxes(tickvals=list(range(shape[0])), ticktext=[safe(shorten(kind, 18)) for kind in kinds])
+    fig.update_yaxes(
+        tickvals=list(range(shape[0])), ticktext=[safe(shorten(kind, 18)) for kind in kinds]
+    )
     fig.update_layout(height=min(900, 120 + 34 * shape[0]), margin={"t": 16})
     return fig
 
@@ -212,7 +256,10 @@ def _cell_text(kind: str, block: str, alphas: list[float]) -> str:
 
 
 def _draw_cells(
-    fig: go.Figure, values: list[list[float | None]], rows: list[list[int | None]], texts: list[list[str]]
+    fig: go.Figure,
+    values: list[list[float | None]],
+    rows: list[list[int | None]],
+    texts: list[list[str]],
 ) -> None:
     fig.add_heatmap(
         z=values,
@@ -238,12 +285,18 @@ def find_layer(results: Results, name: str) -> tuple[LayerRecord, Spectrum]:
     by_name = {layer.name: layer for layer in results.layers}
     if name not in by_name:
         near = difflib.get_close_matches(name, by_name, 3, 0.4)
-        hint = f"; did you mean {' or '.join(near)}?" if near else f"; the run has {len(by_name)} layers"
+        hint = (
+            f"; did you mean {' or '.join(near)}?"
+            if near
+            else f"; the run has {len(by_name)} layers"
+        )
         raise SpectailError(f"no layer is called {name!r}{hint}")
     layer = by_name[name]
     if layer.spectrum is None:
         reason = f": {layer.reason}" if layer.reason else ""
-        raise SpectailError(f"layer {name!r} has no spectrum to draw (status {layer.status}{reason})")
+        raise SpectailError(
+            f"layer {name!r} has no spectrum to draw (status {layer.status}{reason})"
+        )
     return layer, layer.spectrum
 
 
@@ -266,7 +319,13 @@ def spectrum_figure(curves: dict[str, Curve]) -> go.Figure:
         xaxis=axis("eigenvalue", domain=[0, 0.46], showgrid=False, **x),
         yaxis=axis("density per decade", rangemode="tozero"),
         xaxis2=axis("eigenvalue", domain=[0.56, 1], showgrid=False, **x),
-        yaxis2=axis("share of eigenvalues at or above", type="log", anchor="x2", exponentformat="power", dtick=1),
+        yaxis2=axis(
+            "share of eigenvalues at or above",
+            type="log",
+            anchor="x2",
+            exponentformat="power",
+            dtick=1,
+        ),
         hovermode="closest",
     )
     second = {"xaxis": "x2", "yaxis": "y2", "showlegend": False}
@@ -289,7 +348,16 @@ def spectrum_figure(curves: dict[str, Curve]) -> go.Figure:
     for meta, look in looks.items():
         curve = curves.get(meta)
         xs, ys = (curve.x, curve.y) if curve else ([], [])
-        fig.add_scatter(**{"x": xs, "y": ys, "mode": "lines", "meta": meta, "legendgroup": meta.split()[0], **look})
+        fig.add_scatter(
+            **{
+                "x": xs,
+                "y": ys,
+                "mode": "lines",
+                "meta": meta,
+                "legendgroup": meta.split()[0],
+                **look,
+            }
+        )
     return fig
 
 
@@ -312,7 +380,9 @@ def farms_against_full(results: Results) -> go.Figure:
             x=[layer.alpha_full for _, layer in mine],
             y=[layer.alpha for _, layer in mine],
             customdata=[i for i, _ in mine],
-            hovertext=[f"{hover(layer)}<br>full spectrum {layer.alpha_full:.3f}" for _, layer in mine],
+            hovertext=[
+                f"{hover(layer)}<br>full spectrum {layer.alpha_full:.3f}" for _, layer in mine
+            ],
             hoverinfo="text",
             mode="markers",
             name=safe(kind),

@@ -1,7 +1,8 @@
 """One look for every figure: colours that colour-blind readers can tell apart, on light and on dark ground.
 
-Marks keep a contrast of about 3:1 against white and against near-black; kinds differ in symbol as well as in colour.
-Text handed to plotly goes through ``safe``: plotly reads a few HTML tags, and layer names come from strangers' files.
+Marks keep a contrast of about 3:1 against white and against near-black; kinds differ in symbol as
+well as in colour. Text handed to plotly goes through ``safe``: plotly reads a few HTML tags, and
+layer names come from strangers' files.
 """
 
 from __future__ import annotations
@@ -24,14 +25,31 @@ FIT = "#d0492f"
 TIMES = "\u00d7"
 """Between rows and columns."""
 FONT = "Inter, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-HEAT_SCALE = ((0.0, "#43339b"), (0.25, "#2f6fc4"), (0.5, "#2aa3a6"), (0.75, "#93c98b"), (1.0, "#f2dd8c"))
+HEAT_SCALE = (
+    (0.0, "#43339b"),
+    (0.25, "#2f6fc4"),
+    (0.5, "#2aa3a6"),
+    (0.75, "#93c98b"),
+    (1.0, "#f2dd8c"),
+)
 """Dark violet = low alpha = heavy tail; equal steps look equal and lightness rises throughout."""
 
 _COLOURS = (
     *("#2f6fc4", "#c97a05", "#12906a", "#d0492f", "#8a63d2", "#2a9bc7", "#c2619b"),
     *("#8a8a2b", "#8d6e63", "#68778d"),
 )
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "pentagon", "star", "hexagon")
+_SYMBOLS = (
+    "circle",
+    "square",
+    "diamond",
+    "triangle-up",
+    "triangle-down",
+    "cross",
+    "x",
+    "pentagon",
+    "star",
+    "hexagon",
+)
 _KNOWN_KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -42,8 +60,12 @@ def safe(text: str) -> str:
 
 def kind_styles(kinds: list[str]) -> dict[str, tuple[str, str]]:
     """(colour, symbol) of each kind, q, k, v, o, gate, up and down first: these look the same in every report."""
-    styles = {kind: (_COLOURS[i], _SYMBOLS[i]) for i, kind in enumerate(_KNOWN_KINDS) if kind in kinds}
-    free = [i for i in range(len(_COLOURS)) if i >= len(_KNOWN_KINDS) or _KNOWN_KINDS[i] not in kinds]
+    styles = {
+        kind: (_COLOURS[i], _SYMBOLS[i]) for i, kind in enumerate(_KNOWN_KINDS) if kind in kinds
+    }
+    free = [
+        i for i in range(len(_COLOURS)) if i >= len(_KNOWN_KINDS) or _KNOWN_KINDS[i] not in kinds
+    ]
     free = sorted(free, key=lambda i: (i < len(_KNOWN_KINDS), i)) or list(range(len(_COLOURS)))
     others = [kind for kind in dict.fromkeys(kinds) if kind not in styles]
     for i, kind in enumerate(others):
@@ -81,7 +103,13 @@ def figure(**layout: object) -> go.Figure:
         "margin": {"l": 58, "r": 18, "t": 44, "b": 52},
         "height": 420,
         "hoverlabel": {"align": "left", "font": {"family": FONT, "size": 12}},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemsizing": "constant"},
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "y": 1.02,
+            "yanchor": "bottom",
+            "itemsizing": "constant",
+        },
         "hovermode": "closest",
     }
     return go.Figure(layout={**base, **layout})
@@ -89,7 +117,15 @@ def figure(**layout: object) -> go.Figure:
 
 def note(fig: go.Figure, text: str) -> go.Figure:
     """An otherwise empty figure that says in the middle why there is nothing to draw."""
-    fig.add_annotation(text=safe(text), x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False, font={"size": 14})
+    fig.add_annotation(
+        text=safe(text),
+        x=0.5,
+        y=0.5,
+        xref="paper",
+        yref="paper",
+        showarrow=False,
+        font={"size": 14},
+    )
     fig.update_xaxes(visible=False)
     fig.update_yaxes(visible=False)
     return fig

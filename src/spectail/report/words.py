@@ -1,7 +1,8 @@
 """A run in words: what stands out and what it may mean, with no claim that the numbers do not carry.
 
-A difference below two combined standard errors is not called one; where the largest of many differences is picked,
-the bar rises with their number (Bonferroni). Layer names stand between backticks.
+A difference below two combined standard errors is not called one; where the largest of many
+differences is picked, the bar rises with their number (Bonferroni). Layer names stand between
+backticks.
 """
 
 from __future__ import annotations
@@ -45,7 +46,15 @@ def titled_findings(results: Results) -> list[Finding]:
     run = sort_run(results)
     parts: list[Finding | None] = [_scope(run)]
     if run.ok:
-        parts += [_range(run), _against_null(run), _power_law(run), _kinds(run), _depth(run), _odd(run), _full(run)]
+        parts += [
+            _range(run),
+            _against_null(run),
+            _power_law(run),
+            _kinds(run),
+            _depth(run),
+            _odd(run),
+            _full(run),
+        ]
         parts += [_meaning(run), _not_comparable(run)]
     parts.append(_not_measured(run))
     return [part for part in parts if part is not None]
@@ -78,7 +87,9 @@ def _scope(run: Run) -> Finding:
         reasons: dict[str, int] = {}
         for layer in layers:
             if layer.status == status:
-                reasons[layer.reason or "no reason given"] = reasons.get(layer.reason or "no reason given", 0) + 1
+                reasons[layer.reason or "no reason given"] = (
+                    reasons.get(layer.reason or "no reason given", 0) + 1
+                )
         if reasons:
             common = max(reasons, key=lambda reason: reasons[reason])
             why = common if len(reasons) == 1 else f"mostly: {common}"
@@ -120,22 +131,35 @@ def _against_null(run: Run) -> Finding | None:
     known = [layer for layer in run.ok if math.isfinite(layer.alpha_null)]
     weighed = [(layer, null_gap(layer)) for layer in known if math.isfinite(null_gap(layer))]
     if not known:
-        return Finding("Random matrix", "no null was computed, so nothing is said about which layers look random.")
+        return Finding(
+            "Random matrix",
+            "no null was computed, so nothing is said about which layers look random.",
+        )
     nulls = [layer.alpha_null for layer in known]
-    level = f"{nulls[0]:.3f}" if max(nulls) - min(nulls) < 5e-4 else f"{min(nulls):.3f} to {max(nulls):.3f}"
+    level = (
+        f"{nulls[0]:.3f}"
+        if max(nulls) - min(nulls) < 5e-4
+        else f"{min(nulls):.3f} to {max(nulls):.3f}"
+    )
     opening = f"a matrix of independent entries would give {level}. "
     if not weighed:
-        return Finding("Random matrix", f"{opening}Without error bars it is open which layers differ from it.")
+        return Finding(
+            "Random matrix", f"{opening}Without error bars it is open which layers differ from it."
+        )
     alike = [layer for layer, gap in weighed if abs(gap) <= CLEAR]
     below, above = (sum(side * gap > CLEAR for _, gap in weighed) for side in (-1, 1))
     counts = []
     if below:
-        counts.append(f"{below:,} of {plural(len(weighed), 'layer')} lie clearly below it (heavier tails)")
+        counts.append(
+            f"{below:,} of {plural(len(weighed), 'layer')} lie clearly below it (heavier tails)"
+        )
     if above:
         counts.append(f"{above:,} clearly above it (lighter tails)")
     if alike:
         names = f": {listed([layer.name for layer in alike])}" if len(alike) < len(weighed) else ""
-        counts.append(f"{plural(len(alike), 'layer')} cannot be told from a random matrix by alpha{names}")
+        counts.append(
+            f"{plural(len(alike), 'layer')} cannot be told from a random matrix by alpha{names}"
+        )
     closing = f" (clearly = more than {CLEAR:g} standard errors; about 5 % of random layers would pass that bar too)."
     return Finding("Random matrix", opening + _sentence("; ".join(counts)) + closing)
 
@@ -172,7 +196,9 @@ def _kinds(run: Run) -> Finding | None:
         text = f"the means of the {len(means)} kinds with at least three layers do not differ beyond their errors."
         return Finding("Kinds", text)
     heavy = [x for x in means if x.mean - low.mean <= CLEAR * math.hypot(x.error, low.error)]
-    light = [x for x in reversed(means) if high.mean - x.mean <= CLEAR * math.hypot(x.error, high.error)]
+    light = [
+        x for x in reversed(means) if high.mean - x.mean <= CLEAR * math.hypot(x.error, high.error)
+    ]
     light = [x for x in light if x not in heavy]
     text = f"on average the tails are heaviest in {_mean_texts(heavy)}, and lightest in {_mean_texts(light)}"
     between = [x for x in means if x not in heavy and x not in light]
@@ -192,10 +218,20 @@ def _depth(run: Run) -> Finding | None:
     if trend is None:
         return None
     numbers = f"Spearman {trend.rho:+.2f} over {trend.n_blocks} blocks, each kind's mean taken out"
-    errors = [layer.alpha_se for layer in run.ranked if layer.block is not None and math.isfinite(layer.alpha_se)]
+    errors = [
+        layer.alpha_se
+        for layer in run.ranked
+        if layer.block is not None and math.isfinite(layer.alpha_se)
+    ]
     per_block = float(np.median(errors)) if errors else 0.0
-    if abs(trend.rho) < 0.6 or trend.p_value > 0.01 or abs(trend.change) < CLEAR * per_block / math.sqrt(3):
-        return Finding("Depth", f"no steady rise or fall from the first block to the last ({numbers}).")
+    if (
+        abs(trend.rho) < 0.6
+        or trend.p_value > 0.01
+        or abs(trend.change) < CLEAR * per_block / math.sqrt(3)
+    ):
+        return Finding(
+            "Depth", f"no steady rise or fall from the first block to the last ({numbers})."
+        )
     way = "lighter" if trend.change > 0 else "heavier"
     text = f"tails get {way} with depth ({numbers}); the last third of the blocks lies "
     text += f"{abs(trend.change):.3f} {'above' if trend.change > 0 else 'below'} the first."
@@ -207,9 +243,13 @@ def _odd(run: Run) -> Finding | None:
     odd = odd_ones(run.ranked)
     if not odd:
         return None
-    named = "; ".join(f"{_alpha(layer)}, median of {layer.kind} {middle:.3f}" for layer, middle in odd[:4])
+    named = "; ".join(
+        f"{_alpha(layer)}, median of {layer.kind} {middle:.3f}" for layer, middle in odd[:4]
+    )
     more = f"; and {len(odd) - 4:,} more" if len(odd) > 4 else ""
-    return Finding("Odd ones", f"{plural(len(odd), 'layer')} far from the rest of their kind: {named}{more}.")
+    return Finding(
+        "Odd ones", f"{plural(len(odd), 'layer')} far from the rest of their kind: {named}{more}."
+    )
 
 
 def _full(run: Run) -> Finding | None:
@@ -224,7 +264,9 @@ def _full(run: Run) -> Finding | None:
     if len(both) >= 8 and np.ptp(shape) > 0 and np.ptp(change) > 0:
         rho = rank_correlation(shape, change)[0]
         verdict = (
-            "goes with how elongated the matrix is" if abs(rho) >= 0.6 else "follows the shape only loosely or not"
+            "goes with how elongated the matrix is"
+            if abs(rho) >= 0.6
+            else "follows the shape only loosely or not"
         )
         text += f"The difference {verdict} (Spearman {rho:+.2f} with the log of long / short side)."
     return Finding("Shape bias", text)
@@ -244,9 +286,12 @@ def _not_comparable(run: Run) -> Finding | None:
         return None
     shapes = sorted({f"{layer.window_rows} {TIMES} {layer.window_cols}" for layer in apart})
     windows = f"windows of {', '.join(shapes)}" if len(shapes) <= 3 else "other windows"
-    text = f"{listed([layer.name for layer in apart])} had {windows} and not the window of the run; "
+    text = (
+        f"{listed([layer.name for layer in apart])} had {windows} and not the window of the run; "
+    )
     return Finding(
-        "Not comparable", f"{text}no ranking, mean or trend above includes {'it' if len(apart) == 1 else 'them'}."
+        "Not comparable",
+        f"{text}no ranking, mean or trend above includes {'it' if len(apart) == 1 else 'them'}.",
     )
 
 
@@ -255,16 +300,28 @@ def _not_measured(run: Run) -> Finding:
     gaps = []
     if run.without_error:
         n = len(run.without_error)
-        who = f"{n:,} of {plural(len(run.ok), 'measured layer')}" if n < len(run.ok) else "no measured layer"
-        gaps.append(f"{who} {'has an' if n == len(run.ok) else 'has no' if n == 1 else 'have no'} error bar")
+        who = (
+            f"{n:,} of {plural(len(run.ok), 'measured layer')}"
+            if n < len(run.ok)
+            else "no measured layer"
+        )
+        gaps.append(
+            f"{who} {'has an' if n == len(run.ok) else 'has no' if n == 1 else 'have no'} error bar"
+        )
     if run.ok and all(math.isnan(layer.alpha_full) for layer in run.ok):
         gaps.append("alphas of the full spectrum were not asked for")
     if run.ok and all(math.isnan(layer.entropy) for layer in run.ok):
         gaps.append("entropy was not computed")
-    poor = [layer for layer in run.ok if layer.n_eigenvalues and layer.n_zero > layer.n_eigenvalues / 2]
+    poor = [
+        layer for layer in run.ok if layer.n_eigenvalues and layer.n_zero > layer.n_eigenvalues / 2
+    ]
     if poor:
-        gaps.append(f"over half of the eigenvalues are numerical zeros in {listed([x.name for x in poor])}")
-    gaps.append("only the weights were read: no data, loss or accuracy took part, and one model shows no cause")
+        gaps.append(
+            f"over half of the eigenvalues are numerical zeros in {listed([x.name for x in poor])}"
+        )
+    gaps.append(
+        "only the weights were read: no data, loss or accuracy took part, and one model shows no cause"
+    )
     return Finding("Not measured", f"{_sentence('; '.join(gaps))}.")
 
 

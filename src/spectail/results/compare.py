@@ -21,10 +21,10 @@ PAIRED = "paired"
 class Comparison:
     """What moved from run A to run B.
 
-    ``table`` has one row per pair and one per unpaired layer: name, name_a, name_b, kind, block, alpha_a, alpha_b,
-    alpha_se_a, alpha_se_b, alpha_change (B - A), z (the change in combined standard errors), METRICS of both, status
-    (paired, only in A, only in B, shapes differ, not comparable) and reason. ``warnings`` are sentences on what
-    the two runs do not share.
+    ``table`` has one row per pair and one per unpaired layer: name, name_a, name_b, kind, block,
+    alpha_a, alpha_b, alpha_se_a, alpha_se_b, alpha_change (B - A), z (the change in combined
+    standard errors), METRICS of both, status (paired, only in A, only in B, shapes differ, not
+    comparable) and reason. ``warnings`` are sentences on what the two runs do not share.
     """
 
     table: pd.DataFrame
@@ -39,20 +39,25 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """The table, for notebooks."""
-        html: str = self.table.to_html(index=False, max_rows=60, float_format="{:.4g}".format, na_rep="")
+        html: str = self.table.to_html(
+            index=False, max_rows=60, float_format="{:.4g}".format, na_rep=""
+        )
         return html
 
 
 def pair_layers(a: Results, b: Results) -> Comparison:
     """Pair the layers of two runs by name; RunError where they share none.
 
-    See ``pair_names`` for the forms of a name that pair. Parameters that are no weight matrices have no row.
+    See ``pair_names`` for the forms of a name that pair. Parameters that are no weight matrices
+    have no row.
     """
     pairing = _paired(a, b)
     partner = pairing.pairs
     if not partner:
         first, second = (f"{x.layers[0].name!r}" if x.layers else "nothing" for x in (a, b))
-        raise RunError(f"the two analyses share no layer: A has {first} and others, B has {second}; compare one model")
+        raise RunError(
+            f"the two analyses share no layer: A has {first} and others, B has {second}; compare one model"
+        )
     by_name = {layer.name: layer for layer in b.layers}
     unlike = _unlike(a, b)
     rows = [
@@ -75,7 +80,9 @@ def _paired(a: Results, b: Results) -> Pairing:
 def _names(run: Results) -> tuple[list[str], dict[str, str]]:
     """Names of a run's weights, and those of them that differ in a saved file."""
     layers = _weights(run)
-    return [layer.name for layer in layers], {layer.name: layer.saved_as for layer in layers if layer.saved_as}
+    return [layer.name for layer in layers], {
+        layer.name: layer.saved_as for layer in layers if layer.saved_as
+    }
 
 
 def _weights(run: Results) -> list[LayerRecord]:
@@ -132,7 +139,11 @@ def _status(a: LayerRecord | None, b: LayerRecord | None) -> tuple[str, str]:
     if (a.rows, a.cols) not in ((b.rows, b.cols), (b.cols, b.rows)) or a.n_matrices != b.n_matrices:
         return "shapes differ", f"{a.rows} x {a.cols} in A, {b.rows} x {b.cols} in B"
     if a.status != "ok" or b.status != "ok":
-        unmeasured = [f"{x.status} in {run}: {x.reason}" for x, run in ((a, "A"), (b, "B")) if x.status != "ok"]
+        unmeasured = [
+            f"{x.status} in {run}: {x.reason}"
+            for x, run in ((a, "A"), (b, "B"))
+            if x.status != "ok"
+        ]
         return "not comparable", "; ".join(unmeasured)
     if sorted((a.window_rows, a.window_cols)) != sorted((b.window_rows, b.window_cols)):
         windows = f"windows of {a.window_rows} x {a.window_cols} in A, {b.window_rows} x {b.window_cols} in B"
@@ -146,10 +157,14 @@ def _warnings(a: Results, b: Results, table: pd.DataFrame) -> list[str]:
     before, now = a.run.spec.to_dict(), b.run.spec.to_dict()
     for key in before:
         if before[key] != now[key]:
-            found.append(f"The runs differ in {key.replace('_', ' ')}: {before[key]} in A, {now[key]} in B.")
+            found.append(
+                f"The runs differ in {key.replace('_', ' ')}: {before[key]} in A, {now[key]} in B."
+            )
     if a.run.window != b.run.window:
         size = f"{a.run.window or 'none'} in A, {b.run.window or 'none'} in B"
-        found.append(f"The common windows differ ({size}): measure both with one --window to compare them.")
+        found.append(
+            f"The common windows differ ({size}): measure both with one --window to compare them."
+        )
     if a.run.fingerprint == b.run.fingerprint:
         found.append("Both runs measured the same weights.")
     counts = table["status"].value_counts().drop(PAIRED, errors="ignore")

@@ -9,7 +9,9 @@ import pandas as pd
 from spectail.results.records import COLUMNS, LayerRecord, Results
 
 _DTYPES = {"int": "int64", "float": "float64", "bool": "bool", "str": "str", "int | None": "Int64"}
-COLUMN_DTYPES = {f.name: _DTYPES[str(f.type)] for f in dataclasses.fields(LayerRecord) if f.name in COLUMNS}
+COLUMN_DTYPES = {
+    f.name: _DTYPES[str(f.type)] for f in dataclasses.fields(LayerRecord) if f.name in COLUMNS
+}
 """pandas dtype of every column of the table; ``block`` is nullable."""
 
 
@@ -25,14 +27,17 @@ def layer_table(results: Results) -> pd.DataFrame:
     for name, dtype in COLUMN_DTYPES.items():
         if dtype == "str":
             columns[name] = [storable(text) for text in columns[name]]
-    frame = pd.DataFrame({name: pd.Series(values, dtype="object") for name, values in columns.items()})
+    frame = pd.DataFrame(
+        {name: pd.Series(values, dtype="object") for name, values in columns.items()}
+    )
     return frame.astype(COLUMN_DTYPES)
 
 
 def extremes(table: pd.DataFrame, n: int = 5) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The ``n`` most and the ``n`` least heavy-tailed layers: lowest alpha first, then highest alpha first.
 
-    Only rows that are ok, comparable and have an alpha take part, so that no window size but the run's is ranked.
+    Only rows that are ok, comparable and have an alpha take part, so that no window size but the
+    run's is ranked.
     """
     ranked = table[(table["status"] == "ok") & table["comparable"] & table["alpha"].notna()]
     ranked = ranked.sort_values("alpha", kind="stable")

@@ -12,7 +12,10 @@ from torch import nn
 
 from .shrink import shrunk, sub_configs
 
-COMPASS_ROPE = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")}
+COMPASS_ROPE = {
+    kind: {"rope_type": "default", "rope_theta": 1e4}
+    for kind in ("full_attention", "sliding_attention")
+}
 
 QWEN4_INDEXER = {
     "indexer_budget": 128,
@@ -41,7 +44,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hunyuan_vl_text": {"head_dim": 128},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2, "num_dense_layers": 1},
+    "lfm2_moe": {
+        "layer_types": ["conv", "full_attention"],
+        "num_hidden_layers": 2,
+        "num_dense_layers": 1,
+    },
     "qwen4_exp_text": QWEN4_INDEXER,
     "perceiver": {"num_self_attention_heads": 1, "num_cross_attention_heads": 1},
     "wav2vec2-bert": {"vocab_size": 32},

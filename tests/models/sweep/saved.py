@@ -47,10 +47,14 @@ def saved_tensors(model: nn.Module) -> Mapping[str, Saved]:
     """The content of the file as ``save_pretrained`` writes it: no ignored keys, no tied weights, converted back."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    state = {
+        name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)
+    }
     for key in model._keys_to_ignore_on_save or ():
         state.pop(key, None)
-    traced = {name: Traced.of(tensor, frozenset({name})) for name, tensor in _untied(model, state).items()}
+    traced = {
+        name: Traced.of(tensor, frozenset({name})) for name, tensor in _untied(model, state).items()
+    }
     return {
         name: Saved(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.sources)
         for name, tensor in revert_weight_conversion(model, traced).items()

@@ -13,9 +13,13 @@ LAYERS = re.compile(
     r"^(?:n_layers?|num_layers?|num_(?:\w+_)?layers|(?:\w+_)?num_(?:\w+_)?(?:layers|blocks)|n_(?:text|audio)_layer"
     r"|(?:encoder|decoder|\w+)_(?:layers|depth)|depth|num_blocks|(?:\w+_)?n_layers?)$"
 )
-EXPERTS = re.compile(r"^(?:(?:\w+_)?(?:num|n)_(?:\w+_)?experts|moe_num_experts|num_experts_per_layer)$")
+EXPERTS = re.compile(
+    r"^(?:(?:\w+_)?(?:num|n)_(?:\w+_)?experts|moe_num_experts|num_experts_per_layer)$"
+)
 FIRST_DENSE = ("first_k_dense_replace", "num_dense_layers", "n_dense_layers", "first_dense_layers")
-STEPS = re.compile(r"^(?:\w+_)?sparse_step$|^moe_layer_(?:freq|period)$|^interleave_moe_layer_step$")
+STEPS = re.compile(
+    r"^(?:\w+_)?sparse_step$|^moe_layer_(?:freq|period)$|^interleave_moe_layer_step$"
+)
 MOST_LAYERS = 4
 MOST_EXPERTS = 4
 

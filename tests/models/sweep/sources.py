@@ -35,7 +35,9 @@ def _like(tensor: Tensor) -> nn.Parameter:
 
 def file_source(saved: Mapping[str, Saved], config: Mapping[str, object]) -> Source:
     """The layers of a file with these tensors."""
-    tensors = [LazyTensor(name, tensor.shape, tensor.dtype, _no_values) for name, tensor in saved.items()]
+    tensors = [
+        LazyTensor(name, tensor.shape, tensor.dtype, _no_values) for name, tensor in saved.items()
+    ]
     return build_source("file", "", tensors, config=config)
 
 

@@ -46,7 +46,9 @@ class Swept:
 
     def wrong_pairs(self) -> list[tuple[str, str]]:
         """Pairs whose tensor in the file does not come from the live layer's parameter, or has another size."""
-        file, live = ({layer.name: layer for layer in source.layers} for source in (self.file, self.live))
+        file, live = (
+            {layer.name: layer for layer in source.layers} for source in (self.file, self.live)
+        )
         return [
             (one, other)
             for one, other in self.pairing.pairs.items()
@@ -56,19 +58,36 @@ class Swept:
 
     def wrong_roles(self) -> list[str]:
         """Layers, live and in the file, that are weights for one side and not for the rule."""
-        live = [(x, self.weights[x.tensor.name]) for x in self.live.layers if x.tensor.name in self.weights]
-        file = [(x, any(self.weights.get(s, False) for s in self.sources[x.tensor.name])) for x in self.file.layers]
-        return [f"{x.name}: {x.no_weight}" for x, weight in (*live, *file) if weight != (x.no_weight is None)]
+        live = [
+            (x, self.weights[x.tensor.name])
+            for x in self.live.layers
+            if x.tensor.name in self.weights
+        ]
+        file = [
+            (x, any(self.weights.get(s, False) for s in self.sources[x.tensor.name]))
+            for x in self.file.layers
+        ]
+        return [
+            f"{x.name}: {x.no_weight}"
+            for x, weight in (*live, *file)
+            if weight != (x.no_weight is None)
+        ]
 
     def wrongly_covered(self) -> list[str]:
         """Live layers that a sparsity would cover although they are no weight, or a router's or an embedding's."""
         try:
-            covered = cover([record_of(layer) for layer in self.live.layers], inside_blocks=True).layers
+            covered = cover(
+                [record_of(layer) for layer in self.live.layers], inside_blocks=True
+            ).layers
         except AllocationError:
             return []
         tensors = {layer.name: layer.tensor.name for layer in self.live.layers}
         names = [record.name for record in covered]
-        return [n for n in names if not self.weights.get(tensors[n], False) or tensors[n] in self.routers]
+        return [
+            n
+            for n in names
+            if not self.weights.get(tensors[n], False) or tensors[n] in self.routers
+        ]
 
 
 def names_of(source: Source) -> list[str]:
@@ -92,7 +111,9 @@ def swept(case: Case, model: nn.Module) -> Swept:
     saved = saved_tensors(model)
     places = list(parameters(model))
     first: dict[int, str] = {}
-    full = dict(zip([name for name, *_ in places], clean_names([name for name, *_ in places]), strict=True))
+    full = dict(
+        zip([name for name, *_ in places], clean_names([name for name, *_ in places]), strict=True)
+    )
     for name, _, _, parameter in places:
         first.setdefault(id(parameter), _assembled(full[name]))
     same = {name: first[id(parameter)] for name, _, _, parameter in places}
@@ -109,7 +130,9 @@ def swept(case: Case, model: nn.Module) -> Swept:
         held = frozenset(same.get(source, source) for source in saved[name].sources)
         sources[_assembled(clean)] = sources.get(_assembled(clean), frozenset()) | held
     config = model.config.to_dict()
-    return Swept(case, live_source(model), file_source(saved, config), weights, frozenset(routers), sources)
+    return Swept(
+        case, live_source(model), file_source(saved, config), weights, frozenset(routers), sources
+    )
 
 
 def _assembled(name: str) -> str:
@@ -120,4 +143,9 @@ def _assembled(name: str) -> str:
 def without_partner(swept: Swept) -> list[Layer]:
     """Layers of either side that pair with none."""
     alone = {*swept.pairing.left_only, *swept.pairing.right_only}
-    return [layer for source in (swept.file, swept.live) for layer in source.layers if layer.name in alone]
+    return [
+        layer
+        for source in (swept.file, swept.live)
+        for layer in source.layers
+        if layer.name in alone
+    ]

@@ -32,8 +32,14 @@ MATRICES = {
     "JetMoeParallelExperts": ("weight",),  # (experts, out, in)
     "Gemma3MultiModalProjector": ("mm_input_projection_weight",),  # x @ weight, (in, out)
     "T5Gemma2MultiModalProjector": ("mm_input_projection_weight",),
-    "ZambaMambaMixer": ("x_proj_weight", "dt_proj_weight"),  # one linear layer per Mamba head, (heads, out, in)
-    "RecurrentGemmaRglru": ("input_gate_weight", "recurrent_gate_weight"),  # block-diagonal linear layers
+    "ZambaMambaMixer": (
+        "x_proj_weight",
+        "dt_proj_weight",
+    ),  # one linear layer per Mamba head, (heads, out, in)
+    "RecurrentGemmaRglru": (
+        "input_gate_weight",
+        "recurrent_gate_weight",
+    ),  # block-diagonal linear layers
     "XLNetRelativeAttention": ("q", "k", "v", "o", "r"),  # (d_model, heads, d_head)
     "FunnelRelMultiheadAttention": ("r_kernel",),  # (d_model, heads, d_head)
     "OmDetTurboLanguageBackbone": ("text_projection",),  # x @ weight

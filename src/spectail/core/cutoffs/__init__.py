@@ -20,7 +20,8 @@ CUTOFFS: list[type[Cutoff]] = [
     TopFraction,
     Fixed,
 ]
-"""All cutoffs: the parser, the help text, the documentation's table and the report follow from this list."""
+"""All cutoffs: the parser, the help text, the documentation's table and the report follow from this
+list."""
 
 
 def cutoff_forms(cutoffs: Iterable[type[Cutoff]] = CUTOFFS) -> str:

@@ -33,7 +33,9 @@ class Fixed(Cutoff):
         """Index of the first eigenvalue at or above xmin (N where there is none)."""
         return int(np.searchsorted(eigenvalues, self.xmin, side="left"))
 
-    def null(self, window: Window, n_windows: int, weight_var: float, seed: int = 0) -> tuple[float, float]:
+    def null(
+        self, window: Window, n_windows: int, weight_var: float, seed: int = 0
+    ) -> tuple[float, float]:
         """From the Marchenko-Pastur law at this layer's variance; NaN above its upper edge, and no spread."""
         scaled = self.xmin / (max(window) * weight_var) if weight_var > 0 else math.inf
         return marchenko_pastur_alpha(min(window) / max(window), xmin=scaled), math.nan

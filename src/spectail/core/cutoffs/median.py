@@ -30,7 +30,9 @@ class Median(Cutoff):
         """Index of xmin in the ascending eigenvalues."""
         return eigenvalues.size // 2
 
-    def null(self, window: Window, n_windows: int, weight_var: float, seed: int = 0) -> tuple[float, float]:
+    def null(
+        self, window: Window, n_windows: int, weight_var: float, seed: int = 0
+    ) -> tuple[float, float]:
         """The mean from the Marchenko-Pastur law, the spread from draws."""
         _, sd = super().null(window, n_windows, weight_var, seed)
         return marchenko_pastur_alpha(min(window) / max(window), fraction=0.5), sd
@@ -38,11 +40,15 @@ class Median(Cutoff):
     def error_window(self, window: Window, rows: int, cols: int) -> Window:
         """Prefer small windows: the bulk looks alike at every size, and more windows give a steadier error bar.
 
-        The window is at most half the run's and fits six times where it stays as wide as NARROWEST_BAND. Where the
-        run's own window tiles the matrix exactly it is taken as it is: its eigenvalues are known already.
+        The window is at most half the run's and fits six times where it stays as wide as
+        NARROWEST_BAND. Where the run's own window tiles the matrix exactly it is taken as it is:
+        its eigenvalues are known already.
         """
         largest = super().error_window(window, rows, cols)
         if largest == window and rows % window.rows == 0 and cols % window.cols == 0:
             return largest
-        smaller = (disjoint_window(window, rows, cols, bands, 0.5) for bands in range(2 * MIN_BANDS, MIN_BANDS, -1))
+        smaller = (
+            disjoint_window(window, rows, cols, bands, 0.5)
+            for bands in range(2 * MIN_BANDS, MIN_BANDS, -1)
+        )
         return next((fit for fit in smaller if min(fit) >= NARROWEST_BAND), largest)

@@ -19,8 +19,9 @@ BINS = 100
 class HistogramPeak(Cutoff):
     """The least KS distance among xmin near the peak of the log10 histogram (AlphaPruning; FARMS for LLMs).
 
-    Candidates lie in [0.95 peak, 1.5 peak]. ``legacy_lower_bound`` reproduces the published code, which compares
-    log10(0.95 peak) with the eigenvalues themselves: a bound that depends on the scale of the weights.
+    Candidates lie in [0.95 peak, 1.5 peak]. ``legacy_lower_bound`` reproduces the published code,
+    which compares log10(0.95 peak) with the eigenvalues themselves: a bound that depends on the
+    scale of the weights.
     """
 
     text = "peak"

@@ -34,7 +34,9 @@ class TopFraction(Cutoff):
         """Index of xmin in the ascending eigenvalues."""
         return eigenvalues.size - max(1, int(self.fraction * eigenvalues.size + 0.5))
 
-    def null(self, window: Window, n_windows: int, weight_var: float, seed: int = 0) -> tuple[float, float]:
+    def null(
+        self, window: Window, n_windows: int, weight_var: float, seed: int = 0
+    ) -> tuple[float, float]:
         """The mean from the Marchenko-Pastur law, the spread from draws."""
         _, sd = super().null(window, n_windows, weight_var, seed)
         return marchenko_pastur_alpha(min(window) / max(window), fraction=self.fraction), sd

@@ -1,8 +1,9 @@
 """The default engine: this process, every core busy. Small layers side by side, large ones alone with all cores.
 
-One small layer at a time with its windows spread over the cores took 1.4 times as long on SmolLM2 with 2 cores: half
-of the work on it (reading, moments, largest eigenvalue, error bar) keeps one core only. On a GPU two layers are under
-way, each on a stream of its own: the next one is read and copied while the solver works on the first.
+One small layer at a time with its windows spread over the cores took 1.4 times as long on SmolLM2
+with 2 cores: half of the work on it (reading, moments, largest eigenvalue, error bar) keeps one
+core only. On a GPU two layers are under way, each on a stream of its own: the next one is read and
+copied while the solver works on the first.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from spectail.models.source import Layer
 from spectail.results.records import LayerRecord
 
 TOGETHER = 2**27
-"""Weights held at a time by layers that are measured side by side; larger ones are measured alone."""
+"""Weights held at a time by layers that are measured side by side; larger ones are measured
+alone."""
 
 
 def measure(plan: Plan, layers: Iterable[Layer]) -> Iterator[LayerRecord]:
@@ -38,7 +40,9 @@ def measure(plan: Plan, layers: Iterable[Layer]) -> Iterator[LayerRecord]:
                 yield from _side_by_side(pool, cores, plan, run)
 
 
-def _side_by_side(pool: ThreadPoolExecutor, workers: int, plan: Plan, layers: Iterable[Layer]) -> Iterator[LayerRecord]:
+def _side_by_side(
+    pool: ThreadPoolExecutor, workers: int, plan: Plan, layers: Iterable[Layer]
+) -> Iterator[LayerRecord]:
     waiting: deque[Future[LayerRecord]] = deque()
     for layer in layers:
         waiting.append(pool.submit(measure_layer, layer, plan))

@@ -19,9 +19,13 @@ def measure(plan: Plan, layers: Iterable[Layer]) -> Iterator[LayerRecord]:
     try:
         import ray
     except ImportError as error:
-        raise SpecError("the ray engine needs Ray: pip install 'spectail[ray]', or leave out --engine") from error
+        raise SpecError(
+            "the ray engine needs Ray: pip install 'spectail[ray]', or leave out --engine"
+        ) from error
     if not isinstance(plan.source, str):
-        raise SpecError("the ray engine needs a source that workers can open: text that names a file, not an object")
+        raise SpecError(
+            "the ray engine needs a source that workers can open: text that names a file, not an object"
+        )
     started_here = not ray.is_initialized()
     if started_here:
         ray.init(log_to_driver=False, include_dashboard=False)

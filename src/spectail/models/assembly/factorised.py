@@ -1,14 +1,16 @@
 """Weights that tensorly-torch keeps in factors: Tucker, CP and tensor-train form (Kolda and Bader 2009).
 
-neuraloperator's Fourier layers store them so, whatever implementation computes with them: a weight of shape
-(n_1, ..., n_d) is
+neuraloperator's Fourier layers store them so, whatever implementation computes with them: a weight
+of shape (n_1, ..., n_d) is
 
-- Tucker: ``core`` (r_1, ..., r_d) and factors (n_i, r_i); the core times every factor along its own dimension;
+- Tucker: ``core`` (r_1, ..., r_d) and factors (n_i, r_i); the core times every factor along its own
+  dimension;
 - CP: ``weights`` (r) and factors (n_i, r); the weighted sum of r outer products of columns;
 - TT: factors (r_{i-1}, n_i, r_i) with r_0 = r_d = 1; the chain of their products.
 
-Complex factors are stored as complex numbers or, by older versions, as pairs of real ones in a last dimension of two.
-Real factors are not put together: a file does not tell a convolution from a linear layer whose sides were split.
+Complex factors are stored as complex numbers or, by older versions, as pairs of real ones in a last
+dimension of two. Real factors are not put together: a file does not tell a convolution from a
+linear layer whose sides were split.
 """
 
 from __future__ import annotations
@@ -43,14 +45,18 @@ def patterns(number: str) -> tuple[str, tuple[str, ...]]:
 
 def factorised(pieces: Pieces) -> LazyTensor | None:
     """Describe the dense tensor that the layer computes with; the first factor stands for it."""
-    numbered = {int(match[1]): p for name, p in pieces.found.items() if (match := _NUMBER.search(name))}
+    numbered = {
+        int(match[1]): p for name, p in pieces.found.items() if (match := _NUMBER.search(name))
+    }
     factors = (pieces.anchor, *(numbered[i] for i in sorted(numbered)))
     if len(factors) < 2 or sorted(numbered) != list(range(1, len(factors))):
         return None
     head = pieces.get(CORE) or pieces.get(WEIGHTS)
     form = "Tucker" if pieces.get(CORE) else "CP" if head else "TT"
     pairs = not pieces.anchor.is_complex and all(piece.shape[-1:] == (2,) for piece in pieces.all)
-    shape = _dense_shape(form, [_shape(piece, pairs) for piece in factors], _shape(head, pairs) if head else ())
+    shape = _dense_shape(
+        form, [_shape(piece, pairs) for piece in factors], _shape(head, pairs) if head else ()
+    )
     if shape is None:
         return pieces.failed(f"a weight in {form} form whose factors do not fit each other")
     if not pairs and not pieces.anchor.is_complex:
@@ -60,7 +66,9 @@ def factorised(pieces: Pieces) -> LazyTensor | None:
             shape,
         )
     read = partial(_read, form, head, factors, pairs)
-    return pieces.described(shape, read, dtype="complex128" if _is_double(pieces.anchor) else "complex64")
+    return pieces.described(
+        shape, read, dtype="complex128" if _is_double(pieces.anchor) else "complex64"
+    )
 
 
 def _is_double(piece: LazyTensor) -> bool:
@@ -72,7 +80,9 @@ def _shape(piece: LazyTensor, pairs: bool) -> tuple[int, ...]:
     return piece.shape[:-1] if pairs else piece.shape
 
 
-def _dense_shape(form: str, factors: list[tuple[int, ...]], head: tuple[int, ...]) -> tuple[int, ...] | None:
+def _dense_shape(
+    form: str, factors: list[tuple[int, ...]], head: tuple[int, ...]
+) -> tuple[int, ...] | None:
     """Shape of the whole weight; None where the factors do not belong together."""
     if form == "TT":
         if any(len(shape) != 3 for shape in factors):
@@ -87,7 +97,9 @@ def _dense_shape(form: str, factors: list[tuple[int, ...]], head: tuple[int, ...
     return tuple(shape[0] for shape in factors) if fits else None
 
 
-def _read(form: str, head: LazyTensor | None, factors: tuple[LazyTensor, ...], pairs: bool, index: Index) -> Tensor:
+def _read(
+    form: str, head: LazyTensor | None, factors: tuple[LazyTensor, ...], pairs: bool, index: Index
+) -> Tensor:
     """Put the weight together, or the one of its first dimension that is asked for."""
     values = [_complex(piece.read(()), pairs) for piece in factors]
     first = index[0] if index else None
@@ -117,7 +129,10 @@ def _tucker(core: Tensor, factors: list[Tensor]) -> Tensor:
 def _polyadic(weights: Tensor, factors: list[Tensor]) -> Tensor:
     """Sum the outer products as one product of two matrices, so that no tensor carries the rank beside all sizes."""
     half = len(factors) // 2
-    left, right = _columns_of_products(factors[:half]) * weights, _columns_of_products(factors[half:])
+    left, right = (
+        _columns_of_products(factors[:half]) * weights,
+        _columns_of_products(factors[half:]),
+    )
     return (left @ right.T).reshape([factor.shape[0] for factor in factors])
 
 

@@ -1,7 +1,8 @@
 """Integers of fewer than 8 bits, packed by a quantiser whose documentation gives the formula.
 
-Each function checks whether shapes and types are those of its form, returns None where they are not, and describes the
-weight as (out, in). It is always (integer - zero point) * scale, or integer * scale + bias, by groups of inputs.
+Each function checks whether shapes and types are those of its form, returns None where they are
+not, and describes the weight as (out, in). It is always (integer - zero point) * scale, or integer
+* scale + bias, by groups of inputs.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def gptq(pieces: Pieces) -> LazyTensor | None:
     if words.shape[1] != outputs or bits is None:
         return None
     inputs = order.numel if order else words.shape[0] * 32 // bits
-    if -(-inputs * bits // 32) != words.shape[0] or (zeros and zeros.shape != (groups, -(-outputs * bits // 32))):
+    if -(-inputs * bits // 32) != words.shape[0] or (
+        zeros and zeros.shape != (groups, -(-outputs * bits // 32))
+    ):
         return None
     version = _gptq_version(pieces)
     options = {"bits": bits, "inputs": inputs, "first": 0 if version == 2 else 1}
@@ -68,12 +71,22 @@ def _gptq_version(pieces: Pieces) -> int:
     if zeros is not None and zeros.layout == "gptq_v2":
         return 2
     said = pieces.quantisation
-    second = said.get("checkpoint_format") == "gptq_v2" or said.get("packing_format") == "auto_round:gptqmodel"
+    second = (
+        said.get("checkpoint_format") == "gptq_v2"
+        or said.get("packing_format") == "auto_round:gptqmodel"
+    )
     return 2 if second else 1
 
 
 def _gptq_values(
-    words: Tensor, scales: Tensor, zeros: Tensor | None, order: Tensor | None, *, bits: int, inputs: int, first: int
+    words: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    order: Tensor | None,
+    *,
+    bits: int,
+    inputs: int,
+    first: int,
 ) -> Tensor:
     """Decode GPTQ's layout; without zero points the middle of the range is zero."""
     outputs = scales.shape[1]
@@ -101,7 +114,8 @@ def awq(pieces: Pieces) -> LazyTensor | None:
 def _awq_values(words: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
     """Decode AWQ's layout."""
     values, points = (
-        unpack(t, 4, 8 * t.shape[1]).reshape(*t.shape, 8)[..., list(_AWQ_ORDER)].flatten(-2) for t in (words, zeros)
+        unpack(t, 4, 8 * t.shape[1]).reshape(*t.shape, 8)[..., list(_AWQ_ORDER)].flatten(-2)
+        for t in (words, zeros)
     )
     inputs = values.shape[0]
     by_input = [spread_groups(t.T, inputs) for t in (points, scales.to(torch.float32))]
@@ -116,7 +130,11 @@ def compressed_integers(pieces: Pieces) -> LazyTensor | None:
     if words.dtype != "int32" or len(words.shape) < 2 or size.problem:
         return None
     shape = tuple(int(n) for n in size.read(()).reshape(-1))
-    if len(shape) != len(words.shape) or shape[:-1] != words.shape[:-1] or scale.shape[:-1] != shape[:-1]:
+    if (
+        len(shape) != len(words.shape)
+        or shape[:-1] != words.shape[:-1]
+        or scale.shape[:-1] != shape[:-1]
+    ):
         return None
     choices = _bit_choices(shape[-1], words.shape[-1])
     if len(choices) > 1:
@@ -141,7 +159,9 @@ def _bit_choices(count: int, words: int) -> set[tuple[int, bool]]:
     dense_bits = {bits for bits, _ in dense}
     if dense_bits & {1, 2, 4, 8}:
         return dense
-    return dense | {(b, False) for b in (3, 5, 6, 7) if b not in dense_bits and -(-count // (32 // b)) == words}
+    return dense | {
+        (b, False) for b in (3, 5, 6, 7) if b not in dense_bits and -(-count // (32 // b)) == words
+    }
 
 
 def _numbers(value: object, key: str) -> set[int]:
@@ -149,7 +169,9 @@ def _numbers(value: object, key: str) -> set[int]:
     if not isinstance(value, Mapping):
         return set()
     own = value.get(key)
-    return ({own} if isinstance(own, int) else set()).union(*(_numbers(inner, key) for inner in value.values()))
+    return ({own} if isinstance(own, int) else set()).union(
+        *(_numbers(inner, key) for inner in value.values())
+    )
 
 
 def _compressed_values(
@@ -222,7 +244,9 @@ def _mlx_values(words: Tensor, scales: Tensor, biases: Tensor, *, bits: int) -> 
     """Decode MLX's integers."""
     count = words.shape[-1] * 32 // bits
     values = unpack(words.view(torch.int32), bits, count).to(torch.float32)
-    return values * spread_groups(scales.to(torch.float32), count) + spread_groups(biases.to(torch.float32), count)
+    return values * spread_groups(scales.to(torch.float32), count) + spread_groups(
+        biases.to(torch.float32), count
+    )
 
 
 def _mlx_floats(words: Tensor, scales: Tensor) -> Tensor:
@@ -236,26 +260,46 @@ def hqq(pieces: Pieces) -> LazyTensor | None:
 
     The settings are stored as tensors beside it: number of bits, shape, name of the packing.
     """
-    packed, scale, zero, said = pieces.anchor, pieces.get("{}.scale"), pieces.get("{}.zero"), pieces.get("{}.shape")
+    packed, scale, zero, said = (
+        pieces.anchor,
+        pieces.get("{}.scale"),
+        pieces.get("{}.zero"),
+        pieces.get("{}.shape"),
+    )
     name = pieces.get("{}.packing")
-    if scale is None or zero is None or said is None or name is None or said.problem or name.problem:
+    if (
+        scale is None
+        or zero is None
+        or said is None
+        or name is None
+        or said.problem
+        or name.problem
+    ):
         return None
     shape = tuple(int(n) for n in said.read(()).reshape(-1))
     packing = bytes(name.read(()).to(torch.uint8).tolist()).decode("ascii", "replace")
     rows = scale.shape[0] if scale.shape[0] != 1 else math.prod(shape) // max(1, scale.numel)
     if packing not in _HQQ_BITS or len(shape) != 2 or not (scale.is_floating and zero.is_floating):
-        return pieces.failed(f"stored as packed integers (HQQ, {packing}) with quantised scales: dequantise it first")
-    return pieces.made(shape, _hqq_values, packed, scale, zero, bits=_HQQ_BITS[packing], rows=rows, shape=shape)
+        return pieces.failed(
+            f"stored as packed integers (HQQ, {packing}) with quantised scales: dequantise it first"
+        )
+    return pieces.made(
+        shape, _hqq_values, packed, scale, zero, bits=_HQQ_BITS[packing], rows=rows, shape=shape
+    )
 
 
 _HQQ_BITS = {"8bit_u8": 8, "4bit_u8": 4, "3bit_32": 3, "2bit_u8": 2, "1bit_u8": 1}
 
 
-def _hqq_values(packed: Tensor, scale: Tensor, zero: Tensor, *, bits: int, rows: int, shape: tuple[int, ...]) -> Tensor:
+def _hqq_values(
+    packed: Tensor, scale: Tensor, zero: Tensor, *, bits: int, rows: int, shape: tuple[int, ...]
+) -> Tensor:
     """Decode HQQ's layout; a word of 3-bit integers holds ten and starts at bit 27."""
     parts = 10 if bits == 3 else 8 // bits
     shifts = [bits * part for part in reversed(range(parts))]
-    values = torch.cat([(packed >> shift) & (2**bits - 1) for shift in shifts])[:rows].to(torch.float32)
+    values = torch.cat([(packed >> shift) & (2**bits - 1) for shift in shifts])[:rows].to(
+        torch.float32
+    )
     return ((values - zero.to(torch.float32)) * scale.to(torch.float32)).reshape(shape)
 
 
@@ -269,7 +313,9 @@ def bitnet(pieces: Pieces) -> LazyTensor | None:
     if packed.dtype != "uint8" or len(packed.shape) != 2 or not is_bitnet:
         return None
     shape = (4 * packed.shape[0], packed.shape[1])
-    return pieces.made(shape, _bitnet_values, packed, scale, divides=said.get("linear_class") != "autobitlinear")
+    return pieces.made(
+        shape, _bitnet_values, packed, scale, divides=said.get("linear_class") != "autobitlinear"
+    )
 
 
 def _bitnet_values(packed: Tensor, scale: Tensor, *, divides: bool) -> Tensor:
@@ -282,7 +328,12 @@ def modelopt_int4(pieces: Pieces) -> LazyTensor | None:
     """ModelOpt's int4: bytes (out / 2, in) of two rows, the even one in the low half, a scale per group of inputs."""
     packed, scale = pieces.anchor, pieces["{}.weight_scale"]
     two = len(packed.shape) >= 2 and len(scale.shape) == len(packed.shape)
-    if packed.dtype != "uint8" or not two or scale.dtype in EXPONENTS or scale.shape[-2] != 2 * packed.shape[-2]:
+    if (
+        packed.dtype != "uint8"
+        or not two
+        or scale.dtype in EXPONENTS
+        or scale.shape[-2] != 2 * packed.shape[-2]
+    ):
         return None
     shape = (*packed.shape[:-2], 2 * packed.shape[-2], packed.shape[-1])
     if shape[-1] % max(1, scale.shape[-1]) or scale.shape[:-2] != shape[:-2]:
@@ -293,4 +344,6 @@ def modelopt_int4(pieces: Pieces) -> LazyTensor | None:
 def _modelopt_values(packed: Tensor, scale: Tensor) -> Tensor:
     """Decode signed 4-bit integers of two rows in a byte."""
     rows = torch.stack((packed & 15, packed >> 4), dim=-2).flatten(-3, -2).to(torch.float32)
-    return torch.where(rows > 7, rows - 16, rows) * spread_groups(scale.to(torch.float32), rows.shape[-1])
+    return torch.where(rows > 7, rows - 16, rows) * spread_groups(
+        scale.to(torch.float32), rows.shape[-1]
+    )

@@ -1,7 +1,8 @@
 """Stored tensors that belong together: found by name patterns, read and computed into one weight.
 
-A name pattern has ``{}`` in the place of the module's path (with the dot behind it; a module at the root has neither)
-and may have one ``*`` in the place of the parameter's own name, so ``{}.*_scale`` fits ``mlp.up_proj.weight_scale``.
+A name pattern has ``{}`` in the place of the module's path (with the dot behind it; a module at the
+root has neither) and may have one ``*`` in the place of the parameter's own name, so ``{}.*_scale``
+fits ``mlp.up_proj.weight_scale``.
 """
 
 from __future__ import annotations
@@ -93,13 +94,19 @@ class Pieces:
     ) -> LazyTensor:
         """Describe the weight that ``function`` computes from the values of ``inputs``.
 
-        Of a stack of matrices (three and more dimensions) one is computed at a time where only one is asked for.
+        Of a stack of matrices (three and more dimensions) one is computed at a time where only one
+        is asked for.
         """
         read = partial(_compute, partial(function, **options), inputs, shape)
         return self.described(shape, read)
 
     def described(
-        self, shape: tuple[int, ...], read: Callable[[Index], Tensor], *, dtype: str = "float32", note: str = ""
+        self,
+        shape: tuple[int, ...],
+        read: Callable[[Index], Tensor],
+        *,
+        dtype: str = "float32",
+        note: str = "",
     ) -> LazyTensor:
         """Describe a weight with its own way of being read."""
         identities = tuple(piece.identity for piece in self.all)
@@ -136,14 +143,20 @@ def shape_text(shape: tuple[int, ...]) -> str:
 
 
 def _compute(
-    function: Callable[..., Tensor], inputs: tuple[LazyTensor | None, ...], shape: tuple[int, ...], index: Index
+    function: Callable[..., Tensor],
+    inputs: tuple[LazyTensor | None, ...],
+    shape: tuple[int, ...],
+    index: Index,
 ) -> Tensor:
     """Read the inputs and compute the weight, or one matrix of a stack."""
     first = index[0] if index and len(shape) > 2 else None
     if not isinstance(first, int):
         return piece_of(function(*(piece.read(()) if piece else None for piece in inputs)), index)
     lead = range(shape[0])[first]
-    values = [piece.read((lead,) if _is_stacked(piece, shape) else ()) if piece else None for piece in inputs]
+    values = [
+        piece.read((lead,) if _is_stacked(piece, shape) else ()) if piece else None
+        for piece in inputs
+    ]
     return piece_of(function(*values), index[1:])
 
 

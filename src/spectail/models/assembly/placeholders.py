@@ -1,6 +1,7 @@
 """Tensors that stand for weights whose values lie elsewhere: ZeRO-3's empty ones, and FSDP's flat ones.
 
-Both are stored as vectors, and would be counted as such: a checkpoint of placeholders would look like a model of norms.
+Both are stored as vectors, and would be counted as such: a checkpoint of placeholders would look
+like a model of norms.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ FSDP = (
 )
 _FLAT = re.compile(r"(?:^|\.)_?flat_param(?:_\d+)?$")
 _VECTOR = re.compile(
-    r"(?:^|[._])(?:bias|\w*norm\w*|ln|ln_\w+|\w*_ln|bn\d*|rms\w*|scale|gamma|beta)(?:\.weight)?$", re.IGNORECASE
+    r"(?:^|[._])(?:bias|\w*norm\w*|ln|ln_\w+|\w*_ln|bn\d*|rms\w*|scale|gamma|beta)(?:\.weight)?$",
+    re.IGNORECASE,
 )
 _NUMBER = re.compile(r"\d+")
 
@@ -49,7 +51,9 @@ def with_placeholders(tensors: Iterable[LazyTensor]) -> list[LazyTensor]:
 
 def _shapes_by_pattern(tensors: Iterable[LazyTensor]) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors that have values, by their names without numbers."""
-    return {_NUMBER.sub("#", stored.name): stored.shape for stored in tensors if stored.shape != (0,)}
+    return {
+        _NUMBER.sub("#", stored.name): stored.shape for stored in tensors if stored.shape != (0,)
+    }
 
 
 def _placeholder(stored: LazyTensor, shapes: dict[str, tuple[int, ...]]) -> LazyTensor:

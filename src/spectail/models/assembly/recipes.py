@@ -1,7 +1,8 @@
 """From stored tensors to the weights that a model computes with: one table of the forms in which weights are stored.
 
-A new form is one function and one line in ``RECIPES``. The function gets the tensors that the line's name patterns
-found (see ``pieces``), and returns the weight; None where shapes or types are not those of the form.
+A new form is one function and one line in ``RECIPES``. The function gets the tensors that the
+line's name patterns found (see ``pieces``), and returns the weight; None where shapes or types are
+not those of the form.
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from spectail.models.assembly import factorised, packed, reparametrised, scaled, small_floats, vector_quantised
+from spectail.models.assembly import (
+    factorised,
+    packed,
+    reparametrised,
+    scaled,
+    small_floats,
+    vector_quantised,
+)
 from spectail.models.assembly.pieces import Pieces, fill_in, match_name
 from spectail.models.assembly.unreadable import (
     ancestors,
@@ -42,7 +50,8 @@ class Recipe:
     weight: str
     """Name pattern of the weight that they make up."""
     build: Callable[[Pieces], LazyTensor | None]
-    """Describes the weight, or one that cannot be computed; None where the tensors are not of this form."""
+    """Describes the weight, or one that cannot be computed; None where the tensors are not of this
+    form."""
 
 
 def _optional(*patterns: str) -> tuple[str, ...]:
@@ -54,7 +63,11 @@ _ZEROS = _optional(*scaled.ZERO_POINTS)
 _PARAMETRIZED = "{}.parametrizations.*"
 RECIPES: tuple[Recipe, ...] = (
     Recipe(
-        "weight norm", f"{_PARAMETRIZED}.original1", (f"{_PARAMETRIZED}.original0",), "{}.*", reparametrised.weight_norm
+        "weight norm",
+        f"{_PARAMETRIZED}.original1",
+        (f"{_PARAMETRIZED}.original0",),
+        "{}.*",
+        reparametrised.weight_norm,
     ),
     Recipe("weight norm of old torch", "{}.*_v", ("{}.*_g",), "{}.*", reparametrised.weight_norm),
     Recipe(
@@ -65,14 +78,41 @@ RECIPES: tuple[Recipe, ...] = (
         reparametrised.spectral_norm,
     ),
     Recipe("pruning mask", "{}.*_orig", ("{}.*_mask",), "{}.*", reparametrised.pruned),
-    Recipe("spectral norm of old torch", "{}.*_orig", ("{}.*_u", "{}.*_v?"), "{}.*", reparametrised.spectral_norm),
-    Recipe("parametrisation", f"{_PARAMETRIZED}.original", (), "{}.*", reparametrised.unknown_parametrisation),
-    Recipe("parametrisation", f"{_PARAMETRIZED}.original0", (), "{}.*", reparametrised.unknown_parametrisation),
-    *(Recipe("factors", *factorised.patterns(number), "{}.*", factorised.factorised) for number in ("factor_", "")),
+    Recipe(
+        "spectral norm of old torch",
+        "{}.*_orig",
+        ("{}.*_u", "{}.*_v?"),
+        "{}.*",
+        reparametrised.spectral_norm,
+    ),
+    Recipe(
+        "parametrisation",
+        f"{_PARAMETRIZED}.original",
+        (),
+        "{}.*",
+        reparametrised.unknown_parametrisation,
+    ),
+    Recipe(
+        "parametrisation",
+        f"{_PARAMETRIZED}.original0",
+        (),
+        "{}.*",
+        reparametrised.unknown_parametrisation,
+    ),
+    *(
+        Recipe("factors", *factorised.patterns(number), "{}.*", factorised.factorised)
+        for number in ("factor_", "")
+    ),
     # 4-bit floats
     Recipe("MXFP4 experts", "{}.*_blocks", ("{}.*_scales",), "{}.*", small_floats.mxfp4_experts),
     Recipe("MXFP4 blocks", "{}.*.blocks", ("{}.*.scales",), "{}.*", small_floats.mxfp4_blocks),
-    Recipe("NVFP4", "{}.*_packed", ("{}.*_scale", "{}.*_global_scale"), "{}.*", small_floats.nvfp4_divided),
+    Recipe(
+        "NVFP4",
+        "{}.*_packed",
+        ("{}.*_scale", "{}.*_global_scale"),
+        "{}.*",
+        small_floats.nvfp4_divided,
+    ),
     Recipe("MXFP4", "{}.*_packed", ("{}.*_scale",), "{}.*", small_floats.mxfp4),
     Recipe(
         "NVFP4 of ModelOpt",
@@ -97,14 +137,30 @@ RECIPES: tuple[Recipe, ...] = (
         small_floats.bitsandbytes_4bit,
     ),
     # packed integers
-    Recipe("SqueezeLLM", "{}.qweight", ("{}.lookup_table",), "{}.weight", packed_by("packed integers (SqueezeLLM)")),
     Recipe(
-        "FP-Quant", "{}.qweight", ("{}.forward_hadamard_matrix",), "{}.weight", packed_by("4-bit floats (FP-Quant)")
+        "SqueezeLLM",
+        "{}.qweight",
+        ("{}.lookup_table",),
+        "{}.weight",
+        packed_by("packed integers (SqueezeLLM)"),
+    ),
+    Recipe(
+        "FP-Quant",
+        "{}.qweight",
+        ("{}.forward_hadamard_matrix",),
+        "{}.weight",
+        packed_by("4-bit floats (FP-Quant)"),
     ),
     Recipe("AWQ", "{}.qweight", ("{}.scales", "{}.qzeros"), "{}.weight", packed.awq),
-    Recipe("GPTQ", "{}.qweight", ("{}.scales", "{}.qzeros?", "{}.g_idx?"), "{}.weight", packed.gptq),
     Recipe(
-        "GPTQ or AWQ", "{}.qweight", (), "{}.weight", packed_by("packed integers (GPTQ or AWQ in an unknown order)")
+        "GPTQ", "{}.qweight", ("{}.scales", "{}.qzeros?", "{}.g_idx?"), "{}.weight", packed.gptq
+    ),
+    Recipe(
+        "GPTQ or AWQ",
+        "{}.qweight",
+        (),
+        "{}.weight",
+        packed_by("packed integers (GPTQ or AWQ in an unknown order)"),
     ),
     Recipe(
         "Marlin 2:4",
@@ -120,12 +176,26 @@ RECIPES: tuple[Recipe, ...] = (
         "{}.*",
         packed.compressed_integers,
     ),
-    Recipe("compressed-tensors", "{}.*_packed", (), "{}.*", packed_by("packed integers (compressed-tensors)")),
-    Recipe("MLX", "{}.weight", ("{}.scales", *_optional("{}.biases", "{}.qbiases")), "{}.weight", packed.mlx),
+    Recipe(
+        "compressed-tensors",
+        "{}.*_packed",
+        (),
+        "{}.*",
+        packed_by("packed integers (compressed-tensors)"),
+    ),
+    Recipe(
+        "MLX",
+        "{}.weight",
+        ("{}.scales", *_optional("{}.biases", "{}.qbiases")),
+        "{}.weight",
+        packed.mlx,
+    ),
     Recipe(
         "HQQ",
         "{}.W_q",
-        _optional("{}.scale", "{}.zero", "{}.shape", "{}.packing", "{}.nbits", "{}.group_size", "{}.axis"),
+        _optional(
+            "{}.scale", "{}.zero", "{}.shape", "{}.packing", "{}.nbits", "{}.group_size", "{}.axis"
+        ),
         "{}.weight",
         packed.hqq,
     ),
@@ -140,14 +210,34 @@ RECIPES: tuple[Recipe, ...] = (
         packed_by("packed integers (optimum-quanto)"),
     ),
     Recipe("AQLM", "{}.codes", ("{}.codebooks", "{}.scales"), "{}.weight", vector_quantised.aqlm),
-    Recipe("fake quantiser", "{}.weight", ("{}.weight_quantizer._amax",), "{}.weight", scaled.fake_quantised),
-    Recipe("fake quantiser of torch", "{}.weight", ("{}.weight_fake_quant.scale",), "{}.weight", scaled.fake_quantised),
+    Recipe(
+        "fake quantiser",
+        "{}.weight",
+        ("{}.weight_quantizer._amax",),
+        "{}.weight",
+        scaled.fake_quantised,
+    ),
+    Recipe(
+        "fake quantiser of torch",
+        "{}.weight",
+        ("{}.weight_fake_quant.scale",),
+        "{}.weight",
+        scaled.fake_quantised,
+    ),
     # 8-bit numbers of the weight's own shape
-    Recipe("bitsandbytes int8", "{}.weight", ("{}.SCB", "{}.weight_format?"), "{}.weight", scaled.bitsandbytes_int8),
+    Recipe(
+        "bitsandbytes int8",
+        "{}.weight",
+        ("{}.SCB", "{}.weight_format?"),
+        "{}.weight",
+        scaled.bitsandbytes_int8,
+    ),
     Recipe("EETQ", "{}.weight", ("{}.weight_scales",), "{}.weight", scaled.eetq),
     Recipe("torch", "{}._packed_params._packed_params.0", (), "{}.weight", scaled.torch_packed),
     Recipe("quanto", "{}.*._data", ("{}.*._scale",), "{}.*", scaled.quanto_bytes),
-    Recipe("torchao", "{}._*_qdata", ("{}._*_scale", "{}._*_zero_point?"), "{}.*", scaled.torchao_bytes),
+    Recipe(
+        "torchao", "{}._*_qdata", ("{}._*_scale", "{}._*_zero_point?"), "{}.*", scaled.torchao_bytes
+    ),
     Recipe(
         "scaled weight",
         "{}.weight",
@@ -157,7 +247,13 @@ RECIPES: tuple[Recipe, ...] = (
     ),
     Recipe("scaled", "{}.*", (*_optional(*scaled.SCALES), *_ZEROS), "{}.*", scaled.scaled),
     # what only its own library can unpack
-    Recipe("Marlin", "{}.B", ("{}.s",), "{}.weight", packed_by("packed integers (Marlin)", marlin_shape)),
+    Recipe(
+        "Marlin",
+        "{}.B",
+        ("{}.s",),
+        "{}.weight",
+        packed_by("packed integers (Marlin)", marlin_shape),
+    ),
     Recipe("AQLM", "{}.codes", (), "{}.weight", packed_by("codes of vectors (AQLM)")),
     Recipe(
         "VPTQ",
@@ -167,9 +263,21 @@ RECIPES: tuple[Recipe, ...] = (
         packed_by("codes of vectors (VPTQ)"),
     ),
     Recipe("SpQR", "{}.dense_weights", (), "{}.weight", packed_by("packed integers (SpQR)")),
-    Recipe("EXL2", "{}.q_weight", ("{}.q_invperm?",), "{}.weight", packed_by("packed integers (EXL2)", exl2_shape)),
+    Recipe(
+        "EXL2",
+        "{}.q_weight",
+        ("{}.q_invperm?",),
+        "{}.weight",
+        packed_by("packed integers (EXL2)", exl2_shape),
+    ),
     Recipe("EXL3", "{}.trellis", (), "{}.weight", packed_by("a trellis code (EXL3)", exl3_shape)),
-    Recipe("QuIP#", "{}.Qidxs", _optional("{}.SU", "{}.SV"), "{}.weight", packed_by("codes of vectors (QuIP#)")),
+    Recipe(
+        "QuIP#",
+        "{}.Qidxs",
+        _optional("{}.SU", "{}.SV"),
+        "{}.weight",
+        packed_by("codes of vectors (QuIP#)"),
+    ),
     Recipe(
         "HIGGS",
         "{}.weight",
@@ -198,12 +306,16 @@ _OF_QUANTISERS = re.compile(r"(?:^|[._])(?:quantizer|fake_quant)\.\w+$")
 """State of modules that observe or round a layer's weight, input or output."""
 
 
-def assemble(tensors: Iterable[LazyTensor], config: Mapping[str, Any] | None = None) -> list[LazyTensor]:
+def assemble(
+    tensors: Iterable[LazyTensor], config: Mapping[str, Any] | None = None
+) -> list[LazyTensor]:
     """Put the weights together from their pieces, and drop what is no weight; the order stays.
 
     Args:
-        tensors: all tensors of a model. Buffers of a live module are pieces of a weight, or nothing.
-        config: the model's configuration, whose ``quantization_config`` says what the shapes do not.
+        tensors: all tensors of a model. Buffers of a live module are pieces of a weight, or
+            nothing.
+        config: the model's configuration, whose ``quantization_config`` says what the shapes do
+            not.
 
     """
     tensors = list(tensors)
@@ -266,7 +378,8 @@ def _apply_recipes(
                 continue
             # Quantisers take weight matrices only; of other forms the owner of the parameter knows.
             is_quantised = not stored.is_floating or scaled.is_float8(stored)
-            # What its owner says against a mere piece (a list of factors is no Linear) is not said of the weight.
+            # What its owner says against a mere piece (a list of factors is no Linear) is not said
+            # of the weight.
             owner_says = stored.no_weight if weight.name == name or not stored.no_weight else None
             made[name] = replace(weight, no_weight="" if is_quantised else owner_says)
             used.update(piece.name for piece in pieces.all)
@@ -308,15 +421,21 @@ def _bits_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"quantization_bit": config["quantization_bit"]} if "quantization_bit" in config else {}
 
 
-def _is_plain_weight(stored: LazyTensor, known: Mapping[str, LazyTensor], used: set[str], modules: set[str]) -> bool:
+def _is_plain_weight(
+    stored: LazyTensor, known: Mapping[str, LazyTensor], used: set[str], modules: set[str]
+) -> bool:
     """Whether a tensor that is stored as it is computed with goes on to be a layer (or a vector that is counted)."""
     if stored.buffer or stored.name in used or stored.name not in known:
         return False
     if stored.problem is None and not stored.is_floating:
         return False
-    if (stored.dtype.startswith("float8") and is_scale_name(stored.name)) or _OF_QUANTISERS.search(stored.name):
+    if (stored.dtype.startswith("float8") and is_scale_name(stored.name)) or _OF_QUANTISERS.search(
+        stored.name
+    ):
         return False
-    return not any(module in modules and is_helper(module, stored.name) for module in ancestors(stored.name))
+    return not any(
+        module in modules and is_helper(module, stored.name) for module in ancestors(stored.name)
+    )
 
 
 def _is_no_weight(stored: LazyTensor) -> bool:

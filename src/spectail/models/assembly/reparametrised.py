@@ -28,14 +28,22 @@ def _norms_fit(g: tuple[int, ...], v: tuple[int, ...]) -> bool:
     """Whether g can hold the norms of v: one for all of it, or for each slice along one dimension."""
     if len(v) < 2 or g in {(), (1,)}:
         return len(v) >= 2
-    return len(g) == len(v) and sum(a != 1 for a in g) <= 1 and all(a in {1, b} for a, b in zip(g, v, strict=True))
+    return (
+        len(g) == len(v)
+        and sum(a != 1 for a in g) <= 1
+        and all(a in {1, b} for a, b in zip(g, v, strict=True))
+    )
 
 
 def _read_weight_norm(g: LazyTensor, v: LazyTensor, index: Index) -> Tensor:
     """Compute the weight that a weight-normed layer uses."""
     norms, direction = as_float(g.read(())), as_float(v.read(()))
     over = [d for d in range(direction.ndim) if norms.ndim != direction.ndim or norms.shape[d] == 1]
-    scale = torch.linalg.vector_norm(direction, dim=over or None, keepdim=True) if over else direction.abs()
+    scale = (
+        torch.linalg.vector_norm(direction, dim=over or None, keepdim=True)
+        if over
+        else direction.abs()
+    )
     return piece_of(direction * (norms / scale), index)
 
 
@@ -56,11 +64,15 @@ def spectral_norm(pieces: Pieces) -> LazyTensor | None:
     """Spectral norm: the weight over its largest singular value, from the stored vectors (arXiv 1802.05957, eq. 8)."""
     weight = pieces.anchor
     vectors = list(pieces.found.values())
-    read = partial(_read_spectral_norm, weight, vectors[0], vectors[1] if len(vectors) > 1 else None)
+    read = partial(
+        _read_spectral_norm, weight, vectors[0], vectors[1] if len(vectors) > 1 else None
+    )
     return pieces.described(weight.shape, read, dtype=weight.dtype)
 
 
-def _read_spectral_norm(weight: LazyTensor, u: LazyTensor, v: LazyTensor | None, index: Index) -> Tensor:
+def _read_spectral_norm(
+    weight: LazyTensor, u: LazyTensor, v: LazyTensor | None, index: Index
+) -> Tensor:
     """Divide by the largest singular value that the stored vectors give, as the layer does in eval mode."""
     tensor, left = as_float(weight.read(())), as_float(u.read(()))
     out = next((d for d in range(tensor.ndim) if tensor.shape[d] == left.numel()), 0)

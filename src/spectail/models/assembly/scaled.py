@@ -1,11 +1,13 @@
 """8-bit floats and integers with a scale: for the tensor, for each row or column, or for each block.
 
 The weight is the stored number, less its zero point where there is one, times the scale. DeepSeek's
-``weight_scale_inv`` is multiplied as well, despite its name. A scale of unsigned 8-bit integers, or of torch's
-float8_e8m0fnu, is the exponent of a power of two, 2 ** (x - 127) (OCP Microscaling Formats v1.0, section 5.4.1).
+``weight_scale_inv`` is multiplied as well, despite its name. A scale of unsigned 8-bit integers, or
+of torch's float8_e8m0fnu, is the exponent of a power of two, 2 ** (x - 127) (OCP Microscaling
+Formats v1.0, section 5.4.1).
 
-How large a block is comes from the configuration. Where there is none, it is taken from the shapes only if they leave
-one choice: 3 scales for 300 columns may be blocks of 128, the last one cut short, or three times 100.
+How large a block is comes from the configuration. Where there is none, it is taken from the shapes
+only if they leave one choice: 3 scales for 300 columns may be blocks of 128, the last one cut
+short, or three times 100.
 """
 
 from __future__ import annotations
@@ -34,7 +36,12 @@ SCALES = (
 """What the scale of any parameter is called."""
 WEIGHT_SCALES = (*SCALES, "{}.scale", "{}.scales", "{}.scale_weight", "{}.*.scale")
 """What the scale of a parameter called ``weight`` is called."""
-ZERO_POINTS = ("{}.*_zero_point", "{}.*_quantizer.zero_point", "{}.*_quantizer._zero_point", "{}.zero_point")
+ZERO_POINTS = (
+    "{}.*_zero_point",
+    "{}.*_quantizer.zero_point",
+    "{}.*_quantizer._zero_point",
+    "{}.zero_point",
+)
 COMMON_BLOCKS = (16, 32, 64, 128, 256)
 """Block lengths in use, which a dimension need not be a multiple of."""
 EXPONENTS = frozenset({"uint8", "float8_e8m0fnu"})
@@ -73,7 +80,11 @@ def scaled_weight(pieces: Pieces) -> LazyTensor | None:
 def torch_packed(pieces: Pieces) -> LazyTensor | None:
     """Modules that torch itself has quantised, whose state holds weight and bias as a pair; torch dequantises."""
     weight = pieces.anchor
-    return pieces.described(weight.shape, weight.read) if weight.is_floating and len(weight.shape) >= 2 else None
+    return (
+        pieces.described(weight.shape, weight.read)
+        if weight.is_floating and len(weight.shape) >= 2
+        else None
+    )
 
 
 def fake_quantised(pieces: Pieces) -> LazyTensor | None:
@@ -81,7 +92,10 @@ def fake_quantised(pieces: Pieces) -> LazyTensor | None:
     weight = pieces.anchor
     if not weight.is_floating or is_float8(weight):
         return None
-    return replace(weight, note="the model rounds this weight when it runs; the weight before rounding is measured")
+    return replace(
+        weight,
+        note="the model rounds this weight when it runs; the weight before rounding is measured",
+    )
 
 
 def quanto_bytes(pieces: Pieces) -> LazyTensor | None:
@@ -97,7 +111,11 @@ def torchao_bytes(pieces: Pieces) -> LazyTensor | None:
 def bitsandbytes_int8(pieces: Pieces) -> LazyTensor | None:
     """LLM.int8 of bitsandbytes: each row times SCB / 127, its largest magnitude (arXiv 2208.07339, section 2.1)."""
     weight, scale, order = pieces.anchor, pieces["{}.SCB"], pieces.get("{}.weight_format")
-    if weight.dtype != "int8" or len(weight.shape) != 2 or math.prod(scale.shape) != weight.shape[0]:
+    if (
+        weight.dtype != "int8"
+        or len(weight.shape) != 2
+        or math.prod(scale.shape) != weight.shape[0]
+    ):
         return None
     if order is not None and not order.problem and int(order.read(()).reshape(-1)[0]) != 0:
         return pieces.failed(
@@ -135,7 +153,9 @@ def _scaled(pieces: Pieces, scale: LazyTensor | None, zero: LazyTensor | None) -
             "stored as two 4-bit integers in a byte (ChatGLM, quantization_bit 4): dequantise it first"
         )
     if integers and scale.dtype in EXPONENTS and math.prod(scale.shape) > max(1, weight.shape[-2]):
-        return pieces.failed(_misfit(weight, scale, "integers whose scale is an exponent per block are not defined"))
+        return pieces.failed(
+            _misfit(weight, scale, "integers whose scale is an exponent per block are not defined")
+        )
     grid = grid_of(weight.shape, scale.shape, block_size(pieces.quantisation))
     if grid is None:
         return pieces.failed(_misfit(weight, scale, _why_no_grid(pieces.quantisation)))
@@ -180,14 +200,20 @@ def _block_sizes(value: object) -> list[tuple[int, int]]:
     for key, inner in value.items():
         if key in {"weight_block_size", "block_structure"}:
             parts = inner.split("x") if isinstance(inner, str) else inner
-            if isinstance(parts, list | tuple) and len(parts) == 2 and all(str(part).isdigit() for part in parts):
+            if (
+                isinstance(parts, list | tuple)
+                and len(parts) == 2
+                and all(str(part).isdigit() for part in parts)
+            ):
                 sizes.append((int(parts[0]), int(parts[1])))
         elif key not in {"input_activations", "output_activations"}:
             sizes += _block_sizes(inner)
     return sizes
 
 
-def grid_of(weight: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int] | None) -> Grid | None:
+def grid_of(
+    weight: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int] | None
+) -> Grid | None:
     """Find how a scale lies over a weight; None where it fits in no way, or in more than one.
 
     >>> grid_of((256, 512), (2, 4), None).widths, grid_of((300, 300), (3, 3), None), grid_of((8, 6), (8,), None).view
@@ -201,13 +227,22 @@ def grid_of(weight: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, i
     as_stored = _fits(weight, scale, block)
     exchanged = (*scale[:-2], scale[-1], scale[-2])
     turned = _only(_fits(weight, exchanged, block)) if exchanged != scale else None
-    # A scale is turned only where it cannot lie as it is stored: several ways to lie there leave it unclear.
+    # A scale is turned only where it cannot lie as it is stored: several ways to lie there leave it
+    # unclear.
     if not as_stored:
         return None if turned is None else Grid(turned.view, turned.widths, is_transposed=True)
     stored = _only(as_stored)
     # Square blocks that only the transposed reading has speak against the stored one.
-    if stored and block is None and turned and _has_square_blocks(turned) and not _has_square_blocks(stored):
-        rows_or_columns = any(width in {1, size} for width, size in zip(stored.widths, weight, strict=True))
+    if (
+        stored
+        and block is None
+        and turned
+        and _has_square_blocks(turned)
+        and not _has_square_blocks(stored)
+    ):
+        rows_or_columns = any(
+            width in {1, size} for width, size in zip(stored.widths, weight, strict=True)
+        )
         return stored if rows_or_columns else None
     return stored
 
@@ -227,24 +262,38 @@ def _with_all_dimensions(weight: tuple[int, ...], scale: tuple[int, ...]) -> tup
     if len(scale) == 2 * len(weight) and all(size == 1 for size in scale[1::2]):
         return scale[::2]  # ModelOpt keeps (blocks, 1, blocks, 1)
     if len(weight) == 2 and len(scale) == 1:
-        return (*scale, 1) if scale[0] == weight[0] else (1, *scale) if scale[0] == weight[1] else None
+        return (
+            (*scale, 1) if scale[0] == weight[0] else (1, *scale) if scale[0] == weight[1] else None
+        )
     if len(scale) == 1:
         is_unclear = len(weight) == 3 and weight[0] == weight[1]
-        return (*scale, *(1,) * (len(weight) - 1)) if scale[0] == weight[0] and not is_unclear else None
+        return (
+            (*scale, *(1,) * (len(weight) - 1))
+            if scale[0] == weight[0] and not is_unclear
+            else None
+        )
     if len(weight) == 3 and len(scale) == 2 and scale[0] == weight[0]:
-        views = [(*scale, 1)] * (scale[1] == weight[1]) + [(scale[0], 1, scale[1])] * (scale[1] == weight[2])
+        views = [(*scale, 1)] * (scale[1] == weight[1]) + [(scale[0], 1, scale[1])] * (
+            scale[1] == weight[2]
+        )
         return views[0] if len(views) == 1 else None
     return None
 
 
-def _fits(weight: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int] | None) -> list[Grid]:
+def _fits(
+    weight: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int] | None
+) -> list[Grid]:
     """List the ways in which a scale of as many dimensions can lie over the weight."""
-    plain = tuple(1 if n == size else size if n == 1 else 0 for size, n in zip(weight, scale, strict=True))
+    plain = tuple(
+        1 if n == size else size if n == 1 else 0 for size, n in zip(weight, scale, strict=True)
+    )
     if all(plain):
         return [Grid(scale, plain)]
     if block is not None:
         wanted = tuple(-(-size // width) for size, width in zip(weight[-2:], block, strict=True))
-        return [Grid(scale, (*plain[:-2], *block))] if all(plain[:-2]) and scale[-2:] == wanted else []
+        return (
+            [Grid(scale, (*plain[:-2], *block))] if all(plain[:-2]) and scale[-2:] == wanted else []
+        )
     lengths = [_block_lengths(size, n) for size, n in zip(weight, scale, strict=True)]
     return [Grid(scale, widths) for widths in itertools.product(*lengths)]
 
@@ -267,7 +316,12 @@ def scale_values(scale: Tensor) -> Tensor:
 
 
 def _read_scaled(
-    weight: LazyTensor, scale: LazyTensor, zero: LazyTensor | None, grid: Grid, stretch: float, index: Index
+    weight: LazyTensor,
+    scale: LazyTensor,
+    zero: LazyTensor | None,
+    grid: Grid,
+    stretch: float,
+    index: Index,
 ) -> Tensor:
     """Compute the weight, or one matrix of a stack."""
     factor = _laid_out(scale_values(scale.read(())), grid) * stretch

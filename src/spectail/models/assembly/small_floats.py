@@ -1,7 +1,8 @@
 """4-bit floats: MXFP4 and NVFP4 (e2m1 with a scale per block), and the 4-bit types of bitsandbytes.
 
-e2m1 is a sign, two bits of exponent and one of mantissa (OCP Microscaling Formats v1.0, section 5.3.3). Two numbers lie
-in one byte, the first in the low half; in bitsandbytes the first is in the high half.
+e2m1 is a sign, two bits of exponent and one of mantissa (OCP Microscaling Formats v1.0, section
+5.3.3). Two numbers lie in one byte, the first in the low half; in bitsandbytes the first is in the
+high half.
 """
 
 from __future__ import annotations
@@ -62,10 +63,19 @@ def _mx_blocks_transposed(blocks: Tensor, scales: Tensor) -> Tensor:
 def mxfp4(pieces: Pieces) -> LazyTensor | None:
     """Bytes (.., outputs, inputs / 2) with an exponent for each 32 inputs (compressed-tensors, Quark, DeepSeek)."""
     packed, scale = pieces.anchor, next(iter(pieces.found.values()))
-    if packed.dtype not in _BYTES or scale.dtype not in EXPONENTS or not _has_blocks(packed, scale, MX_BLOCK):
+    if (
+        packed.dtype not in _BYTES
+        or scale.dtype not in EXPONENTS
+        or not _has_blocks(packed, scale, MX_BLOCK)
+    ):
         return None
     return pieces.made(
-        (*packed.shape[:-1], 2 * packed.shape[-1]), _blocks_of_4_bits, packed, scale, None, divides=False
+        (*packed.shape[:-1], 2 * packed.shape[-1]),
+        _blocks_of_4_bits,
+        packed,
+        scale,
+        None,
+        divides=False,
     )
 
 
@@ -79,7 +89,9 @@ def nvfp4_multiplied(pieces: Pieces) -> LazyTensor | None:
     return _nvfp4(pieces, pieces["{}.*_scale"], pieces["{}.*_scale_2"], divides=False)
 
 
-def _nvfp4(pieces: Pieces, scale: LazyTensor, whole: LazyTensor, *, divides: bool) -> LazyTensor | None:
+def _nvfp4(
+    pieces: Pieces, scale: LazyTensor, whole: LazyTensor, *, divides: bool
+) -> LazyTensor | None:
     """Bytes with an 8-bit float for each 16 inputs and one number for the tensor, or for each expert."""
     packed = pieces.anchor
     one = math.prod(whole.shape) in {1, packed.shape[0] if len(packed.shape) > 2 else 1}
@@ -100,12 +112,18 @@ def _has_blocks(packed: LazyTensor, scale: LazyTensor, size: int) -> bool:
     return same_rows and scale.shape[-1] * size == 2 * packed.shape[-1]
 
 
-def _blocks_of_4_bits(packed: Tensor, scale: Tensor, whole: Tensor | None, *, divides: bool) -> Tensor:
+def _blocks_of_4_bits(
+    packed: Tensor, scale: Tensor, whole: Tensor | None, *, divides: bool
+) -> Tensor:
     """Decode bytes whose rows are cut into equal blocks."""
     values = e2m1_values(packed)
     factor = scale_values(scale)
     if whole is not None:
-        number = whole.to(torch.float32).reshape(-1, *(1,) * (factor.ndim - 1)) if whole.numel() > 1 else whole.float()
+        number = (
+            whole.to(torch.float32).reshape(-1, *(1,) * (factor.ndim - 1))
+            if whole.numel() > 1
+            else whole.float()
+        )
         factor = factor / number if divides else factor * number
     blocks = values.reshape(*factor.shape, -1) * factor.unsqueeze(-1)
     return blocks.flatten(-2)
@@ -121,16 +139,22 @@ def e2m1_values(packed: Tensor) -> Tensor:
 def bitsandbytes_4bit(pieces: Pieces) -> LazyTensor | None:
     """The types nf4 and fp4 of bitsandbytes: a table of 16 values times the largest magnitude of each block.
 
-    Shape and block size are in a JSON text beside the weight. The magnitudes may be quantised in the same way with
-    8 bits, around a mean ("double quantisation", arXiv 2305.14314, section 3).
+    Shape and block size are in a JSON text beside the weight. The magnitudes may be quantised in
+    the same way with 8 bits, around a mean ("double quantisation", arXiv 2305.14314, section 3).
     """
-    state = pieces.only(("{}.*.quant_state.bitsandbytes__nf4", "{}.*.quant_state.bitsandbytes__fp4"))
+    state = pieces.only(
+        ("{}.*.quant_state.bitsandbytes__nf4", "{}.*.quant_state.bitsandbytes__fp4")
+    )
     if state is None or pieces.blocked:
         return pieces.failed(_NO_STATE if state is None else pieces.blocked or "")
     said = _json_bytes(state)
     shape, block = said.get("shape"), said.get("blocksize")
     nested = pieces.get("{}.*.nested_absmax"), pieces.get("{}.*.nested_quant_map")
-    if not isinstance(shape, list) or not isinstance(block, int) or math.prod(shape) > 2 * pieces.anchor.numel:
+    if (
+        not isinstance(shape, list)
+        or not isinstance(block, int)
+        or math.prod(shape) > 2 * pieces.anchor.numel
+    ):
         return pieces.failed(_NO_STATE)
     return pieces.made(
         tuple(shape),
@@ -176,7 +200,9 @@ def four_bit_values(
     """Decode bitsandbytes' 4-bit numbers."""
     if nested_magnitudes is not None and nested_table is not None and nested_block:
         codes = magnitudes.reshape(-1).to(torch.int64)
-        factors = nested_magnitudes.float().reshape(-1).repeat_interleave(nested_block)[: codes.numel()]
+        factors = (
+            nested_magnitudes.float().reshape(-1).repeat_interleave(nested_block)[: codes.numel()]
+        )
         magnitudes = nested_table.float()[codes] * factors + (offset or 0.0)
     codes = packed.contiguous().view(torch.uint8).reshape(-1)
     numel = math.prod(shape)

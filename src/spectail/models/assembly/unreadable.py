@@ -14,7 +14,8 @@ from spectail.models.lazy_tensor import LazyTensor
 from spectail.models.naming.blocks import block_of
 
 Shape: TypeAlias = "Callable[[Pieces], tuple[int, ...]]"
-"""Computes the true shape, (out, in), from the packed tensors; raises LookupError where it cannot."""
+"""Computes the true shape, (out, in), from the packed tensors; raises LookupError where it
+cannot."""
 
 
 def packed_by(what: str, shape: Shape | None = None) -> Callable[[Pieces], LazyTensor | None]:
@@ -31,7 +32,9 @@ def _packed_by(pieces: Pieces, *, what: str, shape: Shape | None) -> LazyTensor 
         true_shape = shape(pieces) if shape else None
     except LookupError:
         true_shape = None
-    text = f"stored as {what}, {stored.dtype} of shape {shape_text(stored.shape)}: dequantise it first"
+    text = (
+        f"stored as {what}, {stored.dtype} of shape {shape_text(stored.shape)}: dequantise it first"
+    )
     return pieces.failed(text, true_shape)
 
 
@@ -74,8 +77,8 @@ _INDICES = re.compile(
     r"|counts?|tokens?(?:_per_expert)?|steps?|lengths?|bins|buckets|vocab\w*|tid2eid|permutation|lattice|lags"
     r")$"
 )
-"""Integer tensors that select or count: indices into tables, positions, masks, histories. None is multiplied with, but
-for codes that choose among the vectors of a codebook beside them."""
+"""Integer tensors that select or count: indices into tables, positions, masks, histories. None is
+multiplied with, but for codes that choose among the vectors of a codebook beside them."""
 _CODEBOOK = re.compile(r"codebook|centroid|look_?up|(?<![a-z])lut(?![a-z])")
 
 
@@ -86,7 +89,9 @@ def is_scale_name(name: str) -> bool:
     (True, False, False)
     """
     first, tail = name.partition(".")[0], ".".join(name.rsplit(".", 2)[-2:])
-    return bool(_SCALE.search(tail) or _SCALE.fullmatch(first)) and not _OF_OTHERS.search(name.rsplit(".", 1)[-1])
+    return bool(_SCALE.search(tail) or _SCALE.fullmatch(first)) and not _OF_OTHERS.search(
+        name.rsplit(".", 1)[-1]
+    )
 
 
 def is_helper(module: str, name: str) -> bool:
@@ -130,14 +135,17 @@ def scaled_modules(name: str) -> set[str]:
 def left_over(stored: LazyTensor, near: list[str]) -> LazyTensor | None:
     """Judge a tensor that no recipe took: None where it is a plain weight, or nothing that can be one.
 
-    ``near`` are scales that no recipe took and that may be the tensor's: see ``near_scales``. 8-bit floats and integers
-    beside one fail; 8-bit floats without pass with a note; a matrix of integers that is no known index fails.
+    ``near`` are scales that no recipe took and that may be the tensor's: see ``near_scales``. 8-bit
+    floats and integers beside one fail; 8-bit floats without pass with a note; a matrix of integers
+    that is no known index fails.
     """
     if len(stored.shape) < 2 or stored.problem:
         return None
     if stored.dtype.startswith("float4"):
         return replace(
-            stored, problem=f"stored as {stored.dtype}, two numbers in a byte: dequantise it first", memory=None
+            stored,
+            problem=f"stored as {stored.dtype}, two numbers in a byte: dequantise it first",
+            memory=None,
         )
     if is_scale_name(stored.name) and (is_float8(stored) or stored.dtype == "float8_e8m0fnu"):
         return None
@@ -163,7 +171,9 @@ def second_scale(made: LazyTensor, anchor: LazyTensor, near: list[str]) -> LazyT
     others = [name for name in near if "amax" not in name]
     if made.problem or not others:
         return None
-    problem = f"{anchor.dtype} {anchor.name} has a second scale, {others[0]}, in a form that is not known"
+    problem = (
+        f"{anchor.dtype} {anchor.name} has a second scale, {others[0]}, in a form that is not known"
+    )
     return replace(made, problem=f"{problem}: dequantise it first")
 
 

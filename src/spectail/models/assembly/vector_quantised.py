@@ -14,12 +14,22 @@ from spectail.models.lazy_tensor import LazyTensor
 def aqlm(pieces: Pieces) -> LazyTensor | None:
     """AQLM: every group of weights is a sum of one vector from each codebook, times a scale (arXiv 2401.06118, eq. 2).
 
-    codes (out / a, in / b, codebooks), codebooks (codebooks, codes, a, b), scales (out / a, in / b or 1, 1, 1).
+    codes (out / a, in / b, codebooks), codebooks (codebooks, codes, a, b), scales (out / a, in / b
+    or 1, 1, 1).
     """
     codes, books, scales = pieces.anchor, pieces["{}.codebooks"], pieces["{}.scales"]
-    if len(codes.shape) != 3 or len(books.shape) != 4 or codes.shape[2] != books.shape[0] or len(scales.shape) != 4:
+    if (
+        len(codes.shape) != 3
+        or len(books.shape) != 4
+        or codes.shape[2] != books.shape[0]
+        or len(scales.shape) != 4
+    ):
         return None
-    if codes.is_floating or scales.shape[0] != codes.shape[0] or scales.shape[1] not in {1, codes.shape[1]}:
+    if (
+        codes.is_floating
+        or scales.shape[0] != codes.shape[0]
+        or scales.shape[1] not in {1, codes.shape[1]}
+    ):
         return None
     if math.prod(scales.shape[2:]) != 1:
         return None
@@ -30,6 +40,8 @@ def aqlm(pieces: Pieces) -> LazyTensor | None:
 def _aqlm_values(codes: Tensor, books: Tensor, scales: Tensor) -> Tensor:
     """Add up the vectors of all codebooks; codes are unsigned numbers in signed types."""
     index = codes.to(torch.int64) % books.shape[1]
-    vectors = sum(books[number].to(torch.float32)[index[..., number]] for number in range(books.shape[0]))
+    vectors = sum(
+        books[number].to(torch.float32)[index[..., number]] for number in range(books.shape[0])
+    )
     scaled = torch.as_tensor(vectors) * scales.to(torch.float32)
     return scaled.transpose(1, 2).flatten(2).flatten(0, 1)

@@ -18,7 +18,8 @@ from spectail.models.source import Source
 ADAPTER = re.compile(
     r"^(?:adapter_model|adapter|adapters|pytorch_lora_weights|adapter_\w+|\d+_adapters|lora|\w+_lora|lora_\w+)\.\w+$"
 )
-"""Names of files that hold an adapter: peft's, MLX's, diffusers' and torchtune's, and what people call their own."""
+"""Names of files that hold an adapter: peft's, MLX's, diffusers' and torchtune's, and what people
+call their own."""
 MAIN_ADAPTER = re.compile(r"^(?:adapter_model|adapters?|pytorch_lora_weights)\.\w+$")
 """Names of the one adapter of a folder, which may hold earlier steps of it too."""
 CONFIG = "adapter_config.json"
@@ -30,7 +31,9 @@ OpenFolder: TypeAlias = Callable[[Path], "Source | None"]
 def adapter_beside(path: Path, tensors: Iterable[LazyTensor], open_whole: OpenFolder) -> Known:
     """Read what the folder of a file says about the adapter in it; nothing for the file of a whole model."""
     config = _json(path.parent / CONFIG)
-    if not ADAPTER.match(path.name) and not (config and any(is_piece(stored.name) for stored in tensors)):
+    if not ADAPTER.match(path.name) and not (
+        config and any(is_piece(stored.name) for stored in tensors)
+    ):
         return NOTHING_KNOWN
     parts = {} if config else _from_header(path)
     scale_of = partial(_scale_of_part, parts) if parts else partial(scale_from_config, config)
@@ -86,7 +89,9 @@ class _Base:
         if target in self._weights:
             return self._weights[target]
         found = [
-            w for name, w in self._weights.items() if f".{name}".endswith(f".{target}") or target.endswith(f".{name}")
+            w
+            for name, w in self._weights.items()
+            if f".{name}".endswith(f".{target}") or target.endswith(f".{name}")
         ]
         return found[0] if len(found) == 1 else None
 
@@ -100,7 +105,10 @@ class _Base:
             except (SourceError, OSError):
                 continue  # the adapter can be measured without its base, and its row says so
             if source is not None:
-                return {layer.tensor.name.removesuffix(".weight"): layer.tensor for layer in source.layers}
+                return {
+                    layer.tensor.name.removesuffix(".weight"): layer.tensor
+                    for layer in source.layers
+                }
         return {}
 
 

@@ -1,7 +1,8 @@
 """Weights as JAX and TensorFlow store them, turned into torch's names and orientation.
 
-A Dense kernel is (in, out), a convolution's (*window, in, out); attention keeps heads in a dimension of their own. The
-parameter is called kernel, embedding(s), scale or gamma where torch calls it weight.
+A Dense kernel is (in, out), a convolution's (*window, in, out); attention keeps heads in a
+dimension of their own. The parameter is called kernel, embedding(s), scale or gamma where torch
+calls it weight.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ _RENAMED = {
 }
 _HEADS_LAST = re.compile(r"(?:^|[._])(?:q|k|v|query|key|value)(?:_proj|_dense)?$")
 """Modules whose kernel is (in, heads, head_dim)."""
-_HEADS_FIRST = re.compile(r"(?:^|[._])(?:o|out|output|attention_output|output_dense)(?:_proj|_dense)?$")
+_HEADS_FIRST = re.compile(
+    r"(?:^|[._])(?:o|out|output|attention_output|output_dense)(?:_proj|_dense)?$"
+)
 """Modules whose kernel is (heads, head_dim, out)."""
 _STACKED = re.compile(r"scan|stacked", re.IGNORECASE)
 _GATES = {4: (0, 1, 2, 3), 3: (1, 0, 2), 1: (0,)}
@@ -40,14 +43,25 @@ _GATES = {4: (0, 1, 2, 3), 3: (1, 0, 2), 1: (0,)}
 
 def as_torch(tensors: Mapping[str, LazyTensor]) -> list[LazyTensor]:
     """Turn tensors by their paths (``encoder.layer.0.query.kernel``) into torch's."""
-    recurrent = {path.removesuffix("recurrent_kernel") for path in tensors if path.endswith("recurrent_kernel")}
+    recurrent = {
+        path.removesuffix("recurrent_kernel")
+        for path in tensors
+        if path.endswith("recurrent_kernel")
+    }
     result = []
     for path, stored in tensors.items():
         module, _, leaf = path.rpartition(".")
         prefix = f"{module}." if module else ""
         if prefix in recurrent and leaf in {"kernel", "recurrent_kernel"}:
-            result.append(_recurrent(replace(stored, name=prefix), tensors[prefix + "recurrent_kernel"], leaf))
-        elif leaf == "kernel" and "depthwise" in module.lower() and len(stored.shape) > 2 and stored.shape[-2] > 1:
+            result.append(
+                _recurrent(replace(stored, name=prefix), tensors[prefix + "recurrent_kernel"], leaf)
+            )
+        elif (
+            leaf == "kernel"
+            and "depthwise" in module.lower()
+            and len(stored.shape) > 2
+            and stored.shape[-2] > 1
+        ):
             result.append(_depthwise(replace(stored, name=f"{prefix}weight")))
         elif leaf in {"kernel", "pointwise_kernel"}:
             name = prefix + ("weight" if leaf == "kernel" else "pointwise.weight")
@@ -55,7 +69,9 @@ def as_torch(tensors: Mapping[str, LazyTensor]) -> list[LazyTensor]:
         elif leaf == "depthwise_kernel":
             result.append(_depthwise(replace(stored, name=f"{prefix}depthwise.weight")))
         else:
-            layout = "embedding" if leaf.startswith("embedding") and len(stored.shape) == 2 else None
+            layout = (
+                "embedding" if leaf.startswith("embedding") and len(stored.shape) == 2 else None
+            )
             result.append(replace(stored, name=prefix + _RENAMED.get(leaf, leaf), layout=layout))
     return result
 

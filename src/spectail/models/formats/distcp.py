@@ -1,7 +1,8 @@
 """torch's distributed checkpoints: a ``.metadata`` file and ``__0_0.distcp`` files with pieces of tensors.
 
-The metadata is a pickle of ``torch.distributed.checkpoint.metadata``'s classes, read as data. Each piece is an archive
-of torch.save that lies within a file; a tensor that was spread over processes is put together when it is read.
+The metadata is a pickle of ``torch.distributed.checkpoint.metadata``'s classes, read as data. Each
+piece is an archive of torch.save that lies within a file; a tensor that was spread over processes
+is put together when it is read.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def read_distcp(files: Sequence[OpenFile]) -> Contents:
         ) from None
     tensors = state_tensors(tree)
     if not tensors:
-        raise SourceError(f"{file.path.parent} is a distributed checkpoint without tensors of a model")
+        raise SourceError(
+            f"{file.path.parent} is a distributed checkpoint without tensors of a model"
+        )
     return Contents(tensors, more_files=tuple(reader.files.values()))
 
 
@@ -76,10 +79,14 @@ class _Reader:
         """Find the numbers of one piece."""
         name = PurePosixPath(place["relative_path"])
         if name.is_absolute() or ".." in name.parts:
-            raise SourceError(f"{self.folder}/.metadata names the file {str(name)!r} outside of its own folder")
+            raise SourceError(
+                f"{self.folder}/.metadata names the file {str(name)!r} outside of its own folder"
+            )
         if str(name) not in self.files:
             if not (self.folder / name).is_file():
-                raise SourceError(f"{name} of the distributed checkpoint {self.folder} is missing; copy all its files")
+                raise SourceError(
+                    f"{name} of the distributed checkpoint {self.folder} is missing; copy all its files"
+                )
             self.files[str(name)] = OpenFile(self.folder / name)
         value, _ = load_archive(self.files[str(name)], place["offset"], place["length"])
         if not isinstance(value, TensorRef) or value.problem:
@@ -90,7 +97,9 @@ class _Reader:
 def _tensor(name: str, shape: tuple[int, ...], pieces: Pieces) -> LazyTensor:
     """Describe a tensor by its pieces, which must fill it."""
     if sum(torch.Size(array.shape).numel() for _, array in pieces) != torch.Size(shape).numel():
-        raise SourceError(f"the pieces of {name!r} do not fill its shape {shape}: files of some processes are missing")
+        raise SourceError(
+            f"the pieces of {name!r} do not fill its shape {shape}: files of some processes are missing"
+        )
     if len(pieces) == 1:
         return stored_tensor(name, pieces[0][1])
     dtype = dtype_name(pieces[0][1].dtype)
@@ -101,7 +110,9 @@ def _put_together(shape: tuple[int, ...], pieces: Pieces, index: Index) -> Tenso
     """Read the pieces into one tensor."""
     whole = torch.empty(shape, dtype=pieces[0][1].dtype)
     for start, array in pieces:
-        box = tuple(slice(first, first + size) for first, size in zip(start, array.shape, strict=True))
+        box = tuple(
+            slice(first, first + size) for first, size in zip(start, array.shape, strict=True)
+        )
         whole[box] = array.read()
     return piece_of(whole, index)
 

@@ -13,7 +13,8 @@ from spectail.models.lazy_tensor import LazyTensor
 
 MIB = 1024 * 1024
 WHOLE_FILE = 256 * MIB
-"""Files up to this size are read whole; of larger ones the first MiB and 4 KiB of every further MiB."""
+"""Files up to this size are read whole; of larger ones the first MiB and 4 KiB of every further
+MiB."""
 WHOLE_TENSOR = 4 * MIB
 SAMPLE = 4096
 
@@ -21,7 +22,8 @@ SAMPLE = 4096
 def fingerprint_files(files: Iterable[tuple[str, OpenFile]]) -> str:
     """Hash named files by name, size and content; where they lie and when they were written does not enter.
 
-    The files are those that the tensors are read from, so that a fingerprint never belongs to another content.
+    The files are those that the tensors are read from, so that a fingerprint never belongs to
+    another content.
 
     Raises:
         SourceChangedError: a file was written since it was opened.
@@ -55,6 +57,8 @@ def fingerprint_tensors(tensors: Iterable[LazyTensor]) -> str:
         if size > WHOLE_TENSOR:
             # An odd step, or a sample of a matrix with 2^k columns would see a few columns only.
             flat = flat[:: (size // WHOLE_TENSOR + 1) | 1]
-        flat = flat.resolve_conj().resolve_neg()  # views that torch conjugates or negates later have no bytes yet
+        flat = (
+            flat.resolve_conj().resolve_neg()
+        )  # views that torch conjugates or negates later have no bytes yet
         digest.update(flat.contiguous().cpu().view(torch.uint8).numpy().tobytes())
     return f"sha256:{digest.hexdigest()}"

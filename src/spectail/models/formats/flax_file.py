@@ -26,7 +26,9 @@ def read_flax(files: Sequence[OpenFile]) -> Contents:
                 raise SourceError(f"array {path!r} is in {file.name} and in an earlier shard")
             tensors[path] = stored
     if not tensors:
-        raise SourceError(f"{files[0].path} holds no arrays; expected the parameters of a Flax model")
+        raise SourceError(
+            f"{files[0].path} holds no arrays; expected the parameters of a Flax model"
+        )
     return Contents(sorted(as_torch(tensors), key=lambda stored: natural_key(stored.name)))
 
 
@@ -43,7 +45,9 @@ def _tree(file: OpenFile) -> Mapping[str, Any]:
     except Exception:  # noqa: BLE001 - damaged lengths may lead anywhere
         whole, tree = False, None
     if not whole or not isinstance(tree, Mapping):
-        raise SourceError(f"{file.path} is not a readable msgpack file of Flax: it is truncated or of another format")
+        raise SourceError(
+            f"{file.path} is not a readable msgpack file of Flax: it is truncated or of another format"
+        )
     return tree
 
 

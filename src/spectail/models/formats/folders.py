@@ -28,7 +28,9 @@ WHOLE = re.compile(
     r"|flax_model\.msgpack|tf_model\.h5|weights\.npz)$"
 )
 """Names of a whole model in one file, which transformers too looks for before an index."""
-_MAIN_INDEX = re.compile(r"^(?:model|pytorch_model|diffusion_pytorch_model|flax_model|tf_model)\.\w+\.index\.json$")
+_MAIN_INDEX = re.compile(
+    r"^(?:model|pytorch_model|diffusion_pytorch_model|flax_model|tf_model)\.\w+\.index\.json$"
+)
 _SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})(\.\w+)$")
 _NOT_MODELS = re.compile(
     r"^(?:training_args|optimizer|scheduler|scaler|sampler|dl_state.*|rng_state.*|random_states.*|tokenizer.*"
@@ -92,10 +94,14 @@ def _whole(folder: Path) -> Source | None:
     return _of_formats(folder, folder.name, adapters=False)
 
 
-def _of_format(folder: Path, label: str, form: Format, pattern: str, *, adapters: bool) -> Source | None:
+def _of_format(
+    folder: Path, label: str, form: Format, pattern: str, *, adapters: bool
+) -> Source | None:
     """Open the folder's model of one format: whole before sharded; None if there is none."""
     indices = sorted(folder.glob(f"{pattern}.index.json"))
-    found = [f for f in sorted(folder.glob(pattern)) if f.is_file() and not _NOT_MODELS.match(f.name)]
+    found = [
+        f for f in sorted(folder.glob(pattern)) if f.is_file() and not _NOT_MODELS.match(f.name)
+    ]
     files = [f for f in found if bool(ADAPTER.match(f.name)) == adapters]
     if indices and not adapters and not any(WHOLE.match(f.name) for f in files):
         preferred = [index for index in indices if _MAIN_INDEX.match(index.name)]
@@ -122,7 +128,9 @@ def _choose(folder: Path, files: Sequence[Path], form: Format) -> list[Path]:
     if len({tuple(form.all_parts(path)) for path in files}) > 1:
         refuse_foreign(folder)
         names = ", ".join(sorted(by_name)[:3])
-        raise SourceError(f"{folder} holds {len(files)} checkpoints ({names}); name the file to open")
+        raise SourceError(
+            f"{folder} holds {len(files)} checkpoints ({names}); name the file to open"
+        )
     return form.all_parts(files[0])
 
 
@@ -136,7 +144,9 @@ def _snapshot(folder: Path) -> Path | None:
         if commit in {path.name for path in snapshots}:
             return folder / "snapshots" / commit
     if len(snapshots) > 1:
-        raise SourceError(f"{folder} holds {len(snapshots)} snapshots; name one of them, such as {snapshots[0]}")
+        raise SourceError(
+            f"{folder} holds {len(snapshots)} snapshots; name one of them, such as {snapshots[0]}"
+        )
     return snapshots[0]
 
 
@@ -157,15 +167,23 @@ def _hub_name(folder: Path) -> str | None:
 def _components(folder: Path) -> list[Path]:
     """List the sub-folders of a pipeline that hold weights: those of its index, else those with usual names."""
     index = _json(folder / "model_index.json")
-    named = [key for key, value in index.items() if isinstance(value, list) and not key.startswith("_")]
-    names = named or [path.name for path in sorted(folder.iterdir()) if _COMPONENTS.match(path.name)]
-    return [folder / name for name in names if (folder / name).is_dir() and _has_weights(folder / name)]
+    named = [
+        key for key, value in index.items() if isinstance(value, list) and not key.startswith("_")
+    ]
+    names = named or [
+        path.name for path in sorted(folder.iterdir()) if _COMPONENTS.match(path.name)
+    ]
+    return [
+        folder / name for name in names if (folder / name).is_dir() and _has_weights(folder / name)
+    ]
 
 
 def _has_weights(folder: Path) -> bool:
     """Whether a folder holds files of a format that is read."""
     patterns = [pattern for form in table.FORMATS for pattern in form.patterns]
-    return any(not _NOT_MODELS.match(file.name) for pattern in patterns for file in folder.glob(pattern))
+    return any(
+        not _NOT_MODELS.match(file.name) for pattern in patterns for file in folder.glob(pattern)
+    )
 
 
 def _pipeline(components: Sequence[Path], label: str) -> Source:
@@ -181,19 +199,30 @@ def _with_modules(folder: Path, source: Source) -> Source:
     modules = _json(folder / "modules.json", list)
     paths = [str(item.get("path", "")) for item in modules if isinstance(item, Mapping)]
     named = [folder / path for path in paths if path and (folder / path).parent == folder]
-    extra = [(path.name, path_source(path)) for path in named if path.is_dir() and _has_weights(path)]
+    extra = [
+        (path.name, path_source(path)) for path in named if path.is_dir() and _has_weights(path)
+    ]
     if not extra:
         return source
-    return _joined(source.label, [("", source), *extra], f"with {', '.join(name for name, _ in extra)}")
+    return _joined(
+        source.label, [("", source), *extra], f"with {', '.join(name for name, _ in extra)}"
+    )
 
 
 def _joined(label: str, sources: Sequence[tuple[str, Source]], note: str) -> Source:
     """Put the layers of several sources together, each under its name; an empty name adds nothing."""
     layers = []
     for name, source in sources:
-        layers += [replace(layer, name=f"{name}.{layer.name}") if name else layer for layer in source.layers]
-    digest = hashlib.sha256("\0".join(f"{name}\0{source.fingerprint}" for name, source in sources).encode())
-    notes = [f"{name}: {text}" if name else text for name, source in sources for text in source.notes]
+        layers += [
+            replace(layer, name=f"{name}.{layer.name}") if name else layer
+            for layer in source.layers
+        ]
+    digest = hashlib.sha256(
+        "\0".join(f"{name}\0{source.fingerprint}" for name, source in sources).encode()
+    )
+    notes = [
+        f"{name}: {text}" if name else text for name, source in sources for text in source.notes
+    ]
     vectors = sum(source.n_vectors for _, source in sources)
     return Source(label, f"sha256:{digest.hexdigest()}", tuple(layers), vectors, (note, *notes))
 
@@ -201,14 +230,20 @@ def _joined(label: str, sources: Sequence[tuple[str, Source]], note: str) -> Sou
 def _refuse_run(folder: Path) -> None:
     """Name the latest checkpoint of a training run, or the sub-folders that hold models."""
     children = [path for path in folder.iterdir() if path.is_dir()]
-    numbered = [path for path in children if re.search(r"^(?:checkpoint|global_step|step|epoch)[-_]?\d+$", path.name)]
+    numbered = [
+        path
+        for path in children
+        if re.search(r"^(?:checkpoint|global_step|step|epoch)[-_]?\d+$", path.name)
+    ]
     if numbered:
         latest = max(numbered, key=lambda path: natural_key(path.name))
         raise SourceError(
             f"{folder} holds no weights itself but checkpoints of a run ({len(numbered)}); "
             f"open the latest with: spectail analyze {latest}"
         )
-    holding = sorted((path for path in children if _has_weights(path)), key=lambda path: natural_key(path.name))
+    holding = sorted(
+        (path for path in children if _has_weights(path)), key=lambda path: natural_key(path.name)
+    )
     if holding:
         names = ", ".join(path.name for path in holding[:4]) + ("..." if len(holding) > 4 else "")
         raise SourceError(
@@ -231,21 +266,29 @@ def read_index(index: Path) -> tuple[list[Path], list[str]]:
             f"{index} is not an index of shards: expected JSON with a 'weight_map' from tensor to file name"
         ) from None
     if not names:
-        raise SourceError(f"{index} is an index of shards that names none; download the model again")
+        raise SourceError(
+            f"{index} is an index of shards that names none; download the model again"
+        )
     folder = index.parent
     missing = []
     for name in names:
         if Path(name).name != name or name in {"", ".", ".."} or "\\" in name:
-            raise SourceError(f"{index} names the shard {name!r} outside of its own folder; expected plain file names")
+            raise SourceError(
+                f"{index} names the shard {name!r} outside of its own folder; expected plain file names"
+            )
         if not (folder / name).is_file():
             missing.append(name)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise SourceError(f"shard {missing[0]}{more} of {index} is missing; download the model again")
+        raise SourceError(
+            f"shard {missing[0]}{more} of {index} is missing; download the model again"
+        )
     return [folder / name for name in names], list(weight_map)
 
 
-def _assembled(form: Format, paths: Sequence[Path], label: str, promised: Iterable[str] = ()) -> Source:
+def _assembled(
+    form: Format, paths: Sequence[Path], label: str, promised: Iterable[str] = ()
+) -> Source:
     """Read the files of one model and put its tensors together with the configuration files beside them."""
     files = [OpenFile(path) for path in paths]
     contents = _read(form, files)
@@ -273,7 +316,10 @@ def configuration_of(folder: Path) -> tuple[Mapping[str, Any], Path | None]:
     config = _json(folder / "config.json")
     if quantisation_of(config):
         return config, folder / "config.json"
-    for path in (folder / name for name in ("hf_quant_config.json", "quantize_config.json", "quant_config.json")):
+    for path in (
+        folder / name
+        for name in ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+    ):
         if said := _json(path):
             return {**config, "quantization_config": said.get("quantization", said)}, path
     return config, None
@@ -298,7 +344,9 @@ def _lost(promised: Iterable[str], tensors: Sequence[LazyTensor]) -> tuple[str, 
     there = {stored.name for stored in tensors}
     promised = list(promised)
     lost = [name for name in promised if name not in there]
-    if not lost or len(lost) == len(promised):  # formats whose names are translated share none with their index
+    if not lost or len(lost) == len(
+        promised
+    ):  # formats whose names are translated share none with their index
         return ()
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
     return (f"the index names {lost[0]}{more}, which no shard holds",)

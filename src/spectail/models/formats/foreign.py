@@ -19,7 +19,8 @@ class Foreign:
     advice: str
     """What to do; ``{}`` stands for the path."""
     files: str
-    """A regular expression for the name of a file or sub-folder that tells it; matched from the beginning."""
+    """A regular expression for the name of a file or sub-folder that tells it; matched from the
+    beginning."""
 
 
 _KERAS = (
@@ -45,7 +46,11 @@ FOREIGN = (
         r"(?:_CHECKPOINT_METADATA|_METADATA|manifest\.ocdbt|ocdbt\.process_\d+|_sharding)$",
     ),
     Foreign("a TensorFlow SavedModel", _KERAS, r"saved_model\.pb(?:txt)?$"),
-    Foreign("a TensorFlow checkpoint", _KERAS, r"(?:.*\.ckpt(?:-\d+)?\.(?:index|data-\d+-of-\d+|meta)|checkpoint)$"),
+    Foreign(
+        "a TensorFlow checkpoint",
+        _KERAS,
+        r"(?:.*\.ckpt(?:-\d+)?\.(?:index|data-\d+-of-\d+|meta)|checkpoint)$",
+    ),
     Foreign(
         "a frozen TensorFlow graph",
         "convert it: python -m tf2onnx.convert --graphdef {} --output model.onnx",
@@ -61,8 +66,14 @@ FOREIGN = (
         "open the model that it was converted from; Core ML stores compressed weights without their names",
         r".*\.(?:mlmodel|mlpackage|mlmodelc)$",
     ),
-    Foreign("an OpenVINO model", "open the model that it was converted from", r"openvino_.*\.(?:xml|bin)$"),
-    Foreign("a TensorRT engine", "open the model that it was built from", r".*\.(?:engine|plan|trt)$"),
+    Foreign(
+        "an OpenVINO model",
+        "open the model that it was converted from",
+        r"openvino_.*\.(?:xml|bin)$",
+    ),
+    Foreign(
+        "a TensorRT engine", "open the model that it was built from", r".*\.(?:engine|plan|trt)$"
+    ),
     Foreign("an ExecuTorch program", "open the model that it was exported from", r".*\.pte$"),
     Foreign(
         "an exported PyTorch program",
@@ -75,8 +86,16 @@ FOREIGN = (
         "convert it: paddle.load, then safetensors.numpy.save_file",
         r".*\.(?:pdparams|pdiparams|pdmodel)$",
     ),
-    Foreign("an MXNet model", "convert it: mxnet.nd.load, then safetensors.numpy.save_file", r".*\.params$"),
-    Foreign("a packed archive", "unpack it and open the folder", r".*\.(?:tar|tgz|gz|bz2|xz|zst|7z|rar|zip)$"),
+    Foreign(
+        "an MXNet model",
+        "convert it: mxnet.nd.load, then safetensors.numpy.save_file",
+        r".*\.params$",
+    ),
+    Foreign(
+        "a packed archive",
+        "unpack it and open the folder",
+        r".*\.(?:tar|tgz|gz|bz2|xz|zst|7z|rar|zip)$",
+    ),
 )
 """The first that matches is named."""
 _TOKENIZER = re.compile(
@@ -109,12 +128,24 @@ def _names(path: Path) -> Iterator[str]:
 
 def without_weights(folder: Path) -> SourceError:
     """Say what a folder without a model holds instead."""
-    files = sorted(child.name for child in folder.iterdir() if child.is_file() and not child.name.startswith("."))
-    if files and all(_TOKENIZER.match(name) or name.endswith((".json", ".md", ".txt")) for name in files):
+    files = sorted(
+        child.name
+        for child in folder.iterdir()
+        if child.is_file() and not child.name.startswith(".")
+    )
+    if files and all(
+        _TOKENIZER.match(name) or name.endswith((".json", ".md", ".txt")) for name in files
+    ):
         tokens = any(_TOKENIZER.match(name) for name in files)
         what = "a tokenizer and configuration files" if tokens else "configuration files"
-        return SourceError(f"{folder} holds no weights, only {what} ({files[0]}...); download the weights beside them")
-    holds = f"it holds {', '.join(files[:3])}{'...' if len(files) > 3 else ''}" if files else "it is empty"
+        return SourceError(
+            f"{folder} holds no weights, only {what} ({files[0]}...); download the weights beside them"
+        )
+    holds = (
+        f"it holds {', '.join(files[:3])}{'...' if len(files) > 3 else ''}"
+        if files
+        else "it is empty"
+    )
     return SourceError(
         f"{folder} holds no weights; expected model.safetensors, an index of shards, adapter_model.safetensors, "
         f"pytorch_model.bin, a GGUF file or another format of docs/formats.md, and {holds}"

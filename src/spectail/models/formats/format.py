@@ -17,7 +17,8 @@ class Contents:
 
     tensors: Sequence[LazyTensor]
     config: Mapping[str, Any] = field(default_factory=dict)
-    """What the files themselves say about the model, in the words of transformers' ``config.json``."""
+    """What the files themselves say about the model, in the words of transformers'
+    ``config.json``."""
     notes: tuple[str, ...] = ()
     """Things that the user should know about how the files were read, one sentence each."""
     more_files: tuple[OpenFile, ...] = ()
@@ -43,15 +44,19 @@ class Format:
     suffixes: tuple[str, ...]
     """Endings of the format's files, in lower case with their dot."""
     read: Callable[[Sequence[OpenFile]], Contents]
-    """Reads all files of one model. It lists tensors, whose values should be read when they are asked for."""
+    """Reads all files of one model. It lists tensors, whose values should be read when they are
+    asked for."""
     looks_like: Callable[[bytes, int], bool] = nothing_tells
     """Whether the first 512 bytes and the size of a file say that it is of this format."""
     folder: tuple[str, ...] | None = None
-    """Patterns of its files in a model folder, the most usual first; all files with its endings unless given."""
+    """Patterns of its files in a model folder, the most usual first; all files with its endings
+    unless given."""
     all_parts: Callable[[Path], list[Path]] = only_itself
     """From one file of a split model to all of them, for formats whose names say so."""
 
     @property
     def patterns(self) -> tuple[str, ...]:
         """Patterns of the format's files in a model folder."""
-        return tuple(f"*{suffix}" for suffix in self.suffixes) if self.folder is None else self.folder
+        return (
+            tuple(f"*{suffix}" for suffix in self.suffixes) if self.folder is None else self.folder
+        )

@@ -1,8 +1,8 @@
 """The header of a GGUF file: metadata, and where each tensor lies.
 
-The ``gguf`` library's reader spends seconds on the vocabulary of a model (SmolLM2: 4 s, more than half of its
-analysis), which nobody here looks at; this one steps over it. A test compares the two. Format: ggml's docs/gguf.md,
-versions 2 and 3, little-endian; names and numbers as in that text.
+The ``gguf`` library's reader spends seconds on the vocabulary of a model (SmolLM2: 4 s, more than
+half of its analysis), which nobody here looks at; this one steps over it. A test compares the two.
+Format: ggml's docs/gguf.md, versions 2 and 3, little-endian; names and numbers as in that text.
 """
 
 from __future__ import annotations
@@ -15,10 +15,23 @@ from pathlib import Path
 from spectail.errors import SourceError
 from spectail.models.formats.open_file import OpenFile
 
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 _STRING, _ARRAY = 8, 9
 _LONGEST_ARRAY = 4096
-"""Arrays of numbers up to this length are kept (values by block); longer ones, and texts, are stepped over."""
+"""Arrays of numbers up to this length are kept (values by block); longer ones, and texts, are
+stepped over."""
 _MOST_DIMENSIONS = 4
 
 
@@ -139,7 +152,9 @@ class _Cursor:
         if not isinstance(alignment, int) or alignment < 1:
             raise ValueError(alignment)
         start = -(-self.position // alignment) * alignment
-        tensors = tuple(GgufTensor(name, shape, kind, start + offset) for name, shape, kind, offset in infos)
+        tensors = tuple(
+            GgufTensor(name, shape, kind, start + offset) for name, shape, kind, offset in infos
+        )
         return GgufHeader(metadata, tensors)
 
     def tensor_info(self) -> tuple[str, tuple[int, ...], int, int]:

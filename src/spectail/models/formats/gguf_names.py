@@ -90,7 +90,17 @@ FAMILIES: dict[str, Family] = {
                 "olmoe",
                 "smollm3",
             ),
-            *("granite", "mistral3", "deepseek2", "command-r", "cohere2", "nemotron", "arcee", "minicpm", "apertus"),
+            *(
+                "granite",
+                "mistral3",
+                "deepseek2",
+                "command-r",
+                "cohere2",
+                "nemotron",
+                "arcee",
+                "minicpm",
+                "apertus",
+            ),
             *("xverse", "exaone4", "ernie4_5", "hunyuan-dense", "glm4moe", "dots1"),
         ),
         _like_llama(),
@@ -105,7 +115,12 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family(
         {"token_embd": "transformer.wte", "position_embd": "transformer.wpe", "output": "lm_head"},
         "transformer.h.",
-        {"attn_qkv": "attn.c_attn", "attn_output": "attn.c_proj", "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+        {
+            "attn_qkv": "attn.c_attn",
+            "attn_output": "attn.c_proj",
+            "ffn_up": "mlp.c_fc",
+            "ffn_down": "mlp.c_proj",
+        },
         frozenset({"attn_qkv", "attn_output", "ffn_up", "ffn_down"}),
     ),
     "bert": Family(
@@ -125,7 +140,10 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "nomic-bert": Family(
-        {"token_embd": "embeddings.word_embeddings", "token_types": "embeddings.token_type_embeddings"},
+        {
+            "token_embd": "embeddings.word_embeddings",
+            "token_types": "embeddings.token_type_embeddings",
+        },
         "encoder.layers.",
         {
             "attn_qkv": "attn.Wqkv",
@@ -165,7 +183,9 @@ def hf_name(architecture: str, name: str) -> HfName | None:
         inside = family.inside.get(stem)
         if inside is None:
             return None
-        return HfName(f"{family.blocks}{block}.{inside}.{ending}", stem, stem in family.stored_in_out)
+        return HfName(
+            f"{family.blocks}{block}.{inside}.{ending}", stem, stem in family.stored_in_out
+        )
     stem, _, ending = name.rpartition(".")
     top = family.top.get(stem)
     return HfName(f"{top}.{ending}", stem) if top else None

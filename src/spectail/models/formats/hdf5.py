@@ -1,7 +1,8 @@
 """HDF5 files of Keras and TensorFlow: ``tf_model.h5`` of transformers, ``.h5``, ``.weights.h5`` and ``.keras`` files.
 
-The ``h5py`` library reads the structure; arrays that are stored in one piece are read by ranges. Keras 3 numbers a
-layer's variables (``layers/dense/vars/0``): the layer's class, which its group is named after, tells what they are.
+The ``h5py`` library reads the structure; arrays that are stored in one piece are read by ranges.
+Keras 3 numbers a layer's variables (``layers/dense/vars/0``): the layer's class, which its group is
+named after, tells what they are.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name, piece_of,
 from spectail.models.naming.names import natural_key
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
-_OPTIMIZER = re.compile(r"^/(?:optimizer|optimizer_weights|_layer_checkpoint_dependencies/optimizer)(?:/|$)")
+_OPTIMIZER = re.compile(
+    r"^/(?:optimizer|optimizer_weights|_layer_checkpoint_dependencies/optimizer)(?:/|$)"
+)
 _ATTENTION = {
     "query_dense": "query",
     "key_dense": "key",
@@ -61,9 +64,16 @@ def _arrays(file: OpenFile) -> dict[str, LazyTensor]:
         place, start = (file, 0) if bytes(file.read(0, 2)) != b"PK" else _inside(file)
         with h5py.File(place.stream(start), "r") as tree:
             found: list[str] = []
-            tree.visititems(lambda path, item: found.append(f"/{path}") if isinstance(item, h5py.Dataset) else None)
+            tree.visititems(
+                lambda path, item: (
+                    found.append(f"/{path}") if isinstance(item, h5py.Dataset) else None
+                )
+            )
             kept = [path for path in found if not _OPTIMIZER.match(path)]
-            return {_name(path): _described(tree[path], place, start) for path in sorted(kept, key=natural_key)}
+            return {
+                _name(path): _described(tree[path], place, start)
+                for path in sorted(kept, key=natural_key)
+            }
     except SourceError:
         raise
     except Exception:  # noqa: BLE001 - a damaged file may fail in any way
@@ -93,7 +103,9 @@ def _described(dataset: Any, file: ReadableFile, start: int) -> LazyTensor:
     shape = tuple(dataset.shape)
     dtype = torch_dtype(dataset.dtype.str)
     if dtype is None:
-        return unreadable("", shape, "uint8", f"an array of type {dataset.dtype}, which is not read")
+        return unreadable(
+            "", shape, "uint8", f"an array of type {dataset.dtype}, which is not read"
+        )
     offset = dataset.id.get_offset()
     if offset is not None:
         return stored_tensor("", StoredArray(file, start + offset, dtype, shape, row_major(shape)))
@@ -109,7 +121,9 @@ def _read_chunked(file: ReadableFile, start: int, path: str, index: Index) -> Te
         with h5py.File(file.stream(start), "r") as tree:
             values = np.asarray(tree[path][()])
     except (OSError, RuntimeError, KeyError) as error:
-        raise SourceError(f"{path} of {file.path} cannot be read ({error}): the file is damaged") from None
+        raise SourceError(
+            f"{path} of {file.path} cannot be read ({error}): the file is damaged"
+        ) from None
     return piece_of(torch.from_numpy(values), index)
 
 
@@ -128,9 +142,14 @@ def _name(path: str) -> str:
     elif len(parts) > 2 and parts[0] == "model_weights":
         parts = parts[1:]
     if len(parts) > 2 and parts[0] == parts[1]:
-        parts = parts[1:]  # a Keras file has a group for the layer, and the layer's name again in the variable's
+        parts = parts[
+            1:
+        ]  # a Keras file has a group for the layer, and the layer's name again in the variable's
     if len(parts) > 2 and parts[-2] == "vars":  # Keras 3
-        parts = [*(_ATTENTION.get(part, part) for part in parts[:-1] if part not in _CONTAINERS), parts[-1]]
+        parts = [
+            *(_ATTENTION.get(part, part) for part in parts[:-1] if part not in _CONTAINERS),
+            parts[-1],
+        ]
         parts = [*parts[:-1], _variable(parts[:-1], parts[-1])]
     return ".".join(parts)
 

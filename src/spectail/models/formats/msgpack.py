@@ -1,7 +1,8 @@
 """Where the arrays of a msgpack file lie: the structure is read, their bytes are stepped over.
 
-A decoder would need the whole file in memory. Format: the msgpack specification; arrays are extension type 1 of
-``flax.serialization``, a msgpack list of shape, type and bytes; arrays above 1 GiB are cut into chunks.
+A decoder would need the whole file in memory. Format: the msgpack specification; arrays are
+extension type 1 of ``flax.serialization``, a msgpack list of shape, type and bytes; arrays above 1
+GiB are cut into chunks.
 """
 
 from __future__ import annotations
@@ -25,7 +26,13 @@ _NUMBERS = {0xCA: ">f", 0xCB: ">d", 0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">
     0xD3: ">q",
 }
 _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
-_LENGTHS = {0xC4: (1, "bin"), 0xC5: (2, "bin"), 0xC6: (4, "bin"), 0xC7: (1, "ext"), 0xC8: (2, "ext")} | {
+_LENGTHS = {
+    0xC4: (1, "bin"),
+    0xC5: (2, "bin"),
+    0xC6: (4, "bin"),
+    0xC7: (1, "ext"),
+    0xC8: (2, "ext"),
+} | {
     0xC9: (4, "ext"),
     0xD9: (1, "str"),
     0xDA: (2, "str"),
@@ -118,11 +125,15 @@ class Walker:
         return start, size
 
 
-def _stored(file: OpenFile, offset: int, length: int, shape: tuple[int, ...], name: str) -> StoredArray | LazyTensor:
+def _stored(
+    file: OpenFile, offset: int, length: int, shape: tuple[int, ...], name: str
+) -> StoredArray | LazyTensor:
     """Describe one array; one of a type that torch lacks cannot be read."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
-        return unreadable("", shape, name, f"stored as {name}, a type that torch cannot compute with")
+        return unreadable(
+            "", shape, name, f"stored as {name}, a type that torch cannot compute with"
+        )
     if math.prod(shape) * dtype.itemsize != length:
         raise ValueError(name)
     return StoredArray(file, offset, dtype, shape, row_major(shape))

@@ -32,9 +32,20 @@ def read_npy(files: Sequence[OpenFile]) -> Contents:
         if file.size == 0:
             raise SourceError(f"{file.path} is empty; expected a file written by numpy")
         try:
-            found = _archive(file) if bytes(file.read(0, 2)) == b"PK" else [_array("weight", file, 0)]
-        except (ValueError, KeyError, SyntaxError, zipfile.BadZipFile, NotImplementedError, TypeError):
-            raise SourceError(f"{file.path} is not a readable file of numpy: it is truncated or damaged") from None
+            found = (
+                _archive(file) if bytes(file.read(0, 2)) == b"PK" else [_array("weight", file, 0)]
+            )
+        except (
+            ValueError,
+            KeyError,
+            SyntaxError,
+            zipfile.BadZipFile,
+            NotImplementedError,
+            TypeError,
+        ):
+            raise SourceError(
+                f"{file.path} is not a readable file of numpy: it is truncated or damaged"
+            ) from None
         for stored in found:
             if stored.name in tensors:
                 raise SourceError(f"array {stored.name!r} is in {file.name} and in an earlier file")
@@ -48,7 +59,10 @@ def _archive(file: OpenFile) -> list[LazyTensor]:
         names = [name for name in archive.namelist() if name.endswith(".npy")]
         if not names:
             raise ValueError("no array")
-        places = {name.removesuffix(".npy").replace("/", "."): member(file, 0, archive, name) for name in names}
+        places = {
+            name.removesuffix(".npy").replace("/", "."): member(file, 0, archive, name)
+            for name in names
+        }
     return [_array(name, place, start) for name, (place, start, _) in places.items()]
 
 
@@ -62,11 +76,15 @@ def _array(name: str, file: ReadableFile, start: int) -> LazyTensor:
     begin = start + (12 if wide else 10)
     if length > _LONGEST_HEADER:
         raise ValueError("a header that long")
-    header = ast.literal_eval(bytes(file.read(begin, length)).decode("utf-8" if magic[6] > 2 else "latin1"))
+    header = ast.literal_eval(
+        bytes(file.read(begin, length)).decode("utf-8" if magic[6] > 2 else "latin1")
+    )
     shape = tuple(int(size) for size in header["shape"])
     dtype = torch_dtype(header["descr"])
     if dtype is None:
-        return unreadable(name, shape, "uint8", f"an array of numpy's type {header['descr']!r}, which is not read")
+        return unreadable(
+            name, shape, "uint8", f"an array of numpy's type {header['descr']!r}, which is not read"
+        )
     strides = column_major(shape) if header["fortran_order"] else row_major(shape)
     array = StoredArray(file, begin + length, dtype, shape, strides)
     if array.end > file.size:
@@ -91,6 +109,8 @@ FORMAT = Format(
     name="a file of numpy",
     suffixes=(".npz", ".npy"),
     read=read_npy,
-    looks_like=lambda start, size: start.startswith(_MAGIC) or (start[:2] == b"PK" and b".npy" in start[:120]),
+    looks_like=lambda start, size: (
+        start.startswith(_MAGIC) or (start[:2] == b"PK" and b".npy" in start[:120])
+    ),
     folder=("*.npz",),
 )

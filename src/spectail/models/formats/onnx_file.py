@@ -1,7 +1,8 @@
 """ONNX: the constants that a graph multiplies by, as (out, in) under the names of their modules.
 
-The ``onnx`` library parses the file, which stays in memory and can have 2 GiB at most; weights in files of their own
-are read by ranges. Operators: the ONNX specification, and ONNX Runtime's list of contributed operators.
+The ``onnx`` library parses the file, which stays in memory and can have 2 GiB at most; weights in
+files of their own are read by ranges. Operators: the ONNX specification, and ONNX Runtime's list of
+contributed operators.
 """
 
 from __future__ import annotations
@@ -62,9 +63,13 @@ def read_onnx(files: Sequence[OpenFile]) -> Contents:
     (file,) = files
     model = _parsed(file)
     reader = _Reader(file, Graph().add(model.graph))
-    tensors = [tensor for item in reader.graph.in_order_of_use() for tensor in reader.described(*item)]
+    tensors = [
+        tensor for item in reader.graph.in_order_of_use() for tensor in reader.described(*item)
+    ]
     if not tensors:
-        raise SourceError(f"{file.path} is an ONNX graph without weights; expected a model with initialisers")
+        raise SourceError(
+            f"{file.path} is an ONNX graph without weights; expected a model with initialisers"
+        )
     return Contents(_with_own_names(_tied(tensors)), more_files=tuple(reader.external.values()))
 
 
@@ -81,7 +86,9 @@ def _parsed(file: OpenFile) -> Any:
     except Exception:  # noqa: BLE001 - protobuf's errors have no public base class
         model = None
     if model is None or not model.graph.node:
-        raise SourceError(f"{file.path} is not a readable ONNX model: it is truncated or of another format")
+        raise SourceError(
+            f"{file.path} is not a readable ONNX model: it is truncated or of another format"
+        )
     return model
 
 
@@ -100,7 +107,9 @@ class _Reader:
         if self.graph.is_helper(name):
             return []
         if len(proto.dims) < 2:
-            return [self._stored(name, proto)] if listed and proto.data_type in {1, 10, 11, 16} else []
+            return (
+                [self._stored(name, proto)] if listed and proto.data_type in {1, 10, 11, 16} else []
+            )
         uses = list(self.graph.uses(name))
         use = next((use for use in uses if use.is_matrix), None)
         if use is None:
@@ -110,7 +119,10 @@ class _Reader:
                 return []
             users = ", ".join(sorted({use.node.op_type for use in uses})) or "no operator"
             return [
-                replace(self._stored(readable(name), proto), no_weight=f"the graph does not multiply by it ({users})")
+                replace(
+                    self._stored(readable(name), proto),
+                    no_weight=f"the graph does not multiply by it ({users})",
+                )
             ]
         return self._weight(name, proto, use)
 
@@ -118,7 +130,11 @@ class _Reader:
         """Describe a constant that an operator multiplies by."""
         module = self.graph.module_of(use)
         own = readable(name)
-        alias = use.node.op_type == "Gather" and own.endswith(".weight") and not own.startswith(f"{module}.")
+        alias = (
+            use.node.op_type == "Gather"
+            and own.endswith(".weight")
+            and not own.startswith(f"{module}.")
+        )
         called = f"{module}.weight" if module and (is_machine_name(name) or alias) else own
         stored = self._unpacked(self._stored(called, proto), name, use)
         if use.node.op_type in _GATES:
@@ -134,12 +150,19 @@ class _Reader:
         shape = tuple(proto.dims)
         dtype = _TYPES.get(proto.data_type)
         if dtype is None:
-            return unreadable(name, shape, "uint8", f"stored as ONNX type {proto.data_type}, which is not read here")
+            return unreadable(
+                name,
+                shape,
+                "uint8",
+                f"stored as ONNX type {proto.data_type}, which is not read here",
+            )
         if proto.data_location == _EXTERNAL:
             return self._external(name, proto, dtype)
         size = torch.Size(shape).numel() * dtype.itemsize
         if proto.HasField("raw_data") and len(proto.raw_data) != size:
-            raise SourceError(f"{self.file.path} is damaged: {name!r} has {len(proto.raw_data)} bytes and needs {size}")
+            raise SourceError(
+                f"{self.file.path} is damaged: {name!r} has {len(proto.raw_data)} bytes and needs {size}"
+            )
         return LazyTensor(name, shape, dtype_name(dtype), partial(_read_proto, proto, dtype))
 
     def _external(self, name: str, proto: Any, dtype: torch.dtype) -> LazyTensor:
@@ -147,7 +170,9 @@ class _Reader:
         info = {item.key: item.value for item in proto.external_data}
         location = PurePosixPath(info.get("location", ""))
         if location.is_absolute() or ".." in location.parts or not location.parts:
-            raise SourceError(f"{self.file.path} names the file {str(location)!r} outside of its own folder")
+            raise SourceError(
+                f"{self.file.path} names the file {str(location)!r} outside of its own folder"
+            )
         path = self.file.path.parent / location
         if not path.is_file():
             raise SourceError(
@@ -156,9 +181,13 @@ class _Reader:
         if str(location) not in self.external:
             self.external[str(location)] = OpenFile(path)
         shape = tuple(proto.dims)
-        array = StoredArray(self.external[str(location)], int(info.get("offset", 0)), dtype, shape, row_major(shape))
+        array = StoredArray(
+            self.external[str(location)], int(info.get("offset", 0)), dtype, shape, row_major(shape)
+        )
         if array.end > array.file.size:
-            raise SourceError(f"{path} is truncated: {name!r} does not fit into it; download it again")
+            raise SourceError(
+                f"{path} is truncated: {name!r} does not fit into it; download it again"
+            )
         return stored_tensor(name, array)
 
     def _unpacked(self, stored: LazyTensor, name: str, use: Use) -> LazyTensor:
@@ -172,10 +201,17 @@ class _Reader:
             return replace(stored, problem=problem)
         steps = [step for step in use.steps if step.op_type == "DequantizeLinear"]
         if steps and attribute(steps[0], "block_size", 0):
-            return replace(stored, problem="integers with a scale per block, which are not dequantised here")
+            return replace(
+                stored, problem="integers with a scale per block, which are not dequantised here"
+            )
         scale = self._stored("", values[0]).read(())
         zero = self._stored("", values[1]).read(()) if values[1] is not None else torch.zeros(())
-        last = use.node.op_type in {"MatMulInteger", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul"}
+        last = use.node.op_type in {
+            "MatMulInteger",
+            "QLinearMatMul",
+            "QGemm",
+            "DynamicQuantizeMatMul",
+        }
         axis = attribute(steps[0], "axis", 1) if steps else len(stored.shape) - 1 if last else 0
         scales = _Scales(scale.float(), zero.float(), axis % len(stored.shape))
         return replace(stored, dtype="float32", read=partial(_dequantised, stored.read, scales))
@@ -202,7 +238,9 @@ class _Reader:
         prefix = f"{module}." if module else ""
         if len(stored.shape) < 3:
             read = partial(_read_gates, stored.read, None, gates)
-            return [replace(stored, name=f"{prefix}weight_{which}_l{layer}", read=read, no_weight="")]
+            return [
+                replace(stored, name=f"{prefix}weight_{which}_l{layer}", read=read, no_weight="")
+            ]
         return [
             replace(
                 stored,
@@ -231,7 +269,9 @@ def _oriented(stored: LazyTensor, use: Use) -> LazyTensor:
         in_out = kind == "Attention"
     weight = replace(stored, no_weight="")
     if in_out:
-        weight = permuted_tensor(weight, [*range(len(stored.shape) - 2), len(stored.shape) - 1, len(stored.shape) - 2])
+        weight = permuted_tensor(
+            weight, [*range(len(stored.shape) - 2), len(stored.shape) - 1, len(stored.shape) - 2]
+        )
     factor = float(attribute(use.node, "alpha", 1.0)) if gemm or kind == "FusedMatMul" else 1.0
     if factor != 1.0:
         weight = replace(weight, read=partial(_scaled, weight.read, factor))
@@ -242,7 +282,9 @@ def _scaled(read: Callable[[Index], Tensor], factor: float, index: Index) -> Ten
     return read(index) * factor
 
 
-def _read_gates(read: Callable[[Index], Tensor], direction: int | None, gates: tuple[int, ...], index: Index) -> Tensor:
+def _read_gates(
+    read: Callable[[Index], Tensor], direction: int | None, gates: tuple[int, ...], index: Index
+) -> Tensor:
     parts = read(() if direction is None else (direction,)).chunk(len(gates))
     return piece_of(torch.cat([parts[gate] for gate in gates]), index)
 
@@ -252,7 +294,8 @@ def _dequantised(read: Callable[[Index], Tensor], scales: _Scales, index: Index)
     along = [1] * whole.ndim
     along[scales.axis] = -1
     scale, zero = (
-        part.reshape(along) if part.numel() > 1 else part.reshape(()) for part in (scales.scale, scales.zero)
+        part.reshape(along) if part.numel() > 1 else part.reshape(())
+        for part in (scales.scale, scales.zero)
     )
     return piece_of((whole - zero) * scale, index)
 
@@ -261,14 +304,18 @@ def _read_proto(proto: Any, dtype: torch.dtype, index: Index) -> Tensor:
     """Take the values of a tensor out of the parsed graph."""
     if proto.HasField("raw_data"):
         content = np.frombuffer(bytearray(proto.raw_data), np.uint8)
-        flat = torch.from_numpy(content).view(dtype) if content.size else torch.empty(0, dtype=dtype)
+        flat = (
+            torch.from_numpy(content).view(dtype) if content.size else torch.empty(0, dtype=dtype)
+        )
     else:
         import onnx.numpy_helper
 
         try:
             array = np.ascontiguousarray(onnx.numpy_helper.to_array(proto)).reshape(-1)
         except (ValueError, TypeError) as error:
-            raise SourceError(f"the values of {proto.name!r} cannot be read ({error}): the file is damaged") from None
+            raise SourceError(
+                f"the values of {proto.name!r} cannot be read ({error}): the file is damaged"
+            ) from None
         flat = torch.from_numpy(array.view(np.uint8).copy()).view(dtype)
     return piece_of(flat.reshape(tuple(proto.dims)), index)
 
@@ -286,7 +333,12 @@ def _tied(tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
 
 def _is_copy(tensor: LazyTensor, table: LazyTensor) -> bool:
     """Whether a weight holds the values of an embedding."""
-    if tensor is table or tensor.shape != table.shape or tensor.problem or tensor.layout is not None:
+    if (
+        tensor is table
+        or tensor.shape != table.shape
+        or tensor.problem
+        or tensor.layout is not None
+    ):
         return False
     return torch.equal(tensor.read(()), table.read(()))
 

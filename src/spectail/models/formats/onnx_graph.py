@@ -1,7 +1,7 @@
 """What an ONNX graph does with a constant: which operator uses it as its weight, and what the weight is called.
 
-Exporters fold the transposes of linear layers into the constant and then call it ``onnx::MatMul_123`` or ``val_7``;
-the scope of the node that uses it still tells the module.
+Exporters fold the transposes of linear layers into the constant and then call it
+``onnx::MatMul_123`` or ``val_7``; the scope of the node that uses it still tells the module.
 """
 
 from __future__ import annotations
@@ -40,9 +40,11 @@ MATRIX_INPUTS: dict[str, tuple[int, ...]] = {
 _PASSED_ON = {"Identity", "Cast", "Transpose", "DequantizeLinear", "Squeeze", "Unsqueeze"}
 """Operators through which a constant reaches the one that uses it."""
 _REARRANGED = _PASSED_ON | {"Slice", "Concat", "Reshape", "Split", "Pad"}
-"""Operators that rearrange a constant: what comes out is the same weights, in an order that is not followed here."""
+"""Operators that rearrange a constant: what comes out is the same weights, in an order that is not
+followed here."""
 _HELPERS = {"DequantizeLinear": 1, "QuantizeLinear": 1, "MatMulNBits": 2, "GatherBlockQuantized": 2}
-"""From which input on an operator takes scales and zero points, which are no tensors of the model."""
+"""From which input on an operator takes scales and zero points, which are no tensors of the
+model."""
 _MACHINE_NAME = re.compile(
     r"^(?:onnx::\w+_\d+|\d+|val_\d+|_v_\d+|(?:.*/)?Constant(?:_\d+)?_output_\d+|.*_output_\d+|const\w*_\d+|t_\d+"
     r"|[\w/]*[Tt]ranspose\w*(?::\d+)?|W\d+|initializer_\d+)$"
@@ -101,7 +103,9 @@ class Graph:
     def reaches_matrix(self, name: str, depth: int = 12) -> bool:
         """Whether an operator multiplies by a constant after it was rearranged in any way."""
         for node, position in self.takers.get(name, []) if depth else []:
-            if position in MATRIX_INPUTS.get(node.op_type, ()) and (position > 0 or node.op_type == "Gather"):
+            if position in MATRIX_INPUTS.get(node.op_type, ()) and (
+                position > 0 or node.op_type == "Gather"
+            ):
                 return True
             rearranged = node.op_type in _REARRANGED and (position == 0 or node.op_type == "Concat")
             if rearranged and any(self.reaches_matrix(output, depth - 1) for output in node.output):
@@ -110,13 +114,19 @@ class Graph:
 
     def in_order_of_use(self) -> list[tuple[str, Any, bool]]:
         """List the constants in the order in which the graph takes them, which is the model's."""
-        order = {name: number for number, node in reversed(list(enumerate(self.nodes))) for name in node.input}
+        order = {
+            name: number
+            for number, node in reversed(list(enumerate(self.nodes)))
+            for name in node.input
+        }
         return sorted(self.constants, key=lambda item: order.get(item[0], len(self.nodes)))
 
     def is_helper(self, name: str) -> bool:
         """Whether a constant only serves to unpack another (scales, zero points)."""
         takers = self.takers.get(name, [])
-        return bool(takers) and all(position >= _HELPERS.get(node.op_type, 99) for node, position in takers)
+        return bool(takers) and all(
+            position >= _HELPERS.get(node.op_type, 99) for node, position in takers
+        )
 
     def module_of(self, use: Use) -> str:
         """Give the module that an operator belongs to, by its scope or by its bias; empty if nothing tells."""
@@ -125,9 +135,14 @@ class Graph:
     def _by_bias(self, use: Use) -> str:
         """Take the name from the bias of the same module: an input of the operator, or added to its output.
 
-        Exporters merge equal constants, so a bias that several operators take (of zeros, say) tells nothing.
+        Exporters merge equal constants, so a bias that several operators take (of zeros, say) tells
+        nothing.
         """
-        after = [node for node, _ in self.takers.get(next(iter(use.node.output), ""), []) if node.op_type == "Add"]
+        after = [
+            node
+            for node, _ in self.takers.get(next(iter(use.node.output), ""), [])
+            if node.op_type == "Add"
+        ]
         inputs = [*list(use.node.input)[2:3], *(name for node in after for name in node.input)]
         known = {name for name, _, listed in self.constants if listed}
         single = [name for name in inputs if name in known and len(self.takers[name]) == 1]
@@ -139,7 +154,9 @@ def attribute(node: Any, name: str, default: Any) -> Any:
     """Read an attribute of a node: a number, a list of numbers or a text."""
     for item in node.attribute:
         if item.name == name:
-            return {1: item.f, 2: item.i, 3: item.s, 6: list(item.floats), 7: list(item.ints)}.get(item.type, default)
+            return {1: item.f, 2: item.i, 3: item.s, 6: list(item.floats), 7: list(item.ints)}.get(
+                item.type, default
+            )
     return default
 
 

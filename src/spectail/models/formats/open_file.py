@@ -1,7 +1,7 @@
 """A file of a model, opened once: all reads go through one handle and are refused after the file has changed.
 
-Files are read by position and never mapped into memory: a mapped file that another program truncates ends the
-process with SIGBUS, and mapped pages count as the process's memory.
+Files are read by position and never mapped into memory: a mapped file that another program
+truncates ends the process with SIGBUS, and mapped pages count as the process's memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any, TypeAlias
 from spectail.errors import SourceChangedError, SourceError
 
 _CLOCK_TICK = 20_000_000
-"""Nanoseconds after which a write is sure to give a file another time stamp (kernels use ticks of up to 10 ms)."""
+"""Nanoseconds after which a write is sure to give a file another time stamp (kernels use ticks of
+up to 10 ms)."""
 _MOST_AT_ONCE = 2**30
 """Linux reads at most 2 GiB per call."""
 
@@ -41,8 +42,8 @@ class Stamp:
 class OpenFile:
     """A file opened for reading by position, with the stamp it had at opening; closed when nobody refers to it.
 
-    The content stays readable after the path is deleted or another file is renamed over it. A copy that is unpickled
-    opens the path again and refuses a file whose stamp differs.
+    The content stays readable after the path is deleted or another file is renamed over it. A copy
+    that is unpickled opens the path again and refuses a file whose stamp differs.
     """
 
     def __init__(self, path: Path, stamp: Stamp | None = None) -> None:
@@ -97,10 +98,14 @@ class OpenFile:
             try:
                 count = self._read_some(offset + done, target[done : done + _MOST_AT_ONCE])
             except OSError as error:
-                raise SourceError(f"{self.path} cannot be read: {error.strerror or error}") from None
+                raise SourceError(
+                    f"{self.path} cannot be read: {error.strerror or error}"
+                ) from None
             if count == 0:
                 self.check()
-                raise SourceError(f"{self.path} ends before byte {offset + len(target)}: it is truncated")
+                raise SourceError(
+                    f"{self.path} ends before byte {offset + len(target)}: it is truncated"
+                )
             done += count
         self.check()
 
@@ -150,7 +155,9 @@ class MemoryFile:
         """Fill ``target`` with the bytes from ``offset`` on."""
         piece = self._content[offset : offset + len(target)]
         if offset < 0 or len(piece) < len(target):
-            raise SourceError(f"{self.path} ends before byte {offset + len(target)}: it is truncated")
+            raise SourceError(
+                f"{self.path} ends before byte {offset + len(target)}: it is truncated"
+            )
         target[:] = piece
 
     def stream(self, start: int = 0, size: int | None = None) -> io.BufferedReader:

@@ -44,7 +44,8 @@ class TensorRef:
     strides: tuple[int, ...] = ()
     problem: str | None = None
     scales: Any = None
-    """Scale, zero point and, where there is one of each per slice, the dimension of a torch.ao quantised tensor."""
+    """Scale, zero point and, where there is one of each per slice, the dimension of a torch.ao
+    quantised tensor."""
 
     def __setstate__(self, state: Any) -> None:
         """Leave attributes out that a pickle gives."""

@@ -28,7 +28,9 @@ class StoredArray:
 
     def __post_init__(self) -> None:
         if self.offset < 0 or any(number < 0 for number in (*self.shape, *self.strides)):
-            raise ValueError(f"an array at {self.offset} of shape {self.shape} and strides {self.strides}")
+            raise ValueError(
+                f"an array at {self.offset} of shape {self.shape} and strides {self.strides}"
+            )
 
     @property
     def end(self) -> int:
@@ -40,7 +42,11 @@ class StoredArray:
         piece, rest = self._narrowed(index)
         buffer = np.empty(piece.end - piece.offset, np.uint8)
         piece.file.read_into(piece.offset, buffer.data)
-        flat = torch.from_numpy(buffer).view(piece.dtype) if buffer.size else torch.empty(0, dtype=piece.dtype)
+        flat = (
+            torch.from_numpy(buffer).view(piece.dtype)
+            if buffer.size
+            else torch.empty(0, dtype=piece.dtype)
+        )
         values = flat.as_strided(piece.shape, piece.strides)
         return values[rest] if rest else values
 
@@ -85,7 +91,13 @@ def stored_tensor(name: str, array: StoredArray) -> LazyTensor:
     """Describe an array in a file under a parameter's name."""
     place = (str(array.file.path), array.offset, array.shape, array.strides, array.dtype)
     identity = place if math.prod(array.shape) else None
-    return LazyTensor(name, array.shape, dtype_name(array.dtype), partial(StoredArray.read, array), identity=identity)
+    return LazyTensor(
+        name,
+        array.shape,
+        dtype_name(array.dtype),
+        partial(StoredArray.read, array),
+        identity=identity,
+    )
 
 
 def permuted_tensor(stored: LazyTensor, axes: Sequence[int]) -> LazyTensor:

@@ -1,7 +1,8 @@
 """safetensors: described from the header, read one piece at a time.
 
-The ``safetensors`` library maps a file into memory, and so dies with the process when the file is truncated (see
-``open_file``); the format is simple enough to be read by position. Format and checks: the library's README, "Format".
+The ``safetensors`` library maps a file into memory, and so dies with the process when the file is
+truncated (see ``open_file``); the format is simple enough to be read by position. Format and
+checks: the library's README, "Format".
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ _TYPES = {
     "I64": torch.int64,
 }
 _NEW_TYPES = {"F8_E8M0": "float8_e8m0fnu", "U16": "uint16", "U32": "uint32", "U64": "uint64"}
-_TYPES |= {name: getattr(torch, dtype) for name, dtype in _NEW_TYPES.items() if hasattr(torch, dtype)}
+_TYPES |= {
+    name: getattr(torch, dtype) for name, dtype in _NEW_TYPES.items() if hasattr(torch, dtype)
+}
 _LONGEST_HEADER = 100_000_000
 """Bytes, the library's own limit."""
 
@@ -84,7 +87,9 @@ def _header(file: OpenFile) -> tuple[int, dict[str, Any]]:
     length = int.from_bytes(file.read(0, 8), "little")
     if file.size < 8 or length > min(file.size - 8, _LONGEST_HEADER):
         raise _DamageError("its header is longer than the file")
-    header = json.loads(bytes(file.read(8, length)).decode("utf-8"), object_pairs_hook=_without_doubles)
+    header = json.loads(
+        bytes(file.read(8, length)).decode("utf-8"), object_pairs_hook=_without_doubles
+    )
     if not isinstance(header, dict):
         raise _DamageError("its header is no JSON object")
     return 8 + length, header
@@ -118,10 +123,14 @@ def _tensor(file: OpenFile, start: int, name: str, info: dict[str, Any]) -> Lazy
     dtype = _TYPES.get(info["dtype"])
     if dtype is None:
         kind = str(info["dtype"])
-        return unreadable(name, shape, kind.lower(), f"stored as {kind}, a type that torch cannot compute with")
+        return unreadable(
+            name, shape, kind.lower(), f"stored as {kind}, a type that torch cannot compute with"
+        )
     begin, stop = info["data_offsets"]
     if stop - begin != math.prod(shape) * dtype.itemsize:
-        raise _DamageError(f"{name!r} has {stop - begin} bytes, its shape and type need another number")
+        raise _DamageError(
+            f"{name!r} has {stop - begin} bytes, its shape and type need another number"
+        )
     return stored_tensor(name, StoredArray(file, start + begin, dtype, shape, row_major(shape)))
 
 

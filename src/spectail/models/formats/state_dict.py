@@ -53,7 +53,8 @@ _NO_MODEL = (
 
 
 _LIGHTNING = "pytorch-lightning_version"
-"""Key of every checkpoint of Lightning, whose names begin with the attribute that holds the network."""
+"""Key of every checkpoint of Lightning, whose names begin with the attribute that holds the
+network."""
 
 
 def state_tensors(value: object) -> list[LazyTensor]:
@@ -71,7 +72,9 @@ def state_tensors(value: object) -> list[LazyTensor]:
 def _find(value: object, depth: int) -> dict[str, Leaf]:
     """Find the state dict: tensors by name."""
     if isinstance(value, Leaf_TYPES):
-        return {"weight": value} if not isinstance(value, ArrayRef) or value.value is not None else {}
+        return (
+            {"weight": value} if not isinstance(value, ArrayRef) or value.value is not None else {}
+        )
     entries = _entries(value)
     if not entries or depth == 0:
         _refuse_modules(value)
@@ -113,7 +116,9 @@ def _entries(value: object) -> Mapping[Any, Any]:
     """Give the entries of a dict, or of a list that holds tensors."""
     if isinstance(value, Mapping):
         return value
-    if isinstance(value, list | tuple) and any(_is_leaf(item) and len(_shape(item)) >= 2 for item in value):
+    if isinstance(value, list | tuple) and any(
+        _is_leaf(item) and len(_shape(item)) >= 2 for item in value
+    ):
         return dict(enumerate(value))
     return {}
 
@@ -122,7 +127,11 @@ def _inner(entries: Mapping[Any, Any], depth: int) -> dict[str, Leaf]:
     """Collect the state dicts of nested dicts, the names prefixed with their keys."""
     found: dict[str, Leaf] = {}
     for key, inner in entries.items():
-        if _entries(inner) and not str(key).lower().startswith(_NO_MODEL) and not _is_optimizer(inner):
+        if (
+            _entries(inner)
+            and not str(key).lower().startswith(_NO_MODEL)
+            and not _is_optimizer(inner)
+        ):
             found.update({f"{key}.{name}": leaf for name, leaf in _find(inner, depth - 1).items()})
     return found
 
@@ -139,7 +148,9 @@ def _objects(entries: Mapping[Any, Any]) -> dict[str, Leaf]:
         inside = list(tensors_in(item)) if isinstance(item, Inert) else []
         if inside and not str(name).lower().startswith(_NO_MODEL):
             largest = max(inside, key=lambda ref: torch.Size(ref.shape).numel())
-            problem = f"stored as an object of class {item.global_name}, which is not read from a file"
+            problem = (
+                f"stored as an object of class {item.global_name}, which is not read from a file"
+            )
             found[str(name)] = replace(largest, storage=None, problem=problem)
     return found
 
@@ -179,7 +190,11 @@ def _from_file(name: str, ref: TensorRef) -> LazyTensor:
 def _dequantised(array: StoredArray, scales: tuple[Any, ...], index: Index) -> Tensor:
     """Compute (q - zero point) * scale, for the tensor or for each slice along one dimension."""
     scale, zero = (
-        (_numbers(part).double() if not isinstance(part, int | float) else torch.tensor(part).double())
+        (
+            _numbers(part).double()
+            if not isinstance(part, int | float)
+            else torch.tensor(part).double()
+        )
         for part in scales[:2]
     )
     if len(scales) > 2:

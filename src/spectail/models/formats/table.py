@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from spectail.errors import SourceError
-from spectail.models.formats import distcp, flax_file, gguf, hdf5, npy, onnx_file, safetensors, torch_pickle
+from spectail.models.formats import (
+    distcp,
+    flax_file,
+    gguf,
+    hdf5,
+    npy,
+    onnx_file,
+    safetensors,
+    torch_pickle,
+)
 from spectail.models.formats.format import Format
 from spectail.models.formats.open_file import OpenFile
 

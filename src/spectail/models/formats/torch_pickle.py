@@ -1,7 +1,8 @@
 """torch.save files (.pt, .bin, .pth, .ckpt): the pickle is read as data, tensors by their place in the file.
 
-Two layouts: an archive (zip) with ``data.pkl`` and one uncompressed member per storage, and the older sequence of
-pickles with the storages behind them. Also pickles of dicts of tensors or arrays that torch did not write.
+Two layouts: an archive (zip) with ``data.pkl`` and one uncompressed member per storage, and the
+older sequence of pickles with the storages behind them. Also pickles of dicts of tensors or arrays
+that torch did not write.
 """
 
 from __future__ import annotations
@@ -24,9 +25,7 @@ from spectail.models.formats.zipped import member
 from spectail.models.lazy_tensor import LazyTensor
 
 _MAGIC = 0x1950A86A20F9469CFC6C
-_FROM_TORCHSCRIPT = (
-    "python -c \"import torch; torch.save(torch.jit.load('{}', map_location='cpu').state_dict(), 'model.pt')\""
-)
+_FROM_TORCHSCRIPT = "python -c \"import torch; torch.save(torch.jit.load('{}', map_location='cpu').state_dict(), 'model.pt')\""
 
 
 def read_pickles(files: Sequence[OpenFile]) -> Contents:
@@ -41,7 +40,9 @@ def read_pickles(files: Sequence[OpenFile]) -> Contents:
             raise SourceError(f"{file.path} {error}") from None
         foreign |= left_out
         if not state:
-            raise SourceError(f"{file.path} holds no tensors; expected the state dict of a model{_named(foreign)}")
+            raise SourceError(
+                f"{file.path} holds no tensors; expected the state dict of a model{_named(foreign)}"
+            )
         for stored in state:
             if stored.name in tensors:
                 raise SourceError(
@@ -97,23 +98,33 @@ def _nested(content: bytes) -> Any:
     return _load(MemoryFile(Path("a pickled storage"), content))[0]
 
 
-def load_archive(file: ReadableFile, start: int = 0, size: int | None = None) -> tuple[Any, dict[str, None]]:
+def load_archive(
+    file: ReadableFile, start: int = 0, size: int | None = None
+) -> tuple[Any, dict[str, None]]:
     """Read the archive that begins at ``start``; ``size`` is that of the archive where it is a part of a file."""
     with zipfile.ZipFile(file.stream(start, size)) as archive:
         names = set(archive.namelist())
         (main,) = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
         folder = main.removesuffix("data.pkl")
-        if f"{folder}constants.pkl" in names or any(name.startswith(f"{folder}code/") for name in names):
+        if f"{folder}constants.pkl" in names or any(
+            name.startswith(f"{folder}code/") for name in names
+        ):
             command = _FROM_TORCHSCRIPT.format(file.path)
-            raise SourceError(f"{file.path} is a TorchScript archive, which holds code; convert it with: {command}")
+            raise SourceError(
+                f"{file.path} is a TorchScript archive, which holds code; convert it with: {command}"
+            )
         if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
-            raise SourceError(f"{file.path} was written on a big-endian machine; only little-endian files are read")
+            raise SourceError(
+                f"{file.path} was written on a big-endian machine; only little-endian files are read"
+            )
         storages: dict[str, Storage] = {}
 
         def load_storage(pid: Any) -> Storage:
             _, kind, key, location, _ = pid
             if key not in storages:
-                storages[key] = _member(file, start, archive, f"{folder}data/{key}", kind.dtype, location)
+                storages[key] = _member(
+                    file, start, archive, f"{folder}data/{key}", kind.dtype, location
+                )
             return storages[key]
 
         with archive.open(main) as stream:
@@ -122,7 +133,12 @@ def load_archive(file: ReadableFile, start: int = 0, size: int | None = None) ->
 
 
 def _member(
-    file: ReadableFile, start: int, archive: zipfile.ZipFile, name: str, dtype: torch.dtype, location: str
+    file: ReadableFile,
+    start: int,
+    archive: zipfile.ZipFile,
+    name: str,
+    dtype: torch.dtype,
+    location: str,
 ) -> Storage:
     """Find the bytes of one storage in the archive."""
     if location == "meta":
@@ -159,15 +175,22 @@ def _load_sequence(file: ReadableFile) -> tuple[Any, dict[str, None]]:
     load()  # version of the protocol
     system = load()
     if not system.get("little_endian", True):
-        raise SourceError(f"{file.path} was written on a big-endian machine; only little-endian files are read")
+        raise SourceError(
+            f"{file.path} was written on a big-endian machine; only little-endian files are read"
+        )
     value = load()
     keys = load()
     position = stream.tell()
     for key in keys:
-        # Behind the pickles, one storage after the other: the number of elements, then the elements.
+        # Behind the pickles, one storage after the other: the number of elements, then the
+        # elements.
         storage = storages[key]
         count = int.from_bytes(file.read(position, 8), "little")
-        storage.file, storage.offset, storage.size = file, position + 8, count * storage.dtype.itemsize
+        storage.file, storage.offset, storage.size = (
+            file,
+            position + 8,
+            count * storage.dtype.itemsize,
+        )
         position += 8 + storage.size
     if position > file.size:
         raise ValueError(position)
@@ -176,7 +199,15 @@ def _load_sequence(file: ReadableFile) -> tuple[Any, dict[str, None]]:
 
 def _looks_like(start: bytes, size: int) -> bool:
     """Whether an archive begins with one of torch's own members, or a file with torch's magic number."""
-    members = (b"/data.pkl", b"/version", b"/byteorder", b"/code/", b"/.format_version", b"/constants.pkl", b"/data/")
+    members = (
+        b"/data.pkl",
+        b"/version",
+        b"/byteorder",
+        b"/code/",
+        b"/.format_version",
+        b"/constants.pkl",
+        b"/data/",
+    )
     archive = start[:2] == b"PK" and any(member in start for member in members)
     return archive or start[2:14] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 

@@ -1,9 +1,10 @@
 """Read a pickle as data: nothing that it names is imported or called, and every foreign object becomes inert.
 
-``find_class`` is the only door through which a pickle reaches code. This one gives plain containers, descriptions of
-tensors (see ``torch``'s serialization notes for the functions that rebuild one) and, for every other name, a class
-that only remembers what it was built from. Everything it gives has a ``__setstate__`` or refuses new attributes, so
-that BUILD cannot change it either.
+``find_class`` is the only door through which a pickle reaches code. This one gives plain
+containers, descriptions of tensors (see ``torch``'s serialization notes for the functions that
+rebuild one) and, for every other name, a class that only remembers what it was built from.
+Everything it gives has a ``__setstate__`` or refuses new attributes, so that BUILD cannot change it
+either.
 """
 
 from __future__ import annotations
@@ -18,12 +19,27 @@ import torch
 
 from spectail.models.formats.pickled import ArrayRef, Inert, NumpyType, Storage, TensorRef
 
-_RUNS_CODE = frozenset({"exec", "eval", "compile", "execfile", "__import__", "open", "input", "breakpoint"})
+_RUNS_CODE = frozenset(
+    {"exec", "eval", "compile", "execfile", "__import__", "open", "input", "breakpoint"}
+)
 _RUNS_CODE_MODULES = frozenset(
-    {"os", "posix", "nt", "sys", "subprocess", "importlib", "runpy", "pty", "socket", "shutil", "ctypes"}
+    {
+        "os",
+        "posix",
+        "nt",
+        "sys",
+        "subprocess",
+        "importlib",
+        "runpy",
+        "pty",
+        "socket",
+        "shutil",
+        "ctypes",
+    }
     | {"commands", "webbrowser", "marshal", "pip"}
 )
-"""Names that no checkpoint needs and that attacks use. They would be as inert as all others; the file is refused."""
+"""Names that no checkpoint needs and that attacks use. They would be as inert as all others; the
+file is refused."""
 _HARMLESS = (
     "argparse",
     "collections",
@@ -57,7 +73,9 @@ class CodeInPickleError(pickle.UnpicklingError):
 class PlainUnpickler(pickle.Unpickler):
     """Reads a pickle without running anything; ``load_storage`` finds a storage by its persistent id."""
 
-    def __init__(self, stream: Any, load_storage: Callable[[Any], Any], load_bytes: Callable[[bytes], Any]) -> None:
+    def __init__(
+        self, stream: Any, load_storage: Callable[[Any], Any], load_bytes: Callable[[bytes], Any]
+    ) -> None:
         super().__init__(stream, encoding="latin1")  # pickles of Python 2 hold bytes as texts
         self._load_storage = load_storage
         self._known = _KNOWN | {"torch.storage._load_from_bytes": _Call(load_bytes)}
@@ -77,7 +95,10 @@ class PlainUnpickler(pickle.Unpickler):
         full = f"{module}.{name}"
         if full in self._known:
             return self._known[full]
-        if module in {"torch", "torch.storage", "torch.cuda"} and (known := _torch_name(name)) is not None:
+        if (
+            module in {"torch", "torch.storage", "torch.cuda"}
+            and (known := _torch_name(name)) is not None
+        ):
             return known
         root = module.partition(".")[0]
         if root in _RUNS_CODE_MODULES or (module == "builtins" and name in _RUNS_CODE):
@@ -85,7 +106,9 @@ class PlainUnpickler(pickle.Unpickler):
         if root not in _HARMLESS and not full.startswith(_HARMLESS):
             self.foreign[full] = None
         if full not in self._classes:
-            self._classes[full] = type(name.rpartition(".")[2] or "Inert", (Inert,), {"global_name": full})
+            self._classes[full] = type(
+                name.rpartition(".")[2] or "Inert", (Inert,), {"global_name": full}
+            )
         return self._classes[full]
 
 
@@ -168,13 +191,17 @@ def _torch_name(name: str) -> Any:
     return str(value).removeprefix("torch.") if isinstance(value, torch.qscheme) else None
 
 
-def _tensor(storage: Storage, first: int, shape: Sequence[int], strides: Sequence[int], *rest: Any) -> TensorRef:
+def _tensor(
+    storage: Storage, first: int, shape: Sequence[int], strides: Sequence[int], *rest: Any
+) -> TensorRef:
     """Stand for ``_rebuild_tensor`` and ``_rebuild_tensor_v2``, whose last argument may tell of lazy operations."""
     metadata = rest[2] if len(rest) > 2 else None
     return _view(storage, first, shape, strides, storage.dtype, metadata)
 
 
-def _tensor_v3(storage: Storage, first: int, shape: Sequence[int], strides: Sequence[int], *rest: Any) -> TensorRef:
+def _tensor_v3(
+    storage: Storage, first: int, shape: Sequence[int], strides: Sequence[int], *rest: Any
+) -> TensorRef:
     """Stand for ``_rebuild_tensor_v3``: the storage is of bytes and the type is given."""
     return _view(storage, first, shape, strides, rest[2], rest[3] if len(rest) > 3 else None)
 
@@ -189,18 +216,35 @@ def _view(
 ) -> TensorRef:
     problem = storage.problem
     if isinstance(metadata, dict) and any(metadata.get(key) for key in ("conj", "neg")):
-        problem = "a lazily conjugated or negated tensor; save it after resolve_conj() and resolve_neg()"
+        problem = (
+            "a lazily conjugated or negated tensor; save it after resolve_conj() and resolve_neg()"
+        )
     return TensorRef(tuple(shape), dtype, storage, first, tuple(strides), problem)
 
 
 def _quantised(
-    storage: Storage, first: int, shape: Sequence[int], strides: Sequence[int], scales: Any, *rest: Any
+    storage: Storage,
+    first: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    scales: Any,
+    *rest: Any,
 ) -> TensorRef:
     """Stand for ``_rebuild_qtensor``; torch calls the stored integers qint8, quint8 and qint32."""
     integers = {"torch.qint8": torch.int8, "torch.quint8": torch.uint8, "torch.qint32": torch.int32}
     dtype = integers.get(str(storage.dtype))
-    problem = storage.problem if dtype else f"stored as {storage.dtype}, which is not dequantised here"
-    return TensorRef(tuple(shape), dtype or torch.uint8, storage, first, tuple(strides), problem, tuple(scales[1:]))
+    problem = (
+        storage.problem if dtype else f"stored as {storage.dtype}, which is not dequantised here"
+    )
+    return TensorRef(
+        tuple(shape),
+        dtype or torch.uint8,
+        storage,
+        first,
+        tuple(strides),
+        problem,
+        tuple(scales[1:]),
+    )
 
 
 def _sparse(layout: Any, data: Any) -> TensorRef:
@@ -212,12 +256,16 @@ def _sparse(layout: Any, data: Any) -> TensorRef:
 
 
 def _without_values(dtype: torch.dtype, shape: Sequence[int], *rest: Any) -> TensorRef:
-    return TensorRef(tuple(shape), dtype, problem="on the meta device, its values were never loaded")
+    return TensorRef(
+        tuple(shape), dtype, problem="on the meta device, its values were never loaded"
+    )
 
 
 def _subclass(kind: Any, dtype: torch.dtype, shape: Sequence[int], *rest: Any) -> TensorRef:
     name = getattr(kind, "global_name", "a tensor subclass")
-    return TensorRef(tuple(shape), dtype, problem=f"stored as {name}, which is not read from a file")
+    return TensorRef(
+        tuple(shape), dtype, problem=f"stored as {name}, which is not read from a file"
+    )
 
 
 def _of_type(function: Any, kind: Any, args: Sequence[Any], state: Any) -> Any:
@@ -231,7 +279,13 @@ def _from_numpy(array: ArrayRef, dtype: torch.dtype, *rest: Any) -> ArrayRef:
 
 def _bytes(text: Any = b"", *encoding: Any) -> bytes:
     """Stand for ``_codecs.encode(text, 'latin1')``, which is how protocol 2 writes bytes, and for bytearray."""
-    return text.encode("latin1") if isinstance(text, str) else bytes(text) if not isinstance(text, int) else b""
+    return (
+        text.encode("latin1")
+        if isinstance(text, str)
+        else bytes(text)
+        if not isinstance(text, int)
+        else b""
+    )
 
 
 _KNOWN: dict[str, Any] = {

@@ -7,10 +7,13 @@ import zipfile
 from spectail.models.formats.open_file import MemoryFile, ReadableFile
 
 _LOCAL_HEADER = 30
-"""Bytes of a member's own header before its name and extra field, whose lengths are its last two numbers."""
+"""Bytes of a member's own header before its name and extra field, whose lengths are its last two
+numbers."""
 
 
-def member(file: ReadableFile, start: int, archive: zipfile.ZipFile, name: str) -> tuple[ReadableFile, int, int]:
+def member(
+    file: ReadableFile, start: int, archive: zipfile.ZipFile, name: str
+) -> tuple[ReadableFile, int, int]:
     """Find where the bytes of a member begin and how many they are, in an archive that begins at ``start`` of a file.
 
     Raises:

@@ -1,7 +1,7 @@
 """What a piece of a stored tensor becomes: (n_matrices, rows, cols), for the layouts that ``rules`` recognises.
 
-Module-level functions (with ``functools.partial``), so that a layer can be sent to another process. None copies more
-than it must, none changes its input.
+Module-level functions (with ``functools.partial``), so that a layer can be sent to another process.
+None copies more than it must, none changes its input.
 """
 
 from __future__ import annotations

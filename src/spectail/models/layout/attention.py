@@ -1,16 +1,19 @@
 """Fused projections of attention: query, key and value in one matrix.
 
-What each form means, rows from top to bottom, with ``h`` query heads and ``k`` key and value heads of ``s`` rows:
+What each form means, rows from top to bottom, with ``h`` query heads and ``k`` key and value heads
+of ``s`` rows:
 
 - *in blocks*: all of the query (h s rows), then the key (k s), then the value (k s);
 - *head by head*: query, key and value of the first head, then of the second... (GPT-NeoX, Bloom);
-- *group by group*: h/k query heads, then their key and their value head, for each of the k groups (InternLM2);
+- *group by group*: h/k query heads, then their key and their value head, for each of the k groups
+  (InternLM2);
 - CodeGen: four equal groups, each with its query, *value* and key.
 
-A name alone does not tell the form, so the model's family does (``model_type``); the numbers come from the
-configuration. A matrix stays whole, with a note, where the numbers do not fit its rows or the form is not known.
-Without a configuration only matrices with three times as many rows as columns (or as the output projection has
-columns) are cut, and only under names that stand for blocks everywhere.
+A name alone does not tell the form, so the model's family does (``model_type``); the numbers come
+from the configuration. A matrix stays whole, with a note, where the numbers do not fit its rows or
+the form is not known. Without a configuration only matrices with three times as many rows as
+columns (or as the output projection has columns) are cut, and only under names that stand for
+blocks everywhere.
 """
 
 from __future__ import annotations
@@ -31,12 +34,24 @@ _FUSED = re.compile(rf"(?:^|[._])(?:(?P<blocks>{_IN_BLOCKS})|(?P<other>{_ANY_FOR
 _AMBIGUOUS = re.compile(r"(?:^|\.)(?:h\.\d+\.attn\.qkv_proj|attn_(?:block|grid)\.attn\.qkv)$")
 """CodeGen's layer, and that of timm's MaxViT, which comes in blocks and head by head."""
 _KEY_VALUE = re.compile(r"(?:^|\.)(?:to_kv|kv|kv_proj|kv_linear|key_value)$")
-_OUTPUT = ("proj", "out_proj", "o_proj", "to_out", "to_out.0", "wo", "Wo", "dense", "c_proj", "attn_output")
+_OUTPUT = (
+    "proj",
+    "out_proj",
+    "o_proj",
+    "to_out",
+    "to_out.0",
+    "wo",
+    "Wo",
+    "dense",
+    "c_proj",
+    "attn_output",
+)
 _CODEGEN_GROUPS = 4
 """CodeGen was trained on four cores per replica, and its rows kept their order."""
 
 Form: TypeAlias = "Callable[[Heads, Config], Cut | None]"
-"""Gives the cut by the number of heads, None where that needs a head's size and it is not stated."""
+"""Gives the cut by the number of heads, None where that needs a head's size and it is not
+stated."""
 
 
 def _segments(groups: int, query: int, key_value: int, order: str = "qkv") -> Cut:
@@ -46,7 +61,9 @@ def _segments(groups: int, query: int, key_value: int, order: str = "qkv") -> Cu
 
 def in_blocks(heads: Heads, config: Config) -> Cut | None:
     """Query above key above value."""
-    return _segments(1, heads.query * heads.size, heads.key_value * heads.size) if heads.size else None
+    return (
+        _segments(1, heads.query * heads.size, heads.key_value * heads.size) if heads.size else None
+    )
 
 
 def head_by_head(heads: Heads, config: Config) -> Cut | None:
@@ -64,7 +81,9 @@ def group_by_group(heads: Heads, config: Config) -> Cut | None:
 def _codegen(heads: Heads, config: Config) -> Cut | None:
     """Four groups of query, value and key."""
     rows = heads.query * heads.size if heads.size else 1
-    return None if rows % _CODEGEN_GROUPS else _segments(_CODEGEN_GROUPS, rows // 4, rows // 4, "qvk")
+    return (
+        None if rows % _CODEGEN_GROUPS else _segments(_CODEGEN_GROUPS, rows // 4, rows // 4, "qvk")
+    )
 
 
 def _falcon(heads: Heads, config: Config) -> Cut | None:
@@ -81,7 +100,9 @@ def _one_shared_head(heads: Heads, config: Config) -> Cut | None:
 
 
 _FORMS: Mapping[str, Form] = {
-    **dict.fromkeys(("bloom", "gpt_neox", "gpt_neox_japanese", "persimmon", "fuyu", "deberta"), head_by_head),
+    **dict.fromkeys(
+        ("bloom", "gpt_neox", "gpt_neox_japanese", "persimmon", "fuyu", "deberta"), head_by_head
+    ),
     **dict.fromkeys(("minimax", "minimax_text_01", "minimax_m1"), head_by_head),
     **dict.fromkeys(("internlm2", "phi3small", "RefinedWeb"), group_by_group),
     **dict.fromkeys(("codegen", "moss"), _codegen),
@@ -89,7 +110,8 @@ _FORMS: Mapping[str, Form] = {
     **dict.fromkeys(("gpt_bigcode", "chatglm"), _one_shared_head),
     **dict.fromkeys(("bailing_moe", "bailing_moe_v2", "glm"), in_blocks),
 }
-"""Families whose form is not the one of the name, or whose name (``query_key_value``) stands for several."""
+"""Families whose form is not the one of the name, or whose name (``query_key_value``) stands for
+several."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +137,9 @@ def _is_in_projection(view: View) -> bool:
     if view.last != "in_proj":
         return False
     in_attention = "attn" in view.layer.split(".")[-2:][0]
-    return view.sibling("q_bias") is not None or (in_attention and view.shape[0] == 3 * view.shape[1])
+    return view.sibling("q_bias") is not None or (
+        in_attention and view.shape[0] == 3 * view.shape[1]
+    )
 
 
 def _decide(view: View, form: Form | None) -> _Decision:
@@ -131,7 +155,10 @@ def _decide(view: View, form: Form | None) -> _Decision:
     family = family_of(view.config)
     if form is None:
         which = f"of model type {family!r}" if family else "without a configuration"
-        return _Decision(None, f"query, key and value are fused in an order that is not known {which}: kept whole")
+        return _Decision(
+            None,
+            f"query, key and value are fused in an order that is not known {which}: kept whole",
+        )
     heads = _sized(heads_of(view.config, view.name), rows)
     cut = form(heads, view.config) if heads else None
     if cut is not None and cut.rows == rows:
@@ -194,7 +221,8 @@ def _unequal(*rows: int) -> tuple[Segment, ...]:
 def fused_key_value(view: View) -> tuple[Part, ...] | None:
     """Key above value in one matrix, beside a query of its own; MLA's compressed ones keep their names and stay whole.
 
-    Two halves are cut where the query beside has half as many rows, or the configuration's heads fill them.
+    Two halves are cut where the query beside has half as many rows, or the configuration's heads
+    fill them.
     """
     if len(view.shape) != 2 or not _KEY_VALUE.search(view.layer):
         return None
@@ -211,7 +239,8 @@ def fused_key_value(view: View) -> tuple[Part, ...] | None:
 def linear_attention(view: View) -> tuple[Part, ...] | None:
     """Input projections of gated delta nets: by key head in Qwen3-Next, in blocks in Qwen3.5.
 
-    For each key head ``in_proj_qkvz`` holds its query, key, values and output gates, ``in_proj_ba`` its gates b and a.
+    For each key head ``in_proj_qkvz`` holds its query, key, values and output gates, ``in_proj_ba``
+    its gates b and a.
     """
     if len(view.shape) != 2 or view.last not in {"in_proj_qkvz", "in_proj_ba", "in_proj_qkv"}:
         return None
@@ -219,12 +248,16 @@ def linear_attention(view: View) -> tuple[Part, ...] | None:
     sizes = [number(view.config, (f"linear_{name}",)) for name in names]
     kind = "linear" if view.last == "in_proj_ba" else "qkv"
     if None in sizes:
-        return (view.matrix(kind=kind, note="fused, and no configuration tells its heads: kept whole"),)
+        return (
+            view.matrix(kind=kind, note="fused, and no configuration tells its heads: kept whole"),
+        )
     keys, values, key, value = (size or 1 for size in sizes)
     shared = values // keys
     cut = {
         "in_proj_qkv": Cut(1, _unequal(keys * key, keys * key, values * value)),
-        "in_proj_qkvz": Cut(keys, (*_unequal(key, key, shared * value), Segment("z", "linear", shared * value))),
+        "in_proj_qkvz": Cut(
+            keys, (*_unequal(key, key, shared * value), Segment("z", "linear", shared * value))
+        ),
         "in_proj_ba": Cut(keys, (Segment("b", "linear", shared), Segment("a", "linear", shared))),
     }[view.last]
     if cut.rows != view.shape[0]:

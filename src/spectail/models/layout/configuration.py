@@ -1,9 +1,9 @@
 """What a model's configuration says about the sub-model that a tensor lies in.
 
-Configurations are those of transformers (``config.json``), of remote-code models with their own keys, and the few
-values that a GGUF header states. A multi-modal configuration nests one for each sub-model; the components of a
-tensor's name tell which one counts. A configuration says nothing (an empty mapping) rather than something about
-another sub-model.
+Configurations are those of transformers (``config.json``), of remote-code models with their own
+keys, and the few values that a GGUF header states. A multi-modal configuration nests one for each
+sub-model; the components of a tensor's name tell which one counts. A configuration says nothing (an
+empty mapping) rather than something about another sub-model.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from spectail.models.naming.blocks import block_of
 Config: TypeAlias = Mapping[str, Any]
 
 _SYNONYMS: tuple[tuple[frozenset[str], re.Pattern[str]], ...] = (
-    (frozenset({"vision", "visual", "image", "vit"}), re.compile(r"vision|visual|image|^vit$|^vit_")),
+    (
+        frozenset({"vision", "visual", "image", "vit"}),
+        re.compile(r"vision|visual|image|^vit$|^vit_"),
+    ),
     (frozenset({"audio", "speech", "sound"}), re.compile(r"audio|speech|sound")),
     (frozenset({"text", "llm", "language"}), re.compile(r"language|^text|^llm")),
 )
-"""What sub-configurations are called, and the components of tensor names that mean the same sub-model."""
+"""What sub-configurations are called, and the components of tensor names that mean the same
+sub-model."""
 _BETWEEN = re.compile(r"projector|connector")
 """Parts between two sub-models, which the whole model's configuration describes."""
 _TEXT = ("text", "llm", "language", "thinker")
@@ -60,7 +64,9 @@ def sub_config(config: Config, name: str) -> Config:
 
 def _meant(config: Config, component: str) -> Config | None:
     """Find the sub-configuration that one component of a name means."""
-    subs: dict[str, Config] = {_role(key) or key: value for key, value in config.items() if _is_sub((key, value))}
+    subs: dict[str, Config] = {
+        _role(key) or key: value for key, value in config.items() if _is_sub((key, value))
+    }
     if component in subs:
         return subs[component]
     for words, pattern in _SYNONYMS:
@@ -88,7 +94,9 @@ def _is_text(config: Config) -> bool:
 
 def _is_foreign(components: Sequence[str]) -> bool:
     """Whether a name lies in a vision or audio part, which a text configuration says nothing about."""
-    return any(pattern.search(component) for _, pattern in _SYNONYMS[:2] for component in components)
+    return any(
+        pattern.search(component) for _, pattern in _SYNONYMS[:2] for component in components
+    )
 
 
 def family_of(config: Config) -> str:
@@ -129,7 +137,8 @@ def _key_value_heads(config: Config, block: int | None) -> int | None:
     """Read the number of key and value heads under the keys of many families."""
     settings = config.get("attn_config")
     settings = settings if isinstance(settings, Mapping) else {}
-    # Falcon-7B states num_kv_heads = 71 beside multi_query, which wins unless the decoder is the new one.
+    # Falcon-7B states num_kv_heads = 71 beside multi_query, which wins unless the decoder is the
+    # new one.
     one = config.get("multi_query") and not config.get("new_decoder_architecture")
     if one or settings.get("attn_type") == "multiquery_attention":
         return 1

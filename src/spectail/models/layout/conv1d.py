@@ -1,7 +1,8 @@
 """transformers' ``Conv1D``: a linear layer stored as (in, out), and transposed here.
 
-In a checkpoint it is known by GPT-2's names together with shapes that fit only the transposed reading: ``c_attn`` and
-``c_fc`` widen, the ``c_proj`` of the MLP narrows. Linear layers of the same names (nanoGPT, StarCoder) are left alone.
+In a checkpoint it is known by GPT-2's names together with shapes that fit only the transposed
+reading: ``c_attn`` and ``c_fc`` widen, the ``c_proj`` of the MLP narrows. Linear layers of the same
+names (nanoGPT, StarCoder) are left alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from spectail.models.layout.configuration import family_of
 from spectail.models.layout.part import Part
 from spectail.models.layout.view import View
 
-_GPT2 = re.compile(r"(?:^|\.)(h\.\d+\.(?:attn|crossattention|mlp)\.)(c_attn|c_proj|c_fc|c_fc2|q_attn)\.weight$")
+_GPT2 = re.compile(
+    r"(?:^|\.)(h\.\d+\.(?:attn|crossattention|mlp)\.)(c_attn|c_proj|c_fc|c_fc2|q_attn)\.weight$"
+)
 _LINEAR = frozenset({"gpt_bigcode", "qwen", "codeshell"})
 """Families whose layers have GPT-2's names and are plain linear ones."""
 

@@ -1,8 +1,9 @@
 """Fused matrices cut into the weights they hold.
 
-Every fusion in use is one scheme: the rows fall into equal *groups* (one for the whole matrix, one per attention head
-or per group of heads...), and each group holds the same *segments* of consecutive rows (query, key, value...). The
-segments of one name, taken from all groups in their order, are one weight.
+Every fusion in use is one scheme: the rows fall into equal *groups* (one for the whole matrix, one
+per attention head or per group of heads...), and each group holds the same *segments* of
+consecutive rows (query, key, value...). The segments of one name, taken from all groups in their
+order, are one weight.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ def cut_columns(view: View, cut: Cut, *, index: Index = (), suffix: str = "") ->
         stop = start + segment.rows
         arrange = partial(grouped_columns, groups=cut.groups, start=start, stop=stop)
         size = (cut.groups * segment.rows, view.shape[-2])
-        parts.append(view.matrix(f"{suffix}.{segment.name}", segment.kind, index, size=size, arrange=arrange))
+        parts.append(
+            view.matrix(f"{suffix}.{segment.name}", segment.kind, index, size=size, arrange=arrange)
+        )
         start = stop
     return tuple(parts)

@@ -1,10 +1,11 @@
 """Experts of a mixture in one tensor: every expert's projection is a part, ``gate_up_proj[3].gate``.
 
-- transformers stacks experts as (experts, out, in); Llama 4, Aria and gpt-oss as (experts, in, out). A live module
-  says which; in a file the shapes of the input and the output projection fit one reading only.
+- transformers stacks experts as (experts, out, in); Llama 4, Aria and gpt-oss as (experts, in,
+  out). A live module says which; in a file the shapes of the input and the output projection fit
+  one reading only.
 - Gate lies above up; in gpt-oss the two alternate.
-- DBRX and MegaBlocks stack them one below the other in two dimensions, (experts x hidden, width), and store the
-  output projection w2 as (in, out).
+- DBRX and MegaBlocks stack them one below the other in two dimensions, (experts x hidden, width),
+  and store the output projection w2 as (in, out).
 - JetMoE's mixture of attention heads has experts whose input projection is no gate.
 """
 
@@ -20,7 +21,9 @@ from spectail.models.layout.part import Part
 from spectail.models.layout.view import View
 from spectail.models.naming.blocks import kind_of
 
-_STACKED = re.compile(r"(?:^|\.)(?:\w*experts|moe|cond_ffn)\.|\.(?:input|output)_linear\.weight$|ffn_\w+_exps\.weight$")
+_STACKED = re.compile(
+    r"(?:^|\.)(?:\w*experts|moe|cond_ffn)\.|\.(?:input|output)_linear\.weight$|ffn_\w+_exps\.weight$"
+)
 _FLAT = re.compile(r"(?:^|\.)experts\.mlp\.(w1|v1|w2)$")
 _FLAT_KINDS = {"w1": "gate", "v1": "up", "w2": "down"}
 _COUNT = ("moe_num_experts", "num_local_experts", "num_experts", "n_routed_experts")
@@ -57,7 +60,9 @@ def expert_layout(*, is_transposed: bool, is_concatenated: bool) -> str:
 
 def stacked_experts(view: View) -> tuple[Part, ...] | None:
     """Experts stacked in three dimensions."""
-    if len(view.shape) != 3 or not (_STACKED.search(view.name) or view.stored.layout in _LIVE_LAYOUTS):
+    if len(view.shape) != 3 or not (
+        _STACKED.search(view.name) or view.stored.layout in _LIVE_LAYOUTS
+    ):
         return None
     layout, kind = _layout(view), _kind(view)
     parts: list[Part] = []
@@ -123,7 +128,11 @@ def flat_experts(view: View) -> tuple[Part, ...] | None:
     count = _count(view)
     kind = _FLAT_KINDS[match[1]] if view.sibling("v1") else {"w1": "fc1", "w2": "fc2"}[match[1]]
     if count is None or view.shape[0] % count:
-        why = f"{view.shape[0]} rows are not {count} equal ones" if count else "no configuration tells how many"
+        why = (
+            f"{view.shape[0]} rows are not {count} equal ones"
+            if count
+            else "no configuration tells how many"
+        )
         return (view.matrix(kind=kind, note=f"experts one below the other, and {why}: kept whole"),)
     rows, width = view.shape[0] // count, view.shape[1]
     size, arrange = ((width, rows), transposed) if match[1] == "w2" else ((rows, width), as_one)

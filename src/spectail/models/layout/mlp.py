@@ -1,8 +1,8 @@
 """Fused gate and up projections of gated MLPs: the half that goes through the activation is the gate.
 
-Gate lies above up almost everywhere; the exceptions are listed. Rows that are twice the columns of the down
-projection give a fused layer away also under names of plain MLPs (``fc1``, ``c_fc``); there the order is not known,
-and the layer stays whole, in its own kind, with a note.
+Gate lies above up almost everywhere; the exceptions are listed. Rows that are twice the columns of
+the down projection give a fused layer away also under names of plain MLPs (``fc1``, ``c_fc``);
+there the order is not known, and the layer stays whole, in its own kind, with a note.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ _FAMILIES: Mapping[tuple[str, str], tuple[str, str]] = {
 """Order in families that depart from their names."""
 _ONLY_FAMILIES = frozenset({"linear_1", "up_proj"})
 """Names that mean other things in other families."""
-_NAME = re.compile(rf"(?:^|\.)({'|'.join(re.escape(name) for name in sorted(_DOWN, key=len, reverse=True))})$")
+_NAME = re.compile(
+    rf"(?:^|\.)({'|'.join(re.escape(name) for name in sorted(_DOWN, key=len, reverse=True))})$"
+)
 _ALTERNATING = frozenset({("phi3small", "up_proj"), ("gpt_oss", "gate_up_projs")})
 _LIST = "gate_up_projs"
 """Experts that a quantiser has taken apart into a list of linear layers."""
@@ -75,7 +77,9 @@ def fused_gate_up(view: View) -> tuple[Part, ...] | None:
         return _stack(view, halves(rows, *order)) if order and down and rows == 2 * down else None
     if down is not None and rows != 2 * down:
         note = f"gate and up are fused, and {rows} rows are not twice the {down} columns of the down projection"
-        return (view.matrix(kind="gate_up", note=f"{note}: kept whole"),) if name in _NAMED else None
+        return (
+            (view.matrix(kind="gate_up", note=f"{note}: kept whole"),) if name in _NAMED else None
+        )
     if rows % 2 or (down is None and name not in _NAMED and name != _LIST):
         return None
     if (family, name) in _ALTERNATING:
@@ -88,7 +92,11 @@ def fused_gate_up(view: View) -> tuple[Part, ...] | None:
 
 def _stack(view: View, cut: Cut) -> tuple[Part, ...]:
     """Cut each matrix of a stack (Moshi's layers with a weight for each codebook)."""
-    return tuple(part for i in range(view.shape[0]) for part in cut_rows(view, cut, index=(i,), suffix=f"[{i}]"))
+    return tuple(
+        part
+        for i in range(view.shape[0])
+        for part in cut_rows(view, cut, index=(i,), suffix=f"[{i}]")
+    )
 
 
 def _name_of(view: View) -> str | None:

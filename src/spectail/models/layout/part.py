@@ -27,7 +27,8 @@ class Part:
     index: Index
     arrange: Arrange = field(repr=False)
     note: str = ""
-    """What a user should know about how the tensor was cut, or why it was not; the layer's row carries it."""
+    """What a user should know about how the tensor was cut, or why it was not; the layer's row
+    carries it."""
 
     def read(self, tensor: LazyTensor) -> Tensor:
         """Read the matrices, (n_matrices, rows, cols), in float32 or wider."""
@@ -44,6 +45,7 @@ class Part:
         if target.untyped_storage().data_ptr() == piece.untyped_storage().data_ptr():
             target.copy_(values)
             return
-        # Some layouts can only be read as a copy; numbering the entries tells where each value belongs.
+        # Some layouts can only be read as a copy; numbering the entries tells where each value
+        # belongs.
         numbers = torch.arange(piece.numel(), device=piece.device).reshape(piece.shape)
         piece.put_(self.arrange(numbers), values.to(piece.dtype))

@@ -1,10 +1,11 @@
 """Attention projections stored in three dimensions, one matrix for each head: one layer of as many matrices as heads.
 
-- XLNet's q, k, v and r and Funnel's r_kernel are (width, heads, head size), the head's inputs first; XLNet's o is
-  (width, heads, head size) too and takes the head size to the width.
-- llama.cpp splits DeepSeek's kv_b_proj into attn_k_b and attn_v_b, (heads, out, in), as its absorbed attention uses
-  them.
-- TransformerLens stores W_Q, W_K and W_V as (heads, width, head size) and W_O as (heads, head size, width), (in, out).
+- XLNet's q, k, v and r and Funnel's r_kernel are (width, heads, head size), the head's inputs
+  first; XLNet's o is (width, heads, head size) too and takes the head size to the width.
+- llama.cpp splits DeepSeek's kv_b_proj into attn_k_b and attn_v_b, (heads, out, in), as its
+  absorbed attention uses them.
+- TransformerLens stores W_Q, W_K and W_V as (heads, width, head size) and W_O as (heads, head size,
+  width), (in, out).
 
 In none of them is the last dimension a kernel, whatever its length.
 """

@@ -21,7 +21,9 @@ def recurrent(view: View) -> tuple[Part, ...] | None:
     hidden_to_hidden = view.sibling(f"weight_hh{layer}")
     projection = view.sibling(f"weight_hr{layer}")
     hidden = projection[1] if projection else hidden_to_hidden[1] if hidden_to_hidden else 0
-    gates = _GATES.get(rows // hidden, "") if hidden and rows % hidden == 0 and match[1] != "hr" else ""
+    gates = (
+        _GATES.get(rows // hidden, "") if hidden and rows % hidden == 0 and match[1] != "hr" else ""
+    )
     if not gates:
         return (view.matrix(kind="recurrent"),)
     return cut_rows(view, Cut(1, tuple(Segment(gate, "recurrent", hidden) for gate in gates)))

@@ -1,7 +1,7 @@
 """How parameters are laid out, and which matrices they hold: one table of rules, each in the module of its idea.
 
-Conventions: a matrix is (output, input); a fused parameter is cut into parts that are layers of their own; an
-embedding keeps its stored orientation, (words, features).
+Conventions: a matrix is (output, input); a fused parameter is cut into parts that are layers of
+their own; an embedding keeps its stored orientation, (words, features).
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ def _lora(view: View) -> tuple[Part, ...] | None:
 
 def _embedding(view: View) -> tuple[Part, ...] | None:
     """What a module says is an embedding."""
-    return (view.matrix(kind="embedding"),) if view.stored.layout == "embedding" and len(view.shape) == 2 else None
+    return (
+        (view.matrix(kind="embedding"),)
+        if view.stored.layout == "embedding" and len(view.shape) == 2
+        else None
+    )
 
 
 RULES: tuple[Rule, ...] = (
@@ -56,10 +60,13 @@ RULES: tuple[Rule, ...] = (
 """Tried in this order; a tensor that none of them knows is one matrix as stored."""
 
 
-def parts_of(stored: LazyTensor, shapes: Mapping[str, tuple[int, ...]], config: Config) -> tuple[Part, ...]:
+def parts_of(
+    stored: LazyTensor, shapes: Mapping[str, tuple[int, ...]], config: Config
+) -> tuple[Part, ...]:
     """List the layers that a stored tensor holds; none where it has fewer than two dimensions.
 
-    ``shapes`` are those of all tensors of the model by name, ``config`` is the configuration of the whole model.
+    ``shapes`` are those of all tensors of the model by name, ``config`` is the configuration of the
+    whole model.
     """
     if len(stored.shape) < 2:
         return ()

@@ -1,7 +1,8 @@
 """Adapters of a live module, as peft and other libraries attach them: the change of the weight that each makes.
 
-LoRA's change is computed from its factors, with the scale that the module states. Every other form is asked of the
-library itself: the adapter is merged into a copy of its layer in float64, and the change is merged minus base.
+LoRA's change is computed from its factors, with the scale that the module states. Every other form
+is asked of the library itself: the adapter is merged into a copy of its layer in float64, and the
+change is merged minus base.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class LiveAdapters:
     rows: Mapping[str, list[LazyTensor]] = field(default_factory=dict)
     """By the path of the adapted module, the changes that the library computes."""
     hidden: frozenset[int] = frozenset()
-    """Identities of the parameters that these changes are computed from: they are no layers of their own."""
+    """Identities of the parameters that these changes are computed from: they are no layers of
+    their own."""
     hidden_paths: tuple[str, ...] = ()
     """Beginnings of the names of all tensors, buffers too, that these changes are computed from."""
     known: Known = field(default_factory=Known)
@@ -48,7 +50,10 @@ def adapters_of(module: nn.Module) -> LiveAdapters:
     scales: list[tuple[str, str, Scale]] = []
     vectors = 0
     count = Counter(
-        _outer(path) for path, owner in module.named_modules() if _is_peft_layer(owner) for _ in _adapters_of(owner)
+        _outer(path)
+        for path, owner in module.named_modules()
+        if _is_peft_layer(owner)
+        for _ in _adapters_of(owner)
     )
     for path, owner in module.named_modules():
         scales += ((path, adapter, scale) for adapter, scale in _scales_of(owner))
@@ -63,9 +68,13 @@ def adapters_of(module: nn.Module) -> LiveAdapters:
                 continue
             hidden.update(id(piece) for piece in pieces)
             hidden_paths += (f"{path}.{name}.{adapter}." for name in _containers(owner))
-            rows.setdefault(path, []).extend(_rows(path, owner, adapter, alone=_is_alone(owner, path, count)))
+            rows.setdefault(path, []).extend(
+                _rows(path, owner, adapter, alone=_is_alone(owner, path, count))
+            )
     notes = (_VECTORS.format(vectors),) if vectors else ()
-    return LiveAdapters(rows, frozenset(hidden), tuple(hidden_paths), Known(_scale_of(scales)), notes)
+    return LiveAdapters(
+        rows, frozenset(hidden), tuple(hidden_paths), Known(_scale_of(scales)), notes
+    )
 
 
 def _outer(path: str) -> str:
@@ -75,21 +84,29 @@ def _outer(path: str) -> str:
 
 def _is_alone(owner: Any, path: str, count: Mapping[str, int]) -> bool:
     """Whether a layer's adapter is the only one of its weight; those of fused experts have names of their own."""
-    return len(_adapters_of(owner)) == 1 and (hasattr(owner, "parameter_name") or count[_outer(path)] == 1)
+    return len(_adapters_of(owner)) == 1 and (
+        hasattr(owner, "parameter_name") or count[_outer(path)] == 1
+    )
 
 
-_VECTORS = "{} adapters are vectors that scale or shift outputs; the rows are of the weights without them"
+_VECTORS = (
+    "{} adapters are vectors that scale or shift outputs; the rows are of the weights without them"
+)
 
 
 def _is_peft_layer(owner: nn.Module) -> bool:
     """Whether a module is a layer that peft wraps around another."""
-    return bool(getattr(owner, "adapter_layer_names", ())) and callable(getattr(owner, "get_base_layer", None))
+    return bool(getattr(owner, "adapter_layer_names", ())) and callable(
+        getattr(owner, "get_base_layer", None)
+    )
 
 
 def _adapters_of(owner: Any) -> set[str]:
     """The names of the adapters that a peft layer holds."""
     containers = (getattr(owner, name, None) for name in owner.adapter_layer_names)
-    return {str(key) for c in containers if isinstance(c, nn.ModuleDict | nn.ParameterDict) for key in c}
+    return {
+        str(key) for c in containers if isinstance(c, nn.ModuleDict | nn.ParameterDict) for key in c
+    }
 
 
 def _is_plain_lora(owner: Any, adapter: str) -> bool:
@@ -97,7 +114,9 @@ def _is_plain_lora(owner: Any, adapter: str) -> bool:
     names = owner.adapter_layer_names
     if "lora_A" not in names or "lora_E" in names or hasattr(owner, "parameter_name"):
         return False
-    return adapter not in getattr(owner, "lora_variant", {}) and not getattr(owner, "use_dora", {}).get(adapter)
+    return adapter not in getattr(owner, "lora_variant", {}) and not getattr(
+        owner, "use_dora", {}
+    ).get(adapter)
 
 
 def _containers(owner: Any) -> tuple[str, ...]:
@@ -129,9 +148,13 @@ def _rows(path: str, owner: Any, adapter: str, *, alone: bool) -> Iterator[LazyT
     note = _state_of(owner, adapter)
     if parameter is not None:
         target = ".".join(filter(None, (_outer(path), "" if parameter == "weight" else parameter)))
-        down, up = (in_memory(name, getattr(owner, name)[adapter].weight) for name in ("lora_A", "lora_B"))
+        down, up = (
+            in_memory(name, getattr(owner, name)[adapter].weight) for name in ("lora_A", "lora_B")
+        )
         factor = float(owner.scaling[adapter])
-        yield from expert_changes(target, ending, down, up, int(owner.num_experts), factor=factor, note=note)
+        yield from expert_changes(
+            target, ending, down, up, int(owner.num_experts), factor=factor, note=note
+        )
         return
     name = ".".join(filter(None, (_outer(path).removesuffix(".token_adapter"), ending)))
     weight = _weight_of(owner)
@@ -143,7 +166,15 @@ def _rows(path: str, owner: Any, adapter: str, *, alone: bool) -> Iterator[LazyT
         return
     read = partial(_read_change, owner, adapter, turned)
     parameters = tuple(_pieces_of(owner, adapter))
-    yield LazyTensor(name, shape[::-1] if turned else shape, "float64", read, "lora", note=note, parameters=parameters)
+    yield LazyTensor(
+        name,
+        shape[::-1] if turned else shape,
+        "float64",
+        read,
+        "lora",
+        note=note,
+        parameters=parameters,
+    )
 
 
 def _why_not(weight: Tensor) -> str | None:
@@ -159,7 +190,9 @@ def _state_of(owner: Any, adapter: str) -> str:
     """Say of an adapter that it is merged into the weight, or that the model does not use it now."""
     if adapter in getattr(owner, "merged_adapters", ()):
         return f"adapter {adapter} is merged: the row of its weight has the change in it too"
-    if getattr(owner, "disable_adapters", False) or adapter not in getattr(owner, "active_adapters", (adapter,)):
+    if getattr(owner, "disable_adapters", False) or adapter not in getattr(
+        owner, "active_adapters", (adapter,)
+    ):
         return f"adapter {adapter} is not active: the model does not use it now"
     return ""
 
@@ -175,7 +208,9 @@ def _read_change(owner: nn.Module, adapter: str, turned: bool, index: Index) -> 
             before = _weight_of(layer).detach().clone()
             layer.merge(adapter_names=[adapter])
         except Exception as error:  # noqa: BLE001 - the library may refuse in any way
-            raise SourceError(f"{type(owner).__name__} cannot merge adapter {adapter!r}: {_one_line(error)}") from None
+            raise SourceError(
+                f"{type(owner).__name__} cannot merge adapter {adapter!r}: {_one_line(error)}"
+            ) from None
         change = _weight_of(layer).detach().to(torch.float64) - before
     return piece_of(change.T if turned else change, index)
 
@@ -194,11 +229,17 @@ def _scales_of(owner: nn.Module) -> Iterator[tuple[str, Scale]]:
     if isinstance(scaling, dict):
         for adapter, factor in scaling.items():
             note = _state_of(owner, adapter) if _is_peft_layer(owner) else ""
-            yield adapter, Scale(float(factor), ranks.get(adapter) if isinstance(ranks, dict) else None, note)
+            yield (
+                adapter,
+                Scale(float(factor), ranks.get(adapter) if isinstance(ranks, dict) else None, note),
+            )
     elif isinstance(scaling, int | float):  # loralib
         yield "", Scale(float(scaling))
     else:  # torchtune; diffusers before peft
-        alpha, rank = getattr(owner, "alpha", getattr(owner, "network_alpha", None)), getattr(owner, "rank", None)
+        alpha, rank = (
+            getattr(owner, "alpha", getattr(owner, "network_alpha", None)),
+            getattr(owner, "rank", None),
+        )
         if isinstance(alpha, int | float) and isinstance(rank, int) and rank > 0:
             yield "", Scale(alpha / rank)
 
@@ -208,7 +249,9 @@ def _scale_of(scales: list[tuple[str, str, Scale]]) -> Any:
     # A factor's name rides along, for a peft prefix is only taken off where there are factors.
     names = clean_names([f"{path}.lora_A.{adapter}.weight" for path, adapter, _ in scales])
     cleaned = zip(names, scales, strict=True)
-    found = {(name.rpartition(".lora_A.")[0], adapter): scale for name, (_, adapter, scale) in cleaned}
+    found = {
+        (name.rpartition(".lora_A.")[0], adapter): scale for name, (_, adapter, scale) in cleaned
+    }
     return partial(_look_up, found)
 
 
@@ -234,4 +277,6 @@ def among(adapters: LiveAdapters, tensors: Iterable[LazyTensor]) -> list[LazyTen
         while path not in last and path:
             path = path.rpartition(".")[0]
         behind.setdefault(last.get(path, len(kept) - 1), []).extend(rows)
-    return [row for position, stored in enumerate(kept) for row in (stored, *behind.get(position, ()))]
+    return [
+        row for position, stored in enumerate(kept) for row in (stored, *behind.get(position, ()))
+    ]

@@ -12,7 +12,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name, in_memory, piece_of, unreadable
+from spectail.models.lazy_tensor import (
+    Index,
+    LazyTensor,
+    dtype_name,
+    in_memory,
+    piece_of,
+    unreadable,
+)
 
 ZERO3_LIVE = (
     "partitioned by ZeRO-3: this process holds a part only; save a gathered checkpoint "
@@ -52,7 +59,11 @@ Homes: TypeAlias = "Mapping[int, Home | Split]"
 
 def homes_of(module: nn.Module) -> Homes:
     """Find the parameters of a module whose values lie elsewhere; nothing is read or moved."""
-    return {**_offloaded_by_accelerate(module), **_split_by_deepspeed(module), **_split_by_fsdp(module)}
+    return {
+        **_offloaded_by_accelerate(module),
+        **_split_by_deepspeed(module),
+        **_split_by_fsdp(module),
+    }
 
 
 def _split_by_deepspeed(module: nn.Module) -> dict[int, Split]:
@@ -70,7 +81,9 @@ def _split_by_fsdp(module: nn.Module) -> dict[int, Split]:
     found: dict[int, Split] = {}
     for owner in module.modules():
         flat = getattr(getattr(owner, "_handle", None), "flat_param", None)
-        for parameter, shape in zip(getattr(flat, "_params", None) or (), getattr(flat, "_shapes", ()), strict=False):
+        for parameter, shape in zip(
+            getattr(flat, "_params", None) or (), getattr(flat, "_shapes", ()), strict=False
+        ):
             if tuple(parameter.shape) != tuple(shape):
                 found[id(parameter)] = Split(tuple(shape), FSDP_LIVE)
     return found
@@ -85,23 +98,32 @@ def _offloaded_by_accelerate(module: nn.Module) -> dict[int, Home]:
             if values is None or not getattr(hook, "offload", False):
                 continue
             whole = bool(getattr(hook, "place_submodules", False))
-            found += ((owner, p, values, n) for n, p in owner.named_parameters(recurse=whole) if p.is_meta)
+            found += (
+                (owner, p, values, n) for n, p in owner.named_parameters(recurse=whole) if p.is_meta
+            )
     if not found:
         return {}
     parameters = {id(p): p for p in module.parameters()}
     shapes = Counter(tuple(p.shape) for p in parameters.values())
-    # Tied weights are told by their values, for offloading separates them; only an embedding is ever tied.
+    # Tied weights are told by their values, for offloading separates them; only an embedding is
+    # ever tied.
     embeddings = {tuple(o.weight.shape) for o in module.modules() if isinstance(o, nn.Embedding)}
     here = [p for p in parameters.values() if not p.is_meta]
     return {
         id(p): Home(
-            values, name, tuple(t for t in here if t.shape == p.shape) if _may_be_tied(p, shapes, embeddings) else None
+            values,
+            name,
+            tuple(t for t in here if t.shape == p.shape)
+            if _may_be_tied(p, shapes, embeddings)
+            else None,
         )
         for _, p, values, name in found
     }
 
 
-def _may_be_tied(parameter: Tensor, shapes: Mapping[tuple[int, ...], int], embeddings: set[tuple[int, ...]]) -> bool:
+def _may_be_tied(
+    parameter: Tensor, shapes: Mapping[tuple[int, ...], int], embeddings: set[tuple[int, ...]]
+) -> bool:
     """Whether another parameter has the same shape, and one of them is an embedding."""
     shape = tuple(parameter.shape)
     return shapes[shape] > 1 and shape in embeddings
@@ -118,7 +140,9 @@ def elsewhere(name: str, parameter: Tensor, layout: str | None, homes: Homes) ->
     """Describe a parameter whose values lie elsewhere; None for all others."""
     home = homes.get(id(parameter))
     if isinstance(home, Split):
-        return unreadable(name, home.shape, dtype_name(parameter.dtype), home.problem, layout=layout)
+        return unreadable(
+            name, home.shape, dtype_name(parameter.dtype), home.problem, layout=layout
+        )
     return None if home is None else _offloaded(name, parameter, layout, home)
 
 

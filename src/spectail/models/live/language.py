@@ -25,11 +25,14 @@ def open_language_model(
 ) -> tuple[Any, Any]:
     """Load a model, in eval mode, and its tokenizer; no code from the folder is run.
 
-    The class is the one that the configuration names, so that a multi-modal model keeps all its parts.
+    The class is the one that the configuration names, so that a multi-modal model keeps all its
+    parts.
 
     Args:
-        source: a folder that transformers wrote, a ``.gguf`` file, ``demo``, or a hub id ``org/name``.
-        dtype: ``auto`` (as stored; a GGUF file is dequantised to float32), ``float32``, ``bfloat16`` or ``float16``.
+        source: a folder that transformers wrote, a ``.gguf`` file, ``demo``, or a hub id
+            ``org/name``.
+        dtype: ``auto`` (as stored; a GGUF file is dequantised to float32), ``float32``,
+            ``bfloat16`` or ``float16``.
         device: where to put the model; the CPU unless given.
 
     Raises:
@@ -43,7 +46,9 @@ def open_language_model(
     wanted: Any = torch.float32 if options and dtype == "auto" else dtype
     with _one_line_errors(text):
         transformers = _transformers()
-        quantised = {"quantization_config": transformers.GgufConfig(dequantize=True)} if options else {}
+        quantised = (
+            {"quantization_config": transformers.GgufConfig(dequantize=True)} if options else {}
+        )
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
         config = transformers.AutoConfig.from_pretrained(where, **options)
         model_class = _model_class(transformers, config) or transformers.AutoModelForCausalLM
@@ -62,7 +67,11 @@ def module_names(source: str | os.PathLike[str]) -> dict[str, str]:
         transformers = _transformers()
         config = transformers.AutoConfig.from_pretrained(where, **options)
         model_class = _model_class(transformers, config)
-        model = model_class(config) if model_class else transformers.AutoModelForCausalLM.from_config(config)
+        model = (
+            model_class(config)
+            if model_class
+            else transformers.AutoModelForCausalLM.from_config(config)
+        )
         saved = saved_modules(model)
     return {name: saved.get(name, name) for name, _ in model.named_modules() if name}
 
@@ -70,7 +79,8 @@ def module_names(source: str | os.PathLike[str]) -> dict[str, str]:
 def _model_class(transformers: Any, config: Any) -> Any:
     """Find the class that a folder was saved from, if it is one that generates text; else None.
 
-    ``AutoModelForCausalLM`` refuses LLaVA and its like, and of Gemma 3 or BART it would keep one part only.
+    ``AutoModelForCausalLM`` refuses LLaVA and its like, and of Gemma 3 or BART it would keep one
+    part only.
     """
     for name in getattr(config, "architectures", None) or ():
         found = getattr(transformers, name, None)
@@ -89,9 +99,13 @@ def _location(text: str) -> tuple[str, dict[str, str]]:
             f"{text} is a file; a language model needs the whole folder, with configuration and tokenizer"
         )
     if path.is_dir() and not (path / "config.json").is_file():
-        raise SourceError(f"{text} has no config.json; expected a model folder that transformers wrote")
+        raise SourceError(
+            f"{text} has no config.json; expected a model folder that transformers wrote"
+        )
     if not path.exists() and not is_hub_id(text):
-        raise SourceError(f"no such folder: {text!r}; expected a model folder, a .gguf file, 'demo' or a hub id")
+        raise SourceError(
+            f"no such folder: {text!r}; expected a model folder, a .gguf file, 'demo' or a hub id"
+        )
     return (str(path) if path.exists() else text), {}
 
 
@@ -129,4 +143,6 @@ def _one_line_errors(text: str) -> Iterator[None]:
             yield
     except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
         lines = str(error).strip().splitlines()
-        raise SourceError(f"{text} cannot be loaded: {lines[0][:200] if lines else type(error).__name__}") from error
+        raise SourceError(
+            f"{text} cannot be loaded: {lines[0][:200] if lines else type(error).__name__}"
+        ) from error

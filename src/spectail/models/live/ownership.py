@@ -1,8 +1,8 @@
 """Whether a live module's parameter is a weight matrix, by the module that owns it.
 
-Linear layers, convolutions, embeddings, recurrent layers, attention and experts own weight matrices.
-What another module keeps for itself (class tokens, position tables, ``A_log``) is judged by its name,
-as in a file, so that a model and its checkpoint give the same layers.
+Linear layers, convolutions, embeddings, recurrent layers, attention and experts own weight
+matrices. What another module keeps for itself (class tokens, position tables, ``A_log``) is judged
+by its name, as in a file, so that a model and its checkpoint give the same layers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ IS_WEIGHT = ""
 """What :func:`no_matrix_of` says of a parameter whose owner makes it a weight matrix."""
 
 
-def no_matrix_of(owner: nn.Module, name: str, tensor: LazyTensor, *, among_weights: bool = True) -> str | None:
+def no_matrix_of(
+    owner: nn.Module, name: str, tensor: LazyTensor, *, among_weights: bool = True
+) -> str | None:
     """Why a parameter is no weight matrix; ``IS_WEIGHT`` where it is one.
 
     None where only the name of the assembled weight can tell, for pieces of a parametrised weight.
@@ -50,7 +52,9 @@ def no_matrix_of(owner: nn.Module, name: str, tensor: LazyTensor, *, among_weigh
         return IS_WEIGHT
     if isinstance(owner, NORMS):
         return f"the scale of {type(owner).__name__}"
-    reason = no_matrix(tensor.name, tensor.shape, is_complex=tensor.is_complex, among_weights=among_weights)
+    reason = no_matrix(
+        tensor.name, tensor.shape, is_complex=tensor.is_complex, among_weights=among_weights
+    )
     if reason is None or (_is_expert(owner, tensor) and "bias" not in name):
         return IS_WEIGHT
     kind = type(owner).__name__

@@ -1,8 +1,8 @@
 """Live modules of quantisers: weights that only the module can compute, and buffers that a weight is made of.
 
-Most quantised modules keep their weight in buffers under the names that a file has, and the same recipes read them (see
-``assembly.recipes``). Here is what only a live module has: a weight behind a method, state outside of buffers, and
-buffers that a kernel has put in an order of its own.
+Most quantised modules keep their weight in buffers under the names that a file has, and the same
+recipes read them (see ``assembly.recipes``). Here is what only a live module has: a weight behind a
+method, state outside of buffers, and buffers that a kernel has put in an order of its own.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ _REORDERED = re.compile(r"Marlin|Exllama|ExLlama|Machete|BitBLAS|Bitblas", re.IG
 def module_weights(prefix: str, owner: nn.Module) -> list[LazyTensor]:
     """Describe the weights of a module that only the module itself can compute; none for every other module.
 
-    Such are torch's own quantised modules, whose weights are behind methods, and modules of packed integers that offer
-    ``dequantize`` (HQQ) or ``dequantize_weight`` (GPTQModel, which has (in, out) there).
+    Such are torch's own quantised modules, whose weights are behind methods, and modules of packed
+    integers that offer ``dequantize`` (HQQ) or ``dequantize_weight`` (GPTQModel, which has (in,
+    out) there).
     """
     name = f"{prefix}weight"
     if hasattr(owner, "_packed_params") and callable(getattr(owner, "weight", None)):
@@ -43,7 +44,11 @@ def module_weights(prefix: str, owner: nn.Module) -> list[LazyTensor]:
             "analyse the checkpoint instead of the loaded model"
         )
         return [unreadable(name, _stated_shape(owner), "int32", problem)]
-    methods = (method for method in ("dequantize", "dequantize_weight") if _takes_nothing(getattr(owner, method, None)))
+    methods = (
+        method
+        for method in ("dequantize", "dequantize_weight")
+        if _takes_nothing(getattr(owner, method, None))
+    )
     method = next(methods, None)
     return [_computed(name, owner, method)] if method else []
 
@@ -51,7 +56,9 @@ def module_weights(prefix: str, owner: nn.Module) -> list[LazyTensor]:
 def _recurrent(prefix: str, owner: Any) -> list[LazyTensor]:
     """Describe the weights of torch's quantised recurrent layers, which keep all of them in objects of their own."""
     weights = {key: value for key, value in owner.get_weight().items() if isinstance(value, Tensor)}
-    return [replace(in_memory(f"{prefix}{key}", value), no_weight="") for key, value in weights.items()]
+    return [
+        replace(in_memory(f"{prefix}{key}", value), no_weight="") for key, value in weights.items()
+    ]
 
 
 def _holds_integers(owner: nn.Module) -> bool:
@@ -62,7 +69,10 @@ def _holds_integers(owner: nn.Module) -> bool:
     if any(True for _ in owner.children()):
         return False
     own = [*owner._parameters.values(), *owner._buffers.values()]
-    return any(t is not None and t.ndim >= 2 and not t.is_floating_point() and not t.is_complex() for t in own)
+    return any(
+        t is not None and t.ndim >= 2 and not t.is_floating_point() and not t.is_complex()
+        for t in own
+    )
 
 
 def _takes_nothing(method: object) -> bool:
@@ -87,7 +97,14 @@ def _computed(name: str, owner: nn.Module, method: str) -> LazyTensor:
         problem = f"{type(owner).__name__}.{method}() gives {shape}, expected (out, in) = {stated}: dequantise it first"
         return unreadable(name, stated, "uint8", problem)
     read = partial(_call, owner, method)
-    return LazyTensor(name, shape, "float32", read, no_weight="", parameters=tuple(owner.parameters(recurse=False)))
+    return LazyTensor(
+        name,
+        shape,
+        "float32",
+        read,
+        no_weight="",
+        parameters=tuple(owner.parameters(recurse=False)),
+    )
 
 
 def _call(owner: nn.Module, method: str, index: Index) -> Tensor:
@@ -108,7 +125,10 @@ def _stated_shape(owner: Any) -> tuple[int, int]:
     """Read the sizes that a module states."""
     rows, cols = (
         next((size for name in names if isinstance(size := getattr(owner, name, None), int)), 1)
-        for names in (("out_features", "out_channels", "outfeatures"), ("in_features", "in_channels", "infeatures"))
+        for names in (
+            ("out_features", "out_channels", "outfeatures"),
+            ("in_features", "in_channels", "infeatures"),
+        )
     )
     return rows, cols
 
@@ -119,8 +139,11 @@ def buffers_of(prefix: str, owner: nn.Module, seen: set[int]) -> Iterator[LazyTe
         if buffer is None or id(buffer) in seen:
             continue
         seen.add(id(buffer))
-        yield replace(in_memory(f"{prefix}{name}", buffer, layout=_format_of(owner, name)), buffer=True)
-    # After the first step bitsandbytes' 8-bit layers keep the scales of their rows in their state, not on the weight.
+        yield replace(
+            in_memory(f"{prefix}{name}", buffer, layout=_format_of(owner, name)), buffer=True
+        )
+    # After the first step bitsandbytes' 8-bit layers keep the scales of their rows in their state,
+    # not on the weight.
     scales = getattr(getattr(owner, "state", None), "SCB", None)
     weight = owner._parameters.get("weight")
     if isinstance(scales, Tensor) and weight is not None and weight.dtype == torch.int8:

@@ -1,8 +1,8 @@
 """The names that a live model's layers have in the file that transformers writes for it.
 
-transformers renames and converts parameters when it loads and saves: experts are fused in memory and single in the
-file, a vision transformer's ``q_proj`` is called ``attention.attention.query`` there. The library itself is asked what
-it would write, with tensors that have no values.
+transformers renames and converts parameters when it loads and saves: experts are fused in memory
+and single in the file, a vision transformer's ``q_proj`` is called ``attention.attention.query``
+there. The library itself is asked what it would write, with tensors that have no values.
 """
 
 from __future__ import annotations
@@ -50,10 +50,13 @@ class _Traced(Tensor):
         return tree_map_only(Tensor, lambda tensor: _Traced.of(tensor, sources), result)
 
 
-def saved_names(module: nn.Module, layers: Sequence[Layer], config: Mapping[str, Any]) -> dict[str, str]:
+def saved_names(
+    module: nn.Module, layers: Sequence[Layer], config: Mapping[str, Any]
+) -> dict[str, str]:
     """Map layers of a model of transformers to their names in its saved file, where those differ.
 
-    Empty for every other module. Names that differ only in a way that ``canonical_name`` knows are left out.
+    Empty for every other module. Names that differ only in a way that ``canonical_name`` knows are
+    left out.
 
     Args:
         module: The live model, perhaps in wrappers.
@@ -65,7 +68,9 @@ def saved_names(module: nn.Module, layers: Sequence[Layer], config: Mapping[str,
     if not written:
         return {}
     written = dict(zip(clean_names(list(written)), written.values(), strict=True))
-    tensors = [LazyTensor(n, tuple(t.shape), dtype_name(t.dtype), _no_values) for n, t in written.items()]
+    tensors = [
+        LazyTensor(n, tuple(t.shape), dtype_name(t.dtype), _no_values) for n, t in written.items()
+    ]
     sources: dict[str, set[str]] = {}
     for name, tensor in written.items():
         sources.setdefault(_assembled(name), set()).update(map(_assembled, tensor.sources))
@@ -79,7 +84,11 @@ def saved_names(module: nn.Module, layers: Sequence[Layer], config: Mapping[str,
     found: dict[str, str] = {}
     for parameter, group in live.items():
         found |= _partners(group, stored.get(parameter, []))
-    return {name: saved for name, saved in found.items() if canonical_name(name) != canonical_name(saved)}
+    return {
+        name: saved
+        for name, saved in found.items()
+        if canonical_name(name) != canonical_name(saved)
+    }
 
 
 def saved_modules(module: nn.Module) -> dict[str, str]:
@@ -92,13 +101,18 @@ def saved_modules(module: nn.Module) -> dict[str, str]:
     return {
         parameter.removesuffix(".weight"): name.removesuffix(".weight")
         for parameter, (name, *more) in places.items()
-        if parameter.endswith(".weight") and name.endswith(".weight") and not more and name != parameter
+        if parameter.endswith(".weight")
+        and name.endswith(".weight")
+        and not more
+        and name != parameter
     }
 
 
 def _inner(module: nn.Module) -> nn.Module:
     """Take a model out of DDP, torch.compile and the like."""
-    while isinstance(inner := getattr(module, "module", getattr(module, "_orig_mod", None)), nn.Module):
+    while isinstance(
+        inner := getattr(module, "module", getattr(module, "_orig_mod", None)), nn.Module
+    ):
         module = inner
     return module
 
@@ -115,7 +129,9 @@ def _written(model: nn.Module) -> Written:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     traced: dict[str, Tensor] = {}
     first: dict[int, str] = {}
-    for (name, parameter), clean in zip(parameters.items(), clean_names(list(parameters)), strict=True):
+    for (name, parameter), clean in zip(
+        parameters.items(), clean_names(list(parameters)), strict=True
+    ):
         # Tied parameters count under the first of their names, as in ``module_source``.
         source = first.setdefault(id(parameter), clean)
         empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
@@ -144,9 +160,16 @@ def _partners(live: Sequence[Layer], stored: Sequence[Layer]) -> dict[str, str]:
     if len(live) == len(stored) == 1:
         return {live[0].name: stored[0].name}
     found: dict[str, str] = {}
-    for key in (lambda layer: layer.kind, lambda layer: _part(layer.name), lambda layer: _stem(layer.name), _nothing):
+    for key in (
+        lambda layer: layer.kind,
+        lambda layer: _part(layer.name),
+        lambda layer: _stem(layer.name),
+        _nothing,
+    ):
         left, right = _keyed(live, key, found), _keyed(stored, key, found.values())
-        found |= {left[k][0]: right[k][0] for k in left if len(left[k]) == 1 == len(right.get(k, ()))}
+        found |= {
+            left[k][0]: right[k][0] for k in left if len(left[k]) == 1 == len(right.get(k, ()))
+        }
     return found
 
 

@@ -34,15 +34,19 @@ _CONVOLUTIONS = (
     nn.ConvTranspose3d,
 )
 _PLAIN_NORMS = frozenset({"_WeightNorm", "_SpectralNorm"})
-"""torch's own parametrisations that recipes compute from the stored pieces, the same way as in a checkpoint."""
+"""torch's own parametrisations that recipes compute from the stored pieces, the same way as in a
+checkpoint."""
 
 
-def module_source(module: nn.Module, label: str | None = None, *, fingerprint: bool = True) -> Source:
+def module_source(
+    module: nn.Module, label: str | None = None, *, fingerprint: bool = True
+) -> Source:
     """List the layers of a live module; values are read when a layer is loaded, and nothing is modified.
 
-    Without ``fingerprint`` no value is read at all, and the source's fingerprint is empty. Buffers are no layers. Tied
-    weights appear once. A parametrised weight is the one that the module uses in eval mode. A LoRA target gives its own
-    weight under the base model's name, and the adapter's delta as ``<name>.lora``.
+    Without ``fingerprint`` no value is read at all, and the source's fingerprint is empty. Buffers
+    are no layers. Tied weights appear once. A parametrised weight is the one that the module uses
+    in eval mode. A LoRA target gives its own weight under the base model's name, and the adapter's
+    delta as ``<name>.lora``.
     """
     adapters, config = adapters_of(module), _config(module)
     stored = list(_parameters(module))
@@ -56,7 +60,10 @@ def module_source(module: nn.Module, label: str | None = None, *, fingerprint: b
         notes=adapters.notes,
     )
     saved = saved_names(module, source.layers, config)
-    return replace(source, layers=tuple(replace(layer, saved_as=saved.get(layer.name, "")) for layer in source.layers))
+    return replace(
+        source,
+        layers=tuple(replace(layer, saved_as=saved.get(layer.name, "")) for layer in source.layers),
+    )
 
 
 def _of_network(module: nn.Module, tensors: list[LazyTensor]) -> list[LazyTensor]:
@@ -101,7 +108,9 @@ def _parameters(module: nn.Module) -> Iterator[LazyTensor]:
                 continue
             seen.add(id(parameter))
             full, layout = f"{prefix}{name}", _layout_of(owner, name)
-            described = elsewhere(full, parameter, layout, homes) or _described(full, parameter, layout)
+            described = elsewhere(full, parameter, layout, homes) or _described(
+                full, parameter, layout
+            )
             no_weight = no_matrix_of(owner, name, described, among_weights=among_weights)
             yield replace(described, no_weight=no_weight)
         yield from buffers_of(prefix, owner, seen)
@@ -120,7 +129,9 @@ def _layout_of(owner: nn.Module, name: str) -> str | None:
     kind = type(owner)
     owner_type = next((c for c in kind.__mro__ if not c.__name__.startswith("Parametrized")), kind)
     if hasattr(owner, "is_transposed") and hasattr(owner, "is_concatenated"):
-        return expert_layout(is_transposed=bool(owner.is_transposed), is_concatenated=bool(owner.is_concatenated))
+        return expert_layout(
+            is_transposed=bool(owner.is_transposed), is_concatenated=bool(owner.is_concatenated)
+        )
     if not name.startswith("weight"):
         return None
     if isinstance(owner, _CONVOLUTIONS):
@@ -139,7 +150,11 @@ def _computed_weights(owner: nn.Module) -> list[str]:
     if not parametrize.is_parametrized(owner):
         return []
     lists: Mapping[str, Any] = owner.parametrizations  # type: ignore[assignment]
-    return [name for name, steps in lists.items() if len(steps) != 1 or type(steps[0]).__name__ not in _PLAIN_NORMS]
+    return [
+        name
+        for name, steps in lists.items()
+        if len(steps) != 1 or type(steps[0]).__name__ not in _PLAIN_NORMS
+    ]
 
 
 def _computed(name: str, owner: nn.Module, attribute: str) -> LazyTensor:
@@ -149,7 +164,9 @@ def _computed(name: str, owner: nn.Module, attribute: str) -> LazyTensor:
     read = partial(_compute, owner, attribute)
     parameters = tuple(owner.parametrizations[attribute].parameters())  # type: ignore[index, union-attr]
     no_weight = no_matrix_of(owner, attribute, described)
-    return replace(described, read=read, identity=None, memory=None, parameters=parameters, no_weight=no_weight)
+    return replace(
+        described, read=read, identity=None, memory=None, parameters=parameters, no_weight=no_weight
+    )
 
 
 def _compute(owner: nn.Module, attribute: str, index: Index) -> Tensor:

@@ -1,7 +1,8 @@
 """Weights of a live module as matrices that can be read and written in place, whatever the layout they are stored in.
 
-A convolution is one matrix here, (out, in / groups x kernel positions), with the entries of a row in the order in
-which torch stores them. The measurement takes one matrix per kernel position instead.
+A convolution is one matrix here, (out, in / groups x kernel positions), with the entries of a row
+in the order in which torch stores them. The measurement takes one matrix per kernel position
+instead.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from spectail.models.layout.part import Part
 from spectail.models.lazy_tensor import in_memory
 from spectail.models.source import Layer
 
-WRITABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
+WRITABLE = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.complex64,
+    torch.complex128,
+)
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
@@ -39,7 +47,8 @@ class Weight:
     """What the owner says about the layout: see ``matrices``."""
     part: Part
     groups: int | None = None
-    """Groups of a transposed convolution, whose weight is stored as (in, out / groups, ...); None for all others."""
+    """Groups of a transposed convolution, whose weight is stored as (in, out / groups, ...); None
+    for all others."""
     shared: tuple[str, ...] = ()
     """Paths of the same parameter in other modules."""
 
@@ -64,7 +73,11 @@ class Weight:
         pieces = self.part.view(self.tensor)
         if self.groups is not None:
             n, inputs, outputs = pieces.shape
-            pieces = pieces.reshape(n, self.groups, inputs // self.groups, outputs).transpose(2, 3).flatten(1, 2)
+            pieces = (
+                pieces.reshape(n, self.groups, inputs // self.groups, outputs)
+                .transpose(2, 3)
+                .flatten(1, 2)
+            )
         return pieces.permute(1, 2, 0).reshape(self.rows, self.cols).clone()
 
     def write(self, values: Tensor) -> None:
@@ -72,7 +85,11 @@ class Weight:
         pieces = values.reshape(self.rows, -1, self.part.n_matrices).permute(2, 0, 1)
         if self.groups is not None:
             n, outputs, inputs = pieces.shape
-            pieces = pieces.reshape(n, self.groups, outputs // self.groups, inputs).transpose(2, 3).flatten(1, 2)
+            pieces = (
+                pieces.reshape(n, self.groups, outputs // self.groups, inputs)
+                .transpose(2, 3)
+                .flatten(1, 2)
+            )
         self.part.write(self.tensor, pieces)
 
 
@@ -94,12 +111,12 @@ def owners(module: nn.Module) -> Mapping[object, list[Owned]]:
 def editable(layer: Layer, places: Mapping[object, list[Owned]]) -> Weight:
     """Return the weight behind a layer of ``module_source``; ``places`` are the ``owners`` of the same module.
 
-    A weight that several modules multiply by (the shared blocks of Zamba) is one weight, and writing it changes it in
-    all of them.
+    A weight that several modules multiply by (the shared blocks of Zamba) is one weight, and
+    writing it changes it in all of them.
 
     Raises:
-        SourceError: it is quantised, computed from other tensors, tied to an embedding, or not of floating-point
-            numbers.
+        SourceError: it is quantised, computed from other tensors, tied to an embedding, or not of
+            floating-point numbers.
 
     """
     if layer.problem or layer.no_weight:
@@ -115,9 +132,15 @@ def editable(layer: Layer, places: Mapping[object, list[Owned]]) -> Weight:
             f"{layer.name} cannot be written: expected a matrix of floating-point numbers, not {tensor.dtype}"
         )
     (path, owner), *others = places[tensor.identity]
-    alone = [other for other, module in others if not (isinstance(owner, _PRODUCTS) and type(module) is type(owner))]
+    alone = [
+        other
+        for other, module in others
+        if not (isinstance(owner, _PRODUCTS) and type(module) is type(owner))
+    ]
     if alone:
-        raise SourceError(f"{layer.name} cannot be written alone: it is tied to {alone[0]}; leave it out")
+        raise SourceError(
+            f"{layer.name} cannot be written alone: it is tied to {alone[0]}; leave it out"
+        )
     groups = owner.groups if isinstance(owner, _TRANSPOSED) and part.kind == "conv" else None
     shared = tuple(other for other, _ in others)
     return Weight(layer.name, path, owner, tensor.memory, tensor.layout, part, groups, shared)

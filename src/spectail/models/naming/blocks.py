@@ -12,7 +12,9 @@ _NOT_REPEATED = re.compile(
     r"^(?:mlp|fc|classifier|head|heads|conv|net|proj|projector|to_out|downsample|act|expert|experts|adapters?|lora_\w+)$"
 )
 
-_ATTENTION = re.compile(r"(?:attn|attention|self_att|crossattention|SelfAttention|EncDecAttention)", re.IGNORECASE)
+_ATTENTION = re.compile(
+    r"(?:attn|attention|self_att|crossattention|SelfAttention|EncDecAttention)", re.IGNORECASE
+)
 
 _KINDS: tuple[tuple[str, str], ...] = (
     (
@@ -30,9 +32,15 @@ _KINDS: tuple[tuple[str, str], ...] = (
         r"(qkv|qkv_proj|query_key_value|[wW]qkv|W_pack|to_qkv|in_proj_weight|attn_qkv|c_attn|qkv_linear|linear_qkv)",
     ),
     # Multi-head latent attention (DeepSeek): key and value before and after the latent vector.
-    ("kv", r"(kv_a_proj_with_mqa|kv_b_proj|kv_proj|to_kv|kv|kv_linear|key_value|linear_kv|attn_kv_a_mqa|attn_kv_b)"),
+    (
+        "kv",
+        r"(kv_a_proj_with_mqa|kv_b_proj|kv_proj|to_kv|kv|kv_linear|key_value|linear_kv|attn_kv_a_mqa|attn_kv_b)",
+    ),
     ("gate_up", r"(gate_up_proj|up_gate_proj|w12|weights_in|ffn_gate_up_exps)"),
-    ("gate", r"(gate_proj|(experts\.\d+|feed_forward|mlp|ffn|cond_ffn)\.w1|wi_0|ffn_gate|ffn_gate_exps)"),
+    (
+        "gate",
+        r"(gate_proj|(experts\.\d+|feed_forward|mlp|ffn|cond_ffn)\.w1|wi_0|ffn_gate|ffn_gate_exps)",
+    ),
     ("up", r"(up_proj|(experts\.\d+|feed_forward|mlp|ffn|cond_ffn)\.w3|wi_1|ffn_up|ffn_up_exps)"),
     (
         "down",
@@ -51,7 +59,10 @@ _KINDS: tuple[tuple[str, str], ...] = (
         r"(o_proj|out_proj|wo|to_out(\.0)?|out_lin|attn_output|o|out|attention\.output\.dense|attention\.dense|self_attention\.dense)",
     ),
     ("o", r"\w*att\w*\.(c_proj|proj|dense|wo|Wo)"),
-    ("head", r"(lm_head|embed_out|classifier|score|head|output|_?fc|classifier\.\d+|head\.\d+|heads\.head|logits)"),
+    (
+        "head",
+        r"(lm_head|embed_out|classifier|score|head|output|_?fc|classifier\.\d+|head\.\d+|heads\.head|logits)",
+    ),
     (
         "embedding",
         r"(\w*embed\w*|wte|wpe|relative_attention_bias|attn_rel_b|shared|\w*embeddings?\.\w+|token_embd|position_embd|token_types|patch_embed\.proj)",
@@ -65,9 +76,10 @@ _PREDICTION_HEAD = re.compile(r"(?:^|\.)shared_head\.head$")
 def block_of(name: str) -> int | None:
     """Index of the repeated unit that a layer belongs to, None outside of blocks.
 
-    The first number below a usual container (``layers``, ``h``, ``blocks``...) counts, else the first number that has
-    named layers below it: ``features.3`` is a layer, ``features.3.conv`` lies in block 3. Where a network counts
-    anew in each stage (``layer2.0``), so does the index: see :func:`unit_of`.
+    The first number below a usual container (``layers``, ``h``, ``blocks``...) counts, else the
+    first number that has named layers below it: ``features.3`` is a layer, ``features.3.conv`` lies
+    in block 3. Where a network counts anew in each stage (``layer2.0``), so does the index: see
+    :func:`unit_of`.
 
     >>> block_of("model.layers.3.mlp.experts.7.w1"), block_of("lm_head")
     (3, None)

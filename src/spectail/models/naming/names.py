@@ -1,7 +1,7 @@
 """Names of parameters and layers: wrappers taken off, and the known forms of one weight mapped onto one name.
 
-A parameter has its full name (``model.layers.0.mlp.up_proj.weight``); the layer is called the same without
-``.weight``. This file imports no torch, because results are compared without it.
+A parameter has its full name (``model.layers.0.mlp.up_proj.weight``); the layer is called the same
+without ``.weight``. This file imports no torch, because results are compared without it.
 """
 
 from __future__ import annotations
@@ -20,26 +20,35 @@ _PEFT = re.compile(
 )
 """What only peft puts into names: its prefix together with a piece of an adapter."""
 _BASE_LAYER = re.compile(r"\.base_layer(?=\.)(?!\.(?:base_layer\.)*lora_)")
-"""peft's name for what an adapter is attached to. In ``experts.base_layer.lora_A`` it tells adapters of two parameters
-of one module apart, and stays."""
+"""peft's name for what an adapter is attached to. In ``experts.base_layer.lora_A`` it tells
+adapters of two parameters of one module apart, and stays."""
 _SAVED_MODULE = re.compile(r"\.modules_to_save\.[^.]+(?=\.)")
 _NUMBERS = re.compile(r"(\d+)")
 _MIXTRAL = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-_LINEARS = {"input_linear.gate": "gate_proj", "input_linear.up": "up_proj", "output_linear": "down_proj"}
+_LINEARS = {
+    "input_linear.gate": "gate_proj",
+    "input_linear.up": "up_proj",
+    "output_linear": "down_proj",
+}
 
 
 def clean_names(names: Sequence[str]) -> list[str]:
     """Take what training wrappers put around the names of a model's parameters: DDP, FSDP, torch.compile, peft.
 
-    Wrappers with names of their own go wherever they stand. ``module`` and ``model`` are names of real modules too:
-    they go where all parameters share them and more says that they are a wrapper's.
+    Wrappers with names of their own go wherever they stand. ``module`` and ``model`` are names of
+    real modules too: they go where all parameters share them and more says that they are a
+    wrapper's.
 
     >>> clean_names(["module.layers.0._orig_mod.q.weight", "module.head.weight"])
     ['layers.0.q.weight', 'head.weight']
     """
     cleaned = _outside_taken_off([_WRAPPERS.sub("", name) for name in names])
     if any(_PEFT.search(name) for name in cleaned):
-        saved = {name.partition(".modules_to_save.")[0] for name in cleaned if ".modules_to_save." in name}
+        saved = {
+            name.partition(".modules_to_save.")[0]
+            for name in cleaned
+            if ".modules_to_save." in name
+        }
         cleaned = [_without_peft(name, saved) for name in cleaned]
         cleaned = _outside_taken_off([_WRAPPERS.sub("", name) for name in cleaned])
     if any(name.startswith("prompt_encoder.") for name in cleaned):
@@ -50,8 +59,9 @@ def clean_names(names: Sequence[str]) -> list[str]:
 def _outside_taken_off(names: list[str]) -> list[str]:
     """Take off ``module.`` and ``model.`` that all names begin with and that are a wrapper's.
 
-    All names of a tied Llama begin with ``model.`` as well; but ``model.model.`` is only in what something, such as a
-    LightningModule, holds as its ``model``. peft's ``base_model.model.`` stands at the beginning of its own model.
+    All names of a tied Llama begin with ``model.`` as well; but ``model.model.`` is only in what
+    something, such as a LightningModule, holds as its ``model``. peft's ``base_model.model.``
+    stands at the beginning of its own model.
     """
     while names:
         first = names[0].partition(".")[0]
@@ -64,7 +74,11 @@ def _outside_taken_off(names: list[str]) -> list[str]:
     return names
 
 
-_INSIDE = {"module": ("module.",), "model": ("model.model.", "model.base_model.model."), "base_model": ("\0",)}
+_INSIDE = {
+    "module": ("module.",),
+    "model": ("model.model.", "model.base_model.model."),
+    "base_model": ("\0",),
+}
 """What some name must begin with, for the first piece that all names share to be a wrapper's."""
 
 
@@ -114,7 +128,9 @@ def _inner_modules_taken_off(names: list[str]) -> list[str]:
 
 def _without_peft(name: str, saved: set[str]) -> str:
     """Give a peft model's parameter the name it has in the base model; ``saved`` are modules that are saved whole."""
-    name = _BASE_LAYER.sub("", name.removeprefix("base_model.model.")).replace(".token_adapter.", ".")
+    name = _BASE_LAYER.sub("", name.removeprefix("base_model.model.")).replace(
+        ".token_adapter.", "."
+    )
     head, found, tail = name.partition(".original_module.")
     if found and not any(path.endswith(head) for path in saved):
         name = f"{head}.{tail}"
@@ -124,7 +140,9 @@ def _without_peft(name: str, saved: set[str]) -> str:
 def _unique(names: Sequence[str], cleaned: Sequence[str]) -> list[str]:
     """Keep the stored name wherever cleaning would make two parameters share one."""
     counts = Counter(cleaned)
-    return [name if counts[short] > 1 else short for name, short in zip(names, cleaned, strict=True)]
+    return [
+        name if counts[short] > 1 else short for name, short in zip(names, cleaned, strict=True)
+    ]
 
 
 def layer_name(parameter: str) -> str:
@@ -147,8 +165,8 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 def canonical_name(name: str) -> str:
     """Map the known forms of a layer's name onto one, so that a live model pairs with its saved file.
 
-    transformers fuses the experts of a live model and saves them one by one, under the names of the first release
-    (as it does routers and GPT-NeoX's output layer).
+    transformers fuses the experts of a live model and saves them one by one, under the names of the
+    first release (as it does routers and GPT-NeoX's output layer).
 
     >>> canonical_name("model.layers.0.mlp.experts.gate_up_proj[3].gate")
     'model.layers.0.mlp.experts.3.gate_proj'

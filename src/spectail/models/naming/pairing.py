@@ -1,9 +1,10 @@
 """Pair the layers of two sources by name: a file with a live model, or two files. No torch.
 
-One weight has several names: a file of a base model lacks the prefix that a model with a head has, multi-modal files
-put ``language_model.model.`` where the live model has ``model.language_model.``, experts are stored one by one or
-fused. Layers pair by the strictest form of their names that agrees, each with one partner only. Nothing pairs by
-position, and a name with two possible partners stays without one.
+One weight has several names: a file of a base model lacks the prefix that a model with a head has,
+multi-modal files put ``language_model.model.`` where the live model has ``model.language_model.``,
+experts are stored one by one or fused. Layers pair by the strictest form of their names that
+agrees, each with one partner only. Nothing pairs by position, and a name with two possible partners
+stays without one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _TEXT = re.compile(r"(?:^|\.)(?:language_model|text_model|text_encoder|llm)\.")
 _SENSE = re.compile(r"(?:^|\.)(?:visual|vision|image|img|video|audio|speech|sound)\w*\.")
 
 WRAPPERS = frozenset({"model", "module", "base_model", "transformer", "language_model", "backbone"})
-"""Modules that hold a whole model or its text part; files and classes differ in which of them they name."""
+"""Modules that hold a whole model or its text part; files and classes differ in which of them they
+name."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ def pair_names(
     Args:
         left: Names of the first source.
         right: Names of the second.
-        left_saved: The names that the first source's layers have in a saved file, where they differ: see
-            ``live.saved_names``.
+        left_saved: The names that the first source's layers have in a saved file, where they
+            differ: see ``live.saved_names``.
         right_saved: The same for the second source.
 
     >>> pair_names(["language_model.model.layers.0.mlp.up_proj"], ["model.language_model.layers.0.mlp.up_proj"]).pairs
@@ -85,8 +87,8 @@ View = Mapping[str, str]
 def prediction_layers(names: Iterable[str]) -> set[str]:
     """The layers of multi-token prediction blocks, which files hold and the model classes of transformers do not.
 
-    DeepSeek and GLM append such a block to the others, and it is known by its ``eh_proj`` or ``shared_head``; others
-    call it ``mtp``.
+    DeepSeek and GLM append such a block to the others, and it is known by its ``eh_proj`` or
+    ``shared_head``; others call it ``mtp``.
     """
     names = list(names)
     units = {unit_of(name) for name in names if _PREDICTION_LAYER.search(name)} - {None}
@@ -96,13 +98,18 @@ def prediction_layers(names: Iterable[str]) -> set[str]:
 def _views(names: Sequence[str], saved: Mapping[str, str] | None) -> list[View]:
     """The ways to call the layers of a source."""
     plain = {name: name for name in names}
-    return [plain, plain | {name: saved[name] for name in names if name in saved}] if saved else [plain]
+    return (
+        [plain, plain | {name: saved[name] for name in names if name in saved}]
+        if saved
+        else [plain]
+    )
 
 
 def _by_agreement(left: list[View], right: list[View]) -> list[tuple[View, View]]:
     """All combinations of views, the one in which most names agree first.
 
-    A conversion may give one layer the name that another had, so the view that fits best goes first.
+    A conversion may give one layer the name that another had, so the view that fits best goes
+    first.
     """
     combinations = [(first, second) for first in left for second in right]
 
@@ -121,7 +128,9 @@ def _open(view: View, paired: Iterable[str]) -> View:
 
 def _matched(left: View, right: View, form: Callable[[str], str]) -> dict[str, str]:
     """Pairs of names that have the same form, where no other name of either side has it."""
-    first, second = (_unique({name: form(shown) for name, shown in view.items()}) for view in (left, right))
+    first, second = (
+        _unique({name: form(shown) for name, shown in view.items()}) for view in (left, right)
+    )
     return {first[key]: second[key] for key in first if key in second}
 
 
@@ -136,17 +145,22 @@ def _bare(name: str) -> str:
     pieces = canonical_name(name).split(".")
     first = next((i for i, piece in enumerate(pieces) if piece.isdigit()), len(pieces))
     front = max(0, first - 1)
-    return ".".join([*(piece for piece in pieces[:front] if piece not in WRAPPERS), *pieces[front:]])
+    return ".".join(
+        [*(piece for piece in pieces[:front] if piece not in WRAPPERS), *pieces[front:]]
+    )
 
 
 def _by_suffix(left: View, right: View) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
     """Pairs in which one name ends with the whole other one, and the names that have several such partners.
 
-    Both lie in the same block and are of one kind: the head ``fc`` is not the ``fc`` inside of a block.
+    Both lie in the same block and are of one kind: the head ``fc`` is not the ``fc`` inside of a
+    block.
     """
     partners: dict[str, set[str]] = {}
     back: dict[str, set[str]] = {}
-    bare_left, bare_right = ({name: _bare(shown) for name, shown in view.items()} for view in (left, right))
+    bare_left, bare_right = (
+        {name: _bare(shown) for name, shown in view.items()} for view in (left, right)
+    )
     for short, long, turned in ((bare_left, bare_right, False), (bare_right, bare_left, True)):
         whole: dict[str, list[str]] = {}
         for name, form in short.items():
@@ -171,7 +185,10 @@ def _by_suffix(left: View, right: View) -> tuple[dict[str, str], dict[str, tuple
 
 def _are_towers_apart(one: str, other: str) -> bool:
     """Whether one name lies in the part for text and the other in one for images or sound."""
-    return any(_TEXT.search(a) and _SENSE.search(b) and not _TEXT.search(b) for a, b in ((one, other), (other, one)))
+    return any(
+        _TEXT.search(a) and _SENSE.search(b) and not _TEXT.search(b)
+        for a, b in ((one, other), (other, one))
+    )
 
 
 def _ends(name: str) -> Iterable[str]:

@@ -7,8 +7,8 @@ pruned or given bits. A file does not say which module owns a tensor, so its nam
 modules of torch call their matrix ``weight``. Tensors with other names are parameters that a model
 keeps for itself; few of them are matrices, and ``_BARE`` lists those.
 
-``tests/models/test_transformers_sweep.py`` compares this rule with the owning modules of every model
-class of transformers.
+``tests/models/test_transformers_sweep.py`` compares this rule with the owning modules of every
+model class of transformers.
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ import re
 from collections.abc import Iterable
 
 _WEIGHT = re.compile(r"(?:^|\.)weight(?:\.\d+)?(?:\.tensor)?$")
-"""The name that torch's modules give their matrix; tensorly's dense tensors lie one level deeper."""
+"""The name that torch's modules give their matrix; tensorly's dense tensors lie one level
+deeper."""
 
 LONGEST_KERNEL = 32
 """Up to this size the last dimension of (1, 1, n) is the kernel of a convolution of one channel."""
 
-_NORM = re.compile(r"(?:^|\.)(?:\w*norm\d*|layernorm\w*|ln(?:_(?!proj)\w+|\d*)|bn\d*)\.weight$", re.IGNORECASE)
-_MIXING = re.compile(r"(?:^|\.)(?:time_mix_(?:lerp\w*|first|decay|[kr]_[ka]|[wavk]0|ln)|channel_mix_lerp\w*)\.weight$")
+_NORM = re.compile(
+    r"(?:^|\.)(?:\w*norm\d*|layernorm\w*|ln(?:_(?!proj)\w+|\d*)|bn\d*)\.weight$", re.IGNORECASE
+)
+_MIXING = re.compile(
+    r"(?:^|\.)(?:time_mix_(?:lerp\w*|first|decay|[kr]_[ka]|[wavk]0|ln)|channel_mix_lerp\w*)\.weight$"
+)
 """RWKV's mixing factors, which llama.cpp's names also end in ``weight``."""
 _POSITION = re.compile(
     r"rel_?pos|relative|position|pos_?(?:emb|enc)|(?:^|[._])(?:pos|ape|pe)(?:[._]|$)|rel_logits",
@@ -35,16 +40,17 @@ _BARE = tuple(
     for pattern in (
         # Recurrent modules and torch's attention keep several matrices in one module.
         r"weight_(?:ih|hh|hr)(?:_l\d+)?(?:_reverse)?",
-        # torch's in_proj_weight, Zamba's x_proj_weight, RecurrentGemma's input_gate_weight, Gemma 3's
-        # mm_input_projection_weight, KAN's base_weight and spline_weight.
+        # torch's in_proj_weight, Zamba's x_proj_weight, RecurrentGemma's input_gate_weight, Gemma
+        # 3's mm_input_projection_weight, KAN's base_weight and spline_weight.
         r"(?:\w+_)?(?:proj|projection|gate|linear|dense|kernel|fc\d*|base|spline)_weight",
         # CLIP's visual.proj and text_projection, X-CLIP's prompts_visual_projection.
         r"(?:\w+_)?proj(?:ection)?",
-        # Fourier layers (weights1, fourier_weight.0), Dbrx's experts (w1, v1), RWKV's low-rank pairs
-        # (att.g1, time_maa_w1), Flax (kernel, embedding), home-made layers (W_q, w).
+        # Fourier layers (weights1, fourier_weight.0), Dbrx's experts (w1, v1), RWKV's low-rank
+        # pairs (att.g1, time_maa_w1), Flax (kernel, embedding), home-made layers (W_q, w).
         r"(?:fourier_)?weights?_?\d*(?:\.\d+)?|W\w*|[wuv](?:_?\d)?|att\.[ag]\d|time_\w+_w\d",
         r"kernel|(?:new_)?embedding",
-        # Funnel and XLNet keep (d_model, heads, d_head); GLM-5's indexer calls F.linear with its gate.
+        # Funnel and XLNet keep (d_model, heads, d_head); GLM-5's indexer calls F.linear with its
+        # gate.
         r"r_kernel|rel_attn\.[qkvor]|index_kpool_compress_gate",
     )
 )
@@ -61,7 +67,10 @@ _REASONS = tuple(
         (r"scale|gamma|lambda|gain|alpha|beta|temperature", "a scale"),
         (_POSITION.pattern, "a position table"),
         (r"A_log|ssm_a$|time_|decay|dt_bias", "a state-space or mixing parameter"),
-        (r"token|cls|class_emb|mask_emb|probe|query|queries|latent|prompt", "learned tokens or queries"),
+        (
+            r"token|cls|class_emb|mask_emb|probe|query|queries|latent|prompt",
+            "learned tokens or queries",
+        ),
         (r"embed|emb_|_emb|codebook|codevector", "a table"),
     )
 )
@@ -69,15 +78,19 @@ UNKNOWN = "a parameter whose name is not that of a matrix"
 """The reason where the name says nothing."""
 
 
-def no_matrix(name: str, shape: tuple[int, ...], *, is_complex: bool = False, among_weights: bool = True) -> str | None:
+def no_matrix(
+    name: str, shape: tuple[int, ...], *, is_complex: bool = False, among_weights: bool = True
+) -> str | None:
     """Why a tensor of two or more dimensions is no weight matrix, or None where it is one.
 
     Args:
         name: The full name of the parameter, with ``.weight`` where it has that.
         shape: Its stored shape.
-        is_complex: Whether its entries are complex; three or more dimensions are then a Fourier layer.
-        among_weights: Whether the source calls its matrices ``weight``: see :func:`are_weights_named`.
-            Elsewhere (a dict of matrices) a name that says nothing counts as a matrix.
+        is_complex: Whether its entries are complex; three or more dimensions are then a Fourier
+            layer.
+        among_weights: Whether the source calls its matrices ``weight``: see
+            :func:`are_weights_named`. Elsewhere (a dict of matrices) a name that says nothing
+            counts as a matrix.
 
     >>> no_matrix("blocks.0.attn.qkv.weight", (2304, 768))
     >>> no_matrix("blocks.0.attn.relative_position_bias_table", (169, 24))
@@ -111,7 +124,11 @@ def _no_weight(name: str, shape: tuple[int, ...]) -> str | None:
     if _MIXING.search(name):
         return "a mixing parameter"
     owner = name.rpartition(".weight")[0].rpartition(".")[2]
-    return "a position table" if len(shape) > 2 and _POSITION.search(owner) and "emb" in owner else None
+    return (
+        "a position table"
+        if len(shape) > 2 and _POSITION.search(owner) and "emb" in owner
+        else None
+    )
 
 
 def _is_named_matrix(name: str, shape: tuple[int, ...]) -> bool:

@@ -20,11 +20,13 @@ class Named(Protocol):
 Item = TypeVar("Item", bound=Named)
 
 
-def select(layers: Sequence[Item], include: Sequence[str] = (), exclude: Sequence[str] = ()) -> tuple[Item, ...]:
+def select(
+    layers: Sequence[Item], include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> tuple[Item, ...]:
     """Keep the layers that match some ``include`` glob (no glob: all) and no ``exclude`` glob, in the same order.
 
-    A glob matches a whole name, ``*`` also over dots. Brackets match themselves too, for parts are called
-    ``experts.down_proj[3]``.
+    A glob matches a whole name, ``*`` also over dots. Brackets match themselves too, for parts are
+    called ``experts.down_proj[3]``.
 
     Raises:
         SpecError: an ``include`` glob matches nothing, or nothing is left.
@@ -32,7 +34,9 @@ def select(layers: Sequence[Item], include: Sequence[str] = (), exclude: Sequenc
     """
     for glob in include:
         if not any(matches(layer.name, glob) for layer in layers):
-            raise SpecError(f"--include {glob!r} matches none of the {len(layers)} layers{_examples(layers)}")
+            raise SpecError(
+                f"--include {glob!r} matches none of the {len(layers)} layers{_examples(layers)}"
+            )
     kept = tuple(
         layer
         for layer in layers
@@ -41,7 +45,9 @@ def select(layers: Sequence[Item], include: Sequence[str] = (), exclude: Sequenc
     )
     if layers and not kept:
         globs = ", ".join(map(repr, exclude))
-        raise SpecError(f"--exclude {globs} leaves none of the {len(layers)} layers; use a narrower glob")
+        raise SpecError(
+            f"--exclude {globs} leaves none of the {len(layers)} layers; use a narrower glob"
+        )
     return kept
 
 

@@ -31,36 +31,58 @@ class Fused:
 
 
 def fused_parameter(
-    target: str, sizes: Mapping[str, tuple[int, int]], config: Mapping[str, Any], base_of: Callable[[str], Any]
+    target: str,
+    sizes: Mapping[str, tuple[int, int]],
+    config: Mapping[str, Any],
+    base_of: Callable[[str], Any],
 ) -> Fused | None:
     """Find the parameter that peft's ``target_parameters`` adapt by way of a module; None for an adapter of a module.
 
-    Adapters of two parameters of one module are told apart only by the order in which peft nested them
-    (``experts.lora_A``, ``experts.base_layer.lora_A``), which is that of the module's parameters. The sizes (out, in)
-    of the changes, ``sizes`` by target, tell which is which: against the base model, else between gate_up and down.
+    Adapters of two parameters of one module are told apart only by the order in which peft nested
+    them (``experts.lora_A``, ``experts.base_layer.lora_A``), which is that of the module's
+    parameters. The sizes (out, in) of the changes, ``sizes`` by target, tell which is which:
+    against the base model, else between gate_up and down.
     """
     module = plain_target(target)
     named = config.get("target_parameters")
     paths = [str(path).rpartition(".")[::2] for path in named] if isinstance(named, list) else []
     names = sorted({name for path, name in paths if f".{module}".endswith(f".{path}")})
     if len(names) > 1:
-        names = _by_base(names, module, sizes[target], base_of) or _by_other(names, target, module, sizes) or names
+        names = (
+            _by_base(names, module, sizes[target], base_of)
+            or _by_other(names, target, module, sizes)
+            or names
+        )
     if not names:
         return None
     if len(names) > 1:
-        return Fused(module, f"the file does not tell which of {' and '.join(names)} this adapter changes")
+        return Fused(
+            module, f"the file does not tell which of {' and '.join(names)} this adapter changes"
+        )
     return Fused(".".join(filter(None, (module, "" if names[0] == "weight" else names[0]))))
 
 
-def _by_base(names: list[str], module: str, size: tuple[int, int], base_of: Callable[[str], Any]) -> list[str]:
+def _by_base(
+    names: list[str], module: str, size: tuple[int, int], base_of: Callable[[str], Any]
+) -> list[str]:
     """The parameters of the base model whose matrices have this size, whichever way round they are stored."""
     found = {name: base_of(f"{module}.{name}") for name in names}
-    return [name for name, base in found.items() if base is not None and sorted(base.shape[-2:]) == sorted(size)]
+    return [
+        name
+        for name, base in found.items()
+        if base is not None and sorted(base.shape[-2:]) == sorted(size)
+    ]
 
 
-def _by_other(names: list[str], target: str, module: str, sizes: Mapping[str, tuple[int, int]]) -> list[str]:
+def _by_other(
+    names: list[str], target: str, module: str, sizes: Mapping[str, tuple[int, int]]
+) -> list[str]:
     """Tell a fused gate and up, (2 x inner, hidden), from the way down, (hidden, inner)."""
-    others = [size for name, size in sizes.items() if name != target and name.replace(_LEVEL, "") == module]
+    others = [
+        size
+        for name, size in sizes.items()
+        if name != target and name.replace(_LEVEL, "") == module
+    ]
     if names != ["down_proj", "gate_up_proj"] or len(others) != 1:
         return []
     (rows, columns), (other_rows, other_columns) = sizes[target], others[0]
@@ -70,11 +92,19 @@ def _by_other(names: list[str], target: str, module: str, sizes: Mapping[str, tu
 
 
 def expert_changes(
-    parameter: str, ending: str, down: LazyTensor, up: LazyTensor, experts: int, *, factor: float, note: str = ""
+    parameter: str,
+    ending: str,
+    down: LazyTensor,
+    up: LazyTensor,
+    experts: int,
+    *,
+    factor: float,
+    note: str = "",
 ) -> list[LazyTensor]:
     """Describe the change of every expert; of a parameter with one matrix, ``<parameter>.lora``.
 
-    Factors are (experts, r, in) and (experts, out, r) as in MLX, or peft's (experts * r, in) and (out, r * experts).
+    Factors are (experts, r, in) and (experts, out, r) as in MLX, or peft's (experts * r, in) and
+    (out, r * experts).
     """
     read = _read_stacked if len(down.shape) == 3 else _read_interleaved
     return [
@@ -91,7 +121,9 @@ def expert_changes(
     ]
 
 
-def _read_stacked(down: LazyTensor, up: LazyTensor, factor: float, expert: int, experts: int, index: Index) -> Tensor:
+def _read_stacked(
+    down: LazyTensor, up: LazyTensor, factor: float, expert: int, experts: int, index: Index
+) -> Tensor:
     """Compute s B A of one expert whose factors are stacked."""
     a, b = (piece.read((expert,)).to(torch.float64) for piece in (down, up))
     return piece_of((b @ a) * factor, index)

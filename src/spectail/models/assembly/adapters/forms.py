@@ -22,12 +22,13 @@ class Form:
     """Roles of the pieces without which there is no change; ``a|b`` where either will do."""
     formula: Formula
     base: Literal["none", "useful", "shape", "weight"] = "none"
-    """What the formula needs of the base weight: nothing; its values for DoRA or its shape for convolutions, where
-    they are known; always its shape; always its values."""
+    """What the formula needs of the base weight: nothing; its values for DoRA or its shape for
+    convolutions, where they are known; always its shape; always its values."""
     shared: tuple[str, ...] = ()
     """Roles of pieces that all layers of the model share."""
     rank_of: str | None = None
-    """Role of the piece whose last dimension is the rank, by which a stored ``alpha`` is divided."""
+    """Role of the piece whose last dimension is the rank, by which a stored ``alpha`` is
+    divided."""
 
 
 FORMS: dict[str, Form] = {
@@ -38,7 +39,9 @@ FORMS: dict[str, Form] = {
     "lokr": Form("LoKr", ("w1|w1_a", "w1|w1_b", "w2|w2_a", "w2|w2_b"), formulas.lokr, "useful"),
     "diff": Form("full difference", ("diff",), formulas.difference),
     "vera": Form("VeRA", ("A", "B", "b", "d"), formulas.vera, "shape", shared=("A", "B")),
-    "randlora": Form("RandLoRA", ("A", "B", "lambda", "gamma"), formulas.randlora, "shape", shared=("A", "B")),
+    "randlora": Form(
+        "RandLoRA", ("A", "B", "lambda", "gamma"), formulas.randlora, "shape", shared=("A", "B")
+    ),
     "vblora": Form("VB-LoRA", ("logits_A", "logits_B", "bank"), formulas.vblora, shared=("bank",)),
     "fourierft": Form("FourierFT", ("spectrum",), formulas.fourierft, "shape"),
     "hra": Form("HRA", ("u",), formulas.hra, "weight"),

@@ -1,8 +1,9 @@
 """The change of a weight that each form of adapter makes, as formulas over tensors.
 
-Every function takes the adapter's pieces by their role and the facts that its configuration states, and returns the
-change in the orientation (out, in, *kernel). They also run on the meta device, which gives the shape of the change
-and tells whether the pieces fit together. ``p["base"]`` is the weight that the adapter changes, (out, in, *kernel).
+Every function takes the adapter's pieces by their role and the facts that its configuration states,
+and returns the change in the orientation (out, in, *kernel). They also run on the meta device,
+which gives the shape of the change and tells whether the pieces fit together. ``p["base"]`` is the
+weight that the adapter changes, (out, in, *kernel).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Facts:
     """What is known about one adapter besides its tensors."""
 
     scale: float | None = None
-    """Factor of the whole change; None where the adapter does not state it, which is computed as 1."""
+    """Factor of the whole change; None where the adapter does not state it, which is computed as
+    1."""
     rank: int | None = None
     """The rank that the configuration gives; None where it gives none."""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -59,13 +61,16 @@ def lora_embedding(p: Pieces, facts: Facts) -> Tensor:
 def decomposed(change: Tensor, p: Pieces) -> Tensor:
     """DoRA (Liu et al. 2024): m (W + D) / ||W + D|| - W, the norm over every output; D itself without base or m.
 
-    LyCORIS may take the norm for every input instead; the shape of its magnitude, (1, in, ...), says so.
+    LyCORIS may take the norm for every input instead; the shape of its magnitude, (1, in, ...),
+    says so.
     """
     if "magnitude" not in p or "base" not in p:
         return change
     base, magnitude = p["base"], p["magnitude"]
     adapted = base + change.reshape(base.shape)
-    by_input = magnitude.ndim > 1 and magnitude.shape[0] == 1 and magnitude.shape[1] != base.shape[0]
+    by_input = (
+        magnitude.ndim > 1 and magnitude.shape[0] == 1 and magnitude.shape[1] != base.shape[0]
+    )
     axis = 1 if by_input else 0
     sizes = [1] * base.ndim
     sizes[axis] = base.shape[axis]
@@ -155,7 +160,9 @@ def fourierft(p: Pieces, facts: Facts) -> Tensor:
     """FourierFT (Gao et al. 2024): s Re(ifft2(F)), F being zero but at places that a seed chooses."""
     rows, columns = p["base"].shape
     seed = facts.config.get("random_loc_seed") or 777
-    places = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(seed))[: p["spectrum"].shape[0]]
+    places = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(seed))[
+        : p["spectrum"].shape[0]
+    ]
     dense = torch.zeros(rows * columns, dtype=p["spectrum"].dtype, device=p["spectrum"].device)
     dense[places.to(dense.device)] = p["spectrum"]
     change: Tensor = torch.fft.ifft2(dense.reshape(rows, columns)).real
@@ -192,7 +199,8 @@ def oft(p: Pieces, facts: Facts) -> Tensor:
 def _cayley(skew: Tensor, config: Mapping[str, Any]) -> Tensor:
     """Cayley transform: (I - Q)(I + Q)^-1 exactly, or peft's series I + 2 Q + 2 Q^2 + ... + Q^n.
 
-    The series has the opposite sign of Q, and three terms give the same as four; both are so in peft.
+    The series has the opposite sign of Q, and three terms give the same as four; both are so in
+    peft.
     """
     identity = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device).expand_as(skew)
     if not config.get("use_cayley_neumann", True):
@@ -215,6 +223,8 @@ def hira(p: Pieces, facts: Facts) -> Tensor:
 def delora(p: Pieces, facts: Facts) -> Tensor:
     """DeLoRA (Bini et al. 2025): B diag(l / (r |a_i| |b_i|)) A, the columns times the norms of the base weight's."""
     down, up = p["down"], p["up"]
-    norms = torch.linalg.vector_norm(down, dim=1).clamp(min=1e-4) * torch.linalg.vector_norm(up, dim=0).clamp(min=1e-4)
+    norms = torch.linalg.vector_norm(down, dim=1).clamp(min=1e-4) * torch.linalg.vector_norm(
+        up, dim=0
+    ).clamp(min=1e-4)
     change: Tensor = (up * (p["lambda"] / down.shape[0] / norms)) @ down * p["w_norm"]
     return change

@@ -26,11 +26,15 @@ class Group:
     pieces: dict[str, LazyTensor] = field(default_factory=dict)
 
 
-def grouped(tensors: list[LazyTensor], known: Known) -> tuple[list[LazyTensor | Group], list[Group]]:
+def grouped(
+    tensors: list[LazyTensor], known: Known
+) -> tuple[list[LazyTensor | Group], list[Group]]:
     """Collect the pieces of each adapter at the place of the first; the rest stays where it is."""
     peft_type = str(known.config.get("peft_type", ""))
     read = [read_name(stored.name) or _of_new_form(stored, peft_type) for stored in tensors]
-    targets = {piece.target for piece in read if piece and piece.form not in {None, "unknown", "prompts"}}
+    targets = {
+        piece.target for piece in read if piece and piece.form not in {None, "unknown", "prompts"}
+    }
     groups: dict[tuple[str, str, str], Group] = {}
     order: list[LazyTensor | Group] = []
     beside: list[tuple[LazyTensor, Piece]] = []
@@ -54,7 +58,9 @@ def grouped(tensors: list[LazyTensor], known: Known) -> tuple[list[LazyTensor | 
     return _without_strays(order, groups.values()), list(groups.values())
 
 
-def _without_strays(order: list[LazyTensor | Group], groups: Iterable[Group]) -> list[LazyTensor | Group]:
+def _without_strays(
+    order: list[LazyTensor | Group], groups: Iterable[Group]
+) -> list[LazyTensor | Group]:
     """Drop pieces of variants of LoRA that are not known, such as LoRA-XS, and make their adapters unknown ones."""
     by_target: dict[str, list[Group]] = {}
     for group in groups:
@@ -92,8 +98,8 @@ def _settle(group: Group) -> None:
 def _orient(group: Group) -> None:
     """Decide which factor of ``lora_a``, ``lora_b`` is applied first, and which way round each is stored.
 
-    torchtune stores modules: a.weight (r, in), b.weight (out, r). MLX stores plain arrays: a (in, r), b (r, out), and
-    for the experts of a mixture (experts, r, in), (experts, out, r).
+    torchtune stores modules: a.weight (r, in), b.weight (out, r). MLX stores plain arrays: a (in,
+    r), b (r, out), and for the experts of a mixture (experts, r, in), (experts, out, r).
     """
     a, b = group.pieces.pop("a", None), group.pieces.pop("b", None)
     group.form = "lora"
@@ -113,7 +119,9 @@ def _orient(group: Group) -> None:
 
 def turned(stored: LazyTensor) -> LazyTensor:
     """Describe the transpose of a matrix."""
-    return replace(stored, shape=stored.shape[::-1], read=partial(_read_turned, stored), memory=None)
+    return replace(
+        stored, shape=stored.shape[::-1], read=partial(_read_turned, stored), memory=None
+    )
 
 
 def _read_turned(stored: LazyTensor, index: Index) -> Tensor:

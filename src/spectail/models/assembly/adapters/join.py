@@ -27,7 +27,9 @@ _UNSCALED = (
     "the adapter's scaling is not stated (no adapter_config.json, no alpha): it is taken as 1, which moves norms and "
     "variances but not alpha"
 )
-_ALPHA_MAY_LACK = re.compile(r"(?:\.lora_up|[._]up|_layer\.up)(?:\.weight)?$|^lora_(?:unet|te\d*|transformer)_")
+_ALPHA_MAY_LACK = re.compile(
+    r"(?:\.lora_up|[._]up|_layer\.up)(?:\.weight)?$|^lora_(?:unet|te\d*|transformer)_"
+)
 """Names of kohya's and diffusers' files, in which an alpha that is left out means a scale of 1."""
 
 
@@ -56,12 +58,23 @@ def join_adapters(
         known,
         partial(_base_of, {s.name: s for s in order if isinstance(s, LazyTensor)}, known),
         {(g.form, g.adapter): g.pieces for g in groups if g.target in {SHARED_OWNER, ""}},
-        {g.target: (g.pieces["up"].shape[0], g.pieces["down"].shape[-1]) for g in groups if _has_factors(g)},
+        {
+            g.target: (g.pieces["up"].shape[0], g.pieces["down"].shape[-1])
+            for g in groups
+            if _has_factors(g)
+        },
     )
     owned = {g.form for g in groups if g.target not in {SHARED_OWNER, ""}}
-    by_library = (s.name.partition(".lora.") for s in order if isinstance(s, LazyTensor) and s.layout == "lora")
+    by_library = (
+        s.name.partition(".lora.")
+        for s in order
+        if isinstance(s, LazyTensor) and s.layout == "lora"
+    )
     adapters = Counter(
-        [*(plain_target(g.target) for g in groups), *(target for target, several, _ in by_library if several)]
+        [
+            *(plain_target(g.target) for g in groups),
+            *(target for target, several, _ in by_library if several),
+        ]
     )
     result: list[LazyTensor] = []
     unscaled = 0
@@ -69,7 +82,11 @@ def join_adapters(
         if isinstance(item, LazyTensor):
             result.append(_flat_vector(item))
         elif item.target != SHARED_OWNER or item.form not in owned:
-            ending = f"lora.{item.adapter}" if item.adapter and adapters[plain_target(item.target)] > 1 else "lora"
+            ending = (
+                f"lora.{item.adapter}"
+                if item.adapter and adapters[plain_target(item.target)] > 1
+                else "lora"
+            )
             facts = _facts(item, known)
             unscaled += facts.scale is None and item.form in _SCALED
             result += _changes(item, ending, facts, context)
@@ -78,14 +95,19 @@ def join_adapters(
 
 def _has_factors(group: Group) -> bool:
     """Whether both factors of a LoRA are there, as matrices."""
-    return all(len(group.pieces[role].shape) > 1 if role in group.pieces else False for role in ("up", "down"))
+    return all(
+        len(group.pieces[role].shape) > 1 if role in group.pieces else False
+        for role in ("up", "down")
+    )
 
 
 def _flat_vector(stored: LazyTensor) -> LazyTensor:
     """Describe IA3's and its kin's vectors as what they are; they are stored as (1, n) or (n, 1)."""
     if len(stored.shape) < 2 or not VECTORS & set(stored.name.split(".")[-2:]):
         return stored
-    return LazyTensor(stored.name, (stored.numel,), stored.dtype, stored.read, parameters=stored.parameters)
+    return LazyTensor(
+        stored.name, (stored.numel,), stored.dtype, stored.read, parameters=stored.parameters
+    )
 
 
 def _base_of(weights: Mapping[str, LazyTensor], known: Known, target: str) -> LazyTensor | None:
@@ -100,9 +122,12 @@ def _facts(group: Group, known: Known) -> Facts:
     scale = known.scale_of(group.target, group.adapter)
     alpha, rank = group.pieces.pop("alpha", None), _stored_rank(group)
     if alpha is not None and alpha.numel == 1 and not alpha.problem:
-        # LyCORIS stores an alpha beside a LoKr of two whole factors too, which have no rank: it is not used.
+        # LyCORIS stores an alpha beside a LoKr of two whole factors too, which have no rank: it is
+        # not used.
         scale = Scale(float(alpha.read(()).reshape(())) / rank if rank else 1.0)
-    elif scale.factor is None and any(_ALPHA_MAY_LACK.search(s.name) for s in group.pieces.values()):
+    elif scale.factor is None and any(
+        _ALPHA_MAY_LACK.search(s.name) for s in group.pieces.values()
+    ):
         scale = Scale(1.0)
     return Facts(scale.factor, scale.rank, known.config, scale.note)
 
@@ -125,16 +150,22 @@ def _changes(group: Group, ending: str, facts: Facts, context: _Context) -> list
     name = ".".join(filter(None, (plain_target(group.target), ending)))
     form = FORMS.get(group.form)
     if group.form == "prompts":
-        return [replace(s, no_weight="prompts are inputs of the model") for s in group.pieces.values()]
+        return [
+            replace(s, no_weight="prompts are inputs of the model") for s in group.pieces.values()
+        ]
     if form is None:
         unknown = f"an adapter of {group.unknown}, whose change of the weight is not computed from a file: {ADVICE}"
         return [_failed(name, context.base_of(group.target), unknown)]
     shared = context.shared.get((group.form, group.adapter), {})
     pieces = {**{role: shared[role] for role in form.shared if role in shared}, **group.pieces}
-    problem: str | None = _missing(form, pieces) or next((p.problem for p in pieces.values() if p.problem), None)
+    problem: str | None = _missing(form, pieces) or next(
+        (p.problem for p in pieces.values() if p.problem), None
+    )
     base = context.base_of(group.target) if _wants_base(group, form, pieces) else None
     if not problem and form.base in {"shape", "weight"} and base is None:
-        problem = f"{form.name} needs the {form.base} of the base weight, which is not at hand: {ADVICE}"
+        problem = (
+            f"{form.name} needs the {form.base} of the base weight, which is not at hand: {ADVICE}"
+        )
     problem = problem or _variant(form, facts)
     if problem:
         return [_failed(name, base, problem)]
@@ -145,21 +176,34 @@ def _changes(group: Group, ending: str, facts: Facts, context: _Context) -> list
 
 def _missing(form: Form, pieces: Mapping[str, LazyTensor]) -> str | None:
     """Say which piece an adapter lacks, by the name that peft gives it."""
-    lacking = [roles for roles in form.needs if not any(role in pieces for role in roles.split("|"))]
+    lacking = [
+        roles for roles in form.needs if not any(role in pieces for role in roles.split("|"))
+    ]
     if not lacking:
         return None
     names = {"down": "lora_A", "up": "lora_B"} if form.name == "LoRA" else {}
     return f"the {form.name} factor {names.get(lacking[0], lacking[0])} is missing"
 
 
-_VARIANTS = ("use_qalora", "use_bdlora", "kasa_config", "velora_config", "monteclora_config", "arrow_config")
+_VARIANTS = (
+    "use_qalora",
+    "use_bdlora",
+    "kasa_config",
+    "velora_config",
+    "monteclora_config",
+    "arrow_config",
+)
 """Settings of peft's LoRA under which its change is not s B A."""
 
 
 def _variant(form: Form, facts: Facts) -> str | None:
     """Say which variant of LoRA an adapter is whose change is not computed from a file; None for the known ones."""
     used = [key for key in _VARIANTS if facts.config.get(key)] if form.name == "LoRA" else []
-    return f"LoRA with {used[0]}, whose change of the weight is not computed from a file: {ADVICE}" if used else None
+    return (
+        f"LoRA with {used[0]}, whose change of the weight is not computed from a file: {ADVICE}"
+        if used
+        else None
+    )
 
 
 def _wants_base(group: Group, form: Form, pieces: Mapping[str, LazyTensor]) -> bool:
@@ -179,8 +223,14 @@ def _expert_rows(
 ) -> list[LazyTensor]:
     """Describe the changes of all experts of a fused parameter; none for an adapter of anything else."""
     down, up = pieces["down"], pieces["up"]
-    if len(down.shape) == 3 == len(up.shape) and down.shape[0] == up.shape[0] and down.shape[1] == up.shape[2]:
-        return expert_changes(group.target, ending, down, up, down.shape[0], factor=facts.factor, note=facts.note)
+    if (
+        len(down.shape) == 3 == len(up.shape)
+        and down.shape[0] == up.shape[0]
+        and down.shape[1] == up.shape[2]
+    ):
+        return expert_changes(
+            group.target, ending, down, up, down.shape[0], factor=facts.factor, note=facts.note
+        )
     if group.target not in context.sizes:
         return []
     fused = fused_parameter(group.target, context.sizes, facts.config, context.base_of)
@@ -191,27 +241,48 @@ def _expert_rows(
     if rest or down.shape[0] != up.shape[1]:
         problem = f"factors of shapes {up.shape} and {down.shape} are not {facts.rank} times a number of experts"
     if problem:
-        return [unreadable(f"{group.target}.{ending}", context.sizes[group.target], "float64", problem, layout="lora")]
-    return expert_changes(fused.parameter, ending, down, up, experts, factor=facts.factor, note=facts.note)
+        return [
+            unreadable(
+                f"{group.target}.{ending}",
+                context.sizes[group.target],
+                "float64",
+                problem,
+                layout="lora",
+            )
+        ]
+    return expert_changes(
+        fused.parameter, ending, down, up, experts, factor=facts.factor, note=facts.note
+    )
 
 
 def _change(
-    name: str, group: Group, form: Form, pieces: dict[str, LazyTensor], facts: Facts, base: LazyTensor | None
+    name: str,
+    group: Group,
+    form: Form,
+    pieces: dict[str, LazyTensor],
+    facts: Facts,
+    base: LazyTensor | None,
 ) -> LazyTensor:
     """Describe the change of one weight; its shape is found by computing it without values."""
     note = facts.note
     if base is not None:
-        pieces["base"] = turned(base) if facts.config.get("fan_in_fan_out") and len(base.shape) == 2 else base
+        pieces["base"] = (
+            turned(base) if facts.config.get("fan_in_fan_out") and len(base.shape) == 2 else base
+        )
     elif "magnitude" in pieces:
         note = "DoRA without its magnitude, which needs the base model: only the change by the factors is measured"
     shape, problem = _shape_of(form, pieces, facts)
     problem = problem or _misfit(group, form, pieces, facts)
     read = partial(_read_change, group.form, pieces, facts)
     parameters = parameters_of(pieces.values())
-    return LazyTensor(name, shape, "float64", read, "lora", problem, note=note, parameters=parameters)
+    return LazyTensor(
+        name, shape, "float64", read, "lora", problem, note=note, parameters=parameters
+    )
 
 
-def _shape_of(form: Form, pieces: Mapping[str, LazyTensor], facts: Facts) -> tuple[tuple[int, ...], str | None]:
+def _shape_of(
+    form: Form, pieces: Mapping[str, LazyTensor], facts: Facts
+) -> tuple[tuple[int, ...], str | None]:
     """The shape of a change, or why its pieces make none."""
     empty = {r: torch.empty(s.shape, dtype=torch.float64, device="meta") for r, s in pieces.items()}
     try:
@@ -219,7 +290,10 @@ def _shape_of(form: Form, pieces: Mapping[str, LazyTensor], facts: Facts) -> tup
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError):
         shapes = " and ".join(str(piece.shape) for role, piece in pieces.items() if role != "base")
         base = pieces.get("base")
-        return base.shape if base else (0, 0), f"{form.name} factors of shapes {shapes} do not multiply"
+        return base.shape if base else (
+            0,
+            0,
+        ), f"{form.name} factors of shapes {shapes} do not multiply"
 
 
 def _misfit(group: Group, form: Form, pieces: Mapping[str, LazyTensor], facts: Facts) -> str | None:
@@ -228,18 +302,26 @@ def _misfit(group: Group, form: Form, pieces: Mapping[str, LazyTensor], facts: F
     if group.form == "lora" and facts.rank is not None and down and down.shape[0] != facts.rank:
         stated = f"its factors have rank {down.shape[0]}, its configuration says {facts.rank}"
         return f"adapter of a fused parameter: {stated}"
-    if "base" not in pieces and _is_flat(group, pieces) and "conv" in group.target.rsplit(".", 1)[-1]:
+    if (
+        "base" not in pieces
+        and _is_flat(group, pieces)
+        and "conv" in group.target.rsplit(".", 1)[-1]
+    ):
         return f"{form.name} of a convolution whose kernel the file does not state: {ADVICE}"
     return None
 
 
 def _is_flat(group: Group, pieces: Mapping[str, LazyTensor]) -> bool:
     """Whether a form stores a convolution's change as one matrix (out, in x kernel)."""
-    return group.form in {"adalora", "loha", "lokr"} and all(len(p.shape) <= 2 for p in pieces.values())
+    return group.form in {"adalora", "loha", "lokr"} and all(
+        len(p.shape) <= 2 for p in pieces.values()
+    )
 
 
 def _read_change(form: str, pieces: Mapping[str, LazyTensor], facts: Facts, index: Index) -> Tensor:
     """Compute a change in float64."""
     with torch.no_grad():
-        values = {role: stored.read(()).detach().to(torch.float64) for role, stored in pieces.items()}
+        values = {
+            role: stored.read(()).detach().to(torch.float64) for role, stored in pieces.items()
+        }
         return piece_of(FORMS[form].formula(values, facts), index)

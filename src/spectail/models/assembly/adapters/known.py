@@ -54,14 +54,17 @@ NOTHING_KNOWN = Known()
 def scale_from_config(config: Mapping[str, Any], target: str, adapter: str) -> Scale:
     """Read the scale from adapter_config.json, as peft, torchtune or MLX write it.
 
-    peft and torchtune: alpha / r, or alpha / sqrt(r) for rsLoRA, with patterns by layer; LoHa and LoKr call alpha
-    ``alpha``. MLX: ``lora_parameters.scale``, which its first releases multiplied by alpha / rank.
+    peft and torchtune: alpha / r, or alpha / sqrt(r) for rsLoRA, with patterns by layer; LoHa and
+    LoKr call alpha ``alpha``. MLX: ``lora_parameters.scale``, which its first releases multiplied
+    by alpha / rank.
     """
     mlx = config.get("lora_parameters")
     if isinstance(mlx, Mapping):
         return _scale_of_mlx(mlx)
     rank = _by_pattern(config.get("rank_pattern"), target, config.get("r"))
-    alpha = _by_pattern(config.get("alpha_pattern"), target, config.get("lora_alpha", config.get("alpha")))
+    alpha = _by_pattern(
+        config.get("alpha_pattern"), target, config.get("lora_alpha", config.get("alpha"))
+    )
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
         return Scale()
     return Scale(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), rank)

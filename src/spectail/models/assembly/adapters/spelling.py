@@ -1,8 +1,8 @@
 """How programs name the pieces of adapters, mapped onto targets, forms and roles. No torch.
 
-peft writes ``<target>.lora_A.<adapter>.weight``; kohya's scripts and LyCORIS ``lora_unet_<target>.lora_down.weight``;
-diffusers wrote ``<target>.lora.down.weight`` and ``processor.to_q_lora.down.weight``; MLX and torchtune write
-``<target>.lora_a``.
+peft writes ``<target>.lora_A.<adapter>.weight``; kohya's scripts and LyCORIS
+``lora_unet_<target>.lora_down.weight``; diffusers wrote ``<target>.lora.down.weight`` and
+``processor.to_q_lora.down.weight``; MLX and torchtune write ``<target>.lora_a``.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ _PIECES: dict[str, tuple[str, str]] = {
     "delora_lambda": ("delora", "lambda"),
     "delora_w_norm": ("delora", "w_norm"),
 }
-"""Form and role of each piece; ``lora lower`` and the embeddings' rows are LoRA in other orientations."""
+"""Form and role of each piece; ``lora lower`` and the embeddings' rows are LoRA in other
+orientations."""
 
 _BESIDE = {
     "alpha": "alpha",
@@ -76,7 +77,14 @@ _UNKNOWN: dict[str, tuple[str, ...]] = {
     "C3A": ("c3a_kernel",),
     "Cartridge": ("cartridge_keys", "cartridge_values"),
     "DEFT": ("deft_P", "deft_R"),
-    "FRoD": ("frod_U", "frod_V", "frod_lambda_l", "frod_lambda_s_values", "frod_s_indices", "frod_s_size"),
+    "FRoD": (
+        "frod_U",
+        "frod_V",
+        "frod_lambda_l",
+        "frod_lambda_s_values",
+        "frod_s_indices",
+        "frod_s_size",
+    ),
     "GLoRA": ("glora_A", "glora_B", "glora_C", "glora_D", "glora_E"),
     "GraLoRA": ("gralora_A", "gralora_B", "gralora_A_general", "gralora_B_general"),
     "HiRA": ("hira_embedding_A", "hira_embedding_B"),
@@ -90,24 +98,42 @@ _UNKNOWN: dict[str, tuple[str, ...]] = {
     "PVeRA": ("pvera_A", "pvera_B", "pvera_lambda_b", "pvera_lambda_d"),
     "RoAd": ("road_theta", "road_alpha"),
     "SHiRA": ("shira_weight", "shira_indices"),
-    "super tuning": ("supertuning_values", "supertuning_indices", "supertuning_lora_A", "supertuning_lora_B"),
+    "super tuning": (
+        "supertuning_values",
+        "supertuning_indices",
+        "supertuning_lora_A",
+        "supertuning_lora_B",
+    ),
     "TinyLoRA": ("tinylora_v", "tinylora_A", "tinylora_B", "tinylora_P"),
     "trainable tokens": ("trainable_tokens_delta",),
-    "UniLoRA": ("unilora_theta_d", "unilora_indices_A", "unilora_indices_B", "unilora_scales_A", "unilora_scales_B"),
+    "UniLoRA": (
+        "unilora_theta_d",
+        "unilora_indices_A",
+        "unilora_indices_B",
+        "unilora_scales_A",
+        "unilora_scales_B",
+    ),
     "VB-LoRA (only its best vectors)": tuple(
         f"vblora_logits_{side}_topk_{what}" for side in "AB" for what in ("indices", "weights")
     ),
     "WaveFT": ("waveft_spectrum",),
 }
-"""Forms whose change of the weight is not computed from a file: what users call them, and their pieces."""
+"""Forms whose change of the weight is not computed from a file: what users call them, and their
+pieces."""
 
 _FORM_OF = {piece: form for form, pieces in _UNKNOWN.items() for piece in pieces}
 _KNOWN_NAME = re.compile(
-    r"^(?:(?P<target>.*)\.)?(?P<piece>" + "|".join(sorted(_PIECES, key=len, reverse=True)) + r")(?:\.(?P<rest>.+))?$"
+    r"^(?:(?P<target>.*)\.)?(?P<piece>"
+    + "|".join(sorted(_PIECES, key=len, reverse=True))
+    + r")(?:\.(?P<rest>.+))?$"
 )
-_BESIDE_NAME = re.compile(rf"^(?:(?P<target>.*)\.)?(?P<piece>{'|'.join(_BESIDE)})(?:\.(?P<rest>.+))?$")
+_BESIDE_NAME = re.compile(
+    rf"^(?:(?P<target>.*)\.)?(?P<piece>{'|'.join(_BESIDE)})(?:\.(?P<rest>.+))?$"
+)
 _UNKNOWN_NAME = re.compile(
-    r"^(?:(?P<target>.*?)\.)?(?P<piece>" + "|".join(sorted(_FORM_OF, key=len, reverse=True)) + r")(?:\.(?P<rest>.+))?$"
+    r"^(?:(?P<target>.*?)\.)?(?P<piece>"
+    + "|".join(sorted(_FORM_OF, key=len, reverse=True))
+    + r")(?:\.(?P<rest>.+))?$"
 )
 _KOHYA = re.compile(
     r"^(?P<target>lora_(?:unet|te\d*|transformer|prior_unet)_\w+|lycoris_\w+|diffusion_model\.[\w.]+)\.(?P<piece>\w+)$"
@@ -119,15 +145,20 @@ _PROMPTS = re.compile(
 )
 
 _RESPELLED: tuple[tuple[re.Pattern[str], str], ...] = (
-    # XLabs' adapters of Flux: the first pair belongs to the image stream, the second to the text stream.
+    # XLabs' adapters of Flux: the first pair belongs to the image stream, the second to the text
+    # stream.
     (re.compile(r"\.processor\.(qkv|proj)_lora1\.(down|up)(?=\.|$)"), r".img_attn.\1.lora_\2"),
     (re.compile(r"\.processor\.(qkv|proj)_lora2\.(down|up)(?=\.|$)"), r".txt_attn.\1.lora_\2"),
-    # diffusers before peft: text encoders first, whose projections are called otherwise than those of a UNet.
+    # diffusers before peft: text encoders first, whose projections are called otherwise than those
+    # of a UNet.
     (re.compile(r"(self_attn)\.to_([qkv])_lora\.(down|up|alpha)(?=\.|$)"), r"\1.\2_proj.lora_\3"),
     (re.compile(r"(self_attn)\.to_out_lora\.(down|up|alpha)(?=\.|$)"), r"\1.out_proj.lora_\2"),
     (re.compile(r"(?:\.processor)?\.to_out_lora\.(down|up|alpha)(?=\.|$)"), r".to_out.0.lora_\1"),
     (re.compile(r"(?:\.processor)?\.(\w+)_lora\.(down|up|alpha)(?=\.|$)"), r".\1.lora_\2"),
-    (re.compile(r"\.(?:lora|lora_linear_layer|lora_conv_layer)\.(down|up|mid|alpha)(?=\.|$)"), r".lora_\1"),
+    (
+        re.compile(r"\.(?:lora|lora_linear_layer|lora_conv_layer)\.(down|up|mid|alpha)(?=\.|$)"),
+        r".lora_\1",
+    ),
     (re.compile(r"\.lora_alpha$"), ".alpha"),
     # llama.cpp's adapters, whose factors lie as peft's do.
     (re.compile(r"\.weight\.lora_a$"), ".lora_A"),
@@ -142,7 +173,8 @@ class Piece:
     target: str
     adapter: str
     form: str | None
-    """Key of ``forms.FORMS``; ``lora lower`` for factors of either orientation; None for what goes with any form."""
+    """Key of ``forms.FORMS``; ``lora lower`` for factors of either orientation; None for what goes
+    with any form."""
     role: str
     unknown: str = ""
     """Name of a form whose change is not computed, else empty."""
@@ -203,7 +235,9 @@ def _lycoris(name: str) -> Piece | None:
         return Piece(match["target"], "", "diff", "diff")
     if match["target"].startswith("diffusion_model."):
         return None
-    return Piece(match["target"], "", "unknown", name, f"a form with pieces called {match['piece']}")
+    return Piece(
+        match["target"], "", "unknown", name, f"a form with pieces called {match['piece']}"
+    )
 
 
 def _adapter(rest: str | None) -> str:
