@@ -509,6 +509,32 @@ STATEFUL = {
 }
 
 
+class ListOfStates(PerGroup):
+    """A state for each group, in a list."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        self.counts = [0] * len(self.param_groups)
+
+    def step(self, closure=None):
+        for i, _ in enumerate(self.param_groups):
+            self.counts[i] += 1
+        super().step()
+
+    def count(self, group):
+        return 1.0
+
+
+class Paired(ListOfStates):
+    """It goes through its groups and their states side by side, and stops where one of them ends."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group, _ in zip(self.param_groups, self.counts, strict=False):
+            for p in group["params"]:
+                p.sub_(p.grad * group["lr"])
+
+
 class OneRate(PerGroup):
     """It estimates one rate from all groups, and refuses groups that differ in it (as D-Adaptation does)."""
 
@@ -540,27 +566,15 @@ class Absolute(PerGroup):
         return 1.0
 
 
-class ListOfStates(PerGroup):
-    """A state for each group, in a list."""
-
-    def __init__(self, params, lr=0.1):
-        super().__init__(params, lr)
-        self.counts = [0] * len(self.param_groups)
-
-    def step(self, closure=None):
-        for i, _ in enumerate(self.param_groups):
-            self.counts[i] += 1
-        super().step()
-
-    def count(self, group):
-        return 1.0
-
-
 REFUSED = {
     "one rate": (OneRate, "OneRate cannot be balanced by 'lr': .* step\\(\\) raises RuntimeError: different rates"),
     "first rate": (FirstRate, "FirstRate cannot be balanced by 'lr': it takes the lr of one group for all of them"),
     "absolute rate": (Absolute, "Absolute writes 'lr' into its groups during step\\(\\)"),
     "list of states": (ListOfStates, "ListOfStates cannot be balanced by 'lr': .* raises IndexError"),
+    "side by side": (
+        Paired,
+        "Paired cannot be balanced by 'lr': split into groups by layer, it steps only some of them",
+    ),
     "one rate inside": (lambda ps: Lookahead(OneRate(ps)), "different rates are not supported"),
     "no rate": (lambda ps: PerGroup(ps, None), "group 0 of PerGroup has 'lr' None, where a number is needed"),
     "lbfgs inside": (lambda ps: Lookahead(torch.optim.LBFGS(ps)), "LBFGS takes one step along all parameters"),

@@ -80,20 +80,32 @@ def _first_that_can_be_tried(optimizers: Optimizers, option: str) -> Trial:
         for wide in (True, False):
             try:
                 with _apart() as allowed:
-                    call = _Copies(within, option, allowed, wide=wide).first_call()
+                    unsplit = _unsplit(within, option, allowed, wide=wide)
             except Exception:  # noqa: BLE001 - whatever an optimizer raises here, it cannot be tried
                 continue
-            return _tried(within, option, call, wide=wide)
+            return _tried(within, option, unsplit)
     return Trial()
 
 
-def _tried(optimizers: Optimizers, option: str, call: str, *, wide: bool) -> Trial:
+def _unsplit(optimizers: Optimizers, option: str, allowed: set[int], *, wide: bool) -> _Unsplit:
+    """Steps as without a Balancer: plain ones, or with a closure where it needs one."""
+    copies = _Copies(optimizers, option, allowed, wide=wide)
+    before = copies.values()
+    try:
+        copies.step("plain", 1.0, 1.0)
+    except Exception:  # noqa: BLE001 - the other way is tried
+        copies.step("closure", 1.0, 1.0)
+        return _Unsplit("closure", before, copies.values(), wide)
+    return _Unsplit("plain", before, copies.values(), wide)
+
+
+def _tried(optimizers: Optimizers, option: str, unsplit: _Unsplit) -> Trial:
     """Whether it steps with split groups: during all of the step of the wrappers, or of the innermost alone."""
     innermost = {id(one) for one in optimizers.innermost}
     around = frozenset(id(member) for member in optimizers.members if id(member) not in innermost)
-    found = _outcome(optimizers, option, call, around, wide=wide)
+    found = _outcome(optimizers, option, unsplit, around)
     if found.refusal and around:
-        found = _outcome(optimizers, option, call, frozenset(), wide=wide)
+        found = _outcome(optimizers, option, unsplit, frozenset())
     if found.refusal:
         return Trial(
             refusal=f"{type(optimizers.members[0]).__name__} cannot be balanced by {option!r}: {found.refusal}"
@@ -101,23 +113,25 @@ def _tried(optimizers: Optimizers, option: str, call: str, *, wide: bool) -> Tri
     return found
 
 
-def _outcome(optimizers: Optimizers, option: str, call: str, whole: frozenset[int], *, wide: bool) -> Trial:
+def _outcome(optimizers: Optimizers, option: str, unsplit: _Unsplit, whole: frozenset[int]) -> Trial:
     """Step with all factors 1, then with different ones."""
 
-    def moved(first: float, second: float) -> _Moved:
+    def moved(first: float, second: float) -> tuple[_Values, _Values]:
         with _apart() as allowed:
-            copies = _Copies(optimizers, option, allowed, wide=wide)
+            copies = _Copies(optimizers, option, allowed, wide=unsplit.wide)
             copies.split(whole)
-            copies.step(call, 1.0, 1.0)
+            copies.step(unsplit.call, 1.0, 1.0)
             before = copies.values()
-            copies.step(call, first, second)
+            copies.step(unsplit.call, first, second)
             return before, copies.values()
 
     try:
         before, after = moved(1.0, 0.5)
-        if not _alike(before) or not _alike(after) or _equal(before, after):
+        if _still(unsplit.before, before) > _still(unsplit.before, unsplit.after):
+            return Trial(refusal="split into groups by layer, it steps only some of them")
+        if not _alike(before) or not _alike(after) or _still(before, after):
             return Trial(whole)
-        if _equal(after, moved(0.5, 1.0)[1]):
+        if _still(after, moved(0.5, 1.0)[1]) == 2 * len(after):
             return Trial(whole, without_effect=True)
         return Trial(refusal=f"it takes the {option} of one group for all of them")
     except _UntriableError:
@@ -134,14 +148,23 @@ def _alike(pairs: _Values) -> bool:
     return all(torch.equal(first, second) for first, second in pairs)
 
 
-def _equal(some: _Values, others: _Values) -> bool:
-    return all(
-        torch.equal(a, b) for pair, other in zip(some, others, strict=True) for a, b in zip(pair, other, strict=True)
-    )
+def _still(some: _Values, others: _Values) -> int:
+    """How many of the parameters are the same in both."""
+    pairs = zip(some, others, strict=True)
+    return sum(torch.equal(a, b) for pair, other in pairs for a, b in zip(pair, other, strict=True))
 
 
 _Values: TypeAlias = list[tuple[Tensor, Tensor]]
-_Moved: TypeAlias = tuple[_Values, _Values]
+
+
+@dataclass(frozen=True)
+class _Unsplit:
+    """What an optimizer does without a Balancer: how it is called, and the pairs before and after some steps."""
+
+    call: str
+    before: _Values
+    after: _Values
+    wide: bool
 
 
 class _UntriableError(Exception):
@@ -168,15 +191,6 @@ class _Copies:
         self.outer = self.made[id(optimizers.members[0])]
         if callable(getattr(type(self.outer), "train", None)):  # schedule-free optimizers step in this mode alone
             self.outer.train()
-
-    def first_call(self) -> str:
-        """Whether it steps plainly, or with a closure; raises where neither works on groups that are not split."""
-        try:
-            self.step("plain", 1.0, 1.0)
-        except Exception:  # noqa: BLE001 - the other way is tried
-            self.step("closure", 1.0, 1.0)
-            return "closure"
-        return "plain"
 
     def split(self, whole: frozenset[int]) -> None:
         """From now on step as under a Balancer."""
