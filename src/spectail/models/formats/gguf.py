@@ -49,10 +49,15 @@ def gguf_shards(path: Path) -> list[Path]:
     match = _SPLIT.match(path.name)
     if match is None:
         return [path]
-    shards = [path.with_name(f"{match[1]}-{i:05d}-of-{match[3]}.gguf") for i in range(1, int(match[3]) + 1)]
+    shards = [
+        path.with_name(f"{match[1]}-{i:05d}-of-{match[3]}.gguf")
+        for i in range(1, int(match[3]) + 1)
+    ]
     for shard in shards:
         if not shard.is_file():
-            raise SourceError(f"{shard.name}, a part of the split model {path}, is missing; download the model again")
+            raise SourceError(
+                f"{shard.name}, a part of the split model {path}, is missing; download the model again"
+            )
     return shards
 
 
@@ -62,7 +67,9 @@ def read_gguf(files: Sequence[OpenFile]) -> Contents:
     metadata = headers[0][1].metadata
     architecture = str(metadata.get("general.architecture", "unknown"))
     if kind := {str(metadata.get("general.type")), architecture} & _NO_MODELS.keys():
-        raise SourceError(f"{files[0].path} holds {_NO_MODELS[kind.pop()]}, no weights; open the model's own GGUF file")
+        raise SourceError(
+            f"{files[0].path} holds {_NO_MODELS[kind.pop()]}, no weights; open the model's own GGUF file"
+        )
     tensors: list[LazyTensor] = []
     unnamed: list[str] = []
     for file, header in headers:
@@ -81,7 +88,11 @@ def read_gguf(files: Sequence[OpenFile]) -> Contents:
 def _factor_name(architecture: str, name: str) -> HfName | None:
     """Translate the name of a LoRA factor (``blk.0.attn_q.weight.lora_a``) into peft's; only B's rows are reordered."""
     weight, _, factor = name.rpartition(".")
-    if factor not in {"lora_a", "lora_b"} or (known := hf_name(architecture, weight)) is None or known.transposed:
+    if (
+        factor not in {"lora_a", "lora_b"}
+        or (known := hf_name(architecture, weight)) is None
+        or known.transposed
+    ):
         return None
     target = known.name.removesuffix(".weight")
     return HfName(f"{target}.lora_{factor[-1].upper()}", known.stem if factor == "lora_b" else "")
@@ -93,13 +104,17 @@ def _alphas(tensors: Sequence[LazyTensor], metadata: Mapping[str, object]) -> li
     if not isinstance(alpha, int | float):
         return []
     targets = (re.fullmatch(r"(.*?)(?:\.weight)?\.lora_[aA]", stored.name) for stored in tensors)
-    return [in_memory(f"{match[1]}.alpha", torch.tensor(float(alpha))) for match in targets if match]
+    return [
+        in_memory(f"{match[1]}.alpha", torch.tensor(float(alpha))) for match in targets if match
+    ]
 
 
 def _notes(architecture: str, unnamed: Sequence[str]) -> tuple[str, ...]:
     """Say which names are llama.cpp's own."""
     if architecture not in FAMILIES:
-        return (f"GGUF architecture {architecture!r} is not known here: layers keep llama.cpp's names and row order",)
+        return (
+            f"GGUF architecture {architecture!r} is not known here: layers keep llama.cpp's names and row order",
+        )
     if unnamed:
         more = f" and {len(unnamed) - 1} more" if len(unnamed) > 1 else ""
         return (f"{unnamed[0]}{more} of GGUF architecture {architecture!r} keep llama.cpp's names",)
@@ -118,7 +133,9 @@ def _config(architecture: str, metadata: Mapping[str, object]) -> dict[str, Any]
         "head_dim": "attention.key_length",
         "hidden_size": "embedding_length",
     }
-    return {"model_type": "gguf"} | {name: metadata.get(f"{architecture}.{key}") for name, key in keys.items()}
+    return {"model_type": "gguf"} | {
+        name: metadata.get(f"{architecture}.{key}") for name, key in keys.items()
+    }
 
 
 def _heads(metadata: Mapping[str, object], key: str, block: int) -> int | None:
@@ -138,20 +155,32 @@ def _described(
     if known and "{}" in name and len(shape) == 3:
         for expert in range(shape[0]):
             yield LazyTensor(
-                name.format(expert), shape[1:], dtype, partial(_read_expert, place, expert), problem=problem
+                name.format(expert),
+                shape[1:],
+                dtype,
+                partial(_read_expert, place, expert),
+                problem=problem,
             )
     elif known and known.transposed and len(shape) == 2:
-        yield LazyTensor(name, shape[::-1], dtype, partial(_read_transposed, place), problem=problem)
+        yield LazyTensor(
+            name, shape[::-1], dtype, partial(_read_transposed, place), problem=problem
+        )
     else:
         heads = _permuted_heads(known, metadata) if len(shape) == 2 else None
         if heads and shape[0] % (2 * heads):
             problem = f"{shape[0]} rows do not divide into the {heads} heads that the file states"
-        yield LazyTensor(name.replace("{}", "0"), shape, dtype, partial(_read, place, heads), problem=problem)
+        yield LazyTensor(
+            name.replace("{}", "0"), shape, dtype, partial(_read, place, heads), problem=problem
+        )
 
 
 def _permuted_heads(known: HfName | None, metadata: Mapping[str, object]) -> int | None:
     """Number of heads whose rows llama.cpp has reordered, None for every other tensor."""
-    if known is None or known.stem not in {"attn_q", "attn_k"} or metadata.get("general.architecture") not in PERMUTED:
+    if (
+        known is None
+        or known.stem not in {"attn_q", "attn_k"}
+        or metadata.get("general.architecture") not in PERMUTED
+    ):
         return None
     match = re.search(r"\.(\d+)\.", known.name)
     block = int(match[1]) if match else 0
@@ -169,11 +198,17 @@ def _place(file: OpenFile, tensor: GgufTensor) -> tuple[str, _Place | None, str 
     try:
         kind = gguf.GGMLQuantizationType(tensor.type_id)
     except ValueError:
-        return "float32", None, f"stored in GGUF type {tensor.type_id}, which the gguf library does not know"
+        return (
+            "float32",
+            None,
+            f"stored in GGUF type {tensor.type_id}, which the gguf library does not know",
+        )
     block, size = gguf.GGML_QUANT_SIZES[kind]
     columns = tensor.shape[-1] if tensor.shape else 1
     packed = (*tensor.shape[:-1], columns // block * size)
-    place = _Place(StoredArray(file, tensor.offset, torch.uint8, packed, row_major(packed)), tensor.type_id)
+    place = _Place(
+        StoredArray(file, tensor.offset, torch.uint8, packed, row_major(packed)), tensor.type_id
+    )
     if columns % block or place.data.end > file.size:
         raise SourceError(
             f"{file.path} is truncated or damaged: tensor {tensor.name!r} does not fit into it; download it again"
@@ -242,7 +277,9 @@ def _read_transposed(place: _Place | None, index: Index) -> Tensor:
 def unpermute(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     """Undo llama.cpp's order of q and k rows: it interleaves the two halves of every head."""
     half = values.shape[0] // heads // 2
-    return np.ascontiguousarray(values.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(values.shape))
+    return np.ascontiguousarray(
+        values.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(values.shape)
+    )
 
 
 FORMAT = Format(
