@@ -1,4 +1,4 @@
-"""spectail: heavy tails of weight spectra, free of the bias of a matrix's shape, turned into per-layer decisions.
+"""spectail: heavy tails of weight spectra, compared fairly across shapes, for per-layer decisions.
 
 >>> import spectail as st
 >>> st.presets.FARMS.cutoff
@@ -14,23 +14,38 @@ if TYPE_CHECKING:
     from spectail import presets
     from spectail.allocation import maps, targets
     from spectail.allocation.allocate import allocate
-    from spectail.allocation.allocation import Allocation
+    from spectail.allocation.allocation import Allocation, LayerValue
+    from spectail.allocation.coverage import LeftOut
     from spectail.analysis import Analysis, compare
+    from spectail.core import cutoffs
+    from spectail.core.farms import TailFit
     from spectail.core.measure import tail_fit
     from spectail.core.spec import Spec
     from spectail.errors import (
         AllocationError,
+        EvaluationError,
+        ExportError,
         PruneError,
         RunError,
+        SourceChangedError,
         SourceError,
         SpecError,
         SpectailError,
+        TrainingError,
     )
     from spectail.evaluation import evaluate_tasks, perplexity
+    from spectail.evaluation.perplexity import Perplexity
     from spectail.measuring.run import analyze
     from spectail.models.live.language import open_language_model
-    from spectail.pruning.prune import prune
+    from spectail.models.open import open_source
+    from spectail.pruning import methods
+    from spectail.pruning.calibration import calibration_tokens
+    from spectail.pruning.prune import PruningInterrupted, prune
+    from spectail.pruning.report import PrunedLayer, PruneReport
+    from spectail.results.compare import Comparison
+    from spectail.results.records import LayerRecord, Results, RunInfo
     from spectail.training.balancer import Balancer
+    from spectail.training.history import History
     from spectail.training.rules import LLR, AlphaDecay, TBSigmoid, TempBalance
 
 _WHERE = {
@@ -39,21 +54,41 @@ _WHERE = {
     "AlphaDecay": "spectail.training.rules",
     "Analysis": "spectail.analysis",
     "Balancer": "spectail.training.balancer",
+    "Comparison": "spectail.results.compare",
+    "EvaluationError": "spectail.errors",
+    "ExportError": "spectail.errors",
+    "History": "spectail.training.history",
     "LLR": "spectail.training.rules",
+    "LayerRecord": "spectail.results.records",
+    "LayerValue": "spectail.allocation.allocation",
+    "LeftOut": "spectail.allocation.coverage",
+    "Perplexity": "spectail.evaluation.perplexity",
     "PruneError": "spectail.errors",
+    "PruneReport": "spectail.pruning.report",
+    "PrunedLayer": "spectail.pruning.report",
+    "PruningInterrupted": "spectail.pruning.prune",
+    "Results": "spectail.results.records",
     "RunError": "spectail.errors",
+    "RunInfo": "spectail.results.records",
+    "SourceChangedError": "spectail.errors",
     "SourceError": "spectail.errors",
     "Spec": "spectail.core.spec",
     "SpecError": "spectail.errors",
     "SpectailError": "spectail.errors",
     "TBSigmoid": "spectail.training.rules",
+    "TailFit": "spectail.core.farms",
     "TempBalance": "spectail.training.rules",
+    "TrainingError": "spectail.errors",
     "allocate": "spectail.allocation.allocate",
     "analyze": "spectail.measuring.run",
+    "calibration_tokens": "spectail.pruning.calibration",
     "compare": "spectail.analysis",
+    "cutoffs": "spectail.core.cutoffs",
     "evaluate_tasks": "spectail.evaluation",
     "maps": "spectail.allocation.maps",
+    "methods": "spectail.pruning.methods",
     "open_language_model": "spectail.models.live.language",
+    "open_source": "spectail.models.open",
     "perplexity": "spectail.evaluation",
     "presets": "spectail.presets",
     "prune": "spectail.pruning.prune",
@@ -63,7 +98,7 @@ _WHERE = {
 """The public names and the modules that hold them, imported on first use: results are read without
 torch."""
 
-_MODULES = ("maps", "presets", "targets")
+_MODULES = ("cutoffs", "maps", "methods", "presets", "targets")
 
 __all__ = [
     "LLR",
@@ -72,20 +107,40 @@ __all__ = [
     "AlphaDecay",
     "Analysis",
     "Balancer",
+    "Comparison",
+    "EvaluationError",
+    "ExportError",
+    "History",
+    "LayerRecord",
+    "LayerValue",
+    "LeftOut",
+    "Perplexity",
     "PruneError",
+    "PruneReport",
+    "PrunedLayer",
+    "PruningInterrupted",
+    "Results",
     "RunError",
+    "RunInfo",
+    "SourceChangedError",
     "SourceError",
     "Spec",
     "SpecError",
     "SpectailError",
     "TBSigmoid",
+    "TailFit",
     "TempBalance",
+    "TrainingError",
     "allocate",
     "analyze",
+    "calibration_tokens",
     "compare",
+    "cutoffs",
     "evaluate_tasks",
     "maps",
+    "methods",
     "open_language_model",
+    "open_source",
     "perplexity",
     "presets",
     "prune",
