@@ -56,7 +56,8 @@ def build_source(
             name = layer.name if layer.name not in layers else f"{layer.name}.weight"
             if name in layers:
                 raise SourceError(
-                    f"two layers are called {layer.name!r} in {label}; give each parameter a name of its own"
+                    f"two layers are called {layer.name!r} in {label}; give each parameter a name "
+                    "of its own"
                 )
             layers[name] = replace(layer, name=name)
     return Source(label, fingerprint, tuple(layers.values()), n_vectors, (*notes, *adapter_notes))

@@ -59,7 +59,8 @@ def open_source(
                 f"{os.fspath(source)} cannot be read: {error.strerror or error}"
             ) from None
     raise SourceError(
-        f"cannot open a {type(source).__name__}; expected a torch module, a state dict, a matrix, a path, "
+        f"cannot open a {type(source).__name__}; expected a torch module, a state dict, a matrix, "
+        "a path, "
         "'demo', 'module:function' or a hub id"
     )
 
@@ -105,7 +106,8 @@ def _from_function(module: str, function: str) -> Source:
         for attribute in function.split("."):
             if not hasattr(value, attribute):
                 raise SourceError(
-                    f"module {module!r} has no {function!r}; expected a function that returns a torch module"
+                    f"module {module!r} has no {function!r}; expected a function that returns a "
+                    "torch module"
                 )
             value = getattr(value, attribute)
         if callable(value) and not isinstance(value, nn.Module):

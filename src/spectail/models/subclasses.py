@@ -52,7 +52,10 @@ def why_unreadable(tensor: Tensor) -> str | None:
     """Say why a subclass cannot be turned into a plain tensor, None where it can."""
     if tensor.is_quantized or _reader(tensor) is not None:
         return None
-    return f"a tensor of class {_class_name(tensor)}, which has no method dequantize: dequantise it first"
+    return (
+        f"a tensor of class {_class_name(tensor)}, which has no method dequantize: dequantise it "
+        "first"
+    )
 
 
 def plain_view(tensor: Tensor) -> Tensor:

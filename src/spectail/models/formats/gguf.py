@@ -56,7 +56,8 @@ def gguf_shards(path: Path) -> list[Path]:
     for shard in shards:
         if not shard.is_file():
             raise SourceError(
-                f"{shard.name}, a part of the split model {path}, is missing; download the model again"
+                f"{shard.name}, a part of the split model {path}, is missing; download the model "
+                "again"
             )
     return shards
 
@@ -68,7 +69,8 @@ def read_gguf(files: Sequence[OpenFile]) -> Contents:
     architecture = str(metadata.get("general.architecture", "unknown"))
     if kind := {str(metadata.get("general.type")), architecture} & _NO_MODELS.keys():
         raise SourceError(
-            f"{files[0].path} holds {_NO_MODELS[kind.pop()]}, no weights; open the model's own GGUF file"
+            f"{files[0].path} holds {_NO_MODELS[kind.pop()]}, no weights; open the model's own "
+            "GGUF file"
         )
     tensors: list[LazyTensor] = []
     unnamed: list[str] = []
@@ -113,7 +115,8 @@ def _notes(architecture: str, unnamed: Sequence[str]) -> tuple[str, ...]:
     """Say which names are llama.cpp's own."""
     if architecture not in FAMILIES:
         return (
-            f"GGUF architecture {architecture!r} is not known here: layers keep llama.cpp's names and row order",
+            f"GGUF architecture {architecture!r} is not known here: layers keep llama.cpp's names "
+            "and row order",
         )
     if unnamed:
         more = f" and {len(unnamed) - 1} more" if len(unnamed) > 1 else ""
@@ -211,7 +214,8 @@ def _place(file: OpenFile, tensor: GgufTensor) -> tuple[str, _Place | None, str 
     )
     if columns % block or place.data.end > file.size:
         raise SourceError(
-            f"{file.path} is truncated or damaged: tensor {tensor.name!r} does not fit into it; download it again"
+            f"{file.path} is truncated or damaged: tensor {tensor.name!r} does not fit into it; "
+            "download it again"
         )
     if kind.name in _PLAIN:
         return _PLAIN[kind.name], place, None

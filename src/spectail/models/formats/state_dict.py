@@ -159,7 +159,8 @@ def _refuse_modules(value: object) -> None:
     """Refuse an object that holds tensors: a module that was saved whole."""
     if isinstance(value, Inert) and any(True for _ in tensors_in(value)):
         raise SourceError(
-            f"holds tensors inside of a Python object of class {value.global_name} (a module saved whole?), "
+            f"holds tensors inside of a Python object of class {value.global_name} (a module saved "
+            "whole?), "
             "and objects are never loaded; save the module's state_dict() instead: "
             "torch.save(model.state_dict(), 'model.pt')"
         )

@@ -25,7 +25,10 @@ from spectail.models.formats.zipped import member
 from spectail.models.lazy_tensor import LazyTensor
 
 _MAGIC = 0x1950A86A20F9469CFC6C
-_FROM_TORCHSCRIPT = "python -c \"import torch; torch.save(torch.jit.load('{}', map_location='cpu').state_dict(), 'model.pt')\""
+_FROM_TORCHSCRIPT = (
+    "python -c \"import torch; torch.save(torch.jit.load('{}', map_location='cpu').state_dict(), "
+    "'model.pt')\""
+)
 
 
 def read_pickles(files: Sequence[OpenFile]) -> Contents:
@@ -79,12 +82,14 @@ def load_pickle(file: OpenFile) -> tuple[Any, dict[str, None]]:
         raise
     except CodeInPickleError as error:
         raise SourceError(
-            f"{file.path} holds code that would run on loading ({error.args[0]}), which is never loaded; "
+            f"{file.path} holds code that would run on loading ({error.args[0]}), which is never "
+            "loaded; "
             "save the module's state_dict() instead, and do not open this file with pickle or torch"
         ) from None
     except Exception:  # noqa: BLE001 - a damaged pickle may fail in any way
         raise SourceError(
-            f"{file.path} is not a readable file of torch.save: it is truncated, damaged or of another format"
+            f"{file.path} is not a readable file of torch.save: it is truncated, damaged or of "
+            "another format"
         ) from None
 
 
@@ -111,11 +116,13 @@ def load_archive(
         ):
             command = _FROM_TORCHSCRIPT.format(file.path)
             raise SourceError(
-                f"{file.path} is a TorchScript archive, which holds code; convert it with: {command}"
+                f"{file.path} is a TorchScript archive, which holds code; convert it with: "
+                f"{command}"
             )
         if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
             raise SourceError(
-                f"{file.path} was written on a big-endian machine; only little-endian files are read"
+                f"{file.path} was written on a big-endian machine; only little-endian files are "
+                "read"
             )
         storages: dict[str, Storage] = {}
 

@@ -59,7 +59,10 @@ def no_matrix_of(
         return IS_WEIGHT
     kind = type(owner).__name__
     if reason == UNKNOWN:
-        return f"a parameter of {kind} that no linear, convolution, embedding, recurrent or experts module owns"
+        return (
+            f"a parameter of {kind} that no linear, convolution, embedding, recurrent or experts "
+            "module owns"
+        )
     return f"{reason} of {kind}"
 
 

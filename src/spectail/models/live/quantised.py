@@ -94,7 +94,10 @@ def _computed(name: str, owner: nn.Module, method: str) -> LazyTensor:
     except SourceError as error:
         return unreadable(name, stated, "uint8", str(error))
     if len(shape) == 2 and 1 not in stated and shape != stated:
-        problem = f"{type(owner).__name__}.{method}() gives {shape}, expected (out, in) = {stated}: dequantise it first"
+        problem = (
+            f"{type(owner).__name__}.{method}() gives {shape}, expected (out, in) = {stated}: "
+            "dequantise it first"
+        )
         return unreadable(name, stated, "uint8", problem)
     read = partial(_call, owner, method)
     return LazyTensor(
