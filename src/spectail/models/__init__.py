@@ -1,1 +1,1 @@
-"""From a live module or a checkpoint to named matrices; start at :func:`spectail.models.open.open_source`."""
+"""Turn a live module or a checkpoint into named matrices; start at ``models.open.open_source``."""

@@ -1,4 +1,4 @@
-"""From the tensors of any source to its layers: the one road that live modules and files share."""
+"""Turn the tensors of any source into its layers, in the same way for live modules and files."""
 
 from __future__ import annotations
 
@@ -34,10 +34,22 @@ def build_source(
 ) -> Source:
     """Turn the tensors of a model into its layers, in the same order.
 
-    ``config`` is a transformers configuration, ``adapters`` is what the
-    source knows about its adapters.
+    Args:
+        label: What the source is called in messages and reports.
+        fingerprint: A hash of the source's content.
+        tensors: All tensors of the model, among them pieces of weights that are stored in parts.
+        config: The transformers configuration of the model, if there is one.
+        adapters: What the source states about its adapters (scales, base weights).
+        notes: Remarks on how the source was read, one sentence each.
+
+    Raises:
+        SourceError: two layers have the same name.
+
     """
     tensors = with_placeholders(_cleaned(list(tensors)))
+    # The order matters: quantised and parametrised weights are computed from their pieces first,
+    # adapters are joined next, since their change may depend on such a weight, and tied weights are
+    # removed last, when every weight has its final name.
     weights = assemble(tensors, config)
     weights, adapter_notes = join_adapters(
         weights, {stored.name: stored for stored in tensors}, adapters
@@ -64,13 +76,13 @@ def build_source(
 
 
 def _cleaned(tensors: list[LazyTensor]) -> list[LazyTensor]:
-    """Take wrappers off all names together, for pieces of one weight must keep matching."""
+    """Remove wrapper prefixes from all names at once, so that pieces of one weight still match."""
     names = clean_names([stored.name for stored in tensors])
     return [replace(stored, name=name) for stored, name in zip(tensors, names, strict=True)]
 
 
 def _once(tensors: Iterable[LazyTensor]) -> list[LazyTensor]:
-    """Keep tied weights once, under the first of their names."""
+    """Keep each tied weight once, under the first of its names."""
     seen = set()
     result = []
     for stored in tensors:
@@ -88,7 +100,10 @@ def _layers_of(
     config: Mapping[str, Any],
     among_weights: bool,
 ) -> Iterable[Layer]:
-    """List the layers of one tensor; one that cannot be read, or is no weight, keeps a row of its stored shape."""
+    """List the layers of one tensor.
+
+    A tensor that cannot be read, or that is no weight matrix, gives one row with its stored shape.
+    """
     if reason := _replaced(tensor.name, shapes) or _no_weight(tensor, among_weights):
         return [_row_without_values(tensor, no_weight=f"no weight matrix: {reason}")]
     problem = tensor.problem
@@ -100,14 +115,20 @@ def _layers_of(
 
 
 def _replaced(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Say of a module that peft keeps for later that the model computes with the copy that an adapter saves whole."""
+    """Return why a module is unused if an adapter has replaced it with a saved copy; else None.
+
+    peft keeps the original of a module in ``modules_to_save`` under ``original_module``. The model
+    computes with the copy beside it.
+    """
     if ".original_module." in name and name.replace(".original_module.", ".", 1) in shapes:
         return "a module that an adapter replaces, and that the model does not use"
     return None
 
 
 def _no_weight(tensor: LazyTensor, among_weights: bool) -> str | None:
-    """Say why a tensor is no weight matrix, as its owner or else its name tells; None where it is one."""
+    """Return why a tensor is no weight matrix, by its owner or else its name; else None."""
+    # Packed integers keep their row, which says why they could not be read: their name alone would
+    # not show that they belong to a weight.
     if tensor.layout == "lora" or (tensor.problem and not tensor.is_floating):
         return None
     if tensor.no_weight is not None:
@@ -120,7 +141,7 @@ def _no_weight(tensor: LazyTensor, among_weights: bool) -> str | None:
 def _row_without_values(
     tensor: LazyTensor, *, problem: str | None = None, no_weight: str | None = None
 ) -> Layer:
-    """Describe a tensor that is never read: one that cannot be, or that is no weight matrix."""
+    """Describe a tensor whose values are never read: it is unreadable or no weight matrix."""
     name = layer_name(tensor.name)
     kind = NOT_A_WEIGHT if no_weight else "lora" if tensor.layout == "lora" else kind_of(name)
     rows, cols = tensor.shape[-2:]
@@ -157,6 +178,6 @@ def _layer(tensor: LazyTensor, part: Part) -> Layer:
 
 
 def holding(layer: Layer, values: Tensor) -> Layer:
-    """Return the same layer with its values, (n_matrices, rows, cols), taken from ``values`` from now on."""
+    """Return the same layer, but with ``values``, (n_matrices, rows, cols), in place of its own."""
     part = Part(layer.name, layer.kind, layer.n_matrices, layer.rows, layer.cols, (), as_is)
     return replace(layer, tensor=in_memory(layer.name, values), part=part)

@@ -1,4 +1,4 @@
-"""A tensor of a model: described at once, read on demand. Every source is turned into a list of these."""
+"""A tensor of a model, described first and read on demand; every source becomes a list of these."""
 
 from __future__ import annotations
 
@@ -26,37 +26,36 @@ Index: TypeAlias = "tuple[int | slice, ...]"
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """One tensor under its full parameter name, whose values are read only when they are asked for."""
+    """One tensor under its full parameter name; its values are read only when they are needed."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    """torch's name of the stored type, ``bfloat16``."""
+    """The stored type under torch's name, such as ``bfloat16``."""
     read: Callable[[Index], Tensor] = field(repr=False, compare=False)
-    """Reads the indexed piece. A module-level function or a ``functools.partial`` of one, so that
-    it can be pickled."""
+    """Reads the indexed piece. It is a module-level function or a ``functools.partial`` of one, so
+    that it can be pickled and sent to another process."""
     layout: str | None = None
-    """What is known about the layout beyond name and shape (``conv``, ``embedding``...): see
-    ``layout.rules``."""
+    """What the source states about the layout beyond name and shape (``conv``, ``embedding``...);
+    see ``layout.rules``."""
     problem: str | None = None
-    """Why the values cannot be used; the layer's row then says so."""
+    """Why the values cannot be used. The layer's row then shows this text."""
     no_weight: str | None = None
-    """Why the module that owns it makes it no weight matrix, empty where it makes it one; None
-    where only the name can
-    tell (files): see ``naming.roles``."""
+    """Why the tensor is no weight matrix, as its owning module says; empty if the module says that
+    it is one. None for files, where only the name can tell: see ``naming.roles``."""
     note: str = ""
-    """What a user should know about the values although they can be used; the layer's row carries
-    it."""
+    """A remark for the user on values that can be used; the layer's row shows it."""
     identity: Hashable = None
-    """Equal for two names of one storage (tied weights); None where it cannot be told."""
+    """Equal for two names of the same storage (tied weights). None if that cannot be determined."""
     buffer: bool = False
-    """Whether it is a buffer of a live module: a piece of a weight, or nothing."""
+    """Whether it is a buffer of a live module. A buffer may be a piece of a weight but is never a
+    layer."""
     memory: Tensor | None = field(default=None, repr=False, compare=False)
-    """The tensor itself where it lies in memory just as it is used, so that it can be written; else
-    None."""
+    """The tensor itself if the model computes with it exactly as it lies in memory, so that it can
+    be written; else None."""
     parameters: tuple[Tensor, ...] = field(default=(), repr=False, compare=False)
-    """The parameters of a live module that the values come from: the tensor itself, or all that it
-    is made of."""
+    """The parameters of a live module that the values are computed from: the tensor itself, or all
+    of its pieces."""
 
     @property
     def is_complex(self) -> bool:
@@ -77,8 +76,8 @@ class LazyTensor:
 def in_memory(name: str, tensor: Tensor, *, layout: str | None = None) -> LazyTensor:
     """Describe a tensor in memory; reading a plain one copies nothing.
 
-    A quantised one is dequantised when it is read; one that is spread over processes (a DTensor) is
-    gathered, by all of them together.
+    A quantised tensor is dequantised when it is read. A tensor that is spread over processes (a
+    DTensor) is gathered when it is read, and all processes have to read it together.
     """
     if not is_plain(tensor):
         return _subclass(name, tensor, layout)
@@ -116,11 +115,12 @@ def in_memory(name: str, tensor: Tensor, *, layout: str | None = None) -> LazyTe
 
 
 def _subclass(name: str, tensor: Tensor, layout: str | None) -> LazyTensor:
-    """Describe a tensor that computes with other values than those in its storage."""
+    """Describe a tensor whose values differ from the numbers in its storage."""
     dtype = dtype_name(tensor.dtype)
     return LazyTensor(
         name=name,
         shape=shape_of(tensor),
+        # Packed integers become floating-point numbers when they are read.
         dtype=dtype if tensor.dtype.is_floating_point or tensor.dtype.is_complex else "float32",
         read=partial(_piece_of_subclass, tensor),
         layout=layout,
@@ -133,17 +133,18 @@ def _subclass(name: str, tensor: Tensor, layout: str | None) -> LazyTensor:
 def unreadable(
     name: str, shape: tuple[int, ...], dtype: str, problem: str, *, layout: str | None = None
 ) -> LazyTensor:
-    """Describe a tensor whose values cannot be had, with the reason that its row will show."""
+    """Describe a tensor whose values cannot be read, with the reason that its row will show."""
     return LazyTensor(name, shape, dtype, _no_values, layout, problem)
 
 
 def _no_values(index: Index) -> Tensor:
-    """Stand in for values that cannot be had; ``LazyTensor.problem`` keeps every caller from reading them."""
+    """Stand in for the values of an unreadable tensor; nobody reads one that has a ``problem``."""
     raise NotImplementedError
 
 
 def parameters_of(pieces: Iterable[LazyTensor | None]) -> tuple[Tensor, ...]:
     """Collect the live parameters behind several tensors, each once."""
+    # Parameters are compared by identity: ``==`` on tensors compares their entries.
     return tuple({id(p): p for piece in pieces if piece for p in piece.parameters}.values())
 
 
@@ -153,17 +154,18 @@ def piece_of(tensor: Tensor, index: Index) -> Tensor:
 
 
 def _piece_of_subclass(tensor: Tensor, index: Index) -> Tensor:
-    """Return the indexed piece of the plain tensor that a subclass stands for."""
+    """Convert a tensor subclass to a plain tensor and return the indexed piece."""
     return piece_of(to_plain(tensor), index)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Give ``bfloat16`` for ``torch.bfloat16``."""
+    """Return the name of a type without torch's prefix: ``bfloat16`` for ``torch.bfloat16``."""
     return str(dtype).removeprefix("torch.")
 
 
 def as_float(tensor: Tensor) -> Tensor:
-    """Convert to float32, keeping float64; complex numbers to complex64, keeping complex128."""
+    """Convert to float32 or complex64; float64 and complex128 stay as they are."""
+    # A lazily conjugated or negated view shares the bytes of its base; make the real values first.
     tensor = tensor.resolve_conj().resolve_neg()
     if tensor.dtype in {torch.float64, torch.complex128}:
         return tensor

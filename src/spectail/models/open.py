@@ -1,4 +1,4 @@
-"""Open a model, whatever it comes as."""
+"""Open a model from any kind of source: a module, tensors, a path, a function or a hub id."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ _FUNCTION = re.compile(r"^([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*(?:\.[A
 def open_source(
     source: nn.Module | Mapping[str, Any] | Tensor | np.ndarray[Any, Any] | str | os.PathLike[str],
 ) -> Source:
-    """List the layers of a model without building it, and without reading more than headers where a file allows.
+    """List the layers of a model without building it; values are read later if possible.
 
     Args:
-        source: a module; a state dict, or one matrix as a tensor or an array; or a text: ``demo``,
-            the path of a checkpoint file of a format of ``formats.table``, of an index of shards or
-            of a model or adapter folder, ``module:function`` returning a module, or a hub id
-            ``org/name``.
+        source: A torch module; a state dict; one matrix as a tensor or an array; or a text. The
+            text is ``demo``, the path of a checkpoint file, of an index of shards, of a model
+            folder or of an adapter folder (the formats are in ``formats.table``),
+            ``module:function`` for a function that returns a module, or a hub id ``org/name``.
 
     Returns:
-        The layers in the model's own order. The same layer has the same name whichever way the
-        model came in.
+        The layers in the model's own order. A layer has the same name whichever source it came
+        from.
 
     Raises:
-        SourceError: the source cannot be found, read or trusted; the message is one line.
+        SourceError: The source cannot be found, read or trusted. The message is one line.
 
     """
     if isinstance(source, nn.Module):
@@ -66,7 +66,7 @@ def open_source(
 
 
 def _state_source(state: Mapping[str, Any] | Tensor | np.ndarray[Any, Any]) -> Source:
-    """Open tensors in memory."""
+    """Open tensors that are in memory."""
     tensors = state_tensors(state)
     if not tensors:
         raise SourceError(
@@ -77,7 +77,10 @@ def _state_source(state: Mapping[str, Any] | Tensor | np.ndarray[Any, Any]) -> S
 
 
 def _named_source(text: str) -> Source:
-    """Open what a text names: the demo (a folder of that name is ./demo), else a path that exists, else the rest."""
+    """Open what a text names; an existing path comes first, except that ``demo`` is the demo model.
+
+    A folder called ``demo`` can be opened as ``./demo``.
+    """
     if text == "demo":
         return path_source(demo_file())
     path = Path(text).expanduser()
@@ -94,8 +97,9 @@ def _named_source(text: str) -> Source:
 
 
 def _from_function(module: str, function: str) -> Source:
-    """Call the user's function, which builds the model."""
+    """Open the module that a function of the user's returns."""
     name = f"{module}:{function}"
+    # The function is called inside of the block too, since it may import other files of the folder.
     with _importable_from_here():
         try:
             value: Any = importlib.import_module(module)
@@ -122,7 +126,7 @@ def _from_function(module: str, function: str) -> Source:
 
 @contextmanager
 def _importable_from_here() -> Iterator[None]:
-    """Let the current folder's modules be imported, as ``python -m`` does."""
+    """Make modules of the current folder importable within the block, as ``python -m`` does."""
     here = os.getcwd()
     sys.path.insert(0, here)
     importlib.invalidate_caches()
@@ -134,13 +138,13 @@ def _importable_from_here() -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    """Give an error's type and first line."""
+    """Return the type of an error and the first line of its text."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
 def _from_hub(name: str) -> Source:
-    """Download safetensors and configurations from the Hugging Face hub, or find them in its cache."""
+    """Open a model of the Hugging Face hub: its safetensors and JSON files, cached or not."""
     missing = f"no such file or folder: {name!r}; as a hub id,"
     try:
         from huggingface_hub import snapshot_download

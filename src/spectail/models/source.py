@@ -1,4 +1,4 @@
-"""What every kind of model looks like to the measurement: named layers whose matrices are read one at a time."""
+"""What the measurement sees of any model: named layers whose matrices are read one at a time."""
 
 from __future__ import annotations
 
@@ -14,62 +14,64 @@ if TYPE_CHECKING:
     from spectail.models.lazy_tensor import LazyTensor
 
 NOT_A_WEIGHT = "parameter"
-"""Kind of a row whose tensor is no weight matrix (a class token, a position table): never measured
-or changed."""
+"""The kind of a row whose tensor is no weight matrix (a class token, a position table). Such a
+tensor is never measured or changed."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight of a model: what it is called, and where its matrices are.
+    """One weight of a model: its name, its shape and how to read it.
 
-    ``rows`` x ``cols`` is the shape of each matrix, in (output, input) orientation; a convolution
-    has one matrix per kernel position, a complex spectral weight one per mode, every other layer
-    has one.
+    ``rows`` x ``cols`` is the shape of each matrix, in (output, input) orientation. A convolution
+    has one matrix per kernel position and a complex spectral weight has one per mode. Every other
+    layer has one matrix.
     """
 
     name: str
     kind: str
-    """q, k, v, o, gate, up, down, fc1, fc2, qkv, kv, gate_up, conv, embedding, head, router,
-    recurrent, lora, spectral, linear, or ``parameter`` for what is no weight matrix."""
+    """One of q, k, v, o, gate, up, down, fc1, fc2, qkv, kv, gate_up, conv, embedding, head, router,
+    recurrent, lora, spectral, linear; ``parameter`` if it is no weight matrix."""
     block: int | None
-    """Index of the repeated unit that the layer belongs to; None outside of blocks."""
+    """Index of the repeated unit of the network that the layer belongs to; None outside of blocks.
+    """
     rows: int
     cols: int
     n_matrices: int
     numel: int
-    """Number of weights of the layer (of this part, where a parameter is fused)."""
+    """Number of weights of the layer. If a parameter is fused, only this layer's part counts."""
     tensor: LazyTensor = field(repr=False, compare=False)
-    """The stored tensor that holds the layer, perhaps with others beside it."""
+    """The stored tensor that holds the layer, and perhaps other layers too."""
     part: Part | None = field(repr=False, compare=False)
-    """Which piece of the tensor the layer is, and how that becomes matrices; None where it cannot
-    be read."""
+    """Which piece of the tensor is the layer, and how it is cut into matrices; None if it cannot be
+    read."""
     problem: str | None = None
-    """Why the layer cannot be read at all (say, packed integers of an unknown quantiser), else
-    None."""
+    """Why the layer cannot be read at all (for example packed integers of an unknown quantiser),
+    else None."""
     no_weight: str | None = None
-    """Why the layer is no weight matrix, and so is left out of everything; None for a weight."""
+    """Why the layer is no weight matrix and is left out of everything; None for a weight."""
     note: str = ""
-    """What a user should know about how the weight was read; it becomes part of the row's
-    reason."""
+    """A remark for the user on how the weight was read; it becomes part of the row's reason."""
     saved_as: str = field(default="", compare=False)
-    """The layer's name in the file that transformers writes for a live model, where it differs."""
+    """The layer's name in the file that transformers writes for a live model, if it differs."""
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
-        """The parameters of a live module that the layer is read from; none for files and state dicts."""
+        """The live parameters that the layer is read from; empty for files and state dicts."""
         return self.tensor.parameters
 
     def read(self) -> Tensor:
-        """Read the weights as (n_matrices, rows, cols), in float32 or, where they are stored so, float64.
+        """Read the weights as (n_matrices, rows, cols) in float32, or float64 if stored so.
 
         The result may share memory with the model: do not modify it.
 
         Raises:
-            SourceError: the layer cannot be read, or its source has changed since it was opened.
+            SourceError: The layer cannot be read, or its source has changed since it was opened.
 
         """
         if self.part is None or self.problem:
             raise SourceError(f"{self.name} cannot be read: {self.problem or self.no_weight}")
+        # The shape was announced from a header or from metadata. Check it against what was really
+        # read, since a source may have changed in between.
         matrices = self.part.read(self.tensor)
         expected = (self.n_matrices, self.rows, self.cols)
         if tuple(matrices.shape) != expected:
@@ -80,11 +82,11 @@ class Layer:
         return matrices
 
     def write(self, values: Tensor) -> None:
-        """Put values of shape (n_matrices, rows, cols) in the layer's place; the rest of its tensor stays untouched.
+        """Write values (n_matrices, rows, cols) into the model; other layers keep theirs.
 
         Raises:
-            SourceError: the layer does not lie in memory as it is used (a file, a quantised or
-                computed weight).
+            SourceError: The layer does not lie in memory in the form in which it is used. It is in
+                a file, quantised or computed from other tensors.
 
         """
         if self.part is None or self.problem or self.tensor.memory is None:
@@ -99,13 +101,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Source:
-    """An opened model: what it is called, what identifies its content, and its layers in the model's own order."""
+    """An opened model: its label, the fingerprint of its content, and its layers in order."""
 
     label: str
     fingerprint: str
     layers: tuple[Layer, ...]
     n_vectors: int
-    """Parameters with fewer than two dimensions (norms, biases), which are counted and not
+    """Number of parameters with fewer than two dimensions (norms, biases). They are counted, not
     measured."""
     notes: tuple[str, ...] = ()
-    """Things that the user should know about how the source was read, one sentence each."""
+    """Remarks for the user on how the source was read, one sentence each."""

@@ -1,9 +1,9 @@
-"""Tensors that are more than their storage: subclasses that dequantise, gather or compute when they are used.
+"""Tensor subclasses that dequantise, gather or compute their values when they are used.
 
-What such a tensor holds in memory is not the weight that the model computes with, so it is read
-through its own method: ``full_tensor`` (DTensor), ``dequantize`` (torchao, optimum-quanto),
-``get_original_weight`` (NF4Tensor), or the function of bitsandbytes. One of an unknown class is not
-read at all.
+What such a tensor holds in memory is not the weight that the model computes with. It is therefore
+read through its own method: ``full_tensor`` (DTensor), ``dequantize`` (torchao, optimum-quanto),
+``get_original_weight`` (NF4Tensor), or a function of bitsandbytes. A tensor of an unknown class is
+not read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from spectail.errors import SourceError
 
 _METHODS = ("full_tensor", "get_original_weight", "dequantize")
 _DEEPEST = 4
-"""Subclasses within subclasses that are followed: a DTensor of a quantised tensor is one."""
+"""How many subclasses within subclasses are followed; a DTensor of a quantised tensor has two
+levels."""
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -40,7 +41,8 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def _overrides_functions(kind: type[Tensor]) -> bool:
-    """Whether a class gives torch's functions a meaning of their own."""
+    """Whether a class gives torch's functions a meaning of its own."""
+    # Class methods are bound anew for each class. Compare the functions underneath.
     own, base = kind.__torch_function__, Tensor.__torch_function__
     return getattr(own, "__func__", own) not in {
         getattr(base, "__func__", base),
@@ -49,7 +51,7 @@ def _overrides_functions(kind: type[Tensor]) -> bool:
 
 
 def why_unreadable(tensor: Tensor) -> str | None:
-    """Say why a subclass cannot be turned into a plain tensor, None where it can."""
+    """Return why a subclass cannot be converted to a plain tensor; None if it can."""
     if tensor.is_quantized or _reader(tensor) is not None:
         return None
     return (
@@ -59,16 +61,16 @@ def why_unreadable(tensor: Tensor) -> str | None:
 
 
 def plain_view(tensor: Tensor) -> Tensor:
-    """View a tensor that computes with its storage as one of torch's own class, without its gradient."""
+    """View a tensor that computes with its storage as a ``torch.Tensor`` without gradient."""
     values = tensor.detach()
     return values if type(values) is Tensor else values.as_subclass(Tensor)
 
 
 def to_plain(tensor: Tensor) -> Tensor:
-    """Turn a subclass into a plain tensor by its own method.
+    """Convert a subclass to a plain tensor by its own method.
 
     Raises:
-        SourceError: the method fails, or gives a tensor that cannot be read either.
+        SourceError: The method fails, or its result cannot be read either.
 
     """
     value = tensor
@@ -92,7 +94,7 @@ def to_plain(tensor: Tensor) -> Tensor:
 
 
 def _reader(tensor: Tensor) -> Callable[[], Tensor] | None:
-    """Find the method that gives the values that a tensor computes with."""
+    """Return the method that gives the values a tensor computes with; None if there is none."""
     if tensor.is_quantized:
         return tensor.dequantize
     if getattr(tensor, "quant_state", None) is not None:
@@ -100,6 +102,8 @@ def _reader(tensor: Tensor) -> Callable[[], Tensor] | None:
     if _row_scales(tensor) is not None:
         return lambda: _scaled_rows(tensor)
     for name in _METHODS:
+        # A static look-up: an ordinary one would run the properties of a foreign class. ``Tensor``
+        # itself has ``dequantize``, which counts only if the class replaces it.
         found = inspect.getattr_static(type(tensor), name, None)
         if found is not None and found is not inspect.getattr_static(Tensor, name, None):
             if isinstance(found, staticmethod | classmethod):
@@ -110,7 +114,8 @@ def _reader(tensor: Tensor) -> Callable[[], Tensor] | None:
 
 
 def _bitsandbytes_4bit(tensor: Any) -> Callable[[], Tensor] | None:
-    """Find the function of bitsandbytes, which is loaded where one of its tensors exists."""
+    """Return a function that dequantises a 4-bit tensor of bitsandbytes; None without it."""
+    # Nothing is imported here: whoever made the tensor has already imported the library.
     functions = sys.modules.get("bitsandbytes.functional")
     if functions is None:
         return None
@@ -118,28 +123,29 @@ def _bitsandbytes_4bit(tensor: Any) -> Callable[[], Tensor] | None:
 
 
 def _row_scales(tensor: Any) -> Tensor | None:
-    """Find the largest magnitudes of the rows that bitsandbytes keeps on its 8-bit parameters."""
+    """Return the largest magnitude of each row, as bitsandbytes' 8-bit parameters keep it."""
     scales = getattr(tensor, "SCB", None) if tensor.dtype == torch.int8 else None
     return scales if isinstance(scales, Tensor) else None
 
 
 def _scaled_rows(tensor: Tensor) -> Tensor:
-    """Compute the weight of a bitsandbytes 8-bit parameter."""
+    """Compute a weight of bitsandbytes in 8 bits: integer x its row's largest value / 127."""
     scales = _row_scales(tensor)
     values = tensor.detach().as_subclass(Tensor).to(torch.float32)
     return values if scales is None else values * scales.reshape(-1, 1).to(torch.float32) / 127
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
-    """Give the shape of the values, which packed 4-bit parameters of bitsandbytes keep in their state."""
+    """Return the shape of the values, which a packed 4-bit tensor keeps in its state."""
     return tuple(getattr(getattr(tensor, "quant_state", None), "shape", None) or tensor.shape)
 
 
 def identity_of(tensor: Tensor) -> Hashable:
-    """Tell two tensors of one storage: the memory of the tensor, or of the tensors that a subclass is made of."""
+    """Return a key that is equal for tensors of the same storage, also inside of subclasses."""
     inner = _inner_tensors(tensor)
     if inner:
         return (_class_name(tensor), *(identity_of(piece) for piece in inner))
+    # A subclass without inner tensors may have no storage; only the object identifies it.
     if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return ("object", id(tensor))
     try:
@@ -164,7 +170,7 @@ def _inner_tensors(tensor: Any) -> list[Tensor]:
 
 
 def _class_name(tensor: Tensor) -> str:
-    """Name a tensor's class with the library that it comes from."""
+    """Return the name of a tensor's class with the library that it comes from."""
     kind = type(tensor)
     return (
         f"{kind.__module__.partition('.')[0]} {kind.__qualname__}"
