@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from spectail.evaluation import evaluate_tasks, perplexity
     from spectail.evaluation.perplexity import Perplexity
     from spectail.measuring.run import analyze
-    from spectail.models.live.language import open_language_model
+    from spectail.models.live.language import module_names, open_language_model
     from spectail.models.open import open_source
     from spectail.pruning import methods
     from spectail.pruning.calibration import calibration_tokens
@@ -87,6 +87,7 @@ _WHERE = {
     "evaluate_tasks": "spectail.evaluation",
     "maps": "spectail.allocation.maps",
     "methods": "spectail.pruning.methods",
+    "module_names": "spectail.models.live.language",
     "open_language_model": "spectail.models.live.language",
     "open_source": "spectail.models.open",
     "perplexity": "spectail.evaluation",
@@ -139,6 +140,7 @@ __all__ = [
     "evaluate_tasks",
     "maps",
     "methods",
+    "module_names",
     "open_language_model",
     "open_source",
     "perplexity",

@@ -11,12 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
-from scipy.sparse import coo_array
 
 Array: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
@@ -147,8 +145,12 @@ def _improve(
     return best, 0.0 if found.status == 0 else open_gap
 
 
-def _solve(costs: Array, weights: Integers, item: Integers, *, room: int) -> OptimizeResult:
+def _solve(costs: Array, weights: Integers, item: Integers, *, room: int) -> Any:
     """SciPy's integer program: one of each item's choices, least cost, total weight up to ``room``."""
+    # Slow to import, and only bit widths need a solver.
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import coo_array
+
     one_each = coo_array((np.ones(item.size), (item, np.arange(item.size))))
     scale = max(1, int(weights.max()))
     return milp(

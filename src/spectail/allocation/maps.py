@@ -15,7 +15,6 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
-from scipy.stats import rankdata
 
 from spectail import presets
 from spectail.errors import AllocationError
@@ -116,6 +115,8 @@ class Step:
         """One factor per alpha."""
         if not np.ptp(alphas) > 0:
             return _nobody_stands_out(self.low, self.high, alphas.size)
+        from scipy.stats import rankdata  # slow to import, and only this map ranks
+
         ranks: Array = rankdata(alphas) - 1
         return self.low + (self.high - self.low) * ranks / alphas.size
 

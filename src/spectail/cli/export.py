@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+import spectail
 from spectail.allocation.allocation import Allocation
 from spectail.errors import ExportError
 from spectail.export import llama_cpp, llm_compressor, torch_pruning, torchao
-from spectail.models.live.language import module_names
 
 TOOLS = ("llm-compressor", "torchao", "llama.cpp", "torch-pruning")
 
@@ -82,7 +82,7 @@ def _text(
         )
     if allocation.target != "sparsity":
         size = 128 if group_size is None else group_size
-        modules = None if model is None else module_names(model)
+        modules = None if model is None else spectail.module_names(model)
         return llm_compressor.quantization_recipe(
             allocation, modules, method=method or "rtn", group_size=size
         )
@@ -90,7 +90,9 @@ def _text(
         raise ExportError(
             "llm-compressor pairs ratios with modules by position: give the model's folder with --model"
         )
-    return llm_compressor.pruning_recipe(allocation, module_names(model), method=method or "wanda")
+    return llm_compressor.pruning_recipe(
+        allocation, spectail.module_names(model), method=method or "wanda"
+    )
 
 
 def _check_used(to: str, **options: tuple[object, bool]) -> None:
