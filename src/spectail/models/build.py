@@ -48,8 +48,8 @@ def build_source(
     """
     tensors = with_placeholders(_cleaned(list(tensors)))
     # The order matters: quantised and parametrised weights are computed from their pieces first,
-    # adapters are joined next, since their change may depend on such a weight, and tied weights are
-    # removed last, when every weight has its final name.
+    # adapters are joined next, since their change may depend on such a weight. Only then are the
+    # further names of tied weights removed.
     weights = assemble(tensors, config)
     weights, adapter_notes = join_adapters(
         weights, {stored.name: stored for stored in tensors}, adapters

@@ -1,1 +1,1 @@
-"""Modules in memory: their parameters, weights that can be written, evaluation mode, language models."""
+"""Models in memory: their parameters, writable weights, evaluation mode and language models."""

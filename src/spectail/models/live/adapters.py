@@ -1,8 +1,8 @@
-"""Adapters of a live module, as peft and other libraries attach them: the change of the weight that each makes.
+"""Adapters of a live module (LoRA and its like): the change that each makes to a weight.
 
-LoRA's change is computed from its factors, with the scale that the module states. Every other form
-is asked of the library itself: the adapter is merged into a copy of its layer in float64, and the
-change is merged minus base.
+For plain LoRA the change is computed from the two factors with the scale that the module states.
+For every other form the library itself computes it: the adapter is merged into a copy of its layer
+in float64, and the change is the merged weight minus the base weight.
 """
 
 from __future__ import annotations
@@ -31,24 +31,28 @@ class LiveAdapters:
     """The adapters of a live module."""
 
     rows: Mapping[str, list[LazyTensor]] = field(default_factory=dict)
-    """By the path of the adapted module, the changes that the library computes."""
+    """The changes that the library computes, by the path of the adapted module."""
     hidden: frozenset[int] = frozenset()
-    """Identities of the parameters that these changes are computed from: they are no layers of
-    their own."""
+    """Identities of the parameters that these changes are computed from. They are not layers
+    themselves."""
     hidden_paths: tuple[str, ...] = ()
-    """Beginnings of the names of all tensors, buffers too, that these changes are computed from."""
+    """Prefixes of the names of all tensors, buffers included, that these changes are computed from.
+    """
     known: Known = field(default_factory=Known)
     """Scales of the adapters whose factors are read like any other parameter."""
     notes: tuple[str, ...] = ()
+    """Remarks for the user, one sentence each."""
 
 
 def adapters_of(module: nn.Module) -> LiveAdapters:
-    """Find the adapters of a live module; nothing is computed before a layer is read."""
+    """Find the adapters of a live module; no change is computed before its layer is read."""
     rows: dict[str, list[LazyTensor]] = {}
     hidden: set[int] = set()
     hidden_paths: list[str] = []
     scales: list[tuple[str, str, Scale]] = []
     vectors = 0
+    # peft nests the adapters of several calls in each other. All adapters of one weight are counted
+    # together, to see which names need the adapter's name to be unique.
     count = Counter(
         _outer(path)
         for path, owner in module.named_modules()
@@ -57,6 +61,7 @@ def adapters_of(module: nn.Module) -> LiveAdapters:
     )
     for path, owner in module.named_modules():
         scales += ((path, adapter, scale) for adapter, scale in _scales_of(owner))
+        # The adapter of a tied module is the one of its partner, which has a row already.
         if not _is_peft_layer(owner) or getattr(owner, "tied_adapter", None) is not None:
             continue
         for adapter in sorted(_adapters_of(owner)):
@@ -78,12 +83,12 @@ def adapters_of(module: nn.Module) -> LiveAdapters:
 
 
 def _outer(path: str) -> str:
-    """The path of a module without the levels that peft nests adapters of one module in."""
+    """Return the path of a module without the levels that peft inserts for nested adapters."""
     return path.replace(".base_layer", "")
 
 
 def _is_alone(owner: Any, path: str, count: Mapping[str, int]) -> bool:
-    """Whether a layer's adapter is the only one of its weight; those of fused experts have names of their own."""
+    """Whether a weight has one adapter only; adapters of fused experts get unique names anyway."""
     return len(_adapters_of(owner)) == 1 and (
         hasattr(owner, "parameter_name") or count[_outer(path)] == 1
     )
@@ -102,7 +107,7 @@ def _is_peft_layer(owner: nn.Module) -> bool:
 
 
 def _adapters_of(owner: Any) -> set[str]:
-    """The names of the adapters that a peft layer holds."""
+    """Return the names of the adapters that a peft layer holds."""
     containers = (getattr(owner, name, None) for name in owner.adapter_layer_names)
     return {
         str(key) for c in containers if isinstance(c, nn.ModuleDict | nn.ParameterDict) for key in c
@@ -110,7 +115,7 @@ def _adapters_of(owner: Any) -> set[str]:
 
 
 def _is_plain_lora(owner: Any, adapter: str) -> bool:
-    """Whether an adapter's change is s B A and no more: no DoRA or other variant, no AdaLoRA, no fused experts."""
+    """Whether a change is just scale x B A: no DoRA, AdaLoRA or other variant, no experts."""
     names = owner.adapter_layer_names
     if "lora_A" not in names or "lora_E" in names or hasattr(owner, "parameter_name"):
         return False
@@ -120,12 +125,12 @@ def _is_plain_lora(owner: Any, adapter: str) -> bool:
 
 
 def _containers(owner: Any) -> tuple[str, ...]:
-    """The attributes under which a peft layer keeps the tensors of its adapters."""
+    """Return the attributes under which a peft layer keeps the tensors of its adapters."""
     return (*owner.adapter_layer_names, *getattr(owner, "other_param_names", ()))
 
 
 def _pieces_of(owner: Any, adapter: str) -> list[Tensor]:
-    """The parameters of one adapter of one layer."""
+    """List the parameters of one adapter of one layer."""
     found: list[Tensor] = []
     for name in _containers(owner):
         container = getattr(owner, name, None)
@@ -136,13 +141,13 @@ def _pieces_of(owner: Any, adapter: str) -> list[Tensor]:
 
 
 def _weight_of(owner: Any) -> Tensor:
-    """The parameter that a peft layer changes."""
+    """Return the parameter that a peft layer changes, or an empty tensor if it has none."""
     weight = getattr(owner.get_base_layer(), getattr(owner, "parameter_name", "weight"), None)
     return weight if isinstance(weight, Tensor) else torch.empty(0, 0)
 
 
 def _rows(path: str, owner: Any, adapter: str, *, alone: bool) -> Iterator[LazyTensor]:
-    """Describe the change that one adapter makes; one row for every expert of a fused parameter."""
+    """Describe the change that one adapter makes; a fused parameter gives one row per expert."""
     parameter = getattr(owner, "parameter_name", None)
     ending = "lora" if alone else f"lora.{adapter}"
     note = _state_of(owner, adapter)
@@ -159,6 +164,7 @@ def _rows(path: str, owner: Any, adapter: str, *, alone: bool) -> Iterator[LazyT
     name = ".".join(filter(None, (_outer(path).removesuffix(".token_adapter"), ending)))
     weight = _weight_of(owner)
     shape = tuple(weight.shape)
+    # transformers' Conv1D (GPT-2) stores its weight as (in, out).
     turned = len(shape) == 2 and type(owner.get_base_layer()).__name__ == "Conv1D"
     problem = _why_not(weight)
     if problem:
@@ -178,7 +184,7 @@ def _rows(path: str, owner: Any, adapter: str, *, alone: bool) -> Iterator[LazyT
 
 
 def _why_not(weight: Tensor) -> str | None:
-    """Say why an adapter cannot be merged into a copy of its layer; None where it can."""
+    """Return why an adapter cannot be merged into a copy of its layer; None if it can."""
     if weight.is_meta:
         return (
             "the change depends on the base weight, which is not in memory: load the model without "
@@ -193,7 +199,7 @@ def _why_not(weight: Tensor) -> str | None:
 
 
 def _state_of(owner: Any, adapter: str) -> str:
-    """Say of an adapter that it is merged into the weight, or that the model does not use it now."""
+    """Return a remark if an adapter is merged or not active; else an empty text."""
     if adapter in getattr(owner, "merged_adapters", ()):
         return f"adapter {adapter} is merged: the row of its weight has the change in it too"
     if getattr(owner, "disable_adapters", False) or adapter not in getattr(
@@ -204,12 +210,15 @@ def _state_of(owner: Any, adapter: str) -> str:
 
 
 def _read_change(owner: nn.Module, adapter: str, turned: bool, index: Index) -> Tensor:
-    """Merge an adapter into a copy of its layer in float64; the change is merged minus base."""
+    """Compute an adapter's change in a copy of its layer: merged weight minus base weight."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # A copy, since merging changes the layer in place. In float64, since the change is a small
+        # difference of two large weights: in bfloat16 it would be mostly rounding.
         layer: Any = copy.deepcopy(owner).double().eval()
         try:
             if layer.merged_adapters:
+                # An adapter that is merged already would count as part of the base weight.
                 layer.unmerge()
             before = _weight_of(layer).detach().clone()
             layer.merge(adapter_names=[adapter])
@@ -222,12 +231,15 @@ def _read_change(owner: nn.Module, adapter: str, turned: bool, index: Index) -> 
 
 
 def _one_line(error: Exception) -> str:
-    """Give an error's type and first line."""
+    """Return the type of an error and the first line of its text."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _scales_of(owner: nn.Module) -> Iterator[tuple[str, Scale]]:
-    """Read the scale that a module states for its factors, by the adapter's name ("" where there is one only)."""
+    """List the scales that a module states for its LoRA factors, with the names of the adapters.
+
+    The name is empty for libraries that allow one adapter only (loralib, torchtune).
+    """
     names = {*owner._modules, *owner._parameters}
     if not names & {"lora_A", "lora_a", "lora_down", "lora_up", "down"}:
         return
@@ -247,12 +259,13 @@ def _scales_of(owner: nn.Module) -> Iterator[tuple[str, Scale]]:
             getattr(owner, "rank", None),
         )
         if isinstance(alpha, int | float) and isinstance(rank, int) and rank > 0:
+            # The usual scale of LoRA (arXiv 2106.09685, section 4.1).
             yield "", Scale(alpha / rank)
 
 
 def _scale_of(scales: list[tuple[str, str, Scale]]) -> Any:
-    """Look scales up by the names that their modules have in the base model."""
-    # A factor's name rides along, for a peft prefix is only taken off where there are factors.
+    """Return a function that looks a scale up by the name its module has in the base model."""
+    # The names are those of factors, since peft's prefix is removed only if there are factors.
     names = clean_names([f"{path}.lora_A.{adapter}.weight" for path, adapter, _ in scales])
     cleaned = zip(names, scales, strict=True)
     found = {
@@ -262,24 +275,26 @@ def _scale_of(scales: list[tuple[str, str, Scale]]) -> Any:
 
 
 def _look_up(found: Mapping[tuple[str, str], Scale], target: str, adapter: str) -> Scale:
-    """Find the scale of one target; it is not known where the module states none."""
+    """Return the scale of one target, or an unknown one if the module states none."""
     return found.get((target, adapter), Scale())
 
 
 def among(adapters: LiveAdapters, tensors: Iterable[LazyTensor]) -> list[LazyTensor]:
-    """Put each change behind the parameters of its module, and leave out the parameters it is computed from."""
+    """Insert each change after its module's parameters, and drop what it is computed from."""
     kept = [
         s
         for s in tensors
         if not any(id(parameter) in adapters.hidden for parameter in s.parameters)
         and not f"{s.name}.".startswith(adapters.hidden_paths)
     ]
+    # For every path and each of its parents: the position of the last tensor below it.
     last: dict[str, int] = {}
     for position, stored in enumerate(kept):
         pieces = stored.name.split(".")
         last.update((".".join(pieces[:length]), position) for length in range(len(pieces)))
     behind: dict[int, list[LazyTensor]] = {}
     for path, rows in adapters.rows.items():
+        # A module whose own parameters were all dropped takes the place of its parent.
         while path not in last and path:
             path = path.rpartition(".")[0]
         behind.setdefault(last.get(path, len(kept) - 1), []).extend(rows)

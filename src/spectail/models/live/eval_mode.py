@@ -1,4 +1,8 @@
-"""Evaluation mode for a while: dropout off, and no parametrisation that changes its state when it is computed."""
+"""Put a model into evaluation mode for the length of a ``with`` block.
+
+In evaluation mode dropout is off, and a parametrisation such as spectral norm does not update its
+state each time the weight is computed.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,13 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off, and afterwards every module back to the mode it had."""
+    """Put a model into evaluation mode, and afterwards every module back into the mode it had."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
+        # Not ``model.train()``: that would also switch modules that the user has frozen in eval
+        # mode.
         for module, training in modes:
             module.training = training

@@ -1,4 +1,4 @@
-"""Parameters whose values lie elsewhere than in the parameter: offloaded by accelerate, or split by ZeRO-3 or FSDP."""
+"""Parameters whose values lie elsewhere: offloaded by accelerate, or split by ZeRO-3 or FSDP."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ FSDP_LIVE = (
     "(StateDictType.FULL_STATE_DICT)"
 )
 SAMPLE = 2**16
-"""Entries that are compared to tell whether two weights on disk are one."""
+"""Number of entries that are compared to decide whether two weights on disk are tied."""
 
 
 @dataclass(frozen=True)
 class Home:
-    """Where accelerate keeps the values of a parameter that it took off the device."""
+    """The place where accelerate keeps the values of a parameter that is off the device."""
 
     values: Mapping[str, Tensor]
-    """From names to tensors: in memory, or read from disk each time."""
+    """A mapping from names to tensors, which are in memory or are read from disk at each access."""
     name: str
     twins: tuple[Tensor, ...] | None
-    """Parameters in memory that it may be tied to; None where it cannot be tied to any other."""
+    """Parameters in memory that it may be tied to; None if it cannot be tied to any parameter."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Split:
     """A parameter of which every process holds a part."""
 
     shape: tuple[int, ...]
-    """Of the whole parameter."""
+    """Shape of the whole parameter."""
     problem: str
 
 
 Homes: TypeAlias = "Mapping[int, Home | Split]"
-"""By the identity of the parameter."""
+"""Homes and splits by the identity (``id``) of the parameter."""
 
 
 def homes_of(module: nn.Module) -> Homes:
@@ -68,7 +68,9 @@ def homes_of(module: nn.Module) -> Homes:
 
 
 def _split_by_deepspeed(module: nn.Module) -> dict[int, Split]:
-    """Find the parameters that ZeRO-3 has partitioned and not gathered now."""
+    """Find the parameters that ZeRO-3 has partitioned and that are not gathered at the moment."""
+    # DeepSpeed keeps the shape of the whole parameter in ``ds_shape`` and empties the parameter
+    # itself.
     whole = {id(p): (p, getattr(p, "ds_shape", None)) for p in module.parameters()}
     return {
         key: Split(tuple(shape), ZERO3_LIVE)
@@ -78,7 +80,7 @@ def _split_by_deepspeed(module: nn.Module) -> dict[int, Split]:
 
 
 def _split_by_fsdp(module: nn.Module) -> dict[int, Split]:
-    """Find the parameters that FSDP shows under their own names (``use_orig_params``), as parts of its flat one."""
+    """Find the parameters that FSDP shows as parts of its flat parameter (``use_orig_params``)."""
     found: dict[int, Split] = {}
     for owner in module.modules():
         flat = getattr(getattr(owner, "_handle", None), "flat_param", None)
@@ -106,8 +108,8 @@ def _offloaded_by_accelerate(module: nn.Module) -> dict[int, Home]:
         return {}
     parameters = {id(p): p for p in module.parameters()}
     shapes = Counter(tuple(p.shape) for p in parameters.values())
-    # Tied weights are told by their values, for offloading separates them; only an embedding is
-    # ever tied.
+    # Offloading separates tied weights, so only equal values reveal them. Comparing values costs a
+    # read from disk; it is done only for shapes of embeddings, since nothing else is tied.
     embeddings = {tuple(o.weight.shape) for o in module.modules() if isinstance(o, nn.Embedding)}
     here = [p for p in parameters.values() if not p.is_meta]
     return {
@@ -131,14 +133,14 @@ def _may_be_tied(
 
 
 def _hooks_of(owner: nn.Module) -> Iterator[Any]:
-    """The hooks that accelerate put on a module, also those in sequence."""
+    """Yield the hooks that accelerate has put on a module, those in sequences included."""
     hook = getattr(owner, "_hf_hook", None)
     if hook is not None:
         yield from getattr(hook, "hooks", (hook,))
 
 
 def elsewhere(name: str, parameter: Tensor, layout: str | None, homes: Homes) -> LazyTensor | None:
-    """Describe a parameter whose values lie elsewhere; None for all others."""
+    """Describe a parameter whose values lie elsewhere; return None for every other parameter."""
     home = homes.get(id(parameter))
     if isinstance(home, Split):
         return unreadable(
@@ -166,10 +168,11 @@ def _read_home(values: Mapping[str, Tensor], name: str, index: Index) -> Tensor:
 
 
 def _identity(home: Home) -> Hashable:
-    """What two names of one offloaded weight share: its place in memory, or on disk its values."""
+    """Return a key that tied offloaded weights share: their memory or a hash of values."""
     if home.twins is None:
         return (id(home.values), home.name)
     value, again = home.values[home.name], home.values[home.name]
+    # Two look-ups that give the same object: the weight is in memory, not read from disk each time.
     if value.data_ptr() == again.data_ptr() and value is again:
         return in_memory(home.name, value).identity
     sample = _sample_of(value)
@@ -178,7 +181,8 @@ def _identity(home: Home) -> Hashable:
 
 
 def _sample_of(tensor: Tensor) -> str:
-    """Hash a regular sample of a tensor's values."""
+    """Return a hash of a regular sample of a tensor's values."""
     flat = tensor.detach().reshape(-1)
+    # The step is odd: an even one would visit only some columns of a matrix with 2^k columns.
     flat = flat[:: (flat.numel() // SAMPLE + 1) | 1].contiguous().cpu().view(torch.uint8)
     return hashlib.sha256(flat.numpy().tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Open a language model of transformers together with its tokenizer; it may take images or audio beside text."""
+"""Load a transformers language model with its tokenizer; it may accept images or audio too."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 def open_language_model(
     source: str | os.PathLike[str], dtype: str = "auto", device: str | torch.device | None = None
 ) -> tuple[Any, Any]:
-    """Load a model, in eval mode, and its tokenizer; no code from the folder is run.
+    """Load a model in eval mode, with its tokenizer; no code from the folder is run.
 
-    The class is the one that the configuration names, so that a multi-modal model keeps all its
-    parts.
+    The model class is the one that the configuration names, so that a multi-modal model keeps all
+    its parts.
 
     Args:
-        source: a folder that transformers wrote, a ``.gguf`` file, ``demo``, or a hub id
+        source: A folder that transformers wrote, a ``.gguf`` file, ``demo``, or a hub id
             ``org/name``.
         dtype: ``auto`` (as stored; a GGUF file is dequantised to float32), ``float32``,
             ``bfloat16`` or ``float16``.
-        device: where to put the model; the CPU unless given.
+        device: Where to put the model; the CPU by default.
 
     Raises:
         SourceError: transformers is missing, or cannot load the source.
@@ -43,6 +43,8 @@ def open_language_model(
     if dtype not in DTYPES:
         raise SourceError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     where, options = _location(text)
+    # The options are not empty for GGUF files only. Their quantised types have no counterpart in
+    # torch.
     wanted: Any = torch.float32 if options and dtype == "auto" else dtype
     with _one_line_errors(text):
         transformers = _transformers()
@@ -57,12 +59,15 @@ def open_language_model(
 
 
 def module_names(source: str | os.PathLike[str]) -> dict[str, str]:
-    """Names of a language model's modules in the order of ``named_modules``, with those in its file; no weights read.
+    """Map the names of a language model's modules to those in its file, without reading weights.
 
-    A module whose name in the file is not known, or the same, has its own name again.
+    The order is that of ``named_modules``. A module whose name in the file is unknown keeps its own
+    name.
     """
     text = os.fspath(source)
     where, options = _location(text)
+    # Parameters on the meta device have shapes but no memory, so that even a large model builds at
+    # once.
     with _one_line_errors(text), torch.device("meta"):
         transformers = _transformers()
         config = transformers.AutoConfig.from_pretrained(where, **options)
@@ -77,10 +82,10 @@ def module_names(source: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _model_class(transformers: Any, config: Any) -> Any:
-    """Find the class that a folder was saved from, if it is one that generates text; else None.
+    """Return the class that a folder was saved from if it is one that generates text; else None.
 
-    ``AutoModelForCausalLM`` refuses LLaVA and its like, and of Gemma 3 or BART it would keep one
-    part only.
+    ``AutoModelForCausalLM`` refuses LLaVA and similar models, and loads only one part of Gemma 3 or
+    BART.
     """
     for name in getattr(config, "architectures", None) or ():
         found = getattr(transformers, name, None)
@@ -90,7 +95,7 @@ def _model_class(transformers: Any, config: Any) -> Any:
 
 
 def _location(text: str) -> tuple[str, dict[str, str]]:
-    """What transformers is to be asked for, and the GGUF file to take from there."""
+    """Return the path or hub id for ``from_pretrained``, and its options for a GGUF file."""
     path = demo_file() if text == "demo" else Path(text).expanduser()
     if path.is_file() and path.suffix.lower() == ".gguf":
         return str(path.parent), {"gguf_file": path.name}
@@ -111,6 +116,7 @@ def _location(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _transformers() -> Any:
+    """Import transformers, which is an optional dependency."""
     try:
         import transformers
     except ImportError:
@@ -120,8 +126,10 @@ def _transformers() -> Any:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """No progress bars of transformers for a while, nor the one of tqdm that its GGUF reader draws all by itself."""
+    """Hide the progress bars of transformers within the block."""
     bars = _transformers().utils.logging
+    # The GGUF reader of transformers draws its own tqdm bar, which the library's switch does not
+    # reach.
     reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     shown, drawn = bars.is_progress_bar_enabled(), getattr(reader, "tqdm", None)
     bars.disable_progress_bar()
@@ -138,7 +146,7 @@ def without_bars() -> Iterator[None]:
 
 @contextmanager
 def _one_line_errors(text: str) -> Iterator[None]:
-    """Say in one line why transformers, or a library that it needs, cannot load a source; it draws no bars."""
+    """Turn errors of transformers, or of a library it needs, into one line; hide progress bars."""
     try:
         with without_bars():
             yield

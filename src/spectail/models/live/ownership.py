@@ -1,8 +1,8 @@
-"""Whether a live module's parameter is a weight matrix, by the module that owns it.
+"""Decide whether a live module's parameter is a weight matrix, by the module that owns it.
 
 Linear layers, convolutions, embeddings, recurrent layers, attention and experts own weight
-matrices. What another module keeps for itself (class tokens, position tables, ``A_log``) is judged
-by its name, as in a file, so that a model and its checkpoint give the same layers.
+matrices. What any other module holds (class tokens, position tables, ``A_log``) is judged by its
+name, as in a file, so that a model and its checkpoint give the same layers.
 """
 
 from __future__ import annotations
@@ -25,25 +25,27 @@ OWNERS = (
     nn.RNNCellBase,
     nn.MultiheadAttention,
 )
-"""Modules whose weights, of two and more dimensions, are weight matrices."""
+"""Modules whose weights with two or more dimensions are weight matrices."""
 NORMS = (nn.LayerNorm, nn.GroupNorm, _NormBase, nn.RMSNorm)
+"""Modules whose parameters scale their input entry by entry, whatever their shape."""
 
 IS_WEIGHT = ""
-"""What :func:`no_matrix_of` says of a parameter whose owner makes it a weight matrix."""
+"""The answer of :func:`no_matrix_of` for a parameter whose owner makes it a weight matrix."""
 
 
 def no_matrix_of(
     owner: nn.Module, name: str, tensor: LazyTensor, *, among_weights: bool = True
 ) -> str | None:
-    """Why a parameter is no weight matrix; ``IS_WEIGHT`` where it is one.
+    """Return why a parameter is no weight matrix; ``IS_WEIGHT`` if it is one.
 
-    None where only the name of the assembled weight can tell, for pieces of a parametrised weight.
+    The answer is None for pieces of a parametrised weight, where only the name of the assembled
+    weight can tell.
 
     Args:
         owner: The module that holds the parameter.
         name: The parameter's name in the owner.
         tensor: Its description, with its name in the model.
-        among_weights: Whether the model calls its matrices ``weight``: see ``roles.no_matrix``.
+        among_weights: Whether the model calls its matrices ``weight``; see ``roles.no_matrix``.
 
     """
     if isinstance(owner, ParametrizationList):
@@ -52,6 +54,7 @@ def no_matrix_of(
         return IS_WEIGHT
     if isinstance(owner, NORMS):
         return f"the scale of {type(owner).__name__}"
+    # The same rule as for files, which know no owners.
     reason = no_matrix(
         tensor.name, tensor.shape, is_complex=tensor.is_complex, among_weights=among_weights
     )
@@ -67,6 +70,6 @@ def no_matrix_of(
 
 
 def _is_expert(owner: nn.Module, tensor: LazyTensor) -> bool:
-    """Whether a module is a stack of experts: transformers marks those, other code names them so."""
+    """Whether a module is a stack of experts, by transformers' attributes or by its class name."""
     marked = hasattr(owner, "is_transposed") and hasattr(owner, "is_concatenated")
     return len(tensor.shape) == 3 and (marked or type(owner).__name__.endswith("Experts"))

@@ -1,8 +1,8 @@
-"""Live modules of quantisers: weights that only the module can compute, and buffers that a weight is made of.
+"""Quantised live modules: weights that only the module can compute, and buffers of weights.
 
-Most quantised modules keep their weight in buffers under the names that a file has, and the same
-recipes read them (see ``assembly.recipes``). Here is what only a live module has: a weight behind a
-method, state outside of buffers, and buffers that a kernel has put in an order of its own.
+Most quantised modules keep their weight in buffers that have the same names as in a file, and the
+recipes of ``assembly.recipes`` read both. This module handles what only a live module has: a weight
+behind a method, state outside of buffers, and buffers that a kernel has rearranged.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from spectail.errors import SourceError
 from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, piece_of, unreadable
 
 _REORDERED = re.compile(r"Marlin|Exllama|ExLlama|Machete|BitBLAS|Bitblas", re.IGNORECASE)
-"""Classes of modules whose kernels rearrange the packed integers when the model is loaded."""
+"""Class names of modules whose kernels rearrange the packed integers when the model is loaded."""
 
 
 def module_weights(prefix: str, owner: nn.Module) -> list[LazyTensor]:
-    """Describe the weights of a module that only the module itself can compute; none for every other module.
+    """Describe the weights of a module that only the module can compute; empty for other modules.
 
-    Such are torch's own quantised modules, whose weights are behind methods, and modules of packed
-    integers that offer ``dequantize`` (HQQ) or ``dequantize_weight`` (GPTQModel, which has (in,
-    out) there).
+    Examples are torch's own quantised modules, which give their weights through methods, and
+    modules of packed integers with a method ``dequantize`` (HQQ) or ``dequantize_weight``
+    (GPTQModel, which returns (in, out)).
     """
     name = f"{prefix}weight"
     if hasattr(owner, "_packed_params") and callable(getattr(owner, "weight", None)):
@@ -54,7 +54,7 @@ def module_weights(prefix: str, owner: nn.Module) -> list[LazyTensor]:
 
 
 def _recurrent(prefix: str, owner: Any) -> list[LazyTensor]:
-    """Describe the weights of torch's quantised recurrent layers, which keep all of them in objects of their own."""
+    """Describe the weights of torch's quantised recurrent layers, held in private objects."""
     weights = {key: value for key, value in owner.get_weight().items() if isinstance(value, Tensor)}
     return [
         replace(in_memory(f"{prefix}{key}", value), no_weight="") for key, value in weights.items()
@@ -62,9 +62,10 @@ def _recurrent(prefix: str, owner: Any) -> list[LazyTensor]:
 
 
 def _holds_integers(owner: nn.Module) -> bool:
-    """Whether a module without sub-modules has a matrix of integers of its own.
+    """Whether a module without sub-modules owns a matrix of integers.
 
-    Whole models have ``dequantize`` too (transformers'), and may hold a buffer of positions.
+    The test is needed since whole models may have ``dequantize`` too (transformers' do), and may
+    hold a buffer of integer positions.
     """
     if any(True for _ in owner.children()):
         return False
@@ -76,10 +77,11 @@ def _holds_integers(owner: nn.Module) -> bool:
 
 
 def _takes_nothing(method: object) -> bool:
-    """Whether a method can be called without arguments."""
+    """Whether a value is a method that can be called without arguments."""
     if not callable(method):
         return False
     try:
+        # ``bind`` fails exactly if an argument without a default is missing.
         inspect.signature(method).bind()
     except (TypeError, ValueError):
         return False
@@ -87,12 +89,13 @@ def _takes_nothing(method: object) -> bool:
 
 
 def _computed(name: str, owner: nn.Module, method: str) -> LazyTensor:
-    """Describe a weight that a method of the module gives."""
+    """Describe a weight that a method of the module computes."""
     stated = _stated_shape(owner)
     try:
         shape = tuple(_call(owner, method, ()).shape)
     except SourceError as error:
         return unreadable(name, stated, "uint8", str(error))
+    # A size of 1 stands for a size that the module does not state: see ``_stated_shape``.
     if len(shape) == 2 and 1 not in stated and shape != stated:
         problem = (
             f"{type(owner).__name__}.{method}() gives {shape}, expected (out, in) = {stated}: "
@@ -111,7 +114,7 @@ def _computed(name: str, owner: nn.Module, method: str) -> LazyTensor:
 
 
 def _call(owner: nn.Module, method: str, index: Index) -> Tensor:
-    """Compute a module's weight; torch's quantised tensors are dequantised."""
+    """Compute a module's weight and dequantise it if it is one of torch's quantised tensors."""
     try:
         with torch.no_grad():
             value = getattr(owner, method)()
@@ -119,13 +122,14 @@ def _call(owner: nn.Module, method: str, index: Index) -> Tensor:
     except Exception as error:  # noqa: BLE001 - another library's code may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SourceError(f"{type(owner).__name__}.{method}() failed: {reason}") from None
+    # GPTQModel returns (in, out).
     if method == "dequantize_weight" and tuple(value.shape) == _stated_shape(owner)[::-1]:
         value = value.T
     return piece_of(value.detach(), index)
 
 
 def _stated_shape(owner: Any) -> tuple[int, int]:
-    """Read the sizes that a module states."""
+    """Read the sizes (out, in) that a module states; 1 for a size that it does not."""
     rows, cols = (
         next((size for name in names if isinstance(size := getattr(owner, name, None), int)), 1)
         for names in (
@@ -137,7 +141,7 @@ def _stated_shape(owner: Any) -> tuple[int, int]:
 
 
 def buffers_of(prefix: str, owner: nn.Module, seen: set[int]) -> Iterator[LazyTensor]:
-    """Describe a module's own buffers, each once, and what bitsandbytes keeps beside them."""
+    """Describe a module's own buffers, each once, and row scales of bitsandbytes in 8 bits."""
     for name, buffer in owner._buffers.items():
         if buffer is None or id(buffer) in seen:
             continue
@@ -145,8 +149,8 @@ def buffers_of(prefix: str, owner: nn.Module, seen: set[int]) -> Iterator[LazyTe
         yield replace(
             in_memory(f"{prefix}{name}", buffer, layout=_format_of(owner, name)), buffer=True
         )
-    # After the first step bitsandbytes' 8-bit layers keep the scales of their rows in their state,
-    # not on the weight.
+    # After its first forward pass, an 8-bit layer of bitsandbytes keeps the scales of its rows in
+    # its state and no longer on the weight.
     scales = getattr(getattr(owner, "state", None), "SCB", None)
     weight = owner._parameters.get("weight")
     if isinstance(scales, Tensor) and weight is not None and weight.dtype == torch.int8:
@@ -154,6 +158,12 @@ def buffers_of(prefix: str, owner: nn.Module, seen: set[int]) -> Iterator[LazyTe
 
 
 def _format_of(owner: nn.Module, name: str) -> str | None:
-    """Say that a GPTQ module has its zero points as they are (version 2), which GPTQModel makes of every checkpoint."""
+    """Return ``gptq_v2`` if a GPTQ module stores zero points unshifted; else None.
+
+    Version 1 stores zero points minus one. GPTQModel converts every checkpoint to version 2 on
+    loading.
+    """
+    # ``qzero_format`` is a method of GPTQModel's modules; others may use the name for something
+    # else.
     version = getattr(owner, "qzero_format", None) if name == "qzeros" else None
     return "gptq_v2" if _takes_nothing(version) and callable(version) and version() == 2 else None

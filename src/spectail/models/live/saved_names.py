@@ -1,8 +1,9 @@
-"""The names that a live model's layers have in the file that transformers writes for it.
+"""Find the names that a live model's layers have in the file that transformers writes.
 
 transformers renames and converts parameters when it loads and saves: experts are fused in memory
-and single in the file, a vision transformer's ``q_proj`` is called ``attention.attention.query``
-there. The library itself is asked what it would write, with tensors that have no values.
+but separate in the file, and a vision transformer's ``q_proj`` is called
+``attention.attention.query`` there. This module asks the library itself what it would write, with
+tensors that have no values.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from spectail.models.naming.names import canonical_name, clean_names
 from spectail.models.source import Layer
 
 _PIECE = re.compile(r"parametrizations\.(\w+)\.original\d*$|(?<=weight)_[gv]$")
+"""Ending of the name of a piece of a parametrised weight."""
 _EXPERT = re.compile(r"\[(\d+)\]|(?:^|\.)\w*experts\.(\d+)(?=\.|$)")
+"""An expert's number in a layer's name."""
 _PART = re.compile(r"(?:\.(?:q|k|v|gate|up|[ifgorzn]))?$")
+"""The part of a fused parameter at the end of a layer's name; matches the empty text for a whole
+one."""
 
 Written: TypeAlias = "dict[str, _Traced]"
 """The tensors of a saved file by their names."""
@@ -42,8 +47,9 @@ class _Traced(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Mark what a function returns as computed from all that its arguments were computed from."""
+        """Mark a function's results as computed from whatever its arguments came from."""
         inputs = [leaf.sources for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, _Traced)]
+        # Without this the call below would come back here and recurse without end.
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
         sources: frozenset[str] = frozenset().union(*inputs)
@@ -53,13 +59,13 @@ class _Traced(Tensor):
 def saved_names(
     module: nn.Module, layers: Sequence[Layer], config: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Map layers of a model of transformers to their names in its saved file, where those differ.
+    """Map layers of a transformers model to their names in its saved file, if those differ.
 
-    Empty for every other module. Names that differ only in a way that ``canonical_name`` knows are
-    left out.
+    The mapping is empty for every other module. Names that ``canonical_name`` makes equal are left
+    out.
 
     Args:
-        module: The live model, perhaps in wrappers.
+        module: The live model, possibly in wrappers.
         layers: Its layers, as ``module_source`` lists them.
         config: Its configuration.
 
@@ -92,11 +98,12 @@ def saved_names(
 
 
 def saved_modules(module: nn.Module) -> dict[str, str]:
-    """Map modules with a ``weight`` to what the file calls them, where one tensor of the file is that weight alone."""
+    """Map modules to their names in the file, if one tensor there holds their weight alone."""
     written = _written(_inner(module))
     places: dict[str, list[str]] = {}
     for name, tensor in written.items():
         for source in tensor.sources:
+            # An empty name marks a tensor of the file that is computed from several parameters.
             places.setdefault(source, []).append(name if len(tensor.sources) == 1 else "")
     return {
         parameter.removesuffix(".weight"): name.removesuffix(".weight")
@@ -109,7 +116,7 @@ def saved_modules(module: nn.Module) -> dict[str, str]:
 
 
 def _inner(module: nn.Module) -> nn.Module:
-    """Take a model out of DDP, torch.compile and the like."""
+    """Unwrap a model from DDP, torch.compile and similar wrappers."""
     while isinstance(
         inner := getattr(module, "module", getattr(module, "_orig_mod", None)), nn.Module
     ):
@@ -118,7 +125,7 @@ def _inner(module: nn.Module) -> nn.Module:
 
 
 def _written(model: nn.Module) -> Written:
-    """Ask transformers (5 and later) what it would write for a model; nothing where it is not one of its models."""
+    """Return what transformers (5 or later) would write for a model; empty for others."""
     if not any(kind.__module__ == "transformers.modeling_utils" for kind in type(model).__mro__):
         return {}
     try:
@@ -151,15 +158,17 @@ def _no_values(index: Index) -> Tensor:
 
 
 def _assembled(name: str) -> str:
-    """Name of the weight that a piece of a parametrised weight belongs to."""
+    """Return the name of the weight that a piece of a parametrised weight belongs to."""
     return _PIECE.sub(lambda match: match[1] or "", name)
 
 
 def _partners(live: Sequence[Layer], stored: Sequence[Layer]) -> dict[str, str]:
-    """Pair the layers of one parameter with those that a file holds of it: by expert and kind, or expert and part."""
+    """Pair the live layers of one parameter with those of the file, if each pair is unambiguous."""
     if len(live) == len(stored) == 1:
         return {live[0].name: stored[0].name}
     found: dict[str, str] = {}
+    # From the most to the least specific key. A pair counts only if each side has exactly one layer
+    # of that key; later keys see the layers that are still unpaired.
     for key in (
         lambda layer: layer.kind,
         lambda layer: _part(layer.name),
@@ -174,19 +183,23 @@ def _partners(live: Sequence[Layer], stored: Sequence[Layer]) -> dict[str, str]:
 
 
 def _stem(name: str) -> str:
-    """The last piece of a name without ``_proj``: ``gate`` of ``gqkv_proj.gate`` and of ``gate_proj``."""
+    """Return the last piece of a name without ``_proj``: ``gate`` for ``mlp.gate_proj``."""
     return name.rpartition(".")[2].removesuffix("_proj")
 
 
 def _nothing(layer: Layer) -> str:
-    """Tell no layers apart."""
+    """Return the same key for every layer."""
     return ""
 
 
 def _keyed(
     layers: Sequence[Layer], key: Callable[[Layer], str], done: Iterable[str]
 ) -> dict[tuple[int, str], list[str]]:
-    """Names of layers that have no partner yet by expert, counted from the parameter's first, and another key."""
+    """Group the names of unpaired layers by expert and another key.
+
+    Experts are counted from the parameter's first one, since a file may number them within its own
+    tensor.
+    """
     experts = {layer.name: _expert(layer.name) for layer in layers}
     first = min(experts.values(), default=0)
     result: dict[tuple[int, str], list[str]] = {}
@@ -198,12 +211,12 @@ def _keyed(
 
 
 def _expert(name: str) -> int:
-    """Number of the expert in a layer's name, 0 where it is none."""
+    """Return the number of the expert in a layer's name, 0 if it is none."""
     match = _EXPERT.search(name)
     return int(match[1] or match[2]) if match else 0
 
 
 def _part(name: str) -> str:
-    """The part of a fused parameter, ``.gate``; empty for a whole one."""
+    """Return the part of a fused parameter, such as ``.gate``; empty for a whole one."""
     match = _PART.search(name)
     return match[0] if match else ""

@@ -1,4 +1,4 @@
-"""Live modules: their parameters, with what the owning modules say about layouts."""
+"""Walk through a live module: list its parameters, with the layouts that their owners imply."""
 
 from __future__ import annotations
 
@@ -34,22 +34,24 @@ _CONVOLUTIONS = (
     nn.ConvTranspose3d,
 )
 _PLAIN_NORMS = frozenset({"_WeightNorm", "_SpectralNorm"})
-"""torch's own parametrisations that recipes compute from the stored pieces, the same way as in a
-checkpoint."""
+"""torch's own parametrisations that the recipes compute from the stored pieces, as in a checkpoint.
+"""
 
 
 def module_source(
     module: nn.Module, label: str | None = None, *, fingerprint: bool = True
 ) -> Source:
-    """List the layers of a live module; values are read when a layer is loaded, and nothing is modified.
+    """List the layers of a live module; values are read later and nothing is modified.
 
     Without ``fingerprint`` no value is read at all, and the source's fingerprint is empty. Buffers
-    are no layers. Tied weights appear once. A parametrised weight is the one that the module uses
+    are not layers. Tied weights appear once. A parametrised weight is the one that the module uses
     in eval mode. A LoRA target gives its own weight under the base model's name, and the adapter's
-    delta as ``<name>.lora``.
+    change as ``<name>.lora``.
     """
     adapters, config = adapters_of(module), _config(module)
     stored = list(_parameters(module))
+    # Small integer buffers are counters, such as a norm's number of batches. They change without
+    # the weights.
     hashed = (s for s in stored if not s.buffer or s.is_floating or len(s.shape) > 1)
     source = build_source(
         label or type(module).__name__,
@@ -67,7 +69,7 @@ def module_source(
 
 
 def _of_network(module: nn.Module, tensors: list[LazyTensor]) -> list[LazyTensor]:
-    """Name what a LightningModule holds as the network itself names it, which is how its checkpoint is read too."""
+    """Name the tensors of a LightningModule as its network does, as for its checkpoints."""
     if not any(base.__name__ == "LightningModule" for base in type(module).__mro__):
         return tensors
     names = lightning_names([stored.name for stored in tensors])
@@ -75,7 +77,7 @@ def _of_network(module: nn.Module, tensors: list[LazyTensor]) -> list[LazyTensor
 
 
 def _config(module: nn.Module) -> Mapping[str, Any]:
-    """Read the transformers configuration of a model, also inside of wrappers."""
+    """Return the transformers configuration of a model, also if it is in wrappers."""
     while not hasattr(module, "config"):
         # The truth of a compiled module is its length, which most networks do not have.
         inner = getattr(module, "module", getattr(module, "_orig_mod", None))
@@ -88,7 +90,7 @@ def _config(module: nn.Module) -> Mapping[str, Any]:
 
 
 def _parameters(module: nn.Module) -> Iterator[LazyTensor]:
-    """All parameters and buffers once, computed ones in place of what they are computed from."""
+    """Yield all parameters and buffers once, with computed weights in place of their pieces."""
     seen: set[int] = set()
     computed: list[str] = []
     among_weights = are_weights_named(name for name, _ in module.named_parameters())
@@ -101,6 +103,7 @@ def _parameters(module: nn.Module) -> Iterator[LazyTensor]:
         for name in _computed_weights(owner):
             computed.append(f"{prefix}parametrizations.{name}.")
             yield _computed(f"{prefix}{name}", owner, name)
+        # The pieces of a computed weight, which was described at its owner.
         if any(prefix.startswith(done) for done in computed):
             continue
         for name, parameter in owner._parameters.items():
@@ -117,7 +120,7 @@ def _parameters(module: nn.Module) -> Iterator[LazyTensor]:
 
 
 def _described(name: str, parameter: Tensor, layout: str | None) -> LazyTensor:
-    """Describe a parameter, or say that it was never materialised."""
+    """Describe a parameter, or say that it was never initialised."""
     if nn.parameter.is_lazy(parameter):
         problem = "not initialised yet: run one batch through the module first"
         return unreadable(name, (0, 0), "float32", problem, layout=layout)
@@ -125,8 +128,10 @@ def _described(name: str, parameter: Tensor, layout: str | None) -> LazyTensor:
 
 
 def _layout_of(owner: nn.Module, name: str) -> str | None:
-    """What the owning module says about a parameter's layout; None where name and shape have to tell."""
+    """Return the layout that a parameter's owner implies; None if only name and shape tell."""
     kind = type(owner)
+    # Parametrising a module gives it a new class, ``ParametrizedLinear``, that inherits from its
+    # own.
     owner_type = next((c for c in kind.__mro__ if not c.__name__.startswith("Parametrized")), kind)
     if hasattr(owner, "is_transposed") and hasattr(owner, "is_concatenated"):
         return expert_layout(
@@ -146,7 +151,7 @@ def _layout_of(owner: nn.Module, name: str) -> str | None:
 
 
 def _computed_weights(owner: nn.Module) -> list[str]:
-    """Names of the parametrised weights that only the module itself can compute."""
+    """List the names of the parametrised weights that only the module itself can compute."""
     if not parametrize.is_parametrized(owner):
         return []
     lists: Mapping[str, Any] = owner.parametrizations  # type: ignore[assignment]
@@ -170,6 +175,6 @@ def _computed(name: str, owner: nn.Module, attribute: str) -> LazyTensor:
 
 
 def _compute(owner: nn.Module, attribute: str, index: Index) -> Tensor:
-    """Compute a parametrised weight in eval mode, where computing it changes no state."""
+    """Compute a parametrised weight in eval mode, in which computing it changes no state."""
     with torch.no_grad(), evaluating(owner.parametrizations):  # type: ignore[arg-type]
         return piece_of(getattr(owner, attribute).detach(), index)

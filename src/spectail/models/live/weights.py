@@ -1,6 +1,6 @@
-"""Weights of a live module as matrices that can be read and written in place, whatever the layout they are stored in.
+"""Read and write the weights of a live module as matrices, in place and for every stored layout.
 
-A convolution is one matrix here, (out, in / groups x kernel positions), with the entries of a row
+Here a convolution is one matrix, (out, in / groups x kernel positions), with the entries of a row
 in the order in which torch stores them. The measurement takes one matrix per kernel position
 instead.
 """
@@ -27,28 +27,29 @@ WRITABLE = (
     torch.complex64,
     torch.complex128,
 )
+"""Types of parameters that can be written."""
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
-"""Modules that multiply by their weight, so that one weight shared among them stays one weight."""
+"""Modules that multiply by their weight. A weight that several of these share stays one weight."""
 
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """One layer of a live module as a matrix (output, input); it lies inside of a parameter."""
+    """One layer of a live module as a matrix (output, input) that lies inside of a parameter."""
 
     name: str
     path: str
-    """Of the parameter, as ``named_parameters`` calls it, wrappers included."""
+    """Path of the parameter as ``named_parameters`` gives it, wrappers included."""
     owner: nn.Module
     tensor: Tensor = field(repr=False)
     """The whole parameter."""
     layout: str | None
-    """What the owner says about the layout: see ``matrices``."""
+    """The layout that the owner implies: see ``layout.rules``."""
     part: Part
     groups: int | None = None
-    """Groups of a transposed convolution, whose weight is stored as (in, out / groups, ...); None
-    for all others."""
+    """Groups of a transposed convolution, whose weight is stored as (in, out / groups, ...); else
+    None."""
     shared: tuple[str, ...] = ()
     """Paths of the same parameter in other modules."""
 
@@ -64,7 +65,7 @@ class Weight:
 
     @property
     def expert(self) -> int | None:
-        """Which slice of a three-dimensional parameter it lies in; None for a matrix."""
+        """The slice of a three-dimensional parameter that it lies in; None for a matrix."""
         first = self.part.index[0] if self.part.index else None
         return first if isinstance(first, int) and self.tensor.ndim > 2 else None
 
@@ -74,18 +75,21 @@ class Weight:
         if self.groups is not None:
             n, inputs, outputs = pieces.shape
             pieces = (
+                # (positions, in, out / groups) to (positions, out, in / groups).
                 pieces.reshape(n, self.groups, inputs // self.groups, outputs)
                 .transpose(2, 3)
                 .flatten(1, 2)
             )
+        # Kernel positions last, so that a row has torch's order of entries.
         return pieces.permute(1, 2, 0).reshape(self.rows, self.cols).clone()
 
     def write(self, values: Tensor) -> None:
-        """Put values (rows, cols) in its place; nothing else of the parameter is touched."""
+        """Write values (rows, cols) into the parameter; the rest of it is not touched."""
         pieces = values.reshape(self.rows, -1, self.part.n_matrices).permute(2, 0, 1)
         if self.groups is not None:
             n, outputs, inputs = pieces.shape
             pieces = (
+                # The inverse of the steps in ``read``.
                 pieces.reshape(n, self.groups, outputs // self.groups, inputs)
                 .transpose(2, 3)
                 .flatten(1, 2)
@@ -98,7 +102,7 @@ Owned: TypeAlias = "tuple[str, nn.Module]"
 
 
 def owners(module: nn.Module) -> Mapping[object, list[Owned]]:
-    """All places of every parameter, by its memory; more than one place where weights are tied."""
+    """Map every parameter, by its memory, to all its places; tied weights have more than one."""
     found: dict[object, list[Owned]] = {}
     for path, owner in module.named_modules():
         for name, parameter in owner._parameters.items():
@@ -109,14 +113,14 @@ def owners(module: nn.Module) -> Mapping[object, list[Owned]]:
 
 
 def editable(layer: Layer, places: Mapping[object, list[Owned]]) -> Weight:
-    """Return the weight behind a layer of ``module_source``; ``places`` are the ``owners`` of the same module.
+    """Return the weight behind a layer of ``module_source``, ready to be read and written.
 
-    A weight that several modules multiply by (the shared blocks of Zamba) is one weight, and
-    writing it changes it in all of them.
+    ``places`` are the ``owners`` of the same module. A weight that several modules multiply by (the
+    shared blocks of Zamba) is one weight, and writing it changes it in all of them.
 
     Raises:
-        SourceError: it is quantised, computed from other tensors, tied to an embedding, or not of
-            floating-point numbers.
+        SourceError: The weight is quantised, computed from other tensors, tied to an embedding, or
+            not of floating-point numbers.
 
     """
     if layer.problem or layer.no_weight:
@@ -133,6 +137,7 @@ def editable(layer: Layer, places: Mapping[object, list[Owned]]) -> Weight:
             f"{tensor.dtype}"
         )
     (path, owner), *others = places[tensor.identity]
+    # Pruning an output layer that is tied to an embedding would change the embedding too.
     alone = [
         other
         for other, module in others
