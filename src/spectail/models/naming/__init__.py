@@ -1,1 +1,1 @@
-"""What names say: blocks, kinds, wrappers to take off, selection by globs. No torch."""
+"""Facts that the names of parameters tell: blocks, kinds, roles, pairs of models. No torch."""

@@ -1,4 +1,4 @@
-"""What a name says: the block that a layer sits in, and the kind of its weight. No torch."""
+"""The block that a layer belongs to and the kind of its weight, read from its name. No torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import re
 _IN_CONTAINER = re.compile(
     r"(?:^|\.)(?:h|blk|stages|layer\d+|\w*(?:layers|layer|blocks|block|convs|skips))\.(\d+)(?=\.|$)"
 )
+"""A container of repeated units, followed by the number of the unit."""
 _NUMBERED = re.compile(r"(?:^|\.)([^.]+)\.(\d+)(?=\.)")
+"""Any numbered module that has named layers below it."""
 _NOT_REPEATED = re.compile(
     r"^(?:mlp|fc|classifier|head|heads|conv|net|proj|projector|to_out|downsample|act|expert|experts|adapters?|lora_\w+)$"
 )
+"""Numbered modules that are no blocks: the layers of an MLP, experts, adapters."""
 
 _ATTENTION = re.compile(
     r"(?:attn|attention|self_att|crossattention|SelfAttention|EncDecAttention)", re.IGNORECASE
 )
+"""A name that lies in an attention module."""
 
 _KINDS: tuple[tuple[str, str], ...] = (
     (
@@ -68,18 +72,21 @@ _KINDS: tuple[tuple[str, str], ...] = (
         r"(\w*embed\w*|wte|wpe|relative_attention_bias|attn_rel_b|shared|\w*embeddings?\.\w+|token_embd|position_embd|token_types|patch_embed\.proj)",
     ),
 )
+"""Each kind with a pattern for the end of a layer's name. The first pattern that fits decides, so
+special names stand above general ones."""
 _ENDINGS = tuple((kind, re.compile(rf"(?:^|\.)(?:{pattern})$")) for kind, pattern in _KINDS)
 _PREDICTION_HEAD = re.compile(r"(?:^|\.)shared_head\.head$")
-"""The only output head inside of a block: that of DeepSeek's multi-token prediction."""
+"""The only output head that lies inside a block: the one of DeepSeek's multi-token prediction."""
 
 
 def block_of(name: str) -> int | None:
-    """Index of the repeated unit that a layer belongs to, None outside of blocks.
+    """Return the index of the block that a layer belongs to, or None outside all blocks.
 
-    The first number below a usual container (``layers``, ``h``, ``blocks``...) counts, else the
-    first number that has named layers below it: ``features.3`` is a layer, ``features.3.conv`` lies
-    in block 3. Where a network counts anew in each stage (``layer2.0``), so does the index: see
-    :func:`unit_of`.
+    A block is one repeated unit of a network, such as a transformer layer. Its index is the first
+    number below a usual container (``layers``, ``h``, ``blocks``...). Without such a container it
+    is the first number that has named layers below it: ``features.3`` is a layer itself, while
+    ``features.3.conv`` lies in block 3. Networks that count anew in each stage (``layer2.0``) use
+    one index several times: see :func:`unit_of`.
 
     >>> block_of("model.layers.3.mlp.experts.7.w1"), block_of("lm_head")
     (3, None)
@@ -89,13 +96,17 @@ def block_of(name: str) -> int | None:
 
 
 def unit_of(name: str) -> str | None:
-    """Full name of the repeated unit, which tells apart blocks of one index (``encoder.layer.0``, ``layer2.0``)."""
+    """Return the full name of the block that a layer belongs to, or None outside all blocks.
+
+    The name tells blocks with the same index apart, such as ``encoder.layer.0`` and
+    ``decoder.layer.0``.
+    """
     match = _block_match(name)
     return name[: match.end()] if match else None
 
 
 def _block_match(name: str) -> re.Match[str] | None:
-    """The piece of the name that holds the block's number."""
+    """Find the component of the name that holds the block's number."""
     if match := _IN_CONTAINER.search(name):
         return match
     match = _NUMBERED.search(name)
@@ -103,13 +114,16 @@ def _block_match(name: str) -> re.Match[str] | None:
 
 
 def kind_of(name: str) -> str:
-    """What a two-dimensional layer does, by its name; ``linear`` where the name does not tell.
+    """Return what a two-dimensional layer does, or ``linear`` if its name does not tell.
 
-    >>> kind_of("model.layers.0.self_attn.q_proj"), kind_of("h.0.attn.c_proj"), kind_of("h.0.mlp.c_proj")
-    ('q', 'o', 'fc2')
+    >>> kind_of("model.layers.0.self_attn.q_proj"), kind_of("h.0.attn.c_proj")
+    ('q', 'o')
+    >>> kind_of("h.0.mlp.c_proj")
+    'fc2'
     """
     in_block = block_of(name) is not None
     for kind, pattern in _ENDINGS:
+        # Inside a block, names such as ``output`` and ``fc`` are ordinary layers.
         if kind == "head" and in_block and not _PREDICTION_HEAD.search(name):
             continue
         if pattern.search(name) and not (
@@ -120,5 +134,5 @@ def kind_of(name: str) -> str:
 
 
 def _is_short(name: str) -> bool:
-    """One-letter endings mean a projection only inside of an attention module."""
+    """Whether a name has an ending that means a projection only inside an attention module."""
     return name.rsplit(".", 1)[-1] in {"q", "k", "v", "o", "out", "proj", "dense"}

@@ -1,6 +1,6 @@
-"""Names of parameters and layers: wrappers taken off, and the known forms of one weight mapped onto one name.
+"""Names of parameters and layers: removal of wrapper prefixes, and one canonical form of a name.
 
-A parameter has its full name (``model.layers.0.mlp.up_proj.weight``); the layer is called the same
+A parameter has its full name (``model.layers.0.mlp.up_proj.weight``). Its layer has the same name
 without ``.weight``. This file imports no torch, because results are compared without it.
 """
 
@@ -13,43 +13,52 @@ from collections.abc import Sequence
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|_fpw_module)\."
 )
+"""Modules that torch.compile, FSDP, activation checkpointing and training frameworks insert into
+names."""
 _PEFT = re.compile(
     r"^base_model\.(?:model\..*\.(?:base_layer|lora|lora_\w+|hada_\w+|lokr_\w+|modules_to_save|token_adapter|ia3_l|oft_R"
     r"|\w+_(?:A|B|R|P|u|s|lambda_\w|logits_\w|spectrum|kernel|block|delta|bias|theta|values)|\w+_layers)(?:\.|$)"
     r"|\w+_(?:A|B|bank|theta_d)(?:\.|$))"
 )
-"""What only peft puts into names: its prefix together with a piece of an adapter."""
+"""Names that only peft writes: its prefix ``base_model.`` together with a piece of an adapter."""
 _BASE_LAYER = re.compile(r"\.base_layer(?=\.)(?!\.(?:base_layer\.)*lora_)")
-"""peft's name for what an adapter is attached to. In ``experts.base_layer.lora_A`` it tells
-adapters of two parameters of one module apart, and stays."""
+"""The name that peft gives a module to which an adapter is attached. In
+``experts.base_layer.lora_A`` it distinguishes adapters of two parameters of one module, and is
+kept."""
 _SAVED_MODULE = re.compile(r"\.modules_to_save\.[^.]+(?=\.)")
+"""The path below which peft keeps a module that it trains and saves as a whole."""
 _NUMBERS = re.compile(r"(\d+)")
 _MIXTRAL = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+"""The projections of Mixtral's experts, under their names in newer models."""
 _LINEARS = {
     "input_linear.gate": "gate_proj",
     "input_linear.up": "up_proj",
     "output_linear": "down_proj",
 }
+"""The projections of Granite's fused experts, under their names in other models."""
 
 
 def clean_names(names: Sequence[str]) -> list[str]:
-    """Take what training wrappers put around the names of a model's parameters: DDP, FSDP, torch.compile, peft.
+    """Remove what DDP, FSDP, torch.compile and peft add to the names of a model's parameters.
 
-    Wrappers with names of their own go wherever they stand. ``module`` and ``model`` are names of
-    real modules too: they go where all parameters share them and more says that they are a
-    wrapper's.
+    Names that only wrappers use are removed wherever they occur. ``module`` and ``model`` are also
+    the names of real modules, so they are removed only where all parameters share them and another
+    sign shows that a wrapper added them. If two parameters would get the same name, both keep their
+    stored one.
 
     >>> clean_names(["module.layers.0._orig_mod.q.weight", "module.head.weight"])
     ['layers.0.q.weight', 'head.weight']
     """
     cleaned = _outside_taken_off([_WRAPPERS.sub("", name) for name in names])
     if any(_PEFT.search(name) for name in cleaned):
+        # A module that is saved whole appears twice; its trained copy gets the name.
         saved = {
             name.partition(".modules_to_save.")[0]
             for name in cleaned
             if ".modules_to_save." in name
         }
         cleaned = [_without_peft(name, saved) for name in cleaned]
+        # peft may have wrapped a model that was wrapped already.
         cleaned = _outside_taken_off([_WRAPPERS.sub("", name) for name in cleaned])
     if any(name.startswith("prompt_encoder.") for name in cleaned):
         cleaned = [name.removeprefix("base_model.") for name in cleaned]
@@ -57,11 +66,12 @@ def clean_names(names: Sequence[str]) -> list[str]:
 
 
 def _outside_taken_off(names: list[str]) -> list[str]:
-    """Take off ``module.`` and ``model.`` that all names begin with and that are a wrapper's.
+    """Remove a leading ``module.`` or ``model.`` that a wrapper added to all names.
 
-    All names of a tied Llama begin with ``model.`` as well; but ``model.model.`` is only in what
-    something, such as a LightningModule, holds as its ``model``. peft's ``base_model.model.``
-    stands at the beginning of its own model.
+    A shared first component is not enough: all names of a Llama with tied embeddings begin with
+    ``model.``. But ``model.model.`` occurs only if something, such as a LightningModule, holds the
+    network as its ``model``. The prefix ``base_model.model.`` of peft may stand inside such a
+    wrapper too.
     """
     while names:
         first = names[0].partition(".")[0]
@@ -79,14 +89,19 @@ _INSIDE = {
     "model": ("model.model.", "model.base_model.model."),
     "base_model": ("\0",),
 }
-"""What some name must begin with, for the first piece that all names share to be a wrapper's."""
+"""Possible wrappers, each with prefixes of which some name must have one; otherwise the component
+is a real module. ``base_model`` is never removed here."""
 
 
 def lightning_names(names: Sequence[str]) -> list[str]:
-    """Take off the attribute under which a LightningModule keeps its network, where everything lies under one.
+    """Remove the attribute under which a LightningModule keeps its network.
 
-    >>> lightning_names(["net.0.weight", "net.2.weight"]), lightning_names(["net.0.weight", "loss.weight"])
-    (['0.weight', '2.weight'], ['net.0.weight', 'loss.weight'])
+    Names stay as they are if not all parameters lie under one such attribute.
+
+    >>> lightning_names(["net.0.weight", "net.2.weight"])
+    ['0.weight', '2.weight']
+    >>> lightning_names(["net.0.weight", "loss.weight"])
+    ['net.0.weight', 'loss.weight']
     """
     first = {name.partition(".")[0] for name in names}
     if len(first) != 1 or not first <= _HOLDERS:
@@ -100,11 +115,12 @@ _HOLDERS = frozenset({"model", "_model", "net", "network", "module", "_forward_m
 
 
 def _inner_modules_taken_off(names: list[str]) -> list[str]:
-    """Take off the ``module`` of a data-parallel part of a model, ``encoder.module.conv.weight``.
+    """Remove the ``module`` of a data-parallel part of a model: ``encoder.module.conv.weight``.
 
-    It is a wrapper's where the part holds nothing else and has a name; in lists of layers (LeViT's
-    ``layers.0.module``) it is a module of the model.
+    A wrapper added it if the part has a name, holds nothing else, and several modules lie below it.
+    In lists of layers (``layers.0.module`` in LeViT) it is a module of the model.
     """
+    # The names of the children of every module: {"encoder": {"module"}, ...}.
     parts: dict[str, set[str]] = {}
     for name in names:
         pieces = name.split(".")
@@ -120,14 +136,20 @@ def _inner_modules_taken_off(names: list[str]) -> list[str]:
     }
     if not wrapped:
         return names
-    pattern = re.compile(
-        rf"^({'|'.join(re.escape(part) for part in sorted(wrapped, key=len, reverse=True))})\.module\."
-    )
+    # Of a part and a part inside it, the alternation must try the longer path first.
+    longest_first = sorted(wrapped, key=len, reverse=True)
+    pattern = re.compile(rf"^({'|'.join(re.escape(part) for part in longest_first)})\.module\.")
     return [pattern.sub(r"\1.", name) for name in names]
 
 
 def _without_peft(name: str, saved: set[str]) -> str:
-    """Give a peft model's parameter the name it has in the base model; ``saved`` are modules that are saved whole."""
+    """Return the name that a parameter of a peft model has in the base model.
+
+    Args:
+        name: Name of the parameter in the peft model.
+        saved: Paths of the modules that peft trains and saves as a whole.
+
+    """
     name = _BASE_LAYER.sub("", name.removeprefix("base_model.model.")).replace(
         ".token_adapter.", "."
     )
@@ -138,7 +160,7 @@ def _without_peft(name: str, saved: set[str]) -> str:
 
 
 def _unique(names: Sequence[str], cleaned: Sequence[str]) -> list[str]:
-    """Keep the stored name wherever cleaning would make two parameters share one."""
+    """Keep the stored name wherever cleaning would give two parameters the same name."""
     counts = Counter(cleaned)
     return [
         name if counts[short] > 1 else short for name, short in zip(names, cleaned, strict=True)
@@ -146,7 +168,10 @@ def _unique(names: Sequence[str], cleaned: Sequence[str]) -> list[str]:
 
 
 def layer_name(parameter: str) -> str:
-    """Give the layer's name: the parameter's without ``.weight`` (``.weight.tensor`` in tensorly's layers).
+    """Return the name of a parameter's layer, which is the parameter's without ``.weight``.
+
+    The parameters of tensorly's layers end in ``.weight.tensor``; their layers keep no ``.tensor``
+    either.
 
     >>> layer_name("model.layers.0.self_attn.q_proj.weight"), layer_name("attn.in_proj_weight")
     ('model.layers.0.self_attn.q_proj', 'attn.in_proj_weight')
@@ -157,16 +182,16 @@ def layer_name(parameter: str) -> str:
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key that puts ``layers.2`` before ``layers.10``."""
+    """Return a sort key that orders numbers by value: ``layers.2`` comes before ``layers.10``."""
     pieces = _NUMBERS.split(name)
     return tuple((0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces)
 
 
 def canonical_name(name: str) -> str:
-    """Map the known forms of a layer's name onto one, so that a live model pairs with its saved file.
+    """Map the known spellings of a layer's name onto one, to pair a live model with its file.
 
-    transformers fuses the experts of a live model and saves them one by one, under the names of the
-    first release (as it does routers and GPT-NeoX's output layer).
+    transformers fuses the experts of a live model, but saves them one by one under the names of the
+    first release. Routers and the output layer of GPT-NeoX are renamed in the same way.
 
     >>> canonical_name("model.layers.0.mlp.experts.gate_up_proj[3].gate")
     'model.layers.0.mlp.experts.3.gate_proj'
@@ -183,6 +208,6 @@ def canonical_name(name: str) -> str:
 
 
 def _from_granite(match: re.Match[str]) -> str:
-    """Granite's fused experts: ``input_linear[3].gate`` is the gate of expert 3."""
+    """Return the canonical name of one of Granite's fused experts (``input_linear[3].gate``)."""
     projection = _LINEARS.get(match[1] + (match[3] or ""))
     return f"experts.{match[2]}.{projection}" if projection else match[0]

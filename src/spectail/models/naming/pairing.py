@@ -1,44 +1,50 @@
 """Pair the layers of two sources by name: a file with a live model, or two files. No torch.
 
-One weight has several names: a file of a base model lacks the prefix that a model with a head has,
-multi-modal files put ``language_model.model.`` where the live model has ``model.language_model.``,
-experts are stored one by one or fused. Layers pair by the strictest form of their names that
-agrees, each with one partner only. Nothing pairs by position, and a name with two possible partners
-stays without one.
+The same weight can have several names. The file of a base model lacks the prefix of a model with a
+head. Multi-modal files write ``language_model.model.`` where the live model has
+``model.language_model.``. Experts are stored one by one or fused. The pairing tries increasingly
+tolerant forms of the names and gives each layer at most one partner. It never pairs by position,
+and a name with two possible partners gets none.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from spectail.models.naming.blocks import block_of, kind_of, unit_of
 from spectail.models.naming.names import canonical_name
 
 _PREDICTION = re.compile(r"(?:^|\.)(?:\w*mtp\w*|\w*nextn\w*)(?=\.|$)")
+"""Modules that hold blocks for multi-token prediction."""
 _PREDICTION_LAYER = re.compile(r"\.(?:eh_proj|shared_head\.head)$")
+"""Layers that occur only in the multi-token prediction blocks of DeepSeek and GLM."""
 
 _TEXT = re.compile(r"(?:^|\.)(?:language_model|text_model|text_encoder|llm)\.")
+"""The text part of a multi-modal model."""
 _SENSE = re.compile(r"(?:^|\.)(?:visual|vision|image|img|video|audio|speech|sound)\w*\.")
+"""The parts of a multi-modal model for images, video and sound."""
 
 WRAPPERS = frozenset({"model", "module", "base_model", "transformer", "language_model", "backbone"})
-"""Modules that hold a whole model or its text part; files and classes differ in which of them they
-name."""
+"""Modules that hold a whole model or its text part. Files and model classes differ in which of them
+they include in the names."""
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """Which layers of two sources are one weight."""
+    """The layers of two sources that are the same weight, and those without a partner."""
 
     pairs: Mapping[str, str]
     """Name in the first source -> name in the second."""
     left_only: tuple[str, ...]
-    """Names of the first source without a partner, in its order."""
+    """Names of the first source without a partner, in the order of that source."""
     right_only: tuple[str, ...]
+    """Names of the second source without a partner, in the order of that source."""
     ambiguous: Mapping[str, tuple[str, ...]]
-    """Names without a partner because several would do, with those."""
+    """Names of the first source that have several possible partners and therefore none, with those
+    partners."""
 
 
 def pair_names(
@@ -52,17 +58,19 @@ def pair_names(
 
     Args:
         left: Names of the first source.
-        right: Names of the second.
-        left_saved: The names that the first source's layers have in a saved file, where they
-            differ: see ``live.saved_names``.
+        right: Names of the second source.
+        left_saved: Names that layers of the first source have in a saved file, where they differ
+            from the names in ``left``: see ``live.saved_names``.
         right_saved: The same for the second source.
 
-    >>> pair_names(["language_model.model.layers.0.mlp.up_proj"], ["model.language_model.layers.0.mlp.up_proj"]).pairs
-    {'language_model.model.layers.0.mlp.up_proj': 'model.language_model.layers.0.mlp.up_proj'}
+    >>> left, right = "language_model.model.layers.0.mlp.up", "model.language_model.layers.0.mlp.up"
+    >>> pair_names([left], [right]).pairs == {left: right}
+    True
 
     """
     views = _by_agreement(_views(left, left_saved), _views(right, right_saved))
     found: dict[str, str] = {}
+    # From strict to tolerant: a pair that agrees more closely takes its names first.
     for form in (str, canonical_name, _bare):
         for first, second in views:
             found |= _matched(_open(first, found), _open(second, found.values()), form)
@@ -81,14 +89,15 @@ def pair_names(
 
 
 View = Mapping[str, str]
-"""Name of a layer -> what to compare of it: the name itself, or the one in a saved file."""
+"""Name of a layer -> the name to compare: the layer's own, or the one in a saved file."""
 
 
 def prediction_layers(names: Iterable[str]) -> set[str]:
-    """The layers of multi-token prediction blocks, which files hold and the model classes of transformers do not.
+    """Return the layers of multi-token prediction blocks.
 
-    DeepSeek and GLM append such a block to the others, and it is known by its ``eh_proj`` or
-    ``shared_head``; others call it ``mtp``.
+    Files contain these blocks, but the model classes of transformers do not. DeepSeek and GLM
+    append such a block to the ordinary ones; it is recognised by its ``eh_proj`` or
+    ``shared_head``. Other models call the module ``mtp`` or ``nextn``.
     """
     names = list(names)
     units = {unit_of(name) for name in names if _PREDICTION_LAYER.search(name)} - {None}
@@ -96,7 +105,7 @@ def prediction_layers(names: Iterable[str]) -> set[str]:
 
 
 def _views(names: Sequence[str], saved: Mapping[str, str] | None) -> list[View]:
-    """The ways to call the layers of a source."""
+    """List the sets of names under which the layers of a source can be compared."""
     plain = {name: name for name in names}
     return (
         [plain, plain | {name: saved[name] for name in names if name in saved}]
@@ -106,10 +115,10 @@ def _views(names: Sequence[str], saved: Mapping[str, str] | None) -> list[View]:
 
 
 def _by_agreement(left: list[View], right: list[View]) -> list[tuple[View, View]]:
-    """All combinations of views, the one in which most names agree first.
+    """List all combinations of views, the one in which most names agree first.
 
-    A conversion may give one layer the name that another had, so the view that fits best goes
-    first.
+    The order matters: a conversion may give one layer the name that another layer had, so a view
+    that fits worse would pair the wrong layers.
     """
     combinations = [(first, second) for first in left for second in right]
 
@@ -121,13 +130,13 @@ def _by_agreement(left: list[View], right: list[View]) -> list[tuple[View, View]
 
 
 def _open(view: View, paired: Iterable[str]) -> View:
-    """The layers of a view that have no partner yet."""
+    """Return the layers of a view that have no partner yet."""
     done = set(paired)
     return {name: shown for name, shown in view.items() if name not in done}
 
 
 def _matched(left: View, right: View, form: Callable[[str], str]) -> dict[str, str]:
-    """Pairs of names that have the same form, where no other name of either side has it."""
+    """Pair names that have the same form, if no other name of either source has that form."""
     first, second = (
         _unique({name: form(shown) for name, shown in view.items()}) for view in (left, right)
     )
@@ -135,13 +144,16 @@ def _matched(left: View, right: View, form: Callable[[str], str]) -> dict[str, s
 
 
 def _unique(forms: Mapping[str, str]) -> dict[str, str]:
-    """Form -> name, for forms that one name alone has."""
+    """Map each form that belongs to exactly one name to that name."""
     counts = Counter(forms.values())
     return {form: name for name, form in forms.items() if counts[form] == 1}
 
 
 def _bare(name: str) -> str:
-    """The canonical name without the wrappers in front of the first block (``language_model.model.layers.0...``)."""
+    """Return the canonical name without the wrappers in front of the first block.
+
+    For example, ``language_model.model.layers.0.q`` becomes ``layers.0.q``.
+    """
     pieces = canonical_name(name).split(".")
     first = next((i for i, piece in enumerate(pieces) if piece.isdigit()), len(pieces))
     front = max(0, first - 1)
@@ -151,29 +163,26 @@ def _bare(name: str) -> str:
 
 
 def _by_suffix(left: View, right: View) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """Pairs in which one name ends with the whole other one, and the names that have several such partners.
+    """Pair names of which one ends with the whole other one.
 
-    Both lie in the same block and are of one kind: the head ``fc`` is not the ``fc`` inside of a
-    block.
+    Both names must lie in the same block and be of the same kind: the head ``fc`` is not the ``fc``
+    inside a block. The second result lists the names of the left source that have several
+    candidates.
     """
     partners: dict[str, set[str]] = {}
     back: dict[str, set[str]] = {}
     bare_left, bare_right = (
         {name: _bare(shown) for name, shown in view.items()} for view in (left, right)
     )
-    for short, long, turned in ((bare_left, bare_right, False), (bare_right, bare_left, True)):
-        whole: dict[str, list[str]] = {}
-        for name, form in short.items():
-            whole.setdefault(form, []).append(name)
-        for name, form in long.items():
-            for end in _ends(form):
-                for other in whole.get(end, ()):
-                    if (block_of(end), kind_of(end)) == (block_of(form), kind_of(form)) and not (
-                        _are_towers_apart(name, other)
-                    ):
-                        one, two = (name, other) if turned else (other, name)
-                        partners.setdefault(one, set()).add(two)
-                        back.setdefault(two, set()).add(one)
+    # Either source may have the longer names.
+    candidates = [
+        *_ending_alike(bare_left, bare_right),
+        *((one, two) for two, one in _ending_alike(bare_right, bare_left)),
+    ]
+    for one, two in candidates:
+        partners.setdefault(one, set()).add(two)
+        back.setdefault(two, set()).add(one)
+    # A pair counts only if each of the two has no other candidate.
     pairs = {}
     for one, found in partners.items():
         (two, *more) = found
@@ -183,8 +192,24 @@ def _by_suffix(left: View, right: View) -> tuple[dict[str, str], dict[str, tuple
     return pairs, doubtful
 
 
+def _ending_alike(short: View, long: View) -> Iterator[tuple[str, str]]:
+    """List the pairs in which a name of ``long`` ends with a whole name of ``short``.
+
+    Each pair is (layer of ``short``, layer of ``long``).
+    """
+    whole: dict[str, list[str]] = {}
+    for name, form in short.items():
+        whole.setdefault(form, []).append(name)
+    for name, form in long.items():
+        meaning = block_of(form), kind_of(form)
+        for end in _ends(form):
+            for other in whole.get(end, ()):
+                if (block_of(end), kind_of(end)) == meaning and not _are_towers_apart(name, other):
+                    yield other, name
+
+
 def _are_towers_apart(one: str, other: str) -> bool:
-    """Whether one name lies in the part for text and the other in one for images or sound."""
+    """Whether one name lies in the part for text and the other in a part for images or sound."""
     return any(
         _TEXT.search(a) and _SENSE.search(b) and not _TEXT.search(b)
         for a, b in ((one, other), (other, one))
@@ -192,6 +217,6 @@ def _are_towers_apart(one: str, other: str) -> bool:
 
 
 def _ends(name: str) -> Iterable[str]:
-    """The name and all that it ends with, whole pieces."""
+    """List the name and all its endings that consist of whole components."""
     pieces = name.split(".")
     return (".".join(pieces[start:]) for start in range(len(pieces)))

@@ -1,11 +1,11 @@
-"""Whether a stored tensor is a weight matrix, by its name and shape. No torch.
+"""Decide by name and shape whether a stored tensor is a weight matrix. No torch.
 
 A weight matrix multiplies activations: it belongs to a linear layer, a convolution, an embedding, a
-recurrent layer or an expert. Checkpoints also hold other tensors of two and more dimensions (class
-tokens, relative position tables, Mamba's ``A_log``, layer scales); these must not be measured,
-pruned or given bits. A file does not say which module owns a tensor, so its name has to tell. The
-modules of torch call their matrix ``weight``. Tensors with other names are parameters that a model
-keeps for itself; few of them are matrices, and ``_BARE`` lists those.
+recurrent layer or an expert. Checkpoints also hold other tensors of two and more dimensions, such
+as class tokens, relative position tables, Mamba's ``A_log`` and layer scales. These must not be
+measured, pruned or given bits. A file does not say which module owns a tensor, so the name has to
+decide. The modules of torch call their matrix ``weight``. Parameters with other names belong
+directly to a model's own modules. Few of them are matrices; ``_BARE`` lists those.
 
 ``tests/models/test_transformers_sweep.py`` compares this rule with the owning modules of every
 model class of transformers.
@@ -17,23 +17,26 @@ import re
 from collections.abc import Iterable
 
 _WEIGHT = re.compile(r"(?:^|\.)weight(?:\.\d+)?(?:\.tensor)?$")
-"""The name that torch's modules give their matrix; tensorly's dense tensors lie one level
+"""The name that torch's modules give their matrix. In tensorly's layers the tensor lies one level
 deeper."""
 
 LONGEST_KERNEL = 32
-"""Up to this size the last dimension of (1, 1, n) is the kernel of a convolution of one channel."""
+"""Longest last dimension of a tensor (1, 1, n) that counts as the kernel of a one-channel
+convolution."""
 
 _NORM = re.compile(
     r"(?:^|\.)(?:\w*norm\d*|layernorm\w*|ln(?:_(?!proj)\w+|\d*)|bn\d*)\.weight$", re.IGNORECASE
 )
+"""The scale of a normalisation layer."""
 _MIXING = re.compile(
     r"(?:^|\.)(?:time_mix_(?:lerp\w*|first|decay|[kr]_[ka]|[wavk]0|ln)|channel_mix_lerp\w*)\.weight$"
 )
-"""RWKV's mixing factors, which llama.cpp's names also end in ``weight``."""
+"""RWKV's mixing factors, whose names also end in ``weight`` in llama.cpp's files."""
 _POSITION = re.compile(
     r"rel_?pos|relative|position|pos_?(?:emb|enc)|(?:^|[._])(?:pos|ape|pe)(?:[._]|$)|rel_logits",
     re.IGNORECASE,
 )
+"""Names of position tables."""
 
 _BARE = tuple(
     re.compile(rf"(?:^|\.)(?:{pattern})$")
@@ -57,7 +60,9 @@ _BARE = tuple(
 """Names of parameters that are weight matrices although no module of torch owns them."""
 
 _EXPERT = re.compile(r"(?:^|\.)\w*experts\.(?:\w+\.)*\w+$")
+"""Any parameter inside a module of experts."""
 _EXPERT_HELPER = re.compile(r"bias|scale|norm|gamma|alpha", re.IGNORECASE)
+"""Parameters of experts that are no matrices."""
 
 _REASONS = tuple(
     (re.compile(pattern, re.IGNORECASE), reason)
@@ -74,23 +79,24 @@ _REASONS = tuple(
         (r"embed|emb_|_emb|codebook|codevector", "a table"),
     )
 )
+"""Patterns for names that are no matrices, each with what such a tensor is."""
 UNKNOWN = "a parameter whose name is not that of a matrix"
-"""The reason where the name says nothing."""
+"""The reason if the name says nothing about the tensor."""
 
 
 def no_matrix(
     name: str, shape: tuple[int, ...], *, is_complex: bool = False, among_weights: bool = True
 ) -> str | None:
-    """Why a tensor of two or more dimensions is no weight matrix, or None where it is one.
+    """Return why a tensor of two or more dimensions is no weight matrix, or None if it is one.
 
     Args:
-        name: The full name of the parameter, with ``.weight`` where it has that.
+        name: Full name of the parameter, including ``.weight`` where it has that.
         shape: Its stored shape.
-        is_complex: Whether its entries are complex; three or more dimensions are then a Fourier
-            layer.
+        is_complex: Whether its entries are complex. A complex tensor of three or more dimensions is
+            the weight of a Fourier layer.
         among_weights: Whether the source calls its matrices ``weight``: see
-            :func:`are_weights_named`. Elsewhere (a dict of matrices) a name that says nothing
-            counts as a matrix.
+            :func:`are_weights_named`. In other sources, such as a plain dict of matrices, a name
+            that says nothing counts as a matrix.
 
     >>> no_matrix("blocks.0.attn.qkv.weight", (2304, 768))
     >>> no_matrix("blocks.0.attn.relative_position_bias_table", (169, 24))
@@ -101,6 +107,7 @@ def no_matrix(
         return _no_weight(name, shape)
     if is_complex and len(shape) > 2:
         return None
+    # The parameter's own name goes before the names of the modules around it.
     reason = next((why for pattern, why in _REASONS if pattern.search(_last(name))), None)
     if sum(size != 1 for size in shape) < 2:
         return reason or "a vector"
@@ -111,12 +118,12 @@ def no_matrix(
 
 
 def are_weights_named(names: Iterable[str]) -> bool:
-    """Whether matrices of a source are called ``weight``, as those of torch's modules are."""
+    """Whether a source calls its matrices ``weight``, as torch's modules do."""
     return any(_WEIGHT.search(name) for name in names)
 
 
 def _no_weight(name: str, shape: tuple[int, ...]) -> str | None:
-    """Why a tensor called ``weight`` is no matrix: norms over several dimensions, and tables."""
+    """Return why a tensor called ``weight`` is no matrix (a norm's scale, a table), or None."""
     if _NORM.search(name):
         return "the scale of a norm"
     if len(shape) > 2 and all(size == 1 for size in shape[:-1]) and shape[-1] > LONGEST_KERNEL:
@@ -132,13 +139,13 @@ def _no_weight(name: str, shape: tuple[int, ...]) -> str | None:
 
 
 def _is_named_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a name without ``weight`` is one of those that matrices have."""
+    """Whether a name without ``weight`` is one of the names that matrices have."""
     if len(shape) == 3 and _EXPERT.search(name):
         return not _EXPERT_HELPER.search(_last(name))
     return any(pattern.search(name) for pattern in _BARE)
 
 
 def _last(name: str) -> str:
-    """The parameter's own name; that of a list where it is numbered."""
+    """Return the last component of a name, or the last two if it is numbered (``weights.0``)."""
     *_, before, last = ["", *name.split(".")]
     return f"{before}.{last}" if last.isdigit() else last

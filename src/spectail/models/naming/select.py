@@ -1,4 +1,4 @@
-"""Which layers to look at, by globs over their names."""
+"""Selection of layers by shell-style patterns (globs) over their names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spectail.errors import SpecError
 
 
 class Named(Protocol):
-    """Anything with a name: a layer, or a record of one."""
+    """Anything with a name: a layer, or the record of one."""
 
     @property
     def name(self) -> str:
@@ -23,13 +23,14 @@ Item = TypeVar("Item", bound=Named)
 def select(
     layers: Sequence[Item], include: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> tuple[Item, ...]:
-    """Keep the layers that match some ``include`` glob (no glob: all) and no ``exclude`` glob, in the same order.
+    """Keep the layers that match an ``include`` glob and no ``exclude`` glob, in the same order.
 
-    A glob matches a whole name, ``*`` also over dots. Brackets match themselves too, for parts are
-    called ``experts.down_proj[3]``.
+    Without ``include`` globs, all layers are candidates. A glob must match the whole name, and
+    ``*`` matches dots too. Brackets can also match themselves, because parts have names such as
+    ``experts.down_proj[3]``.
 
     Raises:
-        SpecError: an ``include`` glob matches nothing, or nothing is left.
+        SpecError: An ``include`` glob matches nothing, or nothing is left.
 
     """
     for glob in include:
@@ -52,12 +53,12 @@ def select(
 
 
 def matches(name: str, glob: str) -> bool:
-    """Whether a glob matches a name, with brackets read as a set of characters or as themselves."""
+    """Whether a glob matches a name, with brackets read as a set of characters or literally."""
     return fnmatchcase(name, glob) or fnmatchcase(name, glob.replace("[", "[[]"))
 
 
 def _examples(layers: Sequence[Named]) -> str:
-    """Show three names, spread over the model."""
+    """Return a text that shows three layer names, spread over the model."""
     if not layers:
         return ""
     spread = {layers[0].name: None, layers[len(layers) // 2].name: None, layers[-1].name: None}
