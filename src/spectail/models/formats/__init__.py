@@ -1,1 +1,1 @@
-"""File formats: each module reads one, ``table`` lists them, ``folders`` finds the files of a model."""
+"""File formats: one module reads each, ``table`` lists them, ``folders`` finds a model's files."""

@@ -1,4 +1,4 @@
-"""Adapter files: how they are called, and what lies beside them (their configuration, the base model)."""
+"""Adapter files: what they are called, and what lies beside them (configuration, base model)."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from spectail.models.source import Source
 ADAPTER = re.compile(
     r"^(?:adapter_model|adapter|adapters|pytorch_lora_weights|adapter_\w+|\d+_adapters|lora|\w+_lora|lora_\w+)\.\w+$"
 )
-"""Names of files that hold an adapter: peft's, MLX's, diffusers' and torchtune's, and what people
-call their own."""
+"""Names of files that hold an adapter: those of peft, MLX, diffusers and torchtune, and names that
+people choose themselves."""
 MAIN_ADAPTER = re.compile(r"^(?:adapter_model|adapters?|pytorch_lora_weights)\.\w+$")
-"""Names of the one adapter of a folder, which may hold earlier steps of it too."""
+"""Names of a folder's final adapter; the folder may hold earlier steps of it too."""
 CONFIG = "adapter_config.json"
+"""peft's configuration of an adapter."""
 
 OpenFolder: TypeAlias = Callable[[Path], "Source | None"]
-"""Opens the whole model of a folder; None where the folder holds none."""
+"""Opens the whole model of a folder; returns None if the folder holds none."""
 
 
 def adapter_beside(path: Path, tensors: Iterable[LazyTensor], open_whole: OpenFolder) -> Known:
-    """Read what the folder of a file says about the adapter in it; nothing for the file of a whole model."""
+    """Read what a file's folder states about the adapter in the file; nothing for a whole model."""
+    # A whole model may lie beside an adapter's configuration. Only a file whose name or tensors are
+    # an adapter's uses it.
     config = _json(path.parent / CONFIG)
     if not ADAPTER.match(path.name) and not (
         config and any(is_piece(stored.name) for stored in tensors)
@@ -41,7 +44,7 @@ def adapter_beside(path: Path, tensors: Iterable[LazyTensor], open_whole: OpenFo
 
 
 def _from_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Read the configurations that diffusers puts into the header of a file, by the part of the pipeline.
+    """Read the configurations that diffusers writes into a file's header, by pipeline part.
 
     They are stored as one flat JSON: ``{"unet.r": 4, "unet.lora_alpha": 8, ...}``.
     """
@@ -49,6 +52,7 @@ def _from_header(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        # A damaged length must not make this read the whole file.
         header = file.read(length) if length <= LONGEST_HEADER else b""
     try:
         flat = json.loads(json.loads(header)["__metadata__"]["lora_adapter_metadata"])
@@ -66,28 +70,33 @@ LONGEST_HEADER = 100_000_000
 
 
 def _scale_of_part(parts: Mapping[str, Mapping[str, Any]], target: str, adapter: str) -> Scale:
-    """Read the scale from the configuration of the part of a pipeline that a target lies in."""
+    """Return the scale of a target from the configuration of its part of the pipeline."""
     part, _, inside = target.partition(".")
     return scale_from_config(parts.get(part, {}), inside, adapter)
 
 
 class _Base:
-    """The weights of the base model, which is opened when the first of them is asked for."""
+    """The weights of the base model, which is opened when the first of them is needed."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], open_whole: OpenFolder) -> None:
+        """Remember where the base model may be: the adapter's folder and the path it names."""
         self._places = [folder]
         named = config.get("base_model_name_or_path", config.get("model"))
         if isinstance(named, str) and named:
+            # The name may be an absolute path, a path from the current folder or one from the
+            # adapter's folder. A hub id matches none of them: nothing is downloaded for an adapter.
             self._places += [Path(named).expanduser(), folder / named]
         self._open = open_whole
         self._weights: Mapping[str, LazyTensor] | None = None
 
     def __call__(self, target: str) -> LazyTensor | None:
-        """Find the weight of a layer: by its whole name, else as the only one of which one name ends with the other."""
+        """Find a layer's weight by its whole name, or if the ends of both names match uniquely."""
         if self._weights is None:
             self._weights = self._read()
         if target in self._weights:
             return self._weights[target]
+        # An adapter's names may lack the prefix of the base model's (``model.``), or the other way
+        # round.
         found = [
             w
             for name, w in self._weights.items()
@@ -113,7 +122,7 @@ class _Base:
 
 
 def _json(path: Path) -> Mapping[str, Any]:
-    """Read a configuration; one that is missing or damaged says nothing."""
+    """Read a JSON object; a missing or damaged file counts as empty."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""Weights as JAX and TensorFlow store them, turned into torch's names and orientation.
+"""Convert weights as JAX and TensorFlow store them to torch's names and orientation.
 
-A Dense kernel is (in, out), a convolution's (*window, in, out); attention keeps heads in a
-dimension of their own. The parameter is called kernel, embedding(s), scale or gamma where torch
-calls it weight.
+A Dense kernel is (in, out) and a convolution's is (*window, in, out). Attention keeps heads in a
+dimension of their own. A parameter that torch calls ``weight`` is called kernel, embedding(s),
+scale or gamma.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _RENAMED = {
     "mean": "running_mean",
     "var": "running_var",
 }
+"""Names of parameters in Flax and Keras, and torch's."""
 _HEADS_LAST = re.compile(r"(?:^|[._])(?:q|k|v|query|key|value)(?:_proj|_dense)?$")
 """Modules whose kernel is (in, heads, head_dim)."""
 _HEADS_FIRST = re.compile(
@@ -37,12 +38,14 @@ _HEADS_FIRST = re.compile(
 )
 """Modules whose kernel is (heads, head_dim, out)."""
 _STACKED = re.compile(r"scan|stacked", re.IGNORECASE)
+"""Modules whose kernels of several layers are stacked in a first dimension, as ``nn.scan`` does."""
 _GATES = {4: (0, 1, 2, 3), 3: (1, 0, 2), 1: (0,)}
-"""Keras' gates by their number: LSTM i, f, c, o as in torch; GRU z, r, h, in torch r, z, n."""
+"""By the number of gates, the positions of torch's gates in Keras' order. LSTM: i, f, c, o in both.
+GRU: z, r, h in Keras and r, z, n in torch."""
 
 
 def as_torch(tensors: Mapping[str, LazyTensor]) -> list[LazyTensor]:
-    """Turn tensors by their paths (``encoder.layer.0.query.kernel``) into torch's."""
+    """Convert tensors, given by their paths (``encoder.layer.0.query.kernel``), to torch's form."""
     recurrent = {
         path.removesuffix("recurrent_kernel")
         for path in tensors
@@ -56,6 +59,8 @@ def as_torch(tensors: Mapping[str, LazyTensor]) -> list[LazyTensor]:
             result.append(
                 _recurrent(replace(stored, name=prefix), tensors[prefix + "recurrent_kernel"], leaf)
             )
+        # The form (*window, in, multiplier). Flax stores (*window, 1, out) instead, which is
+        # handled like any other convolution.
         elif (
             leaf == "kernel"
             and "depthwise" in module.lower()
@@ -77,13 +82,15 @@ def as_torch(tensors: Mapping[str, LazyTensor]) -> list[LazyTensor]:
 
 
 def _kernel(stored: LazyTensor, module: str) -> LazyTensor:
-    """Bring a kernel into (out, in, *window)."""
+    """Bring a kernel into the order (out, in, *window)."""
     shape = stored.shape
     rank = len(shape)
     if rank < 2:
         return stored
     if rank == 2:
         return permuted_tensor(stored, (1, 0))
+    # A kernel with three dimensions is attention, a stack of layers or a 1-D convolution. Only the
+    # module's name tells them apart.
     if rank == 3 and _HEADS_LAST.search(module):
         return permuted_tensor(reshaped_tensor(stored, (shape[0], shape[1] * shape[2])), (1, 0))
     if rank == 3 and _HEADS_FIRST.search(module):
@@ -95,7 +102,7 @@ def _kernel(stored: LazyTensor, module: str) -> LazyTensor:
 
 
 def _depthwise(stored: LazyTensor) -> LazyTensor:
-    """Bring (*window, in, multiplier) into (in x multiplier, 1, *window)."""
+    """Bring a depthwise kernel from (*window, in, multiplier) to (in x multiplier, 1, *window)."""
     *window, inputs, multiplier = stored.shape
     rank = len(stored.shape)
     moved = permuted_tensor(stored, (rank - 2, rank - 1, *range(rank - 2)))
@@ -103,7 +110,8 @@ def _depthwise(stored: LazyTensor) -> LazyTensor:
 
 
 def _recurrent(stored: LazyTensor, hidden: LazyTensor, leaf: str) -> LazyTensor:
-    """Give a recurrent layer's kernels torch's names and order of gates."""
+    """Give a recurrent layer's kernel torch's name and order of gates."""
+    # The recurrent kernel is (units, gates x units).
     units = hidden.shape[0]
     gates = _GATES.get(hidden.shape[1] // max(1, units), (0,))
     which = "hh" if leaf == "recurrent_kernel" else "ih"

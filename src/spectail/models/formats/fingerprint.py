@@ -1,4 +1,4 @@
-"""What identifies the content of a source: the same weights give the same text, wherever and whenever they lie."""
+"""Fingerprints: the same weights give the same text, independent of their place and date."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from spectail.models.lazy_tensor import LazyTensor
 
 MIB = 1024 * 1024
 WHOLE_FILE = 256 * MIB
-"""Files up to this size are read whole; of larger ones the first MiB and 4 KiB of every further
-MiB."""
+"""Files up to this size are read whole. Of larger files, the first MiB and 4 KiB of every further
+MiB are read."""
 WHOLE_TENSOR = 4 * MIB
+"""Tensors in memory up to this many bytes are hashed whole."""
 SAMPLE = 4096
+"""Bytes that are read of every further MiB of a large file."""
 
 
 def fingerprint_files(files: Iterable[tuple[str, OpenFile]]) -> str:
-    """Hash named files by name, size and content; where they lie and when they were written does not enter.
+    """Hash named files by name, size and content, but not by their folder or date.
 
-    The files are those that the tensors are read from, so that a fingerprint never belongs to
-    another content.
+    The files are the open ones that the tensors are read from, so that a fingerprint always belongs
+    to the content that is measured.
 
     Raises:
-        SourceChangedError: a file was written since it was opened.
+        SourceChangedError: A file was written since it was opened.
 
     """
     digest = hashlib.sha256()
@@ -37,13 +39,14 @@ def fingerprint_files(files: Iterable[tuple[str, OpenFile]]) -> str:
                 digest.update(file.read(start, MIB))
             continue
         digest.update(file.read(0, MIB))
+        # The last bytes are always among the samples.
         for start in [*range(MIB, file.size, MIB), file.size - SAMPLE]:
             digest.update(file.read(start, SAMPLE))
     return f"sha256:{digest.hexdigest()}"
 
 
 def fingerprint_tensors(tensors: Iterable[LazyTensor]) -> str:
-    """Hash tensors in memory by name, shape, type and bytes; a regular sample of those above 4 MiB."""
+    """Hash tensors in memory by name, shape, type and bytes, and large ones by a regular sample."""
     digest = hashlib.sha256()
     for stored in tensors:
         digest.update(f"{stored.name}\0{stored.shape}\0{stored.dtype}\0".encode())
@@ -55,10 +58,9 @@ def fingerprint_tensors(tensors: Iterable[LazyTensor]) -> str:
             continue
         size = flat.numel() * flat.element_size()
         if size > WHOLE_TENSOR:
-            # An odd step, or a sample of a matrix with 2^k columns would see a few columns only.
+            # The step is odd: an even one would miss columns of a matrix with 2^k columns.
             flat = flat[:: (size // WHOLE_TENSOR + 1) | 1]
-        flat = (
-            flat.resolve_conj().resolve_neg()
-        )  # views that torch conjugates or negates later have no bytes yet
+        # A lazily conjugated or negated view has no bytes of its own yet.
+        flat = flat.resolve_conj().resolve_neg()
         digest.update(flat.contiguous().cpu().view(torch.uint8).numpy().tobytes())
     return f"sha256:{digest.hexdigest()}"

@@ -15,10 +15,11 @@ from spectail.models.lazy_tensor import LazyTensor
 from spectail.models.naming.names import natural_key
 
 _NO_PARAMETERS = ("opt_state", "optimizer", "batch_stats", "step", "rng", "dropout_rng", "cache")
+"""Keys of a training state that hold no parameters of the model."""
 
 
 def read_flax(files: Sequence[OpenFile]) -> Contents:
-    """Describe the parameters of one or several files, numbers in names in counting order."""
+    """Describe the parameters of one or several files; numbers in names are sorted as numbers."""
     tensors: dict[str, LazyTensor] = {}
     for file in files:
         for path, stored in _arrays(_parameters(_tree(file))):
@@ -39,6 +40,8 @@ def _tree(file: OpenFile) -> Mapping[str, Any]:
     try:
         walker = Walker(file)
         tree = walker.value()
+        # Bytes after the first value mean that the file is not msgpack: almost any file begins with
+        # a valid value.
         whole = walker.position == file.size
     except SourceError:
         raise
@@ -53,14 +56,16 @@ def _tree(file: OpenFile) -> Mapping[str, Any]:
 
 
 def _parameters(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Find the parameters in a training state, or in what holds other collections of variables beside them."""
+    """Return the parameters from a training state or from a dict of variable collections."""
+    # A training state holds ``params``, and they may hold the collections of ``Module.init`` with
+    # ``params`` again.
     while isinstance(tree.get("params"), Mapping):
         tree = tree["params"]
     return {key: value for key, value in tree.items() if key not in _NO_PARAMETERS}
 
 
 def _arrays(value: Any, path: str = "") -> Iterator[tuple[str, LazyTensor]]:
-    """List the arrays of a tree with their paths."""
+    """Yield the arrays of a tree with their paths."""
     if isinstance(value, StoredArray):
         yield path, stored_tensor(path, value)
     elif isinstance(value, LazyTensor):

@@ -1,4 +1,4 @@
-"""Files and folders on disk: which files make up the model, and how each is read."""
+"""Find the files that make up the model of a path, and open them."""
 
 from __future__ import annotations
 
@@ -27,20 +27,23 @@ WHOLE = re.compile(
     r"^(?:model\.(?:safetensors|onnx)|pytorch_model\.bin|diffusion_pytorch_model\.(?:safetensors|bin)"
     r"|flax_model\.msgpack|tf_model\.h5|weights\.npz)$"
 )
-"""Names of a whole model in one file, which transformers too looks for before an index."""
+"""Names of a whole model in one file; transformers too looks for these before an index."""
 _MAIN_INDEX = re.compile(
     r"^(?:model|pytorch_model|diffusion_pytorch_model|flax_model|tf_model)\.\w+\.index\.json$"
 )
+"""Names of the index that the libraries themselves write, preferred over other indices."""
 _SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})(\.\w+)$")
+"""Name of a shard: stem, number, count and suffix."""
 _NOT_MODELS = re.compile(
     r"^(?:training_args|optimizer|scheduler|scaler|sampler|dl_state.*|rng_state.*|random_states.*|tokenizer.*"
     r"|manifest|regularizer|custom_checkpoint.*|trainer_state|openvino_.*|.*optim_states)\."
 )
+"""Files of a training run that have a model's suffix but hold no model."""
 _COMPONENTS = re.compile(
     r"^(?:unet|vae|transformer|prior|decoder|controlnet|text_encoder|image_encoder|vision_encoder|vqvae|movq|vocoder"
     r"|safety_checker|adapter|connectors)(?:_\d+)?$"
 )
-"""Sub-folders that diffusers' pipelines have."""
+"""Usual names of the sub-folders of a diffusers pipeline."""
 
 
 def path_source(path: Path, label: str | None = None) -> Source:
@@ -54,6 +57,7 @@ def path_source(path: Path, label: str | None = None) -> Source:
         return _from_index(path, label)
     try:
         form = table.format_of(path)
+    # An unknown file may be one of another program, which deserves a better message.
     except SourceError:
         refuse_foreign(path)
         raise
@@ -67,7 +71,7 @@ def _from_index(index: Path, label: str) -> Source:
 
 
 def _folder(folder: Path, label: str) -> Source:
-    """Open a model folder: what it holds itself, else what its sub-folders make up."""
+    """Open a model folder: its own model, else its adapter, else what its sub-folders hold."""
     for adapters in (False, True):
         if source := _of_formats(folder, label, adapters=adapters):
             return _with_modules(folder, source)
@@ -81,7 +85,7 @@ def _folder(folder: Path, label: str) -> Source:
 
 
 def _of_formats(folder: Path, label: str, *, adapters: bool) -> Source | None:
-    """Open the whole model of a folder, or its adapter, in the first format that it has; None if there is none."""
+    """Open the whole model of a folder, or its adapter, in the first format; None if neither."""
     for form in table.FORMATS:
         for pattern in form.patterns:
             if source := _of_format(folder, label, form, pattern, adapters=adapters):
@@ -90,14 +94,14 @@ def _of_formats(folder: Path, label: str, *, adapters: bool) -> Source | None:
 
 
 def _whole(folder: Path) -> Source | None:
-    """Open the whole model of a folder; None where it holds adapters only."""
+    """Open the whole model of a folder; None if it holds adapters only."""
     return _of_formats(folder, folder.name, adapters=False)
 
 
 def _of_format(
     folder: Path, label: str, form: Format, pattern: str, *, adapters: bool
 ) -> Source | None:
-    """Open the folder's model of one format: whole before sharded; None if there is none."""
+    """Open the folder's model of one format, whole rather than sharded; None if there is none."""
     indices = sorted(folder.glob(f"{pattern}.index.json"))
     found = [
         f for f in sorted(folder.glob(pattern)) if f.is_file() and not _NOT_MODELS.match(f.name)
@@ -113,7 +117,7 @@ def _of_format(
 
 
 def _choose(folder: Path, files: Sequence[Path], form: Format) -> list[Path]:
-    """Find the one model among a folder's files of one format."""
+    """Choose the one model among a folder's files of one format."""
     by_name = {path.name: path for path in files}
     if whole := [path for path in files if WHOLE.match(path.name) or MAIN_ADAPTER.match(path.name)]:
         return whole[:1]
@@ -125,6 +129,7 @@ def _choose(folder: Path, files: Sequence[Path], form: Format) -> list[Path]:
             if name not in by_name:
                 raise SourceError(f"shard {name} of {folder} is missing; download the model again")
         return [by_name[name] for name in wanted]
+    # Several models of equal standing: do not guess which one the user means.
     if len({tuple(form.all_parts(path)) for path in files}) > 1:
         refuse_foreign(folder)
         names = ", ".join(sorted(by_name)[:3])
@@ -135,7 +140,7 @@ def _choose(folder: Path, files: Sequence[Path], form: Format) -> list[Path]:
 
 
 def _snapshot(folder: Path) -> Path | None:
-    """Find the model in a folder of the hub's cache: the snapshot that ``refs/main`` names, or the only one."""
+    """Find the model in a hub cache folder: the snapshot of ``refs/main``, or the only one."""
     snapshots = sorted(path for path in (folder / "snapshots").glob("*") if path.is_dir())
     if not snapshots:
         return None
@@ -151,25 +156,27 @@ def _snapshot(folder: Path) -> Path | None:
 
 
 def _latest_step(folder: Path) -> Path | None:
-    """Find the checkpoint of DeepSpeed that the file ``latest`` names."""
+    """Find the DeepSpeed checkpoint that the file ``latest`` names."""
     if not (folder / "latest").is_file() or not list(folder.glob("global_step*")):
         return None
     step = folder / (folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
+    # The file's text may be a path to somewhere else.
     return step if step.parent == folder and step.is_dir() else None
 
 
 def _hub_name(folder: Path) -> str | None:
-    """Give ``org/name`` for ``models--org--name``."""
+    """Return ``org/name`` for a folder called ``models--org--name``."""
     name = folder.resolve().name
     return name.removeprefix("models--").replace("--", "/") if name.startswith("models--") else None
 
 
 def _components(folder: Path) -> list[Path]:
-    """List the sub-folders of a pipeline that hold weights: those of its index, else those with usual names."""
+    """List the sub-folders of a pipeline that hold weights, by its index or by usual names."""
     index = _json(folder / "model_index.json")
     named = [
         key for key, value in index.items() if isinstance(value, list) and not key.startswith("_")
     ]
+    # In ``model_index.json`` a model is a list, [library, class]; all other entries are settings.
     names = named or [
         path.name for path in sorted(folder.iterdir()) if _COMPONENTS.match(path.name)
     ]
@@ -187,7 +194,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _pipeline(components: Sequence[Path], label: str) -> Source:
-    """Open several models as one, each with its own configuration and its folder's name before its layers."""
+    """Open the models of a pipeline as one source, each with its folder's name before layers."""
     sources = [(path.name, path_source(path)) for path in components]
     parts = ", ".join(name for name, _ in sources)
     note = (
@@ -198,7 +205,7 @@ def _pipeline(components: Sequence[Path], label: str) -> Source:
 
 
 def _with_modules(folder: Path, source: Source) -> Source:
-    """Add the modules that sentence-transformers keeps in sub-folders beside the model, as ``modules.json`` says."""
+    """Add the modules in sub-folders that ``modules.json`` of sentence-transformers lists."""
     modules = _json(folder / "modules.json", list)
     paths = [str(item.get("path", "")) for item in modules if isinstance(item, Mapping)]
     named = [folder / path for path in paths if path and (folder / path).parent == folder]
@@ -213,7 +220,10 @@ def _with_modules(folder: Path, source: Source) -> Source:
 
 
 def _joined(label: str, sources: Sequence[tuple[str, Source]], note: str) -> Source:
-    """Put the layers of several sources together, each under its name; an empty name adds nothing."""
+    """Join the layers of several sources, with each source's name before its layers' names.
+
+    A source with an empty name keeps its layers' names.
+    """
     layers = []
     for name, source in sources:
         layers += [
@@ -231,7 +241,7 @@ def _joined(label: str, sources: Sequence[tuple[str, Source]], note: str) -> Sou
 
 
 def _refuse_run(folder: Path) -> None:
-    """Name the latest checkpoint of a training run, or the sub-folders that hold models."""
+    """Raise an error that names the latest checkpoint of a run, or the sub-folders with models."""
     children = [path for path in folder.iterdir() if path.is_dir()]
     numbered = [
         path
@@ -256,10 +266,10 @@ def _refuse_run(folder: Path) -> None:
 
 
 def read_index(index: Path) -> tuple[list[Path], list[str]]:
-    """List the files that an index names, each checked to lie in the index's folder, and the tensors it names.
+    """Return the files that an index names, all from its own folder, and its tensors' names.
 
     Raises:
-        SourceError: the index is no index, names a shard elsewhere, or a shard is missing.
+        SourceError: The file is no index, it names a shard elsewhere, or a shard is missing.
 
     """
     try:
@@ -277,6 +287,7 @@ def read_index(index: Path) -> tuple[list[Path], list[str]]:
     folder = index.parent
     missing = []
     for name in names:
+        # A downloaded index must not make this read any other file of the user's.
         if Path(name).name != name or name in {"", ".", ".."} or "\\" in name:
             raise SourceError(
                 f"{index} names the shard {name!r} outside of its own folder; expected plain file "
@@ -295,14 +306,15 @@ def read_index(index: Path) -> tuple[list[Path], list[str]]:
 def _assembled(
     form: Format, paths: Sequence[Path], label: str, promised: Iterable[str] = ()
 ) -> Source:
-    """Read the files of one model and put its tensors together with the configuration files beside them."""
+    """Read the files of one model and combine its tensors with the configuration beside them."""
     files = [OpenFile(path) for path in paths]
     contents = _read(form, files)
     folder = paths[0].parent
     notes = (*contents.notes, *_lost(promised, contents.tensors))
     hashed = [(file.name, file) for file in (*files, *contents.more_files)]
     config, quantiser = (contents.config, None) if contents.config else configuration_of(folder)
-    if quantiser:  # the numbers that are measured depend on it
+    # These files enter the fingerprint too, since the measured numbers depend on them.
+    if quantiser:
         hashed.append((quantiser.name, OpenFile(quantiser)))
     adapters = adapter_beside(paths[0], contents.tensors, _whole)
     if adapters.config:
@@ -318,10 +330,11 @@ def _assembled(
 
 
 def configuration_of(folder: Path) -> tuple[Mapping[str, Any], Path | None]:
-    """Read a model's configuration, and which file says how it is quantised: some libraries write one of their own."""
+    """Read a model's configuration, and return also the file that says how it is quantised."""
     config = _json(folder / "config.json")
     if quantisation_of(config):
         return config, folder / "config.json"
+    # Some quantisation libraries write a file of their own instead of an entry in ``config.json``.
     for path in (
         folder / name
         for name in ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
@@ -332,7 +345,7 @@ def configuration_of(folder: Path) -> tuple[Mapping[str, Any], Path | None]:
 
 
 def _read(form: Format, files: Sequence[OpenFile]) -> Contents:
-    """Read the files of one model, with one clear line for damage that the format does not find itself."""
+    """Read the files of one model; damage that the format does not notice gives one clear line."""
     try:
         return form.read(files)
     except (SourceError, OSError):
@@ -346,20 +359,19 @@ def _read(form: Format, files: Sequence[OpenFile]) -> Contents:
 
 
 def _lost(promised: Iterable[str], tensors: Sequence[LazyTensor]) -> tuple[str, ...]:
-    """Say which tensors an index names and no shard holds."""
+    """Return a note on the tensors that an index names and no shard holds."""
     there = {stored.name for stored in tensors}
     promised = list(promised)
     lost = [name for name in promised if name not in there]
-    if not lost or len(lost) == len(
-        promised
-    ):  # formats whose names are translated share none with their index
+    # If all names are missing, the format translates names and none can match the index.
+    if not lost or len(lost) == len(promised):
         return ()
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
     return (f"the index names {lost[0]}{more}, which no shard holds",)
 
 
 def _json(path: Path, kind: type = dict) -> Any:
-    """Read a configuration; one that is missing, damaged or of another kind says nothing."""
+    """Read a JSON file; one that is missing, damaged or not of type ``kind`` counts as empty."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

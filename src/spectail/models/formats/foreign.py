@@ -1,4 +1,4 @@
-"""What is recognised and not read: one line that names it and says how to convert it."""
+"""Formats that are recognised but not read: each gives one line that says how to convert it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from spectail.errors import SourceError
 
 @dataclass(frozen=True)
 class Foreign:
-    """Something that people have in their model folders and that no reader here opens."""
+    """A kind of model file that people have and that no reader here opens."""
 
     what: str
-    """What it is called, with its article."""
+    """Its name in messages, with its article."""
     advice: str
-    """What to do; ``{}`` stands for the path."""
+    """How to convert it; ``{}`` stands for the path."""
     files: str
-    """A regular expression for the name of a file or sub-folder that tells it; matched from the
-    beginning."""
+    """A regular expression for the name of a file or sub-folder that identifies it, matched from
+    the start."""
 
 
 _KERAS = (
     "load it with Keras and save its weights as model.weights.h5, or its transformers class with "
     "from_pretrained('{}', from_tf=True) and save_pretrained"
 )
+# The order matters: specific names come before general ones, such as packed archives.
 FOREIGN = (
     Foreign(
         "a DeepSpeed checkpoint whose weights are spread over ranks (ZeRO-3 or model parallel)",
@@ -100,17 +101,18 @@ FOREIGN = (
         r".*\.(?:tar|tgz|gz|bz2|xz|zst|7z|rar|zip)$",
     ),
 )
-"""The first that matches is named."""
+"""All recognised kinds. The first that matches is named."""
 _TOKENIZER = re.compile(
     r"(?:tokenizer.*|special_tokens_map.*|vocab\..*|merges\.txt|.*\.model|chat_template.*|added_tokens\.json)$"
 )
+"""Names of a tokenizer's files."""
 
 
 def refuse_foreign(path: Path) -> None:
-    """Raise for a file or folder that is recognised and not read.
+    """Raise an error if a file or folder is of a kind that is recognised but not read.
 
     Raises:
-        SourceError: what it is, and how to convert it.
+        SourceError: The message names the kind and says how to convert it.
 
     """
     names = sorted(_names(path))
@@ -123,7 +125,8 @@ def refuse_foreign(path: Path) -> None:
 
 
 def _names(path: Path) -> Iterator[str]:
-    """List what tells a foreign model: the path's own name and the names inside of a folder."""
+    """Yield the names that identify a foreign model: the path's own and those in a folder."""
+    # Some of these formats are folders with a suffix (``model.mlpackage``).
     if path.is_file() or path.suffix:
         yield path.name
     if path.is_dir():
@@ -131,7 +134,7 @@ def _names(path: Path) -> Iterator[str]:
 
 
 def without_weights(folder: Path) -> SourceError:
-    """Say what a folder without a model holds instead."""
+    """Return the error for a folder without a model; it says what the folder holds instead."""
     files = sorted(
         child.name
         for child in folder.iterdir()

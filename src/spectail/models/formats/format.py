@@ -1,4 +1,4 @@
-"""What a file format is to the rest: how its files are recognised, and one function that reads them."""
+"""The description of a file format: how its files are recognised and which function reads them."""
 
 from __future__ import annotations
 
@@ -13,46 +13,50 @@ from spectail.models.lazy_tensor import LazyTensor
 
 @dataclass(frozen=True)
 class Contents:
-    """What the files of one model hold."""
+    """The contents of the files of one model."""
 
     tensors: Sequence[LazyTensor]
     config: Mapping[str, Any] = field(default_factory=dict)
-    """What the files themselves say about the model, in the words of transformers'
+    """What the files themselves state about the model, with the keys of transformers'
     ``config.json``."""
     notes: tuple[str, ...] = ()
-    """Things that the user should know about how the files were read, one sentence each."""
+    """Remarks for the user on how the files were read, one sentence each."""
     more_files: tuple[OpenFile, ...] = ()
-    """Files beside the given ones that hold values too; they enter the fingerprint."""
+    """Further files that hold values; they enter the fingerprint."""
 
 
 def only_itself(path: Path) -> list[Path]:
-    """List the files of a model that lies in one file."""
+    """Return the files of a model that is one file."""
     return [path]
 
 
 def nothing_tells(start: bytes, size: int) -> bool:
-    """Say that the content of a file never tells its format."""
+    """Return False: the content of a file never tells that it is of this format."""
     return False
 
 
 @dataclass(frozen=True)
 class Format:
-    """One file format: to add one, write a module with ``read`` and put a ``Format`` into ``table.FORMATS``."""
+    """One file format.
+
+    To add a format, write a module with a ``read`` function and put its ``Format`` into
+    ``table.FORMATS``.
+    """
 
     name: str
-    """What the format is called in messages, with its article: ``a safetensors file``."""
+    """The format's name in messages, with its article: ``a safetensors file``."""
     suffixes: tuple[str, ...]
-    """Endings of the format's files, in lower case with their dot."""
+    """Endings of the format's files, in lower case and with the dot."""
     read: Callable[[Sequence[OpenFile]], Contents]
-    """Reads all files of one model. It lists tensors, whose values should be read when they are
-    asked for."""
+    """Reads all files of one model. It lists the tensors and should leave their values to be read
+    later."""
     looks_like: Callable[[bytes, int], bool] = nothing_tells
-    """Whether the first 512 bytes and the size of a file say that it is of this format."""
+    """Whether the first 512 bytes and the size of a file show that it is of this format."""
     folder: tuple[str, ...] | None = None
-    """Patterns of its files in a model folder, the most usual first; all files with its endings
-    unless given."""
+    """Patterns of its files in a model folder, the most usual first; all files with its endings by
+    default."""
     all_parts: Callable[[Path], list[Path]] = only_itself
-    """From one file of a split model to all of them, for formats whose names say so."""
+    """Returns all files of a split model from one of them, for formats whose file names say so."""
 
     @property
     def patterns(self) -> tuple[str, ...]:

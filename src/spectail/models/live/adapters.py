@@ -51,8 +51,8 @@ def adapters_of(module: nn.Module) -> LiveAdapters:
     hidden_paths: list[str] = []
     scales: list[tuple[str, str, Scale]] = []
     vectors = 0
-    # peft nests the adapters of several calls in each other. All adapters of one weight are counted
-    # together, to see which names need the adapter's name to be unique.
+    # peft may wrap one layer several times. Adapters are counted over all its wrappers: a row needs
+    # the adapter's name only if there are several.
     count = Counter(
         _outer(path)
         for path, owner in module.named_modules()

@@ -20,7 +20,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        # Not ``model.train()``: that would also switch modules that the user has frozen in eval
-        # mode.
+        # Not ``model.train()``, which would also switch modules that the user froze in eval mode.
         for module, training in modes:
             module.training = training

@@ -43,8 +43,7 @@ def open_language_model(
     if dtype not in DTYPES:
         raise SourceError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     where, options = _location(text)
-    # The options are not empty for GGUF files only. Their quantised types have no counterpart in
-    # torch.
+    # Only GGUF files have options; torch has no counterpart for their quantised types.
     wanted: Any = torch.float32 if options and dtype == "auto" else dtype
     with _one_line_errors(text):
         transformers = _transformers()
@@ -66,8 +65,7 @@ def module_names(source: str | os.PathLike[str]) -> dict[str, str]:
     """
     text = os.fspath(source)
     where, options = _location(text)
-    # Parameters on the meta device have shapes but no memory, so that even a large model builds at
-    # once.
+    # Parameters on the meta device take no memory, so that even a large model is built at once.
     with _one_line_errors(text), torch.device("meta"):
         transformers = _transformers()
         config = transformers.AutoConfig.from_pretrained(where, **options)
