@@ -1,4 +1,4 @@
-"""GGUF: described from the header, one tensor at a time dequantised by the ``gguf`` library."""
+"""GGUF: described from the header; the ``gguf`` library dequantises one tensor at a time."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, piece_of
 from spectail.models.naming.names import natural_key
 
 _SPLIT = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
+"""Name of one part of a split model."""
 _NO_MODELS = {
     "imatrix": "llama.cpp's importance matrix (sums of squared activations)",
     "controlvector": "a control vector of llama.cpp",
 }
 """What GGUF files hold besides models and adapters, by ``general.type`` or architecture."""
 _PLAIN = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Types that are stored as plain numbers, and torch's names of them."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the bytes of a tensor are, its last dimension packed as its type says."""
+    """Where the bytes of a tensor lie; its last dimension is packed as its type says."""
 
     data: StoredArray
     type_id: int
@@ -63,7 +65,7 @@ def gguf_shards(path: Path) -> list[Path]:
 
 
 def read_gguf(files: Sequence[OpenFile]) -> Contents:
-    """Describe the tensors of a GGUF file or of all parts of a split one."""
+    """Describe the tensors of a GGUF file, or of all parts of a split one."""
     headers = [(file, read_header(file)) for file in files]
     metadata = headers[0][1].metadata
     architecture = str(metadata.get("general.architecture", "unknown"))
@@ -77,6 +79,7 @@ def read_gguf(files: Sequence[OpenFile]) -> Contents:
     for file, header in headers:
         for tensor in header.tensors:
             known = hf_name(architecture, tensor.name) or _factor_name(architecture, tensor.name)
+            # Names of vectors do not matter: they give no rows.
             if known is None and len(tensor.shape) > 1:
                 unnamed.append(tensor.name)
             tensors += _described(file, tensor, known, metadata)
@@ -88,7 +91,10 @@ def read_gguf(files: Sequence[OpenFile]) -> Contents:
 
 
 def _factor_name(architecture: str, name: str) -> HfName | None:
-    """Translate the name of a LoRA factor (``blk.0.attn_q.weight.lora_a``) into peft's; only B's rows are reordered."""
+    """Translate the name of a LoRA factor (``blk.0.attn_q.weight.lora_a``) into peft's.
+
+    Only the rows of factor B are reordered: B has the outputs of the weight as its rows.
+    """
     weight, _, factor = name.rpartition(".")
     if (
         factor not in {"lora_a", "lora_b"}
@@ -101,7 +107,7 @@ def _factor_name(architecture: str, name: str) -> HfName | None:
 
 
 def _alphas(tensors: Sequence[LazyTensor], metadata: Mapping[str, object]) -> list[LazyTensor]:
-    """Describe an adapter's one alpha beside every factor, as kohya's files store it."""
+    """Describe an adapter's single alpha beside every factor, as the files of kohya store it."""
     alpha = metadata.get("adapter.lora.alpha")
     if not isinstance(alpha, int | float):
         return []
@@ -112,7 +118,7 @@ def _alphas(tensors: Sequence[LazyTensor], metadata: Mapping[str, object]) -> li
 
 
 def _notes(architecture: str, unnamed: Sequence[str]) -> tuple[str, ...]:
-    """Say which names are llama.cpp's own."""
+    """Return a note on the tensors that keep llama.cpp's names."""
     if architecture not in FAMILIES:
         return (
             f"GGUF architecture {architecture!r} is not known here: layers keep llama.cpp's names "
@@ -125,10 +131,10 @@ def _notes(architecture: str, unnamed: Sequence[str]) -> tuple[str, ...]:
 
 
 def _config(architecture: str, metadata: Mapping[str, object]) -> dict[str, Any]:
-    """Say what the header states about attention in the words of a transformers configuration.
+    """Return what the header states about attention, with the keys of a transformers configuration.
 
-    llama.cpp's converter brings every family's fused attn_qkv into blocks of query, key and value, so that the
-    model type is none of theirs.
+    llama.cpp's converter turns every family's fused ``attn_qkv`` into blocks of query, key and
+    value. The model type is therefore one of its own and not the family's.
     """
     keys = {
         "num_attention_heads": "attention.head_count",
@@ -142,7 +148,7 @@ def _config(architecture: str, metadata: Mapping[str, object]) -> dict[str, Any]
 
 
 def _heads(metadata: Mapping[str, object], key: str, block: int) -> int | None:
-    """Read a number of attention heads, which some models state block by block."""
+    """Return the number of attention heads, which some models state for each block."""
     value = metadata.get(f"{metadata.get('general.architecture')}.attention.{key}")
     if isinstance(value, list):
         value = value[block] if block < len(value) else None
@@ -152,7 +158,7 @@ def _heads(metadata: Mapping[str, object], key: str, block: int) -> int | None:
 def _described(
     file: OpenFile, tensor: GgufTensor, known: HfName | None, metadata: Mapping[str, object]
 ) -> Iterator[LazyTensor]:
-    """Describe one tensor; stacked experts one by one, for Hugging Face's files hold them so."""
+    """Describe one tensor; stacked experts become single ones, as in Hugging Face's files."""
     dtype, place, problem = _place(file, tensor)
     name, shape = known.name if known else tensor.name, tensor.shape
     if known and "{}" in name and len(shape) == 3:
@@ -169,6 +175,7 @@ def _described(
             name, shape[::-1], dtype, partial(_read_transposed, place), problem=problem
         )
     else:
+        # Biases of q and k are reordered as well, but vectors are not measured.
         heads = _permuted_heads(known, metadata) if len(shape) == 2 else None
         if heads and shape[0] % (2 * heads):
             problem = f"{shape[0]} rows do not divide into the {heads} heads that the file states"
@@ -178,7 +185,7 @@ def _described(
 
 
 def _permuted_heads(known: HfName | None, metadata: Mapping[str, object]) -> int | None:
-    """Number of heads whose rows llama.cpp has reordered, None for every other tensor."""
+    """Return the number of heads whose rows llama.cpp has reordered; None for other tensors."""
     if (
         known is None
         or known.stem not in {"attn_q", "attn_k"}
@@ -192,11 +199,12 @@ def _permuted_heads(known: HfName | None, metadata: Mapping[str, object]) -> int
 
 
 _READ_BYTES = 2**20
-"""LazyTensor bytes that are dequantised at a time: the library needs several times the memory of its result."""
+"""Stored bytes that are dequantised at a time. The library needs several times the memory of its
+result."""
 
 
 def _place(file: OpenFile, tensor: GgufTensor) -> tuple[str, _Place | None, str | None]:
-    """Torch's name for the type of a tensor's values, where they are, and why they cannot be read, if so."""
+    """Return the torch name of the values' type, where they lie, and why they are unreadable."""
     gguf = _library(file.path)
     try:
         kind = gguf.GGMLQuantizationType(tensor.type_id)
@@ -222,6 +230,8 @@ def _place(file: OpenFile, tensor: GgufTensor) -> tuple[str, _Place | None, str 
     if re.fullmatch(r"I(8|16|32|64)", kind.name):
         return f"int{kind.name[1:]}", place, None
     try:
+        # Whether the library can dequantise a type shows only when it tries: do so with one empty
+        # block.
         gguf.quants.dequantize(np.zeros((1, size), np.uint8), kind)
     except NotImplementedError:
         return "float32", place, f"stored as {kind.name}, which the gguf library cannot dequantise"
@@ -229,7 +239,7 @@ def _place(file: OpenFile, tensor: GgufTensor) -> tuple[str, _Place | None, str 
 
 
 def _library(path: Path) -> Any:
-    """Import the optional library."""
+    """Import gguf, which is an optional dependency."""
     try:
         import gguf
     except ImportError:
@@ -238,15 +248,18 @@ def _library(path: Path) -> Any:
 
 
 def _read(place: _Place | None, heads: int | None, index: Index) -> Tensor:
-    """Dequantise one tensor with Hugging Face's order of rows, or the part of it that is asked for."""
+    """Dequantise one tensor, or the indexed piece, and put its rows in Hugging Face's order."""
     if place is None:
         raise NotImplementedError
-    # Leading dimensions are cut before dequantising: an expert, or some rows, of a large tensor.
+    # The index is applied to all dimensions but the last before dequantising, so that one expert or
+    # a few rows of a large tensor cost little. Reordering needs all rows.
     early = () if heads else index[: len(place.rows)]
     values = _dequantise(place, early)
     if heads:
         values = unpermute(values, heads)
     late = index[len(early) :]
+    # A slice keeps its dimension and an integer removes it; the rest of the index applies behind
+    # those.
     kept = tuple(slice(None) for cut in early if isinstance(cut, slice))
     return piece_of(torch.from_numpy(values), (*kept, *late) if late else ())
 
@@ -279,7 +292,7 @@ def _read_transposed(place: _Place | None, index: Index) -> Tensor:
 
 
 def unpermute(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
-    """Undo llama.cpp's order of q and k rows: it interleaves the two halves of every head."""
+    """Undo llama.cpp's row order of q and k, which interleaves the two halves of each head."""
     half = values.shape[0] // heads // 2
     return np.ascontiguousarray(
         values.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(values.shape)

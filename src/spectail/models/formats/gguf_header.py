@@ -1,8 +1,8 @@
-"""The header of a GGUF file: metadata, and where each tensor lies.
+"""The header of a GGUF file: its metadata, and where each tensor lies.
 
-The ``gguf`` library's reader spends seconds on the vocabulary of a model (SmolLM2: 4 s, more than
-half of its analysis), which nobody here looks at; this one steps over it. A test compares the two.
-Format: ggml's docs/gguf.md, versions 2 and 3, little-endian; names and numbers as in that text.
+The ``gguf`` library's own reader spends seconds on a model's vocabulary (SmolLM2: 4 s, more than
+half of its analysis), which is not needed here; this reader steps over it. A test compares the two.
+The format is that of ggml's docs/gguf.md, versions 2 and 3, little-endian.
 """
 
 from __future__ import annotations
@@ -28,42 +28,47 @@ _SCALARS = {
     11: "q",
     12: "d",
 }
+"""``struct`` codes of the metadata types that are single numbers."""
 _STRING, _ARRAY = 8, 9
 _LONGEST_ARRAY = 4096
-"""Arrays of numbers up to this length are kept (values by block); longer ones, and texts, are
-stepped over."""
+"""Arrays of numbers up to this length are kept (they hold values per block). Longer arrays and
+arrays of texts are stepped over."""
 _MOST_DIMENSIONS = 4
+"""The most dimensions of a tensor that the format allows."""
 
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor of the file; ``shape`` runs from the slowest to the fastest dimension, as torch's does."""
+    """One tensor of the file; ``shape`` is in torch's order, the fastest dimension last."""
 
     name: str
     shape: tuple[int, ...]
     type_id: int
     offset: int
-    """From the beginning of the file, in bytes."""
+    """Bytes from the beginning of the file."""
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Metadata without long arrays, and the tensors in the file's order."""
+    """The metadata without long arrays, and the tensors in the file's order."""
 
     metadata: dict[str, object]
     tensors: tuple[GgufTensor, ...]
 
 
 _FIRST_BYTES = 2**23
-"""How much is read at first: a vocabulary of 260,000 texts takes some 6 MiB."""
+"""Bytes that are read first. A vocabulary of 260,000 texts takes about 6 MiB."""
 _LONGEST_HEADER = 2**30
+"""Bytes after which a header is taken to be damaged."""
 
 
 def read_header(file: OpenFile) -> GgufHeader:
-    """Parse the header of a GGUF file, which does not say how long it is: more is read until it is whole.
+    """Parse the header of a GGUF file.
+
+    A header does not say how long it is, so more bytes are read until it is complete.
 
     Raises:
-        SourceError: the file is empty, of another format or version, or its header is damaged.
+        SourceError: The file is empty, of another format or version, or its header is damaged.
 
     """
     if file.size == 0:
@@ -87,13 +92,14 @@ def read_header(file: OpenFile) -> GgufHeader:
 
 
 class _Cursor:
-    """A position in the beginning of a file, moved by each read."""
+    """A position in the first bytes of a file; each read moves it forward."""
 
     def __init__(self, data: bytearray, path: Path) -> None:
+        """Start after the magic number of four bytes."""
         self.data, self.path, self.position = data, path, 4
 
     def number(self, code: str) -> int:
-        """Read one number of a struct code."""
+        """Read one number of a ``struct`` code."""
         layout = struct.Struct("<" + code)
         value: int = layout.unpack_from(self.data, self.position)[0]
         self.position += layout.size
@@ -108,7 +114,7 @@ class _Cursor:
         return self.data[start : self.position].decode("utf-8")
 
     def value(self, kind: int) -> object:
-        """Read one metadata value; what is stepped over gives None."""
+        """Read one metadata value; a value that is stepped over gives None."""
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
         if kind == _STRING:
@@ -117,6 +123,8 @@ class _Cursor:
             raise ValueError(kind)
         item, count = self.number("I"), self.number("Q")
         if item in _SCALARS:
+            # One call reads the whole array. The layout of a longer one is empty, so that it is
+            # skipped.
             layout = struct.Struct(f"<{count if count <= _LONGEST_ARRAY else 0}{_SCALARS[item]}")
             values = list(layout.unpack_from(self.data, self.position))
             self.position += count * struct.calcsize("<" + _SCALARS[item])
@@ -134,9 +142,10 @@ class _Cursor:
             self.value(kind)
 
     def header(self) -> GgufHeader:
-        """Parse everything from the version on."""
+        """Parse everything that follows the magic number."""
         version = self.number("I")
         if version not in {2, 3}:
+            # In a big-endian file the low bytes of the version are zero.
             big = "a big-endian file or " if version & 0xFFFF == 0 else ""
             raise SourceError(
                 f"{self.path} is {big}of GGUF version {version}; versions 2 and 3, little-endian, "
@@ -153,6 +162,7 @@ class _Cursor:
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
             raise ValueError(alignment)
+        # The data begins at the next multiple of the alignment: a division rounded up.
         start = -(-self.position // alignment) * alignment
         tensors = tuple(
             GgufTensor(name, shape, kind, start + offset) for name, shape, kind, offset in infos
@@ -160,7 +170,7 @@ class _Cursor:
         return GgufHeader(metadata, tensors)
 
     def tensor_info(self) -> tuple[str, tuple[int, ...], int, int]:
-        """Read name, shape (stored fastest first), type and offset of one tensor."""
+        """Read the name, shape (stored fastest first), type and offset of one tensor."""
         name = self.text()
         n_dimensions = self.number("I")
         if n_dimensions > _MOST_DIMENSIONS:

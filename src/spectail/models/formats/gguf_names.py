@@ -1,4 +1,4 @@
-"""Hugging Face's names for the tensors of a GGUF file, and how llama.cpp rearranged their rows."""
+"""Hugging Face's names for the tensors of a GGUF file, and where llama.cpp has reordered rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ PERMUTED = frozenset(
         "olmo",
     }
 )
-"""Architectures whose q and k rows llama.cpp's converter reorders for its own rotary embedding."""
+"""Architectures whose rows of q and k llama.cpp's converter reorders for its own rotary embedding.
+"""
 
 _LLAMA_TOP = {"token_embd": "model.embed_tokens", "output": "lm_head", "output_norm": "model.norm"}
 _LLAMA = {
@@ -61,16 +62,20 @@ _SHARED_EXPERT = {
 
 @dataclass(frozen=True)
 class Family:
-    """How one architecture calls its tensors: outside of blocks, before a block's number, and inside of blocks."""
+    """The names of one architecture's tensors, outside and inside of its blocks."""
 
     top: dict[str, str]
+    """Names of tensors outside of blocks, by llama.cpp's names."""
     blocks: str
+    """The part of a name before the block's number."""
     inside: dict[str, str]
+    """Names of tensors inside of a block, by llama.cpp's names."""
     stored_in_out: frozenset[str] = field(default_factory=frozenset)
     """Tensors that transformers stores as (in, out), the transpose of the file's."""
 
 
 def _like_llama(**changes: str) -> Family:
+    """Return a family with Llama's names, except for some changes."""
     return Family(_LLAMA_TOP, "model.layers.", _LLAMA | changes)
 
 
@@ -154,23 +159,25 @@ FAMILIES: dict[str, Family] = {
         },
     ),
 }
+"""The architectures whose names are known."""
 
 _IN_BLOCK = re.compile(r"^blk\.(\d+)\.(\w+)\.(weight|bias)$")
 
 
 @dataclass(frozen=True)
 class HfName:
-    """What a GGUF tensor is called in Hugging Face's files."""
+    """The name of a GGUF tensor in Hugging Face's files."""
 
     name: str
-    """Full parameter name, with ``{}`` for the expert's number where experts are stacked."""
+    """Full parameter name, with ``{}`` for the expert's number if experts are stacked."""
     stem: str
     """llama.cpp's name inside of the block."""
     transposed: bool = False
+    """Whether Hugging Face stores the transpose."""
 
 
 def hf_name(architecture: str, name: str) -> HfName | None:
-    """Translate one tensor's name; None where architecture or tensor is not known.
+    """Translate one tensor's name; None if the architecture or the tensor is unknown.
 
     >>> hf_name("llama", "blk.3.attn_q.weight").name
     'model.layers.3.self_attn.q_proj.weight'

@@ -1,8 +1,8 @@
-"""HDF5 files of Keras and TensorFlow: ``tf_model.h5`` of transformers, ``.h5``, ``.weights.h5`` and ``.keras`` files.
+"""HDF5 files of Keras and TensorFlow: ``tf_model.h5``, ``.h5``, ``.weights.h5`` and ``.keras``.
 
 The ``h5py`` library reads the structure; arrays that are stored in one piece are read by ranges.
-Keras 3 numbers a layer's variables (``layers/dense/vars/0``): the layer's class, which its group is
-named after, tells what they are.
+Keras 3 numbers the variables of a layer (``layers/dense/vars/0``). Its group is named after the
+layer's class, which tells what the variables are.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _MAGIC = b"\x89HDF\r\n\x1a\n"
 _OPTIMIZER = re.compile(
     r"^/(?:optimizer|optimizer_weights|_layer_checkpoint_dependencies/optimizer)(?:/|$)"
 )
+"""Paths of the optimizer's variables."""
 _ATTENTION = {
     "query_dense": "query",
     "key_dense": "key",
@@ -39,11 +40,13 @@ _ATTENTION = {
 }
 """Names of the layers inside of Keras' MultiHeadAttention, and of their weights in a model."""
 _CONTAINERS = {"_layer_checkpoint_dependencies", "layers", "vars"}
+"""Levels of Keras' paths that are no modules."""
 _WEIGHTS = "model.weights.h5"
+"""Name of the member of a ``.keras`` archive that holds the weights."""
 
 
 def read_hdf5(files: Sequence[OpenFile]) -> Contents:
-    """Describe the weights of one or several files, numbers in names in counting order."""
+    """Describe the weights of one or several files; numbers in names are sorted as numbers."""
     tensors: dict[str, LazyTensor] = {}
     for file in files:
         for path, stored in _arrays(file).items():
@@ -61,6 +64,7 @@ def _arrays(file: OpenFile) -> dict[str, LazyTensor]:
     if file.size == 0:
         raise SourceError(f"{file.path} is empty; expected an HDF5 file of Keras")
     try:
+        # A ``.keras`` file is a zip archive, which begins with PK.
         place, start = (file, 0) if bytes(file.read(0, 2)) != b"PK" else _inside(file)
         with h5py.File(place.stream(start), "r") as tree:
             found: list[str] = []
@@ -83,7 +87,7 @@ def _arrays(file: OpenFile) -> dict[str, LazyTensor]:
 
 
 def _library(file: OpenFile) -> Any:
-    """Import the optional library."""
+    """Import h5py, which is an optional dependency."""
     try:
         import h5py
     except ImportError:
@@ -99,7 +103,7 @@ def _inside(file: OpenFile) -> tuple[ReadableFile, int]:
 
 
 def _described(dataset: Any, file: ReadableFile, start: int) -> LazyTensor:
-    """Describe one array: by its range where it lies in one piece, else through the library."""
+    """Describe one array: by its range if it is stored in one piece, else through the library."""
     shape = tuple(dataset.shape)
     dtype = torch_dtype(dataset.dtype.str)
     if dtype is None:
@@ -114,10 +118,12 @@ def _described(dataset: Any, file: ReadableFile, start: int) -> LazyTensor:
 
 
 def _read_chunked(file: ReadableFile, start: int, path: str, index: Index) -> Tensor:
-    """Read an array that is cut or compressed."""
+    """Read an array that is chunked or compressed."""
     import h5py
 
     try:
+        # The file is opened again for each read: h5py objects cannot be pickled or shared by
+        # threads.
         with h5py.File(file.stream(start), "r") as tree:
             values = np.asarray(tree[path][()])
     except (OSError, RuntimeError, KeyError) as error:
@@ -128,7 +134,7 @@ def _read_chunked(file: ReadableFile, start: int, path: str, index: Index) -> Te
 
 
 def _name(path: str) -> str:
-    """Write the path of a variable with dots, its last part as Keras calls the variable.
+    """Return a variable's path with dots, ending with Keras' name of the variable.
 
     >>> _name("/bert/tf_bert_model/bert/encoder/layer_._0/output/dense/kernel:0")
     'bert.encoder.layer.0.output.dense.kernel'
@@ -136,15 +142,15 @@ def _name(path: str) -> str:
     ('dense_1.kernel', 'dense.kernel')
     """
     parts = path.strip("/").removesuffix(":0").replace("_._", "/").split("/")
+    # transformers' TensorFlow models put their class (``tf_bert_model``) into every path.
     tf_class = next((i for i, part in enumerate(parts) if part.startswith("tf_")), None)
     if tf_class is not None:
         parts = parts[tf_class + 1 :]
     elif len(parts) > 2 and parts[0] == "model_weights":
         parts = parts[1:]
     if len(parts) > 2 and parts[0] == parts[1]:
-        parts = parts[
-            1:
-        ]  # a Keras file has a group for the layer, and the layer's name again in the variable's
+        # A Keras file has a group for the layer, and the layer's name again in the variable's name.
+        parts = parts[1:]
     if len(parts) > 2 and parts[-2] == "vars":  # Keras 3
         parts = [
             *(_ATTENTION.get(part, part) for part in parts[:-1] if part not in _CONTAINERS),
@@ -155,7 +161,7 @@ def _name(path: str) -> str:
 
 
 def _variable(layer: Sequence[str], number: str) -> str:
-    """Give a numbered variable of Keras 3 its name."""
+    """Return the name of a numbered variable of Keras 3."""
     kind = re.sub(r"_\d+$", "", layer[-1])
     if kind == "cell":
         names = ["kernel", "recurrent_kernel", "bias"]

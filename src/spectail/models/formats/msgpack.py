@@ -1,8 +1,8 @@
-"""Where the arrays of a msgpack file lie: the structure is read, their bytes are stepped over.
+"""Find where the arrays of a msgpack file lie; their bytes are stepped over and read later.
 
-A decoder would need the whole file in memory. Format: the msgpack specification; arrays are
-extension type 1 of ``flax.serialization``, a msgpack list of shape, type and bytes; arrays above 1
-GiB are cut into chunks.
+An ordinary decoder would need the whole file in memory. The format is that of the msgpack
+specification. Arrays are extension type 1 of ``flax.serialization``: a msgpack list of shape, type
+and bytes. Arrays above 1 GiB are cut into chunks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ _NUMBERS = {0xCA: ">f", 0xCB: ">d", 0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">
     0xD2: ">i",
     0xD3: ">q",
 }
+"""``struct`` codes of the numbers, by the first byte of a value."""
 _CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
+"""Values that are only one byte."""
 _LENGTHS = {
     0xC4: (1, "bin"),
     0xC5: (2, "bin"),
@@ -42,25 +44,33 @@ _LENGTHS = {
     0xDE: (2, "map"),
     0xDF: (4, "map"),
 }
+"""By the first byte of a value: how many bytes its length takes, and what it is."""
 _ARRAY = 1
+"""Extension type of an array."""
 _CHUNKED = "__msgpack_chunked_array__"
+"""Key of a dict that stands for an array in chunks."""
 
 
 class Walker:
-    """A position in a msgpack file, moved by each value that is read."""
+    """A position in a msgpack file; each value that is read moves it forward."""
 
     def __init__(self, file: OpenFile, position: int = 0) -> None:
+        """Start at a position of the file."""
         self.file, self.position = file, position
 
     def value(self, depth: int = 64) -> Any:
-        """Read one value: dicts, lists, numbers and texts as they are, arrays as tensors, bytes as a range.
+        """Read one value; an array becomes a tensor that is read later, and bytes become a range.
+
+        Dicts, lists, numbers and texts become Python's.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: The file is damaged.
 
         """
         if depth == 0:
             raise ValueError("nested too deep")
+        # The first byte tells the type. For small values it holds the length, or the number, as
+        # well.
         code = self._take(1)[0]
         if code < 0x80 or code >= 0xE0:
             return code if code < 0x80 else code - 256
@@ -81,7 +91,7 @@ class Walker:
         raise ValueError(code)
 
     def _count(self, code: int) -> int:
-        """Read the number of bytes or entries that a code announces."""
+        """Read the number of bytes or entries of a value, given its first byte."""
         if code in _LENGTHS:
             return int.from_bytes(self._take(_LENGTHS[code][0]), "big")
         if 0xD4 <= code <= 0xD8:
@@ -98,7 +108,7 @@ class Walker:
         return entries
 
     def _extension(self, size: int) -> Any:
-        """Read an array, or step over what is none."""
+        """Read an array, or step over another kind of extension."""
         kind = int.from_bytes(self._take(1), "big", signed=True)
         end = self.position + size
         result = None
@@ -117,7 +127,7 @@ class Walker:
         return data
 
     def _skip(self, size: int) -> tuple[int, int]:
-        """Step over bytes; returns where they are and how many."""
+        """Step over bytes; return where they begin and how many they are."""
         start = self.position
         self.position += size
         if self.position > self.file.size:
@@ -134,6 +144,7 @@ def _stored(
         return unreadable(
             "", shape, name, f"stored as {name}, a type that torch cannot compute with"
         )
+    # Damaged numbers would otherwise lead to values of another array.
     if math.prod(shape) * dtype.itemsize != length:
         raise ValueError(name)
     return StoredArray(file, offset, dtype, shape, row_major(shape))

@@ -1,6 +1,6 @@
 """numpy's .npz and .npy files, in which MLX and plain scripts keep weights; read by ranges.
 
-Header: numpy's documentation of the NPY format, versions 1 to 3.
+The header is that of numpy's documentation of the NPY format, versions 1 to 3.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from spectail.models.naming.names import natural_key
 
 _MAGIC = b"\x93NUMPY"
 _LONGEST_HEADER = 2**20
+"""Bytes after which a header is taken to be damaged."""
 
 
 def read_npy(files: Sequence[OpenFile]) -> Contents:
-    """Describe the arrays of one or several files, numbers in names in counting order."""
+    """Describe the arrays of one or several files; numbers in names are sorted as numbers."""
     tensors: dict[str, LazyTensor] = {}
     for file in files:
         if file.size == 0:
@@ -76,6 +77,7 @@ def _array(name: str, file: ReadableFile, start: int) -> LazyTensor:
     begin = start + (12 if wide else 10)
     if length > _LONGEST_HEADER:
         raise ValueError("a header that long")
+    # The header is a Python literal. ``literal_eval`` builds it without running code.
     header = ast.literal_eval(
         bytes(file.read(begin, length)).decode("utf-8" if magic[6] > 2 else "latin1")
     )
@@ -93,10 +95,9 @@ def _array(name: str, file: ReadableFile, start: int) -> LazyTensor:
 
 
 def torch_dtype(code: object) -> torch.dtype | None:
-    """Give torch's type for numpy's code ``<f4``; None for big-endian, long double, objects and records.
+    """Return torch's type for numpy's code ``<f4``, or None.
 
-    >>> torch_dtype("<f4"), torch_dtype(">f4")
-    (torch.float32, None)
+    The answer is None for big-endian numbers, long double, objects and records.
     """
     if not isinstance(code, str) or not re.fullmatch(r"[<|=]?[fciub]\d+", code):
         return None

@@ -17,16 +17,17 @@ from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name, piece_of
 
 @dataclass(frozen=True)
 class StoredArray:
-    """Where the numbers of an array lie in a file, little-endian; strides count elements, as torch's do."""
+    """Where an array's numbers lie in a file, little-endian; strides count elements."""
 
     file: ReadableFile
     offset: int
-    """Of the first element, in bytes from the beginning of the file."""
+    """Bytes from the beginning of the file to the first element."""
     dtype: torch.dtype
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        """Refuse negative numbers, which only a damaged file has."""
         if self.offset < 0 or any(number < 0 for number in (*self.shape, *self.strides)):
             raise ValueError(
                 f"an array at {self.offset} of shape {self.shape} and strides {self.strides}"
@@ -34,7 +35,7 @@ class StoredArray:
 
     @property
     def end(self) -> int:
-        """Byte behind the last element."""
+        """Position of the byte after the last element."""
         return self.offset + _span(self.shape, self.strides) * self.dtype.itemsize
 
     def read(self, index: Index = ()) -> Tensor:
@@ -51,10 +52,12 @@ class StoredArray:
         return values[rest] if rest else values
 
     def _narrowed(self, index: Index) -> tuple[StoredArray, Index]:
-        """Apply an index to the position in the file; returns also what of it is left to apply."""
+        """Apply an index to the position in the file; return also what is left to apply."""
         offset, shape, strides = self.offset, list(self.shape), list(self.strides)
         dim = 0
         for entry in index:
+            # Indexing a range resolves negative numbers, open ends and steps exactly as Python
+            # does.
             places = range(shape[dim])[entry]
             if isinstance(places, int):
                 offset += places * strides[dim] * self.dtype.itemsize
@@ -64,13 +67,14 @@ class StoredArray:
             shape[dim] = len(places)
             strides[dim] *= places.step
             dim += 1
+        # torch has no negative strides: read everything and leave the index to torch.
         if any(stride < 0 for stride in strides):
             return self, index
         return StoredArray(self.file, offset, self.dtype, tuple(shape), tuple(strides)), ()
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:
-    """Strides of an array whose last dimension is contiguous.
+    """Return the strides of an array whose last dimension is contiguous.
 
     >>> row_major((4, 3, 2))
     (6, 2, 1)
@@ -79,7 +83,7 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def column_major(shape: Sequence[int]) -> tuple[int, ...]:
-    """Strides of an array whose first dimension is contiguous.
+    """Return the strides of an array whose first dimension is contiguous.
 
     >>> column_major((4, 3, 2))
     (1, 4, 12)
@@ -90,6 +94,7 @@ def column_major(shape: Sequence[int]) -> tuple[int, ...]:
 def stored_tensor(name: str, array: StoredArray) -> LazyTensor:
     """Describe an array in a file under a parameter's name."""
     place = (str(array.file.path), array.offset, array.shape, array.strides, array.dtype)
+    # Two names of one place in a file are tied weights. Empty arrays share places by chance.
     identity = place if math.prod(array.shape) else None
     return LazyTensor(
         name,
@@ -101,7 +106,7 @@ def stored_tensor(name: str, array: StoredArray) -> LazyTensor:
 
 
 def permuted_tensor(stored: LazyTensor, axes: Sequence[int]) -> LazyTensor:
-    """Put the dimensions of any tensor in another order."""
+    """Reorder the dimensions of a tensor."""
     if stored.problem:
         return replace(stored, shape=tuple(stored.shape[axis] for axis in axes))
     shape = tuple(stored.shape[axis] for axis in axes)
@@ -109,6 +114,7 @@ def permuted_tensor(stored: LazyTensor, axes: Sequence[int]) -> LazyTensor:
 
 
 def _read_permuted(read: Callable[[Index], Tensor], axes: tuple[int, ...], index: Index) -> Tensor:
+    """Read a tensor whole, reorder its dimensions and return the indexed piece."""
     return piece_of(read(()).permute(axes), index)
 
 
@@ -118,11 +124,12 @@ def reshaped_tensor(stored: LazyTensor, shape: tuple[int, ...]) -> LazyTensor:
 
 
 def _read_reshaped(read: Callable[[Index], Tensor], shape: tuple[int, ...], index: Index) -> Tensor:
+    """Read a tensor whole, reshape it and return the indexed piece."""
     return piece_of(read(()).reshape(shape), index)
 
 
 def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """Number of elements from the first to the last one, both counted."""
+    """Return the number of elements from the first to the last one, both included."""
     if 0 in shape:
         return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

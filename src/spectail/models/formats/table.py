@@ -1,4 +1,4 @@
-"""The formats that are read. A new one is a module with a ``FORMAT`` and one line here."""
+"""The table of formats that are read; a new one is a module with a ``FORMAT`` and one line here."""
 
 from __future__ import annotations
 
@@ -28,21 +28,23 @@ FORMATS: list[Format] = [
     hdf5.FORMAT,
     npy.FORMAT,
 ]
-"""In a folder that holds a model in several formats, the first of these is read."""
+"""All formats. If a folder holds a model in several of them, the first is read."""
 _FIRST_BYTES = 512
+"""Bytes of a file's content that formats may look at."""
 
 
 def format_of(path: Path) -> Format:
-    """Find the format of a file: by its ending, unless its content clearly is of another one.
+    """Return the format of a file: by its ending, unless its content is clearly of another format.
 
     Raises:
-        SourceError: neither ending nor content is known.
+        SourceError: Neither the ending nor the content is known.
 
     """
     file = OpenFile(path)
     start = bytes(file.read(0, _FIRST_BYTES))
     named = [form for form in FORMATS if path.name.lower().endswith(form.suffixes)]
     alike = [form for form in FORMATS if form.looks_like(start, file.size)]
+    # People rename files: a ``.bin`` may be safetensors.
     if named and (named[0] in alike or not alike):
         return named[0]
     if alike:
@@ -53,6 +55,6 @@ def format_of(path: Path) -> Format:
 
 
 def format_of_shards(paths: list[Path]) -> Format:
-    """Find the format of files that an index names; torch's where endings differ."""
+    """Return the format of the files that an index names; torch's if they differ."""
     formats = {form.name: form for form in map(format_of, paths)}
     return next(iter(formats.values())) if len(formats) == 1 else torch_pickle.FORMAT

@@ -1,4 +1,4 @@
-"""Members of zip archives: an uncompressed one is read in place, a compressed one is unpacked into memory."""
+"""Members of zip archives: read in place if stored uncompressed, else unpacked into memory."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ import zipfile
 from spectail.models.formats.open_file import MemoryFile, ReadableFile
 
 _LOCAL_HEADER = 30
-"""Bytes of a member's own header before its name and extra field, whose lengths are its last two
-numbers."""
+"""Bytes of a member's own header. Its last two numbers are the lengths of the name and the extra
+field that follow it."""
 
 
 def member(
     file: ReadableFile, start: int, archive: zipfile.ZipFile, name: str
 ) -> tuple[ReadableFile, int, int]:
-    """Find where the bytes of a member begin and how many they are, in an archive that begins at ``start`` of a file.
+    """Return where a member of an archive lies: in which file, from which byte, and how many bytes.
+
+    ``start`` is where the archive begins in ``file``.
 
     Raises:
-        KeyError: there is no such member.
-        ValueError: it does not fit into the file.
+        KeyError: There is no such member.
+        ValueError: It does not fit into the file.
 
     """
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED:
         return MemoryFile(file.path, archive.read(name)), 0, info.file_size
+    # The archive's directory gives lengths too, but the extra field of the local header may be
+    # another: torch pads it so that the data is aligned.
     header = file.read(start + info.header_offset, _LOCAL_HEADER)
     lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     offset = start + info.header_offset + _LOCAL_HEADER + lengths
