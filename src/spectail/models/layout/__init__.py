@@ -1,1 +1,1 @@
-"""How a parameter is laid out: which matrices it holds, and how they are cut out of it."""
+"""How a parameter is stored: the matrices it holds, and how they are cut out of it."""

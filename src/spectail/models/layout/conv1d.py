@@ -1,8 +1,8 @@
-"""transformers' ``Conv1D``: a linear layer stored as (in, out), and transposed here.
+"""transformers' ``Conv1D``: a linear layer that is stored as (in, out), and transposed here.
 
-In a checkpoint it is known by GPT-2's names together with shapes that fit only the transposed
+In a checkpoint it is recognised by GPT-2's names together with shapes that fit only the transposed
 reading: ``c_attn`` and ``c_fc`` widen, the ``c_proj`` of the MLP narrows. Linear layers of the same
-names (nanoGPT, StarCoder) are left alone.
+names (nanoGPT, StarCoder) are not transposed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from spectail.models.layout.view import View
 _GPT2 = re.compile(
     r"(?:^|\.)(h\.\d+\.(?:attn|crossattention|mlp)\.)(c_attn|c_proj|c_fc|c_fc2|q_attn)\.weight$"
 )
+"""Names of the layers that are ``Conv1D`` in GPT-2."""
 _LINEAR = frozenset({"gpt_bigcode", "qwen", "codeshell"})
-"""Families whose layers have GPT-2's names and are plain linear ones."""
+"""Families that use GPT-2's names for ordinary linear layers."""
 
 
 def conv1d(view: View) -> tuple[Part, ...] | None:
@@ -31,13 +32,15 @@ def conv1d(view: View) -> tuple[Part, ...] | None:
 
 
 def _looks_like_conv1d(view: View) -> bool:
-    """Whether name, shape and siblings say (in, out)."""
+    """Whether name, shape and neighbouring layers show that a matrix is stored as (in, out)."""
     match = _GPT2.search(view.name)
     if match is None or view.stored.layout is not None or family_of(view.config) in _LINEAR:
         return False
     wide = view.shape[1] - view.shape[0]
     if wide:
+        # A plain linear layer of this name would be (out, in), with the long side exchanged.
         narrows = match[2] == "c_proj" and match[1].endswith("mlp.")
         return wide < 0 if narrows else wide > 0
+    # A square layer tells nothing by itself; it is stored the same way as the c_attn beside it.
     fused = view.sibling("c_attn")
     return fused is not None and len(fused) == 2 and fused[1] > fused[0]

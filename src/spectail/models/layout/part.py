@@ -1,4 +1,4 @@
-"""A part: the piece of a stored tensor that is one layer, and how that piece becomes matrices."""
+"""A part: the piece of a stored tensor that is one layer, and how it becomes matrices."""
 
 from __future__ import annotations
 
@@ -12,40 +12,48 @@ from torch import Tensor
 from spectail.models.lazy_tensor import Index, LazyTensor, as_float, piece_of
 
 Arrange: TypeAlias = Callable[[Tensor], Tensor]
-"""Turns the piece into (n_matrices, rows, cols); see ``arrange``."""
+"""Turns a piece into (n_matrices, rows, cols): see ``arrange``."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One layer inside of a stored tensor: what to read of it, and how that becomes (n_matrices, rows, cols)."""
+    """One layer inside a stored tensor: which piece to read, and how to arrange it as matrices.
+
+    The matrices have the shape (n_matrices, rows, cols).
+    """
 
     name: str
+    """Name of the layer."""
     kind: str
+    """What the layer does: see :func:`~spectail.models.naming.blocks.kind_of`."""
     n_matrices: int
     rows: int
     cols: int
     index: Index
+    """Which piece of the stored tensor belongs to the layer."""
     arrange: Arrange = field(repr=False)
+    """Turns that piece into matrices."""
     note: str = ""
-    """What a user should know about how the tensor was cut, or why it was not; the layer's row
-    carries it."""
+    """What a user should know about how the tensor was cut, or why it was not. It appears in the
+    layer's row."""
 
     def read(self, tensor: LazyTensor) -> Tensor:
         """Read the matrices, (n_matrices, rows, cols), in float32 or wider."""
         return self.arrange(as_float(tensor.read(self.index)))
 
     def view(self, tensor: Tensor) -> Tensor:
-        """Arrange a tensor in memory in its own type: a view of it wherever the layout allows one."""
+        """Arrange a tensor in memory without changing its type: a view if the layout allows one."""
         return self.arrange(piece_of(tensor.detach(), self.index))
 
     def write(self, tensor: Tensor, values: Tensor) -> None:
-        """Put values (n_matrices, rows, cols) in this part's place in a tensor; nothing else of it is touched."""
+        """Write values (n_matrices, rows, cols) to this part's place in a tensor, nowhere else."""
         piece = piece_of(tensor.detach(), self.index)
         target = self.arrange(piece)
+        # Same storage means that the arranged tensor is a view, so copying into it is enough.
         if target.untyped_storage().data_ptr() == piece.untyped_storage().data_ptr():
             target.copy_(values)
             return
-        # Some layouts can only be read as a copy; numbering the entries tells where each value
-        # belongs.
+        # Some layouts can only be read as a copy. Arranging the numbers of the entries in the same
+        # way tells where each value belongs.
         numbers = torch.arange(piece.numel(), device=piece.device).reshape(piece.shape)
         piece.put_(self.arrange(numbers), values.to(piece.dtype))

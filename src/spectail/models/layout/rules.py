@@ -1,4 +1,4 @@
-"""How parameters are laid out, and which matrices they hold: one table of rules, each in the module of its idea.
+"""How parameters are stored, and which matrices they hold: one table of rules, tried in order.
 
 Conventions: a matrix is (output, input); a fused parameter is cut into parts that are layers of
 their own; an embedding keeps its stored orientation, (words, features).
@@ -23,18 +23,18 @@ from spectail.models.layout.view import View
 from spectail.models.lazy_tensor import Index, LazyTensor
 
 Rule: TypeAlias = "Callable[[View], tuple[Part, ...] | None]"
-"""Lists the parts of a tensor that the rule knows, None for every other tensor."""
+"""Lists the parts of a tensor that the rule recognises; None for every other tensor."""
 
 
 def _lora(view: View) -> tuple[Part, ...] | None:
-    """An adapter's delta: a matrix, or the slices of a convolution."""
+    """Describe the change that an adapter makes: a matrix, or a convolution."""
     if view.stored.layout != "lora":
         return None
     return (view.matrix(kind="lora") if len(view.shape) == 2 else convolution(view, kind="lora"),)
 
 
 def _embedding(view: View) -> tuple[Part, ...] | None:
-    """What a module says is an embedding."""
+    """Describe a tensor whose live module is an embedding."""
     return (
         (view.matrix(kind="embedding"),)
         if view.stored.layout == "embedding" and len(view.shape) == 2
@@ -57,25 +57,31 @@ RULES: tuple[Rule, ...] = (
     fused_gate_up,
     convolution_or_stack,
 )
-"""Tried in this order; a tensor that none of them knows is one matrix as stored."""
+"""The rules in the order in which they are tried. A tensor that none of them recognises is one
+matrix in its stored orientation."""
 
 
 def parts_of(
     stored: LazyTensor, shapes: Mapping[str, tuple[int, ...]], config: Config
 ) -> tuple[Part, ...]:
-    """List the layers that a stored tensor holds; none where it has fewer than two dimensions.
+    """List the layers that a stored tensor holds; none if it has fewer than two dimensions.
 
-    ``shapes`` are those of all tensors of the model by name, ``config`` is the configuration of the
-    whole model.
+    Args:
+        stored: The tensor.
+        shapes: Shapes of all tensors of the model, by name.
+        config: Configuration of the whole model.
+
     """
     if len(stored.shape) < 2:
         return ()
     shape = stored.shape
     lead: Index = ()
     if not stored.name.endswith("weight") and stored.layout is None:
+        # Bare parameters are often stored with leading dimensions of size one, for broadcasting.
         while len(shape) > 2 and shape[0] == 1:
             shape, lead = shape[1:], (*lead, 0)
     view = View(stored, shapes, sub_config(config, stored.name), stored.name, shape, lead)
+    # The first rule that recognises the tensor decides; the order is part of the meaning.
     for rule in RULES:
         if parts := rule(view):
             return parts

@@ -1,4 +1,4 @@
-"""A stored tensor as the rules see it: its name and shape, the tensors around it, and its model's configuration."""
+"""A view of a stored tensor for the rules: name, shape, neighbouring tensors and configuration."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from spectail.models.naming.names import layer_name
 
 @dataclass(frozen=True)
 class View:
-    """A stored tensor with what surrounds it."""
+    """A stored tensor together with the facts that tell how it is laid out."""
 
     stored: LazyTensor
+    """The tensor."""
     shapes: Mapping[str, tuple[int, ...]]
-    """Shapes of all tensors of the model by name: siblings tell what a shape alone does not."""
+    """Shapes of all tensors of the model, by name. Neighbouring tensors tell what a shape alone
+    does not."""
     config: Config
-    """Configuration of the sub-model that the tensor lies in; empty where there is none."""
+    """Configuration of the sub-model that the tensor lies in; empty if there is none."""
     name: str
+    """Full name of the parameter."""
     shape: tuple[int, ...]
+    """Shape without the leading dimensions that ``lead`` removes."""
     lead: Index = ()
-    """Leading dimensions of size one that were taken off."""
+    """Index that removes leading dimensions of size one."""
 
     @property
     def layer(self) -> str:
@@ -34,11 +38,15 @@ class View:
 
     @property
     def last(self) -> str:
-        """Last component of the layer's name, ``qkv_proj``."""
+        """Last component of the layer's name, such as ``qkv_proj``."""
         return self.layer.rpartition(".")[2]
 
     def sibling(self, *names: str) -> tuple[int, ...] | None:
-        """Shape of the first of these layers or parameters that lies in the same module as this layer."""
+        """Return the shape of the first of these names that exists in the same module.
+
+        A name may be that of a layer or of a parameter; the result is None if none exists.
+        """
+        # The path of the module, with its dot.
         stem = self.layer.removesuffix(self.last)
         for name in names:
             for full in (f"{stem}{name}.weight", f"{stem}{name}"):
@@ -56,7 +64,17 @@ class View:
         arrange: Arrange = as_one,
         note: str = "",
     ) -> Part:
-        """Describe one plain two-dimensional piece: the whole tensor, or some of its rows."""
+        """Describe one plain two-dimensional piece: the whole tensor, or some of its rows.
+
+        Args:
+            suffix: What to append to the layer's name.
+            kind: Kind of the part; by default, the one that the name tells.
+            index: Which piece of the tensor it is; by default, all of it.
+            size: (rows, cols) of the part; by default, the last two dimensions of the tensor.
+            arrange: How the piece becomes (n_matrices, rows, cols).
+            note: What a user should know about the cut.
+
+        """
         name = self.layer + suffix
         rows, cols = size or self.shape[-2:]
         return Part(name, kind or kind_of(name), 1, rows, cols, (*self.lead, *index), arrange, note)
