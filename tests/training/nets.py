@@ -3,8 +3,14 @@
 import torch
 from torch import nn
 
-UNITS = {"3": ("3.weight", "3.bias", "4.weight", "4.bias"), "5": ("5.weight", "5.bias"), "7": ("7.weight", "7.bias")}
-"""The layers that take part, each with the parameters that follow it; 0 is the first layer, 8 the last."""
+UNITS = {
+    "3": ("3.weight", "3.bias", "4.weight", "4.bias"),
+    "5": ("5.weight", "5.bias"),
+    "7": ("7.weight", "7.bias"),
+}
+"""The layers that take part, each with the parameters that follow it; 0 is the first layer, 8 the
+last.
+"""
 
 
 def net(seed: int = 0) -> nn.Sequential:
@@ -89,21 +95,29 @@ def matrices(model):
 
 OPTIMIZERS = {
     "sgd": lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-2),
-    "sgd foreach": lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9, foreach=True, weight_decay=1e-2),
-    "sgd fused": lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9, fused=True, weight_decay=1e-2),
+    "sgd foreach": lambda ps: torch.optim.SGD(
+        ps, lr=0.1, momentum=0.9, foreach=True, weight_decay=1e-2
+    ),
+    "sgd fused": lambda ps: torch.optim.SGD(
+        ps, lr=0.1, momentum=0.9, fused=True, weight_decay=1e-2
+    ),
     "adam": lambda ps: torch.optim.Adam(ps, lr=1e-2, amsgrad=True, weight_decay=1e-2),
     "adamw": lambda ps: torch.optim.AdamW(ps, lr=1e-2, weight_decay=0.1),
     "adamw foreach": lambda ps: torch.optim.AdamW(ps, lr=1e-2, foreach=True, weight_decay=0.1),
     "adamw fused": lambda ps: torch.optim.AdamW(ps, lr=1e-2, fused=True, weight_decay=0.1),
     "adamw tensor lr": lambda ps: torch.optim.AdamW(ps, lr=torch.tensor(1e-2), weight_decay=0.1),
-    "adamw fused tensor lr": lambda ps: torch.optim.AdamW(ps, lr=torch.tensor(1e-2), fused=True, weight_decay=0.1),
+    "adamw fused tensor lr": lambda ps: torch.optim.AdamW(
+        ps, lr=torch.tensor(1e-2), fused=True, weight_decay=0.1
+    ),
     "rmsprop": lambda ps: torch.optim.RMSprop(ps, lr=1e-3, momentum=0.5, weight_decay=1e-2),
     "adafactor": lambda ps: torch.optim.Adafactor(ps, lr=1e-2, weight_decay=1e-2),
     "adadelta": lambda ps: torch.optim.Adadelta(ps, lr=0.5, weight_decay=1e-2),
     "adagrad": lambda ps: torch.optim.Adagrad(ps, lr=1e-2, lr_decay=0.1, weight_decay=1e-2),
     "adamax": lambda ps: torch.optim.Adamax(ps, lr=1e-2, weight_decay=1e-2),
     "asgd": lambda ps: torch.optim.ASGD(ps, lr=1e-2, weight_decay=1e-2),
-    "nadam": lambda ps: torch.optim.NAdam(ps, lr=1e-2, weight_decay=1e-2, decoupled_weight_decay=True),
+    "nadam": lambda ps: torch.optim.NAdam(
+        ps, lr=1e-2, weight_decay=1e-2, decoupled_weight_decay=True
+    ),
     "radam": lambda ps: torch.optim.RAdam(ps, lr=1e-2, weight_decay=1e-2, foreach=True),
     "maximize": lambda ps: torch.optim.SGD(ps, lr=1e-4, maximize=True, weight_decay=1e-2),
     "own": lambda ps: Lion(ps),

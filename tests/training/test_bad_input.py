@@ -29,7 +29,10 @@ def refused(text, **arguments):
 
 
 def test_a_model_without_matrices():
-    refused("LayerNorm has no weight matrices to balance: 2 vectors, nothing else", model=nn.LayerNorm(64))
+    refused(
+        "LayerNorm has no weight matrices to balance: 2 vectors, nothing else",
+        model=nn.LayerNorm(64),
+    )
 
 
 def test_a_model_that_is_none():
@@ -46,13 +49,18 @@ def test_every(every):
 
 
 def test_an_optimizer_of_another_model():
-    refused(r"the optimizer holds none of the model's parameters \(such as 0.weight\)", optimizer=sgd(net()))
+    refused(
+        r"the optimizer holds none of the model's parameters \(such as 0.weight\)",
+        optimizer=sgd(net()),
+    )
 
 
 def test_an_optimizer_that_lacks_some_layers():
     model = net()
     some = [p for name, p in model.named_parameters() if not name.startswith("5.")]
-    with pytest.warns(UserWarning, match="1 layers of the model are not in the optimizer and are not measured: 5"):
+    with pytest.warns(
+        UserWarning, match="1 layers of the model are not in the optimizer and are not measured: 5"
+    ):
         balancer = balance(model, torch.optim.SGD(some, lr=0.1))
     assert list(balancer.factors) == ["3", "7"]
     assert balancer.left_out["5"] == "not in the optimizer"
@@ -82,19 +90,30 @@ def test_frozen_layers_are_left_out_without_a_warning():
 
 
 def test_an_optimizer_that_is_none():
-    refused(r"expected a torch.optim.Optimizer \(a subclass that calls its __init__\), not str", optimizer="sgd")
+    refused(
+        r"expected a torch.optim.Optimizer \(a subclass that calls its __init__\), not str",
+        optimizer="sgd",
+    )
 
 
 def test_lbfgs():
     model = net()
-    refused("LBFGS takes one step along all parameters", model=model, optimizer=torch.optim.LBFGS(model.parameters()))
+    refused(
+        "LBFGS takes one step along all parameters",
+        model=model,
+        optimizer=torch.optim.LBFGS(model.parameters()),
+    )
 
 
 def test_a_parameter_in_two_groups():
     model = net()
     optimizer = sgd(model)
     optimizer.param_groups.append({**optimizer.param_groups[0], "params": [model[5].weight]})
-    refused("the parameter 5.weight is in groups 0 and 1: give each parameter to one", model=model, optimizer=optimizer)
+    refused(
+        "the parameter 5.weight is in groups 0 and 1: give each parameter to one",
+        model=model,
+        optimizer=optimizer,
+    )
 
 
 def test_a_parameter_twice_in_one_group():
@@ -111,7 +130,9 @@ def test_groups_without_the_option():
 
     model = net()
     refused(
-        "group 0 of Plain has no 'lr' to scale; its options are speed", model=model, optimizer=Plain(model.parameters())
+        "group 0 of Plain has no 'lr' to scale; its options are speed",
+        model=model,
+        optimizer=Plain(model.parameters()),
     )
 
 
@@ -125,7 +146,11 @@ def test_no_weight_decay_to_scale():
         ("fast", "the rule must be one of tempbalance, tb-sigmoid, llr, alphadecay"),
         (3, "the rule must be one of tempbalance, .*, not 3"),
         ("tempbalance:cubic", "the rule 'tempbalance:cubic' cannot be used: map must be one of"),
-        ("llr:sqrt", "llr only scales up: its map must be linear:LOW:HIGH with LOW of at least 1, .* not sqrt"),
+        (
+            "llr:sqrt",
+            "llr only scales up: its map must be linear:LOW:HIGH with LOW of at least 1, .* not "
+            "sqrt",
+        ),
         ("llr:linear:0.5:5.0", "llr only scales up"),
     ],
 )
@@ -149,7 +174,8 @@ def test_rule_options(options, text):
 
 def test_globs():
     refused(
-        "include 'fc' matches none of the 5 layers; they are 0, 3, 5, 7 and 1 more", rule=TempBalance(include=("fc",))
+        "include 'fc' matches none of the 5 layers; they are 0, 3, 5, 7 and 1 more",
+        rule=TempBalance(include=("fc",)),
     )
     refused("exclude 'fc' matches none of the 5 layers", rule=TempBalance(exclude=("fc",)))
     refused(
@@ -161,10 +187,14 @@ def test_globs():
 
 
 def test_device_and_window():
-    with pytest.raises(st.SpecError, match="device must be auto, cpu or an accelerator that torch has here, not 'gpu'"):
+    with pytest.raises(
+        st.SpecError,
+        match="device must be auto, cpu or an accelerator that torch has here, not 'gpu'",
+    ):
         balance(device="gpu")
     with pytest.raises(
-        st.SpecError, match="a window of 512 is larger than every layer; the largest that fits any is 64"
+        st.SpecError,
+        match="a window of 512 is larger than every layer; the largest that fits any is 64",
     ):
         balance(rule=TempBalance(spec=st.Spec(window=512)))
 
@@ -173,7 +203,11 @@ def test_two_balancers_on_one_optimizer():
     model = net()
     optimizer = sgd(model)
     first = balance(model, optimizer)
-    refused(r"the optimizer has a Balancer already: call its remove\(\)", model=model, optimizer=optimizer)
+    refused(
+        r"the optimizer has a Balancer already: call its remove\(\)",
+        model=model,
+        optimizer=optimizer,
+    )
     first.remove()
     balance(model, optimizer)
 
@@ -185,10 +219,14 @@ def test_groups_added_later_train_at_their_own_rate_with_one_warning():
     train(model, optimizer, 2)
     rates = []
     optimizer.register_step_pre_hook(
-        lambda *_: rates.append({id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]})
+        lambda *_: rates.append(
+            {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+        )
     )
     optimizer.add_param_group({"params": list(more.parameters()), "lr": 0.3})
-    with pytest.warns(UserWarning, match="2 parameters came into the optimizer after the Balancer was built") as told:
+    with pytest.warns(
+        UserWarning, match="2 parameters came into the optimizer after the Balancer was built"
+    ) as told:
         train(model, optimizer, 3, start=2)
     assert len(told) == 1
     assert rates[-1][id(more.weight)] == 0.3
@@ -210,18 +248,24 @@ def test_a_weight_that_becomes_nan_keeps_its_factor_with_one_warning():
     assert len(told) == 1
     assert balancer.factors["5"] == before["5"]
     assert balancer.left_out["5"] == "failed: 1 of 6144 weights are NaN or infinite"
-    assert sorted(v for k, v in balancer.factors.items() if k != "5") == [0.5, 1.5], "the others go on"
+    assert sorted(v for k, v in balancer.factors.items() if k != "5") == [0.5, 1.5], (
+        "the others go on"
+    )
     assert "5" not in balancer.history[-1].alphas
     with torch.no_grad():
         for p in model.parameters():
             p.fill_(float("nan"))
-    with pytest.warns(UserWarning, match="not one layer has an alpha at step 0, so that all factors stay"):
+    with pytest.warns(
+        UserWarning, match="not one layer has an alpha at step 0, so that all factors stay"
+    ):
         balancer.update()
 
 
 def test_layers_with_few_eigenvalues_keep_factor_1_and_are_named():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 8), nn.Linear(8, 64), nn.Linear(64, 20))
+    model = nn.Sequential(
+        nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 8), nn.Linear(8, 64), nn.Linear(64, 20)
+    )
     balancer = balance(model, rule=TempBalance(ends=True), every=None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -243,9 +287,7 @@ def test_nothing_to_measure_is_said():
         model=nn.Sequential(*[nn.Linear(8, 8) for _ in range(4)]),
     )
     balancer = balance(nn.Sequential(*[nn.Linear(20, 20) for _ in range(4)]), every=None)
-    text = (
-        "not one layer has an alpha at step 0, so that all factors stay; 1: 20 eigenvalues, the rule asks for at least"
-    )
+    text = "not one layer has an alpha at step 0, so that all factors stay; 1: 20 eigenvalues, the rule asks for at least"
     with pytest.warns(UserWarning, match=text):
         balancer.update()
     assert set(balancer.factors.values()) == {1.0}
@@ -257,14 +299,19 @@ def test_the_state_of_another_model():
     balancer = balance(other)
     balancer.update()
     before = balancer.state_dict()
-    text = (
-        "the state is of another model, or of other layers of it: it lacks 1 and 4 more; other shapes at 3 and 1 more"
-    )
+    text = "the state is of another model, or of other layers of it: it lacks 1 and 4 more; other shapes at 3 and 1 more"
     with pytest.raises(TrainingError, match=text):
         balancer.load_state_dict(state)
     assert balancer.state_dict() == before
-    for damaged in ({}, None, {"format": "spectail balancer"}, torch.optim.SGD(other.parameters()).state_dict()):
-        with pytest.raises(TrainingError, match=r"expected a state that Balancer.state_dict has given"):
+    for damaged in (
+        {},
+        None,
+        {"format": "spectail balancer"},
+        torch.optim.SGD(other.parameters()).state_dict(),
+    ):
+        with pytest.raises(
+            TrainingError, match=r"expected a state that Balancer.state_dict has given"
+        ):
             balancer.load_state_dict(damaged)
 
 
@@ -284,7 +331,9 @@ def test_a_model_that_loses_a_layer():
     model = net()
     balancer = balance(model, every=None)
     model[5] = nn.Identity()
-    with pytest.raises(TrainingError, match="the model has lost its layer '5' since the Balancer was built"):
+    with pytest.raises(
+        TrainingError, match="the model has lost its layer '5' since the Balancer was built"
+    ):
         balancer.update()
 
 
@@ -294,7 +343,9 @@ def test_background_with_several_processes_is_refused():
 
 def test_a_history_that_is_none(tmp_path):
     (tmp_path / "history.json").write_text('{"format": "else"}')
-    with pytest.raises(st.RunError, match=r"history.json is not a history that this version can read"):
+    with pytest.raises(
+        st.RunError, match=r"history.json is not a history that this version can read"
+    ):
         History.load(tmp_path)
 
 

@@ -12,7 +12,7 @@ import spectail as st
 from spectail.errors import TrainingError
 from spectail.training.rules import LLR
 from tests.training.nets import net, same, train, weights_of
-from tests.training.test_without_effect import told_by
+from tests.training.running import told_by
 
 
 def set_trained(model, name, trained):
@@ -38,7 +38,9 @@ def rates_of(optimizer, model):
     seen = []
     names = {id(p): name for name, p in model.named_parameters()}
     optimizer.register_step_pre_hook(
-        lambda *_: seen.append({names[id(p)]: g["lr"] for g in optimizer.param_groups for p in g["params"]})
+        lambda *_: seen.append(
+            {names[id(p)]: g["lr"] for g in optimizer.param_groups for p in g["params"]}
+        )
     )
     return seen
 
@@ -60,7 +62,9 @@ def test_a_layer_that_is_unfrozen_is_taken_in_and_told():
     assert sorted(balancer.history[1].alphas) == ["3", "5", "7"], "measured at once"
     assert seen[3]["5.weight"] == 0.1
     factors = balancer.history[1].factors
-    assert [seen[4][f"{name}.weight"] for name in factors] == [0.1 * factor for factor in factors.values()]
+    assert [seen[4][f"{name}.weight"] for name in factors] == [
+        0.1 * factor for factor in factors.values()
+    ]
     assert seen[4]["5.bias"] == 0.1 * factors["5"]
     assert balancer.history.table.groupby("step").size().to_dict() == {2: 2, 4: 3, 6: 3}
 
@@ -87,7 +91,10 @@ def test_a_layer_that_comes_into_the_optimizer_later():
     optimizer.add_param_group({"params": list(model[5].parameters()), "lr": 0.01})
     seen = rates_of(optimizer, model)
     told = told_by(lambda: train(model, optimizer, 3, start=2))
-    assert "2 parameters came into the optimizer after the Balancer was built: layers of the model take part" in told[0]
+    assert (
+        "2 parameters came into the optimizer after the Balancer was built: layers of the model "
+        "take part" in told[0]
+    )
     assert "1 layers take part from now on, at step 4: 5" in told[1]
     assert len(told) == 2
     assert seen[0]["5.weight"] == 0.01
@@ -100,7 +107,9 @@ def test_a_layer_that_is_unfrozen_but_not_in_the_optimizer_is_told():
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     balancer = st.Balancer(model, optimizer, "tempbalance", every=1)
     set_trained(model, "5", True)
-    with pytest.warns(UserWarning, match="1 layers of the model are not in the optimizer and are not measured: 5"):
+    with pytest.warns(
+        UserWarning, match="1 layers of the model are not in the optimizer and are not measured: 5"
+    ):
         train(model, optimizer, 1)
     assert balancer.left_out["5"] == "not in the optimizer"
     assert not told_by(lambda: train(model, optimizer, 3, start=1))
@@ -127,7 +136,9 @@ def test_a_layer_that_is_frozen_takes_part_no_longer_until_it_is_trained_again()
     with pytest.warns(UserWarning, match=r"1 layers take part no longer, at step 4: 5 \(frozen\)"):
         train(model, optimizer, 2, start=2)
     assert list(balancer.factors) == ["3", "7"]
-    assert sorted(balancer.factors.values()) == [0.5, 1.5], "the map is that of the layers that train"
+    assert sorted(balancer.factors.values()) == [0.5, 1.5], (
+        "the map is that of the layers that train"
+    )
     set_trained(model, "5", True)
     with pytest.warns(UserWarning, match="1 layers take part from now on, at step 6: 5"):
         train(model, optimizer, 2, start=4)
@@ -148,7 +159,10 @@ def test_when_all_are_frozen_nothing_changes_and_that_is_said():
     before = balancer.factors
     for name in ("3", "5", "7"):
         set_trained(model, name, False)
-    with pytest.warns(UserWarning, match="the layers that take part stay as they were at step 0: no layer takes part"):
+    with pytest.warns(
+        UserWarning,
+        match="the layers that take part stay as they were at step 0: no layer takes part",
+    ):
         balancer.update()
     assert balancer.factors == before
 
@@ -230,7 +244,9 @@ def gradual(stop_at=None, *, unfrozen_when_built, order):
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 5, 7])
 def test_gradual_unfreezing_is_resumed_exactly(stop_at, unfrozen_when_built, order):
     weights, factors, whole = gradual(unfrozen_when_built=False, order=order)
-    again, same_factors, balancer = gradual(stop_at, unfrozen_when_built=unfrozen_when_built, order=order)
+    again, same_factors, balancer = gradual(
+        stop_at, unfrozen_when_built=unfrozen_when_built, order=order
+    )
     assert same_factors == factors
     assert same(weights, again)
     assert balancer.history.table.equals(whole.history.table)

@@ -15,7 +15,13 @@ import spectail as st
 from spectail.cli import run as cli
 from spectail.training.history import scalars
 from spectail.training.rules import LLR, RULES, AlphaDecay, TBSigmoid, TempBalance, as_rule
-from tests.reference.plain_allocation import plain_linear, plain_log2, plain_sigmoid, plain_sqrt, plain_step
+from tests.reference.plain_allocation import (
+    plain_linear,
+    plain_log2,
+    plain_sigmoid,
+    plain_sqrt,
+    plain_step,
+)
 from tests.reference.plain_farms import fit, pooled_eigenvalues
 from tests.training.nets import UNITS, net, same, train, weights_of
 
@@ -69,7 +75,9 @@ def test_every_rule_is_computed_by_hand():
     assert {rule.partition(":")[0] for rule in RULES_BY_HAND} == set(RULES)
 
 
-@pytest.mark.parametrize(("rule", "target"), [("tempbalance", "lr"), ("alphadecay", "weight-decay")])
+@pytest.mark.parametrize(
+    ("rule", "target"), [("tempbalance", "lr"), ("alphadecay", "weight-decay")]
+)
 def test_factors_are_those_of_an_allocation(rule, target):
     model = net()
     balancer = st.Balancer(model, sgd(model), rule, every=None)
@@ -80,13 +88,26 @@ def test_factors_are_those_of_an_allocation(rule, target):
 
 
 def test_measuring_for_training_gives_the_alphas_of_analyze():
-    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 96, 3), nn.Linear(96, 10))
-    balancer = st.Balancer(model, sgd(model), TempBalance(ends=True, spec=st.presets.FARMS), every=None)
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 96, 3), nn.Linear(96, 10)
+    )
+    balancer = st.Balancer(
+        model, sgd(model), TempBalance(ends=True, spec=st.presets.FARMS), every=None
+    )
     balancer.update()
     table = st.analyze(model).table.set_index("name")
     mine = balancer.history.at(0).table.set_index("name")
     assert list(mine.index) == ["1", "2"]
-    for column in ("alpha", "alpha_null", "xmin", "n_tail", "ks", "window_rows", "n_windows", "status"):
+    for column in (
+        "alpha",
+        "alpha_null",
+        "xmin",
+        "n_tail",
+        "ks",
+        "window_rows",
+        "n_windows",
+        "status",
+    ):
         assert mine[column].equals(table[column][["1", "2"]]), column
     assert mine["alpha_se"].isna().all()
     assert mine["lambda_max"].isna().all()
@@ -97,7 +118,9 @@ def test_block_level_and_normalisation():
         def __init__(self):
             super().__init__()
             self.first = nn.Linear(16, 64)
-            self.blocks = nn.ModuleList(nn.ModuleDict({"a": nn.Linear(64, 64), "b": nn.Linear(64, 64)}) for _ in "123")
+            self.blocks = nn.ModuleList(
+                nn.ModuleDict({"a": nn.Linear(64, 64), "b": nn.Linear(64, 64)}) for _ in "123"
+            )
             self.last = nn.Linear(64, 4)
 
     torch.manual_seed(1)
@@ -107,30 +130,42 @@ def test_block_level_and_normalisation():
     values = balancer.factors
     alphas = balancer.history[-1].alphas
     means = np.array([(alphas[f"blocks.{i}.a"] + alphas[f"blocks.{i}.b"]) / 2 for i in range(3)])
-    assert [values[f"blocks.{i}.a"] for i in range(3)] == [values[f"blocks.{i}.b"] for i in range(3)]
-    assert [values[f"blocks.{i}.a"] for i in range(3)] == pytest.approx(plain_sigmoid(means, 1.0, 1.0, 10.0))
+    assert [values[f"blocks.{i}.a"] for i in range(3)] == [
+        values[f"blocks.{i}.b"] for i in range(3)
+    ]
+    assert [values[f"blocks.{i}.a"] for i in range(3)] == pytest.approx(
+        plain_sigmoid(means, 1.0, 1.0, 10.0)
+    )
     model = net()
     balancer = st.Balancer(model, sgd(model), TempBalance(normalize=True), every=None)
     balancer.update()
     sizes = np.array([96 * 64, 64 * 96, 64 * 64])
-    assert np.average(list(balancer.factors.values()), weights=sizes) == pytest.approx(1.0, abs=1e-12)
+    assert np.average(list(balancer.factors.values()), weights=sizes) == pytest.approx(
+        1.0, abs=1e-12
+    )
 
 
 def test_the_transition_is_even_and_starts_where_it_is():
     model = net()
     balancer = st.Balancer(model, sgd(model), LLR(transition=4), every=6)
     seen = []
-    train(model, balancer.optimizer, 14, before=lambda _: seen.append(list(balancer.factors.values())))
+    train(
+        model, balancer.optimizer, 14, before=lambda _: seen.append(list(balancer.factors.values()))
+    )
     first, second = (np.array(list(update.factors.values())) for update in balancer.history)
     ones = np.ones(3)
     assert np.array(seen[:6]) == pytest.approx(np.ones((6, 3)))
     for i in range(4):
         assert seen[6 + i] == pytest.approx(ones + (first - ones) * (i + 1) / 4)
-        assert seen[12 + i if i < 2 else 13] == pytest.approx(first + (second - first) * (min(i, 1) + 1) / 4)
+        assert seen[12 + i if i < 2 else 13] == pytest.approx(
+            first + (second - first) * (min(i, 1) + 1) / 4
+        )
     assert seen[10] == pytest.approx(first)
     assert all(factor >= 1 for row in seen for factor in row)
     balancer.update()
-    assert balancer._moving.start == tuple(first + (second - first) * 3 / 4), "from where it is, not from the goal"
+    assert balancer._moving.start == tuple(first + (second - first) * 3 / 4), (
+        "from where it is, not from the goal"
+    )
 
 
 def run(steps, *, stops=(), rule="tempbalance", background=False, through="torch"):
@@ -183,7 +218,9 @@ def test_a_resumed_run_is_the_same_bit_by_bit(rule, background):
     rng = random.Random(0)
     for through in ("torch", "json", "torch"):
         stops = sorted(rng.sample(range(1, steps), 2))
-        again, same_factors, other = run(steps, stops=stops, rule=rule, background=background, through=through)
+        again, same_factors, other = run(
+            steps, stops=stops, rule=rule, background=background, through=through
+        )
         assert same_factors == factors, stops
         assert same(weights_of(model), weights_of(again)), stops
         assert other.history.table.equals(balancer.history.table), stops
@@ -213,12 +250,16 @@ def test_background_factors_are_those_of_one_period_before():
     _, _, waiting = run(11)
     assert [(u.step, u.applied) for u in balancer.history] == [(3, 6), (6, 9)]
     assert factors[5] == dict.fromkeys(UNITS, 1.0)
-    assert factors[6] == waiting.history[0].factors, "the weights of step 3 were measured, whatever came after"
+    assert factors[6] == waiting.history[0].factors, (
+        "the weights of step 3 were measured, whatever came after"
+    )
     assert factors[9] != factors[8]
 
 
 def test_measuring_in_the_background_sets_no_number_of_threads(monkeypatch):
-    model = nn.Sequential(nn.Linear(64, 512), nn.Linear(512, 512), nn.Linear(512, 512), nn.Linear(512, 64))
+    model = nn.Sequential(
+        nn.Linear(64, 512), nn.Linear(512, 512), nn.Linear(512, 512), nn.Linear(512, 64)
+    )
     table = st.analyze(model).table.set_index("name")
     balancer = st.Balancer(model, sgd(model), "tempbalance", every=None, background=True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
@@ -238,7 +279,9 @@ def test_a_weight_that_gets_other_memory_is_measured_as_it_is():
     for p in model.parameters():
         p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
     balancer.update()
-    assert list(balancer.history[-1].alphas.values()) == pytest.approx(alphas_by_hand(model), rel=1e-6)
+    assert list(balancer.history[-1].alphas.values()) == pytest.approx(
+        alphas_by_hand(model), rel=1e-6
+    )
 
 
 def test_history_is_kept_saved_plotted_and_compared(tmp_path):
@@ -251,7 +294,10 @@ def test_history_is_kept_saved_plotted_and_compared(tmp_path):
     assert list(history.table.columns) == ["step", "applied", "name", "alpha", "factor"]
     assert history.table["step"].tolist() == [2, 2, 2, 4, 4, 4, 6, 6, 6]
     assert [trace.name for trace in history.plot().data] == list(UNITS)
-    assert list(history.plot("factor").data[0].y) == history.table[history.table["name"] == "3"]["factor"].tolist()
+    assert (
+        list(history.plot("factor").data[0].y)
+        == history.table[history.table["name"] == "3"]["factor"].tolist()
+    )
     history.save(tmp_path)
     again = type(history).load(tmp_path)
     assert again.table.equals(history.table)
@@ -265,7 +311,9 @@ def test_history_is_kept_saved_plotted_and_compared(tmp_path):
     assert cli(["compare", str(tmp_path / "step_2.json"), str(tmp_path / "step_6.json")]) == 0
     assert (tmp_path / "compare.html").is_file()
     history.at(-1).save(tmp_path / "last")
-    with pytest.raises(st.RunError, match="nothing was measured at step 3; there are measurements at 2, 4, 6"):
+    with pytest.raises(
+        st.RunError, match="nothing was measured at step 3; there are measurements at 2, 4, 6"
+    ):
         history.at(3)
     with pytest.raises(st.RunError, match="a history plots alpha or factor, not 'beta'"):
         history.plot("beta")
@@ -293,7 +341,11 @@ def test_scalars_go_to_a_tensorboard_writer():
 def test_rules_from_text_and_their_settings():
     assert as_rule("tempbalance") == TempBalance()
     assert as_rule("llr:linear:1:3").map == st.maps.Linear(1.0, 3.0)
-    assert (LLR().transition, TempBalance().transition, AlphaDecay().option) == (50, 0, "weight_decay")
+    assert (LLR().transition, TempBalance().transition, AlphaDecay().option) == (
+        50,
+        0,
+        "weight_decay",
+    )
     for rule in RULES.values():
         json.dumps(rule().settings(), allow_nan=False)
     assert math.isclose(float(np.max(TBSigmoid().map.factors(np.array([1.0, 9.0])))), 10**0.5)

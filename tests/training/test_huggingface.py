@@ -11,12 +11,19 @@ from spectail.training.huggingface import BalancerCallback
 from spectail.training.rules import LLR
 from tests.training.nets import same, weights_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*pin_memory.*:UserWarning", "ignore::FutureWarning"
+)
 
 
 def model():
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     return LlamaForCausalLM(LlamaConfig(vocab_size=40, **sizes))
 
 
@@ -30,9 +37,20 @@ class Words(torch.utils.data.Dataset):
 
 
 def trainer(folder, callback, **more):
-    options = {"max_steps": 9, "save_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2}
+    options = {
+        "max_steps": 9,
+        "save_steps": 4,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+    }
     arguments = TrainingArguments(
-        str(folder), report_to=[], use_cpu=True, disable_tqdm=True, warmup_steps=2, logging_steps=1, **options | more
+        str(folder),
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        warmup_steps=2,
+        logging_steps=1,
+        **options | more,
     )
     return Trainer(model(), arguments, train_dataset=Words(), callbacks=[callback])
 
@@ -50,7 +68,10 @@ def test_a_trainer_with_the_callback(tmp_path):
     assert len(balancer.factors) == 14
     assert balancer.left_out["lm_head"] == "the output head"
     plain = trainer(tmp_path / "plain", BalancerCallback("tempbalance", every=1000))
-    with pytest.warns(UserWarning, match="nothing was measured in 9 steps, so that every factor was 1: it measures"):
+    with pytest.warns(
+        UserWarning,
+        match="nothing was measured in 9 steps, so that every factor was 1: it measures",
+    ):
         plain.train()
     assert rates(run) == rates(plain), "the base rate is logged"
     assert not same(weights_of(run.model), weights_of(plain.model))
@@ -75,7 +96,9 @@ def test_the_trainer_may_restore_the_callback_itself(tmp_path):
     first = trainer(tmp_path, BalancerCallback("tempbalance:sqrt", every=3))
     first.train()
     again = trainer(
-        tmp_path / "again", BalancerCallback("tempbalance:sqrt", every=3), restore_callback_states_from_checkpoint=True
+        tmp_path / "again",
+        BalancerCallback("tempbalance:sqrt", every=3),
+        restore_callback_states_from_checkpoint=True,
     )
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert same(weights_of(first.model), weights_of(again.model))
@@ -83,12 +106,16 @@ def test_the_trainer_may_restore_the_callback_itself(tmp_path):
 
 def test_once_per_epoch(tmp_path):
     callback = BalancerCallback("alphadecay")
-    trainer(tmp_path, callback, max_steps=-1, num_train_epochs=2, weight_decay=0.1, save_strategy="no").train()
+    trainer(
+        tmp_path, callback, max_steps=-1, num_train_epochs=2, weight_decay=0.1, save_strategy="no"
+    ).train()
     assert [update.step for update in callback.balancer.history] == [6, 12]
 
 
 def test_bad_rules_and_every_are_refused(tmp_path):
     with pytest.raises(TrainingError, match="the rule must be one of"):
         BalancerCallback("fast")
-    with pytest.raises(TrainingError, match="every must be a whole number of optimizer steps of at least 1"):
+    with pytest.raises(
+        TrainingError, match="every must be a whole number of optimizer steps of at least 1"
+    ):
         trainer(tmp_path, BalancerCallback("tempbalance", every=0)).train()

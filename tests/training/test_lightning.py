@@ -10,7 +10,9 @@ from spectail.errors import TrainingError
 from spectail.training.lightning import BalancerCallback
 from tests.training.nets import batch, net, same, train, weights_of
 
-needs_lightning = pytest.mark.skipif(not importlib.util.find_spec("lightning"), reason="lightning is not installed")
+needs_lightning = pytest.mark.skipif(
+    not importlib.util.find_spec("lightning"), reason="lightning is not installed"
+)
 
 
 def around(model, count=1):
@@ -36,7 +38,9 @@ def test_the_callback_builds_measures_stores_and_goes():
 
 def test_several_optimizers_need_a_choice():
     model = net()
-    with pytest.raises(TrainingError, match="the module has 2 optimizers: say which to balance, optimizer=0"):
+    with pytest.raises(
+        TrainingError, match="the module has 2 optimizers: say which to balance, optimizer=0"
+    ):
         BalancerCallback("tempbalance").on_train_start(around(model, 2), model)
     BalancerCallback("tempbalance", optimizer=1).on_train_start(around(model, 2), model)
 
@@ -86,4 +90,6 @@ def test_a_lightning_trainer_resumes_exactly(tmp_path, every):
     assert second.balancer.history.table.equals(first.balancer.history.table)
     assert same(weights_of(whole), weights_of(resumed))
     assert all(len(rates) == 1 for rates in whole.rates), "the training step sees the base rate"
-    assert [u.step for u in first.balancer.history] == ([5, 10, 15, 20] if every == "epoch" else list(range(3, 20, 3)))
+    assert [u.step for u in first.balancer.history] == (
+        [5, 10, 15, 20] if every == "epoch" else list(range(3, 20, 3))
+    )

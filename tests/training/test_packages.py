@@ -8,8 +8,8 @@ import torch
 import spectail as st
 from spectail.errors import TrainingError
 from tests.training.nets import loss_of, net, same, train, weights_of
-from tests.training.optimizers import Case
-from tests.training.test_without_effect import STEPS, balanced, with_groups_by_hand
+from tests.training.running import STEPS, balanced, with_groups_by_hand
+from tests.training.wrapped import Case
 
 # Two of them give old arguments to torch, or print when they are made.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -49,7 +49,10 @@ def test_schedule_free_around_another_optimizer():
 
     def make(params):
         base = torch.optim.SGD(params, lr=0.05)
-        return Case(package.ScheduleFreeWrapper(base, momentum=0.9, weight_decay_at_y=0.1), base.param_groups)
+        return Case(
+            package.ScheduleFreeWrapper(base, momentum=0.9, weight_decay_at_y=0.1),
+            base.param_groups,
+        )
 
     compare(make)
 
@@ -57,7 +60,9 @@ def test_schedule_free_around_another_optimizer():
 @pytest.mark.parametrize("package", ["schedulefree", "pytorch_optimizer"])
 def test_schedule_free_is_resumed_exactly(package):
     module = pytest.importorskip(package)
-    kind = getattr(module, "AdamWScheduleFree" if package == "schedulefree" else "ScheduleFreeAdamW")
+    kind = getattr(
+        module, "AdamWScheduleFree" if package == "schedulefree" else "ScheduleFreeAdamW"
+    )
 
     def parts(model):
         optimizer = kind(model.parameters(), lr=0.02, warmup_steps=2)
@@ -80,7 +85,10 @@ def test_schedule_free_is_resumed_exactly(package):
     assert same(weights_of(whole), weights_of(again))
 
 
-RATE_FREE = [("prodigyopt", "Prodigy"), *[("dadaptation", f"DAdapt{n}") for n in ("SGD", "Adam", "Lion", "Adan")]]
+RATE_FREE = [
+    ("prodigyopt", "Prodigy"),
+    *[("dadaptation", f"DAdapt{n}") for n in ("SGD", "Adam", "Lion", "Adan")],
+]
 FIRST_DECAY = ("DAdaptSGD",)
 """It takes the weight decay of the first group for all."""
 
@@ -96,10 +104,15 @@ def test_what_estimates_one_rate_for_all_is_refused_and_its_decay_balanced(packa
         model = net()
         return st.Balancer(model, make(model.parameters()).given, rule, every=2)
 
-    with pytest.raises(TrainingError, match=f"{kind} cannot be balanced by 'lr': .*(Setting different lr|for all of)"):
+    with pytest.raises(
+        TrainingError,
+        match=f"{kind} cannot be balanced by 'lr': .*(Setting different lr|for all of)",
+    ):
         balance("tempbalance")
     if kind in FIRST_DECAY:
-        with pytest.raises(TrainingError, match="it takes the weight_decay of one group for all of them"):
+        with pytest.raises(
+            TrainingError, match="it takes the weight_decay of one group for all of them"
+        ):
             balance("alphadecay")
     else:
         compare(make, "alphadecay", "weight_decay")
@@ -116,7 +129,9 @@ def closures(made, groups=None):
 OF_PYTORCH_OPTIMIZER = {
     "SAM": lambda o, ps: closures(o.SAM(ps, torch.optim.SGD, lr=0.05)),
     "adaptive SAM": lambda o, ps: closures(o.SAM(ps, torch.optim.AdamW, adaptive=True, lr=0.01)),
-    "SAM in two calls": lambda o, ps: Case((s := o.SAM(ps, torch.optim.SGD, lr=0.05)), s.param_groups, "two calls"),
+    "SAM in two calls": lambda o, ps: Case(
+        (s := o.SAM(ps, torch.optim.SGD, lr=0.05)), s.param_groups, "two calls"
+    ),
     "LookSAM": lambda o, ps: closures(o.LookSAM(ps, torch.optim.SGD, k=2, lr=0.05)),
     "FriendlySAM": lambda o, ps: closures(o.FriendlySAM(ps, torch.optim.SGD, lr=0.05)),
     "Lookahead": lambda o, ps: plain(o.Lookahead(torch.optim.SGD(ps, lr=0.1), k=2)),
@@ -146,7 +161,9 @@ def test_wrappers_and_optimizers_of_pytorch_optimizer(name):
     # The norm of all gradients is rounded in another way in another order of the groups.
     for a, b in zip(weights_of(model), weights_of(other), strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6)
-    flat, _, _, _ = balanced(lambda ps: OF_PYTORCH_OPTIMIZER[name](package, ps), "tempbalance:linear:1.0:1.0")
+    flat, _, _, _ = balanced(
+        lambda ps: OF_PYTORCH_OPTIMIZER[name](package, ps), "tempbalance:linear:1.0:1.0"
+    )
     assert not same(weights_of(model), weights_of(flat))
 
 
@@ -154,7 +171,10 @@ def test_wrappers_and_optimizers_of_pytorch_optimizer(name):
 def test_one_rate_taken_for_all_is_refused(name):
     model = net()
     optimizer = getattr(pytorch_optimizer(), name)(model.parameters(), lr=1.0)
-    with pytest.raises(TrainingError, match=f"{name} cannot be balanced by 'lr': it takes the lr of one group for all"):
+    with pytest.raises(
+        TrainingError,
+        match=f"{name} cannot be balanced by 'lr': it takes the lr of one group for all",
+    ):
         st.Balancer(model, optimizer, "tempbalance", every=2)
 
 

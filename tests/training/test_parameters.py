@@ -23,5 +23,8 @@ def test_a_balancer_leaves_what_is_no_weight_matrix(include):
     model.layers = nn.ModuleList([Mixer() for _ in range(3)])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     balancer = st.Balancer(model, optimizer, rule=st.TempBalance(include=include), every=1)
-    assert balancer.left_out["layers.0.A_log"] == "no weight matrix: a state-space or mixing parameter of Mixer"
+    assert (
+        balancer.left_out["layers.0.A_log"]
+        == "no weight matrix: a state-space or mixing parameter of Mixer"
+    )
     assert "layers.1.in_proj" not in balancer.left_out

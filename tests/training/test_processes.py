@@ -63,7 +63,9 @@ def work(rank, how, port, folder):
     try:
         measured = []
         inner = measuring.measure_layer
-        measuring.measure_layer = lambda layer, plan: measured.append(layer.name) or inner(layer, plan)
+        measuring.measure_layer = lambda layer, plan: (
+            measured.append(layer.name) or inner(layer, plan)
+        )
         model = wrapped(how)
         optimizer = optimizer_of(model)
         balancer = st.Balancer(model, optimizer, "tempbalance", every=EVERY)
@@ -123,7 +125,9 @@ def test_two_processes_do_what_one_does(how, tmp_path):
     assert first["factors"] == second["factors"] == first["resumed factors"]
     for found in (first, second):
         assert found["resumed state"]
-        assert all(map(torch.equal, found["weights"], found["resumed weights"])), "a resumed run is the same run"
+        assert all(map(torch.equal, found["weights"], found["resumed weights"])), (
+            "a resumed run is the same run"
+        )
     assert first["alphas"] == second["alphas"]
     assert first["factors"] == pytest.approx(balancer.factors, rel=1e-4)
     assert first["left_out"] == balancer.left_out
@@ -136,14 +140,18 @@ def test_two_processes_do_what_one_does(how, tmp_path):
 
 
 def work_with_zero(rank, port, folder):
-    from torch.distributed.optim import ZeroRedundancyOptimizer  # warns of torch.jit when it is imported
+    from torch.distributed.optim import (
+        ZeroRedundancyOptimizer,
+    )  # warns of torch.jit when it is imported
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
     try:
         model = DistributedDataParallel(net())
-        optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=0.01, weight_decay=0.1)
+        optimizer = ZeroRedundancyOptimizer(
+            model.parameters(), torch.optim.AdamW, lr=0.01, weight_decay=0.1
+        )
         balancer = st.Balancer(model, optimizer, "tempbalance", every=EVERY)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
         train(model, optimizer, STEPS, after=lambda _: scheduler.step())

@@ -8,7 +8,17 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim import lr_scheduler
 
 import spectail as st
-from tests.training.nets import OPTIMIZERS, UNITS, Lion, loss_of, matrices, net, same, train, weights_of
+from tests.training.nets import (
+    OPTIMIZERS,
+    UNITS,
+    Lion,
+    loss_of,
+    matrices,
+    net,
+    same,
+    train,
+    weights_of,
+)
 
 STEPS, EVERY = 9, 3
 
@@ -45,7 +55,9 @@ def balanced(name, rule):
 
     def before(step):
         base = optimizer.param_groups[0][option]
-        told.append((dict(balancer.factors), base.clone() if isinstance(base, torch.Tensor) else base))
+        told.append(
+            (dict(balancer.factors), base.clone() if isinstance(base, torch.Tensor) else base)
+        )
 
     train(model, optimizer, STEPS, before=before)
     return model, optimizer, balancer, told
@@ -80,7 +92,9 @@ def test_tensor_rates_keep_their_memory():
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     balancer = st.Balancer(model, optimizer, "tempbalance", every=1)
     seen = []
-    optimizer.register_step_pre_hook(lambda *_: seen.append([id(g["lr"]) for g in optimizer.param_groups]))
+    optimizer.register_step_pre_hook(
+        lambda *_: seen.append([id(g["lr"]) for g in optimizer.param_groups])
+    )
     train(model, optimizer, 3, after=lambda step: rate.mul_(0.5))
     assert seen[0] == seen[1] == seen[2]
     assert len(set(seen[0])) == len(seen[0]) == len(balancer.factors) + 1
@@ -116,13 +130,17 @@ def test_schedulers_see_and_set_the_base_rate(name, first):
     def run(balance):
         model = net()
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-        scheduler = SCHEDULERS[name](optimizer) if first == "scheduler first" or not balance else None
+        scheduler = (
+            SCHEDULERS[name](optimizer) if first == "scheduler first" or not balance else None
+        )
         balancer = st.Balancer(model, optimizer, "tempbalance", every=EVERY) if balance else None
         scheduler = scheduler or SCHEDULERS[name](optimizer)
         rates, inside = [], []
         if balance:
             optimizer.register_step_pre_hook(
-                lambda *_: inside.append([(len(g["params"]), g["lr"]) for g in optimizer.param_groups])
+                lambda *_: inside.append(
+                    [(len(g["params"]), g["lr"]) for g in optimizer.param_groups]
+                )
             )
 
         def after(step):
@@ -136,7 +154,9 @@ def test_schedulers_see_and_set_the_base_rate(name, first):
     rates, inside, balancer = run(True)
     assert rates == plain
     lowest = min(rate for _, rate in inside[-1])
-    assert lowest == pytest.approx(rates[-2][0] * 0.5), "the factor is taken of the base rate of the step"
+    assert lowest == pytest.approx(rates[-2][0] * 0.5), (
+        "the factor is taken of the base rate of the step"
+    )
     assert len(balancer.history) == STEPS // EVERY
 
 
@@ -144,7 +164,11 @@ def test_clipping_and_a_scaler_work_unchanged():
     def run(balance):
         model = net()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        balancer = st.Balancer(model, optimizer, "tempbalance:linear:1.0:1.0", every=2) if balance else None
+        balancer = (
+            st.Balancer(model, optimizer, "tempbalance:linear:1.0:1.0", every=2)
+            if balance
+            else None
+        )
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
         for step in range(6):
             optimizer.zero_grad()
@@ -169,7 +193,9 @@ def test_a_compiled_step_is_the_same(name, tolerance):
         model = net()
         optimizer = OPTIMIZERS[name](model.parameters())
         balancer = st.Balancer(model, optimizer, "tempbalance", every=2)
-        step = torch.compile(lambda: optimizer.step(), backend="eager") if compiled else optimizer.step
+        step = (
+            torch.compile(lambda: optimizer.step(), backend="eager") if compiled else optimizer.step
+        )
         for i in range(3):
             optimizer.zero_grad()
             loss_of(model, i).backward()
@@ -194,9 +220,13 @@ def test_state_dicts_of_the_optimizer_load_with_and_without_a_balancer():
     optimizer.load_state_dict(copy.deepcopy(plain.state_dict()))
     before = weights_of(model)
     rates = []
-    optimizer.register_step_pre_hook(lambda *_: rates.append([g["lr"] for g in optimizer.param_groups]))
+    optimizer.register_step_pre_hook(
+        lambda *_: rates.append([g["lr"] for g in optimizer.param_groups])
+    )
     train(model, optimizer, 1, start=STEPS)
-    assert rates[0] == [1e-2 * f for f in balancer.factors.values()] + [1e-2] or len(set(rates[0])) > 2
+    assert (
+        rates[0] == [1e-2 * f for f in balancer.factors.values()] + [1e-2] or len(set(rates[0])) > 2
+    )
     assert not same(before, weights_of(model))
 
 
@@ -222,7 +252,9 @@ def test_the_step_after_one_that_raised_repairs_the_groups():
         with pytest.raises(RuntimeError, match="out of memory"):
             optimizer.step()
     assert len(optimizer.param_groups) == 4, "the test is about groups that were left split"
-    assert len(optimizer.state_dict()["param_groups"]) == 1, "a state dict is that of the base groups"
+    assert len(optimizer.state_dict()["param_groups"]) == 1, (
+        "a state dict is that of the base groups"
+    )
     with pytest.raises(RuntimeError, match="out of memory"):
         optimizer.step()
     optimizer.breaks = False
@@ -314,7 +346,9 @@ def test_an_optimizer_that_sets_the_rate_itself_is_an_error(rate):
     optimizer = Late(model.parameters(), rate)
     st.Balancer(model, optimizer, "tempbalance", every=5)
     train(model, optimizer, 7)
-    with pytest.raises(st.SpectailError, match=r"Late writes 'lr' into its groups during step\(\), whatever factor"):
+    with pytest.raises(
+        st.SpectailError, match=r"Late writes 'lr' into its groups during step\(\), whatever factor"
+    ):
         train(model, optimizer, 1)
     assert len(optimizer.param_groups) == 1
 

@@ -58,11 +58,16 @@ def test_a_norm_in_front_follows_the_weight_after_it():
 
 
 def test_every_parameter_belongs_to_exactly_one_unit():
-    models = [case() for case in (cases.normed, cases.convolutions, cases.gpt2, cases.mixtral, cases.Transformer)]
+    models = [
+        case()
+        for case in (cases.normed, cases.convolutions, cases.gpt2, cases.mixtral, cases.Transformer)
+    ]
     models += [nn.LSTM(64, 64, 2), nn.TransformerEncoderLayer(64, 4, 64)]
     for model in models:
         found = [name for names in described(model).values() for name in names]
-        assert sorted(found) == sorted(name for name, _ in model.named_parameters()), type(model).__name__
+        assert sorted(found) == sorted(name for name, _ in model.named_parameters()), type(
+            model
+        ).__name__
 
 
 def test_parts_of_one_parameter_are_one_unit():
@@ -84,8 +89,13 @@ def test_pieces_of_a_computed_weight_train_alike():
 
 
 def test_first_and_last_layer():
-    assert ends(nn.Sequential(nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 7), nn.Linear(7, 3))) == ("0", "3")
-    assert ends(cases.Transformer()) == ("mixers.w1", "head"), "tokens and position tables are no layers"
+    assert ends(nn.Sequential(nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 7), nn.Linear(7, 3))) == (
+        "0",
+        "3",
+    )
+    assert ends(cases.Transformer()) == ("mixers.w1", "head"), (
+        "tokens and position tables are no layers"
+    )
     assert ends(cases.Tied()) == ("embed_tokens", "embed_tokens"), "a tied head is the last layer"
     gpt2 = cases.gpt2()
     assert ends(gpt2) == ("transformer.wte", "transformer.wte")
@@ -110,17 +120,26 @@ def test_a_fused_parameter_takes_the_mean_alpha_of_its_parts():
     balancer.update()
     alphas = st.analyze(model).table.set_index("name")["alpha"]
     parts = [f"attn.in_proj_weight.{part}" for part in "qkv"]
-    assert balancer.history[-1].alphas["attn.in_proj_weight"] == pytest.approx(alphas[parts].mean(), rel=1e-12)
+    assert balancer.history[-1].alphas["attn.in_proj_weight"] == pytest.approx(
+        alphas[parts].mean(), rel=1e-12
+    )
     assert len(balancer.factors) == 4
 
 
 def test_a_language_model_leaves_out_embeddings_head_and_norms():
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     for tied in (False, True):
         model = LlamaForCausalLM(LlamaConfig(vocab_size=99, tie_word_embeddings=tied, **sizes))
-        balancer = st.Balancer(model, torch.optim.AdamW(model.parameters()), "alphadecay", every=500)
+        balancer = st.Balancer(
+            model, torch.optim.AdamW(model.parameters()), "alphadecay", every=500
+        )
         assert len(balancer.factors) == 14
         assert balancer.left_out["model.embed_tokens"] == "an embedding"
         assert ("lm_head" in balancer.left_out) is not tied

@@ -1,4 +1,4 @@
-"""Balancer: every layer trains at the rate that its alpha asks for, in any loop, with any optimizer."""
+"""Balancer: every layer trains at the rate that its alpha asks for, in any training loop."""
 
 from __future__ import annotations
 
@@ -31,24 +31,27 @@ _LOG = logging.getLogger(__name__)
 
 
 class Balancer:
-    """Gives every layer its learning rate, or weight decay, for the time of each ``optimizer.step()``.
+    """Gives every layer its own learning rate, or weight decay, during ``optimizer.step()``.
 
-    ``rule`` is ``tempbalance``, ``tb-sigmoid``, ``llr`` or ``alphadecay``, with a map where it is not the default
-    (``tempbalance:sqrt``), or a type of ``spectail.training.rules`` with all options. After every ``every`` steps of
-    the optimizer the weights are measured and the factors change; with ``every=None`` only when ``update`` is called.
-    Until the first measurement all factors are 1.
+    ``rule`` is ``tempbalance``, ``tb-sigmoid``, ``llr`` or ``alphadecay``, with a map where it is
+    not the default (``tempbalance:sqrt``), or a type of ``spectail.training.rules`` with all
+    options. After every ``every`` steps of the optimizer the weights are measured and the factors
+    change; with ``every=None`` only when ``update`` is called. Until the first measurement all
+    factors are 1.
 
-    The optimizer's groups are never changed: schedulers, loggers and state dicts go on with the base values. Build it
-    after the model has been wrapped (DDP, ``fully_shard``) and the optimizer made, and save ``state_dict`` with theirs.
-    Of an optimizer that wraps another one (SAM, Lookahead) the inner one is followed too, whichever of them is given.
+    The optimizer's groups are never changed: schedulers, loggers and state dicts go on with the
+    base values. Build it after the model has been wrapped (DDP, ``fully_shard``) and the optimizer
+    made, and save ``state_dict`` with theirs. Of an optimizer that wraps another one (SAM,
+    Lookahead) the inner one is followed too, whichever of them is given.
 
-    With ``background`` a copy is measured in a thread while training goes on, and its factors are taken over at the
-    next measurement, so that a resumed run still is the same. ``device`` is where to measure (default: the GPU for a
-    model on one, else the CPU); ``group`` the processes that share the layers out (default: those of DDP or of the
-    DTensors); ``on_update`` is called with every ``Update``.
+    With ``background`` a copy is measured in a thread while training goes on, and its factors are
+    taken over at the next measurement, so that a resumed run still is the same. ``device`` is where
+    to measure (default: the GPU for a model on one, else the CPU); ``group`` the processes that
+    share the layers out (default: those of DDP or of the DTensors); ``on_update`` is called with
+    every ``Update``.
 
-    Raises TrainingError with one clear line where model, optimizer and rule do not go together. To find that out, the
-    optimizer makes a few steps on small copies of its groups.
+    Raises TrainingError with one clear line where model, optimizer and rule do not go together. To
+    find that out, the optimizer makes a few steps on small copies of its groups.
 
     >>> model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(5)])
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -81,7 +84,9 @@ class Balancer:
         self._plan = measuring.plan_of(model, self.rule.spec, device)
         self._group = group if group is not None else measuring.group_of(model)
         if background and self._group is not None:
-            raise TrainingError("background measuring works in one process; several share the layers out instead")
+            raise TrainingError(
+                "background measuring works in one process; several share the layers out instead"
+            )
         self._scope = find_scope(model, self._plan.layers, optimizers, self.rule)
         self._trained: Any = trained_now(model, optimizers, self.rule.option)
         self._lacking: dict[str, str] = {}
@@ -102,28 +107,30 @@ class Balancer:
 
     @property
     def left_out(self) -> dict[str, str]:
-        """The layers that train at the base value, and those that keep the factor they had, and why."""
+        """The layers that train at the base value or keep the factor they had, with the reason."""
         return {**self._scope.left_out, **self._lacking}
 
     def update(self) -> Update | None:
-        """Measure the weights as they are and change the factors from the next step on; every process must call it.
+        """Measure the weights and change the factors from the next step on, in all processes.
 
-        Layers that are trained since the last time (unfrozen, or added to the optimizer) are taken in, those that no
-        longer are (frozen) are left out, with one warning each.
+        Layers that are trained since the last time (unfrozen, or added to the optimizer) are taken
+        in, those that no longer are (frozen) are left out, with one warning each.
 
-        In the background: take over what was measured since the last call, and start to measure the weights as they
-        are now. Returns what was taken over, None for nothing yet.
+        In the background: take over what was measured since the last call, and start to measure the
+        weights as they are now. Returns what was taken over, None for nothing yet.
         """
         if not self.background:
             self._follow_changes()
-            return self._take(self.steps, measuring.measure_now(self._plan, self._layers(), self._group))
+            return self._take(
+                self.steps, measuring.measure_now(self._plan, self._layers(), self._group)
+            )
         taken = self._take(self._pending[0], self._pending[1].result()) if self._pending else None
         self._follow_changes()
         self._pending = self.steps, measuring.measure_beside(self._plan, self._layers())
         return taken
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs, as plain values; waits for what is measured in the background."""
+        """All that a resumed run needs, as plain values; waits for a background measurement."""
         pending = self._pending and {
             "step": self._pending[0],
             "records": [record.to_dict() for record in self._pending[1].result()],
@@ -158,14 +165,16 @@ class Balancer:
         if differing:
             told = ", ".join(f"{key} {state['rule'].get(key)!r} there" for key in differing)
             warnings.warn(
-                f"the Balancer's state was saved with other settings ({told}); those given here count from the next "
+                f"the Balancer's state was saved with other settings ({told}); those given here "
+                "count from the next "
                 "measurement on",
                 stacklevel=2,
             )
         self.steps, self.history = state["steps"], history
         if "spec" not in differing:
             self._plan = replace(self._plan, run=replace(self._plan.run, window=state["window"]))
-        # Which layers are trained may have changed since it was saved: the next measurement looks again.
+        # Which layers are trained may have changed since it was saved: the next measurement looks
+        # again.
         self._scope, self._trained = self._scope.narrowed(state["layers"]), None
         self._steps.groups.assign(self._scope.unit_of)
         self._steps.groups.load_state(state["groups"])
@@ -187,23 +196,35 @@ class Balancer:
             self._notices.never_measured(self.steps, self.every)
 
     def summary(self) -> str:
-        """A few lines: the rule, how many layers take part, what stays at the base value and why."""
+        """A few lines: the rule, how many layers take part, which do not and why."""
         units = self._scope.units
-        when = f"measured every {self.every} steps" if self.every else "measured when update() is called"
+        when = (
+            f"measured every {self.every} steps"
+            if self.every
+            else "measured when update() is called"
+        )
         followers = sum(len(unit.followers) for unit in units)
         lines = [
-            f"{self.rule.name} ({self.rule.map}) on {self.rule.option}: {len(units)} layers with {followers} norms "
+            f"{self.rule.name} ({self.rule.map}) on {self.rule.option}: {len(units)} layers with "
+            f"{followers} norms "
             f"and biases, {when}, window {self._plan.run.window or 'of each layer'}"
         ]
         reasons: dict[str, list[str]] = {}
         for name, reason in self.left_out.items():
             reasons.setdefault(reason, []).append(name)
-        return "\n".join([*lines, *(f"at the base value, {why}: {listed(names)}" for why, names in reasons.items())])
+        return "\n".join(
+            [
+                *lines,
+                *(f"at the base value, {why}: {listed(names)}" for why, names in reasons.items()),
+            ]
+        )
 
     def _followed(self, optimizers: Optimizers) -> Steps:
         """Hook on to the optimizers, after a trial of what they do with split groups."""
         if any(isinstance(hook, Steps) for hook in optimizers.hooks()):
-            raise TrainingError("the optimizer has a Balancer already: call its remove() before building another")
+            raise TrainingError(
+                "the optimizer has a Balancer already: call its remove() before building another"
+            )
         trial = try_out(optimizers, self.rule.option)
         if trial.refusal:
             raise TrainingError(trial.refusal)
@@ -211,7 +232,13 @@ class Balancer:
         if trial.without_effect:
             self._notices.without_effect()
         groups = SplitGroups(self.rule.option, self._scope.unit_of)
-        return Steps(optimizers, groups, whole=trial.whole, factors=self._factors_of_step, done=self._after_step)
+        return Steps(
+            optimizers,
+            groups,
+            whole=trial.whole,
+            factors=self._factors_of_step,
+            done=self._after_step,
+        )
 
     def _watched(self) -> Watch:
         held = self._steps.optimizers.held()
@@ -219,7 +246,9 @@ class Balancer:
         return Watch(next((p for p in weights if id(p) in held), None), self._notices.unused)
 
     def _layers(self) -> list[Any]:
-        return measuring.current_layers(self.model, [name for unit in self._scope.units for name in unit.layers])
+        return measuring.current_layers(
+            self.model, [name for unit in self._scope.units for name in unit.layers]
+        )
 
     def _factors_of_step(self) -> dict[str, float]:
         if _is_captured():
@@ -236,7 +265,7 @@ class Balancer:
             self.update()
 
     def _follow_changes(self) -> None:
-        """Take in layers that are trained since the last measurement, and leave out those that no longer are."""
+        """Take in layers that are trained since the last measurement, leave out those no longer."""
         optimizers = self._steps.optimizers
         trained = trained_now(self.model, optimizers, self.rule.option)
         if trained == self._trained:
@@ -256,18 +285,25 @@ class Balancer:
         self._notices.changes(before, self._scope, self.steps)
 
     def _take(self, step: int, records: Sequence[LayerRecord]) -> Update:
-        """Turn what was measured after ``step`` steps into the factors from now on; without an alpha the last stays."""
+        """Turn a measurement into factors; a layer without an alpha keeps the one that it had."""
         units, by_name = self._scope.units, {record.name: record for record in records}
         # Of what was measured in the background: a unit may have come in since.
         measured = [unit for unit in units if by_name.keys() >= set(unit.layers)]
         found = factors_of(measured, by_name, self.rule)
-        goal = tuple(found.values.get(unit.name, before) for unit, before in zip(units, self._moving.goal, strict=True))
+        goal = tuple(
+            found.values.get(unit.name, before)
+            for unit, before in zip(units, self._moving.goal, strict=True)
+        )
         self._moving = Moving(self._moving.at(self.steps, self.rule.transition), goal, self.steps)
-        self._lacking = dict(found.lacking) | {unit.name: "not measured yet" for unit in units if unit not in measured}
+        self._lacking = dict(found.lacking) | {
+            unit.name: "not measured yet" for unit in units if unit not in measured
+        }
         self._notices.lacking(units, self._lacking, records, step)
         self._steps.look_again()
         factors = {unit.name: factor for unit, factor in zip(units, goal, strict=True)}
-        update = self.history.add(step, self.steps, records, alphas=dict(found.alphas), factors=factors)
+        update = self.history.add(
+            step, self.steps, records, alphas=dict(found.alphas), factors=factors
+        )
         if self.on_update:
             self.on_update(update)
         return update
@@ -278,11 +314,14 @@ def _check(model: Any, every: Any) -> None:
         raise TrainingError(f"expected a torch module to balance, not {type(model).__name__}")
     if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
         raise TrainingError(
-            f"every must be a whole number of optimizer steps of at least 1 (len(loader) for once per epoch), or None "
+            "every must be a whole number of optimizer steps of at least 1 (len(loader) for once "
+            "per epoch), or None "
             f"to call update() yourself, not {every!r}"
         )
 
 
 def _is_captured() -> bool:
     """Whether what runs now is recorded into a CUDA graph."""
-    return bool(torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())  # type: ignore[no-untyped-call]
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    return bool(torch.cuda.is_current_stream_capturing())

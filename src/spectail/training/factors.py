@@ -1,4 +1,4 @@
-"""From the alphas of one measurement to a factor per unit: the maps of ``allocation``, and no formula of its own."""
+"""From the alphas of one measurement to a factor per unit, by the maps of ``allocation``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from spectail.allocation.units import make_units, with_alphas
+from spectail.allocation.units import make_units, why_no_alpha, with_alphas
 from spectail.errors import AllocationError
 from spectail.results.records import LayerRecord
 from spectail.training.rules import Rule
@@ -26,15 +26,15 @@ class Factors:
 
 
 def factors_of(units: Sequence[Unit], records: Mapping[str, LayerRecord], rule: Rule) -> Factors:
-    """Factors of the units that take part in a rule; ``records`` hold every layer of theirs, by name."""
+    """Factors of the units that take part in a rule; ``records`` hold all their layers by name."""
     joined = [_joined(unit, [records[name] for name in unit.layers], rule) for unit in units]
     try:
-        known, left_out, _ = with_alphas(joined, "leave")
+        known, _, _ = with_alphas(joined, "leave")
     except AllocationError:
-        known, left_out = (), ()
+        known = ()
         lacking = {layer.name: layer.reason or f"alpha is {layer.alpha:g}" for layer in joined}
     else:
-        lacking = {layer.name: layer.reason.removeprefix("no alpha: ") for layer in left_out}
+        lacking = {layer.name: why for layer in joined if (why := why_no_alpha(layer))}
     if not known:
         return Factors({}, {}, lacking)
     allocated = make_units(known, rule.level)
@@ -50,11 +50,37 @@ def factors_of(units: Sequence[Unit], records: Mapping[str, LayerRecord], rule: 
     )
 
 
-def _joined(unit: Unit, records: Sequence[LayerRecord], rule: Rule) -> LayerRecord:
-    """One record for a unit: the mean alpha of its layers that have one, all their weights."""
+@dataclass(frozen=True)
+class _Joined:
+    """A unit as ``allocation.units`` measures layers: the mean alpha of its layers, their numel."""
+
+    name: str
+    kind: str
+    numel: int
+    alpha: float
+    weight_var: float
+    status: str
+    reason: str
+    comparable: bool
+
+
+def _joined(unit: Unit, records: Sequence[LayerRecord], rule: Rule) -> _Joined:
+    """Join the layers of a unit: the mean alpha of those that have one, the weights of all."""
     records = [_with_enough(record, rule.min_eigenvalues) for record in records]
-    usable = [r for r in records if r.status == "ok" and r.comparable and math.isfinite(r.alpha)] or records
-    return replace(usable[0], name=unit.name, alpha=fmean(r.alpha for r in usable), numel=sum(r.numel for r in records))
+    usable = [
+        r for r in records if r.status == "ok" and r.comparable and math.isfinite(r.alpha)
+    ] or records
+    first = usable[0]
+    return _Joined(
+        name=unit.name,
+        kind=first.kind,
+        numel=sum(r.numel for r in records),
+        alpha=fmean(r.alpha for r in usable),
+        weight_var=first.weight_var,
+        status=first.status,
+        reason=first.reason,
+        comparable=first.comparable,
+    )
 
 
 def _with_enough(record: LayerRecord, least: int) -> LayerRecord:

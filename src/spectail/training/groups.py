@@ -1,12 +1,14 @@
-"""An optimizer's groups, split by layer for the time of a step: nothing outside of the step ever sees the split.
+"""An optimizer's groups, split by layer during a step: nothing outside of it sees the split.
 
-The split groups are built once and refreshed from the user's groups before every step, so that schedulers, warm-up,
-logging and state dicts work on the user's groups alone. Every list of groups stays the same object, for wrappers hold
-on to it, and a group that stands in several lists is split into the same parts in all of them.
+The split groups are built once and refreshed from the user's groups before every step, so that
+schedulers, warm-up, logging and state dicts work on the user's groups alone. Every list of groups
+stays the same object, for wrappers hold on to it, and a group that stands in several lists is split
+into the same parts in all of them.
 
-What an optimizer writes into its groups while it steps (counters, schedule-free's sum of weights) is kept as if the
-user had made the groups by hand: where all parts get the same value it goes into the user's group, where they get
-different ones each part keeps its own, and the user's group shows that of the parameters at the base rate.
+What an optimizer writes into its groups while it steps (counters, schedule-free's sum of weights)
+is kept as if the user had made the groups by hand: where all parts get the same value it goes into
+the user's group, where they get different ones each part keeps its own, and the user's group shows
+that of the parameters at the base rate.
 """
 
 from __future__ import annotations
@@ -14,13 +16,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from spectail.errors import TrainingError
+from spectail.training.values import (
+    alike,
+    close,
+    copied,
+    is_number,
+    is_plain,
+    plain,
+    same,
+    times_written,
+)
 
 Group: TypeAlias = dict[str, Any]
 _ABSENT = object()
@@ -30,7 +41,7 @@ BY_PARAMETER = ("params", "param_names")
 
 @dataclass(eq=False)
 class _Part:
-    """One piece of a user's group: the parameters of one unit, or (None) all those that have no factor."""
+    """One part of a user's group: the parameters of one unit, or (None) those without a factor."""
 
     unit: str | None
     group: Group
@@ -38,12 +49,14 @@ class _Part:
     given: dict[str, tuple[Any, int]] = field(default_factory=dict)
     """What it held when the step began, and how often that tensor had been written."""
     sources: dict[str, tuple[Any, int, float]] = field(default_factory=dict)
-    """What its tensors were copied from: the user's tensor, how often that had been written, the factor."""
+    """What its tensors were copied from: the user's tensor, how often that had been written, the
+    factor.
+    """
 
 
 @dataclass(eq=False)
 class _Split:
-    """A user's group and its parts. ``place`` is the number of its optimizer and its own number there."""
+    """A user's group and its parts; ``place``: numbers of its optimizer and of itself there."""
 
     place: tuple[int, int]
     base: Group
@@ -56,16 +69,24 @@ class _Own:
     """The values of one key that differ between the parts of a group."""
 
     shown: Any
-    """What the user's group was left with; when it holds something else, somebody has set it for all parts."""
+    """What the user's group was left with; when it holds something else, somebody has set it for
+    all parts.
+    """
     values: dict[str | None, list[Any]]
     """By unit: a list of the value, an empty one where the part does not have the key."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether JSON can hold all of them."""
+        return is_plain(self.shown) and all(map(is_plain, self.values.values()))
 
 
 class SplitGroups:
     """The split of the groups of an optimizer, and of those inside of it.
 
-    ``option`` is what is scaled (``lr``), ``unit_of`` gives the name of a parameter's unit by its ``id``; parameters
-    that are not in it keep their group's own value. ``enter`` puts the parts in place, ``leave`` the user's groups.
+    ``option`` is what is scaled (``lr``), ``unit_of`` gives the name of a parameter's unit by its
+    ``id``; parameters that are not in it keep their group's own value. ``enter`` puts the parts in
+    place, ``leave`` the user's groups.
     """
 
     def __init__(self, option: str, unit_of: Mapping[int, str]) -> None:
@@ -74,7 +95,8 @@ class SplitGroups:
         self._own: dict[tuple[int, int], dict[str, _Own]] = {}
         self._windows: list[tuple[list[tuple[list[Group], list[Group]]], list[_Split]]] = []
         self.rebuilt = False
-        """Set when a group was split anew, because it is another one or has got other parameters."""
+        """Set when a group was split anew, because it is another one or has got other parameters.
+        """
 
     @property
     def inside(self) -> bool:
@@ -82,22 +104,29 @@ class SplitGroups:
         return bool(self._windows)
 
     def assign(self, unit_of: Mapping[int, str]) -> None:
-        """Split by other units from the next step on; values that the parts have of their own go along."""
+        """Split by other units from the next step on; the parts keep values of their own."""
         self._unit_of = dict(unit_of)
         self._splits.clear()
 
     def enter(
-        self, own: Mapping[int, list[Group]], around: Sequence[list[Group]], factors: Mapping[str, float]
+        self,
+        own: Mapping[int, list[Group]],
+        around: Sequence[list[Group]],
+        factors: Mapping[str, float],
     ) -> None:
-        """Put the parts in place of the groups in all these lists, ``option`` times the factor of their unit.
+        """Put the parts in place of the groups in all these lists, with ``option`` scaled.
 
-        ``own`` holds the groups of the optimizers that change the weights, by number; ``around`` other lists in which
-        the same groups may stand.
+        ``own`` holds the groups of the optimizers that change the weights, by number; ``around``
+        other lists in which the same groups may stand.
         """
         places = {(n, i) for n, groups in own.items() for i in range(len(groups))}
         for place in [place for place in self._splits if place[0] in own and place not in places]:
             del self._splits[place]
-        splits = [self._split((n, i), group) for n, groups in own.items() for i, group in enumerate(groups)]
+        splits = [
+            self._split((n, i), group)
+            for n, groups in own.items()
+            for i, group in enumerate(groups)
+        ]
         for split in splits:
             self._fill(split, factors)
         parts = {id(split.base): [part.group for part in split.parts] for split in splits}
@@ -125,7 +154,7 @@ class SplitGroups:
                 groups[:] = base
 
     def covers(self, groups: Sequence[Group]) -> bool:
-        """Whether groups hold scaled values already: they are parts, or copies that somebody has made of parts."""
+        """Whether groups hold scaled values already: they are parts, or copies of parts."""
         scaled = {id(p): part for part in self._placed() for p in part.group["params"]}
         parts = {id(part.group) for part in scaled.values()}
         copied = False
@@ -133,7 +162,7 @@ class SplitGroups:
             if id(group) in parts:
                 return True
             for part in (scaled[id(p)] for p in group["params"] if id(p) in scaled):
-                if part.factor != 1 and not _close(group.get(self.option), part.group[self.option]):
+                if part.factor != 1 and not close(group.get(self.option), part.group[self.option]):
                     return False
                 copied = copied or part.factor != 1
         return copied
@@ -144,35 +173,39 @@ class SplitGroups:
         found = set()
         for group in groups:
             for part in (scaled[id(p)] for p in group["params"] if id(p) in scaled):
-                if part.unit is not None and not _close(group.get(self.option), part.group[self.option]):
+                if part.unit is not None and not close(
+                    group.get(self.option), part.group[self.option]
+                ):
                     found.add(part.unit)
         return found
 
     def state(self) -> list[dict[str, Any]]:
-        """The values that parts have of their own, as plain values; those of ``unstored`` are left out."""
+        """The parts' own values, as plain values; those of ``unstored`` are left out."""
         return [
             {
                 "place": list(place),
                 "key": key,
-                "shown": _plain(own.shown),
-                "values": [[unit, [_plain(value) for value in held]] for unit, held in own.values.items()],
+                "shown": plain(own.shown),
+                "values": [
+                    [unit, [plain(value) for value in held]] for unit, held in own.values.items()
+                ],
             }
             for place, keys in self._own.items()
             for key, own in keys.items()
-            if _is_plain(own)
+            if own.is_plain
         ]
 
     def unstored(self) -> dict[str, str]:
-        """Keys whose values differ between parts but are no numbers, texts or lists of such, and what they are."""
+        """Keys whose values differ between parts and cannot be stored, with their type."""
         return {
             key: type(own.shown).__name__
             for keys in self._own.values()
             for key, own in keys.items()
-            if not _is_plain(own)
+            if not own.is_plain
         }
 
     def load_state(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from what ``state`` has given, whether the optimizer's own state is loaded before or after it."""
+        """Go on from what ``state`` gave; the optimizer's may be loaded before or after."""
         self._own = {}
         for kept in state:
             own = _Own(kept["shown"], {unit: list(held) for unit, held in kept["values"]})
@@ -182,7 +215,7 @@ class SplitGroups:
         return (part for _, splits in self._windows for split in splits for part in split.parts)
 
     def _split(self, place: tuple[int, int], group: Group) -> _Split:
-        """The parts of a group; made anew where it is another one or holds other parameters than in the last step."""
+        """The parts of a group, made anew where it is another one or holds other parameters now."""
         members = [id(p) for p in group["params"]]
         known = self._splits.get(place)
         if known is not None and known.base is group and known.members == members:
@@ -191,7 +224,10 @@ class SplitGroups:
         for i, member in enumerate(members):
             numbers.setdefault(self._unit_of.get(member), []).append(i)
         listed = [key for key in BY_PARAMETER if key in group]
-        made = [_Part(unit, {key: [group[key][i] for i in at] for key in listed}) for unit, at in numbers.items()]
+        made = [
+            _Part(unit, {key: [group[key][i] for i in at] for key in listed})
+            for unit, at in numbers.items()
+        ]
         self._splits[place] = _Split(place, group, members, made)
         self.rebuilt = True
         return self._splits[place]
@@ -199,7 +235,9 @@ class SplitGroups:
     def _fill(self, split: _Split, factors: Mapping[str, float]) -> None:
         """Give the parts what their group holds now, or their own values, the option scaled."""
         base, own = split.base, self._own.get(split.place, {})
-        for key in [key for key, kept in own.items() if not _same(base.get(key, _ABSENT), kept.shown)]:
+        for key in [
+            key for key, kept in own.items() if not same(base.get(key, _ABSENT), kept.shown)
+        ]:
             del own[key]
         for part in split.parts:
             part.factor = 1.0 if part.unit is None else factors.get(part.unit, 1.0)
@@ -212,7 +250,7 @@ class SplitGroups:
                     _set_own(part, key, own[key], value)
                 else:
                     _set(part, key, value, part.factor if key == self.option else 1.0)
-            part.given = {key: (value, _version(value)) for key, value in part.group.items()}
+            part.given = {key: (value, times_written(value)) for key, value in part.group.items()}
 
     def _collect(self, split: _Split, optimizer: Any) -> None:
         """Keep what was written into the parts during the step."""
@@ -221,7 +259,7 @@ class SplitGroups:
             for key in [*part.group, *(part.given.keys() - part.group.keys())]:
                 before, version = part.given.get(key, (_ABSENT, 0))
                 now = part.group.get(key, _ABSENT)
-                if key not in BY_PARAMETER and (now is not before or _version(now) != version):
+                if key not in BY_PARAMETER and (now is not before or times_written(now) != version):
                     changed[key] = None
         for key in changed:
             if key == self.option:
@@ -234,26 +272,31 @@ class SplitGroups:
         own = self._own.setdefault(split.place, {})
         own.pop(key, None)
         first = next(iter(values.values()))
-        if not all(_same(first, value) for value in values.values()):
+        if not all(same(first, value) for value in values.values()):
             present = [value for value in values.values() if value is not _ABSENT]
             first = values[None] if values.get(None, _ABSENT) is not _ABSENT else present[0]
             held = {unit: [] if value is _ABSENT else [value] for unit, value in values.items()}
-            own[key] = _Own(_copied(first), held)
-        in_place = all(part.group.get(key) is part.given.get(key, (None, 0))[0] for part in split.parts)
+            own[key] = _Own(copied(first), held)
+        in_place = all(
+            part.group.get(key) is part.given.get(key, (None, 0))[0] for part in split.parts
+        )
         _hand_back(split.base, key, first, in_place=in_place)
 
     def _keep_option(self, split: _Split, optimizer: Any) -> None:
-        """Take over a new base value; a wrapper that hands its own rate on sets each part to its factor times that."""
+        """Take over a new base value: one that, times each factor, is what was written."""
         written = [(part, part.group.get(self.option)) for part in split.parts]
-        if all(_close(value, _value_of(part.given[self.option])) for part, value in written):
+        if all(close(value, _value_of(part.given[self.option])) for part, value in written):
             return
-        scaled: list[tuple[float, Any]] = [(p.factor, value) for p, value in written if p.factor and _is_number(value)]
+        scaled: list[tuple[float, Any]] = [
+            (p.factor, value) for p, value in written if p.factor and is_number(value)
+        ]
         base: Any = next((value for factor, value in scaled if factor == 1), None)
         if base is None and scaled:
             base = scaled[0][1] / scaled[0][0]
-        if base is None or not all(_close(value, base * part.factor) for part, value in written):
+        if base is None or not all(close(value, base * part.factor) for part, value in written):
             raise TrainingError(
-                f"{type(optimizer).__name__} writes {self.option!r} into its groups during step(), whatever factor a "
+                f"{type(optimizer).__name__} writes {self.option!r} into its groups during step(), "
+                "whatever factor a "
                 "layer has, so it cannot be balanced; set it from outside of step()"
             )
         in_place = all(value is part.given[self.option][0] for part, value in written)
@@ -263,14 +306,22 @@ class SplitGroups:
 def does_nothing(optimizer: torch.optim.Optimizer) -> bool:
     """Whether all rates and all gradients are zero: such a step is none of the training's.
 
-    ``torch.distributed.checkpoint`` makes one to initialise an optimizer's state. A rate that lies on an accelerator
-    counts as one above zero, for looking at it would make every step wait.
+    ``torch.distributed.checkpoint`` makes one to initialise an optimizer's state. A rate that lies
+    on an accelerator counts as one above zero, for looking at it would make every step wait.
     """
-    if any(_on_accelerator(rate) or bool(rate) for rate in (group.get("lr", 1.0) for group in optimizer.param_groups)):
+    if any(
+        _on_accelerator(rate) or bool(rate)
+        for rate in (group.get("lr", 1.0) for group in optimizer.param_groups)
+    ):
         return False
-    gradients = (p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
+    gradients = (
+        p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+    )
     # Of a gradient that is spread over processes all of them must see the same.
-    return not any(g.is_sparse or bool((g.full_tensor() if hasattr(g, "full_tensor") else g).any()) for g in gradients)
+    return not any(
+        g.is_sparse or bool((g.full_tensor() if hasattr(g, "full_tensor") else g).any())
+        for g in gradients
+    )
 
 
 def _on_accelerator(rate: Any) -> bool:
@@ -280,26 +331,26 @@ def _on_accelerator(rate: Any) -> bool:
 def _set(part: _Part, key: str, value: Any, factor: float) -> None:
     """Give a part a value times a factor; a tensor of one number in a copy of its own.
 
-    One tensor may be shared by all groups, and may be written in place; compiled or captured steps keep its address.
-    Larger tensors are an optimizer's work space, and stay shared.
+    One tensor may be shared by all groups, and may be written in place; compiled or captured steps
+    keep its address. Larger tensors are an optimizer's work space, and stay shared.
     """
     if not isinstance(value, Tensor) or value.numel() != 1:
         part.group[key] = value if factor == 1 else value * factor
         return
     before = part.group.get(key)
     given, given_version = part.given.get(key, (None, 0))
-    untouched = before is not None and given is before and given_version == _version(before)
+    untouched = before is not None and given is before and given_version == times_written(before)
     source = part.sources.get(key)
-    if untouched and source and source[0] is value and source[1:] == (_version(value), factor):
+    if untouched and source and source[0] is value and source[1:] == (times_written(value), factor):
         return
-    if not isinstance(before, Tensor) or before is value or not _alike(before, value):
+    if not isinstance(before, Tensor) or before is value or not alike(before, value):
         before = value.detach().clone()
     part.group[key] = before.copy_(value.detach() if factor == 1 else value.detach() * factor)
-    part.sources[key] = (value, _version(value), factor)
+    part.sources[key] = (value, times_written(value), factor)
 
 
 def _set_own(part: _Part, key: str, own: _Own, value: Any) -> None:
-    """Give a part the value that it has of its own; one that is new among the parts takes that of the others."""
+    """Give a part its own value; a part that is new takes that of the other parameters."""
     held = own.values.get(part.unit, own.values.get(None, [value]))
     part.sources.pop(key, None)
     if not held:
@@ -307,74 +358,20 @@ def _set_own(part: _Part, key: str, own: _Own, value: Any) -> None:
     elif isinstance(value, Tensor) and not isinstance(held[0], Tensor):
         part.group[key] = torch.full_like(value, held[0])
     elif part.group.get(key, _ABSENT) is not held[0]:
-        part.group[key] = held[0] if part.unit in own.values else _copied(held[0])
+        part.group[key] = held[0] if part.unit in own.values else copied(held[0])
 
 
 def _hand_back(base: Group, key: str, value: Any, *, in_place: bool) -> None:
-    """Put into the user's group what the optimizer would have put there, in place where it works in place."""
+    """Put a value into the user's group as the optimizer would have done, in place or not."""
     if value is _ABSENT:
         base.pop(key, None)
     elif in_place and isinstance(value, Tensor) and isinstance(base.get(key), Tensor):
         base[key].detach().copy_(value.detach())
     else:
-        base[key] = _copied(value)
-
-
-def _copied(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
-
-
-def _version(value: Any) -> int:
-    """How often a tensor has been written in place; 0 for anything else."""
-    return value._version if isinstance(value, Tensor) else 0
+        base[key] = copied(value)
 
 
 def _value_of(given: tuple[Any, int]) -> Any:
-    """What was given at the start of a step; NaN where that tensor was written since, for it equals nothing."""
+    """What was given at the start of a step; NaN, equal to nothing, where it was written since."""
     value, version = given
-    return value if _version(value) == version else math.nan
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Tensor | Real)
-
-
-def _close(a: Any, b: Any) -> bool:
-    """Whether two rates are the same but for rounding."""
-    if a is b:
-        return True
-    return _is_number(a) and _is_number(b) and math.isclose(float(a), float(b), rel_tol=1e-6)
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
-
-
-def _same(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return _alike(a, b) and torch.equal(a, b)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
-    equal = a == b
-    return bool(equal.all()) if hasattr(equal, "all") else bool(equal)
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether JSON can hold a value, or all those of the parts."""
-    if isinstance(value, _Own):
-        return _is_plain(value.shown) and all(map(_is_plain, value.values.values()))
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str) or _is_scalar(value)
-
-
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.numel() == 1
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return value.item() if isinstance(value, Tensor) else value
+    return value if times_written(value) == version else math.nan

@@ -1,4 +1,4 @@
-"""What a Balancer has seen: alphas and factors of every measurement, to read, plot, save and compare."""
+"""What a Balancer has seen: alphas and factors of every measurement."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class Update:
     step: int
     """Steps that the optimizer had made when the weights were as measured."""
     applied: int
-    """Steps that it had made when the factors were taken over; later than ``step`` where measured in the background."""
+    """Steps that it had made when the factors were taken over; later than ``step`` where measured
+    in the background.
+    """
     alphas: dict[str, float]
     """Of the layers that take part and could be measured."""
     factors: dict[str, float]
@@ -46,7 +48,8 @@ class Update:
 class History(Sequence[Update]):
     """The measurements of one training run, in order.
 
-    ``table`` has a row per measurement and layer; ``at(step)`` is an Analysis, to save, plot and compare.
+    ``table`` has a row per measurement and layer; ``at(step)`` is an Analysis, to save, plot and
+    compare.
     """
 
     def __init__(self, run: RunInfo, rule: Mapping[str, Any]) -> None:
@@ -80,7 +83,9 @@ class History(Sequence[Update]):
         for record in records:
             if record.name not in self._layers or self._layers[record.name].status != "ok":
                 self._layers[record.name] = replace(record, seconds=0.0)
-        layers = {record.name: [_plain(getattr(record, name)) for name in CHANGING] for record in records}
+        layers = {
+            record.name: [_plain(getattr(record, name)) for name in CHANGING] for record in records
+        }
         self._updates.append(Update(step, applied, dict(alphas), dict(factors), layers))
         return self._updates[-1]
 
@@ -95,21 +100,27 @@ class History(Sequence[Update]):
         return pd.DataFrame(rows, columns=list(COLUMNS))
 
     def at(self, step: int) -> Analysis:
-        """The layers as they were measured after ``step`` steps; a negative number counts from the last one.
+        """The layers as measured after ``step`` steps; a negative number counts from the last one.
 
-        Error bars and norms are not measured in training. Raises RunError for a step without a measurement.
+        Error bars and norms are not measured in training. Raises RunError for a step without a
+        measurement.
         """
         steps = [update.step for update in self]
         if step < 0 and -step <= len(steps):
             step = steps[step]
         if step not in steps:
             known = ", ".join(map(str, steps[:6])) + (", ..." if len(steps) > 6 else "")
-            raise RunError(f"nothing was measured at step {step}; there are measurements at {known or 'no step yet'}")
+            raise RunError(
+                f"nothing was measured at step {step}; there are measurements at "
+                f"{known or 'no step yet'}"
+            )
         update = self._updates[len(steps) - 1 - steps[::-1].index(step)]
         layers = tuple(self._record(name, values) for name, values in update.layers.items())
         digest = hashlib.sha256(json.dumps(update.layers, sort_keys=True).encode()).hexdigest()
         note = f"Measured after {step} optimizer steps, without error bars and norms."
-        return Analysis(replace(self.run, fingerprint=f"alphas:{digest}", notes=(*self.run.notes, note)), layers)
+        return Analysis(
+            replace(self.run, fingerprint=f"alphas:{digest}", notes=(*self.run.notes, note)), layers
+        )
 
     def plot(self, value: str = "alpha") -> go.Figure:
         """Alpha (or ``factor``) over steps, a line per layer."""
@@ -117,11 +128,13 @@ class History(Sequence[Update]):
             raise RunError(f"a history plots alpha or factor, not {value!r}")
         fig = figure(xaxis=axis("optimizer steps"), yaxis=axis(value))
         for name, rows in self.table.groupby("name", sort=False):
-            fig.add_scatter(x=rows["step"], y=rows[value], name=safe(str(name)), mode="lines+markers")
+            fig.add_scatter(
+                x=rows["step"], y=rows[value], name=safe(str(name)), mode="lines+markers"
+            )
         return fig
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``history.json``, ``history.csv`` and a ``step_N.json`` per measurement for ``spectail compare``."""
+        """Write ``history.json``, ``history.csv`` and a ``step_N.json`` for each measurement."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.table.to_csv(folder / "history.csv", index=False)
@@ -135,11 +148,15 @@ class History(Sequence[Update]):
         path = Path(folder)
         path = path / HISTORY_FILE if path.is_dir() else path
         if not path.is_file():
-            raise RunError(f"no history at {folder}: expected {HISTORY_FILE}, as History.save writes it")
+            raise RunError(
+                f"no history at {folder}: expected {HISTORY_FILE}, as History.save writes it"
+            )
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TrainingError) as error:
-            raise RunError(f"{path} is not a history that this version can read ({error})") from error
+            raise RunError(
+                f"{path} is not a history that this version can read ({error})"
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -148,24 +165,38 @@ class History(Sequence[Update]):
             "run": self.run.to_dict(),
             "rule": self.rule,
             "names": _merged([list(update.factors) for update in self]),
-            "layers": [self._layers[name].to_dict() for name in _merged([list(update.layers) for update in self])],
+            "layers": [
+                self._layers[name].to_dict()
+                for name in _merged([list(update.layers) for update in self])
+            ],
             "updates": [asdict(update) for update in self],
         }
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> History:
-        """The inverse of ``to_dict``, also where its keys were sorted on the way; TrainingError for anything else."""
+        """The inverse of ``to_dict``, also with sorted keys; TrainingError for anything else."""
         try:
             if stored["format"] != _FORMAT:
                 raise TrainingError("it is not a history of training")
             history = cls(RunInfo.from_dict(stored["run"]), stored["rule"])
-            history._layers = {values["name"]: LayerRecord.from_dict(values) for values in stored["layers"]}
+            history._layers = {
+                values["name"]: LayerRecord.from_dict(values) for values in stored["layers"]
+            }
             for values in stored["updates"]:
-                orders = {"alphas": stored["names"], "factors": stored["names"], "layers": history._layers}
-                ordered = {key: {n: values[key][n] for n in order if n in values[key]} for key, order in orders.items()}
+                orders = {
+                    "alphas": stored["names"],
+                    "factors": stored["names"],
+                    "layers": history._layers,
+                }
+                ordered = {
+                    key: {n: values[key][n] for n in order if n in values[key]}
+                    for key, order in orders.items()
+                }
                 history._updates.append(Update(values["step"], values["applied"], **ordered))
         except (KeyError, TypeError, AttributeError) as error:
-            raise TrainingError(f"it is not a history that this version can read ({error!r})") from error
+            raise TrainingError(
+                f"it is not a history that this version can read ({error!r})"
+            ) from error
         return history
 
     def _record(self, name: str, values: Sequence[Any]) -> LayerRecord:
@@ -174,7 +205,7 @@ class History(Sequence[Update]):
 
 
 def scalars(writer: Any) -> Callable[[Update], None]:
-    """What writes every measurement to a TensorBoard ``SummaryWriter``, or to anything else with its ``add_scalar``.
+    """A function that writes a measurement to a TensorBoard writer (its ``add_scalar``).
 
     The tags are ``alpha/<layer>`` and ``factor/<layer>``, at the step of the measurement.
     """
@@ -189,7 +220,7 @@ def scalars(writer: Any) -> Callable[[Update], None]:
 
 
 def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
-    """One order of all names: those that come later stand behind the same name as in their own order.
+    """One order of all names: a later one stands behind the same name as in its own order.
 
     >>> _merged([["a", "c"], ["a", "b", "c"], ["c", "d"]])
     ['a', 'b', 'c', 'd']

@@ -1,6 +1,9 @@
-"""A Balancer for the Trainer of transformers: ``Trainer(..., callbacks=[BalancerCallback("tempbalance", every=100)])``.
+"""A Balancer for the Trainer of transformers.
 
-Its state is stored in ``trainer_state.json`` of every checkpoint and taken up again by ``resume_from_checkpoint``.
+Use it as ``Trainer(..., callbacks=[BalancerCallback("tempbalance", every=100)])``.
+
+Its state is stored in ``trainer_state.json`` of every checkpoint and taken up again by
+``resume_from_checkpoint``.
 """
 
 from __future__ import annotations
@@ -18,13 +21,15 @@ EPOCH = "epoch"
 
 
 class BalancerCallback(TrainerCallback, ExportableState):
-    """Builds a Balancer when training begins and takes it off at the end; ``balancer`` is the one in use.
+    """Builds a Balancer when training begins and removes it at the end; ``balancer`` holds it.
 
-    ``every`` is a number of optimizer steps, or ``epoch``: measured at the end of each epoch. ``options`` are those of
-    ``Balancer``. With several processes all of them share the layers out.
+    ``every`` is a number of optimizer steps, or ``epoch``: measured at the end of each epoch.
+    ``options`` are those of ``Balancer``. With several processes all of them share the layers out.
     """
 
-    def __init__(self, rule: Rule | str | dict[str, Any], *, every: int | str = EPOCH, **options: Any) -> None:
+    def __init__(
+        self, rule: Rule | str | dict[str, Any], *, every: int | str = EPOCH, **options: Any
+    ) -> None:
         self.rule, self.every, self.options = as_rule(rule), every, options
         self.balancer: Balancer | None = None
         self.stored: dict[str, Any] | None = None
@@ -36,7 +41,9 @@ class BalancerCallback(TrainerCallback, ExportableState):
         group = dist.group.WORLD if dist.is_initialized() and args.world_size > 1 else None
         options = {"group": group, **self.options}
         every: Any = None if self.every == EPOCH else self.every
-        self.balancer = Balancer(more["model"], more["optimizer"], self.rule, every=every, **options)
+        self.balancer = Balancer(
+            more["model"], more["optimizer"], self.rule, every=every, **options
+        )
         kept = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
         stored = kept["attributes"]["stored"] if isinstance(kept, dict) else self.stored
         if stored is not None and state.global_step:
@@ -56,5 +63,7 @@ class BalancerCallback(TrainerCallback, ExportableState):
         """What the Trainer stores with a checkpoint."""
         stored = self.balancer.state_dict() if self.balancer is not None else None
         settings = {"rule": self.rule.settings(), "every": self.every}
-        plain = {key: value for key, value in self.options.items() if key in ("background", "device")}
+        plain = {
+            key: value for key, value in self.options.items() if key in ("background", "device")
+        }
         return {"args": settings | plain, "attributes": {"stored": stored}}

@@ -1,4 +1,6 @@
-"""A Balancer for Lightning: ``Trainer(callbacks=[BalancerCallback("tempbalance", every="epoch")])``.
+"""A Balancer for Lightning.
+
+Use it as ``Trainer(callbacks=[BalancerCallback("tempbalance", every="epoch")])``.
 
 Its state is stored in Lightning's checkpoints and taken up again with them.
 """
@@ -31,17 +33,27 @@ _Callback: Any = _base()
 
 
 class BalancerCallback(_Callback):  # type: ignore[misc]
-    """Builds a Balancer when training starts and takes it off at the end; ``balancer`` is the one in use.
+    """Builds a Balancer when training starts and removes it at the end; ``balancer`` holds it.
 
-    ``every`` is a number of optimizer steps, or ``epoch``: measured at the end of each epoch. A module with several
-    optimizers needs ``optimizer``, the number of the one to balance. ``options`` are those of ``Balancer``. With
-    several processes all of them share the layers out.
+    ``every`` is a number of optimizer steps, or ``epoch``: measured at the end of each epoch. A
+    module with several optimizers needs ``optimizer``, the number of the one to balance.
+    ``options`` are those of ``Balancer``. With several processes all of them share the layers out.
     """
 
     def __init__(
-        self, rule: Rule | str, *, every: int | str = EPOCH, optimizer: int | None = None, **options: Any
+        self,
+        rule: Rule | str,
+        *,
+        every: int | str = EPOCH,
+        optimizer: int | None = None,
+        **options: Any,
     ) -> None:
-        self.rule, self.every, self.optimizer, self.options = as_rule(rule), every, optimizer, options
+        self.rule, self.every, self.optimizer, self.options = (
+            as_rule(rule),
+            every,
+            optimizer,
+            options,
+        )
         self.balancer: Balancer | None = None
         self.stored: dict[str, Any] | None = None
 
@@ -49,11 +61,16 @@ class BalancerCallback(_Callback):  # type: ignore[misc]
         """Build the Balancer, and give it its state where training goes on from a checkpoint."""
         count = len(trainer.optimizers)
         if self.optimizer is None and count != 1:
-            raise TrainingError(f"the module has {count} optimizers: say which to balance, optimizer=0 for the first")
+            raise TrainingError(
+                f"the module has {count} optimizers: say which to balance, optimizer=0 for the "
+                "first"
+            )
         group = dist.group.WORLD if trainer.world_size > 1 else None
         options = {"group": group, **self.options}
         every: Any = None if self.every == EPOCH else self.every
-        self.balancer = Balancer(pl_module, trainer.optimizers[self.optimizer or 0], self.rule, every=every, **options)
+        self.balancer = Balancer(
+            pl_module, trainer.optimizers[self.optimizer or 0], self.rule, every=every, **options
+        )
         if self.stored is not None:
             self.balancer.load_state_dict(self.stored)
             self.stored = None
@@ -70,7 +87,9 @@ class BalancerCallback(_Callback):  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
         """What Lightning stores with a checkpoint."""
-        return {"balancer": self.balancer.state_dict() if self.balancer is not None else self.stored}
+        return {
+            "balancer": self.balancer.state_dict() if self.balancer is not None else self.stored
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what a checkpoint holds until training starts."""

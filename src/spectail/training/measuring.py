@@ -1,4 +1,4 @@
-"""Measuring while training: alone, shared out between processes, or on a copy while training goes on."""
+"""Measuring while training: alone, shared between processes, or on a copy in a thread."""
 
 from __future__ import annotations
 
@@ -35,29 +35,40 @@ def plan_of(model: nn.Module, spec: Spec, device: str | None) -> Plan:
     source = module_source(model, fingerprint=False)
     if not source.layers:
         raise TrainingError(
-            f"{source.label} has no weight matrices to balance: {source.n_vectors} vectors, nothing else"
+            f"{source.label} has no weight matrices to balance: {source.n_vectors} vectors, "
+            "nothing else"
         )
     shapes = [(layer.rows, layer.cols) for layer in source.layers if layer.part is not None]
     window = common_window([shape for shape in shapes if not too_small(shape, spec)], spec)
-    device = usable_device(device) if device else next(("cuda" for p in model.parameters() if p.is_cuda), "cpu")
+    device = (
+        usable_device(device)
+        if device
+        else next(("cuda" for p in model.parameters() if p.is_cuda), "cpu")
+    )
     run = RunInfo(
-        source=source.label, fingerprint="", spec=spec, window=window, device=device, n_vectors=source.n_vectors
+        source=source.label,
+        fingerprint="",
+        spec=spec,
+        window=window,
+        device=device,
+        n_vectors=source.n_vectors,
     )
     return Plan(run, source.layers, device, alpha_only=True)
 
 
 def current_layers(model: nn.Module, names: Sequence[str]) -> list[Layer]:
-    """These layers as the model holds them now: a parameter may have got other memory since the last time."""
+    """These layers as the model holds them now; a parameter may have moved in memory."""
     found = {layer.name: layer for layer in module_source(model, fingerprint=False).layers}
     if lost := [name for name in names if name not in found]:
         raise TrainingError(
-            f"the model has lost its layer {lost[0]!r} since the Balancer was built; build a new one after changing it"
+            f"the model has lost its layer {lost[0]!r} since the Balancer was built; build a new "
+            "one after changing it"
         )
     return [found[name] for name in names]
 
 
 def group_of(model: nn.Module) -> Any:
-    """The processes that hold the same model: of DistributedDataParallel or of its DTensors; None where it is alone."""
+    """The processes of DistributedDataParallel or of the DTensors; None for one process."""
     for module in model.modules():
         if isinstance(module, DistributedDataParallel):
             return module.process_group
@@ -73,14 +84,17 @@ def group_of(model: nn.Module) -> Any:
 
 
 def measure_now(plan: Plan, layers: Sequence[Layer], group: Any) -> list[LayerRecord]:
-    """Measure the layers; with a group each process takes its share, and all get the same records."""
+    """Measure the layers; with a group each process takes its share and gets all records."""
     if group is None or dist.get_world_size(group) == 1:
         return list(local.measure(plan, layers))
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     own: list[LayerRecord] = []
     for start in range(0, len(layers), world):
-        # Reading may gather a layer from all processes, so all of them read, one layer after the other.
-        held = [_held(layer, keep=i == rank) for i, layer in enumerate(layers[start : start + world])]
+        # Reading may gather a layer from all processes, so all of them read, one layer after the
+        # other.
+        held = [
+            _held(layer, keep=i == rank) for i, layer in enumerate(layers[start : start + world])
+        ]
         own += [measure_layer(layer, plan) for layer in held if layer is not None]
     shares: list[list[LayerRecord]] = [[] for _ in range(world)]
     dist.all_gather_object(shares, own, group=group)
@@ -91,14 +105,18 @@ def measure_now(plan: Plan, layers: Sequence[Layer], group: Any) -> list[LayerRe
 def measure_beside(plan: Plan, layers: Sequence[Layer]) -> Future[list[LayerRecord]]:
     """Copy the layers and measure the copies in a thread, on one core, while training goes on."""
     with torch.no_grad():
-        copies = [layer if layer.part is None else _held(layer, keep=True, copy=True) for layer in layers]
+        copies = [
+            layer if layer.part is None else _held(layer, keep=True, copy=True) for layer in layers
+        ]
     on_gpu = plan.device.startswith("cuda")
     ready = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
     if ready is not None:
         ready.record()
     pool = ThreadPoolExecutor(1, thread_name_prefix="spectail-balancer")
     try:
-        return pool.submit(_measure_in_order, plan, [layer for layer in copies if layer is not None], ready)
+        return pool.submit(
+            _measure_in_order, plan, [layer for layer in copies if layer is not None], ready
+        )
     finally:
         pool.shutdown(wait=False)
 
@@ -113,7 +131,7 @@ def _held(layer: Layer, *, keep: bool, copy: bool = False) -> Layer | None:
 
 
 def _measure_in_order(plan: Plan, layers: Sequence[Layer], ready: Any) -> list[LayerRecord]:
-    """Measure one layer after the other, on one core, or on a stream of its own once the copies are made."""
+    """Measure one layer after the other on one core, or on a stream once the copies are made."""
     if ready is None:
         with on_one_core():
             return [measure_layer(layer, plan) for layer in layers]

@@ -24,28 +24,33 @@ class Notices:
         self._held = held
 
     def scope(self, scope: Scope) -> None:
-        """Layers that no group of the optimizer holds, each once: at the start, or when they are unfrozen."""
+        """Layers that no group of the optimizer holds, each once."""
         names = [name for name in scope.forgotten if f"forgotten {name}" not in self.told]
         self.told.update(f"forgotten {name}" for name in names)
         if names:
-            _warn(f"{len(names)} layers of the model are not in the optimizer and are not measured: {listed(names)}")
+            _warn(
+                f"{len(names)} layers of the model are not in the optimizer and are not measured: "
+                f"{listed(names)}"
+            )
 
     def without_effect(self) -> None:
         """At the start: the trial has shown no effect."""
         _warn(
-            f"trial steps of {self.optimizer} on small copies were the same with half the {self.option}: it does not "
+            f"trial steps of {self.optimizer} on small copies were the same with half the "
+            f"{self.option}: it does not "
             f"go by the {self.option} of its groups, so that the factors have no effect"
         )
 
     def captured(self) -> None:
         """A step is recorded into a CUDA graph."""
         _warn(
-            "a captured step runs no hooks when it is replayed: the factors stay those of the capture and nothing "
+            "a captured step runs no hooks when it is replayed: the factors stay those of the "
+            "capture and nothing "
             "is measured; call update() yourself and capture again after it"
         )
 
     def groups(self, steps: Steps, scope: Scope) -> None:
-        """After a step: other values than given, new parameters, layers that are in the groups no more."""
+        """After a step: values other than given, new parameters, layers gone from the groups."""
         if steps.differing:
             self._once(
                 "differing",
@@ -59,14 +64,17 @@ class Notices:
         added, self._held = held - self._held, self._held | held
         if added:
             _warn(
-                f"{len(added)} parameters came into the optimizer after the Balancer was built: layers of the model "
-                f"take part from the next measurement on, others train at their group's own {self.option}"
+                f"{len(added)} parameters came into the optimizer after the Balancer was built: "
+                "layers of the model "
+                "take part from the next measurement on, others train at their group's own "
+                f"{self.option}"
             )
         lost = [unit.name for unit in scope.units if not any(id(p) in held for p in unit.weights)]
         if lost:
             self._once(
                 f"lost {lost}",
-                f"{len(lost)} layers are no longer in the optimizer, so that their factors have no effect: "
+                f"{len(lost)} layers are no longer in the optimizer, so that their factors have no "
+                "effect: "
                 f"{listed(lost)}; build a new Balancer after what has replaced their parameters",
             )
 
@@ -74,36 +82,46 @@ class Notices:
         """The weights change, but the optimizer does not step."""
         self._once(
             "unused",
-            f"the weights changed within {passes} backward passes, but not in step() of the {self.optimizer} that the "
-            "Balancer is on: the factors have no effect and nothing is measured; build it on the optimizer that steps, "
+            f"the weights changed within {passes} backward passes, but not in step() of the "
+            f"{self.optimizer} that the "
+            "Balancer is on: the factors have no effect and nothing is measured; build it on the "
+            "optimizer that steps, "
             "after all that makes or replaces one, or call its remove()",
         )
 
     def unstored(self, kinds: Mapping[str, str]) -> None:
-        """State that the optimizer keeps per group, of a kind that the Balancer's state cannot hold."""
+        """State per group that the Balancer's state cannot hold."""
         for key, kind in kinds.items():
             self._once(
                 f"unstored {key}",
-                f"the state is stored without {key!r} of the layers' groups, a {kind}: a resumed run goes on with that "
+                f"the state is stored without {key!r} of the layers' groups, a {kind}: a resumed "
+                "run goes on with that "
                 "of the optimizer's own group",
             )
 
     def never_measured(self, steps: int, every: int | None) -> None:
         """At the end: all factors were 1."""
         why = f"it measures every {every} steps" if every else "update() was never called"
-        self._once("never", f"nothing was measured in {steps} steps, so that every factor was 1: {why}")
+        self._once(
+            "never", f"nothing was measured in {steps} steps, so that every factor was 1: {why}"
+        )
 
     def scope_stays(self, step: int, error: Exception) -> None:
         """Other layers are trained now, but a Balancer for them could not be built."""
-        self._once(f"scope {error}", f"the layers that take part stay as they were at step {step}: {error}")
+        self._once(
+            f"scope {error}", f"the layers that take part stay as they were at step {step}: {error}"
+        )
 
     def changes(self, before: Scope, now: Scope, step: int) -> None:
-        """Which layers have come in and which have gone; again for the same layer only into the log."""
+        """Which layers have come and gone; the second time for a layer only in the log."""
         self.scope(now)
         old, new = ({unit.name for unit in scope.units} for scope in (before, now))
         came = {name: name for name in (unit.name for unit in now.units) if name not in old}
         went = {name: f"{name} ({now.left_out.get(name, 'gone')})" for name in old - new}
-        for sign, names, text in (("+", came, "take part from now on"), ("-", went, "take part no longer")):
+        for sign, names, text in (
+            ("+", came, "take part from now on"),
+            ("-", went, "take part no longer"),
+        ):
             untold = {sign + name for name in names} - self.told
             self.told |= untold
             told = f"{len(names)} layers {text}, at step {step}: {listed(names.values())}"
@@ -113,19 +131,28 @@ class Notices:
                 _LOG.info("%s", told)
 
     def lacking(
-        self, units: Sequence[Unit], lacking: Mapping[str, str], records: Sequence[LayerRecord], step: int
+        self,
+        units: Sequence[Unit],
+        lacking: Mapping[str, str],
+        records: Sequence[LayerRecord],
+        step: int,
     ) -> None:
         """Layers that have lost their alpha, once each, or all of them."""
         if len(lacking) == len(units) and "all" not in self.told:
             self.told.add("all")
             name, reason = next(iter(lacking.items()))
-            _warn(f"not one layer has an alpha at step {step}, so that all factors stay; {name}: {reason}")
+            _warn(
+                f"not one layer has an alpha at step {step}, so that all factors stay; {name}: "
+                f"{reason}"
+            )
             return
         failed = {record.name for record in records if record.status == "failed"}
         for unit in units:
             if unit.name in lacking and failed.intersection(unit.layers):
                 self._once(
-                    unit.name, f"{unit.name} has no alpha at step {step} and keeps its factor: {lacking[unit.name]}"
+                    unit.name,
+                    f"{unit.name} has no alpha at step {step} and keeps its factor: "
+                    f"{lacking[unit.name]}",
                 )
 
     def _once(self, key: str, text: str) -> None:

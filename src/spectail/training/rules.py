@@ -1,6 +1,7 @@
-"""Rules: what a Balancer follows. Each is a published method as a frozen type; the maps are those of ``maps``.
+"""Rules that a Balancer can follow: published methods as frozen types, maps from ``maps``.
 
-A rule says which option of the optimizer is scaled, by which map of alpha, for which layers, and how alpha is measured.
+A rule says which option of the optimizer is scaled, by which map of alpha, for which layers, and
+how alpha is measured.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from spectail.errors import AllocationError, TrainingError
 class Rule:
     """What all rules share; the four below are what is published.
 
-    Embeddings, the head, norms, routers and LoRA deltas stay at factor 1, and so do the first and the last layer of the
-    model unless ``ends``. ``include`` globs add layers that would stay out, ``exclude`` globs leave layers out.
+    Embeddings, the head, norms, routers and LoRA deltas stay at factor 1, and so do the first and
+    the last layer of the model unless ``ends``. ``include`` globs add layers that would stay out,
+    ``exclude`` globs leave layers out.
     """
 
     name: ClassVar[str]
@@ -34,7 +36,9 @@ class Rule:
     level: str = "layer"
     """``layer``, or ``block``: one factor per block, by its mean alpha."""
     normalize: bool = False
-    """Whether the factors' mean, weighted by number of weights, is 1; published maps do not keep it."""
+    """Whether the factors' mean, weighted by number of weights, is 1; published maps do not keep
+    it.
+    """
     transition: int = 0
     """Steps over which the factors move from the old to the new ones, evenly; 0: at once."""
     ends: bool = False
@@ -51,7 +55,9 @@ class Rule:
         for word in ("include", "exclude"):
             globs = getattr(self, word)
             if isinstance(globs, str):
-                raise TrainingError(f"{word} must be a list of globs, not the text {globs!r}: write [{globs!r}]")
+                raise TrainingError(
+                    f"{word} must be a list of globs, not the text {globs!r}: write [{globs!r}]"
+                )
             object.__setattr__(self, word, tuple(globs))
         for word in ("transition", "min_eigenvalues"):
             number = getattr(self, word)
@@ -62,19 +68,25 @@ class Rule:
         self.scaling()
 
     def scaling(self) -> LearningRate | WeightDecay:
-        """The target of an allocation that this rule is, at whose base value of 1 the values are the factors."""
+        """The allocation target that gives this rule's factors, at a base value of 1."""
         return self.target(map=self.map, level=self.level, normalize=self.normalize)
 
     def settings(self) -> dict[str, Any]:
         """The rule as plain JSON values."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         lists = {word: list(values[word]) for word in ("include", "exclude")}
-        return {"rule": self.name, **values, **lists, "map": str(self.map), "spec": self.spec.to_dict()}
+        return {
+            "rule": self.name,
+            **values,
+            **lists,
+            "map": str(self.map),
+            "spec": self.spec.to_dict(),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class TempBalance(Rule):
-    """Learning rates from 0.5 to 1.5 times the base, straight in alpha (Zhou et al. 2023, arXiv 2312.00359).
+    """Learning rates from 0.5 to 1.5 times the base, linear in alpha (arXiv 2312.00359).
 
     Its other maps: ``sqrt``, ``log2``, ``step:0.5:1.5``. Published once per epoch.
     """
@@ -87,10 +99,10 @@ class TempBalance(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class TBSigmoid(Rule):
-    """Learning rates 10 ** phi times the base, phi a sigmoid of alpha minus its mean (arXiv 2410.12178).
+    """Learning rates 10 ** phi times the base, phi a sigmoid of centred alpha (arXiv 2410.12178).
 
-    ``map="sigmoid:0.25"`` sets the scale, published from 0.125 to 2 by how much data there is; ``level="block"`` is
-    its setting for transformers. There every 100 steps, for PDEs every epoch.
+    ``map="sigmoid:0.25"`` sets the scale, published from 0.125 to 2 by how much data there is;
+    ``level="block"`` is its setting for transformers. There every 100 steps, for PDEs every epoch.
     """
 
     name = "tb-sigmoid"
@@ -101,10 +113,10 @@ class TBSigmoid(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class LLR(Rule):
-    """Learning rates from 1 to 5 times the base, never below it, with a smooth transition (arXiv 2605.22297).
+    """Learning rates from 1 to 5 times the base, with a smooth transition (arXiv 2605.22297).
 
-    Published every 100 steps. Embeddings and head stay at the base rate here; the published code gives them the
-    largest factor.
+    Published every 100 steps. Embeddings and head stay at the base rate here; the published code
+    gives them the largest factor.
     """
 
     name = "llr"
@@ -117,14 +129,16 @@ class LLR(Rule):
         super().__post_init__()
         if not (isinstance(self.map, Linear) and self.map.low >= 1) or self.normalize:
             raise TrainingError(
-                f"llr only scales up: its map must be linear:LOW:HIGH with LOW of at least 1, not normalised, "
-                f"not {self.map}{' normalised' if self.normalize else ''}; use tempbalance for other maps"
+                "llr only scales up: its map must be linear:LOW:HIGH with LOW of at least 1, not "
+                "normalised, "
+                f"not {self.map}{' normalised' if self.normalize else ''}; use tempbalance for "
+                "other maps"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaDecay(Rule):
-    """Weight decays from 0.666 to 3 times the base, straight in alpha (AlphaDecay). Published every 500 steps."""
+    """Weight decays from 0.666 to 3 times the base, linear in alpha; every 500 steps."""
 
     name = "alphadecay"
     option = "weight_decay"
@@ -132,14 +146,18 @@ class AlphaDecay(Rule):
     map: Map | str = presets.MAPS["alphadecay"]
 
 
-RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (TempBalance, TBSigmoid, LLR, AlphaDecay)}
+RULES: dict[str, type[Rule]] = {
+    rule.name: rule for rule in (TempBalance, TBSigmoid, LLR, AlphaDecay)
+}
 
 
 def as_rule(given: Rule | str | Mapping[str, Any]) -> Rule:
     """A rule given as itself, as its settings, or as text: its name, or its name and a map.
 
-    >>> as_rule("tempbalance:sqrt").map, as_rule("llr").transition, as_rule(AlphaDecay().settings()) == AlphaDecay()
-    (SquareRoot(), 50, True)
+    >>> as_rule("tempbalance:sqrt").map, as_rule("llr").transition
+    (SquareRoot(), 50)
+    >>> as_rule(AlphaDecay().settings()) == AlphaDecay()
+    True
     """
     if isinstance(given, Rule):
         return given
@@ -152,7 +170,8 @@ def as_rule(given: Rule | str | Mapping[str, Any]) -> Rule:
         options = {"map": how} if how else {}
     if name not in RULES:
         raise TrainingError(
-            f"the rule must be one of {', '.join(RULES)} (or with a map, tempbalance:sqrt), or a type of "
+            f"the rule must be one of {', '.join(RULES)} (or with a map, tempbalance:sqrt), or a "
+            "type of "
             f"spectail.training.rules, not {given!r}"
         )
     try:

@@ -1,4 +1,4 @@
-"""Which units take part: what the rule, the optimizer and the model's structure say, and why the others do not."""
+"""Which units take part by the rule, the optimizer and the model, and why the others do not."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectail.allocation.coverage import cover
+from spectail.allocation.coverage import Candidate, cover
 from spectail.core.measure import too_small
 from spectail.errors import AllocationError, TrainingError
-from spectail.measuring.layer import record_of
 from spectail.models.naming.select import matches
-from spectail.models.source import NOT_A_WEIGHT, Layer
+from spectail.models.source import Layer
 from spectail.training.rules import Rule
 from spectail.training.structure import Unit, first_and_last, units_of
 from spectail.training.wrappers import Optimizers
@@ -32,13 +31,17 @@ class Scope:
     units: tuple[Unit, ...]
     left_out: Mapping[str, str]
     forgotten: tuple[str, ...]
-    """Units that the rule would take and that could be trained, but are in no group of the optimizer."""
+    """Units that the rule would take and that could be trained, but are in no group of the
+    optimizer.
+    """
     candidates: tuple[Unit, ...]
-    """All units that the rule takes, also those that are not trained now: frozen, or not in the optimizer."""
+    """All units that the rule takes, also those that are not trained now: frozen, or not in the
+    optimizer.
+    """
 
     @property
     def unit_of(self) -> dict[int, str]:
-        """Name of the unit by the ``id`` of each of its parameters, also of those that no group holds yet."""
+        """Name of the unit by the ``id`` of each of its parameters, in a group or not yet."""
         return {id(p): unit.name for unit in self.units for p in unit.parameters}
 
     @property
@@ -52,15 +55,19 @@ class Scope:
         reasons = {name: reason for name, reason in self.left_out.items() if name not in names}
         later = "not in the state that was loaded; taken in at the next measurement"
         reasons |= {unit.name: later for unit in self.units if unit.name not in names}
-        return replace(self, units=tuple(u for u in self.candidates if u.name in names), left_out=reasons)
+        return replace(
+            self, units=tuple(u for u in self.candidates if u.name in names), left_out=reasons
+        )
 
 
-def find_scope(model: nn.Module, layers: Sequence[Layer], optimizers: Optimizers, rule: Rule) -> Scope:
+def find_scope(
+    model: nn.Module, layers: Sequence[Layer], optimizers: Optimizers, rule: Rule
+) -> Scope:
     """Choose the units that take part.
 
     Raises:
-        TrainingError: a glob that changes nothing, an optimizer of another model, no unit that takes part, a parameter
-            in two groups, an optimizer whose groups cannot be scaled.
+        TrainingError: a glob that changes nothing, an optimizer of another model, no unit that
+            takes part, a parameter in two groups, an optimizer whose groups cannot be scaled.
 
     """
     without_value = _check_groups(optimizers, model, rule.option)
@@ -70,11 +77,15 @@ def find_scope(model: nn.Module, layers: Sequence[Layer], optimizers: Optimizers
     if not known & held:
         first = next(name for name, _ in model.named_parameters())
         raise TrainingError(
-            f"the optimizer holds none of the model's parameters (such as {first}): build it from the parameters of "
-            "this very model, after anything that replaces them; one that steps copies of them (DeepSpeed, apex) "
+            f"the optimizer holds none of the model's parameters (such as {first}): build it from "
+            "the parameters of "
+            "this very model, after anything that replaces them; one that steps copies of them "
+            "(DeepSpeed, apex) "
             "cannot be balanced"
         )
-    reasons = _by_rule(units, {layer.name: layer for layer in layers}, rule, first_and_last(model, units))
+    reasons = _by_rule(
+        units, {layer.name: layer for layer in layers}, rule, first_and_last(model, units)
+    )
     candidates = tuple(unit for unit in units if unit.name not in reasons)
     for unit in candidates:
         if reason := _not_trained(unit, held, without_value, rule.option):
@@ -82,38 +93,50 @@ def find_scope(model: nn.Module, layers: Sequence[Layer], optimizers: Optimizers
     chosen = tuple(unit for unit in units if unit.name not in reasons)
     if not chosen:
         why = listed([f"{name} ({reason})" for name, reason in reasons.items()])
-        raise TrainingError(f"no layer takes part in {rule.name}: {why}; name those that should with include")
+        raise TrainingError(
+            f"no layer takes part in {rule.name}: {why}; name those that should with include"
+        )
     forgotten = tuple(unit.name for unit in candidates if reasons.get(unit.name) == NOT_HELD)
     return Scope(chosen, reasons, forgotten, candidates)
 
 
 def trained_now(model: nn.Module, optimizers: Optimizers, option: str) -> tuple[Any, ...]:
-    """What decides which units take part, as far as it may change while training: equal unless something did."""
+    """What decides which units take part and may change while training; equal unless it did."""
     held = optimizers.held()
     decays = option == "weight_decay"
-    zero = tuple(i for i, (*_, group) in enumerate(optimizers.groups()) if decays and _is_zero(group.get(option)))
+    zero = tuple(
+        i
+        for i, (*_, group) in enumerate(optimizers.groups())
+        if decays and _is_zero(group.get(option))
+    )
     return zero, tuple((id(p), p.requires_grad, id(p) in held) for p in model.parameters())
 
 
 def listed(names: Iterable[str]) -> str:
     """The first names, and how many more."""
     names = list(names)
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return ", ".join(names[:SHOWN]) + (
+        f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    )
 
 
-def _not_trained(unit: Unit, held: Collection[int], without_value: Collection[int], option: str) -> str:
-    """Why a unit that the rule takes would not be trained by its factor; empty where it would be."""
+def _not_trained(
+    unit: Unit, held: Collection[int], without_value: Collection[int], option: str
+) -> str:
+    """Why a unit that the rule takes is not trained by its factor; empty where it is."""
     if not any(p.requires_grad for p in unit.weights):
         return "frozen"
     if not any(id(p) in held for p in unit.weights):
         return NOT_HELD
-    if option == "weight_decay" and all(id(p) in without_value for p in unit.weights if id(p) in held):
+    if option == "weight_decay" and all(
+        id(p) in without_value for p in unit.weights if id(p) in held
+    ):
         return "its group has a weight decay of 0"
     return ""
 
 
 def _check_groups(optimizers: Optimizers, model: nn.Module, option: str) -> set[int]:
-    """Refuse groups that cannot be split and scaled; gives the ``id`` of the parameters whose option is 0."""
+    """Refuse groups that cannot be scaled; gives the ``id`` of parameters whose option is 0."""
     names = {id(p): name for name, p in model.named_parameters()}
     where: dict[tuple[int, int], int] = {}
     zero: set[int] = set()
@@ -122,14 +145,18 @@ def _check_groups(optimizers: Optimizers, model: nn.Module, option: str) -> set[
         kind = type(optimizer).__name__
         if isinstance(optimizer, torch.optim.LBFGS):
             raise TrainingError(
-                "LBFGS takes one step along all parameters at once: it has no rates per layer to balance"
+                "LBFGS takes one step along all parameters at once: it has no rates per layer to "
+                "balance"
             )
         if option not in group:
             has = ", ".join(key for key in group if key != "params")
-            raise TrainingError(f"group {i} of {kind} has no {option!r} to scale; its options are {has}")
+            raise TrainingError(
+                f"group {i} of {kind} has no {option!r} to scale; its options are {has}"
+            )
         if isinstance(group[option], bool) or not isinstance(group[option], Real | torch.Tensor):
             raise TrainingError(
-                f"group {i} of {kind} has {option!r} {group[option]!r}, where a number is needed to scale: give it one "
+                f"group {i} of {kind} has {option!r} {group[option]!r}, where a number is needed "
+                "to scale: give it one "
                 "(for Adafactor of transformers: relative_step=False)"
             )
         any_value = any_value or not _is_zero(group[option])
@@ -138,38 +165,52 @@ def _check_groups(optimizers: Optimizers, model: nn.Module, option: str) -> set[
                 name = names.get(id(p), "of another model")
                 first = where[id(optimizer), id(p)]
                 groups = f"{first} and {i}" if first != i else f"{i}, twice"
-                raise TrainingError(f"the parameter {name} is in groups {groups}: give each parameter to one group")
+                raise TrainingError(
+                    f"the parameter {name} is in groups {groups}: give each parameter to one group"
+                )
             where[id(optimizer), id(p)] = i
             zero |= {id(p)} if _is_zero(group[option]) else set()
     if option == "weight_decay" and not any_value:
-        raise TrainingError("every group has a weight decay of 0, so that no factor changes anything; set one above 0")
+        raise TrainingError(
+            "every group has a weight decay of 0, so that no factor changes anything; set one "
+            "above 0"
+        )
     return zero
 
 
 def _is_zero(value: Any) -> bool:
-    """Whether a number is 0; one that lies on an accelerator is taken for another, looking at it would wait."""
+    """Whether a number is 0; not asked of one on an accelerator, which would have to wait."""
     if isinstance(value, torch.Tensor) and value.device.type != "cpu":
         return False
     return isinstance(value, Real | torch.Tensor) and not value
 
 
-def _by_rule(units: Sequence[Unit], layers: Mapping[str, Layer], rule: Rule, ends: Sequence[str]) -> dict[str, str]:
+def _candidate(unit: Unit, layer: Layer) -> Candidate:
+    """Describe a unit by its first layer, under the unit's own name."""
+    return Candidate(unit.name, layer.kind, layer.rows, layer.cols, no_weight=layer.no_weight)
+
+
+def _by_rule(
+    units: Sequence[Unit], layers: Mapping[str, Layer], rule: Rule, ends: Sequence[str]
+) -> dict[str, str]:
     """Units that the rule leaves at factor 1, and why."""
-    records = [replace(record_of(layers[unit.layers[0]]), name=unit.name) for unit in units]
+    candidates = [_candidate(unit, layers[unit.layers[0]]) for unit in units]
     for glob in rule.include:
-        if not any(matches(record.name, glob) for record in records):
-            names = listed(record.name for record in records)
-            raise TrainingError(f"include {glob!r} matches none of the {len(records)} layers; they are {names}")
-    named = {record.name for record in records if any(matches(record.name, glob) for glob in rule.include)}
-    named -= {record.name for record in records if record.kind == NOT_A_WEIGHT}
-    taking = [replace(record, kind="linear") if record.name in named else record for record in records]
+        if not any(matches(unit.name, glob) for unit in units):
+            names = listed(unit.name for unit in units)
+            raise TrainingError(
+                f"include {glob!r} matches none of the {len(units)} layers; they are {names}"
+            )
+    named = {u.name for u in units if any(matches(u.name, glob) for glob in rule.include)}
     try:
-        found = cover(taking, inside_blocks=False, exclude=rule.exclude)
+        found = cover(candidates, inside_blocks=False, exclude=rule.exclude, always=named)
     except AllocationError as error:
         raise TrainingError(f"{rule.name} cannot be used here: {error}") from error
     reasons = {layer.name: layer.reason for layer in found.left_out}
     for unit in units:
-        small = [too_small((layers[name].rows, layers[name].cols), rule.spec) for name in unit.layers]
+        small = [
+            too_small((layers[name].rows, layers[name].cols), rule.spec) for name in unit.layers
+        ]
         if all(small):
             reasons.setdefault(unit.name, small[0])
     for name, word in zip(ends, ("first", "last"), strict=False):

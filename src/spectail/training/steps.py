@@ -1,14 +1,17 @@
 """Following the steps of an optimizer and of those inside of it, however they are called.
 
-The split groups are in place while an innermost optimizer steps. Wrappers whose own ``step`` uses the groups too have
-them during all of it, where a trial has shown that they can. A step is counted when the outermost call is over and an
-innermost optimizer has stepped in it, so that SAM's ``step(closure)`` and its ``second_step()`` count the same.
+The split groups are in place while an innermost optimizer steps. Wrappers whose own ``step`` uses
+the groups too have them during all of it, where a trial has shown that they can. A step is counted
+when the outermost call is over and an innermost optimizer has stepped in it, so that SAM's
+``step(closure)`` and its ``second_step()`` count the same.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
+from functools import update_wrapper
+from types import MethodType
 from typing import Any
 from weakref import WeakMethod, finalize
 
@@ -25,8 +28,8 @@ LOOKED_AT = 3
 class Steps:
     """Puts split groups in place for the steps of optimizers.
 
-    ``whole`` holds the ``id`` of the wrappers that have them during all of their own step, ``factors`` is asked for the
-    factors of the next step, ``done`` is called after it.
+    ``whole`` holds the ``id`` of the wrappers that have them during all of their own step,
+    ``factors`` is asked for the factors of the next step, ``done`` is called after it.
     """
 
     def __init__(
@@ -53,7 +56,9 @@ class Steps:
             if has_hooks(optimizer) and id(optimizer._optimizer_step_pre_hooks) not in hooked:
                 hooked.add(id(optimizer._optimizer_step_pre_hooks))
                 self._hook(optimizer)
-            elif id(optimizer) in self.whole or (self._is_innermost(optimizer) and not has_hooks(optimizer)):
+            elif id(optimizer) in self.whole or (
+                self._is_innermost(optimizer) and not has_hooks(optimizer)
+            ):
                 self._replace(optimizer)
 
     def remove(self) -> None:
@@ -64,12 +69,12 @@ class Steps:
         self._look(False)
 
     def look_again(self) -> None:
-        """Look closely at the next steps, for hidden optimizers and for values that are other than given."""
+        """Look closely at the next steps, for hidden optimizers and other values than given."""
         self._looked = 0
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Begin a step; ``args`` begin with the optimizer. Returns changed arguments where there is a closure."""
+        """Begin a step; returns changed arguments (the first is the optimizer) for a closure."""
         self._forget(optimizer)
         self._running.append(optimizer)
         if len(self._running) == 1 and self._looked < LOOKED_AT:
@@ -90,7 +95,9 @@ class Steps:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after(self, optimizer: Any, *_: Any) -> None:
         """End a step."""
-        if not any(one is optimizer for one in self._running):  # a step() that has called its parent's step()
+        if not any(
+            one is optimizer for one in self._running
+        ):  # a step() that has called its parent's step()
             return
         while self._running.pop() is not optimizer:
             pass
@@ -137,7 +144,7 @@ class Steps:
             self.differing |= self.groups.differing(optimizer.param_groups)
 
     def _outside(self, optimizer: Any, closure: Callable[..., Any]) -> Callable[..., Any]:
-        """A closure is the user's code (Lightning runs the training step in it), so it sees the user's groups."""
+        """A closure is the user's code (Lightning trains in it), so it sees the user's groups."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             opened = bool(self._opened) and self._opened[-1] is optimizer
@@ -152,7 +159,8 @@ class Steps:
         return call
 
     def _hook(self, optimizer: Any) -> None:
-        # After a step the user's own hooks shall see the user's groups, so this one comes before them.
+        # After a step the user's own hooks shall see the user's groups, so this one comes before
+        # them.
         handle = optimizer.register_step_post_hook(self.after)
         if isinstance(optimizer._optimizer_step_post_hooks, OrderedDict):
             optimizer._optimizer_step_post_hooks.move_to_end(handle.id, last=False)
@@ -161,7 +169,9 @@ class Steps:
         if hasattr(optimizer, "_optimizer_state_dict_pre_hooks"):
             handles.append(optimizer.register_state_dict_pre_hook(lambda _: self._interrupt()))
         if hasattr(optimizer, "_optimizer_load_state_dict_pre_hooks"):
-            handles.append(optimizer.register_load_state_dict_pre_hook(lambda *_: self._interrupt()))
+            handles.append(
+                optimizer.register_load_state_dict_pre_hook(lambda *_: self._interrupt())
+            )
         self._undo += [handle.remove for handle in handles]
 
     def _interrupt(self) -> None:
@@ -169,16 +179,35 @@ class Steps:
         self._opened.clear()
 
     def _replace(self, optimizer: Any) -> None:
-        """Follow an optimizer that runs no hooks."""
-        before = vars(optimizer).get("step")
-        optimizer.step = _Step(self, optimizer, optimizer.step)
+        """Follow an optimizer that runs no hooks, by a method of its own in place of its ``step``.
+
+        A scheduler may put a method of its own around that, so that it stays when the Balancer
+        goes, and does nothing.
+        """
+        before, inner, following = vars(optimizer).get("step"), optimizer.step, [True]
+
+        def step(self_: Any, *args: Any, **kwargs: Any) -> Any:
+            if not following or self_ is not optimizer:  # a copy has this method too
+                return (
+                    inner(*args, **kwargs)
+                    if self_ is optimizer
+                    else type(self_).step(self_, *args, **kwargs)
+                )
+            changed = self.before(optimizer, (optimizer, *args), kwargs)
+            given, kwargs = changed or ((optimizer, *args), kwargs)
+            result = inner(*given[1:], **kwargs)
+            self.after(optimizer)
+            return result
 
         def undo() -> None:
-            if isinstance(vars(optimizer).get("step"), _Step):
+            following.clear()
+            if getattr(vars(optimizer).get("step"), "__func__", None) is step:
                 del optimizer.step
                 if before is not None:
                     optimizer.step = before
 
+        update_wrapper(step, inner)  # with the mark of a scheduler that was there before
+        optimizer.step = MethodType(step, optimizer)
         self._undo.append(undo)
 
     def _look(self, on: bool) -> None:
@@ -187,7 +216,9 @@ class Steps:
             self._looking.remove()
             self._looking = None
         elif self._looking is None and on:
-            seen = WeakMethod(self._seen)  # a step that raises leaves the hook behind, for all optimizers there are
+            seen = WeakMethod(
+                self._seen
+            )  # a step that raises leaves the hook behind, for all optimizers there are
 
             def look(*given: Any) -> None:
                 if (method := seen()) is not None:
@@ -206,20 +237,3 @@ class Steps:
         if any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
             self.optimizers = self.optimizers.with_inner(self._running[-1], optimizer)
             self._hook(optimizer)
-
-
-class _Step:
-    """The ``step`` of an optimizer that runs no hooks; a copied or stored optimizer has its own ``step`` again."""
-
-    def __init__(self, steps: Steps, optimizer: Any, step: Callable[..., Any]) -> None:
-        self.steps, self.optimizer, self.step = steps, optimizer, step
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        changed = self.steps.before(self.optimizer, (self.optimizer, *args), kwargs)
-        given, kwargs = changed or ((self.optimizer, *args), kwargs)
-        result = self.step(*given[1:], **kwargs)
-        self.steps.after(self.optimizer)
-        return result
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (self.optimizer, "step")

@@ -1,9 +1,10 @@
-"""A trial of an optimizer before training: a few steps on tiny copies of its groups, split as a Balancer splits them.
+"""A trial of an optimizer before training: a few steps on tiny copies of its split groups.
 
-Only a trial tells early what an optimizer does with its groups: whether it refuses rates that differ (D-Adaptation and
-Prodigy estimate one rate for all), sets them itself, counts its groups, or never looks at the rate (Rprop after its
-first step). The copies have parameters, gradients and state of their own; the user's are not touched, and an optimizer
-that holds anything that cannot be copied safely (a model, a parameter outside of its groups) is not tried.
+Only a trial tells early what an optimizer does with its groups: whether it refuses rates that
+differ (D-Adaptation and Prodigy estimate one rate for all), sets them itself, counts its groups, or
+never looks at the rate (Rprop after its first step). The copies have parameters, gradients and
+state of their own; the user's are not touched, and an optimizer that holds anything that cannot be
+copied safely (a model, a parameter outside of its groups) is not tried.
 """
 
 from __future__ import annotations
@@ -39,7 +40,18 @@ LOWEST = 1e-2
 """A rate below it is tried as this one: a warm-up begins at 0."""
 STEPS = 2
 _PAIR = ("first", "second")
-_VALUES = (int, float, complex, str, bytes, type(None), enum.Enum, torch.dtype, torch.device, torch.Size)
+_VALUES = (
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    enum.Enum,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+)
 _CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, logging.Logger)
 
 
@@ -58,15 +70,22 @@ class Trial:
 def try_out(optimizers: Optimizers, option: str) -> Trial:
     """Try the outermost optimizer that can be tried, with all those inside of it.
 
-    With several processes nothing is tried: an optimizer that exchanges gradients would wait for parameters that the
-    others do not have.
+    With several processes nothing is tried: an optimizer that exchanges gradients would wait for
+    parameters that the others do not have.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return Trial()
-    parameters = {id(p): p for member in optimizers.members for group in member.param_groups for p in group["params"]}
+    parameters = {
+        id(p): p
+        for member in optimizers.members
+        for group in member.param_groups
+        for p in group["params"]
+    }
     gradients = [(p, p.grad) for p in parameters.values()]
     try:
-        for p in parameters.values():  # without a gradient no optimizer moves one, however it may be reached
+        for p in (
+            parameters.values()
+        ):  # without a gradient no optimizer moves one, however it may be reached
             p.grad = None
         return _first_that_can_be_tried(optimizers, option)
     finally:
@@ -81,7 +100,7 @@ def _first_that_can_be_tried(optimizers: Optimizers, option: str) -> Trial:
             try:
                 with _apart() as allowed:
                     unsplit = _unsplit(within, option, allowed, wide=wide)
-            except Exception:  # noqa: BLE001 - whatever an optimizer raises here, it cannot be tried
+            except Exception:  # noqa: BLE001 - whatever it raises, it cannot be tried
                 continue
             return _tried(within, option, unsplit)
     return Trial()
@@ -100,7 +119,7 @@ def _unsplit(optimizers: Optimizers, option: str, allowed: set[int], *, wide: bo
 
 
 def _tried(optimizers: Optimizers, option: str, unsplit: _Unsplit) -> Trial:
-    """Whether it steps with split groups: during all of the step of the wrappers, or of the innermost alone."""
+    """Whether it steps with split groups, in place for the wrappers or for the innermost alone."""
     innermost = {id(one) for one in optimizers.innermost}
     around = frozenset(id(member) for member in optimizers.members if id(member) not in innermost)
     found = _outcome(optimizers, option, unsplit, around)
@@ -108,12 +127,15 @@ def _tried(optimizers: Optimizers, option: str, unsplit: _Unsplit) -> Trial:
         found = _outcome(optimizers, option, unsplit, frozenset())
     if found.refusal:
         return Trial(
-            refusal=f"{type(optimizers.members[0]).__name__} cannot be balanced by {option!r}: {found.refusal}"
+            refusal=f"{type(optimizers.members[0]).__name__} cannot be balanced by {option!r}: "
+            f"{found.refusal}"
         )
     return found
 
 
-def _outcome(optimizers: Optimizers, option: str, unsplit: _Unsplit, whole: frozenset[int]) -> Trial:
+def _outcome(
+    optimizers: Optimizers, option: str, unsplit: _Unsplit, whole: frozenset[int]
+) -> Trial:
     """Step with all factors 1, then with different ones."""
 
     def moved(first: float, second: float) -> tuple[_Values, _Values]:
@@ -138,13 +160,15 @@ def _outcome(optimizers: Optimizers, option: str, unsplit: _Unsplit, whole: froz
         return Trial()
     except TrainingError as error:
         return Trial(refusal=str(error))
-    except Exception as error:  # noqa: BLE001 - it steps unsplit, so whatever it raises comes of the split
+    except Exception as error:  # noqa: BLE001 - without the split it raises nothing
         first = str(error).strip().partition("\n")[0]
-        return Trial(refusal=f"split into groups by layer, its step() raises {type(error).__name__}: {first}")
+        return Trial(
+            refusal=f"split into groups by layer, its step() raises {type(error).__name__}: {first}"
+        )
 
 
 def _alike(pairs: _Values) -> bool:
-    """Whether both of every pair are the same, so that they can be told apart by their rates alone."""
+    """Whether both of every pair are the same."""
     return all(torch.equal(first, second) for first, second in pairs)
 
 
@@ -159,7 +183,7 @@ _Values: TypeAlias = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class _Unsplit:
-    """What an optimizer does without a Balancer: how it is called, and the pairs before and after some steps."""
+    """What an optimizer does without a Balancer: how it is called, pairs before and after."""
 
     call: str
     before: _Values
@@ -174,10 +198,16 @@ class _UntriableError(Exception):
 class _Copies:
     """Copies of optimizers whose groups hold two tiny parameters each, alike in all: a pair."""
 
-    def __init__(self, optimizers: Optimizers, option: str, allowed: set[int], *, wide: bool) -> None:
+    def __init__(
+        self, optimizers: Optimizers, option: str, allowed: set[int], *, wide: bool
+    ) -> None:
         self.optimizers, self.option, self.wide = optimizers, option, wide
-        self.made: dict[int, Any] = {id(member): object.__new__(type(member)) for member in optimizers.members}
-        """Copies by the ``id`` of what they are copies of: optimizers, groups, lists of groups, states."""
+        self.made: dict[int, Any] = {
+            id(member): object.__new__(type(member)) for member in optimizers.members
+        }
+        """Copies by the ``id`` of what they are copies of: optimizers, groups, lists of groups,
+        states.
+        """
         self.tiny: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
         """Pairs by the ``id`` of the parameter that they are shaped after."""
         self.factors: dict[str, float] = {}
@@ -189,16 +219,21 @@ class _Copies:
         for member in optimizers.members:
             vars(self.made[id(member)]).update(self._attributes(member))
         self.outer = self.made[id(optimizers.members[0])]
-        if callable(getattr(type(self.outer), "train", None)):  # schedule-free optimizers step in this mode alone
+        if callable(
+            getattr(type(self.outer), "train", None)
+        ):  # schedule-free optimizers step in this mode alone
             self.outer.train()
 
     def split(self, whole: frozenset[int]) -> None:
         """From now on step as under a Balancer."""
         members, innermost = self.optimizers.members, self.optimizers.innermost
-        unit_of = {id(p): unit for pair in self.tiny.values() for p, unit in zip(pair, _PAIR, strict=True)}
+        unit_of = {
+            id(p): unit for pair in self.tiny.values() for p, unit in zip(pair, _PAIR, strict=True)
+        }
         Steps(
             Optimizers(
-                tuple(self.made[id(member)] for member in members), tuple(self.made[id(member)] for member in innermost)
+                tuple(self.made[id(member)] for member in members),
+                tuple(self.made[id(member)] for member in innermost),
             ),
             SplitGroups(self.option, unit_of),
             whole=[id(self.made[key]) for key in whole],
@@ -218,7 +253,10 @@ class _Copies:
 
     def values(self) -> _Values:
         """The pairs as they are now."""
-        return [(first.detach().clone(), second.detach().clone()) for first, second in self.tiny.values()]
+        return [
+            (first.detach().clone(), second.detach().clone())
+            for first, second in self.tiny.values()
+        ]
 
     def _gradients(self, number: int) -> Tensor:
         for pair in self.tiny.values():
@@ -233,7 +271,9 @@ class _Copies:
         if id(group) not in self.made:
             if not group["params"]:
                 raise _UntriableError
-            made: Group = {key: self._copy(value) for key, value in group.items() if key not in BY_PARAMETER}
+            made: Group = {
+                key: self._copy(value) for key, value in group.items() if key not in BY_PARAMETER
+            }
             for key in {"lr", self.option} & made.keys():
                 if 0 <= float(made[key]) < LOWEST:
                     made[key] = made[key] * 0 + LOWEST
@@ -281,7 +321,11 @@ class _Copies:
             return self.made[id(value)]
         if isinstance(value, _VALUES + _CODE):
             return value
-        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.numel() <= LARGEST:
+        if (
+            isinstance(value, Tensor)
+            and not isinstance(value, nn.Parameter)
+            and value.numel() <= LARGEST
+        ):
             return value.detach().clone()
         if isinstance(value, dict):
             made = copy.copy(value)
@@ -299,7 +343,7 @@ class _Copies:
 
 @contextmanager
 def _apart() -> Iterator[set[int]]:
-    """Nothing that happens inside is seen outside: no random number is used up, no real optimizer steps.
+    """Hide what happens inside: no random number is used up, no real optimizer steps.
 
     Gives the set of the ``id`` of those that may step.
     """

@@ -1,7 +1,8 @@
-"""Optimizers around optimizers: SAM, Lookahead, ZeRO or accelerate hold another one, which changes the weights.
+"""Optimizers around optimizers: SAM, Lookahead, ZeRO or accelerate hold another one.
 
-The one that was given may hold others in any attribute, list or dict, several deep. The innermost ones are those whose
-``step`` reads the rates, whatever is called from outside: ``sam.second_step()`` steps SAM's base optimizer alone.
+The one that was given may hold others in any attribute, list or dict, several deep. The innermost
+ones are those whose ``step`` reads the rates, whatever is called from outside:
+``sam.second_step()`` steps SAM's base optimizer alone.
 """
 
 from __future__ import annotations
@@ -27,18 +28,20 @@ class Optimizers:
 
     @property
     def outermost(self) -> torch.optim.Optimizer:
-        """The first that is a torch optimizer with hooks, where there is one, as ``Balancer.optimizer`` shows it."""
-        first: torch.optim.Optimizer = next((one for one in self.members if has_hooks(one)), self.members[0])
+        """The first that runs hooks, or else the first: ``Balancer.optimizer``."""
+        first: torch.optim.Optimizer = next(
+            (one for one in self.members if has_hooks(one)), self.members[0]
+        )
         return first
 
     def groups(self) -> Iterator[tuple[Any, int, dict[str, Any]]]:
-        """Every group of the innermost optimizers: its optimizer, its number there, and the group."""
+        """Every group of the innermost optimizers, with its optimizer and its number there."""
         for optimizer in self.innermost:
             for i, group in enumerate(optimizer.param_groups):
                 yield optimizer, i, group
 
     def held(self) -> set[int]:
-        """The ``id`` of every parameter in a group of any of them; the inner ones may hold one process's share."""
+        """The ``id`` of every parameter in any group; inner ones may hold one process's share."""
         groups = (group for member in self.members for group in member.param_groups)
         return {id(p) for group in groups for p in group["params"]}
 
@@ -74,10 +77,13 @@ def find_optimizers(given: Any) -> Optimizers:
         inside[id(thing)] = held
         # What is no optimizer itself is searched only where it is what the user has given.
         waiting.extend(held or _named_optimizer(thing))
-    innermost = [thing for key, thing in found.items() if not inside[key]] or list(found.values())[-1:]
+    innermost = [thing for key, thing in found.items() if not inside[key]] or list(found.values())[
+        -1:
+    ]
     if not found:
         raise TrainingError(
-            f"expected a torch.optim.Optimizer (a subclass that calls its __init__), not {type(given).__name__}"
+            "expected a torch.optim.Optimizer (a subclass that calls its __init__), not "
+            f"{type(given).__name__}"
         )
     return Optimizers(tuple(found.values()), tuple(innermost))
 
@@ -91,19 +97,37 @@ def is_optimizer(thing: Any) -> bool:
 
 def has_hooks(optimizer: Any) -> bool:
     """Whether its ``step`` runs hooks: a torch optimizer whose ``__init__`` has made them."""
-    hooked = getattr(type(optimizer).step, "hooked", False) if hasattr(type(optimizer), "step") else False
-    return isinstance(optimizer, torch.optim.Optimizer) and hooked and hasattr(optimizer, "_optimizer_step_pre_hooks")
+    hooked = (
+        getattr(type(optimizer).step, "hooked", False)
+        if hasattr(type(optimizer), "step")
+        else False
+    )
+    return (
+        isinstance(optimizer, torch.optim.Optimizer)
+        and hooked
+        and hasattr(optimizer, "_optimizer_step_pre_hooks")
+    )
 
 
 def share_groups(one: Any, other: Any) -> bool:
     """Whether two optimizers hold a group in common, the very same dict, in one list or in two."""
-    return not {id(group) for group in one.param_groups}.isdisjoint(id(group) for group in other.param_groups)
+    return not {id(group) for group in one.param_groups}.isdisjoint(
+        id(group) for group in other.param_groups
+    )
 
 
 def _values_of(thing: Any) -> Iterator[Any]:
     """The values of an object's attributes, and those in its lists and dicts."""
-    slots = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ()) if hasattr(thing, name)]
-    attributes = [*getattr(thing, "__dict__", {}).values(), *(getattr(thing, name) for name in slots)]
+    slots = [
+        name
+        for kind in type(thing).__mro__
+        for name in getattr(kind, "__slots__", ())
+        if hasattr(thing, name)
+    ]
+    attributes = [
+        *getattr(thing, "__dict__", {}).values(),
+        *(getattr(thing, name) for name in slots),
+    ]
     for value in attributes:
         if isinstance(value, Mapping):
             yield from value.values()
