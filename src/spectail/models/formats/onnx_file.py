@@ -1,8 +1,8 @@
 """ONNX: the constants that a graph multiplies by, as (out, in) under the names of their modules.
 
-The ``onnx`` library parses the file, which stays in memory and can have 2 GiB at most; weights in
-files of their own are read by ranges. Operators: the ONNX specification, and ONNX Runtime's list of
-contributed operators.
+The ``onnx`` library parses the file, which stays in memory and may have 2 GiB at most. Weights in
+separate files are read by ranges. The operators are those of the ONNX specification and of ONNX
+Runtime's list of contributed operators.
 """
 
 from __future__ import annotations
@@ -42,16 +42,19 @@ _TYPES: dict[int, torch.dtype] = {
     19: torch.float8_e5m2,
     20: torch.float8_e5m2fnuz,
 }
-"""``TensorProto.DataType``."""
+"""Numbers of ``TensorProto.DataType``, and torch's types."""
 _EXTERNAL = 1
+"""``TensorProto.DataLocation`` of values in another file."""
 _GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
-"""Where torch's gates (LSTM i, f, g, o; GRU r, z, n) are in ONNX's order (i, o, f, c; z, r, h)."""
+"""Positions of torch's gates (LSTM: i, f, g, o; GRU: r, z, n) in ONNX's order (i, o, f, c; z, r,
+h)."""
 _SCALED_INPUTS = {"QLinearMatMul": (4, 5), "QLinearConv": (4, 5), "QGemm": (4, 5)}
+"""Operators on integers, and which of their inputs are the weight's scale and zero point."""
 
 
 @dataclass(frozen=True)
 class _Scales:
-    """How integers become weights: (q - zero) * scale, along one dimension if there are several scales."""
+    """How integers become weights: (q - zero) * scale, one pair for all or one per slice."""
 
     scale: Tensor
     zero: Tensor
@@ -74,7 +77,7 @@ def read_onnx(files: Sequence[OpenFile]) -> Contents:
 
 
 def _parsed(file: OpenFile) -> Any:
-    """Parse the graph with the optional library."""
+    """Parse the file with the onnx library, which is an optional dependency."""
     try:
         import onnx
     except ImportError:
@@ -96,6 +99,7 @@ class _Reader:
     """Describes the constants of one graph."""
 
     def __init__(self, file: OpenFile, graph: Graph) -> None:
+        """Start with the constants of a graph that was read from a file."""
         self.file, self.graph = file, graph
         self.external: dict[str, OpenFile] = {}
         self.protos = {name: proto for name, proto, _ in graph.constants}
@@ -103,9 +107,10 @@ class _Reader:
         """Outputs of the recurrent nodes of each module, in order: its layers."""
 
     def described(self, name: str, proto: Any, listed: bool) -> list[LazyTensor]:
-        """Describe a constant; nothing for what is no parameter of the model."""
+        """Describe a constant; the list is empty for one that is no parameter of the model."""
         if self.graph.is_helper(name):
             return []
+        # Vectors are only counted.
         if len(proto.dims) < 2:
             return (
                 [self._stored(name, proto)] if listed and proto.data_type in {1, 10, 11, 16} else []
@@ -113,8 +118,11 @@ class _Reader:
         uses = list(self.graph.uses(name))
         use = next((use for use in uses if use.is_matrix), None)
         if use is None:
+            # The weight is sliced or joined with others before it is used; measure it in its stored
+            # form.
             if not is_machine_name(name) and self.graph.reaches_matrix(name):
                 return [self._stored(readable(name), proto)]
+            # Constants that the exporter made up, such as masks and shapes.
             if not listed or is_machine_name(name):
                 return []
             users = ", ".join(sorted({use.node.op_type for use in uses})) or "no operator"
@@ -130,6 +138,7 @@ class _Reader:
         """Describe a constant that an operator multiplies by."""
         module = self.graph.module_of(use)
         own = readable(name)
+        # An embedding that is stored under the name of the output layer that it is tied to.
         alias = (
             use.node.op_type == "Gather"
             and own.endswith(".weight")
@@ -170,6 +179,7 @@ class _Reader:
         """Describe a constant whose values lie in another file of the folder."""
         info = {item.key: item.value for item in proto.external_data}
         location = PurePosixPath(info.get("location", ""))
+        # A downloaded model must not make this read any other file of the user's.
         if location.is_absolute() or ".." in location.parts or not location.parts:
             raise SourceError(
                 f"{self.file.path} names the file {str(location)!r} outside of its own folder"
@@ -193,7 +203,7 @@ class _Reader:
         return stored_tensor(name, array)
 
     def _unpacked(self, stored: LazyTensor, name: str, use: Use) -> LazyTensor:
-        """Dequantise integers by the scales that the graph states; fail where it is of a packed form."""
+        """Dequantise integers by the scales that the graph states; packed integers are not read."""
         if stored.is_floating or stored.problem:
             return stored
         names = self._scale_names(name, use)
@@ -214,12 +224,14 @@ class _Reader:
             "QGemm",
             "DynamicQuantizeMatMul",
         }
+        # DequantizeLinear states the axis (1 by default). Matrix products have a scale per column,
+        # and convolutions have one per output, which is the first dimension.
         axis = attribute(steps[0], "axis", 1) if steps else len(stored.shape) - 1 if last else 0
         scales = _Scales(scale.float(), zero.float(), axis % len(stored.shape))
         return replace(stored, dtype="float32", read=partial(_dequantised, stored.read, scales))
 
     def _scale_names(self, name: str, use: Use) -> tuple[str, str]:
-        """Find the names of scale and zero point: inputs of an operator, or beside the name of the integers."""
+        """Return the names of scale and zero point, from an operator's inputs or by convention."""
         for step in use.steps:
             if step.op_type == "DequantizeLinear":
                 return step.input[1], step.input[2] if len(step.input) > 2 else ""
@@ -230,8 +242,9 @@ class _Reader:
         return f"{stem}_scale", f"{stem}_zero_point"
 
     def _recurrent(self, stored: LazyTensor, module: str, use: Use) -> list[LazyTensor]:
-        """Give W or R of a recurrent operator torch's names and order of gates, one tensor per direction."""
+        """Give W or R of a recurrent operator torch's names and gate order, one per direction."""
         layers = self.recurrent.setdefault(module, [])
+        # An output may be left out, with an empty name. Any other of them identifies the node.
         if use.node.output[0] not in layers and use.node.output[-1] not in layers:
             layers.append(next(filter(None, use.node.output)))
         layer = layers.index(next(filter(None, use.node.output)))
@@ -257,7 +270,7 @@ class _Reader:
 
 
 def _oriented(stored: LazyTensor, use: Use) -> LazyTensor:
-    """Turn a constant into torch's orientation, (out, in)."""
+    """Bring a constant into torch's orientation, (out, in)."""
     kind = use.node.op_type
     if kind in {"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv", "DeformConv"}:
         return replace(stored, layout="conv", no_weight="")
@@ -266,6 +279,7 @@ def _oriented(stored: LazyTensor, use: Use) -> LazyTensor:
     first = use.position == 0
     gemm = kind in {"Gemm", "QGemm", "FusedGemm"}
     flag = attribute(use.node, "transA" if first else "transB", 0)
+    # y = x W has W as (in, out), and y = W x as (out, in). A transposed operand turns this round.
     in_out = first == bool(flag)
     if kind in {"Attention", "MatMulNBits", "Einsum"}:
         in_out = kind == "Attention"
@@ -274,6 +288,7 @@ def _oriented(stored: LazyTensor, use: Use) -> LazyTensor:
         weight = permuted_tensor(
             weight, [*range(len(stored.shape) - 2), len(stored.shape) - 1, len(stored.shape) - 2]
         )
+    # Gemm computes alpha x W: the factor belongs to the weight.
     factor = float(attribute(use.node, "alpha", 1.0)) if gemm or kind == "FusedMatMul" else 1.0
     if factor != 1.0:
         weight = replace(weight, read=partial(_scaled, weight.read, factor))
@@ -281,17 +296,20 @@ def _oriented(stored: LazyTensor, use: Use) -> LazyTensor:
 
 
 def _scaled(read: Callable[[Index], Tensor], factor: float, index: Index) -> Tensor:
+    """Read a weight and multiply it by a factor."""
     return read(index) * factor
 
 
 def _read_gates(
     read: Callable[[Index], Tensor], direction: int | None, gates: tuple[int, ...], index: Index
 ) -> Tensor:
+    """Read one direction of a recurrent weight and put its gates in torch's order."""
     parts = read(() if direction is None else (direction,)).chunk(len(gates))
     return piece_of(torch.cat([parts[gate] for gate in gates]), index)
 
 
 def _dequantised(read: Callable[[Index], Tensor], scales: _Scales, index: Index) -> Tensor:
+    """Read integers and compute (q - zero) * scale."""
     whole = read(()).float()
     along = [1] * whole.ndim
     along[scales.axis] = -1
@@ -303,7 +321,7 @@ def _dequantised(read: Callable[[Index], Tensor], scales: _Scales, index: Index)
 
 
 def _read_proto(proto: Any, dtype: torch.dtype, index: Index) -> Tensor:
-    """Take the values of a tensor out of the parsed graph."""
+    """Return the values of a tensor from the parsed graph."""
     if proto.HasField("raw_data"):
         content = np.frombuffer(bytearray(proto.raw_data), np.uint8)
         flat = (
@@ -318,12 +336,17 @@ def _read_proto(proto: Any, dtype: torch.dtype, index: Index) -> Tensor:
             raise SourceError(
                 f"the values of {proto.name!r} cannot be read ({error}): the file is damaged"
             ) from None
+        # numpy has no bfloat16 or float8 of its own; as bytes they pass to torch unchanged.
         flat = torch.from_numpy(array.view(np.uint8).copy()).view(dtype)
     return piece_of(flat.reshape(tuple(proto.dims)), index)
 
 
 def _tied(tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
-    """Mark output layers that are copies of an embedding, which exporters transpose into a constant of their own."""
+    """Mark output layers that are copies of an embedding as tied to it.
+
+    Exporters transpose a tied embedding into a constant of its own, so that only the values show
+    it.
+    """
     tables = [tensor for tensor in tensors if tensor.layout == "embedding" and not tensor.problem]
     result = []
     for tensor in tensors:
@@ -334,7 +357,7 @@ def _tied(tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
 
 
 def _is_copy(tensor: LazyTensor, table: LazyTensor) -> bool:
-    """Whether a weight holds the values of an embedding."""
+    """Whether a weight holds the same values as an embedding."""
     if (
         tensor is table
         or tensor.shape != table.shape
@@ -342,6 +365,7 @@ def _is_copy(tensor: LazyTensor, table: LazyTensor) -> bool:
         or tensor.layout is not None
     ):
         return False
+    # Both are read whole. Only tensors of the same shape as an embedding come so far.
     return torch.equal(tensor.read(()), table.read(()))
 
 
@@ -358,7 +382,7 @@ def _with_own_names(tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
 
 
 def _looks_like(start: bytes, size: int) -> bool:
-    """Whether a file begins as a ModelProto: field 1 (a small version), then field 2 (the producer's name)."""
+    """Whether a file begins as a ModelProto: a small version as field 1, then field 2."""
     return start[:1] == b"\x08" and start[1:2] < b"\x20" and start[2:3] == b"\x12"
 
 

@@ -1,7 +1,7 @@
-"""What an ONNX graph does with a constant: which operator uses it as its weight, and what the weight is called.
+"""Find out what an ONNX graph does with a constant: the operator that uses it, and its module.
 
 Exporters fold the transposes of linear layers into the constant and then call it
-``onnx::MatMul_123`` or ``val_7``; the scope of the node that uses it still tells the module.
+``onnx::MatMul_123`` or ``val_7``. The scope of the node that uses it still names the module.
 """
 
 from __future__ import annotations
@@ -36,27 +36,28 @@ MATRIX_INPUTS: dict[str, tuple[int, ...]] = {
     "GatherBlockQuantized": (0,),
     "DeformConv": (1,),
 }
-"""Inputs of the operators that multiply by a matrix, or look rows up in one."""
+"""Inputs of the operators that multiply by a matrix or look rows up in one."""
 _PASSED_ON = {"Identity", "Cast", "Transpose", "DequantizeLinear", "Squeeze", "Unsqueeze"}
 """Operators through which a constant reaches the one that uses it."""
 _REARRANGED = _PASSED_ON | {"Slice", "Concat", "Reshape", "Split", "Pad"}
-"""Operators that rearrange a constant: what comes out is the same weights, in an order that is not
+"""Operators that rearrange a constant: their output has the same weights in an order that is not
 followed here."""
 _HELPERS = {"DequantizeLinear": 1, "QuantizeLinear": 1, "MatMulNBits": 2, "GatherBlockQuantized": 2}
-"""From which input on an operator takes scales and zero points, which are no tensors of the
-model."""
+"""The first of an operator's inputs that are scales and zero points and no tensors of the model."""
 _MACHINE_NAME = re.compile(
     r"^(?:onnx::\w+_\d+|\d+|val_\d+|_v_\d+|(?:.*/)?Constant(?:_\d+)?_output_\d+|.*_output_\d+|const\w*_\d+|t_\d+"
     r"|[\w/]*[Tt]ranspose\w*(?::\d+)?|W\d+|initializer_\d+)$"
 )
+"""Names that exporters make up."""
 _TENSORFLOW = re.compile(
     r"(?:/(?:Cast|MatMul|Conv2D|convolution|depthwise|Tensordot|BiasAdd|embedding_lookup))*/Read\w*Op(?:/\w+)*$"
 )
+"""The end of a constant's name in graphs that come from TensorFlow."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """One operator that takes a constant: which input it is, and what happened to the constant on the way."""
+    """One operator that takes a constant, as which input, and through which other operators."""
 
     node: Any
     position: int
@@ -65,21 +66,22 @@ class Use:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether the operator multiplies by the constant, or looks rows up in it."""
+        """Whether the operator multiplies by the constant or looks rows up in it."""
         return self.position in MATRIX_INPUTS.get(self.node.op_type, ())
 
 
 @dataclass
 class Graph:
-    """The nodes of a model and of the graphs inside of them, by what they take."""
+    """The nodes of a model and of its inner graphs, indexed by their inputs."""
 
     takers: dict[str, list[tuple[Any, int]]] = field(default_factory=dict)
+    """The nodes that take a value, and as which input, by the value's name."""
     nodes: list[Any] = field(default_factory=list)
     constants: list[tuple[str, Any, bool]] = field(default_factory=list)
     """Name, tensor and whether the model lists it as a parameter, in order."""
 
     def add(self, graph: Any) -> Graph:
-        """Take in a graph, and those of its conditional branches and loops."""
+        """Add a graph, and those of its conditional branches and loops."""
         self.constants += [(tensor.name, tensor, True) for tensor in graph.initializer]
         for node in graph.node:
             self.nodes.append(node)
@@ -93,8 +95,9 @@ class Graph:
         return self
 
     def uses(self, name: str, steps: tuple[Any, ...] = ()) -> Iterator[Use]:
-        """List the operators that a constant reaches."""
+        """Yield the operators that a constant reaches."""
         for node, position in self.takers.get(name, []):
+            # The limit ends chains that a damaged graph has closed to a ring.
             if node.op_type in _PASSED_ON and position == 0 and len(steps) < 8:
                 yield from self.uses(node.output[0], (*steps, node))
             else:
@@ -104,6 +107,8 @@ class Graph:
         """Whether an operator multiplies by a constant after it was rearranged in any way."""
         for node, position in self.takers.get(name, []) if depth else []:
             if position in MATRIX_INPUTS.get(node.op_type, ()) and (
+                # Input 0 is usually what flows through the model: there, a rearranged constant is
+                # no weight.
                 position > 0 or node.op_type == "Gather"
             ):
                 return True
@@ -114,6 +119,7 @@ class Graph:
 
     def in_order_of_use(self) -> list[tuple[str, Any, bool]]:
         """List the constants in the order in which the graph takes them, which is the model's."""
+        # From the last node to the first, so that the first use is the one that remains.
         order = {
             name: number
             for number, node in reversed(list(enumerate(self.nodes)))
@@ -122,21 +128,21 @@ class Graph:
         return sorted(self.constants, key=lambda item: order.get(item[0], len(self.nodes)))
 
     def is_helper(self, name: str) -> bool:
-        """Whether a constant only serves to unpack another (scales, zero points)."""
+        """Whether a constant only serves to unpack another one (scales, zero points)."""
         takers = self.takers.get(name, [])
         return bool(takers) and all(
             position >= _HELPERS.get(node.op_type, 99) for node, position in takers
         )
 
     def module_of(self, use: Use) -> str:
-        """Give the module that an operator belongs to, by its scope or by its bias; empty if nothing tells."""
+        """Return the module that an operator belongs to, by scope or bias; empty if unknown."""
         return _by_scopes(use.node) or _by_name(use.node) or self._by_bias(use)
 
     def _by_bias(self, use: Use) -> str:
-        """Take the name from the bias of the same module: an input of the operator, or added to its output.
+        """Return the module's name from its bias: an input of the operator, or added to its output.
 
-        Exporters merge equal constants, so a bias that several operators take (of zeros, say) tells
-        nothing.
+        Exporters merge equal constants. A bias that several operators take (of zeros, for example)
+        is therefore not used.
         """
         after = [
             node
@@ -151,9 +157,10 @@ class Graph:
 
 
 def attribute(node: Any, name: str, default: Any) -> Any:
-    """Read an attribute of a node: a number, a list of numbers or a text."""
+    """Return an attribute of a node: a number, a list of numbers or a text."""
     for item in node.attribute:
         if item.name == name:
+            # Numbers of ``AttributeProto.AttributeType``.
             return {1: item.f, 2: item.i, 3: item.s, 6: list(item.floats), 7: list(item.ints)}.get(
                 item.type, default
             )
@@ -170,7 +177,7 @@ def is_machine_name(name: str) -> bool:
 
 
 def readable(name: str) -> str:
-    """Write a constant's own name as torch would: dots between modules, ``weight`` last.
+    """Return a constant's own name in torch's form: dots between modules, ``weight`` at the end.
 
     >>> readable("model/dense_1/Cast/ReadVariableOp:0"), readable("fc.weight_quantized")
     ('model.dense_1.weight', 'fc.weight')
@@ -181,7 +188,10 @@ def readable(name: str) -> str:
 
 
 def _by_scopes(node: Any) -> str:
-    """Read the scopes that torch.export leaves: the module is the last but one, the operator the last."""
+    """Return the module from the scopes that torch.export leaves: the last but one of them.
+
+    The last scope is the operator itself.
+    """
     texts = [item.value for item in node.metadata_props if item.key.endswith("name_scopes")]
     try:
         scopes = ast.literal_eval(texts[0]) if texts else []
@@ -191,9 +201,9 @@ def _by_scopes(node: Any) -> str:
 
 
 def _by_name(node: Any) -> str:
-    """Read the scope in a node's name: ``/layers.0/layers.0.1/MatMul`` is in ``layers.0.1``.
+    """Return the module from a node's name: ``/layers.0/layers.0.1/MatMul`` is in ``layers.0.1``.
 
-    A name that repeats the one before it and goes on is a child of a list or sequence.
+    A piece that begins with the whole piece before it is a child of a list or sequence.
     """
     pieces = [piece for piece in node.name.split("/")[:-1] if piece]
     followed = zip(pieces, [*pieces[1:], ""], strict=False)

@@ -1,7 +1,7 @@
-"""A file of a model, opened once: all reads go through one handle and are refused after the file has changed.
+"""A model file that is opened once, read by position, and refused after it has changed.
 
-Files are read by position and never mapped into memory: a mapped file that another program
-truncates ends the process with SIGBUS, and mapped pages count as the process's memory.
+Files are never mapped into memory. If another program truncates a mapped file, the process ends
+with SIGBUS; and mapped pages count as the process's memory.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _CLOCK_TICK = 20_000_000
 """Nanoseconds after which a write is sure to give a file another time stamp (kernels use ticks of
 up to 10 ms)."""
 _MOST_AT_ONCE = 2**30
-"""Linux reads at most 2 GiB per call."""
+"""Bytes read per call; Linux reads at most 2 GiB."""
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What changes when a file is written: its size and time of modification; the inode tells files apart."""
+    """What changes when a file is written: its size and date. The inode tells files apart."""
 
     size: int
     modified: int
@@ -34,19 +34,21 @@ class Stamp:
 
     @classmethod
     def of(cls, descriptor: int) -> Stamp:
-        """Take the stamp of an open file."""
+        """Return the stamp of an open file."""
         stat = os.fstat(descriptor)
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 
 class OpenFile:
-    """A file opened for reading by position, with the stamp it had at opening; closed when nobody refers to it.
+    """A file opened for reading by position; it is closed when nobody refers to it.
 
-    The content stays readable after the path is deleted or another file is renamed over it. A copy
-    that is unpickled opens the path again and refuses a file whose stamp differs.
+    The content stays readable after the path is deleted or another file is renamed over it. An
+    unpickled copy opens the path again, and refuses a file whose stamp differs from the one at
+    opening.
     """
 
     def __init__(self, path: Path, stamp: Stamp | None = None) -> None:
+        """Open a file; with ``stamp``, only if the file still has that stamp."""
         self.path = path
         try:
             self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
@@ -55,11 +57,14 @@ class OpenFile:
                 raise self._changed() from None
             raise SourceError(f"{path} cannot be read: {error.strerror or error}") from None
         self._lock = threading.Lock()
+        # Many tensors share one file, and nobody knows which is read last. So the garbage collector
+        # closes it.
         weakref.finalize(self, os.close, self._descriptor)
         self.stamp = stamp or self._settled_stamp()
         self.check()
 
     def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the path and the stamp."""
         return OpenFile, (self.path, self.stamp)
 
     @property
@@ -73,12 +78,12 @@ class OpenFile:
         return self.stamp.size
 
     def check(self) -> None:
-        """Raise SourceChangedError if the file has been written since it was opened."""
+        """Raise ``SourceChangedError`` if the file has been written since it was opened."""
         if Stamp.of(self._descriptor) != self.stamp:
             raise self._changed()
 
     def read(self, offset: int, size: int) -> bytearray:
-        """Read ``size`` bytes from ``offset`` on, fewer at the end of the file."""
+        """Read ``size`` bytes from ``offset`` on, or fewer at the end of the file."""
         data = bytearray(max(0, min(size, self.size - offset)))
         self.read_into(offset, memoryview(data))
         return data
@@ -87,8 +92,8 @@ class OpenFile:
         """Fill ``target`` with the bytes from ``offset`` on.
 
         Raises:
-            SourceChangedError: the file has been written since it was opened.
-            SourceError: the file ends before ``target`` is full.
+            SourceChangedError: The file has been written since it was opened.
+            SourceError: The file ends before ``target`` is full.
 
         """
         if offset < 0:
@@ -107,14 +112,15 @@ class OpenFile:
                     f"{self.path} ends before byte {offset + len(target)}: it is truncated"
                 )
             done += count
+        # After the read, not before it: a write in between is noticed too.
         self.check()
 
     def stream(self, start: int = 0, size: int | None = None) -> io.BufferedReader:
-        """Return a part of the file as a stream of its own, for libraries that read streams."""
+        """Return a part of the file as a separate stream, for libraries that read streams."""
         return io.BufferedReader(_Stream(self, start, self.size - start if size is None else size))
 
     def _read_some(self, offset: int, target: memoryview) -> int:
-        """Read at one position, which on systems with ``preadv`` moves no shared one."""
+        """Read at one position, without moving a shared one where the system has ``preadv``."""
         if hasattr(os, "preadv"):
             return os.preadv(self._descriptor, [target], offset)
         with self._lock:
@@ -124,7 +130,10 @@ class OpenFile:
         return len(data)
 
     def _settled_stamp(self) -> Stamp:
-        """Take the stamp, after a moment where the file was written so lately that a new write could share it."""
+        """Return the stamp, after a short wait if the file was just written.
+
+        A second write within the same clock tick would leave the stamp as it is.
+        """
         stamp = Stamp.of(self._descriptor)
         age = time.time_ns() - stamp.modified
         if abs(age) < _CLOCK_TICK:
@@ -133,13 +142,15 @@ class OpenFile:
         return stamp
 
     def _changed(self) -> SourceChangedError:
+        """Return the error for a file that has changed."""
         return SourceChangedError(f"{self.path} has changed since it was opened: open it again")
 
 
 class MemoryFile:
-    """Bytes in memory that are read like an open file: a member of an archive, or a file within a file."""
+    """Bytes in memory that are read like an open file: a member of an archive, or a nested file."""
 
     def __init__(self, path: Path, content: bytes | bytearray) -> None:
+        """Take the bytes, and the path to name in messages."""
         self.path, self._content = path, content
 
     @property
@@ -148,7 +159,7 @@ class MemoryFile:
         return len(self._content)
 
     def read(self, offset: int, size: int) -> bytearray:
-        """Copy ``size`` bytes from ``offset`` on, fewer at the end."""
+        """Copy ``size`` bytes from ``offset`` on, or fewer at the end."""
         return bytearray(self._content[offset : offset + size])
 
     def read_into(self, offset: int, target: memoryview) -> None:
@@ -161,11 +172,12 @@ class MemoryFile:
         target[:] = piece
 
     def stream(self, start: int = 0, size: int | None = None) -> io.BufferedReader:
-        """Return a part as a stream of its own."""
+        """Return a part as a separate stream."""
         return io.BufferedReader(_Stream(self, start, self.size - start if size is None else size))
 
 
 ReadableFile: TypeAlias = OpenFile | MemoryFile
+"""Anything that is read by position."""
 
 
 class _Stream(io.RawIOBase):

@@ -1,8 +1,8 @@
 """safetensors: described from the header, read one piece at a time.
 
-The ``safetensors`` library maps a file into memory, and so dies with the process when the file is
-truncated (see ``open_file``); the format is simple enough to be read by position. Format and
-checks: the library's README, "Format".
+The ``safetensors`` library maps a file into memory, so that the process dies if the file is
+truncated meanwhile (see ``open_file``). The format is simple enough to be read by position. Format
+and checks are those of the library's README, section "Format".
 """
 
 from __future__ import annotations
@@ -38,20 +38,25 @@ _TYPES = {
     "I32": torch.int32,
     "I64": torch.int64,
 }
+"""Names of types in the header, and torch's types."""
 _NEW_TYPES = {"F8_E8M0": "float8_e8m0fnu", "U16": "uint16", "U32": "uint32", "U64": "uint64"}
+"""Types that only newer versions of torch have."""
 _TYPES |= {
     name: getattr(torch, dtype) for name, dtype in _NEW_TYPES.items() if hasattr(torch, dtype)
 }
 _LONGEST_HEADER = 100_000_000
-"""Bytes, the library's own limit."""
+"""Bytes; the library has the same limit."""
 
 
 class _DamageError(ValueError):
-    """What is wrong with a header."""
+    """A description of what is wrong with a header."""
 
 
 def read_safetensors(files: Sequence[OpenFile]) -> Contents:
-    """Describe the tensors of one or several files, numbers in names in counting order (files do not keep theirs)."""
+    """Describe the tensors of one or several files; numbers in names are sorted as numbers.
+
+    The files do not keep the model's order.
+    """
     where: dict[str, str] = {}
     tensors = []
     for file in files:
@@ -84,7 +89,7 @@ def _tensors_of(file: OpenFile) -> list[LazyTensor]:
 
 
 def _header(file: OpenFile) -> tuple[int, dict[str, Any]]:
-    """Return where the data begins and the header, each name once."""
+    """Return where the data begins, and the header with unique names."""
     length = int.from_bytes(file.read(0, 8), "little")
     if file.size < 8 or length > min(file.size - 8, _LONGEST_HEADER):
         raise _DamageError("its header is longer than the file")
@@ -97,7 +102,8 @@ def _header(file: OpenFile) -> tuple[int, dict[str, Any]]:
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a dict from a JSON object and refuse two entries of one name."""
+    """Build a dict from a JSON object; refuse two entries of one name."""
+    # JSON would silently keep the last one.
     result = dict(pairs)
     if len(result) != len(pairs):
         raise _DamageError("its header has two entries of one name")
@@ -105,7 +111,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_ranges(header: dict[str, Any], size: int) -> None:
-    """Check that the tensors fill the data one behind the other, without gap or overlap."""
+    """Check that the tensors fill the data one after the other, without gap or overlap."""
     end = 0
     for name, info in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
         begin, stop = info["data_offsets"]
@@ -136,7 +142,7 @@ def _tensor(file: OpenFile, start: int, name: str, info: dict[str, Any]) -> Lazy
 
 
 def _looks_like(start: bytes, size: int) -> bool:
-    """Whether a length that fits into the file comes before a JSON object."""
+    """Whether the file begins with a length that fits into it, followed by a JSON object."""
     return start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size
 
 

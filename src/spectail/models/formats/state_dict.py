@@ -1,4 +1,4 @@
-"""Find the weights in what a training script saved: under a usual key, else in all dicts of tensors, by path."""
+"""Find the weights in what a training script saved: under a usual key, else in all nested dicts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, piece_of, 
 from spectail.models.naming.names import lightning_names
 
 Leaf: TypeAlias = "Tensor | np.ndarray[Any, Any] | LazyTensor | TensorRef | ArrayRef"
+"""Anything that holds the values of one tensor."""
 
 _MODEL_KEYS = (
     "state_dict",
@@ -36,7 +37,7 @@ _MODEL_KEYS = (
     "ema_model",
     "ema",
 )
-"""Usual keys of a state dict, the trained weights before their averages."""
+"""Usual keys of a state dict. The trained weights come before their moving averages."""
 _NO_MODEL = (
     "optim",
     "opt_state",
@@ -50,18 +51,19 @@ _NO_MODEL = (
     "loops",
     "_metadata",
 )
+"""Beginnings of keys under which scripts save other things than a model."""
 
 
 _LIGHTNING = "pytorch-lightning_version"
-"""Key of every checkpoint of Lightning, whose names begin with the attribute that holds the
-network."""
+"""A key of every Lightning checkpoint. Its names begin with the attribute that holds the network.
+"""
 
 
 def state_tensors(value: object) -> list[LazyTensor]:
-    """List the tensors of the state dict in what was saved or given.
+    """List the tensors of the state dict within a saved or given value.
 
     Raises:
-        SourceError: it is a module, or another object, that holds its tensors inside.
+        SourceError: The value is a module, or another object with tensors inside.
 
     """
     found = _find(value, 4)
@@ -79,6 +81,8 @@ def _find(value: object, depth: int) -> dict[str, Leaf]:
     if not entries or depth == 0:
         _refuse_modules(value)
         return {}
+    # A dict with a matrix is the state dict itself. Vectors alone may be statistics beside the
+    # model.
     own = {str(name): leaf for name, leaf in entries.items() if _is_leaf(leaf)}
     if any(len(_shape(leaf)) >= 2 for leaf in own.values()):
         return own | _objects(entries) | _inner(entries, depth)
@@ -96,6 +100,7 @@ def _find(value: object, depth: int) -> dict[str, Leaf]:
 
 
 Leaf_TYPES = (Tensor, np.ndarray, LazyTensor, TensorRef, ArrayRef)
+"""The types of ``Leaf``."""
 
 
 def _is_leaf(value: object) -> bool:
@@ -106,14 +111,14 @@ def _is_leaf(value: object) -> bool:
 
 
 def _shape(leaf: Leaf) -> tuple[int, ...]:
-    """Give the shape of any kind of tensor."""
+    """Return the shape of any kind of tensor."""
     if isinstance(leaf, ArrayRef):
         return () if leaf.value is None else leaf.value.shape
     return tuple(leaf.shape)
 
 
 def _entries(value: object) -> Mapping[Any, Any]:
-    """Give the entries of a dict, or of a list that holds tensors."""
+    """Return the entries of a dict, or of a list that holds matrices."""
     if isinstance(value, Mapping):
         return value
     if isinstance(value, list | tuple) and any(
@@ -124,7 +129,7 @@ def _entries(value: object) -> Mapping[Any, Any]:
 
 
 def _inner(entries: Mapping[Any, Any], depth: int) -> dict[str, Leaf]:
-    """Collect the state dicts of nested dicts, the names prefixed with their keys."""
+    """Collect the state dicts of nested dicts; their keys precede the names."""
     found: dict[str, Leaf] = {}
     for key, inner in entries.items():
         if (
@@ -137,16 +142,20 @@ def _inner(entries: Mapping[Any, Any], depth: int) -> dict[str, Leaf]:
 
 
 def _is_optimizer(value: object) -> bool:
-    """Whether a value is the state dict of one of torch's optimizers, which scripts save under any name."""
+    """Whether a value is an optimizer's state dict, which scripts save under any name."""
     return isinstance(value, Mapping) and "param_groups" in value and "state" in value
 
 
 def _objects(entries: Mapping[Any, Any]) -> dict[str, Leaf]:
-    """Keep a row for objects beside the tensors of a state dict that have tensors inside (a quantiser's class)."""
+    """List objects beside the tensors of a state dict that hold tensors themselves.
+
+    An example is a quantiser's class. Each gives a row that says why it is not read.
+    """
     found: dict[str, Leaf] = {}
     for name, item in entries.items():
         inside = list(tensors_in(item)) if isinstance(item, Inert) else []
         if inside and not str(name).lower().startswith(_NO_MODEL):
+            # The row has the shape of the largest tensor, which most likely is the weight.
             largest = max(inside, key=lambda ref: torch.Size(ref.shape).numel())
             problem = (
                 f"stored as an object of class {item.global_name}, which is not read from a file"
@@ -156,7 +165,7 @@ def _objects(entries: Mapping[Any, Any]) -> dict[str, Leaf]:
 
 
 def _refuse_modules(value: object) -> None:
-    """Refuse an object that holds tensors: a module that was saved whole."""
+    """Refuse an object that holds tensors: it is a module that was saved whole."""
     if isinstance(value, Inert) and any(True for _ in tensors_in(value)):
         raise SourceError(
             f"holds tensors inside of a Python object of class {value.global_name} (a module saved "
@@ -189,7 +198,7 @@ def _from_file(name: str, ref: TensorRef) -> LazyTensor:
 
 
 def _dequantised(array: StoredArray, scales: tuple[Any, ...], index: Index) -> Tensor:
-    """Compute (q - zero point) * scale, for the tensor or for each slice along one dimension."""
+    """Compute (q - zero point) * scale for the whole tensor, or per slice along one dimension."""
     scale, zero = (
         (
             _numbers(part).double()
@@ -206,7 +215,7 @@ def _dequantised(array: StoredArray, scales: tuple[Any, ...], index: Index) -> T
 
 
 def _numbers(part: Any) -> Tensor:
-    """Read scales that are stored as a tensor or given as a list."""
+    """Return scales that are stored as a tensor or given as a list."""
     return part.array().read() if isinstance(part, TensorRef) else torch.tensor(part)
 
 

@@ -1,8 +1,8 @@
-"""torch.save files (.pt, .bin, .pth, .ckpt): the pickle is read as data, tensors by their place in the file.
+"""Files of torch.save (.pt, .bin, .pth, .ckpt): their pickle is read as data and runs no code.
 
-Two layouts: an archive (zip) with ``data.pkl`` and one uncompressed member per storage, and the
-older sequence of pickles with the storages behind them. Also pickles of dicts of tensors or arrays
-that torch did not write.
+There are two layouts: an archive (zip) with ``data.pkl`` and one uncompressed member per storage,
+and the older sequence of pickles with the storages behind them. Plain pickles of dicts of tensors
+or arrays are read too.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from spectail.models.formats.zipped import member
 from spectail.models.lazy_tensor import LazyTensor
 
 _MAGIC = 0x1950A86A20F9469CFC6C
+"""The first value of the older layout, from torch's serialization."""
 _FROM_TORCHSCRIPT = (
     "python -c \"import torch; torch.save(torch.jit.load('{}', map_location='cpu').state_dict(), "
     "'model.pt')\""
@@ -58,20 +59,21 @@ def read_pickles(files: Sequence[OpenFile]) -> Contents:
 
 
 def _some(names: dict[str, None]) -> str:
-    """Name the first few."""
+    """Return the first few names, and how many more there are."""
     shown = ", ".join(list(names)[:3])
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
 def _named(foreign: dict[str, None]) -> str:
+    """Return the end of a message that names foreign objects, if there are any."""
     return f", and it holds objects of {_some(foreign)}" if foreign else ""
 
 
 def load_pickle(file: OpenFile) -> tuple[Any, dict[str, None]]:
-    """Read a file of torch's or a plain pickle as data; returns also the names of what was left out.
+    """Read a torch file or a plain pickle as data; return also the names of what was left out.
 
     Raises:
-        SourceError: the file is no pickle, damaged, or holds code; one line.
+        SourceError: The file is no pickle, is damaged, or holds code. The message is one line.
 
     """
     if file.size == 0:
@@ -94,19 +96,19 @@ def load_pickle(file: OpenFile) -> tuple[Any, dict[str, None]]:
 
 
 def _load(file: ReadableFile) -> tuple[Any, dict[str, None]]:
-    """Read whichever layout a file has."""
+    """Read a file of either layout."""
     return load_archive(file) if file.read(0, 2) == b"PK" else _load_sequence(file)
 
 
 def _nested(content: bytes) -> Any:
-    """Read a storage that was pickled as the bytes of a file of torch's."""
+    """Read a storage that was pickled as the bytes of a torch file."""
     return _load(MemoryFile(Path("a pickled storage"), content))[0]
 
 
 def load_archive(
     file: ReadableFile, start: int = 0, size: int | None = None
 ) -> tuple[Any, dict[str, None]]:
-    """Read the archive that begins at ``start``; ``size`` is that of the archive where it is a part of a file."""
+    """Read the archive at ``start``; ``size`` is its length if it is only a part of the file."""
     with zipfile.ZipFile(file.stream(start, size)) as archive:
         names = set(archive.namelist())
         (main,) = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
@@ -205,7 +207,7 @@ def _load_sequence(file: ReadableFile) -> tuple[Any, dict[str, None]]:
 
 
 def _looks_like(start: bytes, size: int) -> bool:
-    """Whether an archive begins with one of torch's own members, or a file with torch's magic number."""
+    """Whether an archive begins with a member of torch's, or a file with torch's magic number."""
     members = (
         b"/data.pkl",
         b"/version",

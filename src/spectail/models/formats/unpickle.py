@@ -1,10 +1,9 @@
-"""Read a pickle as data: nothing that it names is imported or called, and every foreign object becomes inert.
+"""Read a pickle as data: no name in it is imported or called; foreign objects become inert.
 
-``find_class`` is the only door through which a pickle reaches code. This one gives plain
-containers, descriptions of tensors (see ``torch``'s serialization notes for the functions that
-rebuild one) and, for every other name, a class that only remembers what it was built from.
-Everything it gives has a ``__setstate__`` or refuses new attributes, so that BUILD cannot change it
-either.
+A pickle reaches code only through ``find_class``. The one here returns plain containers,
+descriptions of tensors (torch's serialization notes describe the functions that rebuild one) and,
+for every other name, a class that only remembers its arguments. Everything that it returns has a
+``__setstate__`` or refuses new attributes, so that the opcode BUILD cannot change it either.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from spectail.models.formats.pickled import ArrayRef, Inert, NumpyType, Storage,
 _RUNS_CODE = frozenset(
     {"exec", "eval", "compile", "execfile", "__import__", "open", "input", "breakpoint"}
 )
+"""Built-in functions that no checkpoint needs and that attacks use."""
 _RUNS_CODE_MODULES = frozenset(
     {
         "os",
@@ -38,8 +38,8 @@ _RUNS_CODE_MODULES = frozenset(
     }
     | {"commands", "webbrowser", "marshal", "pip"}
 )
-"""Names that no checkpoint needs and that attacks use. They would be as inert as all others; the
-file is refused."""
+"""Modules that no checkpoint needs and that attacks use. Their names would be as inert as all
+others; the file is refused so that the user knows."""
 _HARMLESS = (
     "argparse",
     "collections",
@@ -63,7 +63,7 @@ _HARMLESS = (
     "accelerate",
     "yacs",
 )
-"""Packages whose objects are settings and the like: leaving them out needs no note."""
+"""Packages whose objects are settings and the like. They are left out without a note."""
 
 
 class CodeInPickleError(pickle.UnpicklingError):
@@ -71,26 +71,31 @@ class CodeInPickleError(pickle.UnpicklingError):
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Reads a pickle without running anything; ``load_storage`` finds a storage by its persistent id."""
+    """Reads a pickle without running anything in it.
+
+    ``load_storage`` returns the storage for a persistent id, ``load_bytes`` reads a nested file.
+    """
 
     def __init__(
         self, stream: Any, load_storage: Callable[[Any], Any], load_bytes: Callable[[bytes], Any]
     ) -> None:
+        """Read from ``stream``, with functions that find storages and nested files."""
         super().__init__(stream, encoding="latin1")  # pickles of Python 2 hold bytes as texts
         self._load_storage = load_storage
         self._known = _KNOWN | {"torch.storage._load_from_bytes": _Call(load_bytes)}
         self.foreign: dict[str, None] = {}
-        """Names of what was left out, in order."""
+        """Names of what was left out, in order (a dict serves as an ordered set)."""
         self._classes: dict[str, type[Inert]] = {}
 
     def persistent_load(self, pid: Any) -> Any:
-        """Give what an id of torch's stands for."""
+        """Return what an id of torch's stands for."""
         return self._load_storage(pid)
 
     def find_class(self, module: str, name: str) -> Any:
-        """Give the stand-in of a name; nothing is imported."""
+        """Return the stand-in for a name; nothing is imported."""
         # Protocol 2, which torch uses, writes the names of Python 2.
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        # numpy 2 renamed its core.
         module = module.replace("numpy.core.", "numpy._core.")
         full = f"{module}.{name}"
         if full in self._known:
@@ -106,6 +111,7 @@ class PlainUnpickler(pickle.Unpickler):
         if root not in _HARMLESS and not full.startswith(_HARMLESS):
             self.foreign[full] = None
         if full not in self._classes:
+            # A class per name, so that an object still knows what it was.
             self._classes[full] = type(
                 name.rpartition(".")[2] or "Inert", (Inert,), {"global_name": full}
             )
@@ -113,7 +119,7 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 class _Call:
-    """A function that a pickle may call, closed against changes by BUILD."""
+    """A function that a pickle may call. It has no attributes, so that BUILD cannot change it."""
 
     __slots__ = ("_function",)
 
@@ -124,20 +130,22 @@ class _Call:
         return self._function(*args)
 
     def __setstate__(self, state: Any) -> None:
+        """Refuse a state."""
         raise pickle.UnpicklingError("a function has no state")
 
 
 class _Dict(OrderedDict[Any, Any]):
-    """A dict whose attributes (``_metadata`` of a state dict) are left out."""
+    """A dict whose attributes (``_metadata`` of a state dict) are ignored."""
 
     def __setstate__(self, state: Any) -> None:
-        """Leave attributes out."""
+        """Ignore the attributes."""
 
 
 class _DefaultDict(_Dict):
     """A defaultdict without its factory."""
 
     def __init__(self, *factory: Any) -> None:
+        """Ignore the factory, which is a function of the pickle's."""
         super().__init__()
 
 
@@ -150,10 +158,12 @@ class _StorageType:
         self.dtype = dtype
 
     def __setstate__(self, state: Any) -> None:
+        """Refuse a state."""
         raise pickle.UnpicklingError("a storage class has no state")
 
 
 def _frombuffer(raw: Any, dtype: NumpyType, shape: Any, order: Any) -> ArrayRef:
+    """Stand for numpy's ``_frombuffer``."""
     return ArrayRef().fill(raw, dtype, shape, order)
 
 
@@ -178,11 +188,11 @@ _STORAGES: dict[str, torch.dtype] = {
     "Untyped": torch.uint8,
     "_Untyped": torch.uint8,
 }
-"""Types of number that torch's storage classes stand for."""
+"""The types that torch's storage classes stand for."""
 
 
 def _torch_name(name: str) -> Any:
-    """Give the stand-in of a dtype, a storage class or a quantisation scheme of torch."""
+    """Return the stand-in for a dtype, a storage class or a quantisation scheme of torch."""
     value = getattr(torch, name, None)
     if isinstance(value, torch.dtype):
         return value
@@ -194,7 +204,7 @@ def _torch_name(name: str) -> Any:
 def _tensor(
     storage: Storage, first: int, shape: Sequence[int], strides: Sequence[int], *rest: Any
 ) -> TensorRef:
-    """Stand for ``_rebuild_tensor`` and ``_rebuild_tensor_v2``, whose last argument may tell of lazy operations."""
+    """Stand for ``_rebuild_tensor`` and ``_rebuild_tensor_v2``; the last argument is metadata."""
     metadata = rest[2] if len(rest) > 2 else None
     return _view(storage, first, shape, strides, storage.dtype, metadata)
 
@@ -214,7 +224,9 @@ def _view(
     dtype: torch.dtype,
     metadata: Any,
 ) -> TensorRef:
+    """Describe a view of a storage."""
     problem = storage.problem
+    # The stored bytes are those before the conjugation or negation.
     if isinstance(metadata, dict) and any(metadata.get(key) for key in ("conj", "neg")):
         problem = (
             "a lazily conjugated or negated tensor; save it after resolve_conj() and resolve_neg()"
@@ -230,7 +242,7 @@ def _quantised(
     scales: Any,
     *rest: Any,
 ) -> TensorRef:
-    """Stand for ``_rebuild_qtensor``; torch calls the stored integers qint8, quint8 and qint32."""
+    """Stand for ``_rebuild_qtensor``; torch calls the integers qint8, quint8 and qint32."""
     integers = {"torch.qint8": torch.int8, "torch.quint8": torch.uint8, "torch.qint32": torch.int32}
     dtype = integers.get(str(storage.dtype))
     problem = (
@@ -248,6 +260,7 @@ def _quantised(
 
 
 def _sparse(layout: Any, data: Any) -> TensorRef:
+    """Stand for ``_rebuild_sparse_tensor``: a tensor that is described but not read."""
     shape = next((tuple(part) for part in data if isinstance(part, tuple)), ())
     values = next((part for part in reversed(data) if isinstance(part, TensorRef)), None)
     kind = str(layout).removeprefix("torch.")
@@ -256,12 +269,14 @@ def _sparse(layout: Any, data: Any) -> TensorRef:
 
 
 def _without_values(dtype: torch.dtype, shape: Sequence[int], *rest: Any) -> TensorRef:
+    """Stand for the function that rebuilds a tensor on the meta device."""
     return TensorRef(
         tuple(shape), dtype, problem="on the meta device, its values were never loaded"
     )
 
 
 def _subclass(kind: Any, dtype: torch.dtype, shape: Sequence[int], *rest: Any) -> TensorRef:
+    """Stand for the function that rebuilds a tensor subclass."""
     name = getattr(kind, "global_name", "a tensor subclass")
     return TensorRef(
         tuple(shape), dtype, problem=f"stored as {name}, which is not read from a file"
@@ -274,11 +289,15 @@ def _of_type(function: Any, kind: Any, args: Sequence[Any], state: Any) -> Any:
 
 
 def _from_numpy(array: ArrayRef, dtype: torch.dtype, *rest: Any) -> ArrayRef:
+    """Stand for the functions that put an array on a device."""
     return array
 
 
 def _bytes(text: Any = b"", *encoding: Any) -> bytes:
-    """Stand for ``_codecs.encode(text, 'latin1')``, which is how protocol 2 writes bytes, and for bytearray."""
+    """Stand for ``bytes``, ``bytearray`` and ``_codecs.encode(text, 'latin1')``.
+
+    Protocol 2 writes bytes as an encoded text.
+    """
     return (
         text.encode("latin1")
         if isinstance(text, str)
