@@ -67,7 +67,7 @@ def test_a_loose_tolerance_takes_four_windows_and_says_so_and_a_tight_one_takes_
     assert loose.n_windows == 4
     assert loose.reason == "4 of 36 windows: the others would move alpha by less than 20 %"
     tight = tail_fit(matrix, Spec(window=128, placement="grid:6", tolerance=1e-6))
-    assert tight.reason == "all 36 windows: fewer would not do for a tolerance of 1e-06"
+    assert tight.reason == "all 36 windows were needed to reach a tolerance of 1e-06"
     assert tight.alpha == pytest.approx(
         tail_fit(matrix, Spec(window=128, placement="grid:6")).alpha, rel=1e-12
     )

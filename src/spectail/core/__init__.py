@@ -1,1 +1,1 @@
-"""Pure functions over tensors and arrays: no layer names, files, printing or global random state."""
+"""Pure functions over tensors and arrays, without layer names, files or global random state."""

@@ -1,4 +1,4 @@
-"""Eigenvalues of windows on a GPU: stacks of windows as large as its free memory allows, in float64."""
+"""Compute eigenvalues of windows on a GPU, in float64 and in stacks sized to the free memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 Array: TypeAlias = NDArray[np.float64]
 
 _COPIES = 6
-"""A window needs about this many times its own size: cut, Gram matrix, the solver's copy and work
-space."""
+"""Memory that a window needs, in multiples of its own size: the cut, its Gram matrix, and the copy
+and work space of the solver."""
 _SHARE = 0.5
-"""Part of the free memory that one stack may take: two layers are under way at a time."""
+"""Share of the free memory that one stack may take. It is a half because two layers are in progress
+at a time."""
 
 
 def stacked_eigenvalues(
@@ -31,16 +32,18 @@ def stacked_eigenvalues(
     scale: float,
     exact_zeros: bool,
 ) -> Array:
-    """Eigenvalues of windows no taller than wide, shape (positions, matrices, window.rows), in stacks.
+    """Return the eigenvalues of windows, shape (positions, matrices, window.rows).
 
-    Where the memory does not suffice the stack is halved and tried again; a single window that does
-    not fit raises torch's OutOfMemoryError.
+    Stacks of windows are solved together. The windows must not be taller than wide. When a stack
+    does not fit into memory, it is halved and tried again. A single window that does not fit raises
+    torch's OutOfMemoryError.
     """
     found = np.empty((len(positions), matrices.shape[0], window.rows))
     done, count = 0, min(len(positions), _fitting(matrices, window))
     while done < len(positions):
         try:
             stack = _stack(matrices, window, positions[done : done + count]) * scale
+            # Singular values come in descending order, eigenvalues in ascending order.
             values = (
                 torch.linalg.svdvals(stack).flip(-1) ** 2
                 if exact_zeros
@@ -58,12 +61,14 @@ def stacked_eigenvalues(
 
 
 def _stack(matrices: Tensor, window: Window, positions: Sequence[tuple[int, int]]) -> Tensor:
+    """Cut the windows at these positions out of every matrix, in double precision."""
     cut = torch.stack([matrices[:, r : r + window.rows, c : c + window.cols] for r, c in positions])
     return cut.to(torch.complex128 if cut.is_complex() else torch.float64)
 
 
 def _fitting(matrices: Tensor, window: Window) -> int:
-    """How many positions a stack may hold."""
+    """Return how many positions fit into one stack."""
+    # 256 MiB where there is no GPU: the tests run this code on the CPU.
     free = torch.cuda.mem_get_info(matrices.device)[0] if matrices.is_cuda else 2**28
     return max(
         1, int(free * _SHARE) // (_COPIES * 8 * matrices.shape[0] * window.rows * window.cols)

@@ -1,8 +1,9 @@
-"""FARMS, whole: a layer's matrices -> windows of one shape -> pooled eigenvalues -> one tail fit with its error bar.
+"""The default estimator, FARMS: windows of one shape, pooled eigenvalues, one tail fit.
 
 Hu, Goel, Killiakov and Yang, "Eigenspectrum Analysis of Neural Networks without Aspect Ratio Bias",
-ICML 2025. The defaults depart from the published code where that is wrong; ``published`` is the
-estimator that reproduces it.
+ICML 2025. A layer's matrices are cut into windows, the eigenvalues of all windows are pooled, and
+one power-law tail is fitted to them, with an error bar. The defaults depart from the published code
+where that code is wrong; the module ``published`` reproduces it.
 """
 
 from __future__ import annotations
@@ -33,28 +34,33 @@ Positions: TypeAlias = list[tuple[int, int]]
 """Top left corners (row, column) of windows."""
 
 MIN_SIDE = 16
-"""Smaller layers (routers, RGB stems, depth-wise slices) have too few eigenvalues per window to say
-anything."""
+"""Shortest side of a window. Smaller layers (routers, RGB stems, depth-wise slices) have too few
+eigenvalues per window to fit a tail."""
 COMPARABLE_SIDE = 64
-"""Smaller layers are measured in a window of their own and never set the common one."""
+"""Layers that cannot hold a window of this side are measured in a window of their own. They do not
+influence the common window."""
 MAX_SIDE = 1024
-"""Largest common window."""
+"""Longest short side of the common window."""
 NO_WINDOW = Window(0, 0)
 NO_EXPONENT = "all eigenvalues of the tail are equal: no exponent describes them"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TailFit:
-    """What one layer shows. NaN where there is no number; then ``status`` and ``reason`` say why."""
+    """The result of measuring one layer.
+
+    Numbers that could not be measured are NaN, and ``status`` and ``reason`` say why.
+    """
 
     alpha: float = math.nan
     alpha_se: float = math.nan
-    """Standard error by the jackknife of ``core.jackknife``."""
+    """Standard error of alpha by the jackknife in ``core.jackknife``."""
     xmin: float = math.nan
     ks: float = math.nan
     n_tail: int = 0
     status: str = "ok"
-    """ok, skipped (too small to measure) or failed (NaN, Inf, all zero, no tail)."""
+    """``ok``, ``skipped`` (too small to measure) or ``failed`` (NaN, infinite, all zero, or no
+    tail)."""
     reason: str = ""
     eigenvalues: Array = field(default_factory=lambda: np.empty(0), repr=False)
     """All pooled eigenvalues above numerical zero, ascending."""
@@ -65,31 +71,32 @@ class TailFit:
     alpha_null_sd: float = math.nan
     weight_var: float = math.nan
     sum_of_squares: float = math.nan
-    """Sum of the squared weights: the sum of all eigenvalues of the whole matrices."""
+    """Sum of the squared weights, which equals the sum of all eigenvalues of the whole matrices."""
 
 
 class Farms:
-    """The default estimator: from the matrices of one layer to a tail fit.
+    """The default estimator: it turns the matrices of one layer into a tail fit.
 
-    The published procedures are a subclass that overrides where they differ. Nothing here knows of
-    them.
+    The published procedures are a subclass that overrides the steps in which they differ. This
+    class does not know about them.
     """
 
     exact_zeros = False
-    """Whether eigenvalues are computed so that exact zeros stay exact, at twice the time."""
+    """Whether to use an SVD, which keeps exact zeros exact and takes twice the time."""
 
     def too_small(self, shape: tuple[int, int], spec: Spec) -> str:
-        """Say why a matrix of this shape is not measured at all; empty where it is."""
+        """Return why a matrix of this shape cannot be measured, or an empty string if it can."""
         if min(shape) >= 1 and largest_fit(*shape, spec.aspect_ratio) >= MIN_SIDE:
             return ""
         return too_small_text(shape)
 
     def common_window(self, shapes: list[tuple[int, int]], spec: Spec) -> int | None:
-        """Choose the one window of a run over layers of these shapes; None where each has its own (fit, whole).
+        """Return the common window of a run over layers of these shapes.
 
-        ``common``: the smallest short side that fits, among layers where at least COMPARABLE_SIDE
-        fits, at most MAX_SIDE. None also where no layer is that large. A number that fits no layer
-        at all is a SpecError.
+        For ``common`` it is the smallest short side that fits, among the layers that can hold a
+        window of COMPARABLE_SIDE, and at most MAX_SIDE. The result is None when each layer has a
+        window of its own: for ``fit`` and ``whole``, and when no layer is large enough for a common
+        window. A number that fits no layer raises SpecError.
         """
         if spec.window in ("fit", "whole"):
             return None
@@ -101,10 +108,11 @@ class Farms:
         return side
 
     def check_side(self, side: int, fits: list[int]) -> None:
-        """Refuse a window that is larger than every layer."""
+        """Raise SpecError if a window of this side is larger than every layer."""
         if fits and max(fits) < side:
             raise SpecError(
-                f"a window of {side} is larger than every layer; the largest that fits any is {max(fits)}"
+                f"a window of {side} is larger than every layer; "
+                f"the largest that fits any is {max(fits)}"
             )
 
     def measure(
@@ -116,15 +124,9 @@ class Farms:
         convolution: bool,
         error_bar: bool,
     ) -> TailFit:
-        """Measure the matrices of one layer: see the function ``measure`` of ``core.measure``."""
-        shape = (matrices.shape[1], matrices.shape[2])
-        if reason := self.too_small(shape, spec):
-            return TailFit(status="skipped", reason=reason)
-        if not matrices.shape[0]:
-            return TailFit(status="skipped", reason="too small: a layer of no matrices")
-        if matrices.is_meta:
-            reason = "the weights have no values (meta device): load the checkpoint first"
-            return TailFit(status="failed", reason=reason)
+        """Measure the matrices of one layer; see the function ``core.measure.measure``."""
+        if refused := self._without_values(matrices, spec):
+            return refused
         weight_var, squares = moments(matrices)
         if reason := _unusable(matrices, squares):
             return TailFit(status="failed", reason=reason)
@@ -138,6 +140,17 @@ class Farms:
         )
         return replace(fit, weight_var=weight_var, sum_of_squares=squares)
 
+    def _without_values(self, matrices: Tensor, spec: Spec) -> TailFit | None:
+        """Return the result for matrices that cannot be measured whatever their values are."""
+        if reason := self.too_small((matrices.shape[1], matrices.shape[2]), spec):
+            return TailFit(status="skipped", reason=reason)
+        if not matrices.shape[0]:
+            return TailFit(status="skipped", reason="too small: a layer of no matrices")
+        if matrices.is_meta:
+            reason = "the weights have no values (meta device): load the checkpoint first"
+            return TailFit(status="failed", reason=reason)
+        return None
+
     def fit(
         self,
         matrices: Tensor,
@@ -148,7 +161,7 @@ class Farms:
         error_bar: bool,
         variance: float,
     ) -> TailFit:
-        """Cut, solve and fit matrices that are known to be usable."""
+        """Cut windows, compute their eigenvalues and fit the tail; the matrices must be usable."""
         window, positions = self.place((matrices.shape[1], matrices.shape[2]), spec, common)
         taken, found = self.solve(matrices, window, positions, spec)
         fit = self.with_tail(self.pooled(found, window), spec, variance)
@@ -156,35 +169,35 @@ class Farms:
         fit = self.with_error(fit, spec, matrices, known if error_bar else None)
         if spec.tolerance is None or fit.status != "ok":
             return fit
-        return replace(
-            fit,
-            reason="; ".join(
-                filter(None, [_how_many(len(taken), len(positions), spec), fit.reason])
-            ),
-        )
+        counted = _how_many(len(taken), len(positions), spec)
+        return replace(fit, reason="; ".join(filter(None, [counted, fit.reason])))
 
     def place(
         self, shape: tuple[int, int], spec: Spec, common: int | None
     ) -> tuple[Window, Positions]:
-        """Choose the window of a layer and the corners where it is cut."""
+        """Return the window of a layer and the top left corners where it is cut."""
         if spec.window == "whole":
             return Window(*shape), [(0, 0)]
         window = window_shape(*shape, self.side(shape, spec, common), spec.aspect_ratio)
         return window, spec.placement.positions(*shape, window, spec.seed)
 
     def side(self, shape: tuple[int, int], spec: Spec, common: int | None) -> int:
-        """Choose the short side of a layer's windows."""
+        """Return the short side of a layer's windows."""
         fit = largest_fit(*shape, spec.aspect_ratio)
         if spec.window == "fit":
             return fit
         if spec.window == "common":
+            # Without a common window, or below it, the layer has a window of its own.
             return min(fit, MAX_SIDE) if common is None or fit < COMPARABLE_SIDE else common
         return int(spec.window)
 
     def solve(
         self, matrices: Tensor, window: Window, positions: Positions, spec: Spec
     ) -> tuple[Positions, Array]:
-        """Compute the eigenvalues, (positions, matrices, min(window)), of all windows or of as many as are needed."""
+        """Return the positions solved and their eigenvalues, (positions, matrices, min(window)).
+
+        Without a tolerance all positions are solved; with one, only as many as it needs.
+        """
 
         def eigenvalues(corners: Positions) -> Array:
             return window_eigenvalues(matrices, window, corners, exact_zeros=self.exact_zeros)
@@ -194,11 +207,11 @@ class Farms:
         return enough_windows(positions, eigenvalues, lambda found: self.zeros(found, window), spec)
 
     def zeros(self, found: Array, window: Window) -> NDArray[np.bool_]:
-        """Mark the eigenvalues that are left out as numerical zeros."""
+        """Mark the eigenvalues that are numerical zeros and take no part in the fit."""
         return numerical_zeros(found, window)
 
     def pooled(self, found: Array, window: Window) -> TailFit:
-        """Pool the eigenvalues of all windows, without a tail yet."""
+        """Pool the eigenvalues of all windows into a TailFit that has no tail yet."""
         zero = self.zeros(found, window)
         n_windows = found.shape[0] * found.shape[1]
         return TailFit(
@@ -209,14 +222,15 @@ class Farms:
         )
 
     def min_tail(self, cutoff: Cutoff) -> int:
-        """Smallest tail that is fitted."""
+        """Return the size of the smallest tail that is fitted."""
         return cutoff.min_tail
 
     def with_tail(self, fit: TailFit, spec: Spec, variance: float) -> TailFit:
-        """Add the tail and its null to what was found."""
+        """Fit the tail of the pooled eigenvalues and add the null, a random matrix's alpha."""
         tail = tail_of(fit.eigenvalues, spec.cutoff)
         if tail.n_tail < self.min_tail(spec.cutoff):
             least = spec.cutoff.min_tail
+            # The message states the cutoff's own minimum, which the published code ignores.
             reason = (
                 f"too small: {tail.n_tail} eigenvalues in the tail, a fit needs at least {least}"
             )
@@ -229,7 +243,11 @@ class Farms:
     def with_error(
         self, fit: TailFit, spec: Spec, matrices: Tensor, known: dict[tuple[int, int], Array] | None
     ) -> TailFit:
-        """Add the error bar and remarks; ``known`` are the eigenvalues at each position, None for no error bar."""
+        """Add the error bar and remarks to a fit.
+
+        ``known`` maps each position to its eigenvalues, which the error bar reuses. None means that
+        no error bar is wanted.
+        """
         if fit.status != "ok":
             return fit
         error, remark = (
@@ -244,34 +262,42 @@ class Farms:
         return replace(fit, alpha_se=error, reason="; ".join(remarks))
 
     def whole(self, matrices: Tensor, spec: Spec) -> TailFit:
-        """Eigenvalues and alpha of the whole matrices, one window each, with the cutoff of ``spec``; no error bar."""
+        """Fit the tail of the whole matrices, without windows and without an error bar."""
         window = Window(matrices.shape[1], matrices.shape[2])
         found = window_eigenvalues(matrices, window, [(0, 0)], exact_zeros=self.exact_zeros)
         fit = self.pooled(found, window)
         return replace(fit, **tail_of(fit.eigenvalues, spec.cutoff)._asdict())
 
     def norms(self, fit: TailFit, matrices: Tensor) -> tuple[float, float]:
-        """Largest eigenvalue of the whole matrices, and the sum of all."""
+        """Return the largest eigenvalue of the whole matrices and the sum of all of them."""
         return largest_eigenvalue(matrices), fit.sum_of_squares
 
     def is_comparable(self, fit: TailFit, common: int | None) -> bool:
-        """Whether the layer was measured in the window of the run, so that its alpha compares with the others'."""
+        """Return whether the layer was measured in the run's window, so that alphas compare."""
         return common is None or min(fit.window) == common
 
 
 def too_small_text(shape: tuple[int, int]) -> str:
-    """Say that matrices of this shape are too small to measure."""
-    return f"too small: matrices of {shape[0]} x {shape[1]}, a window needs a short side of at least {MIN_SIDE}"
+    """Return the message for matrices of this shape, which are too small to measure."""
+    return (
+        f"too small: matrices of {shape[0]} x {shape[1]}, "
+        f"a window needs a short side of at least {MIN_SIDE}"
+    )
 
 
 def _how_many(taken: int, placed: int, spec: Spec) -> str:
+    """Describe how many of the placed windows were measured to reach the tolerance."""
     if taken == placed:
-        return f"all {placed} windows: fewer would not do for a tolerance of {spec.tolerance:g}"
-    return f"{taken} of {placed} windows: the others would move alpha by less than {100 * (spec.tolerance or 0):g} %"
+        return f"all {placed} windows were needed to reach a tolerance of {spec.tolerance:g}"
+    share = f"{100 * (spec.tolerance or 0):g} %"
+    return f"{taken} of {placed} windows: the others would move alpha by less than {share}"
 
 
 def _unusable(matrices: Tensor, squares: float) -> str:
-    """What is wrong with weights whose squares add up to ``squares``; empty where nothing is."""
+    """Return what is wrong with the weights, or an empty string; ``squares`` sums their squares.
+
+    A finite sum of squares shows that all weights are finite, so they are not searched one by one.
+    """
     if not math.isfinite(squares):
         bad = sum(int((~torch.isfinite(matrix)).sum()) for matrix in matrices)
         too_large = "the squares of the weights do not fit into float64: scale them down"
@@ -286,7 +312,7 @@ def _unusable(matrices: Tensor, squares: float) -> str:
 
 
 def tail_of(eigenvalues: Array, cutoff: Cutoff) -> PowerLaw:
-    """Fit the tail that the cutoff gives; an empty one where nothing reaches it."""
+    """Fit the tail that the cutoff selects; the fit is empty if no eigenvalue belongs to it."""
     start = cutoff.start(eigenvalues) if eigenvalues.size else 0
     if start >= eigenvalues.size:
         return PowerLaw(math.nan, math.nan, math.nan, 0)
@@ -296,7 +322,7 @@ def tail_of(eigenvalues: Array, cutoff: Cutoff) -> PowerLaw:
 def _error_bar(
     window: Window, matrices: Tensor, known: dict[tuple[int, int], Array], spec: Spec
 ) -> tuple[float, str]:
-    """Jackknife error of alpha on disjoint windows; or why there is none."""
+    """Return the jackknife error of alpha from disjoint windows, or NaN and the reason."""
     rows, cols = matrices.shape[1:]
     smaller = spec.cutoff.error_window(window, rows, cols)
     if min(smaller) < 2:
@@ -306,6 +332,8 @@ def _error_bar(
             math.nan,
             "no error bar: a fixed xmin means something else in the smaller windows that it needs",
         )
+    # Reuse the eigenvalues of the fit if its windows include the disjoint ones (tiles do if they
+    # divide the matrix).
     tops, lefts = disjoint_bands(rows, smaller.rows), disjoint_bands(cols, smaller.cols)
     corners = [(top, left) for top in tops for left in lefts]
     if smaller == window and all(corner in known for corner in corners):
@@ -314,6 +342,5 @@ def _error_bar(
         found = window_eigenvalues(matrices, smaller, corners)
     found = found.reshape(len(tops), len(lefts), *found.shape[1:])
     error = alpha_standard_error(found, numerical_zeros(found, smaller), spec.cutoff)
-    return error, "" if math.isfinite(
-        error
-    ) else "no error bar: some windows have no tail of their own"
+    remark = "" if math.isfinite(error) else "no error bar: some windows have no tail of their own"
+    return error, remark

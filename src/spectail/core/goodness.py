@@ -1,14 +1,14 @@
-"""Is a tail a power law? How well the fit holds, and whether a lognormal or an exponential tail fits better.
+"""Goodness of fit of power-law tails, and their comparison with lognormal and exponential tails.
 
 Clauset, Shalizi and Newman, "Power-law distributions in empirical data", SIAM Review 51 (2009),
-sections 4 and 5, with two departures, both for speed and both on the cautious side. The p-value of
-the fit takes xmin as given, although it was chosen to make the distance small; and all p-values
-take the eigenvalues as independent, although those of one matrix repel each other and lie closer to
-any smooth law than independent samples do. Either makes the p-values too
-large: what is rejected stays rejected, what is not rejected is not thereby shown.
+sections 4 and 5. Two departures save time, and both make the p-values too large. The p-value of the
+fit takes xmin as given, although xmin was chosen to make the distance small. All p-values treat the
+eigenvalues as independent, although eigenvalues of one matrix repel each other and follow any
+smooth law more closely than independent samples do. So a rejection stands, but a power law that is
+not rejected is not thereby confirmed.
 
-Everything is computed for y = ln(x / xmin) >= 0, whose law is exponential under the power law, a
-normal law cut off at 0 under the lognormal: the answers do not depend on the units of x.
+Everything is computed for y = ln(x / xmin) >= 0, so the results do not depend on the units of x.
+Under a power law y is exponential; under a lognormal y is normal, truncated at 0.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from spectail.errors import SpecError
 Array: TypeAlias = NDArray[np.float64]
 
 MIN_JUDGED = 50
-"""Smaller tails are not judged (Clauset et al. 2009: below about 50 samples alpha itself is
-off)."""
+"""Smaller tails are not tested: below about 50 samples alpha itself is inaccurate (Clauset et al.
+2009)."""
 LEVEL = 0.1
-"""At or below it a p-value decides, for the fit as for a comparison (Clauset et al. 2009, sections
-4.1 and 5.1)."""
+"""Significance level of the fit's p-value and of each comparison (Clauset et al. 2009, sections 4.1
+and 5.1)."""
 
 _DISTANCES = (
     0.0,
@@ -50,9 +50,10 @@ _DISTANCES = (
     1.533,
     1.738,
 )
-"""Quantiles of sqrt(n) * distance + 0.63 / sqrt(n), from 700,000 simulated tails of 1000; the same
-to 0.01 from n = 50 up, and those of Stephens (1974) for an exponential of unknown scale as far as
-those go (0.99, 1.094, 1.298)."""
+"""Quantiles of sqrt(n) * distance + 0.63 / sqrt(n) when the power law is true. They come from
+700,000 simulated tails of 1000 samples, and ``python -m experiments.goodness`` simulates them
+again. From n = 50 up they agree within 0.01. They also agree with the published quantiles for an
+exponential of unknown scale (Stephens 1974: 0.99, 1.094 and 1.298 at 10, 5 and 1 %)."""
 _CHANCES = (
     1,
     0.999,
@@ -70,49 +71,51 @@ _CHANCES = (
     0.001,
     0.0001,
 )
-"""Chance of each to be exceeded."""
+"""Probability that each quantile is exceeded."""
 _SHIFT = 0.63
+"""Finite-size correction: with it the quantiles above hold from n = 50 up."""
 _DECAY = 3.35
-"""Farther out the chance falls as exp(-3.35 d^2): 1 / (2 v), v = 0.1492 the largest variance of the
-limiting process t (1 - t) - ((1 - t) ln(1 - t))^2 (Durbin 1975)."""
+"""Beyond the last quantile the probability falls as exp(-3.35 d^2). The rate is 1 / (2 v), where v
+= 0.1492 is the largest variance of the limiting process, t (1 - t) - ((1 - t) ln(1 - t))^2 (Durbin
+1975)."""
 
 _CUTS = (-1e6, 100.0)
-"""Range of the standardised cut of the lognormal; beyond the upper end it is a power law to one
-part in 10^4."""
+"""Range of the lognormal's truncation point, in standard deviations from its mean. Beyond the upper
+end the lognormal equals a power law to one part in 10^4."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GoodnessOfFit:
-    """How a power law fares on one tail; NaN where the tail is too small to judge."""
+    """How well a power law describes one tail; NaN if the tail is too small to test."""
 
     n_tail: int
     ks: float = math.nan
-    """Kolmogorov-Smirnov distance between the tail and its power law."""
+    """Kolmogorov-Smirnov distance between the tail and its fitted power law."""
     ks_p: float = math.nan
-    """Chance of a distance at least this large under the power law with this xmin; the true chance
-    is smaller."""
+    """Upper bound of the p-value: probability of a distance this large if a power law with this
+    xmin were true."""
     lognormal_ratio: float = math.nan
-    """Log-likelihood of the power law minus that of the lognormal, in standard errors: positive for
-    the power law."""
+    """Log-likelihood of the power law minus that of the lognormal, in standard errors. Positive
+    values favour the power law."""
     exponential_ratio: float = math.nan
-    """The same against the exponential."""
+    """Log-likelihood of the power law minus that of the exponential, in standard errors."""
 
     @property
     def lognormal_p(self) -> float:
-        """Chance of a ratio at least this far from 0 where both laws are equally close to the truth."""
+        """Two-sided p-value of the lognormal ratio if both laws were equally close."""
         return two_sided(self.lognormal_ratio)
 
     @property
     def exponential_p(self) -> float:
-        """The same for the exponential."""
+        """Two-sided p-value of the exponential ratio if both laws were equally close."""
         return two_sided(self.exponential_ratio)
 
 
 def judge_tail(tail: Array) -> GoodnessOfFit:
-    """Test the power law on a tail and compare it with the lognormal and the exponential cut off at the same xmin.
+    """Test the power law on a tail and compare it with a lognormal and an exponential tail.
 
-    ``tail`` are the eigenvalues at or above xmin, ascending, the first one xmin itself. Raises
-    SpecError where they are not positive or not ascending.
+    ``tail`` holds the eigenvalues at or above xmin in ascending order, so the first one is xmin.
+    All three laws start at xmin. Raises SpecError if the values are not positive or not ascending.
 
     >>> sample = np.sort(1 / np.random.default_rng(0).random(2000))
     >>> verdict(judge_tail(sample))
@@ -120,7 +123,8 @@ def judge_tail(tail: Array) -> GoodnessOfFit:
     """
     if tail.size and not (tail[0] > 0 and bool((tail[1:] >= tail[:-1]).all())):
         raise SpecError(
-            f"expected the positive eigenvalues of a tail in ascending order, got {tail[:3]} ... {tail[-1]}"
+            "expected the positive eigenvalues of a tail in ascending order, "
+            f"got {tail[:3]} ... {tail[-1]}"
         )
     if tail.size < MIN_JUDGED or tail[0] == tail[-1]:
         return GoodnessOfFit(n_tail=tail.size)
@@ -137,9 +141,13 @@ def judge_tail(tail: Array) -> GoodnessOfFit:
 
 
 def verdict(found: GoodnessOfFit) -> str:
-    """The judgement in one short sentence; its p is an upper bound, as the module says.
+    """Summarize a goodness of fit in one short sentence; its p is an upper bound (see the module).
 
-    >>> verdict(GoodnessOfFit(n_tail=900, ks=0.05, ks_p=0.0004, lognormal_ratio=-3.1, exponential_ratio=0.4))
+    >>> verdict(
+    ...     GoodnessOfFit(
+    ...         n_tail=900, ks=0.05, ks_p=0.0004, lognormal_ratio=-3.1, exponential_ratio=0.4
+    ...     )
+    ... )
     'power law ruled out (p < 0.001): lognormal fits better, exponential no better'
     """
     if math.isnan(found.ks_p):
@@ -166,20 +174,22 @@ def verdict(found: GoodnessOfFit) -> str:
 
 
 def _fares(ratio: float, out: bool) -> str:
-    """How a rival fits beside the power law, which is ruled out or not."""
+    """Say how an alternative law compares with the power law, which is ruled out or not."""
     if two_sided(ratio) <= LEVEL:
         return "better" if ratio < 0 else "worse"
     return "no better" if out else "as well"
 
 
 def ks_p_value(distance: float, n: int) -> float:
-    """Chance that the fitted power law lies at least ``distance`` from n independent samples of one (xmin given).
+    """Return the probability that the power law, if true, lies at least ``distance`` from its fit.
 
-    ln(x / xmin) is exponential whatever alpha is, and alpha is fitted, so that sqrt(n) * distance
-    has one law for all power laws (Lilliefors 1969; Durbin 1975). Its quantiles are simulated;
-    ``distance`` as in ``core.tails``.
+    The fit is to n independent samples, with xmin given. ln(x / xmin) is exponential whatever alpha
+    is, and alpha is fitted, so sqrt(n) * distance has the same distribution for every power law
+    (Lilliefors 1969; Durbin 1975). Its quantiles are simulated. ``distance`` is defined in
+    ``core.tails``.
     """
     scaled = math.sqrt(n) * distance + _SHIFT / math.sqrt(n)
+    # ln(probability) is nearly linear in the squared distance, so it is interpolated there.
     nodes = np.square(_DISTANCES)
     if scaled <= _DISTANCES[-1]:
         return float(np.exp(np.interp(scaled**2, nodes, np.log(_CHANCES))))
@@ -187,14 +197,18 @@ def ks_p_value(distance: float, n: int) -> float:
 
 
 def power_law_terms(logs: Array) -> Array:
-    """Log density of each y = ln(x / xmin) under the power law of greatest likelihood."""
+    """Return the log density of each y = ln(x / xmin) under the maximum-likelihood power law."""
     slope = 1 / float(logs.mean())
     terms: Array = math.log(slope) - slope * logs
     return terms
 
 
 def exponential_terms(logs: Array) -> Array:
-    """Log density of each y = ln(x / xmin) where x - xmin is exponential, its rate of greatest likelihood."""
+    """Return the log density of each y = ln(x / xmin) if x - xmin is exponential.
+
+    The rate of the exponential is fitted by maximum likelihood.
+    """
+    # In units of xmin, x - xmin is exp(y) - 1; the extra y is the Jacobian of x -> y.
     excess = np.expm1(logs)
     mean = float(excess.mean())
     terms: Array = logs - math.log(mean) - excess / mean
@@ -202,13 +216,14 @@ def exponential_terms(logs: Array) -> Array:
 
 
 def lognormal_terms(logs: Array) -> Array:
-    """Log density of each y = ln(x / xmin) where x is lognormal above xmin, by greatest likelihood.
+    """Return the log density of each y = ln(x / xmin) if x is lognormal above xmin.
 
-    y is normal above 0; with the cut ``c`` in standard deviations above the mean, the likelihood is
-    greatest where the first two moments agree, which fixes c through mean(y^2) / mean(y)^2. This
-    ratio runs from 1 to 2 as c rises; at 2 the law is exponential and x a power law, and a sample
-    beyond has no other lognormal that fits it better (del Castillo 1994): then the terms are those
-    of the power law.
+    The lognormal is fitted by maximum likelihood. Then y is a normal variable truncated at 0. Let
+    ``c`` be the truncation point in standard deviations above the mean. The likelihood is largest
+    where the first two moments agree, and mean(y^2) / mean(y)^2 determines c. This ratio rises with
+    c from 1 to 2. At 2 the truncated normal becomes an exponential, which makes x a power law, and
+    beyond 2 no other lognormal fits better (del Castillo 1994). In that case the result is that of
+    the power law.
     """
     mean = float(logs.mean())
     ratio = float(np.square(logs).mean()) / mean**2
@@ -216,6 +231,7 @@ def lognormal_terms(logs: Array) -> Array:
         return power_law_terms(logs)
     cut = _cut_of(ratio)
     sd = mean / _mean_beyond(cut)
+    # log_ndtr(-cut) normalizes the truncated law and does not underflow for a large cut.
     terms: Array = (
         -0.5 * np.square(logs / sd + cut)
         - math.log(sd * math.sqrt(2 * math.pi))
@@ -225,32 +241,36 @@ def lognormal_terms(logs: Array) -> Array:
 
 
 def normalised_ratio(first: Array, second: Array) -> float:
-    """Sum of the differences of two laws' log densities, in standard errors of that sum (Vuong 1989); 0 where equal."""
+    """Return the log-likelihood ratio of two laws in its standard errors (Vuong 1989).
+
+    The inputs are log densities per sample. The result is 0 if the two are equal.
+    """
     gaps = first - second
     spread = float(gaps.std()) * math.sqrt(gaps.size)
     return float(gaps.sum()) / spread if spread > 0 else 0.0
 
 
 def two_sided(deviate: float) -> float:
-    """Chance that a standard normal deviate lies at least this far from 0."""
+    """Return the probability that a standard normal variable lies at least this far from 0."""
     return float(erfc(abs(deviate) / math.sqrt(2)))
 
 
 def _mean_beyond(cut: float) -> float:
-    """Mean of z - cut for a standard normal z above ``cut``."""
+    """Return the mean of z - cut for a standard normal z above ``cut``."""
+    # erfcx is the ratio of tail to density without underflow (the inverse Mills ratio).
     return math.sqrt(2 / math.pi) / float(erfcx(cut / math.sqrt(2))) - cut
 
 
 def _moment_ratio(cut: float) -> float:
-    """Mean of the square of z - cut, over the square of its mean, for a standard normal z above ``cut``."""
+    """Return mean((z - cut)^2) / mean(z - cut)^2 for a standard normal z above ``cut``."""
     mean = _mean_beyond(cut)
     return (1 - cut * mean) / mean**2
 
 
 def _cut_of(ratio: float) -> float:
-    """The cut within _CUTS whose moment ratio this is, by halving: the ratio rises with the cut.
+    """Find the cut in _CUTS with this moment ratio by bisection; the ratio rises with the cut.
 
-    Importing scipy.optimize for it would take longer than judging a model.
+    Importing scipy.optimize for it would take longer than testing all layers of a model.
     """
     low, high = _CUTS
     for _ in range(64):

@@ -1,10 +1,11 @@
-"""The error bar of alpha: how much alpha would move if the layer were drawn again.
+"""The error bar of alpha: how much alpha would vary if the layer's weights were drawn again.
 
-A jackknife on disjoint windows. Entries of a matrix depend on each other along rows and along
-columns, so windows are not independent: whole bands of rows and of columns are left out in turn,
-and the windows that both count are taken off once (the two-way clustering of Cameron, Gelbach and
-Miller 2011). (alpha - 1) / sqrt(n), made for independent samples, is several times too large on
-eigenvalues, which repel each other.
+A jackknife recomputes a statistic without each part of the data in turn and derives the variance
+from the spread of the results. Here the parts are disjoint windows. Entries of a matrix depend on
+each other along rows and along columns, so whole bands of rows and whole bands of columns are left
+out in turn. Each window is then counted in both, and is subtracted once (the two-way clustering of
+Cameron, Gelbach and Miller 2011). The formula for independent samples, (alpha - 1) / sqrt(n), is
+several times too large because eigenvalues repel each other.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ from spectail.core.cutoffs import Cutoff
 Array: TypeAlias = NDArray[np.float64]
 
 MAX_BANDS = 16
-"""More bands per side are merged: the estimate is no worse, and refits grow with the square of
-it."""
+"""Further bands per side are merged. The estimate is no worse, and the number of refits grows with
+the square of the number of bands."""
 
 
 def alpha_standard_error(eigenvalues: Array, zero: NDArray[np.bool_], cutoff: Cutoff) -> float:
-    """Standard error of alpha from disjoint windows, NaN where a part of them cannot be fitted.
+    """Return the standard error of alpha from disjoint windows.
 
     ``eigenvalues`` and ``zero`` have the shape (row bands, column bands, matrices, eigenvalues per
-    window); all matrices (kernel slices) of one position are left out together.
+    window). All matrices (kernel slices) of one position are left out together. The result is NaN
+    if no tail can be fitted without some part.
     """
     bands = eigenvalues.shape[:2]
+    # Give every eigenvalue the numbers of its row band and its column band, then pool and sort.
     row, column = (_merge(count) for count in bands)
     row_of = np.broadcast_to(row[:, None, None, None], eigenvalues.shape)[~zero]
     column_of = np.broadcast_to(column[None, :, None, None], eigenvalues.shape)[~zero]
@@ -47,25 +50,31 @@ def alpha_standard_error(eigenvalues: Array, zero: NDArray[np.bool_], cutoff: Cu
             (cell, groups[0] * groups[1]),
         )
     )
+    # The difference can come out too small or negative by chance; the windows' own variance is
+    # then the better estimate.
     return math.sqrt(max(rows + columns - cells, cells))
 
 
 def _merge(count: int) -> NDArray[np.intp]:
-    """Group number of each band, at most MAX_BANDS groups of about equal size."""
+    """Return the group number of each band: at most MAX_BANDS groups of about equal size."""
     return np.arange(count) * min(count, MAX_BANDS) // count
 
 
 def jackknife_variance(values: Array, group: NDArray[np.intp], count: int, cutoff: Cutoff) -> float:
-    """Variance of alpha, (G - 1) / G * sum (alpha without g - mean)^2 over the G groups, those of zeros alone included.
+    """Return the jackknife variance of alpha, (G - 1) / G * sum((alpha without g - mean)^2).
 
-    ``values`` ascending, ``group`` the number of each one's group.
+    ``values`` are ascending, ``group`` holds the group number of each value and ``count`` is G,
+    which includes groups that hold zeros only.
     """
     alphas = np.array([tail_alpha(values[group != g], cutoff) for g in range(count)])
     return float((count - 1) / count * ((alphas - alphas.mean()) ** 2).sum())
 
 
 def tail_alpha(values: Array, cutoff: Cutoff) -> float:
-    """Alpha of the tail alone, with no KS distance; NaN where there is no tail, or nothing but equal values in it."""
+    """Return alpha of the tail without its KS distance; NaN if no tail can be fitted.
+
+    There is no fit if the tail is empty or all its values are equal.
+    """
     if not values.size:
         return math.nan
     start = cutoff.start(values)

@@ -1,8 +1,8 @@
-"""What a matrix of independent entries of equal variance would show: the Marchenko-Pastur law, and alpha under it.
+"""Alpha of random matrices (the null): the Marchenko-Pastur law and seeded simulations.
 
-X is m x n with m <= n and entry variance v, ratio = m / n. The non-zero eigenvalues of X X^T,
-divided by n v, follow the law on [(1 - sqrt(ratio))^2, (1 + sqrt(ratio))^2] (Marchenko and Pastur
-1967) as m, n grow.
+X is m x n with m <= n and independent entries of variance v; ratio = m / n. As m and n grow, the
+non-zero eigenvalues of X X^T, divided by n v, follow a law with the support [(1 - sqrt(ratio))^2,
+(1 + sqrt(ratio))^2] (Marchenko and Pastur 1967).
 """
 
 from __future__ import annotations
@@ -21,20 +21,25 @@ from spectail.core.windows import Window
 Array: TypeAlias = NDArray[np.float64]
 
 _SIMULATED_SIDE = 256
-"""Longest side that the spread of a null is simulated at; larger windows are scaled from there."""
+"""Longest side at which the spread of a null is simulated. Results for larger windows are scaled
+from it."""
 _SMOOTH_WINDOWS, _SMOOTH_DRAWS = 4, 64
-"""For median and top:F only the spread is drawn, and it is scaled: many draws of few windows."""
+"""For median and top:F only the spread is simulated, and then scaled: many draws of few windows."""
 _SEARCH_EIGENVALUES, _SEARCH_DRAWS = 20_000, 12
-"""For ks and peak the mean is drawn too, which depends on the number of eigenvalues: few large
+"""For ks and peak the mean is simulated too, and it depends on the number of eigenvalues: few large
 draws."""
 _POINTS = 20_001
 
 
 def marchenko_pastur_density(x: Array, ratio: float, variance: float = 1.0) -> Array:
-    """Density of the law at eigenvalues ``x`` of X X^T / n, for m / n = ``ratio`` in (0, 1] and entry ``variance``."""
+    """Return the Marchenko-Pastur density at eigenvalues ``x`` of X X^T / n.
+
+    ``ratio`` is m / n in (0, 1], ``variance`` that of the entries.
+    """
     lower, upper = variance * (1 - math.sqrt(ratio)) ** 2, variance * (1 + math.sqrt(ratio)) ** 2
     x = np.asarray(x, dtype=np.float64)
     inside = (x > max(lower, 0.0)) & (x < upper)
+    # Outside the support the formula divides by zero or takes roots of negative numbers.
     safe = np.where(inside, x, 1.0)
     root = np.sqrt(np.clip((upper - safe) * (safe - lower), 0, None))
     return np.where(inside, root / (2 * math.pi * ratio * variance * safe), 0.0)
@@ -42,8 +47,13 @@ def marchenko_pastur_density(x: Array, ratio: float, variance: float = 1.0) -> A
 
 @lru_cache(maxsize=256)
 def _marchenko_pastur_nodes(ratio: float) -> tuple[Array, Array]:
-    """Eigenvalues and their probabilities: midpoints in the angle that takes out both square-root edges."""
+    """Return eigenvalues and their probabilities on a grid of 20,001 points.
+
+    The points are midpoints in an angle, which removes the square-root singularities at both edges
+    of the law.
+    """
     angle = (np.arange(_POINTS) + 0.5) * math.pi / _POINTS
+    # dx is proportional to sin(angle) d(angle), hence the factor in the weights.
     x = 1 + ratio - 2 * math.sqrt(ratio) * np.cos(angle)
     weights = marchenko_pastur_density(x, ratio) * np.sin(angle)
     return x, weights / weights.sum()
@@ -52,11 +62,13 @@ def _marchenko_pastur_nodes(ratio: float) -> tuple[Array, Array]:
 def marchenko_pastur_alpha(
     ratio: float, *, fraction: float | None = None, xmin: float | None = None
 ) -> float:
-    """Alpha of the law's tail: its largest ``fraction``, or everything from ``xmin`` (for variance 1, divided by n) up.
+    """Return alpha of the law's tail: its largest ``fraction``, or all eigenvalues above ``xmin``.
 
-    NaN where ``xmin`` lies above the law's upper edge.
+    ``xmin`` is for variance 1 and divided by n. The result is NaN if it lies above the law's upper
+    edge.
     """
     x, weights = _marchenko_pastur_nodes(ratio)
+    # Probability above each node; -above ascends with x, as np.interp requires.
     above = np.cumsum(weights[::-1])[::-1]
     if xmin is None:
         if fraction is None:
@@ -70,21 +82,22 @@ def marchenko_pastur_alpha(
 
 
 class Rule(Hashable, Protocol):
-    """What the simulation needs of a cutoff; equal settings must compare and hash equal, for draws are kept."""
+    """The part of a cutoff that the simulation uses; it is hashable because draws are cached."""
 
     def start(self, eigenvalues: Array) -> int:
-        """Index of xmin in the ascending eigenvalues."""
+        """Return the index of xmin in the ascending eigenvalues."""
 
 
 def null_by_simulation(
     window: Window, n_windows: int, cutoff: Rule, *, smooth: bool, seed: int = 0
 ) -> tuple[float, float]:
-    """Mean and spread of alpha over draws of a limited number of Gaussian windows each.
+    """Return mean and standard deviation of alpha over draws of Gaussian windows.
 
-    The sum over a window of any smooth function of its eigenvalues fluctuates by O(1) whatever the
-    window's size, so alpha's spread falls as 1 / (side * sqrt(windows)): larger counts, and for
-    ``smooth`` cutoffs larger sides, are scaled down to what is affordable. For the others the mean
-    depends on the count too and is that of the count drawn.
+    A sum of a smooth function over the eigenvalues of a window fluctuates by O(1) whatever the size
+    of the window, so the spread of alpha falls as 1 / (side * sqrt(windows)). A limited number of
+    windows is drawn, and the spread is scaled to the number asked for; for ``smooth`` cutoffs it is
+    scaled to larger sides too. For the other cutoffs the mean also depends on the number of
+    windows, and is that of the number drawn.
     """
     short, long = min(window), max(window)
     scale = min(1.0, _SIMULATED_SIDE / long) if smooth else 1.0
@@ -102,16 +115,17 @@ def null_by_simulation(
 
 @lru_cache(maxsize=1024)
 def _drawn_alphas(m: int, n: int, n_windows: int, draws: int, cutoff: Rule, seed: int) -> Array:
+    """Return alpha of each draw; cached, since all layers with one window share it."""
     pool = _gaussian_pool(m, n, n_windows, draws, seed)
     return np.array([fit_from(draw, cutoff.start(draw)).alpha for draw in pool])
 
 
 def _gaussian_pool(m: int, n: int, n_windows: int, count: int, seed: int) -> list[Array]:
-    """Sorted pooled eigenvalues of ``n_windows`` Gaussian m x n windows, once per draw.
+    """Return the sorted pooled eigenvalues of ``n_windows`` Gaussian m x n windows for each draw.
 
-    Drawn through the bidiagonal form of a Gaussian matrix (Dumitriu and Edelman 2002): the same law
-    as the dense matrix at the cost of a tridiagonal solve, independent chi variables on two
-    diagonals.
+    The bidiagonal form of a Gaussian matrix has independent chi variables on its two diagonals
+    (Dumitriu and Edelman 2002). Its eigenvalues follow the same law as those of the dense matrix
+    and cost only a tridiagonal solve.
     """
     rng = np.random.default_rng((seed, m, n))
     draws = []
@@ -122,13 +136,15 @@ def _gaussian_pool(m: int, n: int, n_windows: int, count: int, seed: int) -> lis
 
 
 def _bidiagonal_eigenvalues(rng: np.random.Generator, m: int, n: int) -> Array:
-    from scipy.linalg import (
-        eigvalsh_tridiagonal,
-    )  # slow to import, and needed only where a null is drawn
+    """Return the eigenvalues of X X^T for one random Gaussian m x n matrix X."""
+    # scipy.linalg is slow to import and needed only if a null is simulated.
+    from scipy.linalg import eigvalsh_tridiagonal
 
     diagonal = rng.chisquare(np.arange(n, n - m, -1))
     below = rng.chisquare(np.arange(m - 1, 0, -1))
+    # B B^T of a bidiagonal B is tridiagonal; chisquare draws are the squares of B's entries.
     main = diagonal + np.concatenate([[0.0], below])
     side = np.sqrt(below * diagonal[:-1])
     eigenvalues: Array = eigvalsh_tridiagonal(main, side)
+    # Rounding can make the smallest eigenvalue of a square window zero or negative.
     return np.clip(eigenvalues, np.finfo(float).tiny, None)

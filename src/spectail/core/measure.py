@@ -1,4 +1,4 @@
-"""Measure one layer, by the estimator that the spec asks for."""
+"""Measure one layer with the estimator that the spec selects."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ PUBLISHED = Published()
 
 
 def estimator_of(spec: Spec) -> Farms:
-    """Choose the estimator: the only place that asks whether the published procedures are wanted."""
+    """Return the estimator of the spec; only this function looks at ``spec.legacy``."""
     return PUBLISHED if spec.legacy else FARMS
 
 
 def tail_fit(
     matrix: ArrayLike | Tensor, spec: Spec | None = None, *, window: int | None = None
 ) -> TailFit:
-    """Measure one matrix (2-D), or several that pool into one layer (3-D, the first axis numbers them).
+    """Measure one matrix (2-D), or several matrices of one layer that pool their eigenvalues (3-D).
 
-    ``spec`` is the default preset where none is given. ``window`` is the common window of the run
-    that the result is to be compared with; without it ``common`` means the matrix's own short side,
-    at most MAX_SIDE. Raises SpecError where the window does not fit or the input is no matrix; data
-    that cannot be measured (NaN, all zero, too small) gives a status and a reason instead. The
-    input is not modified.
+    The first axis of a 3-D input counts the matrices. ``spec`` defaults to the default preset.
+    ``window`` is the common window of the run that the result is to be compared with; without it
+    ``common`` means the matrix's own short side, at most MAX_SIDE. The input is not modified.
+
+    Raises SpecError if the window does not fit or the input is not a matrix of numbers. Data that
+    cannot be measured (NaN, all zero, too small) raises nothing: the result has a status and a
+    reason instead.
 
     >>> import numpy as np
     >>> gaussian = np.random.default_rng(0).standard_normal((512, 512))
@@ -49,7 +51,8 @@ def tail_fit(
     spec = spec or Spec()
     if window is not None and spec.window != "common":
         raise SpecError(
-            f"window={window} stands for the common window of a run, but the spec asks for {spec.window!r}"
+            f"window={window} stands for the common window of a run, "
+            f"but the spec asks for {spec.window!r}"
         )
     return measure(tensor, spec, window, convolution=several)
 
@@ -62,10 +65,11 @@ def measure(
     convolution: bool = False,
     error_bar: bool = True,
 ) -> TailFit:
-    """Measure the matrices of one layer, shape (n, rows, cols); ``common`` is the run's window for ``"common"``.
+    """Measure the matrices of one layer, shape (n, rows, cols).
 
-    ``convolution`` says that the matrices are kernel slices, which only the published procedures
-    treat differently. Without ``error_bar`` alpha_se is NaN and everything else the same.
+    ``common`` is the window of the run, used if the spec's window is ``"common"``. ``convolution``
+    says that the matrices are kernel slices, which only the published procedures treat differently.
+    Without ``error_bar`` alpha_se is NaN and everything else is the same.
     """
     return estimator_of(spec).measure(
         matrices, spec, common, convolution=convolution, error_bar=error_bar
@@ -73,25 +77,28 @@ def measure(
 
 
 def too_small(shape: tuple[int, int], spec: Spec) -> str:
-    """Say why a matrix of this shape is not measured at all; empty where it is."""
+    """Return why a matrix of this shape cannot be measured, or an empty string if it can."""
     return estimator_of(spec).too_small(shape, spec)
 
 
 def common_window(shapes: list[tuple[int, int]], spec: Spec) -> int | None:
-    """Choose the one window of a run over layers of these shapes: see ``Farms.common_window``."""
+    """Return the common window of a run over these shapes; see ``Farms.common_window``."""
     return estimator_of(spec).common_window(shapes, spec)
 
 
 def _as_tensor(matrix: ArrayLike | Tensor) -> Tensor:
-    """The input as a tensor of two or three dimensions that numbers can be read from; SpecError for anything else."""
+    """Convert the input to a readable 2-D or 3-D tensor; raise SpecError for anything else."""
     if isinstance(matrix, torch.Tensor):
         tensor = matrix.detach()
     else:
         array = np.asarray(matrix)
         if array.dtype.kind not in "fc":
             raise SpecError(
-                f"expected a matrix of floating-point numbers, got {array.dtype} of shape {array.shape}"
+                "expected a matrix of floating-point numbers, "
+                f"got {array.dtype} of shape {array.shape}"
             )
+        # torch has neither long doubles nor foreign byte orders, so both are converted; the copy
+        # also keeps torch from warning about read-only arrays.
         wide = np.dtype(np.complex128 if array.dtype.kind == "c" else np.float64)
         native = array.dtype if array.dtype.itemsize <= wide.itemsize else wide
         tensor = torch.from_numpy(np.array(array, dtype=native.newbyteorder("="), order="C"))

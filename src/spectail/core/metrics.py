@@ -1,7 +1,7 @@
-"""Numbers that describe the whole matrices of a layer, whatever windows alpha was measured on.
+"""Metrics of the whole matrices of a layer, independent of the windows that alpha is measured on.
 
-Eigenvalues are squared singular values. A layer of several matrices (kernel slices) has the largest
-eigenvalue of any of them and the sum over all of them. Names follow WeightWatcher's columns.
+Eigenvalues are squared singular values. For a layer of several matrices (kernel slices) the largest
+eigenvalue is that of any of them, and sums run over all of them.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ if TYPE_CHECKING:
 Array: TypeAlias = NDArray[np.float64]
 
 _DENSE_SIDE = 128
-"""Up to this short side a full solve is as quick as an iteration."""
+"""Up to this short side a dense solver is as fast as an iteration."""
 _GRAM_SIDE = 1024
-"""Up to this short side the Gram matrix is formed once; beyond, each step multiplies by matrix and
-transpose."""
+"""Up to this short side the Gram matrix is computed once. Beyond it, each step multiplies by the
+matrix and by its transpose."""
 _SAFE_EXPONENT = 24
-"""Weights of 2^-24 to 2^24 at most are not scaled first: their squares are far inside the range of
+"""Weights between 2^-24 and 2^24 are not scaled first: their squares are far inside the range of
 float32."""
 _PIECE = 2**20
-"""Entries that are turned into float64 at a time."""
+"""Number of entries that are converted to float64 at a time."""
 
 
 def moments(matrices: Tensor) -> tuple[float, float]:
-    """(variance of the entries, sum of their squares), in float64 whatever the stored precision.
+    """Return the variance of the entries and the sum of their squares, both in float64.
 
-    The sum of squares is the sum of all eigenvalues (the squared Frobenius norm). Read in pieces,
-    so that no second copy of a large tensor is made. The variance of complex entries is E|w -
-    mean|^2. Sums are taken of the differences to the mean of the first piece: nothing cancels where
-    the mean is large.
+    The sum of squares is the sum of all eigenvalues (the squared Frobenius norm). The variance of
+    complex entries is E|w - mean|^2. The tensor is read in pieces, so no second copy of a large one
+    is made. Sums run over differences from the mean of the first piece, so a large mean causes no
+    cancellation.
     """
     flat = matrices.reshape(-1)
     count, total, squares = flat.numel(), 0.0 + 0.0j, 0.0
+    # Copying every piece into one buffer avoids new memory for each.
     shift = flat[:_PIECE].to(_wide(flat)).mean()
     buffer = torch.empty(min(count, _PIECE), dtype=_wide(flat), device=flat.device)
     for piece in torch.split(flat, _PIECE):
@@ -57,9 +58,9 @@ def moments(matrices: Tensor) -> tuple[float, float]:
 
 
 def largest_eigenvalue(matrices: Tensor) -> float:
-    """The largest squared singular value of any of the matrices, to about 1e-7 relative.
+    """Return the largest squared singular value of any matrix, to a relative error of about 1e-7.
 
-    By Lanczos iteration from a fixed start vector (ARPACK through SciPy), in float64.
+    Large matrices use Lanczos iteration from a fixed start vector (ARPACK through SciPy).
     """
     if min(matrices.shape[1:]) <= _DENSE_SIDE:
         norms = [
@@ -72,7 +73,10 @@ def largest_eigenvalue(matrices: Tensor) -> float:
 
 
 def entropy(eigenvalues: Array) -> float:
-    """Matrix entropy in [0, 1]: -sum(p ln p) / ln(rank) with p the eigenvalues divided by their sum; NaN at rank 1."""
+    """Return the matrix entropy -sum(p ln p) / ln(rank), between 0 and 1; NaN at rank 1.
+
+    p are the eigenvalues divided by their sum.
+    """
     shares = eigenvalues[eigenvalues > 0] / eigenvalues.sum()
     if shares.size < 2:
         return math.nan
@@ -80,13 +84,15 @@ def entropy(eigenvalues: Array) -> float:
 
 
 def _lanczos(matrix: Tensor, magnitude: float) -> float:
-    """Iterate in float32 where the weights are no finer, then take the Rayleigh quotient of the vector in float64.
+    """Return the largest eigenvalue of A A^H: iterate in float32, then refine in float64.
 
-    The quotient's error is the square of the vector's: float32 halves the cost and loses nothing
-    that shows.
+    The result is the Rayleigh quotient of the computed vector. Its error is the square of the
+    vector's error, so iterating in float32 halves the cost and loses no digit that matters. Weights
+    in float64 are iterated in float64.
     """
     if matrix.shape[0] > matrix.shape[1]:
         matrix = matrix.mT
+    # Scale extreme weights by a power of two, so that their squares stay in range.
     side, exponent = matrix.shape[0], math.frexp(magnitude)[1]
     exponent = 0 if abs(exponent) <= _SAFE_EXPONENT else exponent
     fine = matrix.dtype in (torch.float64, torch.complex128)
@@ -109,22 +115,24 @@ def _lanczos(matrix: Tensor, magnitude: float) -> float:
     _, vectors = eigsh(
         operator, k=1, which="LA", v0=start, tol=1e-10 if fine else 1e-5, maxiter=50 * side
     )
+    # Rayleigh quotient |A^H v|^2 / |v|^2 in double precision; ldexp undoes the scaling.
     top = torch.from_numpy(vectors[:, 0]).to(matrix.device, _wide(matrix))
     image = sum(float(_squared(piece.mH.to(top.dtype) @ top)) for piece in pieces)
     return math.ldexp(image / float(_squared(top)), 2 * exponent)
 
 
 def _gram_product(pieces: Iterable[Tensor]) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """The map v -> (A A^H) v, the Gram matrix formed once; by NumPy, which takes half the work where A is real.
+    """Return the map v -> (A A^H) v, with the Gram matrix computed once.
 
-    ``pieces`` are the columns of A, some at a time.
+    ``pieces`` are blocks of columns of A. NumPy multiplies a real matrix by its own transpose in
+    half the work of a general product.
     """
     gram = sum(piece.numpy() @ piece.mH.resolve_conj().numpy() for piece in pieces)
     return lambda vector: gram @ vector.reshape(-1)
 
 
 def _two_products(scaled: Tensor) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """The map v -> A (A^H v)."""
+    """Return the map v -> A (A^H v), which never forms the Gram matrix."""
 
     def multiply(vector: NDArray[Any]) -> NDArray[Any]:
         v = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))).to(
@@ -137,9 +145,10 @@ def _two_products(scaled: Tensor) -> Callable[[NDArray[Any]], NDArray[Any]]:
 
 
 def _squared(values: Tensor) -> Tensor:
-    """Sum of squared magnitudes."""
+    """Return the sum of squared magnitudes."""
     return torch.vdot(values, values).real
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
+    """Return the double-precision type for the tensor."""
     return torch.complex128 if tensor.is_complex() else torch.float64

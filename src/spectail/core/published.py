@@ -1,10 +1,11 @@
-"""What the published FARMS code does differently, to reproduce its numbers: an estimator of its own.
+"""The published FARMS code as an estimator of its own, to reproduce its numbers.
 
-Windows are ``side`` rows by ``side * ratio`` columns of the matrix as stored; the side is clamped
-to the matrix as in the LLM part. Grids use a floor stride and leave an edge out. A convolution is
-cut into ``rows // cols`` divisions, each division is fitted by itself over all kernel slices, and
-the alphas are averaged; weights count sqrt(1/2). Numerical zeros stay in, and norms are those of
-the pooled windows. Where the published code silently loses the aspect ratio, this is an error.
+Windows are ``side`` rows by ``side * ratio`` columns of the matrix as stored, and the side is
+limited to the matrix as in the LLM part of the code. Grids use a floor stride and miss an edge. A
+convolution is cut into ``rows // cols`` divisions; each division is fitted separately over all
+kernel slices, and the alphas are averaged. Its weights are multiplied by sqrt(1/2). Numerical zeros
+are kept, and norms are those of the pooled windows. Where the published code silently loses the
+aspect ratio, this estimator raises an error.
 """
 
 from __future__ import annotations
@@ -30,25 +31,26 @@ if TYPE_CHECKING:
 Array: TypeAlias = NDArray[np.float64]
 
 CONVOLUTION_FACTOR = 0.5
-"""Eigenvalues of convolutions are halved (``conv_norm``); alpha does not see it."""
+"""Eigenvalues of convolutions are halved (``conv_norm`` in the published code). Alpha does not
+change."""
 
 
 class Published(Farms):
-    """The procedures of the published code, where they differ from the default."""
+    """The published procedures: overrides of the steps in which they differ from the default."""
 
     exact_zeros = True
 
     def too_small(self, shape: tuple[int, int], spec: Spec) -> str:
-        """Only an empty matrix is too small."""
+        """Return a reason for an empty matrix only: every other shape is measured."""
         return "" if min(shape) >= 1 else too_small_text(shape)
 
     def check_side(self, side: int, fits: list[int]) -> None:
-        """Accept every side: it is clamped to each matrix."""
+        """Accept every side, because it is limited to each matrix."""
 
     def place(
         self, shape: tuple[int, int], spec: Spec, common: int | None
     ) -> tuple[Window, Positions]:
-        """Clamp the side to the matrix and count rows, as the published code does."""
+        """Limit the side to the matrix and count it in rows, as the published code does."""
         if spec.window == "whole":
             return Window(*shape), [(0, 0)]
         return published_windows(shape, spec, self.side(shape, spec, common))
@@ -63,7 +65,10 @@ class Published(Farms):
         error_bar: bool,
         variance: float,
     ) -> TailFit:
-        """Halve the eigenvalues of convolutions, and average alpha over their divisions unless taken whole."""
+        """Fit a layer; a convolution has halved eigenvalues and averages alpha over its divisions.
+
+        A convolution that is measured whole has no divisions.
+        """
         if not convolution:
             return super().fit(
                 matrices, spec, common, convolution=False, error_bar=error_bar, variance=variance
@@ -89,39 +94,42 @@ class Published(Farms):
         return replace(fit, **tail._asdict())
 
     def zeros(self, found: Array, window: Window) -> NDArray[np.bool_]:
-        """Only exact zeros are left out: the published code keeps what rounding leaves."""
+        """Mark exact zeros only: the published code keeps eigenvalues that are rounding noise."""
         return found <= 0
 
     def min_tail(self, cutoff: Cutoff) -> int:
-        """Two eigenvalues are enough."""
+        """Return at most 2: the published code fits any tail of two eigenvalues."""
         return min(2, cutoff.min_tail)
 
     def norms(self, fit: TailFit, matrices: Tensor) -> tuple[float, float]:
-        """Norms of the pooled windows."""
+        """Return the largest and the sum of the eigenvalues of the pooled windows."""
         largest = (
             float(fit.eigenvalues[-1]) if fit.eigenvalues.size else super().norms(fit, matrices)[0]
         )
         return largest, float(fit.eigenvalues.sum())
 
     def is_comparable(self, fit: TailFit, common: int | None) -> bool:
-        """Windows differ from layer to layer here; nothing is said about it."""
+        """Return True: the published code compares all layers, although their windows differ."""
         return True
 
 
 def published_windows(
     shape: tuple[int, int], spec: Spec, side: int
 ) -> tuple[Window, list[tuple[int, int]]]:
-    """Window and positions of a linear layer, as the published code places them."""
+    """Return the window and the positions of a linear layer, as in the published code."""
     rows = min(side, *shape)
     window = Window(rows, int(rows * spec.aspect_ratio))
     if window.cols > shape[1]:
         raise SpecError(
-            f"legacy windows of {window.rows} x {window.cols} do not fit into a matrix of {shape[0]} x {shape[1]}, "
+            f"legacy windows of {window.rows} x {window.cols} do not fit into a matrix of "
+            f"{shape[0]} x {shape[1]}, "
             f"where the published code would silently use another aspect ratio"
         )
+    # Only grids differ; the other placements are not in the published code.
     if not isinstance(spec.placement, Grid):
         return window, spec.placement.positions(*shape, window, spec.seed)
     per_side = spec.placement.per_side
+    # The floor stride: the last window may end before the edge, as in the published code.
     tops, lefts = (
         range(0, extent - size + 1, max(1, (extent - size) // max(1, per_side - 1)))[:per_side]
         for extent, size in zip(shape, window, strict=True)
@@ -132,7 +140,7 @@ def published_windows(
 def published_divisions(
     matrices: Tensor, spec: Spec
 ) -> tuple[Tensor, Window, list[tuple[int, int]]]:
-    """Kernel slices turned upright, the window of one division, and where the divisions start."""
+    """Return the kernel slices turned upright, the window of a division and where each starts."""
     upright = matrices if matrices.shape[1] >= matrices.shape[2] else matrices.mT
     rows, cols = upright.shape[1:]
     ratio = spec.aspect_ratio
@@ -141,7 +149,10 @@ def published_divisions(
 
 
 def average_over_divisions(divisions: Array, cutoff: Cutoff) -> PowerLaw:
-    """Alpha, xmin and KS distance averaged over divisions, shape (divisions, slices, eigenvalues); tails added up."""
+    """Average alpha, xmin and KS distance over divisions and add up the sizes of their tails.
+
+    ``divisions`` has the shape (divisions, slices, eigenvalues).
+    """
     pools = [np.sort(division, axis=None) for division in divisions]
     fits = [fit_from(pool, cutoff.start(pool)) for pool in pools]
     alpha, xmin, ks = (

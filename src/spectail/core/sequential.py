@@ -1,10 +1,10 @@
-"""Windows one after the other, well spread, until more of them would hardly move alpha.
+"""Measure windows one after the other until further windows would hardly move alpha.
 
 Dense grids measure every weight many times: 15 x 15 windows of half a matrix's sides hold 56 times
-its weights. A few windows that lie far apart say nearly the same. The change that the windows not
-yet taken would make is bounded by the spread among those taken (leave one window out in turn), as
-for a sample without replacement. Windows far apart share the fewest weights, so they spread more
-than neighbours do, and the bound errs towards more windows.
+its weights. A few windows that lie far apart give nearly the same alpha. The change that the
+remaining windows would make is estimated from the spread among those taken (each left out in turn),
+as for a sample without replacement. Windows that lie far apart share the fewest weights, so they
+spread more than neighbours do, and the rule takes too many windows rather than too few.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ Array: TypeAlias = NDArray[np.float64]
 Position: TypeAlias = tuple[int, int]
 
 FIRST = 4
-"""Windows taken before the first look: on a grid, the four corners."""
+"""Windows taken before the first check: on a grid, the four corners."""
 GROWTH = 1.5
-"""Every further look comes after this many times the windows of the last one."""
+"""Factor by which the number of windows grows from one check to the next."""
 CONFIDENCE = 0.9
+"""Two-sided confidence level of the estimated change."""
 
 
 def enough_windows(
@@ -40,12 +41,12 @@ def enough_windows(
 ) -> tuple[list[Position], Array]:
     """Return the positions taken and their eigenvalues, shape (positions, matrices, min(window)).
 
-    ``eigenvalues`` computes those of the windows at some positions, ``zeros`` marks which of them
-    are left out.
+    ``eigenvalues`` computes the eigenvalues of the windows at some positions; ``zeros`` marks the
+    ones to leave out.
 
     Windows are added until the others would move alpha by less than ``spec.tolerance`` (a share of
-    alpha) at 90 % two-sided confidence, or none is left. The choice depends on the weights and the
-    placement only, not on chance.
+    alpha) at 90 % two-sided confidence, or until none is left. The choice depends on the weights
+    and the placement only; nothing is random.
     """
     assert spec.tolerance is not None
     order = spread_order(positions)
@@ -66,7 +67,9 @@ def enough_windows(
 
 
 def spread_order(positions: Sequence[Position]) -> Iterator[int]:
-    """Indices of the positions: first the first, then always the one farthest from all before it (the first of equals).
+    """Yield indices of positions, each the farthest from all before it, starting with the first.
+
+    Of equally far positions the first is taken.
 
     >>> list(spread_order([(0, 0), (0, 5), (0, 10), (10, 0), (10, 10)]))
     [0, 4, 2, 3, 1]
@@ -77,11 +80,15 @@ def spread_order(positions: Sequence[Position]) -> Iterator[int]:
         chosen = int(np.argmax(distance))
         yield chosen
         distance = np.minimum(distance, ((places - places[chosen]) ** 2).sum(axis=1))
-        distance[chosen] = -1.0
+        distance[chosen] = -1.0  # below every other distance, so it is never chosen again
 
 
 def _change_of_the_rest(found: Array, zero: NDArray[np.bool_], total: int, cutoff: Cutoff) -> float:
-    """Half width of the 90 % interval of alpha over all ``total`` windows, given some of them, as a share of alpha."""
+    """Estimate how far the windows not yet taken could move alpha, as a share of alpha.
+
+    It is half the width of the 90 % confidence interval of alpha over all ``total`` windows.
+    ``found`` has the shape (windows taken, matrices, eigenvalues).
+    """
     count = found.shape[0]
     if count < 2:
         return math.inf
@@ -89,6 +96,7 @@ def _change_of_the_rest(found: Array, zero: NDArray[np.bool_], total: int, cutof
     values = found[~zero]
     order = np.argsort(values, kind="stable")
     values, group = values[order], group[order]
+    # 1 - count / total: correction for sampling without replacement from a finite population.
     variance = jackknife_variance(values, group, count, cutoff) * (1 - count / total)
     quantile = float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2))
     half_width = quantile * math.sqrt(variance) / tail_alpha(values, cutoff)

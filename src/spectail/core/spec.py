@@ -11,19 +11,23 @@ from spectail.core.windows import Placement, Tile, parse_placement
 from spectail.errors import SpecError
 
 WINDOW_WORDS = ("common", "fit", "whole")
-"""``common``: one size for the whole run; ``fit``: the largest that fits each layer; ``whole``: no
-windows."""
+"""``common``: one window size for the whole run; ``fit``: the largest that fits each layer;
+``whole``: the whole matrix, no windows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """How to measure. Placement and cutoff may be given as their short text (``"grid:10"``, ``"top:0.1"``).
+    """The settings of a measurement.
 
-    ``window`` is the short side of the windows or one of WINDOW_WORDS. ``legacy`` reproduces the
-    published FARMS code: ``window`` counts rows and ``aspect_ratio`` is columns / rows as stored,
-    grids use the floor stride, numerical zeros stay in, the peak's lower bound is in log10,
-    convolutions average alphas over divisions. ``tolerance`` takes the windows of a grid, step or
-    random placement one after the other until the rest would move alpha by a smaller share.
+    Placement and cutoff may also be given as text, such as ``"grid:10"`` or ``"top:0.1"``.
+    ``window`` is the short side of the windows or one of WINDOW_WORDS. ``aspect_ratio`` is the
+    window's side along the matrix's longer side divided by its other side. ``tolerance`` measures
+    the windows of a grid, step or random placement one after the other, until the remaining ones
+    would move alpha by a smaller share. ``seed`` is for random placements and simulated nulls.
+
+    ``legacy`` reproduces the published FARMS code: ``window`` counts rows, ``aspect_ratio`` is
+    columns / rows as stored, grids use the floor stride, numerical zeros are kept, the lower bound
+    of ``peak`` is in log10, and convolutions average alphas over divisions.
     """
 
     aspect_ratio: float = 1.0
@@ -35,6 +39,7 @@ class Spec:
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
+        # The dataclass is frozen, so text is replaced by what it means past its own __setattr__.
         if isinstance(self.placement, str):
             object.__setattr__(self, "placement", parse_placement(self.placement))
         if isinstance(self.cutoff, str):
@@ -54,7 +59,8 @@ class Spec:
         for name, types in (("placement", Placement), ("cutoff", Cutoff)):
             if not isinstance(getattr(self, name), types):
                 raise SpecError(
-                    f"{name} must be one of spectail's types or its short text, not {getattr(self, name)!r}"
+                    f"{name} must be one of spectail's types or its short text, "
+                    f"not {getattr(self, name)!r}"
                 )
         if self.seed < 0:
             raise SpecError(f"seed must be a whole number of at least 0, not {self.seed!r}")
@@ -67,6 +73,7 @@ class Spec:
             object.__setattr__(self, "cutoff", HistogramPeak(legacy_lower_bound=True))
 
     def _check_tolerance(self) -> None:
+        """Raise SpecError if the tolerance is out of range or the placement cannot use it."""
         if self.tolerance is None:
             return
         if not 0 < self.tolerance < 1:
@@ -84,7 +91,7 @@ class Spec:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The spec as plain JSON values; ``Spec(**spec.to_dict())`` gives it back."""
+        """Return the spec as plain JSON values; ``Spec(**spec.to_dict())`` restores it."""
         return {
             "aspect_ratio": self.aspect_ratio,
             "window": self.window,

@@ -1,14 +1,15 @@
-"""Eigenvalues of windows: squared singular values, not divided by anything, in float64.
+"""Eigenvalues of windows: squared singular values in float64, not divided by anything.
 
-By the Gram matrix of the shorter side and a symmetric solver: about half the work of an SVD. It
-squares the condition number, so eigenvalues below ``max(window) * eps * largest`` are rounding
-noise; they are told apart by ``numerical_zeros``. Everything is scaled by a power of two first,
-which is exact: no Gram matrix overflows, and weights scaled by a power of two give the same bits.
+They are computed from the Gram matrix of the shorter side with a symmetric solver, in about half
+the work of an SVD. The Gram matrix squares the condition number, so eigenvalues below ``max(window)
+* eps * largest`` are rounding noise, and ``numerical_zeros`` marks them. Weights are first scaled
+by a power of two. This scaling is exact, no Gram matrix overflows, and weights that differ by a
+power of two give the same bits.
 
-On the CPU, NumPy's BLAS and LAPACK: its product of a matrix with its own transpose takes half the
-work of a general one, and it solves stacks without holding Python's lock. ``benchmarks/solvers.py``
-times the other ways; float32 would save a quarter, and cannot tell the smallest eigenvalues of a
-square window from zero.
+On the CPU the work is done by NumPy's BLAS and LAPACK: its product of a matrix with its own
+transpose takes half the work of a general product, and it solves stacks without holding Python's
+lock. ``benchmarks/solvers.py`` times the alternatives. float32 would save a quarter of the time,
+but cannot tell the smallest eigenvalues of a square window from zero.
 """
 
 from __future__ import annotations
@@ -38,22 +39,23 @@ _BATCH_BYTES = 16 * 2**20
 """Windows are solved in batches of about this size: large enough to keep a core busy, small enough
 for any memory."""
 _CALL_BYTES = 2 * 2**20
-"""Smaller stacks keep threads waiting for Python's lock more than they solve."""
+"""With smaller stacks threads spend more time waiting for Python's lock than solving."""
 _SMALL_SIDE = 256
-"""Windows up to this side are cut out many at a time; of larger ones the second copy would cost
-more than the calls."""
+"""Windows up to this side are cut out many at a time. For larger ones the extra copy costs more
+than the calls that it saves."""
 _MOST_SHARED = 4
-"""Large overlapping windows share their products in groups of this many, which are held at once."""
+"""Largest group of overlapping windows that share partial products, if the windows are large. All
+of a group is in memory at once."""
 
 
 class _Strip(NamedTuple):
-    """Windows side by side in one matrix, each overlapping the next by half or more; or a single window."""
+    """Neighbouring windows of one matrix that overlap by half or more, or a single window."""
 
     matrix: int
     top: int
     lefts: tuple[int, ...]
     places: tuple[int, ...]
-    """Where each window stands in the list of positions."""
+    """Index of each window in the list of positions."""
 
 
 def window_eigenvalues(
@@ -63,14 +65,17 @@ def window_eigenvalues(
     *,
     exact_zeros: bool = False,
 ) -> Array:
-    """Eigenvalues of the windows at ``positions`` of every matrix, ascending, shape (positions, matrices, min(window)).
+    """Return ascending eigenvalues of every window, shape (positions, matrices, min(window)).
 
-    ``matrices`` is a finite real or complex tensor of shape (n, rows, cols) and is not modified.
-    ``exact_zeros`` takes the SVD instead of the Gram matrix, as the published code does: slower,
-    and small values keep their digits.
+    ``matrices`` is a finite real or complex tensor of shape (n, rows, cols); it is not modified.
+    Every matrix has a window at each of the ``positions`` (top left corners). ``exact_zeros`` uses
+    the SVD instead of the Gram matrix, as the published code does: slower, but small values keep
+    their digits.
     """
+    # Scale the largest weight to between 1/2 and 1; squared, the exponent counts twice.
     exponent = math.frexp(largest_magnitude(matrices))[1]
     scale = math.ldexp(1.0, -exponent)
+    # A matrix and its transpose have the same eigenvalues: solve the smaller Gram matrix.
     if window.rows > window.cols:
         matrices, window = matrices.mT, Window(window.cols, window.rows)
         positions = [(left, top) for top, left in positions]
@@ -84,13 +89,16 @@ def window_eigenvalues(
 
 
 def numerical_zeros(eigenvalues: Array, window: Window) -> NDArray[np.bool_]:
-    """Which eigenvalues (last axis: one window, ascending) are zero within the rounding of the Gram route."""
+    """Mark the eigenvalues that are zero within the rounding error of the Gram matrix.
+
+    The last axis holds the ascending eigenvalues of one window.
+    """
     floor = max(window) * np.finfo(np.float64).eps * eigenvalues[..., -1:]
     return eigenvalues <= np.maximum(floor, 0.0)
 
 
 def largest_magnitude(matrices: Tensor) -> float:
-    """The largest magnitude of an entry (of its real or its imaginary part)."""
+    """Return the largest magnitude of an entry (of its real or imaginary part)."""
     if matrices.is_complex():
         matrices = torch.view_as_real(matrices.resolve_conj())
     lowest, highest = torch.aminmax(matrices)
@@ -105,7 +113,7 @@ def _on_cpu(
     scale: float,
     exact_zeros: bool,
 ) -> Array:
-    """Eigenvalues of windows that are no taller than wide, batches of them spread over the cores."""
+    """Solve windows that are no taller than wide, with batches of them spread over the cores."""
     found = np.empty((len(positions), matrices.shape[0], window.rows))
 
     def solve(strips: Sequence[_Strip]) -> None:
@@ -115,6 +123,7 @@ def _on_cpu(
         else:
             values = np.linalg.eigvalsh(_grams(matrices, strips, window, scale))
         places = [(place, strip.matrix) for strip in strips for place in strip.places]
+        # Every thread writes to places of its own, so no lock is needed.
         found[tuple(np.transpose(places))] = values
 
     strips = _strips(window, positions, matrices.shape[0], share=not exact_zeros)
@@ -124,6 +133,7 @@ def _on_cpu(
         for batch in batches:
             solve(batch)
         return found
+    # list() waits for all batches and raises the first error of a thread.
     with single_threaded():
         list(_pool(workers, os.getpid()).map(solve, batches))
     return found
@@ -131,18 +141,21 @@ def _on_cpu(
 
 @lru_cache(maxsize=1)
 def _pool(workers: int, process: int) -> ThreadPoolExecutor:
-    """The threads of this process (a forked one has none of its parent's): kept, and with them their memory."""
+    """Return the worker threads of this process, which keep their buffers between calls.
+
+    A forked process has none of its parent's threads, so the process id is part of the key.
+    """
     return ThreadPoolExecutor(workers, thread_name_prefix=f"spectail-{process}")
 
 
 class _Room(threading.local):
-    """Memory that each thread fills again and again: fresh pages cost as much as a third of the solver's time."""
+    """Buffers that each thread reuses: fresh pages cost up to a third of the solver's time."""
 
     def __init__(self) -> None:
         self.held: dict[str, NDArray[Any]] = {}
 
     def take(self, use: str, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
-        """An array with whatever was in it, valid until the same thread takes it for the same use again."""
+        """Return an uninitialized array, valid until this thread takes one for this use again."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if self.held.get(use, np.empty(0)).nbytes < size:
             self.held[use] = np.empty(size, np.uint8)
@@ -153,7 +166,7 @@ _ROOM = _Room()
 
 
 def _cut(matrices: Tensor, strip: _Strip, window: Window, scale: float) -> NDArray[Any]:
-    """The columns from the first to the last window of a strip, in double precision, scaled."""
+    """Return a strip's columns, from its first window to its last, scaled, in double precision."""
     end = strip.lefts[-1] + window.cols
     return _widened(
         matrices[strip.matrix, strip.top : strip.top + window.rows, strip.lefts[0] : end], scale
@@ -161,13 +174,15 @@ def _cut(matrices: Tensor, strip: _Strip, window: Window, scale: float) -> NDArr
 
 
 def _cuts(matrices: Tensor, strips: Sequence[_Strip], window: Window, scale: float) -> NDArray[Any]:
-    """Single windows, stacked: taken out in one call, since threads queue for Python's lock at every call."""
+    """Return single windows, stacked: one indexing call, since threads queue for Python's lock."""
+    # unfold gives a view of all windows, shape (n, tops, lefts, rows, cols), without a copy.
     everywhere = matrices.unfold(1, window.rows, 1).unfold(2, window.cols, 1)
     places = torch.tensor([(strip.matrix, strip.top, strip.lefts[0]) for strip in strips]).unbind(1)
     return _widened(everywhere[places], scale)
 
 
 def _widened(piece: Tensor, scale: float) -> NDArray[Any]:
+    """Copy a piece into this thread's buffer in double precision and scale it there."""
     room = _ROOM.take(
         "cut", tuple(piece.shape), np.complex128 if piece.is_complex() else np.float64
     )
@@ -178,7 +193,7 @@ def _widened(piece: Tensor, scale: float) -> NDArray[Any]:
 def _grams(
     matrices: Tensor, strips: Sequence[_Strip], window: Window, scale: float
 ) -> NDArray[Any]:
-    """The Gram matrices of all windows of the strips, stacked."""
+    """Return the Gram matrices of all windows of the strips, stacked."""
     count = sum(len(strip.lefts) for strip in strips)
     dtype = np.complex128 if matrices.is_complex() else np.float64
     grams, done = _ROOM.take("grams", (count, window.rows, window.rows), dtype), 0
@@ -194,18 +209,21 @@ def _grams(
 def shared_grams(
     piece: NDArray[Any], lefts: Sequence[int], width: int, *, out: NDArray[Any]
 ) -> None:
-    """W W^H of the windows of ``width`` columns that start at ``lefts`` (ascending, all overlapping), into ``out``.
+    """Write W W^H of overlapping windows of ``width`` columns that start at ``lefts`` into ``out``.
 
-    ``piece`` begins at the first of them. The columns that all windows have are multiplied once;
-    what a window has left of them is summed up leftwards, what it has right of them rightwards.
-    Only sums: nothing cancels.
+    ``lefts`` is ascending and all windows overlap; ``piece`` begins at the first of them. The
+    columns that all windows share are multiplied once. The columns that a window has to the left of
+    these are summed up from right to left, those to the right from left to right. There are only
+    additions, so nothing cancels.
     """
     starts = [left - lefts[0] for left in lefts]
     _gram(piece[:, starts[-1] : width], out=out[-1])
     if len(starts) == 1:
         return
+    # out[i] so far: the shared columns and all that window i has to their left.
     for i in range(len(starts) - 1, 0, -1):
         np.add(out[i], _gram(piece[:, starts[i - 1] : starts[i]]), out=out[i - 1])
+    # Now add what each window has to the right of the shared columns.
     right = np.zeros_like(out[0])
     for i in range(1, len(starts)):
         right += _gram(piece[:, width + starts[i - 1] : width + starts[i]])
@@ -213,7 +231,8 @@ def shared_grams(
 
 
 def _gram(columns: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
-    """Columns times their own transpose, for which NumPy does half the work."""
+    """Return columns times their own transpose, for which NumPy does half the work."""
+    # NumPy calls BLAS's syrk only if it sees that both factors share their memory.
     transposed = np.swapaxes(columns, -1, -2)
     return np.matmul(
         columns, transposed.conj() if np.iscomplexobj(columns) else transposed, out=out
@@ -223,21 +242,11 @@ def _gram(columns: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any
 def _strips(
     window: Window, positions: Sequence[tuple[int, int]], n_matrices: int, *, share: bool
 ) -> list[_Strip]:
-    """All windows of all matrices, neighbours that overlap by half or more together where ``share``."""
-    most = max(_MOST_SHARED, _BATCH_BYTES // (8 * window.rows**2)) if share else 1
-    groups: list[list[int]] = []
-    for place in sorted(range(len(positions)), key=lambda place: positions[place]):
-        top, left = positions[place]
-        if groups:
-            first_top, first_left = positions[groups[-1][0]]
-            if (
-                first_top == top
-                and left - first_left <= window.cols // 2
-                and len(groups[-1]) < most
-            ):
-                groups[-1].append(place)
-                continue
-        groups.append([place])
+    """Group the windows of all matrices into strips.
+
+    With ``share``, a strip holds neighbours that overlap its first window by half or more.
+    """
+    groups = _groups(window, positions) if share else [[i] for i in _in_order(positions)]
     return [
         _Strip(
             matrix,
@@ -250,16 +259,29 @@ def _strips(
     ]
 
 
-def _batches(strips: list[_Strip], window: Window, workers: int) -> list[list[_Strip]]:
-    """Strips in batches of about _BATCH_BYTES, and four batches a worker where each is worth a call of the solver.
+def _in_order(positions: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the indices of the positions, from top to bottom and from left to right."""
+    return sorted(range(len(positions)), key=lambda place: positions[place])
 
-    All of about one size, and as many for one worker as for the other: nobody waits for the last.
-    """
-    windows, size = sum(len(strip.lefts) for strip in strips), 8 * window.rows**2
-    worth = min(-(-windows // workers), _CALL_BYTES // size)
-    most = max(1, min(_BATCH_BYTES // size, max(worth, windows // (4 * workers))))
-    rounds = -(-windows // (most * workers))
-    most = -(-windows // (rounds * workers))
+
+def _groups(window: Window, positions: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Group neighbours that overlap the first of their group by half or more, as indices."""
+    most = max(_MOST_SHARED, _BATCH_BYTES // (8 * window.rows**2))
+    groups: list[list[int]] = []
+    for place in _in_order(positions):
+        top, left = positions[place]
+        first_top, first_left = positions[groups[-1][0]] if groups else (-1, -1)
+        near = top == first_top and left - first_left <= window.cols // 2
+        if near and len(groups[-1]) < most:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
+
+
+def _batches(strips: list[_Strip], window: Window, workers: int) -> list[list[_Strip]]:
+    """Group strips into batches of about equal size, as many for each worker."""
+    most = _batch_size(sum(len(strip.lefts) for strip in strips), window, workers)
     batches: list[list[_Strip]] = []
     held = most
     for strip in strips:
@@ -269,3 +291,17 @@ def _batches(strips: list[_Strip], window: Window, workers: int) -> list[list[_S
         batches[-1].append(strip)
         held += len(strip.lefts)
     return batches
+
+
+def _batch_size(windows: int, window: Window, workers: int) -> int:
+    """Return how many of the windows one batch holds; -(-a // b) is a / b rounded up.
+
+    A batch takes at most about _BATCH_BYTES. Each worker gets four batches if they are large enough
+    to be worth a call of the solver, so that no worker waits long for the last one.
+    """
+    size = 8 * window.rows**2
+    worth = min(-(-windows // workers), _CALL_BYTES // size)
+    most = max(1, min(_BATCH_BYTES // size, max(worth, windows // (4 * workers))))
+    # Even out: the same number of batches for every worker, all of about one size.
+    rounds = -(-windows // (most * workers))
+    return -(-windows // (rounds * workers))

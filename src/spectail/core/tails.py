@@ -1,8 +1,9 @@
-"""Power-law tails: p(x) ~ x^-alpha for x >= xmin, natural logarithms, alpha by maximum likelihood.
+"""Fit power-law tails p(x) ~ x^-alpha for x >= xmin by maximum likelihood, natural logarithms.
 
-``alpha = 1 + n / sum(ln(x_i / xmin))`` over the n eigenvalues at or above xmin, xmin counted
-(Clauset, Shalizi and Newman 2009, eq. 3.1). The Kolmogorov-Smirnov distance compares the fit with
-the share of the tail *below* each eigenvalue, as the power-law literature's code does.
+``alpha = 1 + n / sum(ln(x_i / xmin))`` over the n eigenvalues at or above xmin, xmin included
+(Clauset, Shalizi and Newman 2009, eq. 3.1). The Kolmogorov-Smirnov (KS) distance is the largest gap
+between the fitted distribution and the share of the tail *below* each eigenvalue, as in the code of
+the power-law literature.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from numpy.typing import NDArray
 Array: TypeAlias = NDArray[np.float64]
 
 _FIRST_LOOKS = 16
-"""Points of each tail that are looked at before the first distance is computed."""
+"""Points of each tail at which gaps are computed before the first full distance."""
 _ROUNDING = 1e-12
-"""Bounds and distances are the same numbers up to rounding: candidates this close are computed in
-full."""
+"""Bounds and distances are equal up to rounding, so candidates this close to the best are computed
+in full."""
 
 
 class PowerLaw(NamedTuple):
-    """A fitted tail: p(x) ~ x^-alpha from ``xmin`` up, with its KS distance and the size of the tail."""
+    """A fitted tail: exponent, ``xmin``, KS distance and number of eigenvalues in the tail."""
 
     alpha: float
     xmin: float
@@ -32,14 +33,16 @@ class PowerLaw(NamedTuple):
 
 
 def fit_from(eigenvalues: Array, start: int) -> PowerLaw:
-    """Fit the tail of ascending positive eigenvalues that starts at index ``start``; ties of xmin belong to the tail.
+    """Fit the tail of ascending positive eigenvalues that starts at index ``start``.
 
-    alpha is inf where all tail eigenvalues are equal.
+    Eigenvalues equal to xmin all belong to the tail. alpha is inf if all tail eigenvalues are
+    equal.
     """
     xmin = float(eigenvalues[start])
     tail = eigenvalues[np.searchsorted(eigenvalues, xmin, side="left") :]
     logs = np.log(tail / xmin)
     total = float(logs.sum())
+    # Equal eigenvalues: the likelihood grows without limit as alpha does.
     if total <= 0:
         return PowerLaw(math.inf, xmin, math.nan, tail.size)
     alpha = 1 + tail.size / total
@@ -47,27 +50,23 @@ def fit_from(eigenvalues: Array, start: int) -> PowerLaw:
 
 
 def best_ks_start(eigenvalues: Array, first: int, stop: int) -> int:
-    """Index in [first, stop) whose tail has the least KS distance (the first of equals); ``first`` where none fits.
+    """Return the index in [first, stop) whose tail has the least KS distance to its fit.
 
-    Exact, by cutting planes. Every candidate has a lower bound of its distance: the largest gap at
-    the points looked at so far. The candidate with the least bound is computed in full; where its
-    gap is largest, neighbours have large gaps too, so that point is looked at for all candidates
-    left. Ends when no bound is below the best distance. The plain scan grows with the square of N;
-    this one computes a handful of distances in full, on a power law throughout too (a test counts
-    them; ``benchmarks/fit.py`` takes the time).
+    Of equal distances the first index wins; ``first`` is returned if no tail can be fitted.
+
+    The search is exact and uses cutting planes. Each candidate has a lower bound of its distance:
+    the largest gap at the points evaluated so far. The candidate with the least bound is computed
+    in full. Where its gap is largest, its neighbours have large gaps too, so that point is
+    evaluated for all remaining candidates. The search ends when no bound is below the best
+    distance. A plain scan takes time proportional to N^2; this search computes a handful of
+    distances in full, even if the whole spectrum is a power law (a test counts them, and
+    ``benchmarks/fit.py`` measures the time).
     """
     if stop - first < 1:
         return min(first, eigenvalues.size - 1)
     logs = np.log(eigenvalues / _power_of_two(eigenvalues[-1]))
-    starts = np.arange(first, stop)
-    # Of equal eigenvalues only the first can be xmin: its tail holds them all.
-    starts = starts[(starts == 0) | (eigenvalues[starts] > eigenvalues[starts - 1])]
-    sizes = eigenvalues.size - starts
-    tail_sums = np.cumsum(logs[::-1])[::-1][starts] - sizes * logs[starts]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slopes = sizes / tail_sums
-    usable = np.isfinite(slopes) & (slopes > 0)
-    left = _Candidates(starts[usable], sizes[usable], slopes[usable], np.zeros(int(usable.sum())))
+    left = _candidates(eigenvalues, logs, first, stop)
+    # A few points spread over every tail give first bounds that already exclude most candidates.
     for share in np.linspace(0, 1, _FIRST_LOOKS):
         left = left.look_at(logs, left.starts + np.floor(share * (left.sizes - 1)).astype(int))
     best, best_start = math.inf, first
@@ -79,13 +78,30 @@ def best_ks_start(eigenvalues: Array, first: int, stop: int) -> int:
         if (gaps[worst], start) < (best, best_start) or best == math.inf:
             best, best_start = float(gaps[worst]), start
         left.bounds[i] = math.inf
+        # A tail that starts above the worst point is evaluated at its own first eigenvalue.
         left = left.look_at(logs, np.maximum(left.starts, start + worst))
         left = left.keep(left.bounds <= best * (1 + _ROUNDING))
     return best_start
 
 
+def _candidates(eigenvalues: Array, logs: Array, first: int, stop: int) -> _Candidates:
+    """Return every xmin in [first, stop) whose tail can be fitted, with bounds of zero."""
+    starts = np.arange(first, stop)
+    # Of equal eigenvalues only the first can be xmin: its tail holds them all.
+    starts = starts[(starts == 0) | (eigenvalues[starts] > eigenvalues[starts - 1])]
+    sizes = eigenvalues.size - starts
+    # sum(ln(x / xmin)) of every tail at once: a cumulative sum from the top, less n ln(xmin).
+    tail_sums = np.cumsum(logs[::-1])[::-1][starts] - sizes * logs[starts]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slopes = sizes / tail_sums
+    # A tail of equal eigenvalues has a sum of zero, or of either sign by rounding: no exponent.
+    usable = np.isfinite(slopes) & (slopes > 0)
+    bounds = np.zeros(int(usable.sum()))
+    return _Candidates(starts[usable], sizes[usable], slopes[usable], bounds)
+
+
 class _Candidates(NamedTuple):
-    """Possible xmin: index of each, size of its tail, alpha - 1, and the largest gap seen so far."""
+    """Possible xmin: their index, tail size, alpha - 1 and the largest gap computed so far."""
 
     starts: NDArray[np.intp]
     sizes: NDArray[np.intp]
@@ -93,7 +109,8 @@ class _Candidates(NamedTuple):
     bounds: Array
 
     def look_at(self, logs: Array, points: NDArray[np.intp]) -> _Candidates:
-        """Raise every bound to the gap at ``points``, one index of an eigenvalue in each tail."""
+        """Raise every bound to the gap at ``points``, the index of one eigenvalue for each tail."""
+        # Fitted distribution minus the share of the tail below the point, as in _gaps.
         gaps = (
             1
             - np.exp(-self.slopes * (logs[points] - logs[self.starts]))
@@ -102,19 +119,22 @@ class _Candidates(NamedTuple):
         return self._replace(bounds=np.maximum(self.bounds, np.abs(gaps)))
 
     def keep(self, which: NDArray[np.bool_]) -> _Candidates:
-        """Only these candidates."""
+        """Return only these candidates."""
         return _Candidates(
             self.starts[which], self.sizes[which], self.slopes[which], self.bounds[which]
         )
 
 
 def _gaps(logs: Array, alpha: float) -> Array:
-    """Gaps between the fit and the share of the tail below each eigenvalue; ``logs`` = ln(x / xmin), ascending."""
+    """Return the gap between fit and data at each eigenvalue, given ascending ln(x / xmin)."""
     below = np.arange(logs.size) / logs.size
     gaps: Array = np.abs(1 - np.exp((1 - alpha) * logs) - below)
     return gaps
 
 
 def _power_of_two(value: float) -> float:
-    """The power of two next below a positive value: dividing by it is exact, so scale cannot move a near tie."""
+    """Return the largest power of two up to a positive value, so that dividing by it is exact.
+
+    Exact scaling cannot change the order of two xmin that fit almost equally well.
+    """
     return math.ldexp(1.0, math.frexp(value)[1] - 1)

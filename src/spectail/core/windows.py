@@ -1,10 +1,10 @@
 """Windows: sub-matrices of one fixed shape, and where they lie in a matrix.
 
 A window is named by its short side. Its aspect ratio is (side along the matrix's longer side) /
-(side along the matrix's shorter side), so a ratio above 1 lies along the matrix and one below 1
-across it; the long side of a square matrix is its input dimension (the columns). Only ratio 1
-promises the same windows for a matrix and its transpose. Geometry is plain integers: nothing here
-looks at weights.
+(side along the matrix's shorter side): a window of ratio above 1 lies along the matrix, one below 1
+across it. The long side of a square matrix is its input dimension (the columns). Only ratio 1
+guarantees the same windows for a matrix and its transpose. This module computes with integers only
+and never reads weights.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Tile:
-    """The fewest windows that cover the matrix, evenly spread, the first and last touching the edges."""
+    """The fewest windows that cover the matrix, evenly spread from edge to edge."""
 
     def positions(
         self, rows: int, cols: int, window: Window, seed: int = 0
     ) -> list[tuple[int, int]]:
-        """Top left corners (row, column) of the windows, row by row."""
+        """Return the top left corners (row, column) of the windows, row by row."""
         return _lattice(_tiles(rows, window.rows), _tiles(cols, window.cols))
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Grid:
-    """``per_side`` x ``per_side`` windows, evenly spread from edge to edge (fewer where there is no room to move)."""
+    """``per_side`` x ``per_side`` windows from edge to edge; fewer if there is no room to move."""
 
     per_side: int
 
@@ -50,7 +50,7 @@ class Grid:
     def positions(
         self, rows: int, cols: int, window: Window, seed: int = 0
     ) -> list[tuple[int, int]]:
-        """Top left corners (row, column) of the windows, row by row."""
+        """Return the top left corners (row, column) of the windows, row by row."""
         return _lattice(
             _spread(rows - window.rows, self.per_side), _spread(cols - window.cols, self.per_side)
         )
@@ -61,7 +61,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Step:
-    """A window every ``stride`` rows and columns, from the top left; an edge narrower than the stride is left out."""
+    """A window every ``stride`` rows and columns; an edge narrower than the stride is left out."""
 
     stride: int
 
@@ -71,7 +71,7 @@ class Step:
     def positions(
         self, rows: int, cols: int, window: Window, seed: int = 0
     ) -> list[tuple[int, int]]:
-        """Top left corners (row, column) of the windows, row by row."""
+        """Return the top left corners (row, column) of the windows, row by row."""
         return _lattice(
             range(0, rows - window.rows + 1, self.stride),
             range(0, cols - window.cols + 1, self.stride),
@@ -83,7 +83,7 @@ class Step:
 
 @dataclass(frozen=True)
 class RandomPlacement:
-    """``count`` windows at uniformly random places, which may overlap; the same seed gives the same places."""
+    """``count`` windows at uniformly random places, which may overlap and depend on the seed."""
 
     count: int
 
@@ -93,7 +93,7 @@ class RandomPlacement:
     def positions(
         self, rows: int, cols: int, window: Window, seed: int = 0
     ) -> list[tuple[int, int]]:
-        """Top left corners (row, column) of the windows, in the order drawn."""
+        """Return the top left corners (row, column) of the windows, in the order drawn."""
         rng = np.random.default_rng(seed)
         top = rng.integers(0, rows - window.rows + 1, self.count)
         left = rng.integers(0, cols - window.cols + 1, self.count)
@@ -107,7 +107,7 @@ Placement: TypeAlias = Tile | Grid | Step | RandomPlacement
 
 
 def parse_placement(text: str) -> Placement:
-    """``tile``, ``grid:K``, ``step:S`` or ``random:N`` as a Placement; anything else is a SpecError."""
+    """Parse ``tile``, ``grid:K``, ``step:S`` or ``random:N``; raise SpecError for other text."""
     kind, _, number = text.strip().partition(":")
     if text.strip() == "tile":
         return Tile()
@@ -124,23 +124,26 @@ def parse_placement(text: str) -> Placement:
 
 
 def window_shape(rows: int, cols: int, short_side: int, aspect_ratio: float = 1.0) -> Window:
-    """Shape of a window with the given short side and ratio in a rows x cols matrix; SpecError where it does not fit.
+    """Return the shape of a window with this short side and ratio in a rows x cols matrix.
 
-    The long side is ``short_side * ratio`` (or ``/ ratio`` below 1) rounded to the nearest integer.
+    The long side is ``short_side * ratio`` (or ``/ ratio`` below 1), rounded to the nearest
+    integer. Raises SpecError if the window does not fit.
     """
     along, across = _sides(short_side, aspect_ratio)
     window = Window(across, along) if cols >= rows else Window(along, across)
     if window.rows > rows or window.cols > cols:
         raise SpecError(
-            f"a window of {window.rows} x {window.cols} does not fit into a matrix of {rows} x {cols}; the largest "
-            f"short side that fits at aspect ratio {aspect_ratio:g} is {largest_fit(rows, cols, aspect_ratio)}"
+            f"a window of {window.rows} x {window.cols} does not fit into a matrix of "
+            f"{rows} x {cols}; the largest short side that fits at aspect ratio {aspect_ratio:g} "
+            f"is {largest_fit(rows, cols, aspect_ratio)}"
         )
     return window
 
 
 def largest_fit(rows: int, cols: int, aspect_ratio: float = 1.0) -> int:
-    """The largest short side of a window of this ratio that fits into a rows x cols matrix (0 where none does)."""
+    """Return the largest short side of a window of this ratio that fits; 0 if none does."""
     short, long = sorted((rows, cols))
+    # Start one above the estimate, since the other side is rounded, and step down to the exact fit.
     side = (
         min(short, int(long / aspect_ratio) + 1)
         if aspect_ratio >= 1
@@ -155,42 +158,51 @@ def largest_fit(rows: int, cols: int, aspect_ratio: float = 1.0) -> int:
 
 
 MIN_BANDS = 3
-"""Fewer row or column bands of windows say nothing about a spread: see ``jackknife``."""
+"""Fewest bands of rows or columns from which a spread can be estimated; see ``jackknife``."""
 
 
 def disjoint_window(window: Window, rows: int, cols: int, bands: int, most: float = 1.0) -> Window:
-    """The largest window of this shape, at most ``most`` times its size, that fits ``bands`` times along each side."""
+    """Return the largest window of this shape that fits ``bands`` times along each side.
+
+    It is at most ``most`` times the size of ``window``.
+    """
+    # 1e-9: in floating point (a / b) * b may fall just below a.
     scale = min(most, rows // bands / window.rows, cols // bands / window.cols)
     return Window(int(window.rows * scale + 1e-9), int(window.cols * scale + 1e-9))
 
 
 def disjoint_bands(extent: int, size: int) -> list[int]:
-    """Starts of as many non-overlapping bands of ``size`` as fit into ``extent``, evenly spread."""
+    """Return starts of as many disjoint bands of ``size`` as fit into ``extent``, evenly spread."""
     return _spread(extent - size, extent // size)
 
 
 def _sides(short_side: int, aspect_ratio: float) -> tuple[int, int]:
-    """(side along the matrix's longer side, side across it)."""
+    """Return (side along the matrix's longer side, side across it)."""
     if aspect_ratio >= 1:
         return int(short_side * aspect_ratio + 0.5), short_side
     return short_side, int(short_side / aspect_ratio + 0.5)
 
 
 def _tiles(extent: int, size: int) -> list[int]:
+    """Return the starts of the fewest intervals of ``size`` that cover ``extent``."""
+    # -(-a // b) is a / b rounded up.
     return _spread(extent - size, -(-extent // size))
 
 
 def _spread(room: int, count: int) -> list[int]:
-    """``count`` starts from 0 to ``room``, even to the nearest integer and symmetric about the middle, no doubles."""
+    """Return ``count`` distinct integers from 0 to ``room``, evenly and symmetrically spread."""
+    # Round the first half to the nearest integer and mirror it: (2 i room) / (2 (count - 1)).
     half = [(2 * i * room + count - 1) // (2 * (count - 1)) for i in range(count // 2)]
     middle = [room // 2] if count % 2 else []
     return sorted({*half, *middle, *(room - start for start in half)})
 
 
 def _lattice(tops: range | list[int], lefts: range | list[int]) -> list[tuple[int, int]]:
+    """Return all pairs of a row and a column, row by row."""
     return [(top, left) for top in tops for left in lefts]
 
 
 def _require_positive(what: str, number: int) -> None:
+    """Raise SpecError if the number of a placement is below 1."""
     if number < 1:
         raise SpecError(f"{what} needs a whole number of at least 1, not {number}")

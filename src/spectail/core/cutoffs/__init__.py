@@ -1,4 +1,4 @@
-"""Cutoffs: the rules that say where the tail of a spectrum starts. One file each, one line each in the table."""
+"""Cutoffs: rules that say where the tail of a spectrum starts; one file and one table line each."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ CUTOFFS: list[type[Cutoff]] = [
     TopFraction,
     Fixed,
 ]
-"""All cutoffs: the parser, the help text, the documentation's table and the report follow from this
+"""All cutoffs. The parser, the help text, the documentation's table and the report follow from this
 list."""
 
 
 def cutoff_forms(cutoffs: Iterable[type[Cutoff]] = CUTOFFS) -> str:
-    """Name all cutoffs as the command line writes them.
+    """List all cutoffs in their form on the command line.
 
     >>> cutoff_forms()
     'median, ks, peak, top:F or fixed:X'
@@ -38,7 +38,7 @@ def parse_cutoff(text: str) -> Cutoff:
     """Build a cutoff from its short text, such as ``median`` or ``top:0.1``.
 
     Raises:
-        SpecError: no cutoff is written so, or its number is out of range.
+        SpecError: if no cutoff has this form, or its number is out of range.
 
     """
     word, colon, number = text.strip().partition(":")
@@ -51,7 +51,7 @@ def parse_cutoff(text: str) -> Cutoff:
 
 
 def _finite(text: str) -> float | None:
-    """Read a finite number; None for any other text."""
+    """Read a finite number; return None for any other text."""
     try:
         value = float(text)
     except ValueError:

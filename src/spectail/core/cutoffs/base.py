@@ -1,8 +1,9 @@
-"""What a cutoff is: the rule that says where the tail of a spectrum starts, and everything that depends on it.
+"""The base class of cutoffs: rules that say where the tail of a spectrum starts.
 
-Eigenvalues are sorted ascending and positive. A cutoff gives the index of ``xmin`` among them; the
-tail is everything at or above xmin. A new cutoff is one file with one class, and one line in the
-table of ``spectail.core.cutoffs``.
+Eigenvalues are positive and in ascending order. A cutoff returns the index of ``xmin`` among them;
+the tail is everything at or above xmin. Whatever depends on the cutoff is a member of its class. To
+add a cutoff, write one file with one class and add one line to the table in
+``spectail.core.cutoffs``.
 """
 
 from __future__ import annotations
@@ -20,46 +21,50 @@ Array: TypeAlias = NDArray[np.float64]
 
 
 class Cutoff(ABC):
-    """The rule that says where the tail starts. Subclasses are frozen dataclasses: equal settings are equal cutoffs."""
+    """The rule that says where the tail starts.
+
+    Subclasses are frozen dataclasses, so cutoffs with equal settings are equal.
+    """
 
     text: ClassVar[str]
-    """How the command line writes it: a word (``median``), or a word and a number (``top:F``)."""
+    """Its form on the command line: a word (``median``), or a word and a number (``top:F``)."""
     summary: ClassVar[str]
-    """What it does, in a few words, for the help text and the documentation."""
+    """What it selects, in a few words, for the help text and the documentation."""
     meaning: ClassVar[str]
     """What its alpha means, in full sentences, for the report."""
     claims_power_law: ClassVar[bool] = False
-    """Whether its alpha is meant as the exponent of a power law, which is then tested
+    """Whether its alpha is meant as the exponent of a power law. If so, the power law is tested
     (``tail_verdict``)."""
     unjudged: ClassVar[str] = "not applicable: this cutoff measures the shape of the bulk"
-    """The ``tail_verdict`` where no power law is claimed."""
+    """The ``tail_verdict`` if no power law is claimed."""
     smooth: ClassVar[bool] = False
-    """Whether alpha changes smoothly with the eigenvalues. The spread of its null then scales with
-    the window."""
+    """Whether alpha changes smoothly with the eigenvalues. If so, the spread of its null scales
+    with the window."""
     min_tail: ClassVar[int] = 5
-    """Smaller tails are not fitted."""
+    """Size of the smallest tail that is fitted."""
     any_window: ClassVar[bool] = True
     """Whether the cutoff means the same in smaller windows, which the error bar may need."""
 
     @abstractmethod
     def start(self, eigenvalues: Array) -> int:
-        """Index of xmin in the ascending eigenvalues; their number where there is no tail."""
+        """Return the index of xmin in the ascending eigenvalues (N if there is no tail)."""
 
     def null(
         self, window: Window, n_windows: int, weight_var: float, seed: int = 0
     ) -> tuple[float, float]:
-        """Mean and standard deviation of alpha over matrices of independent entries of variance ``weight_var``.
+        """Return mean and standard deviation of alpha over random matrices (the null).
 
-        They hold for ``n_windows`` windows of this shape, taken as if they were disjoint. Unless a
-        cutoff knows better, both come from seeded Gaussian draws.
+        The matrices have independent entries of variance ``weight_var`` and are measured in
+        ``n_windows`` windows of this shape, treated as disjoint. By default both numbers come from
+        seeded Gaussian draws; subclasses may know a formula.
         """
         return null_by_simulation(window, n_windows, self, smooth=self.smooth, seed=seed)
 
     def error_window(self, window: Window, rows: int, cols: int) -> Window:
-        """Choose the window of the error bar, of which at least 3 x 3 fit into the matrix without overlap.
+        """Return the window of the error bar, of which at least 3 x 3 fit into the matrix.
 
-        Tails change with the size of the window, so this is the run's own window where it can be,
-        else the largest.
+        Tails change with the size of the window, so this is the run's own window if 3 x 3 of it
+        fit, otherwise the largest that does.
         """
         return disjoint_window(window, rows, cols, MIN_BANDS)
 

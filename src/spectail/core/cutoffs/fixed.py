@@ -1,4 +1,4 @@
-"""A fixed xmin, in the units of the weights squared."""
+"""A cutoff at a fixed xmin, in the units of the weights squared."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from spectail.errors import SpecError
 
 @dataclass(frozen=True)
 class Fixed(Cutoff):
-    """Everything at or above ``xmin``, a squared singular value in the units of the weights squared."""
+    """All eigenvalues at or above ``xmin``, given in the units of the weights squared."""
 
     text = "fixed:X"
     summary = "the eigenvalues from X up"
     meaning = SET_BY_HAND
-    any_window = False  # eigenvalues grow with the window, so that one xmin cuts another share of a smaller one
+    # Eigenvalues grow with the window, so the same xmin keeps another share of a smaller one.
+    any_window = False
 
     xmin: float
 
@@ -30,13 +31,17 @@ class Fixed(Cutoff):
             raise SpecError(f"fixed:X needs a positive finite xmin, not {self.xmin!r}")
 
     def start(self, eigenvalues: Array) -> int:
-        """Index of the first eigenvalue at or above xmin (N where there is none)."""
+        """Return the index of the first eigenvalue at or above xmin (N if there is none)."""
         return int(np.searchsorted(eigenvalues, self.xmin, side="left"))
 
     def null(
         self, window: Window, n_windows: int, weight_var: float, seed: int = 0
     ) -> tuple[float, float]:
-        """From the Marchenko-Pastur law at this layer's variance; NaN above its upper edge, and no spread."""
+        """Return the mean from the Marchenko-Pastur law at this layer's variance, and no spread.
+
+        The mean is NaN if xmin lies above the law's upper edge.
+        """
+        # The law is stated for variance 1 and eigenvalues divided by the longer side.
         scaled = self.xmin / (max(window) * weight_var) if weight_var > 0 else math.inf
         return marchenko_pastur_alpha(min(window) / max(window), xmin=scaled), math.nan
 

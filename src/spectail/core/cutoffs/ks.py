@@ -1,4 +1,4 @@
-"""The least Kolmogorov-Smirnov distance: the xmin from which on the spectrum is most like a power law."""
+"""The cutoff with the least Kolmogorov-Smirnov (KS) distance between the tail and its fit."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from spectail.core.tails import best_ks_start
 
 @dataclass(frozen=True)
 class KSMinimum(Cutoff):
-    """The xmin whose fit has the least Kolmogorov-Smirnov distance (Clauset et al. 2009; WeightWatcher)."""
+    """The xmin whose fit has the least KS distance (Clauset et al. 2009; WeightWatcher)."""
 
     text = "ks"
     summary = "the xmin with the least Kolmogorov-Smirnov distance, as WeightWatcher has it"
     meaning = (
-        "alpha is fitted above the xmin with the smallest KS distance; it is an exponent only where the "
-        "tail verdict in the table supports a power law."
+        "alpha is fitted above the xmin with the smallest KS distance; it is an exponent only "
+        "where the tail verdict in the table supports a power law."
     )
     claims_power_law = True
-    min_tail = 1  # the search weighs small tails itself
+    min_tail = 1  # the search compares tails of every size, small ones too
 
     def start(self, eigenvalues: Array) -> int:
-        """Index of xmin in the ascending eigenvalues."""
+        """Return the index of xmin in the ascending eigenvalues."""
+        # A tail of one eigenvalue has no exponent, so the last index is no candidate.
         return best_ks_start(eigenvalues, 0, eigenvalues.size - 1)

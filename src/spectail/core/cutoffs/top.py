@@ -1,4 +1,4 @@
-"""The largest eigenvalues, a fixed share of them: Hill's estimator."""
+"""A cutoff that keeps a fixed share of the largest eigenvalues: Hill's estimator."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from spectail.core.windows import Window
 from spectail.errors import SpecError
 
 SET_BY_HAND = (
-    "the tail starts where the cutoff was set by hand; whether it is a power law was not tested, and "
-    "WeightWatcher's thresholds of 2 and 6 do not apply."
+    "the tail starts where the cutoff was set by hand; whether it is a power law was not tested, "
+    "and WeightWatcher's thresholds of 2 and 6 do not apply."
 )
 
 
 @dataclass(frozen=True)
 class TopFraction(Cutoff):
-    """The largest ``fraction`` of the eigenvalues (rounded to the nearest count, at least one): Hill's estimator."""
+    """The largest ``fraction`` of the eigenvalues: Hill's estimator.
+
+    The number of eigenvalues is rounded to the nearest integer and at least one.
+    """
 
     text = "top:F"
     summary = "the largest fraction F of the eigenvalues"
@@ -31,13 +34,13 @@ class TopFraction(Cutoff):
             raise SpecError(f"top:F needs a fraction above 0 and at most 1, not {self.fraction!r}")
 
     def start(self, eigenvalues: Array) -> int:
-        """Index of xmin in the ascending eigenvalues."""
+        """Return the index of xmin in the ascending eigenvalues."""
         return eigenvalues.size - max(1, int(self.fraction * eigenvalues.size + 0.5))
 
     def null(
         self, window: Window, n_windows: int, weight_var: float, seed: int = 0
     ) -> tuple[float, float]:
-        """The mean from the Marchenko-Pastur law, the spread from draws."""
+        """Return the mean from the Marchenko-Pastur law and the spread from simulation."""
         _, sd = super().null(window, n_windows, weight_var, seed)
         return marchenko_pastur_alpha(min(window) / max(window), fraction=self.fraction), sd
 
