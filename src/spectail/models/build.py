@@ -60,19 +60,25 @@ def build_source(
     layers: dict[str, Layer] = {}
     n_vectors = 0
     for stored in weights:
+        # A bias may have two dimensions, as stacked experts have one vector each.
         if len(stored.shape) < 2 or stored.name.endswith("bias"):
             n_vectors += 1
             continue
         for layer in _layers_of(stored, shapes, config or {}, among_weights):
-            # A state dict may hold both "a" and "a.weight": the second keeps its full name.
-            name = layer.name if layer.name not in layers else f"{layer.name}.weight"
-            if name in layers:
-                raise SourceError(
-                    f"two layers are called {layer.name!r} in {label}; give each parameter a name "
-                    "of its own"
-                )
-            layers[name] = replace(layer, name=name)
+            _add(layers, layer, label)
     return Source(label, fingerprint, tuple(layers.values()), n_vectors, (*notes, *adapter_notes))
+
+
+def _add(layers: dict[str, Layer], layer: Layer, label: str) -> None:
+    """Add a layer under its name, or under its parameter's full name if that is taken."""
+    # A state dict may hold both "a" and "a.weight": the second keeps its full name.
+    name = layer.name if layer.name not in layers else f"{layer.name}.weight"
+    if name in layers:
+        raise SourceError(
+            f"two layers are called {layer.name!r} in {label}; "
+            "give each parameter a name of its own"
+        )
+    layers[name] = replace(layer, name=name)
 
 
 def _cleaned(tensors: list[LazyTensor]) -> list[LazyTensor]:

@@ -94,8 +94,8 @@ def in_memory(name: str, tensor: Tensor, *, layout: str | None = None) -> LazyTe
         )
     if values.layout != torch.strided:
         problem = (
-            f"stored as a {str(values.layout).removeprefix('torch.')} tensor, only dense ones are "
-            "read"
+            f"stored as a {str(values.layout).removeprefix('torch.')} tensor, "
+            "only dense ones are read"
         )
     elif values.is_meta:
         problem = "on the meta device, its values were never loaded"

@@ -110,8 +110,8 @@ def _from_function(module: str, function: str) -> Source:
         for attribute in function.split("."):
             if not hasattr(value, attribute):
                 raise SourceError(
-                    f"module {module!r} has no {function!r}; expected a function that returns a "
-                    "torch module"
+                    f"module {module!r} has no {function!r}; "
+                    "expected a function that returns a torch module"
                 )
             value = getattr(value, attribute)
         if callable(value) and not isinstance(value, nn.Module):

@@ -55,8 +55,8 @@ def why_unreadable(tensor: Tensor) -> str | None:
     if tensor.is_quantized or _reader(tensor) is not None:
         return None
     return (
-        f"a tensor of class {_class_name(tensor)}, which has no method dequantize: dequantise it "
-        "first"
+        f"a tensor of class {_class_name(tensor)}, which has no method dequantize: "
+        "dequantise it first"
     )
 
 

@@ -91,8 +91,8 @@ class _Reader:
         if str(name) not in self.files:
             if not (self.folder / name).is_file():
                 raise SourceError(
-                    f"{name} of the distributed checkpoint {self.folder} is missing; copy all its "
-                    "files"
+                    f"{name} of the distributed checkpoint {self.folder} is missing; "
+                    "copy all its files"
                 )
             self.files[str(name)] = OpenFile(self.folder / name)
         value, _ = load_archive(self.files[str(name)], place["offset"], place["length"])
@@ -105,8 +105,8 @@ def _tensor(name: str, shape: tuple[int, ...], pieces: Pieces) -> LazyTensor:
     """Describe a tensor by its pieces, which must fill it."""
     if sum(torch.Size(array.shape).numel() for _, array in pieces) != torch.Size(shape).numel():
         raise SourceError(
-            f"the pieces of {name!r} do not fill its shape {shape}: files of some processes are "
-            "missing"
+            f"the pieces of {name!r} do not fill its shape {shape}: "
+            "files of some processes are missing"
         )
     if len(pieces) == 1:
         return stored_tensor(name, pieces[0][1])

@@ -49,8 +49,8 @@ def _tree(file: OpenFile) -> Mapping[str, Any]:
         whole, tree = False, None
     if not whole or not isinstance(tree, Mapping):
         raise SourceError(
-            f"{file.path} is not a readable msgpack file of Flax: it is truncated or of another "
-            "format"
+            f"{file.path} is not a readable msgpack file of Flax: "
+            "it is truncated or of another format"
         )
     return tree
 

@@ -198,8 +198,8 @@ def _pipeline(components: Sequence[Path], label: str) -> Source:
     sources = [(path.name, path_source(path)) for path in components]
     parts = ", ".join(name for name, _ in sources)
     note = (
-        f"a pipeline of {len(sources)} models: {parts}; choose one with --include "
-        f"'{sources[0][0]}.*'"
+        f"a pipeline of {len(sources)} models: {parts}; "
+        f"choose one with --include '{sources[0][0]}.*'"
     )
     return _joined(label, sources, note)
 
@@ -260,8 +260,8 @@ def _refuse_run(folder: Path) -> None:
     if holding:
         names = ", ".join(path.name for path in holding[:4]) + ("..." if len(holding) > 4 else "")
         raise SourceError(
-            f"{folder} holds no weights itself, its sub-folders do ({names}); name one: spectail "
-            f"analyze {holding[0]}"
+            f"{folder} holds no weights itself, its sub-folders do ({names}); "
+            f"name one: spectail analyze {holding[0]}"
         )
 
 
@@ -277,8 +277,8 @@ def read_index(index: Path) -> tuple[list[Path], list[str]]:
         names = sorted(set(weight_map.values()), key=natural_key)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise SourceError(
-            f"{index} is not an index of shards: expected JSON with a 'weight_map' from tensor to "
-            "file name"
+            f"{index} is not an index of shards: "
+            "expected JSON with a 'weight_map' from tensor to file name"
         ) from None
     if not names:
         raise SourceError(
@@ -290,8 +290,8 @@ def read_index(index: Path) -> tuple[list[Path], list[str]]:
         # A downloaded index must not make this read any other file of the user's.
         if Path(name).name != name or name in {"", ".", ".."} or "\\" in name:
             raise SourceError(
-                f"{index} names the shard {name!r} outside of its own folder; expected plain file "
-                "names"
+                f"{index} names the shard {name!r} outside of its own folder; "
+                "expected plain file names"
             )
         if not (folder / name).is_file():
             missing.append(name)

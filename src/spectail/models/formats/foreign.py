@@ -31,15 +31,15 @@ _KERAS = (
 FOREIGN = (
     Foreign(
         "a DeepSpeed checkpoint whose weights are spread over ranks (ZeRO-3 or model parallel)",
-        "gather it in the folder above, where DeepSpeed puts the script: python zero_to_fp32.py . "
-        "model",
+        "gather it in the folder above, where DeepSpeed puts the script: "
+        "python zero_to_fp32.py . model",
         r"(?:zero_pp_rank_\d+_mp_rank_\d+_(?:model|optim)_states\.pt|mp_rank_0*[1-9]\d*_model_states\.pt|bf16_zero_pp_.*)$",
     ),
     Foreign(
         "a Megatron checkpoint, one folder per rank",
         "convert it with Megatron's tools/checkpoint/convert.py --load-dir {} --save-dir model "
-        "--model-type GPT --loader core --saver llama_mistral, or name the model_optim_rng.pt of "
-        "one rank",
+        "--model-type GPT --loader core --saver llama_mistral, "
+        "or name the model_optim_rng.pt of one rank",
         r"(?:mp_rank_\d+(?:_\d+)*$|latest_checkpointed_iteration\.txt$|iter_\d{7}$)",
     ),
     Foreign(
@@ -66,8 +66,8 @@ FOREIGN = (
     ),
     Foreign(
         "a Core ML model",
-        "open the model that it was converted from; Core ML stores compressed weights without "
-        "their names",
+        "open the model that it was converted from; "
+        "Core ML stores compressed weights without their names",
         r".*\.(?:mlmodel|mlpackage|mlmodelc)$",
     ),
     Foreign(
@@ -146,8 +146,8 @@ def without_weights(folder: Path) -> SourceError:
         tokens = any(_TOKENIZER.match(name) for name in files)
         what = "a tokenizer and configuration files" if tokens else "configuration files"
         return SourceError(
-            f"{folder} holds no weights, only {what} ({files[0]}...); download the weights beside "
-            "them"
+            f"{folder} holds no weights, only {what} ({files[0]}...); "
+            "download the weights beside them"
         )
     holds = (
         f"it holds {', '.join(files[:3])}{'...' if len(files) > 3 else ''}"

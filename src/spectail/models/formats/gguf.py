@@ -58,8 +58,8 @@ def gguf_shards(path: Path) -> list[Path]:
     for shard in shards:
         if not shard.is_file():
             raise SourceError(
-                f"{shard.name}, a part of the split model {path}, is missing; download the model "
-                "again"
+                f"{shard.name}, a part of the split model {path}, is missing; "
+                "download the model again"
             )
     return shards
 
@@ -71,8 +71,8 @@ def read_gguf(files: Sequence[OpenFile]) -> Contents:
     architecture = str(metadata.get("general.architecture", "unknown"))
     if kind := {str(metadata.get("general.type")), architecture} & _NO_MODELS.keys():
         raise SourceError(
-            f"{files[0].path} holds {_NO_MODELS[kind.pop()]}, no weights; open the model's own "
-            "GGUF file"
+            f"{files[0].path} holds {_NO_MODELS[kind.pop()]}, no weights; "
+            "open the model's own GGUF file"
         )
     tensors: list[LazyTensor] = []
     unnamed: list[str] = []
@@ -121,8 +121,8 @@ def _notes(architecture: str, unnamed: Sequence[str]) -> tuple[str, ...]:
     """Return a note on the tensors that keep llama.cpp's names."""
     if architecture not in FAMILIES:
         return (
-            f"GGUF architecture {architecture!r} is not known here: layers keep llama.cpp's names "
-            "and row order",
+            f"GGUF architecture {architecture!r} is not known here: "
+            "layers keep llama.cpp's names and row order",
         )
     if unnamed:
         more = f" and {len(unnamed) - 1} more" if len(unnamed) > 1 else ""

@@ -76,8 +76,8 @@ def read_header(file: OpenFile) -> GgufHeader:
     start = bytes(file.read(0, 4))
     if start != b"GGUF":
         raise SourceError(
-            f"{file.path} is not a GGUF file: expected it to begin with b'GGUF', it begins with "
-            f"{start!r}"
+            f"{file.path} is not a GGUF file: "
+            f"expected it to begin with b'GGUF', it begins with {start!r}"
         )
     size = _FIRST_BYTES
     while True:
@@ -148,8 +148,8 @@ class _Cursor:
             # In a big-endian file the low bytes of the version are zero.
             big = "a big-endian file or " if version & 0xFFFF == 0 else ""
             raise SourceError(
-                f"{self.path} is {big}of GGUF version {version}; versions 2 and 3, little-endian, "
-                "are read"
+                f"{self.path} is {big}of GGUF version {version}; "
+                "versions 2 and 3, little-endian, are read"
             )
         n_tensors, n_values = self.number("Q"), self.number("Q")
         metadata: dict[str, object] = {}

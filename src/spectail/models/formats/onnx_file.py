@@ -170,8 +170,8 @@ class _Reader:
         size = torch.Size(shape).numel() * dtype.itemsize
         if proto.HasField("raw_data") and len(proto.raw_data) != size:
             raise SourceError(
-                f"{self.file.path} is damaged: {name!r} has {len(proto.raw_data)} bytes and needs "
-                f"{size}"
+                f"{self.file.path} is damaged: "
+                f"{name!r} has {len(proto.raw_data)} bytes and needs {size}"
             )
         return LazyTensor(name, shape, dtype_name(dtype), partial(_read_proto, proto, dtype))
 
@@ -187,8 +187,8 @@ class _Reader:
         path = self.file.path.parent / location
         if not path.is_file():
             raise SourceError(
-                f"{location}, which holds weights of {self.file.path}, is missing; download the "
-                "model again"
+                f"{location}, which holds weights of {self.file.path}, is missing; "
+                "download the model again"
             )
         if str(location) not in self.external:
             self.external[str(location)] = OpenFile(path)

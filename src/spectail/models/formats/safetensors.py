@@ -83,8 +83,8 @@ def _tensors_of(file: OpenFile) -> list[LazyTensor]:
     except (_DamageError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error) if isinstance(error, _DamageError) else "its header is damaged"
         raise SourceError(
-            f"{file.path} is not a readable safetensors file ({reason}): it is truncated or of "
-            "another format"
+            f"{file.path} is not a readable safetensors file ({reason}): "
+            "it is truncated or of another format"
         ) from None
 
 

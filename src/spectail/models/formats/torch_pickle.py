@@ -90,8 +90,8 @@ def load_pickle(file: OpenFile) -> tuple[Any, dict[str, None]]:
         ) from None
     except Exception:  # noqa: BLE001 - a damaged pickle may fail in any way
         raise SourceError(
-            f"{file.path} is not a readable file of torch.save: it is truncated, damaged or of "
-            "another format"
+            f"{file.path} is not a readable file of torch.save: "
+            "it is truncated, damaged or of another format"
         ) from None
 
 
@@ -118,13 +118,13 @@ def load_archive(
         ):
             command = _FROM_TORCHSCRIPT.format(file.path)
             raise SourceError(
-                f"{file.path} is a TorchScript archive, which holds code; convert it with: "
-                f"{command}"
+                f"{file.path} is a TorchScript archive, which holds code; "
+                f"convert it with: {command}"
             )
         if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
             raise SourceError(
-                f"{file.path} was written on a big-endian machine; only little-endian files are "
-                "read"
+                f"{file.path} was written on a big-endian machine; "
+                "only little-endian files are read"
             )
         storages: dict[str, Storage] = {}
 
@@ -157,53 +157,60 @@ def _member(
 
 def _load_sequence(file: ReadableFile) -> tuple[Any, dict[str, None]]:
     """Read torch's older layout, or a plain pickle."""
-    stream = file.stream()
-    storages: dict[str, Storage] = {}
-    foreign: dict[str, None] = {}
+    pickles = _Sequence(file)
+    value = pickles.load()
+    if not isinstance(value, int) or value != _MAGIC:
+        return value, pickles.foreign
+    pickles.load()  # version of the protocol
+    system = pickles.load()
+    if not system.get("little_endian", True):
+        raise SourceError(
+            f"{file.path} was written on a big-endian machine; only little-endian files are read"
+        )
+    value = pickles.load()
+    keys = pickles.load()
+    _place_storages(file, pickles.stream.tell(), [pickles.storages[key] for key in keys])
+    return value, pickles.foreign
 
-    def load_storage(pid: Any) -> Any:
+
+class _Sequence:
+    """The pickles of torch's older layout, which lie in a file one after the other."""
+
+    def __init__(self, file: ReadableFile) -> None:
+        self.stream = file.stream()
+        self.storages: dict[str, Storage] = {}
+        self.foreign: dict[str, None] = {}
+
+    def load(self) -> Any:
+        """Read the next pickle."""
+        unpickler = PlainUnpickler(self.stream, self._load_storage, _nested)
+        value = unpickler.load()
+        self.foreign.update(unpickler.foreign)
+        return value
+
+    def _load_storage(self, pid: Any) -> Any:
+        """Return the storage of a persistent id; where its bytes lie is not known yet."""
         if pid[0] == "module":  # source code of a container, written by very old versions
             return pid[1]
         _, kind, key, location, _, *view = pid
-        storage = storages.setdefault(key, Storage(kind.dtype))
+        storage = self.storages.setdefault(key, Storage(kind.dtype))
         if location == "meta":
             storage.problem = "on the meta device, its values were never loaded"
         if view and view[0] is not None:
             raise pickle.UnpicklingError("a view of a storage")
         return storage
 
-    def load() -> Any:
-        unpickler = PlainUnpickler(stream, load_storage, _nested)
-        value = unpickler.load()
-        foreign.update(unpickler.foreign)
-        return value
 
-    value = load()
-    if not isinstance(value, int) or value != _MAGIC:
-        return value, foreign
-    load()  # version of the protocol
-    system = load()
-    if not system.get("little_endian", True):
-        raise SourceError(
-            f"{file.path} was written on a big-endian machine; only little-endian files are read"
-        )
-    value = load()
-    keys = load()
-    position = stream.tell()
-    for key in keys:
-        # Behind the pickles, one storage after the other: the number of elements, then the
-        # elements.
-        storage = storages[key]
+def _place_storages(file: ReadableFile, position: int, storages: Sequence[Storage]) -> None:
+    """Fill in where the storages lie: behind the pickles, one after the other."""
+    for storage in storages:
+        # Each is the number of its elements as 8 bytes, then the elements.
         count = int.from_bytes(file.read(position, 8), "little")
-        storage.file, storage.offset, storage.size = (
-            file,
-            position + 8,
-            count * storage.dtype.itemsize,
-        )
+        storage.file, storage.offset = file, position + 8
+        storage.size = count * storage.dtype.itemsize
         position += 8 + storage.size
     if position > file.size:
         raise ValueError(position)
-    return value, foreign
 
 
 def _looks_like(start: bytes, size: int) -> bool:

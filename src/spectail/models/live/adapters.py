@@ -187,13 +187,13 @@ def _why_not(weight: Tensor) -> str | None:
     """Return why an adapter cannot be merged into a copy of its layer; None if it can."""
     if weight.is_meta:
         return (
-            "the change depends on the base weight, which is not in memory: load the model without "
-            "offloading"
+            "the change depends on the base weight, which is not in memory: "
+            "load the model without offloading"
         )
     if not weight.is_floating_point() or weight.numel() == 0:
         return (
-            f"the change depends on the base weight, which is stored as {weight.dtype}: dequantise "
-            "the model first"
+            f"the change depends on the base weight, which is stored as {weight.dtype}: "
+            "dequantise the model first"
         )
     return None
 

@@ -27,8 +27,8 @@ ZERO3_LIVE = (
 )
 FSDP_LIVE = (
     "split over processes by FSDP: this process holds a part only; analyse inside of "
-    "FullyShardedDataParallel.summon_full_params(model), or save a full state dict "
-    "(StateDictType.FULL_STATE_DICT)"
+    "FullyShardedDataParallel.summon_full_params(model), "
+    "or save a full state dict (StateDictType.FULL_STATE_DICT)"
 )
 SAMPLE = 2**16
 """Number of entries that are compared to decide whether two weights on disk are tied."""

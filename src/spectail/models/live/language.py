@@ -99,8 +99,8 @@ def _location(text: str) -> tuple[str, dict[str, str]]:
         return str(path.parent), {"gguf_file": path.name}
     if path.is_file():
         raise SourceError(
-            f"{text} is a file; a language model needs the whole folder, with configuration and "
-            "tokenizer"
+            f"{text} is a file; a language model needs the whole folder, "
+            "with configuration and tokenizer"
         )
     if path.is_dir() and not (path / "config.json").is_file():
         raise SourceError(

@@ -63,8 +63,8 @@ def no_matrix_of(
     kind = type(owner).__name__
     if reason == UNKNOWN:
         return (
-            f"a parameter of {kind} that no linear, convolution, embedding, recurrent or experts "
-            "module owns"
+            f"a parameter of {kind} that no linear, convolution, embedding, "
+            "recurrent or experts module owns"
         )
     return f"{reason} of {kind}"
 

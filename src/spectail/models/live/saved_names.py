@@ -73,17 +73,7 @@ def saved_names(
     written = _written(_inner(module))
     if not written:
         return {}
-    written = dict(zip(clean_names(list(written)), written.values(), strict=True))
-    tensors = [
-        LazyTensor(n, tuple(t.shape), dtype_name(t.dtype), _no_values) for n, t in written.items()
-    ]
-    sources: dict[str, set[str]] = {}
-    for name, tensor in written.items():
-        sources.setdefault(_assembled(name), set()).update(map(_assembled, tensor.sources))
-    stored: dict[str, list[Layer]] = {}
-    for layer in build_source("file", "", tensors, config=config).layers:
-        for parameter in sources.get(layer.tensor.name, ()):
-            stored.setdefault(parameter, []).append(layer)
+    stored = _stored_layers(written, config)
     live: dict[str, list[Layer]] = {}
     for layer in layers:
         live.setdefault(layer.tensor.name, []).append(layer)
@@ -95,6 +85,23 @@ def saved_names(
         for name, saved in found.items()
         if canonical_name(name) != canonical_name(saved)
     }
+
+
+def _stored_layers(written: Written, config: Mapping[str, Any]) -> dict[str, list[Layer]]:
+    """Map each live parameter to the layers of the file that are computed from it."""
+    written = dict(zip(clean_names(list(written)), written.values(), strict=True))
+    tensors = [
+        LazyTensor(n, tuple(t.shape), dtype_name(t.dtype), _no_values) for n, t in written.items()
+    ]
+    sources: dict[str, set[str]] = {}
+    for name, tensor in written.items():
+        sources.setdefault(_assembled(name), set()).update(map(_assembled, tensor.sources))
+    stored: dict[str, list[Layer]] = {}
+    # The file's tensors become layers exactly as they do when the file is opened.
+    for layer in build_source("file", "", tensors, config=config).layers:
+        for parameter in sources.get(layer.tensor.name, ()):
+            stored.setdefault(parameter, []).append(layer)
+    return stored
 
 
 def saved_modules(module: nn.Module) -> dict[str, str]:

@@ -133,8 +133,8 @@ def editable(layer: Layer, places: Mapping[object, list[Owned]]) -> Weight:
         )
     if tensor.memory.dtype not in WRITABLE:
         raise SourceError(
-            f"{layer.name} cannot be written: expected a matrix of floating-point numbers, not "
-            f"{tensor.dtype}"
+            f"{layer.name} cannot be written: "
+            f"expected a matrix of floating-point numbers, not {tensor.dtype}"
         )
     (path, owner), *others = places[tensor.identity]
     # Pruning an output layer that is tied to an embedding would change the embedding too.
