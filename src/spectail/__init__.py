@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from spectail.allocation import maps, targets
     from spectail.allocation.allocate import allocate
     from spectail.allocation.allocation import Allocation, LayerValue
-    from spectail.allocation.coverage import LeftOut
+    from spectail.allocation.left_out import LeftOut
     from spectail.analysis import Analysis, compare
     from spectail.core import cutoffs
     from spectail.core.farms import TailFit
@@ -61,7 +61,7 @@ _WHERE = {
     "LLR": "spectail.training.rules",
     "LayerRecord": "spectail.results.records",
     "LayerValue": "spectail.allocation.allocation",
-    "LeftOut": "spectail.allocation.coverage",
+    "LeftOut": "spectail.allocation.left_out",
     "Perplexity": "spectail.evaluation.perplexity",
     "PruneError": "spectail.errors",
     "PruneReport": "spectail.pruning.report",

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from spectail.allocation.allocation import Allocation, LayerValue
-from spectail.allocation.coverage import LeftOut
+from spectail.allocation.left_out import Code, LeftOut, Reason
 from spectail.evaluation import Perplexity
-from spectail.pruning.methods import BY_NAME
+from spectail.pruning.methods import as_method
 from spectail.pruning.page import COLUMNS, perplexity_by_eps, prune_html, ratios_by_depth
-from spectail.pruning.pipeline import Plan, Pruned
+from spectail.pruning.pipeline import Pruned, PruningPlan
 from spectail.pruning.report import NO_GAIN, Evaluated, PrunedLayer, PruneReport, Selected
 
 BLOCKS, KINDS = 6, {"self_attn.q_proj": 400, "mlp.up_proj": 1200}
@@ -35,7 +35,10 @@ def allocation(eps: float, **settings) -> Allocation:
     given = {"map": f"linear:{1 - eps}:{1 + eps}", "level": "block", **settings}
     return Allocation(
         target="sparsity", budget=0.5, settings=given, shares=tuple(shares), source="LlamaForCausalLM",
-        left_out=(LeftOut("model.embed_tokens", "an embedding"), LeftOut(HOSTILE, "a router")),
+        left_out=(
+            LeftOut("model.embed_tokens", Reason(Code.EMBEDDING, "an embedding")),
+            LeftOut(HOSTILE, Reason(Code.ROUTER, "a router")),
+        ),
         deviations=("1 of 6 units would lie outside.",),
     )  # fmt: skip
 
@@ -55,8 +58,11 @@ def pruned(*, chosen: bool = True, evaluated: int = 1) -> Pruned:
         evaluated=tuple(Evaluated(f"test{i}.txt", dense, after) for i in range(evaluated)),
         selected=Selected("the last 10% of <b>text</b>.txt", 0.3, dense, scores) if chosen else None,
     )  # fmt: skip
-    plan = Plan(
-        method=BY_NAME["sparsegpt"], sparsity=0.5, allocation="farms", eps="auto" if chosen else 0.3
+    plan = PruningPlan(
+        method=as_method("sparsegpt"),
+        sparsity=0.5,
+        allocation="farms",
+        eps="auto" if chosen else 0.3,
     )
     others = {"eps 0.1": allocation(0.1), "eps 0.6": allocation(0.6), "uniform": allocation(0.0)}
     return Pruned(plan, used, report, others)

@@ -15,7 +15,7 @@ from spectail.errors import PruneError
 from spectail.models.live.walk import module_source
 from spectail.models.live.weights import editable, owners
 from spectail.pruning.layers import coverage_of, make_targets
-from spectail.pruning.methods import BY_NAME, SparseGPT, Wanda
+from spectail.pruning.methods import SparseGPT, Wanda, method_names
 from spectail.pruning.prune import PruningInterrupted
 from spectail.pruning.statistics import Gram, site_of, watching
 from tests.pruning.models import CONFIGS, decoder, tokens
@@ -31,7 +31,7 @@ def _matrices(model):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("method", BY_NAME)
+@pytest.mark.parametrize("method", method_names())
 def test_every_architecture_and_method_gives_the_zeros_asked_for_and_touches_nothing_else(
     name, method
 ):
@@ -482,5 +482,6 @@ def test_left_out_layers_are_told_with_their_reasons():
     )
     assert report.to_dict()["left_out"][0] == {
         "name": "model.embed_tokens",
+        "code": "embedding",
         "reason": "an embedding",
     }

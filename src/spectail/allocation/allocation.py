@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from spectail.allocation.coverage import LeftOut, describe_left_out
+from spectail.allocation.left_out import LeftOut, describe_left_out
 from spectail.errors import AllocationError
 
 _FORMAT = "spectail allocation"
@@ -105,7 +105,8 @@ class Allocation(Mapping[str, float]):
         """Plain JSON values; ``realised`` is there to read, and computed again when loaded."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         lists = {
-            name: [dataclasses.asdict(x) for x in values[name]] for name in ("shares", "left_out")
+            "shares": [dataclasses.asdict(share) for share in self.shares],
+            "left_out": [layer.to_dict() for layer in self.left_out],
         }
         texts = {name: list(values[name]) for name in ("deviations", "notes")}
         return {"format": _FORMAT, **values, "realised": self.realised, **lists, **texts}
@@ -120,7 +121,7 @@ class Allocation(Mapping[str, float]):
                 key: value for key, value in stored.items() if key not in ("format", "realised")
             }
             known["shares"] = tuple(LayerValue(**share) for share in known["shares"])
-            known["left_out"] = tuple(LeftOut(**layer) for layer in known["left_out"])
+            known["left_out"] = tuple(LeftOut.from_dict(layer) for layer in known["left_out"])
             known |= {name: tuple(known[name]) for name in ("deviations", "notes")}
             allocation = cls(**known)
         except (AttributeError, KeyError, TypeError) as error:

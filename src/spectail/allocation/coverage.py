@@ -3,84 +3,114 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
+from spectail.allocation.left_out import Code, LeftOut, Reason
 from spectail.allocation.towers import beside_language_model
 from spectail.errors import AllocationError
 from spectail.models.naming.blocks import unit_of
 from spectail.models.naming.select import matches
 from spectail.models.source import NOT_A_WEIGHT
-from spectail.results.records import LayerRecord
 
 OUTSIDE_KINDS = {
-    "embedding": "an embedding",
-    "head": "the output head",
-    "router": "a router",
-    "lora": "a LoRA delta",
+    "embedding": Reason(Code.EMBEDDING, "an embedding"),
+    "head": Reason(Code.HEAD, "the output head"),
+    "router": Reason(Code.ROUTER, "a router"),
+    "lora": Reason(Code.LORA, "a LoRA delta"),
 }
-"""Kinds that stay out unless included, and what the reason calls them."""
+"""Kinds of layer that stay out unless they are included by name."""
 
-DEPTHWISE = "a depth-wise convolution or one of a single channel: each output has only its kernel's few weights"
-"""Reason of the short convolutions in Mamba, LFM2 or Qwen3-Next, and of those in MobileNet or
-ConvNeXt."""
-SPECTRAL = "complex weights of a Fourier layer: no sparsity or bit width is defined for them"
+NORM = Reason(Code.NORM, "a norm")
+OUTSIDE_BLOCKS = Reason(Code.OUTSIDE_BLOCKS, "in no block")
+EXCLUDED = Reason(Code.EXCLUDED, "excluded")
+DEPTHWISE = Reason(
+    Code.DEPTHWISE,
+    "a depth-wise convolution or one of a single channel: each output has only its kernel's "
+    "few weights",
+)
+"""The short convolutions in Mamba, LFM2 and Qwen3-Next, and those in MobileNet and ConvNeXt."""
+SPECTRAL = Reason(
+    Code.SPECTRAL,
+    "complex weights of a Fourier layer: no sparsity or bit width is defined for them",
+)
 
 _SHORT_CONVOLUTION = re.compile(
     r"(?:^|\.)(?:\w*conv_?1d|(?:short)?conv\.conv|\w*dw_?conv|\w*depth_?wise\w*)$", re.IGNORECASE
 )
 _SHORT = 16
-"""Most weights per output of a convolution that such a name says to be depth-wise, in formats that
-store no groups."""
+"""A convolution with such a name is depth-wise if each output has at most this many weights.
+
+Checkpoints do not store the number of groups, so the name and the size have to tell.
+"""
 
 _NORM = re.compile(r"(?:^|\.)(?:\w*norm\d*|ln\w*)$", re.IGNORECASE)
 
 
+class Coverable(Protocol):
+    """What coverage reads of a layer: rows of a table, layers of a model and units all have it.
+
+    Two more attributes are read where they exist: ``n_matrices`` (kernel positions of a
+    convolution, else 1), and ``no_weight`` (why a layer of kind ``parameter`` is no matrix).
+    """
+
+    @property
+    def name(self) -> str:
+        """Full name of the layer."""
+
+    @property
+    def kind(self) -> str:
+        """What the layer does: ``q``, ``up``, ``conv``, ``embedding``, ..."""
+
+    @property
+    def rows(self) -> int:
+        """Output size of each matrix."""
+
+    @property
+    def cols(self) -> int:
+        """Input size of each matrix."""
+
+
 @dataclass(frozen=True)
-class LeftOut:
-    """A layer that gets no value, and why."""
+class Candidate:
+    """The plainest thing that can be covered, for callers that hold neither layers nor records."""
 
     name: str
-    reason: str
+    kind: str
+    rows: int
+    cols: int
+    n_matrices: int = 1
+    no_weight: str | None = None
 
 
-def describe_left_out(layers: Iterable[LeftOut]) -> list[str]:
-    """One line for each reason, with the first layers that it is of.
-
-    >>> describe_left_out([LeftOut("wte", "an embedding"), LeftOut("wpe", "an embedding")])
-    ['left out, an embedding: wte, wpe']
-    """
-    reasons: dict[str, list[str]] = {}
-    for layer in layers:
-        reasons.setdefault(layer.reason, []).append(layer.name)
-    return [
-        f"left out, {reason}: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for reason, names in reasons.items()
-    ]
+L = TypeVar("L", bound=Coverable)
 
 
 @dataclass(frozen=True)
-class Coverage:
+class Coverage(Generic[L]):
     """The layers that take part, in the model's order, and the others."""
 
-    layers: tuple[LayerRecord, ...]
+    layers: tuple[L, ...]
     left_out: tuple[LeftOut, ...]
 
 
 def cover(
-    layers: Sequence[LayerRecord],
+    layers: Sequence[L],
     *,
     inside_blocks: bool,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-) -> Coverage:
+    always: Collection[str] = (),
+) -> Coverage[L]:
     """Choose the layers that take part.
 
     Embeddings, the head, norms, routers and LoRA deltas stay out. With ``inside_blocks``, for
     compression, so do layers in no repeated block, the towers beside the language model of a
     multi-modal model, depth-wise convolutions and complex spectral weights. ``include`` globs add
-    layers that would stay out, ``exclude`` globs leave layers out. Parameters that are no weight
-    matrices stay out whatever the globs say.
+    layers that would stay out, ``exclude`` globs leave layers out. ``always`` holds full names of
+    layers that take part whatever their kind; unlike a glob, a name that adds nothing is no error.
+    Parameters that are no weight matrices stay out in any case.
 
     Raises:
         AllocationError: a glob that changes nothing, or no layer that takes part.
@@ -90,13 +120,10 @@ def cover(
     _check_globs(layers, include, exclude, reasons)
     kept, left_out = [], []
     for layer in layers:
-        reason = (
-            reasons.get(layer.name, "")
-            if not _matches_any(layer.name, include)
-            else _no_weight(layer)
-        )
+        wanted = layer.name in always or _matches_any(layer.name, include)
+        reason = _no_weight(layer) if wanted else reasons.get(layer.name)
         if _matches_any(layer.name, exclude):
-            reason = "excluded"
+            reason = EXCLUDED
         if reason:
             left_out.append(LeftOut(layer.name, reason))
         else:
@@ -106,42 +133,42 @@ def cover(
     return Coverage(tuple(kept), tuple(left_out))
 
 
-def _outside(layers: Sequence[LayerRecord], inside_blocks: bool) -> dict[str, str]:
-    """Give the reason of every layer that stays out unless included."""
+def _outside(layers: Sequence[Coverable], inside_blocks: bool) -> dict[str, Reason]:
+    """Give the reason of every layer that stays out unless it is included."""
     beside = beside_language_model([layer.name for layer in layers]) if inside_blocks else {}
     reasons = {
-        layer.name: _reason(layer) or (_not_compressed(layer, beside) if inside_blocks else "")
+        layer.name: _by_role(layer) or (_not_compressed(layer, beside) if inside_blocks else None)
         for layer in layers
     }
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def _reason(layer: LayerRecord) -> str:
-    """Say why a layer stays out of every allocation; empty where it does not."""
-    return (
-        _no_weight(layer)
-        or OUTSIDE_KINDS.get(layer.kind)
-        or ("a norm" if _NORM.search(layer.name) else "")
-    )
+def _by_role(layer: Coverable) -> Reason | None:
+    """Say why a layer stays out of every allocation; None if it does not."""
+    by_name = NORM if _NORM.search(layer.name) else None
+    return _no_weight(layer) or OUTSIDE_KINDS.get(layer.kind) or by_name
 
 
-def _no_weight(layer: LayerRecord) -> str:
-    """Say why a row is no weight matrix, which no glob changes; empty for weights."""
-    return (layer.reason or "no weight matrix") if layer.kind == NOT_A_WEIGHT else ""
+def _no_weight(layer: Coverable) -> Reason | None:
+    """Say why a row is no weight matrix, which no glob changes; None for weights."""
+    if layer.kind != NOT_A_WEIGHT:
+        return None
+    return Reason(Code.NO_WEIGHT, getattr(layer, "no_weight", None) or "no weight matrix")
 
 
-def _not_compressed(layer: LayerRecord, beside: Mapping[str, str]) -> str:
-    """Say why a layer is neither pruned nor quantised; empty where it is."""
+def _not_compressed(layer: Coverable, beside: Mapping[str, str]) -> Reason | None:
+    """Say why a layer is neither pruned nor quantised; None if it is."""
     if unit_of(layer.name) is None:
-        return "in no block"
+        return OUTSIDE_BLOCKS
     if layer.name in beside:
-        return beside[layer.name]
-    per_output = layer.cols * layer.n_matrices
+        return Reason(Code.OTHER_TOWER, beside[layer.name])
+    # Each output of a convolution has one row of weights per kernel position.
+    per_output = layer.cols * getattr(layer, "n_matrices", 1)
     if (layer.kind == "conv" and layer.cols == 1) or (
         per_output <= _SHORT and _SHORT_CONVOLUTION.search(layer.name)
     ):
         return DEPTHWISE
-    return SPECTRAL if layer.kind == "spectral" else ""
+    return SPECTRAL if layer.kind == "spectral" else None
 
 
 def _matches_any(name: str, globs: Iterable[str]) -> bool:
@@ -149,38 +176,43 @@ def _matches_any(name: str, globs: Iterable[str]) -> bool:
 
 
 def _check_globs(
-    layers: Sequence[LayerRecord],
+    layers: Sequence[Coverable],
     include: Sequence[str],
     exclude: Sequence[str],
-    reasons: Mapping[str, str],
+    reasons: Mapping[str, Reason],
 ) -> None:
+    """Refuse globs that match no layer, and ``include`` globs that add none."""
     for word, globs in (("include", include), ("exclude", exclude)):
+        # A text is a sequence too: its single letters would be taken for globs.
         if isinstance(globs, str):
             raise AllocationError(
                 f"{word} must be a list of globs, not the text {globs!r}: write [{globs!r}]"
             )
     for glob in (*include, *exclude):
-        if not _matches_any_layer(layers, glob):
+        if not any(matches(layer.name, glob) for layer in layers):
             word = "include" if glob in include else "exclude"
             examples = ", ".join(layer.name for layer in layers[:: max(1, len(layers) // 2)][:3])
             raise AllocationError(
-                f"{word} {glob!r} matches none of the {len(layers)} layers; names look like {examples}"
+                f"{word} {glob!r} matches none of the {len(layers)} layers; "
+                f"names look like {examples}"
             )
     for glob in include:
-        found = [layer for layer in layers if matches(layer.name, glob)]
-        if all(layer.kind == NOT_A_WEIGHT for layer in found):
-            raise AllocationError(
-                f"include {glob!r} matches no weight matrix: {found[0].name}: {_no_weight(found[0])}"
-            )
-        if len(found) < len(layers) and not any(layer.name in reasons for layer in found):
-            raise AllocationError(
-                f"include {glob!r} matches only layers that take part anyway: include adds layers that stay out "
-                "by themselves, exclude leaves layers out"
-            )
+        _check_adds(glob, layers, reasons)
 
 
-def _matches_any_layer(layers: Sequence[LayerRecord], glob: str) -> bool:
-    return any(matches(layer.name, glob) for layer in layers)
+def _check_adds(glob: str, layers: Sequence[Coverable], reasons: Mapping[str, Reason]) -> None:
+    """Refuse an ``include`` glob that adds no layer."""
+    found = [layer for layer in layers if matches(layer.name, glob)]
+    if all(layer.kind == NOT_A_WEIGHT for layer in found):
+        raise AllocationError(
+            f"include {glob!r} matches no weight matrix: {found[0].name}: {_no_weight(found[0])}"
+        )
+    # "*" is understood as "all layers, whatever they are", even where that adds none.
+    if len(found) < len(layers) and not any(layer.name in reasons for layer in found):
+        raise AllocationError(
+            f"include {glob!r} matches only layers that take part anyway: "
+            "include adds layers that stay out by themselves, exclude leaves layers out"
+        )
 
 
 def _nothing_left(left_out: Sequence[LeftOut]) -> str:
@@ -188,4 +220,7 @@ def _nothing_left(left_out: Sequence[LeftOut]) -> str:
     if not left_out:
         return "the analysis has no layers, so there is nothing to allocate"
     shown = ", ".join(f"{layer.name} ({layer.reason})" for layer in left_out[:3])
-    return f"none of the {len(left_out)} layers takes part: {shown}...; name those that should with include"
+    return (
+        f"none of the {len(left_out)} layers takes part: {shown}...; "
+        "name those that should with include"
+    )

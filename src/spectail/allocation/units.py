@@ -1,29 +1,71 @@
-"""Units: what gets one value each, a layer or a block of layers, and the alpha that it is given by."""
+"""Units: what gets one value each, a layer or a block of layers, and the alpha behind it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import Field, dataclass, replace
 from statistics import fmean
-from typing import TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spectail.allocation.coverage import LeftOut
+from spectail.allocation.left_out import Code, LeftOut, Reason
 from spectail.errors import AllocationError
 from spectail.models.naming.blocks import unit_of
-from spectail.results.records import LayerRecord
 
 Array: TypeAlias = NDArray[np.float64]
 
 LEVELS = ("block", "layer")
 FALLBACKS = ("error", "mean", "leave")
-"""For a layer without a comparable alpha: refuse, take the mean of its block (else of all), or
-leave it out."""
+"""What to do with a layer that has no comparable alpha.
+
+Refuse, take the mean alpha of its block (or else of all layers), or leave the layer out.
+"""
 SHOWN = 8
 """How many names an error lists before it counts the rest."""
+
+
+class Measured(Protocol):
+    """What units read of a measured layer; it is a frozen dataclass, for its alpha is replaced."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def name(self) -> str:
+        """Full name of the layer."""
+
+    @property
+    def kind(self) -> str:
+        """What the layer does: ``q``, ``up``, ``conv``, ..."""
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+
+    @property
+    def alpha(self) -> float:
+        """Tail exponent; NaN where it was not measured."""
+
+    @property
+    def weight_var(self) -> float:
+        """Variance of the weights; NaN where it was not measured."""
+
+    @property
+    def status(self) -> str:
+        """``ok``, ``skipped`` or ``failed``."""
+
+    @property
+    def reason(self) -> str:
+        """Why the layer is skipped or failed, or what to keep in mind about its alpha."""
+
+    @property
+    def comparable(self) -> bool:
+        """Whether alpha compares with that of other layers."""
+
+
+L = TypeVar("L", bound=Measured)
 
 
 @dataclass(frozen=True)
@@ -31,19 +73,21 @@ class Units:
     """Parallel arrays over units, in the order of the model."""
 
     names: tuple[str, ...]
-    """Of the block (``model.layers.3``), or of the layer where that is the unit."""
-    members: tuple[tuple[LayerRecord, ...], ...]
+    """Name of the block (``model.layers.3``), or of the layer where each layer is a unit."""
+    members: tuple[tuple[Measured, ...], ...]
     alpha: Array
-    """Plain mean over the unit's layers, as AlphaPruning takes it."""
+    """Plain mean over the unit's layers, as in AlphaPruning."""
     numel: Array
     variance: Array
-    """Mean of the weights' variance over the unit, weighted by numel; NaN where a layer has
-    none."""
+    """Mean variance of the weights, weighted by numel; NaN if it is unknown for a layer."""
 
 
-def make_units(layers: Sequence[LayerRecord], level: str) -> Units:
-    """Group measured layers by block (a layer in no block is a unit of its own), or take each by itself."""
-    groups: dict[str, list[LayerRecord]] = {}
+def make_units(layers: Sequence[Measured], level: str) -> Units:
+    """Group layers by block, or take each layer by itself if ``level`` is ``layer``.
+
+    A layer that lies in no block is a unit of its own.
+    """
+    groups: dict[str, list[Measured]] = {}
     for layer in layers:
         unit = unit_of(layer.name) if level == "block" else None
         groups.setdefault(unit or layer.name, []).append(layer)
@@ -58,18 +102,19 @@ def make_units(layers: Sequence[LayerRecord], level: str) -> Units:
     )
 
 
-def standardized_by_kind(layers: Sequence[LayerRecord]) -> tuple[LayerRecord, ...]:
-    """The layers with alphas that count within their kind: q with q, down with down.
+def standardized_by_kind(layers: Sequence[L]) -> tuple[L, ...]:
+    """Return the layers with alphas that are compared within each kind: q with q, down with down.
 
-    Every kind's alphas are moved and scaled to the mean and the spread of all, so that a kind that
-    differs from the others, or varies more, does not decide alone. A kind without spread gets the
-    mean.
+    The alphas of every kind are shifted and scaled to the mean and the spread of all alphas, so
+    that a kind that differs from the others, or varies more, does not decide alone. A kind without
+    spread gets the mean.
     """
     alpha = np.array([layer.alpha for layer in layers])
     kinds = np.array([layer.kind for layer in layers])
     scores = np.zeros_like(alpha)
     for kind in set(kinds):
         of_kind = alpha[kinds == kind]
+        # The standard deviation of equal numbers may be rounding noise: the range is exactly 0.
         spread = of_kind.std() if np.ptp(of_kind) > 0 else 0.0
         scores[kinds == kind] = (of_kind - of_kind.mean()) / spread if spread > 0 else 0.0
     found = alpha.mean() + alpha.std() * scores
@@ -79,9 +124,9 @@ def standardized_by_kind(layers: Sequence[LayerRecord]) -> tuple[LayerRecord, ..
 
 
 def with_alphas(
-    layers: Sequence[LayerRecord], missing: str
-) -> tuple[tuple[LayerRecord, ...], tuple[LeftOut, ...], tuple[str, ...]]:
-    """Layers that all have an alpha, those left out for want of one, and remarks on what was filled in.
+    layers: Sequence[L], missing: str
+) -> tuple[tuple[L, ...], tuple[LeftOut, ...], tuple[str, ...]]:
+    """Return layers with an alpha, layers dropped for lacking one, and notes on imputed values.
 
     Raises:
         AllocationError: alphas are missing and ``missing`` is "error", or not one layer has an
@@ -90,16 +135,14 @@ def with_alphas(
     """
     if missing not in FALLBACKS:
         raise AllocationError(f"missing must be one of {', '.join(FALLBACKS)}, not {missing!r}")
-    lacking = {layer.name: _lacks(layer) for layer in layers if _lacks(layer)}
+    lacking = {layer.name: why for layer in layers if (why := why_no_alpha(layer))}
     if not lacking:
         return tuple(layers), (), ()
-    described = [f"{name} ({reason})" for name, reason in lacking.items()]
-    shown = ", ".join(described[:SHOWN]) + (
-        f" and {len(described) - SHOWN} more" if len(described) > SHOWN else ""
-    )
+    shown = _listed([f"{name} ({reason})" for name, reason in lacking.items()])
     if missing == "error":
         raise AllocationError(
-            f"{len(lacking)} of {len(layers)} layers have no comparable alpha: {shown}; exclude them, or set missing "
+            f"{len(lacking)} of {len(layers)} layers have no comparable alpha: {shown}; "
+            "exclude them, or set missing "
             "to mean (the mean alpha of their block, else of all) or leave (no value for them)"
         )
     known = [layer for layer in layers if layer.name not in lacking]
@@ -108,23 +151,14 @@ def with_alphas(
             f"not one of the {len(layers)} layers has a comparable alpha: {shown}"
         )
     if missing == "leave":
-        return (
-            tuple(known),
-            tuple(LeftOut(name, f"no alpha: {reason}") for name, reason in lacking.items()),
-            (),
-        )
+        reasons = {name: Reason(Code.NO_ALPHA, f"no alpha: {why}") for name, why in lacking.items()}
+        return tuple(known), tuple(LeftOut(name, why) for name, why in reasons.items()), ()
     remark = f"{len(lacking)} layers take the mean alpha of their block, else of all: {shown}"
     return _filled(layers, known), (), (remark,)
 
 
-def check_level(level: str) -> None:
-    """Refuse what is neither block nor layer."""
-    if level not in LEVELS:
-        raise AllocationError(f"level must be block or layer, not {level!r}")
-
-
-def _lacks(layer: LayerRecord) -> str:
-    """Why a layer has no alpha to go by; empty where it has one."""
+def why_no_alpha(layer: Measured) -> str:
+    """Say why a layer has no alpha to go by; empty if it has one."""
     if layer.status != "ok":
         return f"{layer.status}: {layer.reason}"
     if not (math.isfinite(layer.alpha) and layer.alpha > 0):
@@ -132,12 +166,23 @@ def _lacks(layer: LayerRecord) -> str:
     return "" if layer.comparable else layer.reason or "not comparable"
 
 
-def _filled(layers: Sequence[LayerRecord], known: Sequence[LayerRecord]) -> tuple[LayerRecord, ...]:
-    """The layers, those not in ``known`` with the mean alpha of their block's known ones, else of all.
+def check_level(level: str) -> None:
+    """Refuse a level other than ``block`` and ``layer``."""
+    if level not in LEVELS:
+        raise AllocationError(f"level must be block or layer, not {level!r}")
 
-    Their variance is filled in the same way where they have none.
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _filled(layers: Sequence[L], known: Sequence[L]) -> tuple[L, ...]:
+    """Give layers that are not in ``known`` the mean alpha of their block, or else of all layers.
+
+    Means run over known layers only. A missing variance is filled in the same way.
     """
-    beside: dict[str | None, list[LayerRecord]] = {}
+    beside: dict[str | None, list[L]] = {}
     for layer in known:
         beside.setdefault(unit_of(layer.name), []).append(layer)
     beside[None] = list(known)

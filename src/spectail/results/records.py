@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spectail.core.spec import Spec
+from spectail.models.source import NOT_A_WEIGHT
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,11 @@ class LayerRecord:
         "",
     )
     spectrum: Spectrum | None = field(default=None, repr=False)
+
+    @property
+    def no_weight(self) -> str | None:
+        """Why the row's tensor is no weight matrix; None for weights."""
+        return self.reason if self.kind == NOT_A_WEIGHT else None
 
     def row(self) -> dict[str, Any]:
         """The columns of the table, in their order."""

@@ -21,7 +21,7 @@ from spectail.training.wrappers import Optimizers
 
 SHOWN = 4
 """How many names a message lists before it counts the rest."""
-NOT_HELD = "not in the optimizer"
+FROZEN, NOT_HELD = "frozen", "not in the optimizer"
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ def find_scope(
 ) -> Scope:
     """Choose the units that take part.
 
+    There may be none of them while there are frozen ones, which can be unfrozen later.
+
     Raises:
         TrainingError: a glob that changes nothing, an optimizer of another model, no unit that
             takes part, a parameter in two groups, an optimizer whose groups cannot be scaled.
@@ -91,7 +93,7 @@ def find_scope(
         if reason := _not_trained(unit, held, without_value, rule.option):
             reasons[unit.name] = reason
     chosen = tuple(unit for unit in units if unit.name not in reasons)
-    if not chosen:
+    if not chosen and FROZEN not in (reasons[unit.name] for unit in candidates):
         why = listed([f"{name} ({reason})" for name, reason in reasons.items()])
         raise TrainingError(
             f"no layer takes part in {rule.name}: {why}; name those that should with include"
@@ -125,7 +127,7 @@ def _not_trained(
 ) -> str:
     """Why a unit that the rule takes is not trained by its factor; empty where it is."""
     if not any(p.requires_grad for p in unit.weights):
-        return "frozen"
+        return FROZEN
     if not any(id(p) in held for p in unit.weights):
         return NOT_HELD
     if option == "weight_decay" and all(

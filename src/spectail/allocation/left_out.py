@@ -1,0 +1,102 @@
+"""Layers that get no value, each with the reason: a code for programs and a text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from spectail.errors import AllocationError
+
+
+class Code(StrEnum):
+    """Why a layer gets no value. Programs compare codes; the text beside a code may change."""
+
+    NO_WEIGHT = "no-weight"
+    """Its tensor is no weight matrix: a bias, a position table, learned tokens."""
+    EMBEDDING = "embedding"
+    HEAD = "head"
+    ROUTER = "router"
+    LORA = "lora"
+    NORM = "norm"
+    OUTSIDE_BLOCKS = "outside-blocks"
+    """It lies in no repeated block, and the target is a compression."""
+    OTHER_TOWER = "other-tower"
+    """It lies beside the language model of a multi-modal model."""
+    DEPTHWISE = "depthwise"
+    SPECTRAL = "spectral"
+    EXCLUDED = "excluded"
+    """The caller left it out by a glob."""
+    NO_ALPHA = "no-alpha"
+    """Nothing comparable was measured for it."""
+    UNREACHED = "unreached"
+    """Calibration text does not reach it."""
+    FILE_ONLY = "file-only"
+    """The file has it and the live model does not."""
+    NOT_NAMED = "not-named"
+    """The allocation does not mention it, and nothing else keeps it out."""
+    OTHER = "other"
+    """Read from a file that stores no code."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a layer gets no value."""
+
+    code: Code
+    text: str
+    """A phrase that completes "left out, ..."."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A layer that gets no value, and why."""
+
+    name: str
+    why: Reason
+
+    @property
+    def reason(self) -> str:
+        """The text of the reason."""
+        return self.why.text
+
+    def to_dict(self) -> dict[str, str]:
+        """Return plain JSON values: name, code and reason."""
+        return {"name": self.name, "code": str(self.why.code), "reason": self.why.text}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, str]) -> LeftOut:
+        """Invert ``to_dict``; files of earlier versions store the text without a code.
+
+        Raises:
+            AllocationError: a code that this version does not know.
+
+        """
+        code = stored.get("code", Code.OTHER)
+        if code not in set(Code):
+            raise AllocationError(
+                f"{stored['name']} is left out by the code {code!r}, which this version does not "
+                f"know; it knows {', '.join(Code)}"
+            )
+        return cls(stored["name"], Reason(Code(code), stored["reason"]))
+
+
+def describe_left_out(layers: Iterable[LeftOut]) -> list[str]:
+    """Write one line for each reason, with the first three layers that it applies to.
+
+    >>> embedding = Reason(Code.EMBEDDING, "an embedding")
+    >>> describe_left_out([LeftOut("wte", embedding), LeftOut("wpe", embedding)])
+    ['left out, an embedding: wte, wpe']
+    """
+    reasons: dict[str, list[str]] = {}
+    for layer in layers:
+        reasons.setdefault(layer.reason, []).append(layer.name)
+    return [f"left out, {reason}: {_first_three(names)}" for reason, names in reasons.items()]
+
+
+def _first_three(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
