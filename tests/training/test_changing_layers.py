@@ -152,18 +152,42 @@ def test_a_layer_that_is_frozen_takes_part_no_longer_until_it_is_trained_again()
     assert len(balancer.history.table) == 3 + 2 + 3 + 2 + 3 + 2 + 3
 
 
-def test_when_all_are_frozen_nothing_changes_and_that_is_said():
+def test_a_model_whose_layers_are_all_frozen_at_first():
+    model = frozen_net("3", "5", "7")
+    optimizer = sgd(model)
+    text = r"no layer takes part now, .*: 3 \(frozen\), 5 \(frozen\), 7 \(frozen\); those that are unfrozen"
+    with pytest.warns(UserWarning, match=text):
+        balancer = st.Balancer(model, optimizer, "tempbalance", every=2)
+    train(model, optimizer, 2)
+    assert balancer.factors == {}
+    assert "0 layers" in balancer.summary()
+    state = json.loads(json.dumps(balancer.state_dict()))
+    for name in ("7", "5"):
+        set_trained(model, name, True)
+    with pytest.warns(UserWarning, match="2 layers take part from now on, at step 4: 5, 7"):
+        train(model, optimizer, 2, start=2)
+    assert sorted(balancer.factors.values()) == [0.5, 1.5]
+    balancer.load_state_dict(state)
+    assert balancer.factors == {}
+    with pytest.warns(UserWarning, match="2 layers take part from now on, at step 2: 5, 7"):
+        balancer.update()
+
+
+def test_when_all_are_frozen_later_that_is_said():
     model = net()
     balancer = st.Balancer(model, sgd(model), "tempbalance", every=None)
     balancer.update()
     before = balancer.factors
     for name in ("3", "5", "7"):
         set_trained(model, name, False)
-    with pytest.warns(
-        UserWarning,
-        match="the layers that take part stay as they were at step 0: no layer takes part",
-    ):
-        balancer.update()
+    told = told_by(balancer.update)
+    assert "no layer takes part now" in told[0]
+    assert "3 layers take part no longer" in told[1]
+    assert len(balancer.history) == 2
+    set_trained(model, "3", True)
+    set_trained(model, "5", True)
+    set_trained(model, "7", True)
+    assert "3 layers take part from now on" in "".join(told_by(balancer.update))
     assert balancer.factors == before
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from spectail.errors import TrainingError
+from spectail.training.balancer import Balancer
 from spectail.training.lightning import BalancerCallback
-from tests.training.nets import batch, net, same, train, weights_of
+from tests.training.nets import batch, loss_of, net, same, train, weights_of
 
 needs_lightning = pytest.mark.skipif(
     not importlib.util.find_spec("lightning"), reason="lightning is not installed"
@@ -93,3 +94,37 @@ def test_a_lightning_trainer_resumes_exactly(tmp_path, every):
     assert [u.step for u in first.balancer.history] == (
         [5, 10, 15, 20] if every == "epoch" else list(range(3, 20, 3))
     )
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore")
+def test_the_optimizer_that_lightning_hands_out_is_followed():
+    import lightning.pytorch as lightning
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net, self.balancer, self.automatic_optimization = net(), None, False
+
+        def training_step(self, step, _):
+            optimizer = self.optimizers()
+            self.balancer = self.balancer or Balancer(self.net, optimizer, "tempbalance", every=2)
+            optimizer.zero_grad()
+            self.manual_backward(loss_of(self.net, int(step)))
+            optimizer.step()
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+    module = Module()
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    trainer = lightning.Trainer(
+        max_epochs=1, enable_progress_bar=False, enable_model_summary=False, **options
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(torch.arange(6), batch_size=1))
+    other = net()
+    optimizer = torch.optim.AdamW(other.parameters(), lr=0.01)
+    balancer = Balancer(other, optimizer, "tempbalance", every=2)
+    train(other, optimizer, 6)
+    assert module.balancer.steps == balancer.steps == 6
+    assert same(weights_of(module.net), weights_of(other))

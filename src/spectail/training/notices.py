@@ -24,7 +24,14 @@ class Notices:
         self._held = held
 
     def scope(self, scope: Scope) -> None:
-        """Layers that no group of the optimizer holds, each once."""
+        """Whether no layer takes part; layers that no group of the optimizer holds, each once."""
+        if not scope.units:
+            frozen = [f"{name} ({scope.left_out[name]})" for name in scope.waiting]
+            self._once(
+                "none",
+                f"no layer takes part now, so that no factor changes anything: {listed(frozen)}; "
+                "those that are unfrozen take part from the next measurement on",
+            )
         names = [name for name in scope.forgotten if f"forgotten {name}" not in self.told]
         self.told.update(f"forgotten {name}" for name in names)
         if names:
@@ -138,7 +145,7 @@ class Notices:
         step: int,
     ) -> None:
         """Layers that have lost their alpha, once each, or all of them."""
-        if len(lacking) == len(units) and "all" not in self.told:
+        if units and len(lacking) == len(units) and "all" not in self.told:
             self.told.add("all")
             name, reason = next(iter(lacking.items()))
             _warn(
