@@ -15,7 +15,7 @@ import spectail as st
 from spectail.evaluation import Perplexity, batch_losses
 from spectail.models.live.weights import Weight
 from spectail.pruning.layers import make_targets
-from spectail.pruning.methods import BY_NAME
+from spectail.pruning.methods import as_method
 from spectail.pruning.prune import prune_weight
 from spectail.pruning.statistics import Squares, Statistic, site_of, watching
 
@@ -71,7 +71,7 @@ class Bench:
         seen: Mapping[Any, Statistic] | None,
     ) -> None:
         """Prune every layer by the statistics of the dense model."""
-        rule = BY_NAME[method]
+        rule = as_method(method)
         with torch.no_grad():
             for target in make_targets(self.model, allocation):
                 prune_weight(

@@ -8,7 +8,7 @@ from hypothesis import strategies as some
 
 from spectail.errors import PruneError
 from spectail.pruning import masks, scores
-from spectail.pruning.methods import BY_NAME, Magnitude, SparseGPT, Wanda, as_method
+from spectail.pruning.methods import METHODS, Magnitude, SparseGPT, Wanda, as_method
 from spectail.pruning.quotas import Pattern, Zeros, pattern_counts, zero_counts
 from spectail.pruning.statistics import Squares
 from tests.reference import plain_pruning as plain
@@ -170,5 +170,5 @@ def test_nonsense_is_refused_in_words(make, message):
 
 
 def test_all_methods_have_names():
-    assert {type(method) for method in BY_NAME.values()} == {Magnitude, Wanda, SparseGPT}
-    assert all(as_method(name) is method for name, method in BY_NAME.items())
+    assert {type(method) for method in METHODS} == {Magnitude, Wanda, SparseGPT}
+    assert all(as_method(method.name) is method for method in METHODS)

@@ -8,8 +8,8 @@ import torch
 
 from spectail.errors import PruneError
 from spectail.pruning.methods import Magnitude, SparseGPT, Wanda
+from spectail.pruning.methods.sparsegpt import sparsegpt
 from spectail.pruning.quotas import Pattern, Zeros
-from spectail.pruning.sparsegpt import sparsegpt
 from spectail.pruning.statistics import Gram
 from tests.goldens.published import matrix
 from tests.reference import plain_pruning as plain

@@ -18,9 +18,9 @@ from spectail.evaluation.texts import HOW
 from spectail.models.live.language import open_language_model
 from spectail.pruning.baselines import BASELINES, check_eps, check_known, check_takes_eps
 from spectail.pruning.folders import PAGE_FILE, check_free, save_pruned
-from spectail.pruning.methods import BY_NAME, as_method
+from spectail.pruning.methods import as_method, method_names
 from spectail.pruning.page import prune_html
-from spectail.pruning.pipeline import Plan, run
+from spectail.pruning.pipeline import PruningPlan, run
 from spectail.pruning.quotas import Pattern
 from spectail.pruning.texts import read_texts
 from spectail.results.table import storable
@@ -48,7 +48,7 @@ def prune(
         float, typer.Option(help="Ratio of zeros over all matrices inside blocks.")
     ],
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist, or be empty.")],
-    method: Annotated[str, typer.Option(help=f"{', '.join(BY_NAME)}.")] = "wanda",
+    method: Annotated[str, typer.Option(help=f"{', '.join(method_names())}.")] = "wanda",
     allocation: Annotated[
         str, typer.Option(help=f"{', '.join(BASELINES)}, or a file of spectail allocate.")
     ] = "farms",
@@ -96,7 +96,7 @@ def prune(
     check_choice(bos)
     if not 0 <= sparsity < 1:
         raise PruneError(f"a sparsity must be at least 0 and below 1, not {sparsity!r}")
-    plan = Plan(
+    plan = PruningPlan(
         method=as_method(method), sparsity=sparsity, allocation=allocation, eps=_eps(eps, allocation),
         pattern=Pattern.parse(pattern) if pattern else None, samples=samples, seq_len=seq_len,
         max_sequences=max_sequences, seed=seed, bos=bos,

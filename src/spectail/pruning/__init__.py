@@ -1,5 +1,5 @@
-"""From an allocation of sparsities to a pruned model: magnitude, Wanda, SparseGPT, unstructured and N:M.
+"""Pruning: set weights of a model to zero, layer by layer, as an allocation of sparsities says.
 
-The function is ``spectail.prune``; the package has another name, so that importing it does not hide
-the function.
+Methods are magnitude, Wanda and SparseGPT, unstructured or N:M. The function is ``spectail.prune``;
+the package has another name, so that importing the package does not hide the function.
 """

@@ -1,4 +1,7 @@
-"""Allocations by name: what ``spectail prune`` compares, each with the same sparsity and the same eps."""
+"""The allocations that ``spectail prune`` knows by name, all for the same sparsity and eps.
+
+Eps is how far the ratios of an allocation go from their mean: from 1 - eps to 1 + eps times it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 from spectail import presets
 from spectail.allocation.allocate import allocate
 from spectail.allocation.allocation import Allocation
-from spectail.allocation.coverage import LeftOut
+from spectail.allocation.left_out import Code, LeftOut, Reason
 from spectail.allocation.maps import Linear
 from spectail.allocation.targets import Sparsity
 from spectail.analysis import Analysis
@@ -30,14 +33,15 @@ SPECS = {
     "farms-tail": presets.FARMS_TAIL,
     "farms-llm": presets.FARMS_LLM,
 }
-"""Baselines by alpha: how it is measured."""
+"""The allocations by alpha, and the settings that alpha is measured with."""
 WITHIN_KIND = ("farms-tail",)
-"""Those whose alphas count within their kind of layer."""
+"""Those that compare an alpha only with alphas of the same kind of layer."""
 
 BASELINES = ("uniform", "owl", *SPECS)
 NEEDS_TEXT = ("owl",)
+"""Those that need calibration text."""
 BY_EPS = ("owl", *SPECS)
-"""Those whose ratios go up and down from the mean by an eps."""
+"""Those whose ratios depend on eps."""
 
 
 def allocation_named(
@@ -49,15 +53,14 @@ def allocation_named(
     calibration: Tensor | Sequence[Tensor] | None = None,
     scope: Scope | None = None,
 ) -> Allocation:
-    """The allocation of a baseline, or of a file that ``spectail allocate`` wrote; a file must have this sparsity.
+    """Return the allocation of this name, or read one from a file of ``spectail allocate``.
 
-    ``eps`` is what ``allocations_by_eps`` says. ``scope`` says which layers are shared among; a
-    file names its own.
+    ``eps`` is explained at ``allocations_by_eps``. ``scope`` holds the layers that get a ratio; a
+    file names its layers itself and must have this sparsity.
 
     Raises:
-        PruneError, AllocationError: an unknown name, eps where there is none, a file of another
-        sparsity, or a file
-            where the scope names layers.
+        PruneError, AllocationError: the name is unknown, the allocation has no eps and one is
+            given, or the file has another sparsity or comes with a scope that names layers.
 
     """
     if eps is not None:
@@ -80,16 +83,17 @@ def allocations_by_eps(
     calibration: Tensor | Sequence[Tensor] | None = None,
     scope: Scope | None = None,
 ) -> Callable[[float | None], Allocation]:
-    """Measure once, on the model as it is, what a baseline goes by; gives its allocation for any eps.
+    """Measure the model once, and return a function from eps to the allocation.
 
-    Ratios by alpha are mapped linearly from (1 - eps) to (1 + eps) times the sparsity, up to what
-    the budget moves. OWL gets lambda = eps times the sparsity, so that its ratios span as much: 2
-    eps times the sparsity. None is the published setting, ``presets.PRUNE_EPS`` by alpha and
-    ``presets.OWL_LAMBDA`` for OWL. A layer too small for an alpha that can be compared (the small
-    projections of hybrids) takes the mean of its block, with a note.
+    By alpha, ratios are mapped linearly from (1 - eps) to (1 + eps) times the sparsity, and then
+    moved to meet the budget. OWL gets lambda = eps times the sparsity, so that its ratios span as
+    much, 2 eps times the sparsity. An eps of None is the published setting: ``presets.PRUNE_EPS``
+    by alpha, ``presets.OWL_LAMBDA`` for OWL. A layer too small for a comparable alpha (the small
+    projections of hybrid models) takes the mean of its block, with a note.
 
     Raises:
-        PruneError: a baseline without eps, OWL without text; when called, an eps outside [0, 1].
+        PruneError: the allocation has no eps, or OWL has no text. The function raises it for an
+            eps outside [0, 1].
 
     """
     check_takes_eps(name)
@@ -110,13 +114,13 @@ def allocations_by_eps(
 
 
 def check_takes_eps(name: str) -> None:
-    """PruneError for an allocation that has no eps."""
+    """Raise PruneError if the allocation has no eps."""
     if name not in BY_EPS:
         raise PruneError(f"eps goes with {', '.join(BY_EPS)}, not with {name}")
 
 
 def check_eps(eps: object) -> float:
-    """An eps as a number; PruneError for anything outside [0, 1]."""
+    """Return eps as a float; PruneError unless it is a number in [0, 1]."""
     if isinstance(eps, bool) or not isinstance(eps, Real) or not 0 <= float(eps) <= 1:
         raise PruneError(f"eps must be a number from 0 to 1, not {eps!r}")
     return float(eps)
@@ -136,9 +140,8 @@ def _by_alpha(
         exclude=exclude,
         missing="mean",
     )
-    left_out = (
-        LeftOut(layer.name, scope.unseen.get(layer.name, layer.reason)) for layer in found.left_out
-    )
+    unseen = {name: Reason(Code.UNREACHED, text) for name, text in scope.unseen.items()}
+    left_out = (LeftOut(x.name, unseen.get(x.name, x.why)) for x in found.left_out)
     return replace(found, left_out=tuple(left_out))
 
 
@@ -152,15 +155,16 @@ def _by_outliers(
 
 
 def check_takes_globs(name: str, scope: Scope | None) -> None:
-    """PruneError for globs beside a file, which says itself which layers it is about."""
+    """Raise PruneError for globs together with a file, because a file names its layers itself."""
     if scope and (scope.include or scope.exclude) and name not in BASELINES:
         raise PruneError(
-            f"include and exclude go with {', '.join(BASELINES)}: the file {name} names its layers itself"
+            f"include and exclude go with {', '.join(BASELINES)}: "
+            f"the file {name} names its layers itself"
         )
 
 
 def check_known(name: str) -> None:
-    """PruneError for what is neither a baseline nor a file."""
+    """Raise PruneError for a name that is neither a known allocation nor a file."""
     if name not in BASELINES and not Path(name).exists():
         raise PruneError(
             f"allocation must be one of {', '.join(BASELINES)} or a file, not {name!r}"

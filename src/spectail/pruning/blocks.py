@@ -1,11 +1,13 @@
-"""The blocks of a decoder, and calibration inputs on their way through them, one block at a time.
+"""Run calibration text through the blocks of a decoder, one block at a time.
 
-Two samples run through the whole model, which shows what the model itself gives to every block
-besides the hidden states (masks, rotary angles, positions, whatever it is), that the blocks follow
-on each other, and which of these arguments depend on the text. Those may depend on the tokens alone
-(the embeddings that Zamba gives to every block, an encoder's output), and then every sample keeps
-its own; they may not depend on what the blocks before have computed, for pruning changes that. From
-there on blocks are called here, with the model's own arguments.
+First, two samples run through the whole model. They show which arguments the model gives to each
+block besides the hidden states (masks, rotary angles, positions and so on), which of these depend
+on the text, and whether each block's output is the next one's input. After that this module calls
+the blocks itself, with the arguments it has seen.
+
+Arguments that depend on the tokens alone are allowed, and each sample keeps its own: the embeddings
+that Zamba gives to every block, or an encoder's output. Arguments that depend on the results of
+earlier blocks are refused, because pruning those blocks would change them.
 """
 
 from __future__ import annotations
@@ -24,29 +26,29 @@ from spectail.pruning.forward import is_encoder_decoder, run_tokens
 
 @dataclass(frozen=True)
 class Extra:
-    """What the model gives to a block besides the hidden states."""
+    """The arguments of a block's call besides the hidden states."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     keyword: str | None
-    """The name that the hidden states are given by, None where they are the first positional
-    argument."""
+    """The name of the argument that holds the hidden states; None if they come first, without a
+    name."""
 
 
 @dataclass
 class Stream:
-    """Hidden states of all samples on their way in front of the next block, and the blocks' other arguments."""
+    """The hidden states of all samples at the next block, and the other arguments of all blocks."""
 
     hidden: list[Tensor]
+    """For each sample, the input of the next block."""
     extras: list[Mapping[int, Extra]]
-    """For each sample, the arguments by number of the block; blocks that text does not reach are
-    missing."""
+    """For each sample, the other arguments by the block's number; a block that the model skips on
+    text is missing."""
 
     def run(self, block: nn.Module, number: int, *, keep: bool) -> None:
-        """Send all samples through a block; with ``keep`` they go on from there, else they stay in front of it.
+        """Run a block on all samples; with ``keep`` its outputs become the next block's inputs.
 
-        A block that the model passes over, such as cross-attention to images, leaves them as they
-        are.
+        A block that the model skips on text, such as cross-attention to images, changes nothing.
         """
         for i, states in enumerate(self.hidden):
             extra = self.extras[i].get(number)
@@ -58,7 +60,7 @@ class Stream:
 
 
 def find_blocks(model: nn.Module, paths: Iterable[str]) -> list[tuple[str, nn.Module]]:
-    """The one stack of blocks that all these parameters lie in, in order, with the blocks' names.
+    """Return the (name, block) pairs, in order, of the one stack that holds all these parameters.
 
     Raises:
         PruneError: a parameter outside of blocks, or blocks of more than one stack.
@@ -85,21 +87,22 @@ def find_blocks(model: nn.Module, paths: Iterable[str]) -> list[tuple[str, nn.Mo
 
 
 def _several(model: nn.Module, stacks: Sequence[str]) -> str:
-    """Say why calibration cannot prune several stacks in one run, and what to do."""
+    """Return the message that calibration cannot prune several stacks in one run."""
     what = "an encoder-decoder" if is_encoder_decoder(model) else f"a model of {len(stacks)} stacks"
     others = " and ".join(f"'{stack}.*'" for stack in stacks[1:])
     return (
-        f"expected one stack of blocks, as a decoder has, but {type(model).__name__} is {what} with blocks in "
-        f"{', '.join(stacks)}: prune by magnitude, or one stack at a time (here exclude {others})"
+        f"expected one stack of blocks, as a decoder has, but {type(model).__name__} is {what} "
+        f"with blocks in {', '.join(stacks)}: prune by magnitude, or one stack at a time "
+        f"(here exclude {others})"
     )
 
 
 def start(model: nn.Module, blocks: Sequence[nn.Module], tokens: Tensor) -> Stream:
-    """Bring samples of token ids, (samples, length), in front of the first block.
+    """Return the inputs of the first block for samples of token ids, (samples, length).
 
     Raises:
-        PruneError: the model does not run its blocks one after the other, or gives them what
-            depends on the results of other blocks.
+        PruneError: the model does not run its blocks one after the other, or gives them arguments
+            that depend on the results of other blocks.
 
     """
     first = _watch(model, blocks, tokens[:1])
@@ -108,8 +111,11 @@ def start(model: nn.Module, blocks: Sequence[nn.Module], tokens: Tensor) -> Stre
     second = _watch(model, blocks, tokens[1:2])
     if first.extras.keys() != second.extras.keys():
         raise PruneError(
-            f"this {type(model).__name__} sends one text through other blocks than another: prune by magnitude"
+            f"this {type(model).__name__} sends one text through other blocks than another: "
+            "prune by magnitude"
         )
+    # Two samples with equal arguments show that no argument depends on the text. The other samples
+    # then need only the layers in front of the first block, which is far cheaper.
     if all(_same_extra(first.extras[number], second.extras[number]) for number in first.extras):
         others = [_before_first(model, blocks, min(first.extras), ids[None]) for ids in tokens[2:]]
         return Stream([first.states, second.states, *others], [first.extras] * len(tokens))
@@ -121,33 +127,39 @@ def start(model: nn.Module, blocks: Sequence[nn.Module], tokens: Tensor) -> Stre
 def _check_from_tokens(
     model: nn.Module, blocks: Sequence[nn.Module], ids: Tensor, record: _Record
 ) -> None:
-    """Refuse arguments that change when the blocks before give other results on the same text."""
+    """Refuse arguments that change when earlier blocks return other values on the same text."""
     shaken = _watch(model, blocks, ids, shake=True)
     for number, extra in record.extras.items():
         if number not in shaken.extras or not _same_extra(extra, shaken.extras[number]):
             raise PruneError(
-                f"block {number} of this model takes arguments that depend on what other blocks compute, besides its "
-                "hidden states: calibration cannot follow it, prune by magnitude"
+                f"block {number} of this model takes arguments that depend on what other blocks "
+                "compute, besides its hidden states: calibration cannot follow it, prune by "
+                "magnitude"
             )
 
 
 @dataclass
 class _Record:
-    """What one sample shows of a model."""
+    """What one sample's run through the whole model has shown."""
 
     states: Tensor = field(default_factory=lambda: torch.empty(0))
+    """The input of the first block."""
     extras: dict[int, Extra] = field(default_factory=dict)
+    """The other arguments of each block, by its number."""
     last: Tensor | None = None
+    """The output of the block that ran last."""
     order: list[int] = field(default_factory=list)
+    """The numbers of the blocks in the order of their calls."""
     broken: bool = False
+    """Whether some block's input was not the output of the block before."""
 
 
 def _watch(
     model: nn.Module, blocks: Sequence[nn.Module], ids: Tensor, *, shake: bool = False
 ) -> _Record:
-    """Run one sample through the whole model and note what every block is given.
+    """Run one sample through the whole model and record the arguments of every block.
 
-    With ``shake`` every block's result is changed before it goes on.
+    With ``shake`` the output of every block is changed before the model goes on with it.
     """
     record = _Record()
     numbers = {id(block): number for number, block in enumerate(blocks)}
@@ -165,6 +177,7 @@ def _watch(
         record.last = _hidden(output).clone()
         if not shake:
             return None
+        # Any change serves; this one keeps the values finite.
         record.last = record.last * 1.25 + 0.125
         return (record.last, *output[1:]) if isinstance(output, tuple) else record.last
 
@@ -177,18 +190,18 @@ def _watch(
             hook.remove()
     if record.broken or not record.order or record.order != sorted(set(record.order)):
         raise PruneError(
-            f"this {type(model).__name__} does not hand its hidden states from block to block in order: "
-            "calibration cannot follow it, prune by magnitude"
+            f"this {type(model).__name__} does not hand its hidden states from block to block in "
+            "order: calibration cannot follow it, prune by magnitude"
         )
     return record
 
 
 class _ReachedError(Exception):
-    """Ends a forward pass in front of the first block."""
+    """Raised to end a forward pass in front of the first block."""
 
 
 def _before_first(model: nn.Module, blocks: Sequence[nn.Module], first: int, ids: Tensor) -> Tensor:
-    """The hidden states in front of the first block; the rest of the model does not run."""
+    """Return the input of block number ``first``; the rest of the model does not run."""
     found: list[Tensor] = []
 
     def stop(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -206,13 +219,13 @@ def _before_first(model: nn.Module, blocks: Sequence[nn.Module], first: int, ids
 
 
 def _paths(model: nn.Module, blocks: Sequence[nn.Module]) -> list[str]:
-    """Where the blocks' parameters lie in the model."""
+    """Return the paths of the blocks inside the model, each with a dot at its end."""
     inside = {id(block) for block in blocks}
     return [f"{path}." for path, module in model.named_modules() if id(module) in inside]
 
 
 def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Extra]:
-    """The hidden states and the rest of a block's arguments."""
+    """Split the arguments of a block's call into the hidden states and the rest."""
     if args and isinstance(args[0], Tensor):
         states, extra = args[0].detach(), Extra(args[1:], dict(kwargs), None)
     elif isinstance(kwargs.get("hidden_states"), Tensor):
@@ -225,7 +238,8 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Extra
     for value in (*extra.args, *extra.kwargs.values()):
         if hasattr(value, "get_seq_length"):
             raise PruneError(
-                "this model hands a cache to its blocks although none was asked for: prune by magnitude"
+                "this model hands a cache to its blocks although none was asked for: "
+                "prune by magnitude"
             )
     return states, extra
 
@@ -237,22 +251,23 @@ def _call(block: nn.Module, extra: Extra, states: Tensor) -> Any:
 
 
 def _hidden(output: Any) -> Tensor:
-    """The hidden states among what a block returns."""
+    """Return the hidden states from the output of a block."""
     states = output[0] if isinstance(output, tuple | list) and output else output
     if not isinstance(states, Tensor):
         raise PruneError(
-            f"a block of this model returns {type(output).__name__}, not hidden states: prune by magnitude"
+            f"a block of this model returns {type(output).__name__}, not hidden states: "
+            "prune by magnitude"
         )
     return states.detach()
 
 
 def _same_extra(a: Extra, b: Extra) -> bool:
-    """Whether two calls of a block differ in nothing but their hidden states."""
+    """Whether two calls of a block agree in all arguments but the hidden states."""
     return _same((a.args, dict(a.kwargs)), (b.args, dict(b.kwargs)))
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two arguments are equal, tensors by value; objects of other kinds by type."""
+    """Whether two arguments are equal: tensors by value, unknown objects by their type."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype == b.dtype and _equal(a, b)
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):
@@ -265,8 +280,9 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same values, NaN being one."""
+    """Whether two tensors hold the same values; NaN equals NaN."""
     if a.shape != b.shape:
         return False
     b = b.to(a.device)
+    # x != x holds for NaN alone; torch.equal would call masks that hold NaN different.
     return bool(((a == b) | ((a != a) & (b != b))).all())

@@ -1,4 +1,4 @@
-"""Calibration text: token ids drawn from a text, and their check."""
+"""Calibration text: draw token ids from a text, and check token ids that are given."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spectail.errors import EvaluationError, PruneError
-from spectail.evaluation.bos import needed_bos, resolve, room_for_text, text_setting
+from spectail.evaluation.bos import Bos, needed_bos, resolve, room_for_text, text_setting
 
 
 def calibration_tokens(
@@ -23,56 +23,64 @@ def calibration_tokens(
 ) -> Tensor:
     """Draw token ids (samples, seq_len) from a text that is tokenised as a whole.
 
-    The text is cut into sequences from a drawn offset on, and some of them are drawn without
-    repetition; all of them where there are no more than ``samples``. 128 x 2048 is what Wanda and
-    SparseGPT publish.
+    The text is cut into sequences from a random offset on. ``samples`` of them are drawn without
+    repetition, or all of them if there are fewer. Wanda and SparseGPT publish 128 x 2048.
 
     Args:
-        tokenizer: that of the model.
-        text: what to draw from.
-        samples: how many sequences.
-        seq_len: tokens in a sequence, BOS included.
-        seed: of the draw.
+        tokenizer: the tokenizer of the model.
+        text: the text to draw from.
+        samples: the number of sequences.
+        seq_len: the number of tokens in a sequence, BOS (the beginning-of-sequence token) included.
+        seed: seed of the random draw.
         bos: ``every`` puts BOS in front of every sample, which then holds ``seq_len - 1`` tokens of
             the text. Under ``first`` and ``none`` no sample has a BOS: samples are drawn from
-            inside of the text, as published. ``auto`` chooses as in ``st.perplexity``.
-        model: what ``auto`` chooses by. Without it only the tokenizer's class tells the family, and
-            ``auto`` is ``every`` for Gemma's tokenizers alone.
+            inside the text, as published. ``auto`` chooses as in ``st.perplexity``.
+        model: the model that ``auto`` chooses for. Without it ``auto`` knows only the tokenizer's
+            class, and means ``every`` for Gemma's tokenizers alone.
 
     Raises:
-        PruneError: the text is shorter than one sequence; a BOS that the tokenizer lacks.
+        PruneError: the text is shorter than one sequence, or the tokenizer lacks the BOS needed.
 
     """
     for name, value in (("samples", samples), ("seq_len", seq_len)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise PruneError(f"{name} must be a whole number of at least 1, not {value!r}")
-    try:
-        rule = resolve(bos, tokenizer, model)
-        room = room_for_text(rule, seq_len)
-    except EvaluationError as error:
-        raise PruneError(str(error)) from None
+    rule, room = _rule(tokenizer, bos, model, seq_len)
     ids = _whole(tokenizer, text)
     if ids.numel() < room:
         beside = " beside BOS" if rule.in_block else ""
         raise PruneError(
-            f"the calibration text has {ids.numel()} tokens, and one sequence takes {room}{beside}: "
-            "give a longer text, or a shorter seq-len"
+            f"the calibration text has {ids.numel()} tokens, and one sequence takes "
+            f"{room}{beside}: give a longer text, or a shorter seq-len"
         )
+    return rule.open(_drawn(ids, room, samples, seed))
+
+
+def _rule(tokenizer: Any, bos: str, model: nn.Module | None, seq_len: int) -> tuple[Bos, int]:
+    """Return the rule for BOS, and how many tokens of text it leaves in a sequence."""
+    try:
+        rule = resolve(bos, tokenizer, model)
+        return rule, room_for_text(rule, seq_len)
+    except EvaluationError as error:
+        raise PruneError(str(error)) from None
+
+
+def _drawn(ids: Tensor, room: int, samples: int, seed: int) -> Tensor:
+    """Draw sequences of ``room`` tokens, (samples, room), from the ids of a text."""
     draw = torch.Generator().manual_seed(seed)
     spare = ids.numel() % room
     offset = int(torch.randint(spare + 1, (), generator=draw))
     count = (ids.numel() - offset) // room
     chosen = torch.randperm(count, generator=draw)[:samples]
-    return rule.open(ids[offset : offset + count * room].reshape(count, room)[chosen])
+    return ids[offset : offset + count * room].reshape(count, room)[chosen]
 
 
 def _whole(tokenizer: Any, text: str) -> Tensor:
-    """Token ids of a text, without special tokens."""
+    """Return the token ids of a whole text, without special tokens."""
     longest = getattr(tokenizer, "model_max_length", None)
     if longest is not None:
-        tokenizer.model_max_length = int(
-            1e30
-        )  # else the tokenizer warns of a text that no model sees whole
+        # The tokenizer would warn that the text is too long, but no model sees it whole.
+        tokenizer.model_max_length = int(1e30)
     try:
         found = tokenizer(text, add_special_tokens=False)["input_ids"]
     finally:
@@ -82,7 +90,7 @@ def _whole(tokenizer: Any, text: str) -> Tensor:
 
 
 def missing_bos(tokens: Tensor, model: nn.Module) -> str | None:
-    """What to say of samples without the BOS that the model's family needs; None if all is well."""
+    """Return a remark on samples that lack a BOS which the model's family needs, or None."""
     needed = needed_bos(model)
     if needed is None or bool((tokens[:, 0] == needed[1]).all()):
         return None
@@ -95,11 +103,28 @@ def missing_bos(tokens: Tensor, model: nn.Module) -> str | None:
 
 
 def as_tokens(calibration: Any, model: nn.Module, method: str) -> Tensor:
-    """Check token ids: (samples, length), whole numbers that the model's vocabulary and positions hold."""
+    """Return calibration as a tensor of token ids, (samples, length), that fit the model.
+
+    ``calibration`` is such a tensor or a list of samples of one length; ``method`` is named in the
+    error if there is none.
+
+    Raises:
+        PruneError: the ids have another type or shape, are empty, or exceed the vocabulary or the
+            positions of the model.
+
+    """
     if calibration is None:
         raise PruneError(
-            f"{method} needs calibration: token ids (samples, length), as spectail.pruning.calibration draws them"
+            f"{method} needs calibration: token ids (samples, length), as "
+            "spectail.pruning.calibration draws them"
         )
+    tokens = _as_matrix(calibration)
+    _check_fits(tokens, model)
+    return tokens
+
+
+def _as_matrix(calibration: Any) -> Tensor:
+    """Return token ids, given as one tensor or one per sample, as one tensor (samples, length)."""
     if (
         isinstance(calibration, list | tuple)
         and all(isinstance(x, Tensor) for x in calibration)
@@ -121,14 +146,19 @@ def as_tokens(calibration: Any, model: nn.Module, method: str) -> Tensor:
         raise PruneError(f"calibration must be token ids (samples, length), not {what[:80]}")
     if not calibration.numel():
         raise PruneError("calibration holds no tokens")
+    return calibration
+
+
+def _check_fits(tokens: Tensor, model: nn.Module) -> None:
+    """Refuse sequences longer than the model's positions, and tokens outside its vocabulary."""
     most = text_setting(model, "max_position_embeddings")
-    if most is not None and calibration.shape[1] > most:
+    if most is not None and tokens.shape[1] > most:
         raise PruneError(
-            f"calibration sequences of {calibration.shape[1]} tokens exceed the model's {most} positions"
+            f"calibration sequences of {tokens.shape[1]} tokens exceed the model's {most} positions"
         )
     words = text_setting(model, "vocab_size")
-    if words is not None and (int(calibration.max()) >= words or int(calibration.min()) < 0):
+    if words is not None and (int(tokens.max()) >= words or int(tokens.min()) < 0):
         raise PruneError(
-            f"calibration holds token {int(calibration.max())}, the model knows {words}: another tokenizer?"
+            f"calibration holds token {int(tokens.max())}, the model knows {words}: "
+            "another tokenizer?"
         )
-    return calibration

@@ -1,4 +1,4 @@
-"""A pruned model, its tokenizer, its allocation and what was done to it, as a folder that transformers loads."""
+"""Save a pruned model with its tokenizer, allocation and report as a folder for transformers."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ PROCESSOR_FILES = (
     "chat_template.json",
     "chat_template.jinja",
 )
-"""What a multi-modal model's folder holds beside model and tokenizer, so that it still reads images
-or audio."""
+"""More files of a multi-modal model's folder: without them it cannot read images or audio."""
 
 
 def check_free(out: str | Path) -> Path:
-    """The folder to write, which must not exist or be empty; PruneError otherwise."""
+    """Return ``out`` as a path if it can be written: it is missing or empty; else PruneError."""
     out = Path(out)
     if out.is_dir() and not any(out.iterdir()):
         return out
     if out.exists():
         raise PruneError(
-            f"{out} exists and is not an empty folder, so nothing is written there: give another one"
+            f"{out} exists and is not an empty folder, so nothing is written there: "
+            "give another one"
         )
     return out
 
@@ -51,8 +51,12 @@ def save_pruned(
     report: PruneReport,
     page: str = "",
 ) -> Path:
-    """Write model, tokenizer, allocation, report and its page (HTML) into a new folder, which appears whole or not."""
+    """Write model, tokenizer, allocation, report and page (HTML) into a new folder.
+
+    The folder appears complete or not at all.
+    """
     out = check_free(out)
+    # Everything is written beside the target, and one rename at the end makes it visible.
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -73,7 +77,7 @@ def save_pruned(
 
 
 def _copy_processor(model: Any, out: Path) -> None:
-    """Copy the files of the processor from the folder that the model was loaded from, where there is one."""
+    """Copy the processor's files from the folder that the model was loaded from, if it has any."""
     source = Path(getattr(getattr(model, "config", None), "name_or_path", "") or "")
     for name in PROCESSOR_FILES:
         if source.is_dir() and (source / name).is_file() and not (out / name).exists():

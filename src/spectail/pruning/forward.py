@@ -1,4 +1,4 @@
-"""Token ids through a whole model, without a cache, whatever kinds of input the model has besides text."""
+"""Run token ids through a whole model without a cache, even if it also takes images or audio."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from torch import Tensor, nn
 from spectail.errors import PruneError, SpectailError
 
 _REFUSALS = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError)
-"""What a model raises that does not run on text alone."""
+"""Errors that models raise which do not run on text alone."""
 
 
 def run_tokens(model: nn.Module, ids: Tensor, paths: Iterable[str]) -> None:
-    """Send token ids (1, length) through the blocks that hold the parameters at ``paths``.
+    """Run token ids (1, length) through the blocks that hold the parameters at ``paths``.
 
-    The whole model is called. Where it refuses text without images, the outermost module around all
-    these parameters that takes text is called in its place: the language model of BLIP-2 or
-    Kosmos-2.
+    The whole model is called. If it refuses text without images, the outermost module around all
+    these parameters that accepts text is called instead: the language model of BLIP-2 or Kosmos-2.
 
     Raises:
-        PruneError: nothing runs on token ids alone; with the first line of the model's own words.
+        PruneError: nothing runs on token ids alone; the message quotes the model's own error.
 
     """
     refusals: list[Exception] = []
@@ -40,21 +39,22 @@ def run_tokens(model: nn.Module, ids: Tensor, paths: Iterable[str]) -> None:
     lines = str(refusals[0]).strip().splitlines() or [type(refusals[0]).__name__]
     both = ", being an encoder-decoder" if is_encoder_decoder(model) else ""
     raise PruneError(
-        f"{type(model).__name__} does not run on token ids alone{both} ({lines[0][:160]}), so calibration text says "
-        "nothing about its layers: prune by magnitude"
+        f"{type(model).__name__} does not run on token ids alone{both} ({lines[0][:160]}), so "
+        "calibration text says nothing about its layers: prune by magnitude"
     ) from refusals[0]
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:
-    """Whether a model of transformers has an encoder and a decoder of its own."""
+    """Whether a model of transformers is an encoder-decoder, by its configuration."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def _around(model: nn.Module, paths: Iterable[str]) -> Iterator[nn.Module]:
-    """The model, then the modules inside of it that hold all parameters at ``paths``, from the outermost inwards."""
+    """Yield the model, then ever smaller modules that still hold all parameters at ``paths``."""
     yield model
     if is_encoder_decoder(model):
-        return  # half of it would run without the other
+        return  # one half would run without the other, on inputs that it never gets
+    # zip stops at the shortest path: one set of names per depth, from the root inwards.
     for level in zip(*(path.split(".")[:-1] for path in paths), strict=False):
         component = level[0]
         if len(set(level)) > 1:
@@ -67,7 +67,7 @@ def _around(model: nn.Module, paths: Iterable[str]) -> Iterator[nn.Module]:
 
 
 def _call(module: nn.Module, ids: Tensor) -> None:
-    """Call a module on token ids, without logits of all positions where it has a say in them."""
+    """Call a module on token ids; ask for the logits of the last position only, if it can."""
     takes = inspect.signature(module.forward).parameters
     spare = {"use_cache": False, "logits_to_keep": 1}
     options: dict[str, Any] = {name: value for name, value in spare.items() if name in takes}
@@ -80,7 +80,8 @@ def _call(module: nn.Module, ids: Tensor) -> None:
 
 @contextmanager
 def _without_cache(model: nn.Module) -> Iterator[None]:
-    """Switch caches off in every configuration of the model: the text model of a multi-modal one has its own."""
+    """Switch caches off in every configuration of the model while the context lasts."""
+    # The language model inside a multi-modal model has a configuration of its own.
     configs = {
         id(config): config
         for module in model.modules()

@@ -1,8 +1,8 @@
-"""Which weights of a live model an allocation means, and how many zeros each of them gets."""
+"""Find the weights of a live model that an allocation names, and how many zeros each one gets."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 
@@ -10,59 +10,63 @@ import torch
 from torch import nn
 
 from spectail.allocation.allocation import Allocation
-from spectail.allocation.coverage import Coverage, LeftOut, cover
+from spectail.allocation.coverage import Coverage, cover
+from spectail.allocation.left_out import Code, LeftOut, Reason
 from spectail.errors import AllocationError, PruneError, SourceError
-from spectail.measuring.layer import record_of
 from spectail.models.live.walk import module_source
 from spectail.models.live.weights import Weight, editable, owners
 from spectail.models.naming.pairing import Pairing, pair_names, prediction_layers
-from spectail.models.source import Source
+from spectail.models.source import Layer, Source
 from spectail.pruning.quotas import Pattern, Quota, pattern_counts, zero_counts
 
 SHOWN = 4
-"""How many names an error lists before it counts the rest."""
-FILE_ONLY = "multi-token prediction: it lies in the file and not in the model"
-"""Reason of a layer that an allocation made from a file has and the model lacks."""
-NOT_NAMED = "not in the allocation"
-"""Reason of a layer that nothing else keeps out."""
+"""The most names that an error lists; the others are counted."""
+FILE_ONLY = Reason(
+    Code.FILE_ONLY, "multi-token prediction: it lies in the file and not in the model"
+)
+"""Reason for a layer that is in an allocation made from a file, but not in the model."""
+NOT_NAMED = Reason(Code.NOT_NAMED, "not in the allocation")
+"""Reason for a layer that the allocation could have named and did not."""
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
-    """One weight with what it is to lose."""
+class PruningTarget:
+    """One weight and how many zeros it gets."""
 
     weight: Weight
     ratio: float
-    """As asked, before it became a whole number of zeros."""
+    """The ratio of zeros asked for, before rounding to a whole number of zeros."""
     quota: Quota
+    """The number of zeros, or the pattern, that the ratio became."""
 
     @property
     def numel(self) -> int:
-        """Number of weights."""
+        """The number of single weights in it."""
         return self.weight.rows * self.weight.cols
 
 
 @dataclass(frozen=True)
 class Scope:
-    """Which layers a sparsity is about: the matrices inside blocks of the model that text goes through."""
+    """Which layers are pruned: by default the matrices inside blocks that text passes through."""
 
     include: tuple[str, ...] = ()
-    """Globs of layers that would stay dense."""
+    """Globs of layers to prune that would stay dense by default."""
     exclude: tuple[str, ...] = ()
     """Globs of layers that stay dense."""
     unseen: Mapping[str, str] = field(default_factory=dict)
-    """Layers that calibration text does not reach, with the reason: see ``reach``."""
+    """Layers that calibration text does not reach, each with the reason: see ``reach``."""
 
-    def cover(self, source: Source) -> Coverage:
-        """Choose the layers of a model.
+    def cover(self, source: Source) -> Coverage[Layer]:
+        """Divide the layers of a model into those that are pruned and those left out.
 
         Raises:
-            PruneError: no layer takes part, or a glob changes nothing.
+            PruneError: no layer is left to prune, or a glob changes nothing.
 
         """
         try:
-            records = [record_of(layer) for layer in source.layers]
-            found = cover(records, inside_blocks=True, include=self.include, exclude=self.exclude)
+            found = cover(
+                source.layers, inside_blocks=True, include=self.include, exclude=self.exclude
+            )
         except AllocationError as error:
             if self.include or self.exclude:
                 raise PruneError(str(error)) from None
@@ -71,14 +75,16 @@ class Scope:
         if not kept:
             name = found.layers[0].name
             raise PruneError(
-                f"calibration text reaches no layer: {name}: {self.unseen[name]}; prune by magnitude"
+                f"calibration text reaches no layer: {name}: {self.unseen[name]}; "
+                "prune by magnitude"
             )
-        reasons = {layer.name: layer.reason for layer in found.left_out}
+        reasons = {layer.name: layer.why for layer in found.left_out}
         reasons |= {
-            layer.name: self.unseen[layer.name]
+            layer.name: Reason(Code.UNREACHED, self.unseen[layer.name])
             for layer in found.layers
             if layer.name in self.unseen
         }
+        # Both sources of reasons are merged in the model's order, which reports keep.
         left_out = (
             LeftOut(layer.name, reasons[layer.name])
             for layer in source.layers
@@ -87,13 +93,13 @@ class Scope:
         return Coverage(kept, tuple(left_out))
 
 
-def coverage_of(source: Source) -> Coverage:
-    """The layers that a sparsity is about unless more are named."""
+def coverage_of(source: Source) -> Coverage[Layer]:
+    """Return the layers that are pruned by default, without globs."""
     return Scope().cover(source)
 
 
 def weights_of(model: nn.Module, source: Source, names: Container[str]) -> list[Weight]:
-    """The weights of these layers of ``module_source(model)``, in the model's order.
+    """Return the weights of the layers ``names`` of ``module_source(model)``, in the model's order.
 
     Raises:
         PruneError: one of them cannot be written.
@@ -110,8 +116,8 @@ def make_targets(
     model: nn.Module,
     allocation: Allocation | Mapping[str, float] | float,
     pattern: Pattern | None = None,
-) -> list[Target]:
-    """Pair an allocation with the model's weights: see ``choose_targets``."""
+) -> list[PruningTarget]:
+    """Return the weights to prune: the first result of ``choose_targets``."""
     return choose_targets(model, allocation, pattern)[0]
 
 
@@ -119,27 +125,23 @@ def choose_targets(
     model: nn.Module,
     allocation: Allocation | Mapping[str, float] | float,
     pattern: Pattern | None = None,
-) -> tuple[list[Target], tuple[LeftOut, ...]]:
-    """Pair an allocation with the model's weights, by name and both ways, and check that they can be pruned.
+) -> tuple[list[PruningTarget], tuple[LeftOut, ...]]:
+    """Pair an allocation with the model's weights by name, and check that they can be pruned.
 
-    A number is the ratio of every layer that an allocation of sparsities covers. A layer is known
-    under the names of a live model and of its saved file alike (experts are fused in one and single
-    in the other). The layers that are left out come with their reasons.
+    A single number is the ratio of every layer that is pruned by default. The allocation may use
+    the names of the live model or those of its saved file (experts can be fused in one and separate
+    in the other). The second result lists the layers that stay dense, with the reasons.
 
     Raises:
         PruneError: a name that the model lacks, a layer that the allocation lacks, a ratio outside
-            [0, 1], a weight that cannot be pruned (tied, quantised, NaN).
+            [0, 1], or a weight that cannot be pruned (tied, quantised, NaN).
 
     """
     source = module_source(model, fingerprint=False)
     pairing = _paired(source, allocation)
     ratios = _ratios(source, allocation, pairing, model)
     weights = weights_of(model, source, ratios)
-    for weight in weights:
-        if weight.tensor.is_meta or not bool(torch.isfinite(weight.read()).all()):
-            raise PruneError(
-                f"{weight.name} holds NaN or infinite weights: nothing can be ranked by them"
-            )
+    _check_finite(weights)
     wanted = [ratios[weight.name] for weight in weights]
     shapes = [(weight.rows, weight.cols) for weight in weights]
     quotas: list[Quota] = (
@@ -147,12 +149,20 @@ def choose_targets(
         if pattern
         else list(zero_counts(wanted, [rows * cols for rows, cols in shapes]))
     )
-    targets = [Target(*three) for three in zip(weights, wanted, quotas, strict=True)]
+    targets = [PruningTarget(*three) for three in zip(weights, wanted, quotas, strict=True)]
     return targets, _left_out(source, ratios, allocation, pairing)
 
 
+def _check_finite(weights: Iterable[Weight]) -> None:
+    for weight in weights:
+        if weight.tensor.is_meta or not bool(torch.isfinite(weight.read()).all()):
+            raise PruneError(
+                f"{weight.name} holds NaN or infinite weights: nothing can be ranked by them"
+            )
+
+
 def _paired(source: Source, allocation: Allocation | Mapping[str, float] | float) -> Pairing:
-    """Pair the names of an allocation, those that it leaves out too, with the layers of the model."""
+    """Pair all names in an allocation, left-out layers included, with the layers of the model."""
     given = list(allocation) if isinstance(allocation, Mapping) else []
     if isinstance(allocation, Allocation):
         given += [layer.name for layer in allocation.left_out]
@@ -166,18 +176,16 @@ def _left_out(
     allocation: Allocation | Mapping[str, float] | float,
     pairing: Pairing,
 ) -> tuple[LeftOut, ...]:
-    """Every layer without a ratio, with the allocation's reason or else the one that its name gives.
+    """Return every layer without a ratio, with the allocation's reason or else the default one.
 
-    The layers of a file that the model lacks come last.
+    Layers that the allocation names and only the file has come last.
     """
     try:
-        reasons = {layer.name: layer.reason for layer in coverage_of(source).left_out}
+        reasons = {layer.name: layer.why for layer in coverage_of(source).left_out}
     except PruneError:
         reasons = {}
     given = allocation.left_out if isinstance(allocation, Allocation) else ()
-    told = {
-        pairing.pairs[layer.name]: layer.reason for layer in given if layer.name in pairing.pairs
-    }
+    told = {pairing.pairs[layer.name]: layer.why for layer in given if layer.name in pairing.pairs}
     dense = [
         LeftOut(layer.name, told.get(layer.name) or reasons.get(layer.name, NOT_NAMED))
         for layer in source.layers
@@ -193,14 +201,20 @@ def _ratios(
     pairing: Pairing,
     model: nn.Module,
 ) -> dict[str, float]:
-    """The ratio of every layer of the model that has one, under the model's names."""
+    """Return the ratios of an allocation under the model's names.
+
+    Raises:
+        PruneError: see ``choose_targets``.
+
+    """
     if isinstance(allocation, Real) and not isinstance(allocation, bool):
         return dict.fromkeys(
             (layer.name for layer in coverage_of(source).layers), check_sparsity(allocation)
         )
     if not isinstance(allocation, Mapping):
         raise PruneError(
-            f"expected an allocation, a mapping from layer to ratio or one number, not {allocation!r}"
+            "expected an allocation, a mapping from layer to ratio or one number, "
+            f"not {allocation!r}"
         )
     if isinstance(allocation, Allocation) and allocation.target != "sparsity":
         raise PruneError(f"expected an allocation of sparsity, not of {allocation.target}")
@@ -220,7 +234,8 @@ def _ratios(
 def _check_partners(
     source: Source, allocation: Mapping[str, float], pairing: Pairing, model: nn.Module
 ) -> None:
-    """Refuse names that the model lacks, except those of blocks that no model class has."""
+    """Refuse names that the model lacks, except those of multi-token prediction blocks."""
+    # Checkpoints hold these blocks (DeepSeek-V3, for one), and no model class loads them.
     left_out = allocation.left_out if isinstance(allocation, Allocation) else ()
     unknown = prediction_layers([*allocation, *(layer.name for layer in left_out)])
     lacking = [name for name in allocation if name not in pairing.pairs and name not in unknown]
@@ -229,22 +244,24 @@ def _check_partners(
     several = pairing.ambiguous.get(lacking[0])
     if several:
         raise PruneError(
-            f"{lacking[0]} could be any of {_listed(list(several))}: name the layer as the model does"
+            f"{lacking[0]} could be any of {_listed(list(several))}: "
+            "name the layer as the model does"
         )
     raise PruneError(
-        f"the model has no {_listed(lacking)}{_tied(model, lacking[0])}; names look like {_like(source)}"
+        f"the model has no {_listed(lacking)}{_tied(model, lacking[0])}; "
+        f"names look like {_like(source)}"
     )
 
 
 def check_sparsity(given: object) -> float:
-    """One ratio for all layers as a number; PruneError for what is none from 0 to below 1."""
+    """Return a sparsity as a float; PruneError unless it is a number from 0 to below 1."""
     if isinstance(given, bool) or not isinstance(given, Real) or not 0 <= float(given) < 1:
         raise PruneError(f"a sparsity must be at least 0 and below 1, not {given!r}")
     return float(given)
 
 
 def _covered(source: Source) -> tuple[str, ...]:
-    """The layers that an allocation must speak of; none where no layer takes part unless it is named."""
+    """Return the layers that an allocation must name; none if no layer is pruned by default."""
     try:
         return tuple(layer.name for layer in coverage_of(source).layers)
     except PruneError:
@@ -252,7 +269,7 @@ def _covered(source: Source) -> tuple[str, ...]:
 
 
 def _tied(model: nn.Module, name: str) -> str:
-    """Where the model does have the name, its weight is another layer's."""
+    """Return a phrase if the model has a module of this name whose weight is another layer's."""
     try:
         module = model.get_submodule(name)
     except AttributeError:
@@ -265,6 +282,7 @@ def _tied(model: nn.Module, name: str) -> str:
 
 
 def _like(source: Source) -> str:
+    """Return two of the model's own names as an example, if possible from inside blocks."""
     inside = [layer.name for layer in source.layers if layer.block is not None] or [
         layer.name for layer in source.layers
     ]
@@ -272,5 +290,6 @@ def _like(source: Source) -> str:
 
 
 def _listed(names: list[str]) -> str:
+    """List names, shortened to the first ones and a count of the others."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

@@ -1,6 +1,7 @@
-"""Masks: which weights go. True is pruned; counts are exact, and ties go to the first in reading order.
+"""Masks: choose the weights with the smallest scores. True means pruned.
 
-Scores are (rows, cols) with rows the outputs, finite, and the smallest are pruned.
+Scores are finite and of shape (rows, cols); rows are the outputs. Counts are exact. Of equal scores
+the first in reading order is pruned first.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from torch import Tensor
 
 
 def smallest(scores: Tensor, count: int) -> Tensor:
-    """The ``count`` smallest of the whole matrix.
+    """Mask the ``count`` smallest scores of the whole matrix.
 
     >>> smallest(torch.tensor([[1.0, 2.0], [1.0, 1.0]]), 2)
     tensor([[ True, False],
@@ -21,15 +22,16 @@ def smallest(scores: Tensor, count: int) -> Tensor:
     if count > 0:
         last = torch.kthvalue(flat, count).values
         mask = flat < last
+        # Fill up from the ties in order; topk would pick among equal scores in no defined order.
         ties = (flat == last).nonzero().squeeze(1)
         mask[ties[: count - int(mask.sum())]] = True
     return mask.reshape(scores.shape)
 
 
 def smallest_by_row(scores: Tensor, count: int) -> Tensor:
-    """The smallest of every row, ``count`` in total: each row loses ``count // rows`` or one more.
+    """Mask the smallest scores of every row, ``count // rows`` or one more in each row.
 
-    The odd ones go to the rows whose next weight has the smallest score.
+    The total is ``count``. The rows that lose one more are those whose next score is smallest.
     """
     rows = scores.shape[0]
     each, more = divmod(count, rows)
@@ -38,11 +40,14 @@ def smallest_by_row(scores: Tensor, count: int) -> Tensor:
     take[:, :each] = True
     if more:
         take[torch.sort(ordered[:, each], stable=True).indices[:more], each] = True
-    return torch.empty_like(take).scatter_(1, order, take)
+    return torch.empty_like(take).scatter_(1, order, take)  # from sorted order back to columns
 
 
 def smallest_of_groups(scores: Tensor, n: int, m: int) -> Tensor:
-    """The ``n`` smallest of every ``m`` neighbours along the input; columns left over at the end stay."""
+    """Mask the ``n`` smallest of every ``m`` neighbours in a row.
+
+    Columns at the end that do not fill a group stay.
+    """
     rows, cols = scores.shape
     whole = cols // m * m
     groups = scores[:, :whole].reshape(rows, -1, m)

@@ -1,4 +1,8 @@
-"""Baselines that look at no alpha: the same sparsity everywhere, and OWL's by outliers (arXiv 2310.05175)."""
+"""Allocations that use no alpha: one ratio for all layers, and OWL by outliers (arXiv 2310.05175).
+
+An outlier is a weight whose Wanda score |W_ij| norm(X_j) exceeds ``m`` times the mean of its block.
+OWL prunes less where there are more of them.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ Array: TypeAlias = NDArray[np.float64]
 
 
 def uniform(model: nn.Module, sparsity: float, *, scope: Scope | None = None) -> Allocation:
-    """The same ratio for every layer of the scope, which is unless given every matrix inside blocks."""
+    """Give every layer of the scope the same ratio; by default every matrix inside blocks."""
     ratio, scope = check_sparsity(sparsity), scope or Scope()
     units = _units(model, scope)
     return _allocation(model, dict.fromkeys(units, ratio), sparsity, {"rule": "uniform"}, scope)
@@ -43,11 +47,12 @@ def owl(
     lam: float = presets.OWL_LAMBDA,
     scope: Scope | None = None,
 ) -> Allocation:
-    """One ratio per block: less is pruned where more scores |W_ij| norm(X_j) exceed ``m`` times the block's mean.
+    """Give each block one ratio, lower the more outliers it has.
 
-    The ratios span 2 ``lam`` and follow the share of outliers linearly. The budget holds over all
-    weights, with ratios between the bounds of ``presets``; the published code means blocks of equal
-    size and has no bounds. The model is dense while its scores are taken, and is not changed.
+    Ratios fall linearly with the share of outliers and span 2 ``lam``. Their mean over all weights
+    is ``sparsity``, and they stay between the bounds of ``presets``; the published code assumes
+    blocks of equal size and has no bounds. Scores are those of the dense model, which is not
+    changed.
     """
     check_sparsity(sparsity)
     scope = scope or scope_of(model, as_tokens(calibration, model, "OWL"))
@@ -64,7 +69,7 @@ def owl_allocation(
     lam: float,
     scope: Scope | None = None,
 ) -> Allocation:
-    """OWL from outliers that are counted already: ``shares`` are those of ``outlier_shares`` for the same ``m``."""
+    """Make OWL's allocation from the result ``shares`` of ``outlier_shares`` for the same ``m``."""
     check_sparsity(sparsity)
     scope = scope or Scope()
     if not (m > 0 and 0 <= lam <= 1):
@@ -86,10 +91,10 @@ def owl_allocation(
 
 
 def owl_ratios(outliers: Array, weights: Array, *, sparsity: float, lam: float) -> Array:
-    """Ratios that fall by up to 2 ``lam`` from the unit with the fewest outliers to the one with the most.
+    """Return one ratio per block, lower by 2 ``lam`` for the most outliers than for the fewest.
 
-    Their mean by ``weights`` is ``sparsity``; what a bound of ``presets.SPARSITY_BOUNDS`` cuts off
-    goes to the others.
+    Their mean with ``weights`` is ``sparsity``. If a bound of ``presets.SPARSITY_BOUNDS`` cuts a
+    ratio, the others change to keep the mean.
 
     >>> owl_ratios(np.array([1.0, 2.0, 3.0]), np.ones(3), sparsity=0.6, lam=0.1).round(6)
     array([0.7, 0.6, 0.5])
@@ -98,11 +103,13 @@ def owl_ratios(outliers: Array, weights: Array, *, sparsity: float, lam: float) 
     kept = (outliers - outliers.min()) / spread * 2 * lam if spread > 0 else np.zeros_like(outliers)
     low, high = presets.SPARSITY_BOUNDS
     share = weights / weights.sum()
+    # The ratios are clip(shift - kept). Their mean is piecewise linear in the shift and bends only
+    # where some block meets a bound, so interpolating between these corners solves for it exactly.
     corners = np.sort(np.concatenate([kept + low, kept + high]))
     means = [float(share @ np.clip(corner - kept, low, high)) for corner in corners]
     if sparsity > means[-1]:
         raise PruneError(f"ratios from {low:g} to {high:g} cannot have the mean {sparsity:g}")
-    shift = float(np.interp(sparsity, means, corners))  # the mean is piecewise linear in the shift
+    shift = float(np.interp(sparsity, means, corners))
     return np.asarray(np.clip(shift - kept, low, high))
 
 
@@ -113,7 +120,7 @@ def outlier_shares(
     m: float = presets.OWL_M,
     scope: Scope | None = None,
 ) -> dict[str, float]:
-    """Percent of the scores of each block's layers above ``m`` times their mean, by the block's name."""
+    """Return, by block, the percentage of Wanda scores above ``m`` times the block's mean score."""
     tokens = as_tokens(calibration, model, "OWL")
     scope, source = scope or scope_of(model, tokens), module_source(model, fingerprint=False)
     weights = weights_of(model, source, {layer.name for layer in scope.cover(source).layers})
@@ -135,18 +142,19 @@ def outlier_shares(
 
 
 def _outliers(weights: Sequence[Weight], seen: Mapping[Any, Statistic], m: float) -> float:
-    """Percent of a block's scores above ``m`` times their mean, one matrix in memory at a time."""
+    """Return the percentage of outliers in one block, with one matrix in memory at a time."""
 
     def score(weight: Weight) -> Tensor:
         return scores.wanda(weight.read().float(), seen[site_of(weight)].squares)
 
+    # Scores are computed twice, for the mean and for the count, to save the memory of a block.
     numel = sum(weight.rows * weight.cols for weight in weights)
     mean = sum(float(score(weight).double().sum()) for weight in weights) / numel
     return 100 * sum(int((score(weight) > m * mean).sum()) for weight in weights) / numel
 
 
 def _units(model: nn.Module, scope: Scope) -> dict[str, dict[str, int]]:
-    """Numbers of weights of the covered layers, by block and layer."""
+    """Return the number of weights of every layer in scope, by block and layer."""
     found: dict[str, dict[str, int]] = {}
     for layer in scope.cover(module_source(model, fingerprint=False)).layers:
         found.setdefault(unit_of(layer.name) or layer.name, {})[layer.name] = layer.numel

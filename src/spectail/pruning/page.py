@@ -1,8 +1,9 @@
-"""The page of a pruning run: ratios across depth, what was reached, what it cost, in one HTML file."""
+"""The HTML page of a pruning run: ratios across depth, sparsity reached, and perplexity."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
@@ -13,7 +14,7 @@ from plotly.colors import sample_colorscale
 from spectail.allocation.allocation import Allocation
 from spectail.evaluation import Rule
 from spectail.models.naming.blocks import block_of, kind_of
-from spectail.pruning.pipeline import Plan, Pruned
+from spectail.pruning.pipeline import Pruned, PruningPlan
 from spectail.pruning.report import NO_GAIN, PrunedLayer, PruneReport, Selected
 from spectail.report import page
 from spectail.report.depth import depth_of
@@ -43,15 +44,6 @@ VIEW = (
 )
 COLUMNS = tuple(column.key for column in VIEW)
 
-_METHODS = {
-    "magnitude": "the smallest weights of each matrix went; the others are as they were. No text was read.",
-    "wanda": "in each output row the weights with the smallest |W| times the norm of their input went; the others are "
-    "as they were.",
-    "wanda-variant": "the weights with the smallest |W| times the norm of their input went, up to one share of every "
-    "row's summed score; the others are as they were.",
-    "sparsegpt": "weights went that the Hessian of the layer's inputs makes cheap, and those that stay were updated to "
-    "make up for them.",
-}
 _BOS: dict[Rule, str] = {
     "every": "Every calibration sample and every block of the other texts starts with the "
     "beginning-of-sequence token, which counts as one of its tokens.",
@@ -62,7 +54,7 @@ _BOS: dict[Rule, str] = {
 
 
 def prune_html(done: Pruned, *, source: str, command: str) -> str:
-    """Write the page of a run; ``source`` is what was pruned, ``command`` what does it again, both plain text."""
+    """Return the page of a run; ``source`` names the model, ``command`` repeats the run."""
     report = done.report
     figures = {"ratios": page.figure_data(ratios_by_depth(done.allocation, report, done.others))}
     words = tuple(Paragraph(topic, text, quiet=topic == "Left out") for topic, text in _words(done))
@@ -91,8 +83,8 @@ def prune_html(done: Pruned, *, source: str, command: str) -> str:
 
 def _depth_section(sparsity: float) -> Section:
     caption = (
-        "Lines are means over the weights of a block. A point is one layer as it was saved; it opens its row below. "
-        f"Every line has the same sparsity over all weights, {sparsity:.4g}."
+        "Lines are means over the weights of a block. A point is one layer as it was saved; it "
+        f"opens its row below. Every line has the same sparsity over all weights, {sparsity:.4g}."
     )
     return Section(
         id="depth-section",
@@ -116,7 +108,7 @@ def _eps_section(text: str) -> Section:
 def ratios_by_depth(
     allocation: Allocation, report: PruneReport, others: Mapping[str, Allocation]
 ) -> go.Figure:
-    """Mean ratio of each block along the model, for each allocation, and what every layer reached."""
+    """Draw the mean ratio of each block for each allocation, and the ratio reached in a layer."""
     depth = depth_of([(layer.name, block_of(layer.name)) for layer in report.layers])
     place = dict(zip([layer.name for layer in report.layers], depth.places, strict=True))
     ticks, labels = depth.ticks()
@@ -124,14 +116,6 @@ def ratios_by_depth(
         xaxis=axis(depth.title, showgrid=False, tickvals=ticks, ticktext=[safe(x) for x in labels]),
         yaxis=axis("ratio of zeros"),
     )
-    candidates = [name for name in others if name != "uniform"]
-    places = [0.2 + 0.4 * i / max(1, len(candidates) - 1) for i in range(len(candidates))]
-    colours = sample_colorscale([colour for _, colour in HEAT_SCALE], places)
-    looks = {
-        name: {"color": colour, "width": 1.5, "dash": "dash"}
-        for name, colour in zip(candidates, colours, strict=True)
-    }
-    looks["uniform"] = {"color": NULL, "width": 2, "dash": "dot"}
     _add_line(fig, "used", _by_place(allocation, place), {"color": FIT, "width": 3.5})
     fig.add_scatter(
         x=[place[layer.name] for layer in report.layers],
@@ -144,24 +128,39 @@ def ratios_by_depth(
         legendgroup="reached",
         marker={"color": FIT, "symbol": "circle-open", "size": 7},
     )
-    for name in ("uniform", *candidates):
-        if name in others:
-            _add_line(fig, name, _by_place(others[name], place), looks[name])
+    for name, look in _looks(others).items():
+        _add_line(fig, name, _by_place(others[name], place), look)
+    # The line and the points of this run come first in the legend, but lie on top of the others.
     fig.data[0].zorder = fig.data[1].zorder = 1
     return fig
+
+
+def _looks(others: Mapping[str, Allocation]) -> dict[str, dict[str, Any]]:
+    """Return the line style of each allocation that was not used, uniform first."""
+    candidates = [name for name in others if name != "uniform"]
+    # The middle of the scale: its ends are too pale or too dark beside the line of the run.
+    places = [0.2 + 0.4 * i / max(1, len(candidates) - 1) for i in range(len(candidates))]
+    colours = sample_colorscale([colour for _, colour in HEAT_SCALE], places)
+    looks: dict[str, dict[str, Any]] = {}
+    if "uniform" in others:
+        looks["uniform"] = {"color": NULL, "width": 2, "dash": "dot"}
+    for name, colour in zip(candidates, colours, strict=True):
+        looks[name] = {"color": colour, "width": 1.5, "dash": "dash"}
+    return looks
 
 
 def _add_line(
     fig: go.Figure, name: str, points: Mapping[int, float], line: Mapping[str, Any]
 ) -> None:
     fig.add_scatter(
-        x=list(points), y=list(points.values()), mode="lines", name=safe(name), legendgroup=name, line=dict(line),
+        x=list(points), y=list(points.values()), mode="lines",
+        name=safe(name), legendgroup=name, line=dict(line),
         hovertemplate=f"{safe(name)}, block %{{x}}: %{{y:.4f}}<extra></extra>",
     )  # fmt: skip
 
 
 def _by_place(allocation: Allocation, place: Mapping[str, int]) -> dict[int, float]:
-    """The mean ratio by the number of weights at every place along the model."""
+    """Return the mean ratio at every place along the model, weighted by numbers of weights."""
     zeros: dict[int, float] = {}
     numel: dict[int, int] = {}
     for share in allocation.shares:
@@ -173,9 +172,10 @@ def _by_place(allocation: Allocation, place: Mapping[str, int]) -> dict[int, flo
 
 
 def perplexity_by_eps(selected: Selected) -> go.Figure:
-    """The selection perplexity of every candidate that has one, the chosen one marked."""
+    """Draw the selection perplexity of every candidate that has one, and mark the chosen one."""
     tried = [eps for eps, _ in selected.perplexities]
     scored = {eps: value for eps, value in selected.perplexities if math.isfinite(value)}
+    # A linear axis would press the good candidates into one line beside a broken one.
     wide = bool(scored) and max(scored.values()) > 20 * min(scored.values())
     fig = figure(
         xaxis=axis("eps", tickvals=tried, range=[min(tried) - 0.03, max(tried) + 0.03]),
@@ -185,13 +185,15 @@ def perplexity_by_eps(selected: Selected) -> go.Figure:
     if not scored:
         return note(fig, "no candidate has a finite perplexity")
     fig.add_scatter(
-        x=list(scored), y=list(scored.values()), mode="lines+markers", name="pruned", legendgroup="pruned",
+        x=list(scored), y=list(scored.values()), mode="lines+markers",
+        name="pruned", legendgroup="pruned",
         line={"color": ACCENT, "width": 2},
         marker={"color": ACCENT, "size": 9},
         hovertemplate="eps %{x:g}: %{y:.5g}<extra></extra>",
     )  # fmt: skip
     fig.add_scatter(
-        x=[selected.eps], y=[scored[selected.eps]], mode="markers", name="chosen", legendgroup="chosen",
+        x=[selected.eps], y=[scored[selected.eps]], mode="markers",
+        name="chosen", legendgroup="chosen",
         marker={"color": FIT, "symbol": "diamond", "size": 13}, hoverinfo="skip",
     )  # fmt: skip
     return fig
@@ -199,17 +201,18 @@ def perplexity_by_eps(selected: Selected) -> go.Figure:
 
 def _hover(layer: PrunedLayer) -> str:
     asked = f"asked {layer.requested:.4f}, reached {layer.realised:.4f}"
-    return f"<b>{safe(shorten(layer.name))}</b><br>{asked}<br>{layer.zeros:,} of {layer.numel:,} weights"
+    count = f"{layer.zeros:,} of {layer.numel:,} weights"
+    return f"<b>{safe(shorten(layer.name))}</b><br>{asked}<br>{count}"
 
 
 def _rows(done: Pruned) -> list[list[Any]]:
-    """The table's rows in the order of ``COLUMNS``: pruned layers as the report has them, then those left out."""
+    """Return the table's rows: pruned layers in the report's order, then those left out."""
     alphas = {share.name: share.alpha for share in done.allocation.shares}
     found: list[dict[str, Any]] = [
         {
-            "name": layer.name, "requested": layer.requested, "realised": layer.realised, "zeros": layer.zeros,
-            "numel": layer.numel, "status": "pruned", "reason": layer.note, "alpha": alphas.get(layer.name),
-            "quota": layer.quota,
+            "name": layer.name, "requested": layer.requested, "realised": layer.realised,
+            "zeros": layer.zeros, "numel": layer.numel, "status": "pruned", "reason": layer.note,
+            "alpha": alphas.get(layer.name), "quota": layer.quota,
         }
         for layer in done.report.layers
     ]  # fmt: skip
@@ -243,11 +246,9 @@ def _key_numbers(done: Pruned) -> list[tuple[str, str, str]]:
 
 
 def _spec(done: Pruned) -> list[tuple[str, str]]:
-    """What was asked, as (word, value) pairs."""
-    plan, parts = (
-        done.plan,
-        [("method", done.report.method), ("sparsity", f"{done.plan.sparsity:g}")],
-    )
+    """Return the settings of the run as (word, value) pairs."""
+    plan = done.plan
+    parts = [("method", done.report.method), ("sparsity", f"{plan.sparsity:g}")]
     if done.report.pattern:
         parts.append(("pattern", done.report.pattern))
     parts.append(("allocation", shorten(plan.allocation)))
@@ -263,28 +264,21 @@ def _spec(done: Pruned) -> list[tuple[str, str]]:
 
 
 def _words(done: Pruned) -> list[tuple[str, str]]:
-    """The run in paragraphs."""
+    """Describe the run in (topic, text) paragraphs."""
     report, allocation = done.report, done.allocation
-    found = [("Zeros", NO_GAIN)]
-    method = _METHODS[report.method]
-    if report.calibration:
-        method += " Blocks were pruned in order, on inputs that went through the pruned blocks before them."
-    if report.pattern:
-        method += f" Zeros lie in groups along the input, {report.pattern} over all layers."
-    found.append(("Method", f"`{report.method}`: {method}"))
-    found.append(
+    found = [
+        ("Zeros", NO_GAIN),
+        ("Method", f"`{report.method}`: {_method(done)}"),
         (
             "Sparsity",
-            f"asked {report.requested:.6f}, reached {report.realised:.6f} over {report.numel:,} weights in "
-            f"{plural(len(report.layers), 'layer')}.",
-        )
-    )
-    found.append(
+            f"asked {report.requested:.6f}, reached {report.realised:.6f} over {report.numel:,} "
+            f"weights in {plural(len(report.layers), 'layer')}.",
+        ),
         (
             "Allocation",
             " ".join([_rule(done.plan, allocation), *allocation.deviations, *allocation.notes]),
-        )
-    )
+        ),
+    ]
     if report.selected:
         found.append(("Choice of eps", _choice(report.selected)))
     found += [
@@ -294,30 +288,39 @@ def _words(done: Pruned) -> list[tuple[str, str]]:
     if report.bos:
         found.append(("BOS", f"{report.describe_bos()}. {_BOS[report.bos]}"))
     if not report.evaluated:
-        found.append(
-            (
-                "Perplexity",
-                "not measured: `--evaluate FILE` measures it on a test text before and after.",
-            )
-        )
+        unknown = "not measured: `--evaluate FILE` measures it on a test text before and after."
+        found.append(("Perplexity", unknown))
     found += [("Remark", "`{}`: {}.".format(*text.split(": ", 1))) for text in report.notes]
-    reasons: dict[str, int] = {}
-    for layer in allocation.left_out:
-        reasons[layer.reason] = reasons.get(layer.reason, 0) + 1
-    if reasons:
+    if allocation.left_out:
+        reasons = Counter(layer.reason for layer in allocation.left_out)
         counts = "; ".join(f"{plural(n, 'layer')}: {reason}" for reason, n in reasons.items())
         found.append(("Left out", f"{counts}. They are as they were."))
     return found
 
 
-def _rule(plan: Plan, allocation: Allocation) -> str:
-    """What the ratios were given by."""
+def _method(done: Pruned) -> str:
+    """Describe what the method did, in full sentences."""
+    text = done.plan.method.meaning
+    if done.report.calibration:
+        text += (
+            " Blocks were pruned in order, on inputs that went through the pruned blocks before "
+            "them."
+        )
+    if done.report.pattern:
+        text += f" Zeros lie in groups along the input, {done.report.pattern} over all layers."
+    return text
+
+
+def _rule(plan: PruningPlan, allocation: Allocation) -> str:
+    """Describe how the allocation chose the ratios."""
     settings, name = allocation.settings, f"`{plan.allocation}`"
     if settings.get("rule") == "uniform":
         return f"{name}: one ratio for all layers."
     if settings.get("rule") == "owl":
-        text = f"{name}: fewer zeros in blocks with more outliers, scores above {settings['m']:g} times the block's mean; "
-        return f"{text}lambda {settings['lambda']:g}."
+        return (
+            f"{name}: fewer zeros in blocks with more outliers, scores above {settings['m']:g} "
+            f"times the block's mean; lambda {settings['lambda']:g}."
+        )
     how = (
         f"per {settings['level']}, map {settings['map']}"
         if "map" in settings
@@ -333,8 +336,9 @@ def _choice(selected: Selected) -> str:
         for eps, value in selected.perplexities
     )
     return (
-        f"{selected.eps:g}, the candidate of the lowest selection perplexity ({scores}; dense {selected.dense:.5g}) on "
-        f"{selected.text}, each pruned by the same method on the same calibration text. This is no test result."
+        f"{selected.eps:g}, the candidate of the lowest selection perplexity ({scores}; dense "
+        f"{selected.dense:.5g}) on {selected.text}, each pruned by the same method on the same "
+        "calibration text. This is no test result."
     )
 
 

@@ -1,4 +1,7 @@
-"""A whole pruning run on a model in memory: allocation, the choice of eps, pruning, perplexity before and after."""
+"""A whole pruning run in memory: allocate, choose eps, prune, and measure perplexity.
+
+Eps is how far the ratios of an allocation go from their mean.
+"""
 
 from __future__ import annotations
 
@@ -33,35 +36,38 @@ from spectail.pruning.selection import SEQUENCES, ChosenEps, choose_eps, perplex
 from spectail.pruning.texts import Text, Texts
 
 
-class Progress(Protocol):
-    """What a run tells while it works."""
+class StepProgress(Protocol):
+    """A function that a run calls at each step and during it."""
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
-        """``done`` of ``total`` parts of the step in hand are done; None where it has no parts."""
+        """Show the step ``what``: ``done`` of ``total`` parts; ``total=None`` if it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is to be done, whatever the model."""
+class PruningPlan:
+    """The settings of a run, which hold for any model."""
 
     method: Method
     sparsity: float
     allocation: str
-    """A baseline's name, or a file."""
+    """The name of an allocation in ``baselines``, or the path of an allocation file."""
     eps: float | Literal["auto"] | None = None
+    """A value, ``auto`` to choose one on the selection text, or None for the published default."""
     pattern: Pattern | None = None
     samples: int = 128
+    """The number of calibration sequences."""
     seq_len: int = 2048
-    """Tokens in a sequence, of all texts."""
+    """The number of tokens in a sequence, the same for all texts."""
     max_sequences: int | None = None
-    """How many sequences of a test text are evaluated, None for all."""
+    """How many sequences of a test text are evaluated; None for all."""
     seed: int = 0
+    """Seed of the draw of calibration sequences."""
     include: tuple[str, ...] = ()
-    """Globs of layers that would stay dense."""
+    """Globs of layers to prune that would stay dense by default."""
     exclude: tuple[str, ...] = ()
     """Globs of layers that stay dense."""
     bos: str = "auto"
-    """Where BOS goes in all texts, see ``evaluation.bos``."""
+    """Where the beginning-of-sequence token (BOS) goes in all texts: see ``evaluation.bos``."""
 
     @property
     def calibrates(self) -> bool:
@@ -71,22 +77,22 @@ class Plan:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What came of it; the model itself is pruned in place."""
+    """The result of a run; the model itself is pruned in place."""
 
-    plan: Plan
+    plan: PruningPlan
     allocation: Allocation
     report: PruneReport
     others: Mapping[str, Allocation] = field(default_factory=dict)
-    """Other allocations of the same sparsity that cost nothing to know, by a short name."""
+    """Other allocations of the same sparsity, by a short name, to show beside the one used."""
 
 
 def run(
-    model: nn.Module, tokenizer: Any, plan: Plan, texts: Texts, *, progress: Progress
+    model: nn.Module, tokenizer: Any, plan: PruningPlan, texts: Texts, *, progress: StepProgress
 ) -> Pruned:
-    """Prune ``model`` in place as planned.
+    """Prune ``model`` in place as planned, and evaluate it before and after.
 
-    The dense model is evaluated first, on all texts, so that what is wrong with one of them shows
-    before the work. One rule for BOS holds for all texts.
+    The dense model is evaluated first and on all texts, so that a fault of a text shows before the
+    long work. One rule for BOS holds for all texts.
     """
     bos = _bos(model, tokenizer, plan, texts)
     plan = plan if bos is None else replace(plan, bos=bos)
@@ -103,10 +109,8 @@ def run(
     selected = None
     if selection and dense_selection:
         found = _choose(scores, selection, candidates, apply)
-        chosen, selected = (
-            found.allocation,
-            Selected(selection.name, found.eps, dense_selection, found.scores),
-        )
+        chosen = found.allocation
+        selected = Selected(selection.name, found.eps, dense_selection, found.scores)
     report = apply(
         chosen, progress=lambda name, done, total: progress(name or "pruned", done, total)
     )
@@ -114,6 +118,7 @@ def run(
         Evaluated(text.name, before, scores.pruned(text, plan.max_sequences))
         for text, before in zip(texts.tests, dense, strict=True)
     )
+    # These cost no further measurement, and the page shows them as lines for comparison.
     others = {
         f"eps {eps:g}": other for eps, other in candidates.items() if dict(other) != dict(chosen)
     }
@@ -123,14 +128,17 @@ def run(
     return Pruned(plan, chosen, report, others)
 
 
-def _bos(model: nn.Module, tokenizer: Any, plan: Plan, texts: Texts) -> Rule | None:
-    """The rule for BOS in all texts; None for a run that reads none."""
+def _bos(model: nn.Module, tokenizer: Any, plan: PruningPlan, texts: Texts) -> Rule | None:
+    """Return the rule for BOS in all texts of the run; None if it reads no text."""
     if not ((plan.calibrates and texts.calibration) or plan.eps == "auto" or texts.tests):
         return None
     return resolve(plan.bos, tokenizer, model).rule
 
 
-def _calibration(model: nn.Module, tokenizer: Any, plan: Plan, texts: Texts) -> Tensor | None:
+def _calibration(
+    model: nn.Module, tokenizer: Any, plan: PruningPlan, texts: Texts
+) -> Tensor | None:
+    """Draw the calibration tokens; None if the run needs none or has no text for them."""
     if not plan.calibrates or texts.calibration is None:
         return None
     return calibration_tokens(
@@ -145,9 +153,9 @@ def _calibration(model: nn.Module, tokenizer: Any, plan: Plan, texts: Texts) -> 
 
 
 def _allocations(
-    model: nn.Module, plan: Plan, tokens: Tensor | None, scope: Scope
+    model: nn.Module, plan: PruningPlan, tokens: Tensor | None, scope: Scope
 ) -> tuple[Mapping[float, Allocation], Allocation]:
-    """The allocation of every candidate eps, none where there is no eps, and the one to use unless one is chosen."""
+    """Return the allocations by candidate eps (none if eps has no meaning), and the planned one."""
     if plan.allocation not in BY_EPS:
         return {}, allocation_named(plan.allocation, model, plan.sparsity, scope=scope)
     by_eps = allocations_by_eps(
@@ -159,25 +167,26 @@ def _allocations(
 
 @dataclass(frozen=True)
 class _Scores:
-    """Perplexities of one model, dense and pruned."""
+    """Measures perplexities of one model before and after pruning."""
 
     model: nn.Module
     tokenizer: Any
-    plan: Plan
-    progress: Progress
+    plan: PruningPlan
+    progress: StepProgress
 
     def dense(self, text: Text, most: int | None) -> Perplexity:
-        """Before pruning; an error names the text."""
+        """Return the perplexity of the dense model on a text; an error names the text."""
         try:
             return perplexity(
-                self.model, self.tokenizer, text.text, seq_len=self.plan.seq_len, max_sequences=most,
+                self.model, self.tokenizer, text.text,
+                seq_len=self.plan.seq_len, max_sequences=most,
                 bos=self.plan.bos, progress=partial(self.progress, f"dense: {text.name}"),
             )  # fmt: skip
         except EvaluationError as error:
             raise EvaluationError(f"{text.name}: {error}") from None
 
     def pruned(self, text: Text, most: int | None, *, of: str = "pruned") -> Perplexity:
-        """After pruning; NaN where the model's logits are."""
+        """Return the perplexity of the pruned model on a text; NaN if its logits are NaN."""
         return perplexity_or_nan(
             self.model, self.tokenizer, text.text, seq_len=self.plan.seq_len, max_sequences=most,
             bos=self.plan.bos, progress=partial(self.progress, f"{of}: {text.name}"),
@@ -190,7 +199,7 @@ def _choose(
     candidates: Mapping[float, Allocation],
     apply: Callable[..., PruneReport],
 ) -> ChosenEps:
-    """Choose eps on the selection text, each candidate pruned as the model will be in the end."""
+    """Choose eps on the selection text; each candidate is pruned as the model will be."""
     in_hand = ""
 
     def next_one(eps: float, number: int, total: int) -> None:

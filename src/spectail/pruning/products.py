@@ -1,8 +1,8 @@
-"""Sees the inputs of weights that are multiplied without their module being called.
+"""Record the inputs of weights that a model multiplies without calling their module.
 
 Experts that share one three-dimensional parameter are sliced out of it, and mixers such as Mamba's
-multiply by the weight of a ``Linear`` that they never call. Their products are seen here, by the
-memory that a factor lies in.
+multiply by the weight of a ``Linear`` that they never call, so a hook on a module sees neither.
+This module watches the multiplications themselves, and knows a weight by its address in memory.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 Place: TypeAlias = "tuple[int, int]"
-"""Address and offset of a tensor's memory: what tells an expert's slice of a parameter."""
+"""A tensor's storage address and its offset there, which differ for the slices of one parameter."""
 
 
 class Sink(Protocol):
-    """What takes in inputs, of shape (..., features)."""
+    """An object that collects inputs of shape (..., features)."""
 
     def add(self, inputs: Tensor) -> None:
-        """Take in inputs."""
+        """Collect inputs."""
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A weight to look out for."""
+    """A weight whose multiplications are watched."""
 
     sink: Sink
+    """The object that collects its inputs."""
     features: int
-    """Number of inputs."""
+    """Its number of input features."""
     stride: int
-    """Distance in memory between the weights of two neighbouring inputs: tells inputs from outputs
-    in a square."""
+    """The distance in memory between the weights of two neighbouring inputs. In a square matrix
+    only this tells inputs from outputs."""
     by_module: bool
-    """Whether a hook on the module sees its calls, so that what ``F.linear`` does is counted
-    already."""
+    """Whether a hook on the module sees its calls; then ``F.linear`` must not be counted again."""
 
 
 def place_of(tensor: Tensor) -> Place:
-    """Where a tensor begins in memory."""
+    """Return the place where a tensor begins in memory."""
     return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())
 
 
@@ -53,7 +53,7 @@ _RIGHT: tuple[Callable[..., Any], ...] = (
 
 
 class Products(TorchFunctionMode):
-    """While it is entered, products with watched weights give their other factor to the weight's sink."""
+    """A context in which each product with a watched weight sends its other factor to the sink."""
 
     def __init__(self, watched: Mapping[Place, Watched]) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Products(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _see(self, factor: Tensor, inputs: Tensor, dim: int, *, linear: bool) -> None:
-        """Count inputs where ``factor`` is a watched weight and ``dim`` its dimension of inputs."""
+        """Collect inputs if ``factor`` is a watched weight whose input dimension is ``dim``."""
         found = self.watched.get(place_of(factor))
         if found is None or (linear and found.by_module):
             return
@@ -85,7 +85,11 @@ class Products(TorchFunctionMode):
 def _products(
     func: Callable[..., Any], args: tuple[Any, ...]
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Each two-dimensional factor of a product that may be a weight, its inputs, and its dimension of inputs."""
+    """Yield (factor, inputs, the factor's input dimension) for all that may be weights in a call.
+
+    Factors are two-dimensional. In ``x @ w`` the inputs of ``w`` lie along its rows (dimension -2),
+    in ``w @ x`` along its columns (-1).
+    """
     if func is torch.baddbmm:
         func, args = torch.bmm, args[1:]
     if len(args) < 2 or not all(type(arg) in (Tensor, nn.Parameter) for arg in args[:2]):
@@ -105,5 +109,8 @@ def _products(
 
 
 def _filled(rows: Tensor) -> Tensor:
-    """The rows that are not zero: batched experts get every token, with zeros in place of those of other experts."""
+    """Return the rows that are not all zero.
+
+    Batched experts get every token, with zeros in place of the tokens of other experts.
+    """
     return rows[(rows != 0).any(dim=-1)]

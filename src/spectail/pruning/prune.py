@@ -1,9 +1,10 @@
-"""prune: a model's weights become zero as an allocation says, block by block, in place."""
+"""``prune``: set weights of a model to zero as an allocation says, block by block and in place."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Protocol
 
@@ -11,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from spectail.allocation.allocation import Allocation
-from spectail.allocation.coverage import LeftOut
+from spectail.allocation.left_out import LeftOut
 from spectail.errors import PruneError
 from spectail.models.live.eval_mode import evaluating
 from spectail.models.naming.blocks import unit_of
 from spectail.pruning.blocks import find_blocks, start
 from spectail.pruning.calibration import as_tokens, missing_bos
-from spectail.pruning.layers import Target, choose_targets
-from spectail.pruning.methods import Method, as_method, settings
+from spectail.pruning.layers import PruningTarget, choose_targets
+from spectail.pruning.methods import Method, as_method
 from spectail.pruning.owl import uniform
 from spectail.pruning.quotas import Pattern, Quota, Zeros
 from spectail.pruning.reach import check_reached, scope_of
@@ -26,23 +27,27 @@ from spectail.pruning.report import PrunedLayer, PruneReport
 from spectail.pruning.statistics import Statistic, check_seen, site_of, watching
 
 SHARED = "pruned by the inputs of the first"
-"""What is said of a weight that several blocks share."""
+"""Note on a weight that several blocks share."""
 
 
-class Progress(Protocol):
-    """What ``prune`` tells while it works."""
+class LayerProgress(Protocol):
+    """A function that ``prune`` calls before each layer or block, and once at the end."""
 
     def __call__(self, name: str | None, done: int, total: int) -> None:
-        """``done`` of ``total`` weights are pruned; the layer or block ``name`` is next, None at the end."""
+        """Show the progress: ``done`` of ``total`` weights are pruned.
+
+        ``name`` is the layer or block that comes next; None at the end.
+        """
 
 
 class PruningInterrupted(KeyboardInterrupt):
-    """Pruning was interrupted: the layers of ``report`` are pruned, all others as they were."""
+    """Pruning was interrupted: the layers of ``report`` are pruned, all others are unchanged."""
 
     def __init__(self, report: PruneReport, total: int) -> None:
         last = f", the last {report.layers[-1].name}" if report.layers else ""
         super().__init__(
-            f"interrupted after {len(report.layers)} of {total} layers{last}; the others are as they were"
+            f"interrupted after {len(report.layers)} of {total} layers{last}; "
+            "the others are as they were"
         )
         self.report = report
 
@@ -56,77 +61,98 @@ def prune(
     pattern: Pattern | str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: LayerProgress | None = None,
 ) -> PruneReport:
-    """Set weights of ``model`` to zero, in place, and say what was reached.
+    """Set weights of ``model`` to zero, in place, and report the sparsity reached.
 
     Args:
-        model: a model of transformers that runs on token ids, or for magnitude any module. Of a
+        model: a model of transformers that runs on token ids; for magnitude any module. Of a
             multi-modal model the language model is pruned. Other weights are not touched.
-        allocation: ratio of zeros by layer, as ``st.allocate`` gives it for sparsity, any mapping
-            from all layers to ratios, or one ratio for all matrices inside blocks. A convolution is
-            one matrix, (out, in x kernel).
-        method: ``magnitude``, ``wanda``, ``wanda-variant``, ``sparsegpt``, or a type of
-            ``pruning.methods``. Magnitude and Wanda leave every weight that stays bit for bit as it
-            was; SparseGPT updates it.
-        calibration: token ids (samples, length) for all but magnitude, which needs none. Blocks are
-            pruned in order, and each sees inputs that have gone through the pruned blocks before
-            it.
-        pattern: ``2:4`` for 2 zeros in every 4 weights along the input; a layer gets the most n:4
-            that its ratio allows, and one more as long as the total stays below the one asked for.
-            Its N/M must be the mean ratio.
+        allocation: the ratio of zeros of each layer: an allocation that ``st.allocate`` made for
+            sparsity, a mapping that names all layers, or one ratio for all matrices inside blocks.
+            A convolution counts as one matrix, (out, in x kernel).
+        method: ``magnitude``, ``wanda``, ``wanda-variant``, ``sparsegpt``, or an object of a type
+            in ``pruning.methods``. Magnitude and Wanda keep every weight that stays bit for bit;
+            SparseGPT updates it.
+        calibration: token ids (samples, length) for all methods but magnitude, which needs none.
+            Blocks are pruned in order, and each one sees inputs that have passed through the pruned
+            blocks before it.
+        pattern: ``2:4`` for 2 zeros in every 4 weights along the input. Each layer gets the largest
+            n:4 that its ratio allows, and one more zero per group as long as the total stays at or
+            below the one asked for. N/M must equal the mean ratio.
         include: with one ratio, globs of layers that would stay dense, such as a vision tower's.
         exclude: with one ratio, globs of layers that stay dense.
-        progress: called with the next name and numbers of weights.
+        progress: called with the name of what comes next and with numbers of weights.
 
     Returns:
-        Sparsity asked and reached, per layer and in total. Without a pattern the number of zeros is
-        exact: each layer within one weight of its ratio (plus what was zero before and is not
-        chosen), the total rounded.
+        The sparsity asked for and reached, per layer and in total. Without a pattern the total
+        number of zeros is exact after rounding, and each layer is within one weight of its ratio;
+        zeros that were there before and are not chosen come on top.
 
     Raises:
-        PruneError: the allocation, the model or the text cannot be pruned with; one clear line.
-            What is found before the first layer is pruned leaves the model as it was.
-        PruningInterrupted: on Ctrl-C, with the report of what is pruned.
+        PruneError: the allocation, the model or the text cannot be used; one clear line. Whatever
+            is found before the first layer is pruned leaves the model unchanged.
+        PruningInterrupted: on Ctrl-C, with a report of the layers that are pruned.
 
     """
     rule = as_method(method)
     groups_of = Pattern.parse(pattern) if isinstance(pattern, str) else pattern
     tokens = as_tokens(calibration, model, rule.name) if rule.statistic else None
     targets, left_out = _choose(model, allocation, groups_of, tokens, scope=(include, exclude))
-    work = (
-        _by_text(model, targets, rule, tokens) if tokens is not None else _by_weights(targets, rule)
-    )
-    began, done, layers = time.perf_counter(), 0, list[PrunedLayer]()
-    total = sum(target.numel for target in targets)
-    lacking = missing_bos(tokens, model) if tokens is not None else None
+    return _Job(model, rule, groups_of, tokens, targets, left_out).run(progress)
 
-    def report(*, complete: bool) -> PruneReport:
+
+@dataclass(frozen=True)
+class _Job:
+    """One call of ``prune`` after its arguments are checked."""
+
+    model: nn.Module
+    rule: Method
+    pattern: Pattern | None
+    tokens: Tensor | None
+    targets: list[PruningTarget]
+    left_out: tuple[LeftOut, ...]
+
+    def run(self, progress: LayerProgress | None) -> PruneReport:
+        """Prune all targets; on Ctrl-C raise PruningInterrupted with what was done so far."""
+        layers: list[PrunedLayer] = []
+        began, done = time.perf_counter(), 0
+        total = sum(target.numel for target in self.targets)
+        try:
+            with torch.no_grad(), evaluating(self.model):
+                for step in self._steps():
+                    if isinstance(step, PrunedLayer):
+                        layers.append(step)
+                        done += step.numel
+                    elif progress:
+                        progress(step, done, total)
+        except KeyboardInterrupt:
+            partial = self._report(layers, began, complete=False)
+            raise PruningInterrupted(partial, len(self.targets)) from None
+        if progress:
+            progress(None, total, total)
+        return self._report(layers, began, complete=True)
+
+    def _steps(self) -> Iterator[str | PrunedLayer]:
+        """Prune step by step; yields the name of what comes next, and the result of each layer."""
+        if self.tokens is None:
+            return _by_weights(self.targets, self.rule)
+        return _by_text(self.model, self.targets, self.rule, self.tokens)
+
+    def _report(self, layers: list[PrunedLayer], began: float, *, complete: bool) -> PruneReport:
+        tokens = self.tokens
+        lacking = missing_bos(tokens, self.model) if tokens is not None else None
         return PruneReport(
-            method="wanda-variant" if getattr(rule, "variant", False) else rule.name,
-            settings=settings(rule),
-            pattern=str(groups_of) if groups_of else None,
+            method=self.rule.name,
+            settings=self.rule.settings(),
+            pattern=str(self.pattern) if self.pattern else None,
             layers=tuple(layers),
             calibration=(tokens.shape[0], tokens.shape[1]) if tokens is not None else None,
             seconds=round(time.perf_counter() - began, 3),
             complete=complete,
-            left_out=left_out,
+            left_out=self.left_out,
             remarks=(f"calibration: {lacking}",) if lacking else (),
         )
-
-    try:
-        with torch.no_grad(), evaluating(model):
-            for step in work:
-                if isinstance(step, PrunedLayer):
-                    layers.append(step)
-                    done += step.numel
-                elif progress:
-                    progress(step, done, total)
-    except KeyboardInterrupt:
-        raise PruningInterrupted(report(complete=False), len(targets)) from None
-    if progress:
-        progress(None, total, total)
-    return report(complete=True)
 
 
 def _choose(
@@ -136,8 +162,11 @@ def _choose(
     tokens: Tensor | None,
     *,
     scope: tuple[Sequence[str], Sequence[str]],
-) -> tuple[list[Target], tuple[LeftOut, ...]]:
-    """Say what each layer is to lose, and which layers stay dense; ``scope`` holds globs to include and exclude."""
+) -> tuple[list[PruningTarget], tuple[LeftOut, ...]]:
+    """Return what to prune of each layer, and the layers that stay dense with their reasons.
+
+    ``scope`` holds the globs to include and those to exclude.
+    """
     if isinstance(allocation, Real) and not isinstance(allocation, bool):
         allocation = uniform(model, float(allocation), scope=scope_of(model, tokens, *scope))
     elif any(scope):
@@ -154,22 +183,22 @@ def _choose(
     return targets, left_out
 
 
-def _by_weights(targets: Sequence[Target], rule: Method) -> Iterator[str | PrunedLayer]:
-    """Prune layer by layer; yields each name before and each result after."""
+def _by_weights(targets: Sequence[PruningTarget], rule: Method) -> Iterator[str | PrunedLayer]:
+    """Prune layer by layer; yields the name of each layer before, and its result after."""
     for target in targets:
         yield target.weight.name
         yield prune_weight(target, rule, None)
 
 
 def _by_text(
-    model: nn.Module, targets: Sequence[Target], rule: Method, tokens: Tensor
+    model: nn.Module, targets: Sequence[PruningTarget], rule: Method, tokens: Tensor
 ) -> Iterator[str | PrunedLayer]:
     """Prune block by block, sending the calibration inputs on through each pruned block."""
     kind = rule.statistic
     if kind is None:
         raise PruneError(f"{rule.name} looks at no text")
     blocks = find_blocks(model, [target.weight.path for target in targets])
-    inside: dict[str | None, list[Target]] = {}
+    inside: dict[str | None, list[PruningTarget]] = {}
     for target in targets:
         inside.setdefault(unit_of(target.weight.path), []).append(target)
     last = max((i for i, (name, _) in enumerate(blocks) if name in inside), default=-1)
@@ -177,6 +206,8 @@ def _by_text(
     stream = start(model, [block for _, block in blocks], tokens)
     for number, (name, block) in enumerate(blocks[: last + 1]):
         yield name
+        # Two passes per block: the first gathers statistics from the dense block, the second sends
+        # the inputs on through the pruned one, so that later blocks see the errors made so far.
         chosen = [target for target in inside.get(name, ()) if not _is_nothing(target.quota)]
         with watching([target.weight for target in chosen], kind) as seen:
             if chosen:
@@ -184,37 +215,36 @@ def _by_text(
         check_seen([target.weight for target in chosen], seen)
         for target in inside.get(name, ()):
             yield prune_weight(target, rule, seen.get(site_of(target.weight)))
-        del seen
+        del seen  # frees the block's statistics before the next ones are made
         if number < last:
             stream.run(block, number, keep=True)
 
 
 def _is_nothing(quota: Quota) -> bool:
-    """Whether a layer stays as it is."""
+    """Whether a quota asks for no zeros at all."""
     return (quota.count if isinstance(quota, Zeros) else quota.n) == 0
 
 
-def prune_weight(target: Target, rule: Method, seen: Statistic | None) -> PrunedLayer:
-    """Prune one weight in place: what the method masks becomes zero, what it updates is written, all else stays."""
+def prune_weight(target: PruningTarget, rule: Method, seen: Statistic | None) -> PrunedLayer:
+    """Prune one weight in place.
+
+    Weights that the method masks become zero, and those that it updates get their new values.
+    """
     weight, quota, note = target.weight, target.quota, ""
     current = weight.read()
     if not _is_nothing(quota):
-        wide = (
-            current if current.is_complex() or current.dtype == torch.float64 else current.float()
-        )
         try:
-            outcome = rule.apply(wide, quota, seen)
+            outcome = rule.apply(_wide(current), quota, seen)
         except PruneError as error:
             raise PruneError(f"{weight.name}: {error}") from None
         if outcome.weights is not None:
             current = outcome.weights.to(current.dtype)
         current = current.masked_fill(outcome.mask, 0)
         weight.write(current)
-        note = outcome.note
-        if weight.shared and seen is not None:
-            note = "; ".join(
-                filter(None, [note, f"shared by {1 + len(weight.shared)} modules: {SHARED}"])
-            )
+        shared = f"shared by {1 + len(weight.shared)} modules: {SHARED}"
+        notes = [outcome.note, shared if weight.shared and seen is not None else ""]
+        note = "; ".join(filter(None, notes))
+    # Counted in the weights that were written, so zeros that were there before count too.
     zeros = int((current == 0).sum())
     shown = str(quota.count) if isinstance(quota, Zeros) else str(quota)
     return PrunedLayer(
@@ -222,13 +252,19 @@ def prune_weight(target: Target, rule: Method, seen: Statistic | None) -> Pruned
     )
 
 
-def _check_mean(pattern: Pattern, targets: Sequence[Target]) -> None:
-    """A pattern states a sparsity; the allocation must be of the same."""
-    mean = sum(target.ratio * target.numel for target in targets) / sum(
-        target.numel for target in targets
-    )
+def _wide(weights: Tensor) -> Tensor:
+    """Return weights in float32 at least, for scores in half precision are too coarse."""
+    if weights.is_complex() or weights.dtype == torch.float64:
+        return weights
+    return weights.float()
+
+
+def _check_mean(pattern: Pattern, targets: Sequence[PruningTarget]) -> None:
+    """Check that a pattern and the allocation have the same overall sparsity; PruneError if not."""
+    total = sum(target.numel for target in targets)
+    mean = sum(target.ratio * target.numel for target in targets) / total
     if abs(mean - pattern.n / pattern.m) > 1e-6:
         raise PruneError(
-            f"pattern {pattern} is a sparsity of {pattern.n / pattern.m:g}, the allocation's mean is {mean:g}: "
-            "make them equal"
+            f"pattern {pattern} is a sparsity of {pattern.n / pattern.m:g}, the allocation's mean "
+            f"is {mean:g}: make them equal"
         )

@@ -1,4 +1,4 @@
-"""Quotas: how many weights of each layer go, in whole numbers, from ratios."""
+"""Quotas: turn the ratios of an allocation into whole numbers of zeros for each layer."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import TypeAlias
 from spectail.errors import PruneError
 
 _NEARLY = Fraction(1, 10**6)
-"""A ratio times a number of weights this close to a whole number means that number: 0.7 is no
-binary fraction."""
+"""Ratio x weights this close to a whole number counts as that number: a float 0.7 is not exactly
+7/10."""
 
 
 @dataclass(frozen=True)
 class Zeros:
-    """So many zeros, anywhere in the layer."""
+    """A number of zeros that may lie anywhere in the layer."""
 
     count: int
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """``n`` zeros in every ``m`` neighbours along the input, written ``n:m``."""
+    """A pattern ``n:m``: ``n`` zeros in every ``m`` neighbouring weights along the input."""
 
     n: int
     m: int
@@ -37,7 +37,7 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """Read ``2:4``; PruneError for anything else."""
+        """Read a text such as ``2:4``; PruneError for anything else."""
         match = re.fullmatch(r"(\d+):(\d+)", text.strip())
         if match is None:
             raise PruneError(f"a pattern is written N:M, such as 2:4, not {text!r}")
@@ -47,7 +47,7 @@ class Pattern:
         return f"{self.n}:{self.m}"
 
     def zeros(self, rows: int, cols: int) -> int:
-        """How many zeros it makes in a matrix; columns left over stay."""
+        """Return the number of zeros in a matrix; columns that do not fill a group get none."""
         return rows * (cols // self.m) * self.n
 
 
@@ -55,7 +55,9 @@ Quota: TypeAlias = Zeros | Pattern
 
 
 def zero_counts(ratios: Sequence[float], numels: Sequence[int]) -> list[Zeros]:
-    """Whole numbers of zeros, each within one of ratio x numel, whose sum is the nearest to what all ratios ask.
+    """Round ratio x numel of every layer so that the total is the nearest whole number.
+
+    Each count is within one of its ratio x numel (largest-remainder rounding).
 
     >>> [quota.count for quota in zero_counts([0.5, 0.5, 0.7], [3, 3, 10])]
     [2, 1, 7]
@@ -64,6 +66,7 @@ def zero_counts(ratios: Sequence[float], numels: Sequence[int]) -> list[Zeros]:
         _exact(ratio * numel) for ratio, numel in zip(map(Fraction, ratios), numels, strict=True)
     ]
     counts = [int(x) for x in wanted]
+    # Sums of exact fractions: no rounding error moves the total by a weight.
     missing = round(sum(wanted)) - sum(counts)
     by_rest = sorted(range(len(wanted)), key=lambda i: (counts[i] - wanted[i], i))
     for i in by_rest[: max(0, missing)]:
@@ -74,10 +77,10 @@ def zero_counts(ratios: Sequence[float], numels: Sequence[int]) -> list[Zeros]:
 def pattern_counts(
     ratios: Sequence[float], shapes: Sequence[tuple[int, int]], m: int
 ) -> list[Pattern]:
-    """One n:m per layer, the largest n not above its ratio, then one more where the total still allows it.
+    """Return one n:m per layer: the largest n not above its ratio, or one more.
 
-    So the total meets what all ratios ask from below. Those whose ratio lies furthest above their n
-    come first.
+    The total stays at or below the one that the ratios ask for. One more goes first to the layers
+    whose ratio lies furthest above their n.
     """
     wanted = [_exact(Fraction(ratio) * m) for ratio in ratios]
     budget = sum(w * rows * cols for w, (rows, cols) in zip(wanted, shapes, strict=True)) / m
@@ -92,5 +95,6 @@ def pattern_counts(
 
 
 def _exact(value: Fraction) -> Fraction:
+    """Return the nearest whole number if it is very near, else the value itself."""
     whole = Fraction(round(value))
     return whole if abs(value - whole) < _NEARLY else value

@@ -1,4 +1,4 @@
-"""Which layers calibration text reaches: what it does not reach cannot be pruned by it."""
+"""Find the layers that calibration text reaches; a method that needs text can prune only these."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from spectail.pruning.statistics import Count, takes_features, unseen_of, watchi
 NOT_REACHED = (
     "its inputs are not seen: no token of the calibration text passes through it as a module"
 )
-"""Reason of layers that only images or audio reach, or whose weight is used without calling its
+"""Reason for layers that only images or audio reach, or whose weight is used without calling its
 module."""
 
 
@@ -29,10 +29,10 @@ def scope_of(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> Scope:
-    """Say which layers are pruned: with calibration tokens, those that the tokens reach.
+    """Return the scope of a run; with calibration tokens it leaves out layers they do not reach.
 
     Raises:
-        PruneError: a glob that changes nothing, or that names only layers which no token reaches.
+        PruneError: a glob changes nothing, or names only layers that no token reaches.
 
     """
     scope = Scope(tuple(include), tuple(exclude))
@@ -45,27 +45,28 @@ def scope_of(
         named = [name for name in names if matches(name, glob)]
         if named and all(name in lost for name in named):
             raise PruneError(
-                f"include {glob!r} names what calibration text cannot prune ({lost[named[0]]}): prune it by magnitude"
+                f"include {glob!r} names what calibration text cannot prune "
+                f"({lost[named[0]]}): prune it by magnitude"
             )
     return Scope(scope.include, scope.exclude, lost)
 
 
 def check_reached(model: nn.Module, weights: Sequence[Weight], tokens: Tensor) -> None:
-    """Refuse an allocation that names weights which calibration text does not reach."""
+    """Refuse weights that calibration text does not reach, although an allocation names them."""
     if lost := unreached(model, weights, tokens):
         name, reason = next(iter(lost.items()))
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise PruneError(
-            f"{name}{more} cannot be pruned by calibration text, {reason}: exclude it from the allocation, "
-            "or prune by magnitude"
+            f"{name}{more} cannot be pruned by calibration text, {reason}: "
+            "exclude it from the allocation, or prune by magnitude"
         )
 
 
 def unreached(model: nn.Module, weights: Sequence[Weight], tokens: Tensor) -> dict[str, str]:
-    """The weights whose inputs cannot be seen when the first sample of token ids runs, by name, with the reason.
+    """Return, by name, the reason for every weight whose inputs the first sample does not show.
 
-    Cross-attention to images, vision towers and mixers that hand their weight to a fused kernel are
-    of this kind.
+    Such are cross-attention to images, vision towers, and mixers that pass their weight to a fused
+    kernel.
 
     Raises:
         PruneError: the model does not run on token ids alone.

@@ -1,4 +1,4 @@
-"""What pruning did: sparsity asked and reached per layer and in total, time, and what to know about it."""
+"""The report of a pruning run: sparsity asked for and reached by layer and in total, and notes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from typing import Any
 
 import pandas as pd
 
-from spectail.allocation.coverage import LeftOut, describe_left_out
+from spectail.allocation.left_out import LeftOut, describe_left_out
 from spectail.evaluation import Perplexity, Rule
 from spectail.evaluation.bos import WORDS
 
 _FORMAT = "spectail pruning"
 NO_GAIN = (
-    "Zeros alone make nothing smaller or faster: the file and the arithmetic are those of the dense model, "
-    "unless a sparse format or kernel uses them."
+    "Zeros alone make nothing smaller or faster: the file and the arithmetic are those of the "
+    "dense model, unless a sparse format or kernel uses them."
 )
+"""The caveat at the end of every summary and at the top of every page."""
 
 
 @dataclass(frozen=True)
@@ -31,30 +32,34 @@ class PrunedLayer:
     requested: float
     """The ratio of zeros that was asked for."""
     realised: float
-    """The ratio of zeros that it now has, those that were there before included."""
+    """The ratio of zeros after pruning, including those that were there before."""
     zeros: int
     numel: int
+    """The number of weights."""
     quota: str
-    """How many zeros the ratio became, as a number or as ``n:m``."""
+    """What the ratio became: a number of zeros, or ``n:m``."""
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What pruning cost on one test text."""
+    """The perplexity on one test text before and after pruning."""
 
     text: str
-    """Its name."""
+    """The name of the text."""
     before: Perplexity
     after: Perplexity
 
     def describe(self) -> str:
-        """One line: before and after."""
+        """Return one line with both perplexities."""
         change = f" ({self.after / self.before:.3g} times)" if math.isfinite(self.after) else ""
-        return f"perplexity on {self.text} (test text): dense {self.before:.5g}, {_after(self.after)}{change}"
+        return (
+            f"perplexity on {self.text} (test text): "
+            f"dense {self.before:.5g}, {_after(self.after)}{change}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {"text": self.text, "before": self.before.to_dict(), "after": self.after.to_dict()}
 
 
@@ -63,21 +68,25 @@ class Selected:
     """How eps was chosen."""
 
     text: str
-    """Where the selection text was taken from."""
+    """The name of the selection text, or which part of the calibration text it is."""
     eps: float
+    """The candidate with the lowest perplexity."""
     dense: Perplexity
-    """Of the model before pruning, on the selection text."""
+    """The perplexity of the model before pruning, on the selection text."""
     perplexities: tuple[tuple[float, float], ...]
-    """(eps, perplexity on the selection text) of every candidate; NaN for a model that gives
-    NaN."""
+    """(eps, perplexity on the selection text) of every candidate; NaN if the pruned model's logits
+    are NaN."""
 
     def describe(self) -> str:
-        """One line: the choice, and what it was chosen by."""
+        """Return one line with the choice and the perplexities of all candidates."""
         shown = ", ".join(f"{eps:g}: {value:.5g}" for eps, value in self.perplexities)
-        return f"eps {self.eps:g} chosen by selection perplexity (not a test result) on {self.text}: {shown}"
+        return (
+            f"eps {self.eps:g} chosen by selection perplexity (not a test result) on "
+            f"{self.text}: {shown}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what is not finite is null."""
+        """Return plain JSON values, with null for perplexities that are not finite."""
         scores = [
             {"eps": eps, "perplexity": value if math.isfinite(value) else None}
             for eps, value in self.perplexities
@@ -100,7 +109,7 @@ def _after(value: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class PruneReport:
-    """What ``prune`` returns: one row per pruned layer, in the order in which they were pruned."""
+    """The result of ``prune``: one row per layer, in the order of pruning, and facts on the run."""
 
     method: str
     settings: dict[str, Any]
@@ -108,24 +117,26 @@ class PruneReport:
     pattern: str | None
     layers: tuple[PrunedLayer, ...]
     calibration: tuple[int, int] | None
-    """Samples and tokens per sample, None where no text was used."""
+    """The number of samples and of tokens per sample; None if no text was used."""
     seconds: float
+    """Time for pruning, without measuring and evaluating."""
     left_out: tuple[LeftOut, ...] = ()
     """Layers that stay dense, each with the reason."""
     complete: bool = True
-    """False where pruning was interrupted: other layers are as they were."""
+    """False if pruning was interrupted; layers without a row are then unchanged."""
     evaluated: tuple[Evaluated, ...] = ()
-    """Perplexity before and after, one for each test text; ``prune`` itself measures none."""
+    """Perplexity before and after on each test text; empty in what ``prune`` itself returns."""
     selected: Selected | None = None
-    """How eps was chosen, None where it was given."""
+    """How eps was chosen; None if it was given."""
     bos: Rule | None = None
-    """Where BOS was in the texts of the run; None where no text, or only token ids, were given."""
+    """Where the beginning-of-sequence token (BOS) stood in the texts of the run; None if no text,
+    or only token ids, were given."""
     remarks: tuple[str, ...] = ()
-    """What to know about the run as a whole."""
+    """What a user should know about the run as a whole."""
 
     @property
     def numel(self) -> int:
-        """Weights of all pruned layers."""
+        """The number of weights of all pruned layers."""
         return sum(layer.numel for layer in self.layers)
 
     @property
@@ -140,9 +151,9 @@ class PruneReport:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to know: remarks on the run, then on layers (raised damping, experts without tokens).
+        """Remarks on the run, then on layers (raised damping, experts without tokens).
 
-        Each remark comes once, after what it is about and a colon.
+        Each one starts with what it is about and a colon. Layers with the same note share a line.
         """
         noted: dict[str, list[str]] = {}
         for layer in self.layers:
@@ -154,7 +165,7 @@ class PruneReport:
         )
 
     def describe_bos(self) -> str:
-        """Where BOS was in the texts of the run, as a phrase."""
+        """Return a phrase that says where BOS stood in the texts of the run."""
         if self.bos is None:
             return ""
         inside = self.bos == "first" and self.calibration
@@ -167,7 +178,7 @@ class PruneReport:
         return pd.DataFrame([dataclasses.asdict(layer) for layer in self.layers], columns=names)
 
     def summary(self) -> str:
-        """A few lines: method, sparsity asked and reached, the range, time, notes."""
+        """Return a few lines: method, sparsity asked for and reached, time, perplexity, notes."""
         how = self.method + (f" {self.pattern}" if self.pattern else "")
         text = (
             f", {self.calibration[0]} x {self.calibration[1]} calibration tokens"
@@ -192,11 +203,11 @@ class PruneReport:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes), NO_GAIN])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         lists = {
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
-            "left_out": [dataclasses.asdict(layer) for layer in self.left_out],
+            "left_out": [layer.to_dict() for layer in self.left_out],
             "notes": list(self.notes),
             "remarks": list(self.remarks),
         }
@@ -209,7 +220,7 @@ class PruneReport:
         return {"format": _FORMAT, **own, **totals, "calibration": shape, **lists, **texts}
 
     def save(self, path: str | Path) -> Path:
-        """Write JSON."""
+        """Write the report as JSON."""
         path = Path(path)
         path.write_text(
             json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8"

@@ -1,4 +1,4 @@
-"""Scores: how much each weight matters; the smallest are pruned. Matrices are (output, input)."""
+"""Scores: how much each weight matters. The smallest are pruned. Matrices are (outputs, inputs)."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from torch import Tensor
 
 
 def magnitude(weights: Tensor) -> Tensor:
-    """|W|, of shape (rows, cols)."""
+    """Return |W|, of shape (rows, cols)."""
     return weights.abs()
 
 
 def wanda(weights: Tensor, squares: Tensor) -> Tensor:
-    """|W_ij| sqrt(s_j), s_j the sum of squares of input feature j (Wanda, arXiv 2306.11695, equation 1).
+    """Return Wanda's scores |W_ij| sqrt(s_j) (arXiv 2306.11695, equation 1).
 
-    ``weights`` is (rows, cols), ``squares`` (cols,). A common factor of ``squares`` (their mean
-    over samples, as in the published code) changes no mask.
+    ``weights`` is (rows, cols). ``squares`` is (cols,) and holds s_j, the sum of squares of input
+    feature j. The published code takes a mean over samples instead; a common factor of all s_j
+    changes no mask.
     """
     return weights.abs() * squares.sqrt()
 
 
 def removal_share(scores: Tensor) -> Tensor:
-    """The part of its row's score that is lost once this weight and all smaller ones of the row are gone, in [0, 1].
+    """Return which part of a row's total score goes when a weight and all smaller ones go.
 
-    Wanda's variant prunes where this is at most a threshold, one for the whole matrix; equal scores
-    of a row are taken from the left. A row of zeros loses nothing.
+    Values lie in [0, 1]. Wanda's variant prunes each weight whose value is at most a threshold that
+    holds for the whole matrix. Equal scores in a row go from left to right. A row of zeros loses
+    nothing.
     """
     ordered, order = torch.sort(scores, dim=1, stable=True)
+    # Sums of thousands of float32 scores would be too coarse to tell neighbours apart.
     lost = ordered.double().cumsum(dim=1)
     total = lost[:, -1:]
     share = torch.where(total > 0, lost / total, torch.zeros_like(lost))

@@ -1,4 +1,7 @@
-"""Choosing a setting, such as eps, by what it does to text held out for that purpose (never the test text)."""
+"""Choose a setting by pruning with each candidate and scoring the pruned model.
+
+The score must not come from the test text; use text that is held out for the choice.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Choice(Generic[T]):
-    """The candidate of the lowest score, and the scores of all."""
+    """The candidate with the lowest score, and the scores of all candidates."""
 
     best: T
     scores: tuple[tuple[T, float], ...]
@@ -32,15 +35,15 @@ def choose(
     score: Callable[[nn.Module], float],
     progress: Callable[[T, int, int], None] | None = None,
 ) -> Choice[T]:
-    """Prune with each candidate, score the pruned model, and put its weights back, bit for bit.
+    """Prune with each candidate, score the pruned model, and restore its weights bit for bit.
 
-    ``prune_with`` prunes ``model`` in place, ``score`` is lower for the better: a perplexity on
-    selection text. Costs one copy of the model's matrices. The first of equal scores wins; a score
-    that is no number never does. ``progress`` is called with the candidate in hand, its number from
-    0 on, and how many there are.
+    ``prune_with`` prunes ``model`` in place. A lower ``score`` is better, such as a perplexity on
+    selection text. Of equal scores the first wins; NaN never does. ``progress`` is called with a
+    candidate, its number from 0 on, and the number of candidates. The memory cost is one copy of
+    the model's matrices.
 
     Raises:
-        PruneError: no candidates, or not one score that is a number.
+        PruneError: there are no candidates, or all scores are NaN.
 
     """
     if not candidates:
@@ -62,7 +65,8 @@ def choose(
 
 @contextmanager
 def _restored(model: nn.Module) -> Iterator[None]:
-    """Put every parameter that changes back to what it was."""
+    """Restore the values of all matrices of the model when the context ends."""
+    # Vectors such as norms and biases are never pruned, so they need no copy.
     before = {
         name: parameter.detach().clone()
         for name, parameter in model.named_parameters()

@@ -1,4 +1,4 @@
-"""Choosing eps by the perplexity of text held out for it, with the same candidates for every baseline."""
+"""Choose eps, the spread of an allocation's ratios, by the perplexity on a selection text."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from spectail.evaluation.bos import resolve
 from spectail.pruning.search import choose
 
 HELD_OUT = 0.1
-"""The last part of a calibration text that is kept from calibration where no other text is given to
-choose by."""
+"""The part at the end of a calibration text that selects eps if no selection text is given. It is
+not used for calibration then."""
 
 SEQUENCES = 16
-"""How many sequences of the selection text, from its start, a candidate is scored on at most."""
+"""The most sequences, from the start of the selection text, that a candidate is scored on."""
 
 
 @dataclass(frozen=True)
 class ChosenEps:
-    """The eps of the lowest score, and its allocation."""
+    """The eps with the lowest score, and its allocation."""
 
     eps: float
     scores: tuple[tuple[float, float], ...]
-    """(eps, score) of every candidate, NaN for one that could not be scored."""
+    """(eps, score) of every candidate; NaN if it could not be scored."""
     allocation: Allocation
-    """Its settings hold ``eps`` and the scores by eps, ``eps_scores`` (null where they are not
-    finite)."""
+    """The allocation of this eps. Its settings hold ``eps`` and, as ``eps_scores``, the scores by
+    eps (null if not finite)."""
 
 
 def hold_out(text: str) -> tuple[str, str]:
-    """Cut a text at white space into what calibrates, the first nine tenths, and the rest, to choose by.
+    """Cut a text at white space into the first nine tenths, to calibrate, and the rest, to select.
 
     >>> hold_out("a b c d e f g h i j")
     ('a b c d e f g h i', ' j')
@@ -56,19 +56,19 @@ def choose_eps(
     score: Callable[[nn.Module], float],
     progress: Callable[[float, int, int], None] | None = None,
 ) -> ChosenEps:
-    """Prune by each allocation, score the pruned model, restore its weights, and give the allocation that did best.
+    """Prune by each allocation, score the pruned model, and return the allocation that did best.
 
     Args:
-        model: dense; its weights are back as they were afterwards, bit for bit.
-        allocations: by eps, all made from the dense model: ``{eps: by_eps(eps) for eps in
-            candidates}`` with ``by_eps`` of ``baselines.allocations_by_eps``.
-        prune_with: prunes ``model`` in place by an allocation, as it will be pruned in the end.
-        score: lower for the better, such as the perplexity on a selection text; never on the test
-            text.
-        progress: called with the eps in hand, its number from 0 on, and how many there are.
+        model: the dense model; its weights are restored bit for bit after each candidate.
+        allocations: allocations by eps, all made from the dense model: ``{eps: by_eps(eps) for eps
+            in candidates}`` with ``by_eps`` from ``baselines.allocations_by_eps``.
+        prune_with: prunes ``model`` in place by an allocation, with the method of the final run.
+        score: a number that is lower for a better model, such as the perplexity on a selection
+            text. It must not come from the test text.
+        progress: called with an eps, its number from 0 on, and the number of candidates.
 
     Raises:
-        PruneError: no allocations, or not one score that is a number.
+        PruneError: there are no allocations, or all scores are NaN.
 
     """
     choice = choose(
@@ -94,10 +94,10 @@ def perplexity_or_nan(
     bos: str = "auto",
     progress: Progress | None = None,
 ) -> Perplexity:
-    """The perplexity of a pruned model, or NaN where its logits are NaN.
+    """Return the perplexity of a pruned model, or NaN if its logits are NaN.
 
-    So a bad candidate loses, and the pruning is not lost. Whatever else could be wrong shows when
-    the dense model is evaluated on the same text with ``perplexity``.
+    A broken candidate then loses the selection; an error would end the run. Faults of the text
+    are found before, when ``perplexity`` evaluates the dense model on it.
     """
     try:
         return perplexity(

@@ -1,9 +1,8 @@
-"""Statistics of what goes into a layer, gathered while calibration text runs through its block.
+"""Gather statistics of the inputs of layers while calibration text runs through their block.
 
-Inputs of a ``Linear`` (or of transformers' ``Conv1D``) are seen by a hook on the module. Experts
-that share one three-dimensional parameter have no module of their own: their inputs are seen where
-the parameter's slice is multiplied (``products``), so that each expert counts the tokens that were
-sent to it.
+A hook on the module sees the inputs of a ``Linear`` (or of transformers' ``Conv1D``). Experts that
+share one three-dimensional parameter have no module of their own; ``products`` sees their inputs
+where the model multiplies by the parameter's slice. So each expert counts the tokens sent to it.
 """
 
 from __future__ import annotations
@@ -23,14 +22,17 @@ from spectail.pruning.products import Place, Products, Watched, place_of
 
 
 class Statistic:
-    """What is kept of the inputs (tokens, features) of a layer; float32, added up over all calibration tokens."""
+    """A sum over the inputs (tokens, features) of a layer, in float32.
+
+    A subclass says what is summed: the shape of the total, and what rows of inputs add to it.
+    """
 
     def __init__(self, features: int, device: torch.device) -> None:
         self.tokens = 0
         self.total = self._start(features, device)
 
     def add(self, inputs: Tensor) -> None:
-        """Take in inputs of shape (..., features)."""
+        """Add inputs of shape (..., features)."""
         rows = inputs.detach().reshape(-1, self.total.shape[-1]).to(self.total)
         self.tokens += rows.shape[0]
         self._add(rows)
@@ -78,7 +80,7 @@ class Gram(Statistic):
 
 
 class Count(Statistic):
-    """Nothing but the number of tokens: shows which layers text reaches."""
+    """The number of tokens alone, which shows whether text reaches a layer."""
 
     def _start(self, features: int, device: torch.device) -> Tensor:
         return torch.zeros(features, device=device)
@@ -93,12 +95,12 @@ class Count(Statistic):
 
 
 Site: TypeAlias = "tuple[str, int | None]"
-"""Where inputs come in: a parameter and, where it holds experts, which. Parts of one weight (q, k,
-v) share a site."""
+"""A place where inputs enter: a parameter's path and, if it holds experts, the expert's number.
+Parts of one weight (q, k, v) share a site, because they share their inputs."""
 
 
 def site_of(weight: Weight) -> Site:
-    """The site of a weight."""
+    """Return the site of a weight."""
     return weight.path, weight.expert
 
 
@@ -106,7 +108,9 @@ def site_of(weight: Weight) -> Site:
 def watching(
     weights: Iterable[Weight], kind: type[Statistic]
 ) -> Iterator[Mapping[Site, Statistic]]:
-    """Gather statistics of the inputs of these weights while the context lasts; nothing of the modules is replaced.
+    """Gather statistics of the inputs of these weights while the context lasts.
+
+    Modules are only watched; none is changed or replaced.
 
     Raises:
         PruneError: a weight sits in a module whose inputs cannot be seen.
@@ -120,44 +124,62 @@ def watching(
             if site in found:
                 continue
             found[site] = kind(weight.cols, weight.tensor.device)
-            expert = weight.expert
-            places[place_of(weight.tensor if expert is None else weight.tensor[expert])] = Watched(
-                found[site],
-                weight.cols,
-                weight.part.view(weight.tensor).stride(-1),
-                by_module=expert is None,
-            )
-            if expert is not None:
-                stack.enter_context(_one_by_one(weight.owner))
-            elif takes_features(weight):
-                hook = partial(_see, weight.name, found[site])
-                stack.callback(
-                    weight.owner.register_forward_pre_hook(hook, with_kwargs=True).remove
-                )
-            else:
-                raise PruneError(
-                    f"{weight.name} sits in a {type(weight.owner).__name__}, whose inputs cannot be seen: "
-                    "leave it out of the allocation, or prune by magnitude"
-                )
+            place, watched = _watched(weight, found[site])
+            places[place] = watched
+            stack.enter_context(_seen_by_module(weight, found[site]))
         stack.enter_context(Products(places))
         yield found
 
 
+def _watched(weight: Weight, statistic: Statistic) -> tuple[Place, Watched]:
+    """Describe a weight for ``Products``: its place in memory, and what tells its inputs."""
+    expert = weight.expert
+    place = place_of(weight.tensor if expert is None else weight.tensor[expert])
+    stride = weight.part.view(weight.tensor).stride(-1)
+    return place, Watched(statistic, weight.cols, stride, by_module=expert is None)
+
+
+@contextmanager
+def _seen_by_module(weight: Weight, statistic: Statistic) -> Iterator[None]:
+    """Watch the calls of the module that holds a weight; of experts, make the products visible.
+
+    Raises:
+        PruneError: the module's inputs cannot be seen.
+
+    """
+    if weight.expert is not None:
+        with _one_by_one(weight.owner):
+            yield
+        return
+    if not takes_features(weight):
+        raise PruneError(
+            f"{weight.name} sits in a {type(weight.owner).__name__}, whose inputs cannot be seen: "
+            "leave it out of the allocation, or prune by magnitude"
+        )
+    hook = partial(_see, weight.name, statistic)
+    handle = weight.owner.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def takes_features(weight: Weight) -> bool:
-    """Whether the module that holds a weight is called with the weight's input features in the last dimension."""
+    """Whether the module that holds a weight is called with the weight's input features last."""
     return isinstance(weight.owner, nn.Linear) or weight.layout == "conv1d"
 
 
 def check_seen(weights: Iterable[Weight], found: Mapping[Site, Statistic]) -> None:
-    """Refuse inputs that are not numbers, and weights that work without their inputs being seen.
+    """Refuse inputs that hold NaN or infinity, and weights whose inputs were not seen.
 
-    Of experts, one must have been seen at work: the others may have got no token.
+    Of the experts of a layer at least one must have been seen; the others may have got no token.
     """
     weights = list(weights)
     if lost := unseen_of(weights, found):
         name = next(iter(lost))
         raise PruneError(
-            f"the inputs of {name} cannot be seen: leave it out of the allocation, or prune by magnitude"
+            f"the inputs of {name} cannot be seen: "
+            "leave it out of the allocation, or prune by magnitude"
         )
     for weight in weights:
         if not bool(torch.isfinite(found[site_of(weight)].total).all()):
@@ -168,7 +190,7 @@ def check_seen(weights: Iterable[Weight], found: Mapping[Site, Statistic]) -> No
 
 
 def unseen_of(weights: Iterable[Weight], found: Mapping[Site, Statistic]) -> dict[str, Weight]:
-    """The weights that got no token, by name, unless another expert of the same layer got one."""
+    """Return the weights that got no token, unless another expert of their layer got one."""
     weights = list(weights)
     at_work = {_team(weight) for weight in weights if found[site_of(weight)].tokens}
     return {weight.name: weight for weight in weights if _team(weight) not in at_work}
@@ -178,7 +200,7 @@ _EXPERT = re.compile(r"(experts?\.)\d+(?=\.)")
 
 
 def _team(weight: Weight) -> str:
-    """What a weight shares with the other experts of its layer; its own path where it is no expert."""
+    """Return a key that all experts of a layer share; for other weights it is their own path."""
     return _EXPERT.sub(r"\1*", weight.path)
 
 
@@ -189,18 +211,20 @@ def _see(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> None:
-    """Take in the input of a module's call."""
+    """Add the first argument of a module's call to a statistic."""
     inputs = args[0] if args else next(iter(kwargs.values()), None)
     if not isinstance(inputs, Tensor) or inputs.shape[-1] != statistic.total.shape[-1]:
         raise PruneError(
-            f"{name} is not called with inputs of {statistic.total.shape[-1]} features: prune by magnitude"
+            f"{name} is not called with inputs of {statistic.total.shape[-1]} features: "
+            "prune by magnitude"
         )
     statistic.add(inputs)
 
 
 @contextmanager
 def _one_by_one(owner: nn.Module) -> Iterator[None]:
-    """Have transformers multiply experts one by one where it offers grouped kernels, and switch back."""
+    """Make transformers multiply experts one by one while the context lasts."""
+    # Its grouped kernels take the whole parameter, so that no expert's own product can be seen.
     config: Any = getattr(owner, "config", None)
     before = getattr(config, "_experts_implementation", None)
     if before is None:

@@ -1,4 +1,7 @@
-"""The texts of a pruning run, kept apart: what calibrates, what eps is chosen by, what the result is tested on."""
+"""The texts of a pruning run: for calibration, for the choice of eps, and for the test.
+
+They must not overlap; otherwise the result would be tested on text that it was made from.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from spectail.pruning.selection import HELD_OUT, hold_out
 
 @dataclass(frozen=True)
 class Text:
-    """A text and what it is called."""
+    """A text and its name."""
 
     name: str
     text: str
@@ -22,7 +25,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts of a run, each None or empty where it is not needed."""
+    """The texts of a run; each is None or empty if it is not needed."""
 
     calibration: Text | None = None
     selection: Text | None = None
@@ -36,23 +39,18 @@ def read_texts(
     tests: Sequence[str] = (),
     choosing: bool = False,
 ) -> Texts:
-    """Read files or datasets (see ``read_text``).
+    """Read the texts from files or datasets (see ``read_text``).
 
-    Where eps is chosen without a selection text, the end of the calibration text is held out.
+    If eps is chosen (``choosing``) and there is no selection text, the end of the calibration text
+    is held out for it.
 
     Raises:
-        PruneError: one text holds another, so that the result would be tested on what it was made
-            by; nothing to choose by; a selection text that nothing is chosen by.
+        PruneError: one text contains another; there is no text to choose eps by; or there is a
+            selection text although eps is not chosen.
         SourceError: one of them cannot be read.
 
     """
-    if selection is not None and not choosing:
-        raise PruneError("--selection goes with --eps auto: leave it out, or let eps be chosen")
-    if choosing and selection is None and calibration is None:
-        raise PruneError(
-            "--eps auto needs text to choose by: give --selection FILE, or --calibration FILE, of which the last "
-            f"{HELD_OUT:.0%} are then held out"
-        )
+    _check_selection(calibration, selection, choosing=choosing)
     named = [
         ("--calibration", calibration),
         ("--selection", selection),
@@ -75,8 +73,19 @@ def read_texts(
     return Texts(whole, chosen_by, tuple(text for option, text in found if option == "--evaluate"))
 
 
+def _check_selection(calibration: str | None, selection: str | None, *, choosing: bool) -> None:
+    """Refuse a selection text without a choice, and a choice without text."""
+    if selection is not None and not choosing:
+        raise PruneError("--selection goes with --eps auto: leave it out, or let eps be chosen")
+    if choosing and selection is None and calibration is None:
+        raise PruneError(
+            "--eps auto needs text to choose by: give --selection FILE, or --calibration FILE, "
+            f"of which the last {HELD_OUT:.0%} are then held out"
+        )
+
+
 def _check_apart(found: Sequence[tuple[str, Text]]) -> None:
-    """Refuse two texts of which one holds the other."""
+    """Refuse two texts of which one contains the other."""
     for (option_a, a), (option_b, b) in combinations(found, 2):
         one, other = a.text.strip(), b.text.strip()
         if option_a != option_b and one and other and (one in other or other in one):
