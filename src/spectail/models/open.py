@@ -60,8 +60,7 @@ def open_source(
             ) from None
     raise SourceError(
         f"cannot open a {type(source).__name__}; expected a torch module, a state dict, a matrix, "
-        "a path, "
-        "'demo', 'module:function' or a hub id"
+        "a path, 'demo', 'module:function' or a hub id"
     )
 
 
@@ -114,6 +113,7 @@ def _from_function(module: str, function: str) -> Source:
                     "expected a function that returns a torch module"
                 )
             value = getattr(value, attribute)
+        # A module is callable too, but it is the model itself.
         if callable(value) and not isinstance(value, nn.Module):
             try:
                 value = value()
@@ -129,6 +129,7 @@ def _importable_from_here() -> Iterator[None]:
     """Make modules of the current folder importable within the block, as ``python -m`` does."""
     here = os.getcwd()
     sys.path.insert(0, here)
+    # The file may be newer than Python's listing of the folder.
     importlib.invalidate_caches()
     try:
         yield

@@ -89,6 +89,7 @@ class Layer:
                 a file, quantised or computed from other tensors.
 
         """
+        # ``memory`` is missing if writing to the tensor would not change what the model computes.
         if self.part is None or self.problem or self.tensor.memory is None:
             why = (
                 self.problem

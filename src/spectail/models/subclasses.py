@@ -35,8 +35,8 @@ def is_plain(tensor: Tensor) -> bool:
     kind = type(tensor)
     if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return False
-    # Parameters of their own class keep their data as it is used, or packed, which recipes know by
-    # its type.
+    # A subclass of Parameter holds its data as it is used, or as packed
+    # integers, which the recipes recognise by their type.
     return issubclass(kind, nn.Parameter) or not _overrides_functions(kind)
 
 

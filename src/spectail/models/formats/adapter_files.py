@@ -31,8 +31,8 @@ OpenFolder: TypeAlias = Callable[[Path], "Source | None"]
 
 def adapter_beside(path: Path, tensors: Iterable[LazyTensor], open_whole: OpenFolder) -> Known:
     """Read what a file's folder states about the adapter in the file; nothing for a whole model."""
-    # A whole model may lie beside an adapter's configuration. Only a file whose name or tensors are
-    # an adapter's uses it.
+    # A whole model may lie beside an adapter's configuration.
+    # Only a file whose name or tensors are an adapter's uses it.
     config = _json(path.parent / CONFIG)
     if not ADAPTER.match(path.name) and not (
         config and any(is_piece(stored.name) for stored in tensors)
@@ -95,8 +95,8 @@ class _Base:
             self._weights = self._read()
         if target in self._weights:
             return self._weights[target]
-        # An adapter's names may lack the prefix of the base model's (``model.``), or the other way
-        # round.
+        # An adapter's names may lack the prefix of the base
+        # model's (``model.``), or the other way round.
         found = [
             w
             for name, w in self._weights.items()

@@ -46,6 +46,7 @@ GRU: z, r, h in Keras and r, z, n in torch."""
 
 def as_torch(tensors: Mapping[str, LazyTensor]) -> list[LazyTensor]:
     """Convert tensors, given by their paths (``encoder.layer.0.query.kernel``), to torch's form."""
+    # Both kernels of a recurrent layer need the gates' order, which only the recurrent one shows.
     recurrent = {
         path.removesuffix("recurrent_kernel")
         for path in tensors
@@ -89,8 +90,8 @@ def _kernel(stored: LazyTensor, module: str) -> LazyTensor:
         return stored
     if rank == 2:
         return permuted_tensor(stored, (1, 0))
-    # A kernel with three dimensions is attention, a stack of layers or a 1-D convolution. Only the
-    # module's name tells them apart.
+    # A kernel with three dimensions is attention, a stack of layers
+    # or a 1-D convolution. Only the module's name tells them apart.
     if rank == 3 and _HEADS_LAST.search(module):
         return permuted_tensor(reshaped_tensor(stored, (shape[0], shape[1] * shape[2])), (1, 0))
     if rank == 3 and _HEADS_FIRST.search(module):

@@ -38,8 +38,8 @@ def read_distcp(files: Sequence[OpenFile]) -> Contents:
     except (AttributeError, KeyError, TypeError, ValueError):
         raise SourceError(
             f"{file.path} is not the metadata of a distributed checkpoint that is known here; "
-            "convert it: python -m "
-            f"torch.distributed.checkpoint.format_utils dcp_to_torch {file.path.parent} model.pt"
+            "convert it: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+            f"{file.path.parent} model.pt"
         ) from None
     tensors = state_tensors(tree)
     if not tensors:
@@ -67,8 +67,8 @@ class _Reader:
             if isinstance(known, Inert) and "chunks" in known.state():
                 start = tuple(where.get("offset") or ())
                 pieces.setdefault(where["fqn"], []).append((start, self._piece(place.state())))
-        # Full names join keys with dots, and keys may hold dots themselves. The planner's data
-        # keeps the keys apart.
+        # Full names join keys with dots, and keys may hold dots
+        # themselves. The planner's data keeps the keys apart.
         paths = metadata.get("planner_data") or {}
         tree: dict[str, Any] = {}
         for name, parts in pieces.items():
@@ -103,6 +103,7 @@ class _Reader:
 
 def _tensor(name: str, shape: tuple[int, ...], pieces: Pieces) -> LazyTensor:
     """Describe a tensor by its pieces, which must fill it."""
+    # Pieces do not overlap, so that the number of elements shows whether any is missing.
     if sum(torch.Size(array.shape).numel() for _, array in pieces) != torch.Size(shape).numel():
         raise SourceError(
             f"the pieces of {name!r} do not fill its shape {shape}: "

@@ -32,6 +32,7 @@ def fingerprint_files(files: Iterable[tuple[str, OpenFile]]) -> str:
 
     """
     digest = hashlib.sha256()
+    # Sorted, so that the order in which a folder lists its files does not matter.
     for name, file in sorted(files, key=lambda item: item[0]):
         digest.update(f"{name}\0{file.size}\0".encode())
         if file.size <= WHOLE_FILE:
@@ -50,6 +51,7 @@ def fingerprint_tensors(tensors: Iterable[LazyTensor]) -> str:
     digest = hashlib.sha256()
     for stored in tensors:
         digest.update(f"{stored.name}\0{stored.shape}\0{stored.dtype}\0".encode())
+        # Name and shape are all there is of a tensor without values.
         if stored.problem or not stored.numel:
             continue
         try:

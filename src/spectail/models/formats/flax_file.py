@@ -40,8 +40,8 @@ def _tree(file: OpenFile) -> Mapping[str, Any]:
     try:
         walker = Walker(file)
         tree = walker.value()
-        # Bytes after the first value mean that the file is not msgpack: almost any file begins with
-        # a valid value.
+        # Bytes after the first value mean that the file is not
+        # msgpack: almost any file begins with a valid value.
         whole = walker.position == file.size
     except SourceError:
         raise
@@ -57,8 +57,8 @@ def _tree(file: OpenFile) -> Mapping[str, Any]:
 
 def _parameters(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the parameters from a training state or from a dict of variable collections."""
-    # A training state holds ``params``, and they may hold the collections of ``Module.init`` with
-    # ``params`` again.
+    # A training state holds ``params``, and they may hold the
+    # collections of ``Module.init`` with ``params`` again.
     while isinstance(tree.get("params"), Mapping):
         tree = tree["params"]
     return {key: value for key, value in tree.items() if key not in _NO_PARAMETERS}
@@ -68,6 +68,7 @@ def _arrays(value: Any, path: str = "") -> Iterator[tuple[str, LazyTensor]]:
     """Yield the arrays of a tree with their paths."""
     if isinstance(value, StoredArray):
         yield path, stored_tensor(path, value)
+    # Arrays in chunks, and arrays that cannot be read.
     elif isinstance(value, LazyTensor):
         yield path, value
     elif isinstance(value, Mapping | list):

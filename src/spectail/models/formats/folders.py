@@ -57,8 +57,8 @@ def path_source(path: Path, label: str | None = None) -> Source:
         return _from_index(path, label)
     try:
         form = table.format_of(path)
-    # An unknown file may be one of another program, which deserves a better message.
     except SourceError:
+        # An unknown file may be of a format that is recognised, which deserves a better message.
         refuse_foreign(path)
         raise
     return _assembled(form, form.all_parts(path), label)
@@ -72,6 +72,7 @@ def _from_index(index: Path, label: str) -> Source:
 
 def _folder(folder: Path, label: str) -> Source:
     """Open a model folder: its own model, else its adapter, else what its sub-folders hold."""
+    # A whole model in any format comes before an adapter in any format.
     for adapters in (False, True):
         if source := _of_formats(folder, label, adapters=adapters):
             return _with_modules(folder, source)
@@ -79,6 +80,7 @@ def _folder(folder: Path, label: str) -> Source:
         return path_source(snapshot, _hub_name(folder) or label)
     if components := _components(folder):
         return _pipeline(components, label)
+    # Foreign files beside a model are common: refuse only if nothing can be opened.
     refuse_foreign(folder)
     _refuse_run(folder)
     raise without_weights(folder)
@@ -107,6 +109,7 @@ def _of_format(
         f for f in sorted(folder.glob(pattern)) if f.is_file() and not _NOT_MODELS.match(f.name)
     ]
     files = [f for f in found if bool(ADAPTER.match(f.name)) == adapters]
+    # An index that is left over beside a whole file is ignored, as transformers does.
     if indices and not adapters and not any(WHOLE.match(f.name) for f in files):
         preferred = [index for index in indices if _MAIN_INDEX.match(index.name)]
         return _from_index((preferred or indices)[0], label)
@@ -121,6 +124,7 @@ def _choose(folder: Path, files: Sequence[Path], form: Format) -> list[Path]:
     by_name = {path.name: path for path in files}
     if whole := [path for path in files if WHOLE.match(path.name) or MAIN_ADAPTER.match(path.name)]:
         return whole[:1]
+    # Shards without an index: their names say how many there must be.
     shards = [match for name in by_name if (match := _SHARD.match(name))]
     if shards and len({(m[1], m[3], m[4]) for m in shards}) == 1:
         stem, count, suffix = shards[0][1], shards[0][3], shards[0][4]
@@ -230,6 +234,7 @@ def _joined(label: str, sources: Sequence[tuple[str, Source]], note: str) -> Sou
             replace(layer, name=f"{name}.{layer.name}") if name else layer
             for layer in source.layers
         ]
+    # The names are part of the digest, so that two models that swap places give another one.
     digest = hashlib.sha256(
         "\0".join(f"{name}\0{source.fingerprint}" for name, source in sources).encode()
     )
@@ -249,6 +254,7 @@ def _refuse_run(folder: Path) -> None:
         if re.search(r"^(?:checkpoint|global_step|step|epoch)[-_]?\d+$", path.name)
     ]
     if numbered:
+        # By number, not by text: checkpoint-1000 is later than checkpoint-999.
         latest = max(numbered, key=lambda path: natural_key(path.name))
         raise SourceError(
             f"{folder} holds no weights itself but checkpoints of a run ({len(numbered)}); "

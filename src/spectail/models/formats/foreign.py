@@ -156,6 +156,6 @@ def without_weights(folder: Path) -> SourceError:
     )
     return SourceError(
         f"{folder} holds no weights; expected model.safetensors, an index of shards, "
-        "adapter_model.safetensors, "
-        f"pytorch_model.bin, a GGUF file or another format of docs/formats.md, and {holds}"
+        "adapter_model.safetensors, pytorch_model.bin, "
+        f"a GGUF file or another format of docs/formats.md, and {holds}"
     )

@@ -137,6 +137,7 @@ def _config(architecture: str, metadata: Mapping[str, object]) -> dict[str, Any]
     value. The model type is therefore one of its own and not the family's.
     """
     keys = {
+        # Only what cutting fused weights into parts needs.
         "num_attention_heads": "attention.head_count",
         "num_key_value_heads": "attention.head_count_kv",
         "head_dim": "attention.key_length",
@@ -161,6 +162,7 @@ def _described(
     """Describe one tensor; stacked experts become single ones, as in Hugging Face's files."""
     dtype, place, problem = _place(file, tensor)
     name, shape = known.name if known else tensor.name, tensor.shape
+    # Names with a place for the expert's number are those of stacked experts.
     if known and "{}" in name and len(shape) == 3:
         for expert in range(shape[0]):
             yield LazyTensor(
@@ -230,8 +232,8 @@ def _place(file: OpenFile, tensor: GgufTensor) -> tuple[str, _Place | None, str 
     if re.fullmatch(r"I(8|16|32|64)", kind.name):
         return f"int{kind.name[1:]}", place, None
     try:
-        # Whether the library can dequantise a type shows only when it tries: do so with one empty
-        # block.
+        # Whether the library can dequantise a type shows
+        # only when it tries: do so with one empty block.
         gguf.quants.dequantize(np.zeros((1, size), np.uint8), kind)
     except NotImplementedError:
         return "float32", place, f"stored as {kind.name}, which the gguf library cannot dequantise"
@@ -258,8 +260,8 @@ def _read(place: _Place | None, heads: int | None, index: Index) -> Tensor:
     if heads:
         values = unpermute(values, heads)
     late = index[len(early) :]
-    # A slice keeps its dimension and an integer removes it; the rest of the index applies behind
-    # those.
+    # A slice keeps its dimension and an integer removes it;
+    # the rest of the index applies behind those.
     kept = tuple(slice(None) for cut in early if isinstance(cut, slice))
     return piece_of(torch.from_numpy(values), (*kept, *late) if late else ())
 
@@ -272,6 +274,7 @@ def _dequantise(place: _Place, early: Index) -> np.ndarray[Any, Any]:
     if kind.name == "F64":
         return data.view(np.float64).copy()
     rows = data.reshape(-1, data.shape[-1])
+    # Whole rows at a time: blocks of a quantised type never cross rows.
     some = max(1, _READ_BYTES // data.shape[-1])
     first = gguf.quants.dequantize(rows[:some], kind)
     values = np.empty((rows.shape[0], first.shape[-1]), dtype=first.dtype)
@@ -295,6 +298,7 @@ def unpermute(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     """Undo llama.cpp's row order of q and k, which interleaves the two halves of each head."""
     half = values.shape[0] // heads // 2
     return np.ascontiguousarray(
+        # Row 2 i + j of a head in the file is row i + j * half of the model, j = 0 or 1.
         values.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(values.shape)
     )
 

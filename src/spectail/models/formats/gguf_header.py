@@ -88,6 +88,7 @@ def read_header(file: OpenFile) -> GgufHeader:
                 raise SourceError(
                     f"the header of {file.path} ends early or is damaged; download the file again"
                 ) from None
+            # Too few bytes look like damage: it is damage only if the whole file was read.
             size *= 4
 
 
@@ -123,8 +124,8 @@ class _Cursor:
             raise ValueError(kind)
         item, count = self.number("I"), self.number("Q")
         if item in _SCALARS:
-            # One call reads the whole array. The layout of a longer one is empty, so that it is
-            # skipped.
+            # One call reads the whole array. The layout of
+            # a longer one is empty, so that it is skipped.
             layout = struct.Struct(f"<{count if count <= _LONGEST_ARRAY else 0}{_SCALARS[item]}")
             values = list(layout.unpack_from(self.data, self.position))
             self.position += count * struct.calcsize("<" + _SCALARS[item])

@@ -82,6 +82,7 @@ def _like_llama(**changes: str) -> Family:
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         (
+            # Families with the names of Llama.
             *(
                 "qwen2",
                 "qwen3",

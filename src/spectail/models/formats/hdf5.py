@@ -73,6 +73,7 @@ def _arrays(file: OpenFile) -> dict[str, LazyTensor]:
                     found.append(f"/{path}") if isinstance(item, h5py.Dataset) else None
                 )
             )
+            # Optimizer states have the shapes of the weights and would double every layer.
             kept = [path for path in found if not _OPTIMIZER.match(path)]
             return {
                 _name(path): _described(tree[path], place, start)
@@ -110,6 +111,7 @@ def _described(dataset: Any, file: ReadableFile, start: int) -> LazyTensor:
         return unreadable(
             "", shape, "uint8", f"an array of type {dataset.dtype}, which is not read"
         )
+    # None if the array is chunked or compressed.
     offset = dataset.id.get_offset()
     if offset is not None:
         return stored_tensor("", StoredArray(file, start + offset, dtype, shape, row_major(shape)))
@@ -122,8 +124,8 @@ def _read_chunked(file: ReadableFile, start: int, path: str, index: Index) -> Te
     import h5py
 
     try:
-        # The file is opened again for each read: h5py objects cannot be pickled or shared by
-        # threads.
+        # The file is opened again for each read: h5py
+        # objects cannot be pickled or shared by threads.
         with h5py.File(file.stream(start), "r") as tree:
             values = np.asarray(tree[path][()])
     except (OSError, RuntimeError, KeyError) as error:
@@ -162,6 +164,7 @@ def _name(path: str) -> str:
 
 def _variable(layer: Sequence[str], number: str) -> str:
     """Return the name of a numbered variable of Keras 3."""
+    # Keras numbers repeated layers: ``dense``, ``dense_1``.
     kind = re.sub(r"_\d+$", "", layer[-1])
     if kind == "cell":
         names = ["kernel", "recurrent_kernel", "bias"]

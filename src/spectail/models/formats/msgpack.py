@@ -67,11 +67,13 @@ class Walker:
             ValueError: The file is damaged.
 
         """
+        # A damaged file may nest without end.
         if depth == 0:
             raise ValueError("nested too deep")
-        # The first byte tells the type. For small values it holds the length, or the number, as
-        # well.
+        # The first byte tells the type. For small values it
+        # holds the length, or the number, as well.
         code = self._take(1)[0]
+        # The ranges of first bytes are those of the specification, section "Formats".
         if code < 0x80 or code >= 0xE0:
             return code if code < 0x80 else code - 256
         if code < 0x90 or 0xDE <= code <= 0xDF:
@@ -101,6 +103,7 @@ class Walker:
     def _map(self, count: int, depth: int) -> Any:
         """Read a dict; one that holds the chunks of an array becomes that array."""
         entries = {str(self.value(depth - 1)): self.value(depth - 1) for _ in range(count)}
+        # Flax writes shape and chunks as dicts with the keys "0", "1", ...
         if entries.get(_CHUNKED) is True:
             shape, chunks = (list(entries[key].values()) for key in ("shape", "chunks"))
             dtype = dtype_name(chunks[0].dtype)

@@ -72,6 +72,7 @@ def _array(name: str, file: ReadableFile, start: int) -> LazyTensor:
     magic = bytes(file.read(start, 12))
     if magic[:6] != _MAGIC:
         raise ValueError("no array")
+    # Version 1 has a header length of 2 bytes, later versions have 4.
     wide = magic[6] > 1
     length = int.from_bytes(magic[8:12] if wide else magic[8:10], "little")
     begin = start + (12 if wide else 10)
@@ -87,6 +88,7 @@ def _array(name: str, file: ReadableFile, start: int) -> LazyTensor:
         return unreadable(
             name, shape, "uint8", f"an array of numpy's type {header['descr']!r}, which is not read"
         )
+    # Fortran order needs no conversion: only the strides differ.
     strides = column_major(shape) if header["fortran_order"] else row_major(shape)
     array = StoredArray(file, begin + length, dtype, shape, strides)
     if array.end > file.size:
@@ -99,6 +101,7 @@ def torch_dtype(code: object) -> torch.dtype | None:
 
     The answer is None for big-endian numbers, long double, objects and records.
     """
+    # A record type is a list. Integers and floats of one byte have no byte order, marked "|".
     if not isinstance(code, str) or not re.fullmatch(r"[<|=]?[fciub]\d+", code):
         return None
     name = np.dtype(code).name

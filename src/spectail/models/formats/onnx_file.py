@@ -110,20 +110,19 @@ class _Reader:
         """Describe a constant; the list is empty for one that is no parameter of the model."""
         if self.graph.is_helper(name):
             return []
-        # Vectors are only counted.
         if len(proto.dims) < 2:
+            # Vectors are only counted. Constants of other types are shapes or indices.
             return (
                 [self._stored(name, proto)] if listed and proto.data_type in {1, 10, 11, 16} else []
             )
         uses = list(self.graph.uses(name))
         use = next((use for use in uses if use.is_matrix), None)
         if use is None:
-            # The weight is sliced or joined with others before it is used; measure it in its stored
-            # form.
             if not is_machine_name(name) and self.graph.reaches_matrix(name):
+                # The weight is sliced or joined with others before it is used: keep its stored form.
                 return [self._stored(readable(name), proto)]
-            # Constants that the exporter made up, such as masks and shapes.
             if not listed or is_machine_name(name):
+                # A constant that the exporter made up, such as a mask or a shape.
                 return []
             users = ", ".join(sorted({use.node.op_type for use in uses})) or "no operator"
             return [

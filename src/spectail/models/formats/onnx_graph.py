@@ -85,6 +85,7 @@ class Graph:
         self.constants += [(tensor.name, tensor, True) for tensor in graph.initializer]
         for node in graph.node:
             self.nodes.append(node)
+            # Names are unique over a graph and its inner graphs, so one index serves all of them.
             for position, name in enumerate(node.input):
                 self.takers.setdefault(name, []).append((node, position))
             for attribute in node.attribute:
@@ -107,8 +108,8 @@ class Graph:
         """Whether an operator multiplies by a constant after it was rearranged in any way."""
         for node, position in self.takers.get(name, []) if depth else []:
             if position in MATRIX_INPUTS.get(node.op_type, ()) and (
-                # Input 0 is usually what flows through the model: there, a rearranged constant is
-                # no weight.
+                # Input 0 is usually what flows through the model:
+                # there, a rearranged constant is no weight.
                 position > 0 or node.op_type == "Gather"
             ):
                 return True
@@ -149,6 +150,7 @@ class Graph:
             for node, _ in self.takers.get(next(iter(use.node.output), ""), [])
             if node.op_type == "Add"
         ]
+        # Gemm and Conv take their bias as the third input; after a MatMul it is added.
         inputs = [*list(use.node.input)[2:3], *(name for node in after for name in node.input)]
         known = {name for name, _, listed in self.constants if listed}
         single = [name for name in inputs if name in known and len(self.takers[name]) == 1]

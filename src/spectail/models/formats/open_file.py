@@ -53,12 +53,13 @@ class OpenFile:
         try:
             self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
+            # An unpickled copy opens the path again. A file that is gone then counts as changed.
             if stamp is not None:
                 raise self._changed() from None
             raise SourceError(f"{path} cannot be read: {error.strerror or error}") from None
         self._lock = threading.Lock()
-        # Many tensors share one file, and nobody knows which is read last. So the garbage collector
-        # closes it.
+        # Many tensors share one file, and nobody knows which
+        # is read last. So the garbage collector closes it.
         weakref.finalize(self, os.close, self._descriptor)
         self.stamp = stamp or self._settled_stamp()
         self.check()
@@ -123,6 +124,7 @@ class OpenFile:
         """Read at one position, without moving a shared one where the system has ``preadv``."""
         if hasattr(os, "preadv"):
             return os.preadv(self._descriptor, [target], offset)
+        # Two threads must not move the position between the seek and the read.
         with self._lock:
             os.lseek(self._descriptor, offset, os.SEEK_SET)
             data = os.read(self._descriptor, len(target))

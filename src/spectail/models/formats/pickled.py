@@ -107,6 +107,7 @@ class Inert:
         """Return the attributes that the pickle gives the object."""
         found: dict[str, Any] = {}
         for part in self.contents:
+            # Objects with slots have the state (dict, dict of slots).
             for piece in part if isinstance(part, tuple) else (part,):
                 if isinstance(piece, dict):
                     found.update(piece)

@@ -56,13 +56,14 @@ class StoredArray:
         offset, shape, strides = self.offset, list(self.shape), list(self.strides)
         dim = 0
         for entry in index:
-            # Indexing a range resolves negative numbers, open ends and steps exactly as Python
-            # does.
+            # Indexing a range resolves negative numbers,
+            # open ends and steps exactly as Python does.
             places = range(shape[dim])[entry]
             if isinstance(places, int):
                 offset += places * strides[dim] * self.dtype.itemsize
                 del shape[dim], strides[dim]
                 continue
+            # A slice only moves the first element and stretches the stride; nothing is read yet.
             offset += places.start * strides[dim] * self.dtype.itemsize if len(places) else 0
             shape[dim] = len(places)
             strides[dim] *= places.step
@@ -107,6 +108,7 @@ def stored_tensor(name: str, array: StoredArray) -> LazyTensor:
 
 def permuted_tensor(stored: LazyTensor, axes: Sequence[int]) -> LazyTensor:
     """Reorder the dimensions of a tensor."""
+    # The values cannot be read; only the shape is needed for the row.
     if stored.problem:
         return replace(stored, shape=tuple(stored.shape[axis] for axis in axes))
     shape = tuple(stored.shape[axis] for axis in axes)

@@ -90,6 +90,7 @@ def _tensors_of(file: OpenFile) -> list[LazyTensor]:
 
 def _header(file: OpenFile) -> tuple[int, dict[str, Any]]:
     """Return where the data begins, and the header with unique names."""
+    # A file is 8 bytes with the header's length, the header as JSON, then the data.
     length = int.from_bytes(file.read(0, 8), "little")
     if file.size < 8 or length > min(file.size - 8, _LONGEST_HEADER):
         raise _DamageError("its header is longer than the file")
@@ -115,6 +116,7 @@ def _check_ranges(header: dict[str, Any], size: int) -> None:
     end = 0
     for name, info in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
         begin, stop = info["data_offsets"]
+        # Overlapping ranges could make two layers share bytes, and a gap could hide others.
         if begin != end or stop < begin:
             raise _DamageError(f"the data of {name!r} does not begin where that of another ends")
         end = stop
@@ -128,6 +130,7 @@ def _tensor(file: OpenFile, start: int, name: str, info: dict[str, Any]) -> Lazy
     if not all(isinstance(size, int) and size >= 0 for size in shape):
         raise _DamageError(f"the shape of {name!r} is {info['shape']}")
     dtype = _TYPES.get(info["dtype"])
+    # An unknown type concerns one tensor. The others can still be measured.
     if dtype is None:
         kind = str(info["dtype"])
         return unreadable(
@@ -143,6 +146,7 @@ def _tensor(file: OpenFile, start: int, name: str, info: dict[str, Any]) -> Lazy
 
 def _looks_like(start: bytes, size: int) -> bool:
     """Whether the file begins with a length that fits into it, followed by a JSON object."""
+    # No other known format begins with a small number and a brace.
     return start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size
 
 

@@ -81,17 +81,20 @@ def _find(value: object, depth: int) -> dict[str, Leaf]:
     if not entries or depth == 0:
         _refuse_modules(value)
         return {}
-    # A dict with a matrix is the state dict itself. Vectors alone may be statistics beside the
-    # model.
+    # A dict with a matrix is the state dict itself. Vectors
+    # alone may be statistics beside the model.
     own = {str(name): leaf for name, leaf in entries.items() if _is_leaf(leaf)}
     if any(len(_shape(leaf)) >= 2 for leaf in own.values()):
         return own | _objects(entries) | _inner(entries, depth)
     for key in _MODEL_KEYS:
+        # The first usual key that leads to tensors wins, so that an average of the weights is never
+        # read beside the weights themselves.
         if key in entries:
             _refuse_modules(entries[key])
             if _entries(entries[key]) and (state := _find(entries[key], depth - 1)):
                 return state
     inner = _inner(entries, depth)
+    # Nothing found: perhaps a module was saved whole, under a key of its own.
     if not inner:
         for key, item in entries.items():
             if not str(key).lower().startswith(_NO_MODEL):
@@ -168,10 +171,9 @@ def _refuse_modules(value: object) -> None:
     """Refuse an object that holds tensors: it is a module that was saved whole."""
     if isinstance(value, Inert) and any(True for _ in tensors_in(value)):
         raise SourceError(
-            f"holds tensors inside of a Python object of class {value.global_name} (a module saved "
-            "whole?), "
-            "and objects are never loaded; save the module's state_dict() instead: "
-            "torch.save(model.state_dict(), 'model.pt')"
+            f"holds tensors inside of a Python object of class {value.global_name} (a module "
+            "saved whole?), and objects are never loaded; "
+            "save the module's state_dict() instead: torch.save(model.state_dict(), 'model.pt')"
         )
 
 
@@ -211,6 +213,7 @@ def _dequantised(array: StoredArray, scales: tuple[Any, ...], index: Index) -> T
         along = [1] * len(array.shape)
         along[scales[2]] = -1
         scale, zero = scale.reshape(along), zero.reshape(along)
+    # In float64, so that the result is rounded only once.
     return piece_of(((array.read().double() - zero) * scale).float(), index)
 
 
@@ -226,6 +229,7 @@ def as_tensor(value: Tensor | np.ndarray[Any, Any]) -> Tensor:
     if value.dtype.kind not in "fciub":
         raise SourceError(f"an array of type {value.dtype} holds no weights; expected numbers")
     if value.dtype.kind == "f" and value.dtype.itemsize > 8:
+        # numpy's long double has no counterpart in torch.
         value = value.astype(np.float64)
     # torch refuses byte-swapped and warns about read-only arrays; neither changes what is read.
     value = value.astype(value.dtype.newbyteorder("="), copy=not value.flags.writeable)

@@ -40,6 +40,7 @@ def read_pickles(files: Sequence[OpenFile]) -> Contents:
         value, left_out = load_pickle(file)
         try:
             state = state_tensors(value)
+        # ``state_tensors`` does not know the file; its messages continue after the path.
         except SourceError as error:
             raise SourceError(f"{file.path} {error}") from None
         foreign |= left_out
@@ -84,9 +85,9 @@ def load_pickle(file: OpenFile) -> tuple[Any, dict[str, None]]:
         raise
     except CodeInPickleError as error:
         raise SourceError(
-            f"{file.path} holds code that would run on loading ({error.args[0]}), which is never "
-            "loaded; "
-            "save the module's state_dict() instead, and do not open this file with pickle or torch"
+            f"{file.path} holds code that would run on loading ({error.args[0]}), "
+            "which is never loaded; save the module's state_dict() instead, "
+            "and do not open this file with pickle or torch"
         ) from None
     except Exception:  # noqa: BLE001 - a damaged pickle may fail in any way
         raise SourceError(
@@ -113,6 +114,7 @@ def load_archive(
         names = set(archive.namelist())
         (main,) = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
         folder = main.removesuffix("data.pkl")
+        # These members exist in TorchScript archives only.
         if f"{folder}constants.pkl" in names or any(
             name.startswith(f"{folder}code/") for name in names
         ):
@@ -129,7 +131,9 @@ def load_archive(
         storages: dict[str, Storage] = {}
 
         def load_storage(pid: Any) -> Storage:
+            # The id is ("storage", class, key, device, number of elements).
             _, kind, key, location, _ = pid
+            # Several tensors may be views of one storage, so it is looked up once.
             if key not in storages:
                 storages[key] = _member(
                     file, start, archive, f"{folder}data/{key}", kind.dtype, location
@@ -162,6 +166,8 @@ def _load_sequence(file: ReadableFile) -> tuple[Any, dict[str, None]]:
     if not isinstance(value, int) or value != _MAGIC:
         return value, pickles.foreign
     pickles.load()  # version of the protocol
+    # Then a dict about the machine, the saved value, and
+    # the keys of the storages in the file's order.
     system = pickles.load()
     if not system.get("little_endian", True):
         raise SourceError(
@@ -224,6 +230,7 @@ def _looks_like(start: bytes, size: int) -> bool:
         b"/constants.pkl",
         b"/data/",
     )
+    # The first member's name is within the first 512 bytes of a zip archive.
     archive = start[:2] == b"PK" and any(member in start for member in members)
     return archive or start[2:14] == b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 

@@ -98,6 +98,7 @@ class PlainUnpickler(pickle.Unpickler):
         # numpy 2 renamed its core.
         module = module.replace("numpy.core.", "numpy._core.")
         full = f"{module}.{name}"
+        # Names with a harmless meaning come first, then those that are refused, then all others.
         if full in self._known:
             return self._known[full]
         if (
@@ -198,6 +199,7 @@ def _torch_name(name: str) -> Any:
         return value
     if name.endswith("Storage") and name.removesuffix("Storage") in _STORAGES:
         return _StorageType(_STORAGES[name.removesuffix("Storage")])
+    # A quantisation scheme is only shown, never used.
     return str(value).removeprefix("torch.") if isinstance(value, torch.qscheme) else None
 
 
@@ -243,6 +245,7 @@ def _quantised(
     *rest: Any,
 ) -> TensorRef:
     """Stand for ``_rebuild_qtensor``; torch calls the integers qint8, quint8 and qint32."""
+    # torch has no arithmetic for these types; their bytes are plain integers.
     integers = {"torch.qint8": torch.int8, "torch.quint8": torch.uint8, "torch.qint32": torch.int32}
     dtype = integers.get(str(storage.dtype))
     problem = (
@@ -325,6 +328,7 @@ _KNOWN: dict[str, Any] = {
     "torch._utils._rebuild_tensor": _Call(_tensor),
     "torch._utils._rebuild_tensor_v2": _Call(_tensor),
     "torch._utils._rebuild_tensor_v3": _Call(_tensor_v3),
+    # A parameter is read as its data.
     "torch._utils._rebuild_parameter": _Call(lambda data, *rest: data),
     "torch._utils._rebuild_parameter_with_state": _Call(lambda data, *rest: data),
     "torch._utils._rebuild_qtensor": _Call(_quantised),

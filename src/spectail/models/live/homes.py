@@ -69,8 +69,8 @@ def homes_of(module: nn.Module) -> Homes:
 
 def _split_by_deepspeed(module: nn.Module) -> dict[int, Split]:
     """Find the parameters that ZeRO-3 has partitioned and that are not gathered at the moment."""
-    # DeepSpeed keeps the shape of the whole parameter in ``ds_shape`` and empties the parameter
-    # itself.
+    # DeepSpeed keeps the shape of the whole parameter in
+    # ``ds_shape`` and empties the parameter itself.
     whole = {id(p): (p, getattr(p, "ds_shape", None)) for p in module.parameters()}
     return {
         key: Split(tuple(shape), ZERO3_LIVE)

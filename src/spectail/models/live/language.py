@@ -85,6 +85,7 @@ def _model_class(transformers: Any, config: Any) -> Any:
     ``AutoModelForCausalLM`` refuses LLaVA and similar models, and loads only one part of Gemma 3 or
     BART.
     """
+    # A list with one name in practice; older configurations have none.
     for name in getattr(config, "architectures", None) or ():
         found = getattr(transformers, name, None)
         if isinstance(found, type) and issubclass(found, transformers.GenerationMixin):
@@ -95,6 +96,7 @@ def _model_class(transformers: Any, config: Any) -> Any:
 def _location(text: str) -> tuple[str, dict[str, str]]:
     """Return the path or hub id for ``from_pretrained``, and its options for a GGUF file."""
     path = demo_file() if text == "demo" else Path(text).expanduser()
+    # transformers wants the folder and the file's name apart.
     if path.is_file() and path.suffix.lower() == ".gguf":
         return str(path.parent), {"gguf_file": path.name}
     if path.is_file():
@@ -126,8 +128,8 @@ def _transformers() -> Any:
 def without_bars() -> Iterator[None]:
     """Hide the progress bars of transformers within the block."""
     bars = _transformers().utils.logging
-    # The GGUF reader of transformers draws its own tqdm bar, which the library's switch does not
-    # reach.
+    # The GGUF reader of transformers draws its own tqdm
+    # bar, which the library's switch does not reach.
     reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     shown, drawn = bars.is_progress_bar_enabled(), getattr(reader, "tqdm", None)
     bars.disable_progress_bar()

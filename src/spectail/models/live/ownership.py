@@ -48,6 +48,7 @@ def no_matrix_of(
         among_weights: Whether the model calls its matrices ``weight``; see ``roles.no_matrix``.
 
     """
+    # Its tensors are called ``original0``, ``original1``..., which tells nothing.
     if isinstance(owner, ParametrizationList):
         return None
     if isinstance(owner, OWNERS) and "weight" in name:

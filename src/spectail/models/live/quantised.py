@@ -32,6 +32,7 @@ def module_weights(prefix: str, owner: nn.Module) -> list[LazyTensor]:
     (GPTQModel, which returns (in, out)).
     """
     name = f"{prefix}weight"
+    # torch.ao's quantised linear and convolution layers.
     if hasattr(owner, "_packed_params") and callable(getattr(owner, "weight", None)):
         return [_computed(name, owner, "weight")]
     if hasattr(owner, "_all_weight_values") and callable(getattr(owner, "get_weight", None)):
@@ -163,7 +164,7 @@ def _format_of(owner: nn.Module, name: str) -> str | None:
     Version 1 stores zero points minus one. GPTQModel converts every checkpoint to version 2 on
     loading.
     """
-    # ``qzero_format`` is a method of GPTQModel's modules; others may use the name for something
-    # else.
+    # ``qzero_format`` is a method of GPTQModel's modules;
+    # others may use the name for something else.
     version = getattr(owner, "qzero_format", None) if name == "qzeros" else None
     return "gptq_v2" if _takes_nothing(version) and callable(version) and version() == 2 else None

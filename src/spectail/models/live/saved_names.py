@@ -150,6 +150,7 @@ def _written(model: nn.Module) -> Written:
         source = first.setdefault(id(parameter), clean)
         empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
         traced[name] = _Traced.of(empty, frozenset({source}))
+    # The steps of ``save_pretrained`` that change names and tensors, without those that write.
     library: Any = model
     try:
         kept = remove_tied_weights_from_state_dict(traced, library)

@@ -50,8 +50,8 @@ def module_source(
     """
     adapters, config = adapters_of(module), _config(module)
     stored = list(_parameters(module))
-    # Small integer buffers are counters, such as a norm's number of batches. They change without
-    # the weights.
+    # Small integer buffers are counters, such as a norm's
+    # number of batches. They change without the weights.
     hashed = (s for s in stored if not s.buffer or s.is_floating or len(s.shape) > 1)
     source = build_source(
         label or type(module).__name__,
@@ -95,6 +95,7 @@ def _parameters(module: nn.Module) -> Iterator[LazyTensor]:
     computed: list[str] = []
     among_weights = are_weights_named(name for name, _ in module.named_parameters())
     homes = homes_of(module)
+    # In the order of ``named_modules``, so that the layers are in the model's own order.
     for path, owner in module.named_modules():
         prefix = f"{path}." if path else ""
         if weights := module_weights(prefix, owner):
@@ -130,8 +131,8 @@ def _described(name: str, parameter: Tensor, layout: str | None) -> LazyTensor:
 def _layout_of(owner: nn.Module, name: str) -> str | None:
     """Return the layout that a parameter's owner implies; None if only name and shape tell."""
     kind = type(owner)
-    # Parametrising a module gives it a new class, ``ParametrizedLinear``, that inherits from its
-    # own.
+    # Parametrising a module gives it a new class,
+    # ``ParametrizedLinear``, that inherits from its own.
     owner_type = next((c for c in kind.__mro__ if not c.__name__.startswith("Parametrized")), kind)
     if hasattr(owner, "is_transposed") and hasattr(owner, "is_concatenated"):
         return expert_layout(
@@ -154,6 +155,7 @@ def _computed_weights(owner: nn.Module) -> list[str]:
     """List the names of the parametrised weights that only the module itself can compute."""
     if not parametrize.is_parametrized(owner):
         return []
+    # Steps of parametrisations can be combined; the recipes know single ones of torch only.
     lists: Mapping[str, Any] = owner.parametrizations  # type: ignore[assignment]
     return [
         name

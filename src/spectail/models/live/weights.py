@@ -147,6 +147,7 @@ def editable(layer: Layer, places: Mapping[object, list[Owned]]) -> Weight:
         raise SourceError(
             f"{layer.name} cannot be written alone: it is tied to {alone[0]}; leave it out"
         )
+    # Only transposed convolutions are stored with the inputs first, and per group.
     groups = owner.groups if isinstance(owner, _TRANSPOSED) and part.kind == "conv" else None
     shared = tuple(other for other, _ in others)
     return Weight(layer.name, path, owner, tensor.memory, tensor.layout, part, groups, shared)
