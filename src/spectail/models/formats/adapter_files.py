@@ -16,7 +16,8 @@ from spectail.models.lazy_tensor import LazyTensor
 from spectail.models.source import Source
 
 ADAPTER = re.compile(
-    r"^(?:adapter_model|adapter|adapters|pytorch_lora_weights|adapter_\w+|\d+_adapters|lora|\w+_lora|lora_\w+)\.\w+$"
+    r"^(?:adapter_model|adapter|adapters|pytorch_lora_weights|adapter_\w+|\d+_adapters"
+    r"|lora|\w+_lora|lora_\w+)\.\w+$"
 )
 """Names of files that hold an adapter: those of peft, MLX, diffusers and torchtune, and names that
 people choose themselves."""

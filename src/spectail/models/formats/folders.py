@@ -24,8 +24,8 @@ from spectail.models.naming.names import natural_key
 from spectail.models.source import Source
 
 WHOLE = re.compile(
-    r"^(?:model\.(?:safetensors|onnx)|pytorch_model\.bin|diffusion_pytorch_model\.(?:safetensors|bin)"
-    r"|flax_model\.msgpack|tf_model\.h5|weights\.npz)$"
+    r"^(?:model\.(?:safetensors|onnx)|pytorch_model\.bin"
+    r"|diffusion_pytorch_model\.(?:safetensors|bin)|flax_model\.msgpack|tf_model\.h5|weights\.npz)$"
 )
 """Names of a whole model in one file; transformers too looks for these before an index."""
 _MAIN_INDEX = re.compile(
@@ -35,13 +35,13 @@ _MAIN_INDEX = re.compile(
 _SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})(\.\w+)$")
 """Name of a shard: stem, number, count and suffix."""
 _NOT_MODELS = re.compile(
-    r"^(?:training_args|optimizer|scheduler|scaler|sampler|dl_state.*|rng_state.*|random_states.*|tokenizer.*"
-    r"|manifest|regularizer|custom_checkpoint.*|trainer_state|openvino_.*|.*optim_states)\."
+    r"^(?:training_args|optimizer|scheduler|scaler|sampler|dl_state.*|rng_state.*|random_states.*"
+    r"|tokenizer.*|manifest|regularizer|custom_checkpoint.*|trainer_state|openvino_.*|.*optim_states)\."
 )
 """Files of a training run that have a model's suffix but hold no model."""
 _COMPONENTS = re.compile(
-    r"^(?:unet|vae|transformer|prior|decoder|controlnet|text_encoder|image_encoder|vision_encoder|vqvae|movq|vocoder"
-    r"|safety_checker|adapter|connectors)(?:_\d+)?$"
+    r"^(?:unet|vae|transformer|prior|decoder|controlnet|text_encoder|image_encoder|vision_encoder"
+    r"|vqvae|movq|vocoder|safety_checker|adapter|connectors)(?:_\d+)?$"
 )
 """Usual names of the sub-folders of a diffusers pipeline."""
 

@@ -33,7 +33,8 @@ FOREIGN = (
         "a DeepSpeed checkpoint whose weights are spread over ranks (ZeRO-3 or model parallel)",
         "gather it in the folder above, where DeepSpeed puts the script: "
         "python zero_to_fp32.py . model",
-        r"(?:zero_pp_rank_\d+_mp_rank_\d+_(?:model|optim)_states\.pt|mp_rank_0*[1-9]\d*_model_states\.pt|bf16_zero_pp_.*)$",
+        r"(?:zero_pp_rank_\d+_mp_rank_\d+_(?:model|optim)_states\.pt"
+        r"|mp_rank_0*[1-9]\d*_model_states\.pt|bf16_zero_pp_.*)$",
     ),
     Foreign(
         "a Megatron checkpoint, one folder per rank",
@@ -103,7 +104,8 @@ FOREIGN = (
 )
 """All recognised kinds. The first that matches is named."""
 _TOKENIZER = re.compile(
-    r"(?:tokenizer.*|special_tokens_map.*|vocab\..*|merges\.txt|.*\.model|chat_template.*|added_tokens\.json)$"
+    r"(?:tokenizer.*|special_tokens_map.*|vocab\..*|merges\.txt|.*\.model|chat_template.*"
+    r"|added_tokens\.json)$"
 )
 """Names of a tokenizer's files."""
 

@@ -79,38 +79,37 @@ def _like_llama(**changes: str) -> Family:
     return Family(_LLAMA_TOP, "model.layers.", _LLAMA | changes)
 
 
+_NAMED_LIKE_LLAMA = (
+    "qwen2",
+    "qwen3",
+    "qwen3moe",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "stablelm",
+    "olmo",
+    "olmo2",
+    "olmoe",
+    "smollm3",
+    "granite",
+    "mistral3",
+    "deepseek2",
+    "command-r",
+    "cohere2",
+    "nemotron",
+    "arcee",
+    "minicpm",
+    "apertus",
+    "xverse",
+    "exaone4",
+    "ernie4_5",
+    "hunyuan-dense",
+    "glm4moe",
+    "dots1",
+)
+"""Architectures whose tensors have the names of Llama's."""
 FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(
-        (
-            # Families with the names of Llama.
-            *(
-                "qwen2",
-                "qwen3",
-                "qwen3moe",
-                "gemma",
-                "gemma2",
-                "gemma3",
-                "stablelm",
-                "olmo",
-                "olmo2",
-                "olmoe",
-                "smollm3",
-            ),
-            *(
-                "granite",
-                "mistral3",
-                "deepseek2",
-                "command-r",
-                "cohere2",
-                "nemotron",
-                "arcee",
-                "minicpm",
-                "apertus",
-            ),
-            *("xverse", "exaone4", "ernie4_5", "hunyuan-dense", "glm4moe", "dots1"),
-        ),
-        _like_llama(),
-    ),
+    **dict.fromkeys(_NAMED_LIKE_LLAMA, _like_llama()),
     "llama": _like_llama(**_MIXTRAL),
     "qwen2moe": _like_llama(**_SHARED_EXPERT),
     "gpt-oss": _like_llama(ffn_gate_inp="mlp.router"),

@@ -119,7 +119,7 @@ class _Reader:
         use = next((use for use in uses if use.is_matrix), None)
         if use is None:
             if not is_machine_name(name) and self.graph.reaches_matrix(name):
-                # The weight is sliced or joined with others before it is used: keep its stored form.
+                # The weight is sliced or joined with others before its use: keep its stored form.
                 return [self._stored(readable(name), proto)]
             if not listed or is_machine_name(name):
                 # A constant that the exporter made up, such as a mask or a shape.

@@ -45,12 +45,13 @@ followed here."""
 _HELPERS = {"DequantizeLinear": 1, "QuantizeLinear": 1, "MatMulNBits": 2, "GatherBlockQuantized": 2}
 """The first of an operator's inputs that are scales and zero points and no tensors of the model."""
 _MACHINE_NAME = re.compile(
-    r"^(?:onnx::\w+_\d+|\d+|val_\d+|_v_\d+|(?:.*/)?Constant(?:_\d+)?_output_\d+|.*_output_\d+|const\w*_\d+|t_\d+"
-    r"|[\w/]*[Tt]ranspose\w*(?::\d+)?|W\d+|initializer_\d+)$"
+    r"^(?:onnx::\w+_\d+|\d+|val_\d+|_v_\d+|(?:.*/)?Constant(?:_\d+)?_output_\d+|.*_output_\d+"
+    r"|const\w*_\d+|t_\d+|[\w/]*[Tt]ranspose\w*(?::\d+)?|W\d+|initializer_\d+)$"
 )
 """Names that exporters make up."""
 _TENSORFLOW = re.compile(
-    r"(?:/(?:Cast|MatMul|Conv2D|convolution|depthwise|Tensordot|BiasAdd|embedding_lookup))*/Read\w*Op(?:/\w+)*$"
+    r"(?:/(?:Cast|MatMul|Conv2D|convolution|depthwise|Tensordot|BiasAdd|embedding_lookup))*"
+    r"/Read\w*Op(?:/\w+)*$"
 )
 """The end of a constant's name in graphs that come from TensorFlow."""
 

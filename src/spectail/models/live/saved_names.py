@@ -156,7 +156,8 @@ def _written(model: nn.Module) -> Written:
         kept = remove_tied_weights_from_state_dict(traced, library)
         written: Any = revert_weight_conversion(library, kept)
         return dict(written)
-    except Exception:  # noqa: BLE001 - another library's conversions may raise anything; names then pair by other rules
+    except Exception:  # noqa: BLE001 - another library's conversions may raise anything
+        # File and live names are then paired by other rules: see ``naming.pairing``.
         return {}
 
 
