@@ -164,7 +164,8 @@ def _inner_tensors(tensor: Any) -> list[Tensor]:
     try:
         names, _ = flatten()
         pieces = [getattr(tensor, name) for name in names]
-    except Exception:  # noqa: BLE001 - another library's code may raise anything; the object itself identifies it
+    except Exception:  # noqa: BLE001 - another library's code may raise anything
+        # Without its pieces, the object itself identifies the tensor.
         return []
     return [piece for piece in pieces if isinstance(piece, Tensor)]
 

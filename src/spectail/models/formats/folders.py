@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spectail.errors import SourceError
+from spectail.errors import SourceChangedError, SourceError
 from spectail.models.assembly.recipes import quantisation_of
 from spectail.models.build import build_source
 from spectail.models.formats import table
 from spectail.models.formats.adapter_files import ADAPTER, CONFIG, MAIN_ADAPTER, adapter_beside
 from spectail.models.formats.fingerprint import fingerprint_files
-from spectail.models.formats.foreign import refuse_foreign, without_weights
+from spectail.models.formats.foreign import refuse_foreign, refuse_stand_in, without_weights
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.open_file import OpenFile
 from spectail.models.lazy_tensor import LazyTensor
@@ -36,7 +36,8 @@ _SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})(\.\w+)$")
 """Name of a shard: stem, number, count and suffix."""
 _NOT_MODELS = re.compile(
     r"^(?:training_args|optimizer|scheduler|scaler|sampler|dl_state.*|rng_state.*|random_states.*"
-    r"|tokenizer.*|manifest|regularizer|custom_checkpoint.*|trainer_state|openvino_.*|.*optim_states)\."
+    r"|tokenizer.*|manifest|regularizer|custom_checkpoint.*|trainer_state|openvino_.*"
+    r"|.*optim_states)\."
 )
 """Files of a training run that have a model's suffix but hold no model."""
 _COMPONENTS = re.compile(
@@ -61,7 +62,14 @@ def path_source(path: Path, label: str | None = None) -> Source:
         # An unknown file may be of a format that is recognised, which deserves a better message.
         refuse_foreign(path)
         raise
-    return _assembled(form, form.all_parts(path), label)
+    try:
+        return _assembled(form, form.all_parts(path), label)
+    # Some programs pack their files as torch does.
+    except SourceChangedError:
+        raise
+    except SourceError:
+        refuse_foreign(path)
+        raise
 
 
 def _from_index(index: Path, label: str) -> Source:
@@ -76,8 +84,8 @@ def _folder(folder: Path, label: str) -> Source:
     for adapters in (False, True):
         if source := _of_formats(folder, label, adapters=adapters):
             return _with_modules(folder, source)
-    if snapshot := _snapshot(folder) or _latest_step(folder):
-        return path_source(snapshot, _hub_name(folder) or label)
+    if inner := _snapshot(folder) or _latest_step(folder) or _of_fsdp(folder):
+        return path_source(inner, _hub_name(folder) or label)
     if components := _components(folder):
         return _pipeline(components, label)
     # Foreign files beside a model are common: refuse only if nothing can be opened.
@@ -161,11 +169,18 @@ def _snapshot(folder: Path) -> Path | None:
 
 def _latest_step(folder: Path) -> Path | None:
     """Find the DeepSpeed checkpoint that the file ``latest`` names."""
-    if not (folder / "latest").is_file() or not list(folder.glob("global_step*")):
+    if not (folder / "latest").is_file():
         return None
     step = folder / (folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
     # The file's text may be a path to somewhere else.
-    return step if step.parent == folder and step.is_dir() else None
+    is_inside = step.parent == folder and step.is_dir()
+    return step if is_inside and list(step.glob("*_states.pt")) else None
+
+
+def _of_fsdp(folder: Path) -> Path | None:
+    """Find the model that accelerate's ``save_state`` keeps beside ``optimizer_0`` under FSDP."""
+    inner = folder / "pytorch_model_fsdp_0"
+    return inner if (inner / ".metadata").is_file() else None
 
 
 def _hub_name(folder: Path) -> str | None:
@@ -248,6 +263,7 @@ def _joined(label: str, sources: Sequence[tuple[str, Source]], note: str) -> Sou
 def _refuse_run(folder: Path) -> None:
     """Raise an error that names the latest checkpoint of a run, or the sub-folders with models."""
     children = [path for path in folder.iterdir() if path.is_dir()]
+    children = [path for path in children if not path.name.startswith("optim")]
     numbered = [
         path
         for path in children
@@ -352,6 +368,8 @@ def configuration_of(folder: Path) -> tuple[Mapping[str, Any], Path | None]:
 
 def _read(form: Format, files: Sequence[OpenFile]) -> Contents:
     """Read the files of one model; damage that the format does not notice gives one clear line."""
+    for file in files:
+        refuse_stand_in(file)
     try:
         return form.read(files)
     except (SourceError, OSError):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spectail.errors import SourceError
+from spectail.models.formats.open_file import OpenFile
 
 
 @dataclass(frozen=True)
@@ -126,13 +127,34 @@ def refuse_foreign(path: Path) -> None:
             )
 
 
+def refuse_stand_in(file: OpenFile) -> None:
+    """Raise an error if a download left something else in a file's place.
+
+    Raises:
+        SourceError: It is a pointer of Git LFS, or a web page.
+
+    """
+    start = bytes(file.read(0, 64)).lstrip().lower()
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise SourceError(
+            f"{file.path} is a pointer of Git LFS, not the file itself; "
+            "download it: git lfs pull, or huggingface-cli download"
+        )
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise SourceError(
+            f"{file.path} is a web page, not a model; download the file again (from a hub, look "
+            "for access conditions)"
+        )
+
+
 def _names(path: Path) -> Iterator[str]:
     """Yield the names that identify a foreign model: the path's own and those in a folder."""
     # Some of these formats are folders with a suffix (``model.mlpackage``).
     if path.is_file() or path.suffix:
         yield path.name
     if path.is_dir():
-        yield from (child.name for child in path.iterdir())
+        # Lightning calls a folder of DeepSpeed ``checkpoint``, as TensorFlow calls a file.
+        yield from (c.name for c in path.iterdir() if c.name != "checkpoint" or c.is_file())
 
 
 def without_weights(folder: Path) -> SourceError:

@@ -121,11 +121,11 @@ def _shape(leaf: Leaf) -> tuple[int, ...]:
 
 
 def _entries(value: object) -> Mapping[Any, Any]:
-    """Return the entries of a dict, or of a list that holds matrices."""
+    """Return the entries of a dict, or of a list that holds matrices or dicts."""
     if isinstance(value, Mapping):
         return value
     if isinstance(value, list | tuple) and any(
-        _is_leaf(item) and len(_shape(item)) >= 2 for item in value
+        isinstance(item, Mapping) or (_is_leaf(item) and len(_shape(item)) >= 2) for item in value
     ):
         return dict(enumerate(value))
     return {}

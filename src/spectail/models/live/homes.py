@@ -25,11 +25,13 @@ ZERO3_LIVE = (
     "partitioned by ZeRO-3: this process holds a part only; save a gathered checkpoint "
     "(stage3_gather_16bit_weights_on_model_save, or zero_to_fp32.py) and analyse that"
 )
+"""Why a parameter of a live ZeRO-3 model is not read."""
 FSDP_LIVE = (
     "split over processes by FSDP: this process holds a part only; analyse inside of "
     "FullyShardedDataParallel.summon_full_params(model), "
     "or save a full state dict (StateDictType.FULL_STATE_DICT)"
 )
+"""Why a parameter of a live FSDP model is not read."""
 SAMPLE = 2**16
 """Number of entries that are compared to decide whether two weights on disk are tied."""
 
@@ -41,6 +43,7 @@ class Home:
     values: Mapping[str, Tensor]
     """A mapping from names to tensors, which are in memory or are read from disk at each access."""
     name: str
+    """The parameter's name in ``values``."""
     twins: tuple[Tensor, ...] | None
     """Parameters in memory that it may be tied to; None if it cannot be tied to any parameter."""
 
@@ -52,6 +55,7 @@ class Split:
     shape: tuple[int, ...]
     """Shape of the whole parameter."""
     problem: str
+    """Why it is not read."""
 
 
 Homes: TypeAlias = "Mapping[int, Home | Split]"

@@ -79,7 +79,7 @@ def _of_network(module: nn.Module, tensors: list[LazyTensor]) -> list[LazyTensor
 def _config(module: nn.Module) -> Mapping[str, Any]:
     """Return the transformers configuration of a model, also if it is in wrappers."""
     while not hasattr(module, "config"):
-        # The truth of a compiled module is its length, which most networks do not have.
+        # Not ``or``: the truth value of a compiled module is its length, which may not exist.
         inner = getattr(module, "module", getattr(module, "_orig_mod", None))
         if not isinstance(inner, nn.Module):
             return {}
@@ -169,7 +169,8 @@ def _computed(name: str, owner: nn.Module, attribute: str) -> LazyTensor:
     value = _compute(owner, attribute, ())
     described = in_memory(name, value, layout=_layout_of(owner, attribute))
     read = partial(_compute, owner, attribute)
-    parameters = tuple(owner.parametrizations[attribute].parameters())  # type: ignore[index, union-attr]
+    steps: Any = owner.parametrizations[attribute]  # type: ignore[index]
+    parameters = tuple(steps.parameters())
     no_weight = no_matrix_of(owner, attribute, described)
     return replace(
         described, read=read, identity=None, memory=None, parameters=parameters, no_weight=no_weight
