@@ -1,1 +1,1 @@
-"""From stored tensors to the weights that the model computes with: quantisers, adapters, weight norm, masks."""
+"""From stored tensors to the weights that a model uses: quantisers, adapters, norms, masks."""

@@ -1,8 +1,8 @@
 """Integers of fewer than 8 bits, packed by a quantiser whose documentation gives the formula.
 
-Each function checks whether shapes and types are those of its form, returns None where they are
-not, and describes the weight as (out, in). It is always (integer - zero point) * scale, or integer
-* scale + bias, by groups of inputs.
+Each function checks whether shapes and types are those of its format and returns None if they are
+not. Otherwise it describes the weight as (out, in). The weight is always (integer - zero point) *
+scale, or integer * scale + bias, with one scale for each group of inputs.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from spectail.models.assembly.small_floats import e2m1_values
 from spectail.models.lazy_tensor import LazyTensor
 
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
-"""Which 4 bits of a word hold its n-th column: AWQ interleaves columns 0, 2, 4, 6, 1, 3, 5, 7."""
+"""Which 4 bits of a word hold its n-th column: AWQ stores the columns in the order 0, 2, 4, 6, 1,
+3, 5, 7."""
 
 
 def gptq(pieces: Pieces) -> LazyTensor | None:
-    """GPTQ: words (in * bits / 32, out), ``scales`` (groups, out), packed zero points, ``g_idx`` the group of an input.
+    """Describe a weight of GPTQ.
 
-    Version 1 of the format stores zero points less one, version 2 as they are.
+    The words are (in * bits / 32, out) and the scales (groups, out). Zero points are packed and
+    optional; ``g_idx`` is the group of each input. Version 1 of the format stores zero points less
+    one, version 2 stores them unchanged.
     """
     words, scales, zeros = pieces.anchor, pieces["{}.scales"], pieces.get("{}.qzeros")
     if words.dtype not in {"int32", "uint32"} or len(words.shape) != 2 or len(scales.shape) != 2:
@@ -37,7 +40,9 @@ def gptq(pieces: Pieces) -> LazyTensor | None:
     bits = _gptq_bits(pieces)
     if words.shape[1] != outputs or bits is None:
         return None
+    # g_idx has one entry per input; without it, assume words without empty bits.
     inputs = order.numel if order else words.shape[0] * 32 // bits
+    # -(-a // b) rounds up: the last word may be partly empty.
     if -(-inputs * bits // 32) != words.shape[0] or (
         zeros and zeros.shape != (groups, -(-outputs * bits // 32))
     ):
@@ -48,14 +53,19 @@ def gptq(pieces: Pieces) -> LazyTensor | None:
 
 
 def _order(pieces: Pieces) -> LazyTensor | None:
-    """Find the group of each input, where the file gives it; some write an empty one."""
+    """Return the group of each input if the file states it; some files hold an empty tensor."""
     order = pieces.get("{}.g_idx")
     return order if order is not None and order.numel else None
 
 
 def _gptq_bits(pieces: Pieces) -> int | None:
-    """Find the number of bits: by the packed zero points or the length of g_idx, else by the configuration."""
+    """Return the number of bits, or None if it is unknown or not one of the format.
+
+    It follows from the size of the packed zero points or the length of g_idx, or else is stated in
+    the configuration.
+    """
     scales, zeros, order = pieces["{}.scales"], pieces.get("{}.qzeros"), _order(pieces)
+    # The packed zero points hold as many integers as there are scales.
     exact: float = 0
     if zeros is not None and scales.numel:
         exact = zeros.numel * 32 / scales.numel
@@ -66,7 +76,7 @@ def _gptq_bits(pieces: Pieces) -> int | None:
 
 
 def _gptq_version(pieces: Pieces) -> int:
-    """Which version of the format: as the live module says, else the configuration, else the first."""
+    """Return the version of the format, from the live module or the configuration; else 1."""
     zeros = pieces.get("{}.qzeros")
     if zeros is not None and zeros.layout == "gptq_v2":
         return 2
@@ -88,19 +98,24 @@ def _gptq_values(
     inputs: int,
     first: int,
 ) -> Tensor:
-    """Decode GPTQ's layout; without zero points the middle of the range is zero."""
+    """Decode GPTQ's layout; without zero points, the middle of the range stands for zero."""
     outputs = scales.shape[1]
     values = unpack(words.T, bits, inputs)
     if order is None:
         order = torch.arange(inputs) // -(-inputs // scales.shape[0])
     order = order.to(torch.int64)
+    # Zero points less one wrap around, hence the mask.
     middle = torch.full_like(scales, 2 ** (bits - 1), dtype=torch.int32)
     points = middle if zeros is None else (unpack(zeros, bits, outputs) + first) & (2**bits - 1)
     return (values - points.T[:, order]).to(torch.float32) * scales.T.to(torch.float32)[:, order]
 
 
 def awq(pieces: Pieces) -> LazyTensor | None:
-    """AWQ, "gemm": words (in, out / 8) of interleaved 4-bit columns, ``scales`` (groups, out)."""
+    """Describe a weight of AWQ in its "gemm" layout.
+
+    The words are (in, out / 8), each with eight interleaved 4-bit columns; the scales are (groups,
+    out).
+    """
     words, scales, zeros = pieces.anchor, pieces["{}.scales"], pieces.get("{}.qzeros")
     if words.dtype != "int32" or len(words.shape) != 2 or len(scales.shape) != 2 or zeros is None:
         return None
@@ -113,6 +128,7 @@ def awq(pieces: Pieces) -> LazyTensor | None:
 
 def _awq_values(words: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
     """Decode AWQ's layout."""
+    # Eight columns per word, put back into their order.
     values, points = (
         unpack(t, 4, 8 * t.shape[1]).reshape(*t.shape, 8)[..., list(_AWQ_ORDER)].flatten(-2)
         for t in (words, zeros)
@@ -124,7 +140,10 @@ def _awq_values(words: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
 
 
 def compressed_integers(pieces: Pieces) -> LazyTensor | None:
-    """compressed-tensors, "pack-quantized": unsigned words of each row; zero points are packed along the rows."""
+    """Describe a weight of compressed-tensors in its "pack-quantized" layout.
+
+    The words of each row hold unsigned integers. Zero points are packed along the output dimension.
+    """
     words, scale, size = pieces.anchor, pieces["{}.*_scale"], pieces["{}.*_shape"]
     zeros, order = pieces.get("{}.*_zero_point"), pieces.get("{}.*_g_idx")
     if words.dtype != "int32" or len(words.shape) < 2 or size.problem:
@@ -136,6 +155,7 @@ def compressed_integers(pieces: Pieces) -> LazyTensor | None:
         or scale.shape[:-1] != shape[:-1]
     ):
         return None
+    # Several numbers of bits may fit the shapes; then the configuration decides.
     choices = _bit_choices(shape[-1], words.shape[-1])
     if len(choices) > 1:
         said = _numbers(pieces.quantisation, "num_bits") | _numbers(pieces.quantisation, "bits")
@@ -144,7 +164,8 @@ def compressed_integers(pieces: Pieces) -> LazyTensor | None:
     if len(choices) != 1 or not fits_groups:
         return pieces.failed(
             f"stored as packed integers (compressed-tensors), {shape_text(words.shape)} words for "
-            f"{shape_text(shape)} weights with {shape_text(scale.shape)} scales, which does not tell the number of "
+            f"{shape_text(shape)} weights with {shape_text(scale.shape)} scales, which does not "
+            "tell the number of "
             "bits: open the model's folder with its config.json, or dequantise it first",
             shape,
         )
@@ -154,9 +175,14 @@ def compressed_integers(pieces: Pieces) -> LazyTensor | None:
 
 
 def _bit_choices(count: int, words: int) -> set[tuple[int, bool]]:
-    """Bits that put ``count`` integers into so many words: one behind the other, or whole integers in each word."""
+    """List the numbers of bits that put ``count`` integers into this number of 32-bit words.
+
+    Each choice also says whether the integers are dense (one may cross the end of a word) or each
+    word holds whole integers only.
+    """
     dense = {(bits, True) for bits in range(1, 9) if -(-count * bits // 32) == words}
     dense_bits = {bits for bits, _ in dense}
+    # Numbers of bits that divide 32 never cross the end of a word, so there is one reading only.
     if dense_bits & {1, 2, 4, 8}:
         return dense
     return dense | {
@@ -184,16 +210,18 @@ def _compressed_values(
     dense: bool,
     shape: tuple[int, ...],
 ) -> Tensor:
-    """Decode compressed-tensors' layout, whose integers are stored plus half their range."""
+    """Decode compressed-tensors' layout, which adds half the range to make integers unsigned."""
     rows, inputs = shape[-2:]
     decode = unpack if dense else unpack_words
     values = decode(words, bits, inputs).to(torch.float32)
     points = torch.full_like(scale, 2 ** (bits - 1), dtype=torch.float32)
+    # Zero points come packed like the weight, or as plain signed numbers.
     if zeros is not None and zeros.dtype == torch.int32 and zeros.shape != scale.shape:
         points = decode(zeros.transpose(-1, -2), bits, rows).transpose(-1, -2).to(torch.float32)
     elif zeros is not None:
         points = points + zeros.to(torch.float32)
     factor = scale.to(torch.float32)
+    # An order of -1 means that the file states none.
     if order is not None and int(order.min()) >= 0:
         chosen = order.to(torch.int64)
         return (values - points[..., chosen]) * factor[..., chosen]
@@ -201,9 +229,10 @@ def _compressed_values(
 
 
 def mlx(pieces: Pieces) -> LazyTensor | None:
-    """MLX: words (.., out, in * bits / 32), a scale and a bias for each group of inputs; integer * scale + bias.
+    """Describe a weight of MLX: integer * scale + bias, with both given per group of inputs.
 
-    Without biases they are 4-bit floats with an exponent per 32 inputs (mode "mxfp4").
+    The words are (.., out, in * bits / 32). Without biases they hold 4-bit floats with an exponent
+    for every 32 inputs (mode "mxfp4").
     """
     words, scales = pieces.anchor, pieces["{}.scales"]
     biases = pieces.only(("{}.biases", "{}.qbiases"))
@@ -213,6 +242,7 @@ def mlx(pieces: Pieces) -> LazyTensor | None:
         shape = (*words.shape[:-1], words.shape[-1] * 8)
         fits = scales.dtype in EXPONENTS and scales.shape[-1] * 32 == shape[-1]
         return pieces.made(shape, _mlx_floats, words, scales) if fits else None
+    # Every pair that gives as many integers as there are entries under the scales.
     pairs = {
         (bits, group)
         for bits in (2, 3, 4, 5, 6, 8)
@@ -223,9 +253,10 @@ def mlx(pieces: Pieces) -> LazyTensor | None:
     chosen = {pair for pair in pairs if said is None or pair == said}
     if biases.shape != scales.shape or len(chosen) != 1:
         return pieces.failed(
-            f"stored as packed integers (MLX), {shape_text(words.shape)} words with {shape_text(scales.shape)} scales, "
-            f"which fits {len(pairs)} pairs of bits and group size: open the model's folder, whose config.json "
-            "has both under quantization, or dequantise it first"
+            f"stored as packed integers (MLX), {shape_text(words.shape)} words with "
+            f"{shape_text(scales.shape)} scales, "
+            f"which fits {len(pairs)} pairs of bits and group size: open the model's folder, "
+            "whose config.json has both under quantization, or dequantise it first"
         )
     bits, group = chosen.pop()
     shape = (*words.shape[:-1], scales.shape[-1] * group)
@@ -233,7 +264,7 @@ def mlx(pieces: Pieces) -> LazyTensor | None:
 
 
 def _mlx_settings(pieces: Pieces) -> tuple[int, int] | None:
-    """Read (bits, group size) of this module, or of all, from the configuration."""
+    """Read (bits, group size) of this module, or of all modules, from the configuration."""
     own = pieces.quantisation.get(pieces.module)
     said: Mapping[str, Any] = own if isinstance(own, Mapping) else pieces.quantisation
     bits, group = said.get("bits"), said.get("group_size")
@@ -256,9 +287,10 @@ def _mlx_floats(words: Tensor, scales: Tensor) -> Tensor:
 
 
 def hqq(pieces: Pieces) -> LazyTensor | None:
-    """HQQ: ``W_q`` holds the rows of the grouped matrix in equal parts, the first part in the highest bits.
+    """Describe a weight of HQQ, whose settings are stored as tensors beside it.
 
-    The settings are stored as tensors beside it: number of bits, shape, name of the packing.
+    ``W_q`` cuts the rows of the grouped matrix into equal parts and stores the first part in the
+    highest bits. The settings are the number of bits, the shape, and the name of the packing.
     """
     packed, scale, zero, said = (
         pieces.anchor,
@@ -278,6 +310,7 @@ def hqq(pieces: Pieces) -> LazyTensor | None:
         return None
     shape = tuple(int(n) for n in said.read(()).reshape(-1))
     packing = bytes(name.read(()).to(torch.uint8).tolist()).decode("ascii", "replace")
+    # Packing pads the rows of the grouped matrix; the scales tell how many are real.
     rows = scale.shape[0] if scale.shape[0] != 1 else math.prod(shape) // max(1, scale.numel)
     if packing not in _HQQ_BITS or len(shape) != 2 or not (scale.is_floating and zero.is_floating):
         return pieces.failed(
@@ -289,12 +322,14 @@ def hqq(pieces: Pieces) -> LazyTensor | None:
 
 
 _HQQ_BITS = {"8bit_u8": 8, "4bit_u8": 4, "3bit_32": 3, "2bit_u8": 2, "1bit_u8": 1}
+"""Names of HQQ's packings, with the number of bits."""
 
 
 def _hqq_values(
     packed: Tensor, scale: Tensor, zero: Tensor, *, bits: int, rows: int, shape: tuple[int, ...]
 ) -> Tensor:
-    """Decode HQQ's layout; a word of 3-bit integers holds ten and starts at bit 27."""
+    """Decode HQQ's layout."""
+    # A 32-bit word holds ten 3-bit integers, the first at bit 27; other sizes fill bytes.
     parts = 10 if bits == 3 else 8 // bits
     shifts = [bits * part for part in reversed(range(parts))]
     values = torch.cat([(packed >> shift) & (2**bits - 1) for shift in shifts])[:rows].to(
@@ -304,9 +339,10 @@ def _hqq_values(
 
 
 def bitnet(pieces: Pieces) -> LazyTensor | None:
-    """BitNet b1.58: four values of -1, 0 or 1 in a byte, of rows a quarter of the matrix apart, and one scale.
+    """Describe a weight of BitNet b1.58: values of -1, 0 or 1, and one scale for the tensor.
 
-    transformers' ``BitLinear`` divides by the scale, its ``AutoBitLinear`` multiplies.
+    A byte holds four values, whose rows are a quarter of the matrix apart. transformers'
+    ``BitLinear`` divides by the scale; its ``AutoBitLinear`` multiplies.
     """
     packed, scale, said = pieces.anchor, pieces["{}.weight_scale"], pieces.quantisation
     is_bitnet = said.get("quant_method") == "bitnet" and math.prod(scale.shape) == 1
@@ -320,12 +356,16 @@ def bitnet(pieces: Pieces) -> LazyTensor | None:
 
 def _bitnet_values(packed: Tensor, scale: Tensor, *, divides: bool) -> Tensor:
     """Decode BitNet's layout."""
+    # The codes 0, 1, 2 stand for -1, 0, 1.
     values = torch.cat([(packed >> shift) & 3 for shift in (0, 2, 4, 6)]).to(torch.float32) - 1
     return values / scale.float() if divides else values * scale.float()
 
 
 def modelopt_int4(pieces: Pieces) -> LazyTensor | None:
-    """ModelOpt's int4: bytes (out / 2, in) of two rows, the even one in the low half, a scale per group of inputs."""
+    """Describe a weight of ModelOpt's int4, with one scale for each group of inputs.
+
+    The bytes are (out / 2, in) and hold two rows each, the even one in the low half.
+    """
     packed, scale = pieces.anchor, pieces["{}.weight_scale"]
     two = len(packed.shape) >= 2 and len(scale.shape) == len(packed.shape)
     if (
@@ -342,8 +382,9 @@ def modelopt_int4(pieces: Pieces) -> LazyTensor | None:
 
 
 def _modelopt_values(packed: Tensor, scale: Tensor) -> Tensor:
-    """Decode signed 4-bit integers of two rows in a byte."""
+    """Decode signed 4-bit integers, of which a byte holds two rows."""
     rows = torch.stack((packed & 15, packed >> 4), dim=-2).flatten(-3, -2).to(torch.float32)
+    # Two's complement of 4 bits.
     return torch.where(rows > 7, rows - 16, rows) * spread_groups(
         scale.to(torch.float32), rows.shape[-1]
     )

@@ -1,8 +1,8 @@
-"""Stored tensors that belong together: found by name patterns, read and computed into one weight.
+"""Stored tensors that make up one weight: finding them by name patterns, and computing the weight.
 
-A name pattern has ``{}`` in the place of the module's path (with the dot behind it; a module at the
-root has neither) and may have one ``*`` in the place of the parameter's own name, so ``{}.*_scale``
-fits ``mlp.up_proj.weight_scale``.
+A name pattern contains ``{}`` in place of the module's path, including the dot behind it; a module
+at the root has neither. It may contain one ``*`` in place of the parameter's own name. For example,
+``{}.*_scale`` matches ``mlp.up_proj.weight_scale``.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from spectail.models.lazy_tensor import Index, LazyTensor, parameters_of, piece_
 
 @cache
 def _compiled(pattern: str) -> tuple[str, re.Pattern[str]]:
-    """Turn a name pattern into its literal end, which most names fail at once, and a regular expression."""
+    """Turn a name pattern into its literal end and a regular expression."""
     body = re.escape(pattern.removeprefix("{}.")).replace(r"\*", r"(?P<own>\w+?)")
+    # Most names fail the comparison with the literal end, which is much faster than the expression.
     return re.split(r"\*|\{\}\.", pattern)[-1], re.compile(rf"(?:(?P<module>.*)\.)?{body}")
 
 
 def match_name(pattern: str, name: str) -> tuple[str, str] | None:
-    """Match a whole name; returns the module's path and what stands for ``*`` (the last part of the name without one).
+    """Match a whole name; return the module's path and what stands for ``*``, or None.
+
+    For a pattern without ``*``, the second result is the last component of the name.
 
     >>> match_name("{}.*_scale", "mlp.up_proj.weight_scale"), match_name("{}.qweight", "qweight")
     (('mlp.up_proj', 'weight'), ('', 'qweight'))
@@ -38,7 +41,7 @@ def match_name(pattern: str, name: str) -> tuple[str, str] | None:
 
 
 def fill_in(pattern: str, module: str, own: str) -> str:
-    """Give the name that a pattern stands for.
+    """Return the name that a pattern stands for, given the module's path and the own name.
 
     >>> fill_in("{}.*_scale", "mlp.up_proj", "weight"), fill_in("{}.scales", "", "")
     ('mlp.up_proj.weight_scale', 'scales')
@@ -48,18 +51,18 @@ def fill_in(pattern: str, module: str, own: str) -> str:
 
 @dataclass(frozen=True)
 class Pieces:
-    """The tensors that a recipe found for one weight, by the recipe's own name patterns."""
+    """The tensors that a recipe found for one weight, by the recipe's name patterns."""
 
     name: str
-    """Of the weight that they make up."""
+    """Name of the weight that they make up."""
     module: str
     """Path of the module that the weight belongs to."""
     anchor: LazyTensor
-    """The tensor that stands for the weight."""
+    """The tensor whose place the weight takes."""
     found: Mapping[str, LazyTensor]
-    """All others, by name pattern."""
+    """All other tensors, by name pattern."""
     quantisation: Mapping[str, Any] = field(default_factory=dict)
-    """The checkpoint's ``quantization_config``; empty where there is none."""
+    """The checkpoint's ``quantization_config``; empty if there is none."""
 
     def __getitem__(self, pattern: str) -> LazyTensor:
         """Return a tensor that the recipe requires."""
@@ -70,7 +73,7 @@ class Pieces:
         return self.found.get(pattern)
 
     def only(self, patterns: tuple[str, ...]) -> LazyTensor | None:
-        """Return the one tensor that is there of several; None where there is none, or more than one."""
+        """Return the tensor under one of several patterns; None unless exactly one is there."""
         there = [self.found[pattern] for pattern in patterns if pattern in self.found]
         return there[0] if len(there) == 1 else None
 
@@ -81,7 +84,7 @@ class Pieces:
 
     @property
     def blocked(self) -> str | None:
-        """Why the values of some piece cannot be had, None where all can."""
+        """The reason why the values of some piece cannot be read; None if all can."""
         return next((piece.problem for piece in self.all if piece.problem), None)
 
     def made(
@@ -94,8 +97,15 @@ class Pieces:
     ) -> LazyTensor:
         """Describe the weight that ``function`` computes from the values of ``inputs``.
 
-        Of a stack of matrices (three and more dimensions) one is computed at a time where only one
-        is asked for.
+        The weight is computed only when it is read. Of a stack of matrices (three and more
+        dimensions), one matrix is computed if only one is asked for.
+
+        Args:
+            shape: Shape of the weight.
+            function: Computes the weight from the values of the inputs.
+            *inputs: The pieces that the function takes; None for optional ones that are missing.
+            **options: Further arguments of the function.
+
         """
         read = partial(_compute, partial(function, **options), inputs, shape)
         return self.described(shape, read)
@@ -108,8 +118,9 @@ class Pieces:
         dtype: str = "float32",
         note: str = "",
     ) -> LazyTensor:
-        """Describe a weight with its own way of being read."""
+        """Describe a weight that ``read`` computes from the pieces."""
         identities = tuple(piece.identity for piece in self.all)
+        # Without the identity of every piece, a cached result could belong to other values.
         identity: Hashable = identities if all(i is not None for i in identities) else None
         return LazyTensor(
             self.name,
@@ -124,7 +135,7 @@ class Pieces:
         )
 
     def failed(self, problem: str, shape: tuple[int, ...] | None = None) -> LazyTensor:
-        """Describe a weight that cannot be computed, by its true shape where that is known."""
+        """Describe a weight that cannot be computed, with its true shape if that is known."""
         stored = self.anchor
         return LazyTensor(
             self.name,
@@ -138,7 +149,7 @@ class Pieces:
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """Write a shape as ``4x8``; a scalar's is called so."""
+    """Write a shape as ``4x8``; that of a scalar as ``a scalar``."""
     return "x".join(map(str, shape)) or "a scalar"
 
 
@@ -152,6 +163,7 @@ def _compute(
     first = index[0] if index and len(shape) > 2 else None
     if not isinstance(first, int):
         return piece_of(function(*(piece.read(()) if piece else None for piece in inputs)), index)
+    # A range turns a negative index into a positive one, and rejects one out of bounds.
     lead = range(shape[0])[first]
     values = [
         piece.read((lead,) if _is_stacked(piece, shape) else ()) if piece else None

@@ -1,13 +1,12 @@
-"""From stored tensors to the weights that a model computes with: one table of the forms in which weights are stored.
+"""The forms in which weights are stored, as one table, and the assembly of the weights.
 
-A new form is one function and one line in ``RECIPES``. The function gets the tensors that the
-line's name patterns found (see ``pieces``), and returns the weight; None where shapes or types are
-not those of the form.
+A new form is one function and one line in ``RECIPES``. The function receives the tensors that the
+line's name patterns found (see ``pieces``) and returns the weight. It returns None if shapes or
+types are not those of the form; the next recipes are then tried.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,37 +19,27 @@ from spectail.models.assembly import (
     small_floats,
     vector_quantised,
 )
+from spectail.models.assembly.leftovers import is_no_weight, is_plain_weight, judge_the_rest
 from spectail.models.assembly.pieces import Pieces, fill_in, match_name
-from spectail.models.assembly.unreadable import (
-    ancestors,
-    exl2_shape,
-    exl3_shape,
-    is_helper,
-    is_scale_name,
-    left_over,
-    marlin_shape,
-    near_scales,
-    packed_by,
-    scaled_modules,
-    second_scale,
-)
+from spectail.models.assembly.unreadable import exl2_shape, exl3_shape, marlin_shape, packed_by
 from spectail.models.lazy_tensor import LazyTensor
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one form of storage makes up a weight."""
+    """How the tensors of one storage form make up a weight."""
 
     name: str
     """What the form is called."""
     anchor: str
-    """Name pattern of the tensor that stands for the weight."""
+    """Name pattern of the tensor whose place the weight takes."""
     pieces: tuple[str, ...]
-    """Name patterns of the others that belong to it; a ``?`` at the end marks an optional one."""
+    """Name patterns of the other tensors that belong to it. A ``?`` at the end marks an optional
+    one."""
     weight: str
     """Name pattern of the weight that they make up."""
     build: Callable[[Pieces], LazyTensor | None]
-    """Describes the weight, or one that cannot be computed; None where the tensors are not of this
+    """Describes the weight, or a weight that cannot be computed; None if the tensors have another
     form."""
 
 
@@ -61,6 +50,7 @@ def _optional(*patterns: str) -> tuple[str, ...]:
 
 _ZEROS = _optional(*scaled.ZERO_POINTS)
 _PARAMETRIZED = "{}.parametrizations.*"
+"""Where torch keeps the original parameters of a parametrised module."""
 RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "weight norm",
@@ -103,7 +93,7 @@ RECIPES: tuple[Recipe, ...] = (
         Recipe("factors", *factorised.patterns(number), "{}.*", factorised.factorised)
         for number in ("factor_", "")
     ),
-    # 4-bit floats
+    # 4-bit floats. Forms with two scales are tried before those with one.
     Recipe("MXFP4 experts", "{}.*_blocks", ("{}.*_scales",), "{}.*", small_floats.mxfp4_experts),
     Recipe("MXFP4 blocks", "{}.*.blocks", ("{}.*.scales",), "{}.*", small_floats.mxfp4_blocks),
     Recipe(
@@ -136,7 +126,7 @@ RECIPES: tuple[Recipe, ...] = (
         "{}.*",
         small_floats.bitsandbytes_4bit,
     ),
-    # packed integers
+    # Packed integers. Formats with a telling tensor come before those that share its other names.
     Recipe(
         "SqueezeLLM",
         "{}.qweight",
@@ -224,7 +214,7 @@ RECIPES: tuple[Recipe, ...] = (
         "{}.weight",
         scaled.fake_quantised,
     ),
-    # 8-bit numbers of the weight's own shape
+    # 8-bit numbers of the weight's own shape, the general form last.
     Recipe(
         "bitsandbytes int8",
         "{}.weight",
@@ -246,7 +236,7 @@ RECIPES: tuple[Recipe, ...] = (
         scaled.scaled_weight,
     ),
     Recipe("scaled", "{}.*", (*_optional(*scaled.SCALES), *_ZEROS), "{}.*", scaled.scaled),
-    # what only its own library can unpack
+    # Formats that only their own library can unpack.
     Recipe(
         "Marlin",
         "{}.B",
@@ -294,77 +284,41 @@ RECIPES: tuple[Recipe, ...] = (
         packed_by("numbers under a bit mask (compressed-tensors)"),
     ),
 )
-"""Every form of storage, tried in this order."""
-
-_NOT_WEIGHTS = re.compile(
-    r"(?:^|\.)(?:running_mean|running_var|num_batches_tracked|position_ids|token_type_ids|inv_freq|masked_bias"
-    r"|relative_coords_table|relative_position_index|attn_mask|causal_mask|_float_tensor|original_inv_freq)$"
-)
-
-
-_OF_QUANTISERS = re.compile(r"(?:^|[._])(?:quantizer|fake_quant)\.\w+$")
-"""State of modules that observe or round a layer's weight, input or output."""
+"""Every storage form. They are tried in this order, and a tensor is used at most once."""
 
 
 def assemble(
     tensors: Iterable[LazyTensor], config: Mapping[str, Any] | None = None
 ) -> list[LazyTensor]:
-    """Put the weights together from their pieces, and drop what is no weight; the order stays.
+    """Assemble weights that are stored in several tensors; drop tensors that are not weights.
+
+    The order of the tensors stays the same.
 
     Args:
-        tensors: all tensors of a model. Buffers of a live module are pieces of a weight, or
-            nothing.
-        config: the model's configuration, whose ``quantization_config`` says what the shapes do
-            not.
+        tensors: All tensors of a model. Buffers of a live module are used as pieces only.
+        config: The model's configuration. Its ``quantization_config`` says what the shapes do not.
 
     """
     tensors = list(tensors)
-    known = {stored.name: stored for stored in tensors if not _is_no_weight(stored)}
+    # Masks and statistics must not be taken for pieces of a weight.
+    known = {stored.name: stored for stored in tensors if not is_no_weight(stored)}
     made, used, modules = _apply_recipes(known, quantisation_of(config or {}))
-    _judge_the_rest(known, made, used, modules)
+    judge_the_rest(known, made, used, modules)
     return [
         made.get(stored.name, stored)
         for stored in tensors
-        if stored.name in made or _is_plain_weight(stored, known, used, modules)
+        if stored.name in made or is_plain_weight(stored, known, used, modules)
     ]
-
-
-def _judge_the_rest(
-    known: Mapping[str, LazyTensor], made: dict[str, LazyTensor], used: set[str], modules: set[str]
-) -> None:
-    """Add a row for each tensor that no recipe took and that is no plain weight; fail weights with a second scale."""
-    scales: dict[str, list[str]] = {}
-    for name in known:
-        if name not in used and name not in made and is_scale_name(name):
-            for module in scaled_modules(name):
-                scales.setdefault(module, []).append(name)
-    weights = {weight.name for weight in made.values()}
-    for name, stored in known.items():
-        near = near_scales(stored, scales)
-        weight = second_scale(made[name], stored, near) if name in made else None
-        if name not in used and (stored.is_floating or _whole_weight(name) not in weights):
-            weight = left_over(stored, near)
-        if weight is not None:
-            made[name] = weight
-        if (weight is not None and weight.problem) or (stored.problem and not _is_float(stored)):
-            modules.add(name.rpartition(".")[0])
-            used.update(near)
-
-
-def _is_float(stored: LazyTensor) -> bool:
-    """Whether a tensor has a type of plain floating-point numbers, also one whose values cannot be had."""
-    return stored.dtype.startswith(("float", "bfloat", "complex"))
-
-
-def _whole_weight(name: str) -> str:
-    """Give the name that the weight of a tensor's module has; integers beside it serve to unpack it."""
-    return name.rpartition(".")[0] + ".weight" if "." in name else "weight"
 
 
 def _apply_recipes(
     known: Mapping[str, LazyTensor], quantisation: Mapping[str, Any]
 ) -> tuple[dict[str, LazyTensor], set[str], set[str]]:
-    """Try all recipes; returns the weights by their anchor's name, the names that were used, the modules concerned."""
+    """Try all recipes on all tensors.
+
+    The results are the weights by the name of their anchor, the names of the tensors that were
+    used, and the paths of the modules concerned.
+    """
     made: dict[str, LazyTensor] = {}
     used: set[str] = set()
     modules: set[str] = set()
@@ -376,10 +330,10 @@ def _apply_recipes(
             weight = recipe.build(pieces) if pieces else None
             if pieces is None or weight is None:
                 continue
-            # Quantisers take weight matrices only; of other forms the owner of the parameter knows.
+            # Quantisers pack weight matrices only; in other forms, the parameter's owner knows.
             is_quantised = not stored.is_floating or scaled.is_float8(stored)
-            # What its owner says against a mere piece (a list of factors is no Linear) is not said
-            # of the weight.
+            # What a module says against a piece ("a list of factors is no Linear") does not hold
+            # for the weight that the pieces make up.
             owner_says = stored.no_weight if weight.name == name or not stored.no_weight else None
             made[name] = replace(weight, no_weight="" if is_quantised else owner_says)
             used.update(piece.name for piece in pieces.all)
@@ -394,10 +348,11 @@ def _pieces(
     known: Mapping[str, LazyTensor],
     quantisation: Mapping[str, Any],
 ) -> Pieces | None:
-    """Find the tensors of one weight; None where a required one is missing."""
+    """Find the tensors of one weight; None if a required one is missing."""
     found = {}
     for marked in recipe.pieces:
         pattern = marked.removesuffix("?")
+        # A tensor is no piece of itself, although ``{}.*`` also matches the names of scales.
         piece = known.get(fill_in(pattern, *match))
         if piece is not None and piece is not anchor:
             found[pattern] = piece
@@ -407,7 +362,10 @@ def _pieces(
 
 
 def quantisation_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Find what a configuration says about quantisation, also in the text part of a multi-modal model."""
+    """Return what a configuration says about quantisation; empty if it says nothing.
+
+    The text part of a multi-modal configuration counts too.
+    """
     for part in (config, config.get("text_config")):
         if isinstance(part, Mapping):
             for key in ("quantization_config", "compression_config", "quantization"):
@@ -417,28 +375,5 @@ def quantisation_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _bits_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """ChatGLM says in the configuration itself that its weights are packed."""
+    """Return ChatGLM's number of bits, which it states at the top level of the configuration."""
     return {"quantization_bit": config["quantization_bit"]} if "quantization_bit" in config else {}
-
-
-def _is_plain_weight(
-    stored: LazyTensor, known: Mapping[str, LazyTensor], used: set[str], modules: set[str]
-) -> bool:
-    """Whether a tensor that is stored as it is computed with goes on to be a layer (or a vector that is counted)."""
-    if stored.buffer or stored.name in used or stored.name not in known:
-        return False
-    if stored.problem is None and not stored.is_floating:
-        return False
-    if (stored.dtype.startswith("float8") and is_scale_name(stored.name)) or _OF_QUANTISERS.search(
-        stored.name
-    ):
-        return False
-    return not any(
-        module in modules and is_helper(module, stored.name) for module in ancestors(stored.name)
-    )
-
-
-def _is_no_weight(stored: LazyTensor) -> bool:
-    """Known statistics, indices and masks (GPT-2's causal mask is called attn.bias and is 1 x 1 x n x n)."""
-    mask = len(stored.shape) == 4 and stored.shape[:2] == (1, 1) and stored.name.endswith("bias")
-    return mask or bool(_NOT_WEIGHTS.search(stored.name))

@@ -1,4 +1,7 @@
-"""Weights that torch computes from other parameters: weight norm, spectral norm, pruning masks, parametrisations."""
+"""Weights that torch computes from other parameters.
+
+These are weight norm, spectral norm, pruning masks and other parametrisations.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,15 @@ from spectail.models.lazy_tensor import Index, LazyTensor, as_float, piece_of
 
 
 def weight_norm(pieces: Pieces) -> LazyTensor | None:
-    """Weight norm, g v / |v|, the norm over the dimensions along which g has size one (arXiv 1602.07868, eq. 2)."""
+    """Describe a weight under weight norm, g v / |v| (arXiv 1602.07868, eq. 2).
+
+    The norm is taken over the dimensions along which g has size one.
+    """
     direction = pieces.anchor
     (norms,) = pieces.found.values()
     if not _norms_fit(norms.shape, direction.shape):
         return None
-    # A projection of values and one of gates, W_v and W_g, are no direction with its norms.
+    # The names *_v and *_g can also belong to two matrices: projections of values and of gates.
     if norms.numel >= direction.numel and not pieces.name.endswith("weight"):
         return None
     read = partial(_read_weight_norm, norms, direction)
@@ -25,7 +31,7 @@ def weight_norm(pieces: Pieces) -> LazyTensor | None:
 
 
 def _norms_fit(g: tuple[int, ...], v: tuple[int, ...]) -> bool:
-    """Whether g can hold the norms of v: one for all of it, or for each slice along one dimension."""
+    """Whether g can hold the norms of v: one for all, or one for each slice of a dimension."""
     if len(v) < 2 or g in {(), (1,)}:
         return len(v) >= 2
     return (
@@ -36,8 +42,9 @@ def _norms_fit(g: tuple[int, ...], v: tuple[int, ...]) -> bool:
 
 
 def _read_weight_norm(g: LazyTensor, v: LazyTensor, index: Index) -> Tensor:
-    """Compute the weight that a weight-normed layer uses."""
+    """Compute g v / |v|."""
     norms, direction = as_float(g.read(())), as_float(v.read(()))
+    # g as large as v has no dimension to take a norm over: the norm of an entry is its magnitude.
     over = [d for d in range(direction.ndim) if norms.ndim != direction.ndim or norms.shape[d] == 1]
     scale = (
         torch.linalg.vector_norm(direction, dim=over or None, keepdim=True)
@@ -48,7 +55,7 @@ def _read_weight_norm(g: LazyTensor, v: LazyTensor, index: Index) -> Tensor:
 
 
 def pruned(pieces: Pieces) -> LazyTensor | None:
-    """Weight and mask of ``torch.nn.utils.prune``."""
+    """Describe a weight under a mask of ``torch.nn.utils.prune``."""
     weight, (mask,) = pieces.anchor, pieces.found.values()
     if weight.shape != mask.shape:
         return None
@@ -56,12 +63,15 @@ def pruned(pieces: Pieces) -> LazyTensor | None:
 
 
 def _read_masked(weight: LazyTensor, mask: LazyTensor, index: Index) -> Tensor:
-    """Apply a pruning mask."""
+    """Multiply a weight by its pruning mask."""
     return piece_of(weight.read(()) * mask.read(()), index)
 
 
 def spectral_norm(pieces: Pieces) -> LazyTensor | None:
-    """Spectral norm: the weight over its largest singular value, from the stored vectors (arXiv 1802.05957, eq. 8)."""
+    """Describe a weight under spectral norm: divided by its largest singular value.
+
+    The singular value comes from the stored singular vectors (arXiv 1802.05957, eq. 8).
+    """
     weight = pieces.anchor
     vectors = list(pieces.found.values())
     read = partial(
@@ -73,16 +83,18 @@ def spectral_norm(pieces: Pieces) -> LazyTensor | None:
 def _read_spectral_norm(
     weight: LazyTensor, u: LazyTensor, v: LazyTensor | None, index: Index
 ) -> Tensor:
-    """Divide by the largest singular value that the stored vectors give, as the layer does in eval mode."""
+    """Divide by the singular value that the stored vectors give, as the layer does in eval mode."""
     tensor, left = as_float(weight.read(())), as_float(u.read(()))
+    # u belongs to the output dimension, which is the second one in transposed convolutions.
     out = next((d for d in range(tensor.ndim) if tensor.shape[d] == left.numel()), 0)
     matrix = tensor.movedim(out, 0).flatten(1)
+    # Without v, |u W| is the same number once the power iteration has converged.
     sigma = left @ (matrix @ as_float(v.read(()))) if v else torch.linalg.vector_norm(left @ matrix)
     return piece_of(tensor / sigma, index)
 
 
 def unknown_parametrisation(pieces: Pieces) -> LazyTensor:
-    """Any other parametrisation: only the module's own code knows what it does to the stored parameter."""
+    """Describe any other parametrisation, which only the module's own code can compute."""
     return pieces.failed(
         "parametrised in a way that the file does not tell: open the live module, "
         "or call torch.nn.utils.parametrize.remove_parametrizations before saving"

@@ -1,13 +1,13 @@
-"""8-bit floats and integers with a scale: for the tensor, for each row or column, or for each block.
+"""8-bit floats and integers with a scale for the tensor, for each row or column, or for each block.
 
-The weight is the stored number, less its zero point where there is one, times the scale. DeepSeek's
-``weight_scale_inv`` is multiplied as well, despite its name. A scale of unsigned 8-bit integers, or
-of torch's float8_e8m0fnu, is the exponent of a power of two, 2 ** (x - 127) (OCP Microscaling
-Formats v1.0, section 5.4.1).
+The weight is the stored number, less its zero point if there is one, times the scale. DeepSeek's
+``weight_scale_inv`` is multiplied as well, despite its name. A scale that is stored as unsigned
+8-bit integers, or as torch's float8_e8m0fnu, is the exponent of a power of two: 2 ** (x - 127) (OCP
+Microscaling Formats v1.0, section 5.4.1).
 
-How large a block is comes from the configuration. Where there is none, it is taken from the shapes
-only if they leave one choice: 3 scales for 300 columns may be blocks of 128, the last one cut
-short, or three times 100.
+The size of a block comes from the configuration. Without one, it is taken from the shapes, but only
+if they leave one choice: 3 scales for 300 columns may be blocks of 128, the last one cut short, or
+blocks of 100.
 """
 
 from __future__ import annotations
@@ -42,10 +42,13 @@ ZERO_POINTS = (
     "{}.*_quantizer._zero_point",
     "{}.zero_point",
 )
+"""What zero points are called."""
 COMMON_BLOCKS = (16, 32, 64, 128, 256)
-"""Block lengths in use, which a dimension need not be a multiple of."""
+"""Block lengths in use, whether or not they divide the dimension."""
 EXPONENTS = frozenset({"uint8", "float8_e8m0fnu"})
+"""Types of scales that are exponents of a power of two."""
 _NO_STRETCH = 1.0
+"""Further factor of every scale, for formats that have none."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Grid:
     view: tuple[int, ...]
     """Shape of the scale with as many dimensions as the weight has."""
     widths: tuple[int, ...]
-    """Along each dimension, the entries of the weight that share a scale."""
+    """For each dimension, how many consecutive entries of the weight share a scale."""
     is_transposed: bool = False
     """Whether the scale is stored with its last two dimensions exchanged."""
 
@@ -66,19 +69,19 @@ def is_float8(stored: LazyTensor) -> bool:
 
 
 def scaled(pieces: Pieces) -> LazyTensor | None:
-    """8-bit floats or integers that are not called ``weight``, such as stacked experts."""
+    """Describe 8-bit floats or integers that are not called ``weight``, such as stacked experts."""
     if pieces.anchor.name.rpartition(".")[2] == "weight":
         return None
     return _scaled(pieces, pieces.only(SCALES), pieces.only(ZERO_POINTS))
 
 
 def scaled_weight(pieces: Pieces) -> LazyTensor | None:
-    """The same for a parameter that is called ``weight``, whose scale may have a shorter name."""
+    """Describe 8-bit numbers called ``weight``, whose scale may have a shorter name."""
     return _scaled(pieces, pieces.only(WEIGHT_SCALES), pieces.only(ZERO_POINTS))
 
 
 def torch_packed(pieces: Pieces) -> LazyTensor | None:
-    """Modules that torch itself has quantised, whose state holds weight and bias as a pair; torch dequantises."""
+    """Describe a weight that torch itself has quantised; torch also dequantises it."""
     weight = pieces.anchor
     return (
         pieces.described(weight.shape, weight.read)
@@ -88,7 +91,10 @@ def torch_packed(pieces: Pieces) -> LazyTensor | None:
 
 
 def fake_quantised(pieces: Pieces) -> LazyTensor | None:
-    """Weights of plain floating-point numbers that the model rounds when it runs (ModelOpt, torch's QAT)."""
+    """Describe a weight of ordinary floating-point numbers that the model rounds when it runs.
+
+    ModelOpt and torch's quantisation-aware training store weights in this way.
+    """
     weight = pieces.anchor
     if not weight.is_floating or is_float8(weight):
         return None
@@ -99,17 +105,23 @@ def fake_quantised(pieces: Pieces) -> LazyTensor | None:
 
 
 def quanto_bytes(pieces: Pieces) -> LazyTensor | None:
-    """optimum-quanto's 8-bit types: ``_data`` times ``_scale``."""
+    """Describe an 8-bit weight of optimum-quanto: ``_data`` times ``_scale``."""
     return _scaled(pieces, pieces["{}.*._scale"], None)
 
 
 def torchao_bytes(pieces: Pieces) -> LazyTensor | None:
-    """8-bit tensors of torchao in safetensors, where a tensor subclass is flattened into its parts."""
+    """Describe an 8-bit weight of torchao.
+
+    In safetensors files, torchao's tensor subclass is stored as its parts.
+    """
     return _scaled(pieces, pieces["{}._*_scale"], pieces.get("{}._*_zero_point"))
 
 
 def bitsandbytes_int8(pieces: Pieces) -> LazyTensor | None:
-    """LLM.int8 of bitsandbytes: each row times SCB / 127, its largest magnitude (arXiv 2208.07339, section 2.1)."""
+    """Describe a weight of bitsandbytes' LLM.int8 (arXiv 2208.07339, section 2.1).
+
+    Each row is multiplied by SCB / 127, where SCB is the row's largest magnitude.
+    """
     weight, scale, order = pieces.anchor, pieces["{}.SCB"], pieces.get("{}.weight_format")
     if (
         weight.dtype != "int8"
@@ -127,11 +139,12 @@ def bitsandbytes_int8(pieces: Pieces) -> LazyTensor | None:
 
 
 def eetq(pieces: Pieces) -> LazyTensor | None:
-    """EETQ: int8 stored as (in, out), a scale for each output."""
+    """Describe a weight of EETQ: int8 stored as (in, out), with one scale for each output."""
     weight, scale = pieces.anchor, pieces["{}.weight_scales"]
     if weight.dtype != "int8" or len(weight.shape) != 2 or scale.shape != weight.shape[1:]:
         return None
     named = pieces.quantisation.get("quant_method")
+    # The same tensors can be an ordinary int8 weight; only a shape that is not square tells.
     if named != "eetq" and (named is not None or weight.shape[0] == weight.shape[1]):
         return None
     return pieces.made(weight.shape[::-1], _transposed_columns, weight, scale)
@@ -143,14 +156,16 @@ def _transposed_columns(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def _scaled(pieces: Pieces, scale: LazyTensor | None, zero: LazyTensor | None) -> LazyTensor | None:
-    """Describe the scaled weight; None for what is no 8-bit number with one scale."""
+    """Describe a scaled weight; None if it is not an 8-bit number with exactly one scale."""
     weight = pieces.anchor
+    # Unsigned integers need a zero point; without one they are packed or exponents.
     integers = weight.dtype == "int8" or (weight.dtype == "uint8" and zero is not None)
     if scale is None or len(weight.shape) < 2 or not (is_float8(weight) or integers):
         return None
     if pieces.quantisation.get("quantization_bit") == 4:
         return pieces.failed(
-            "stored as two 4-bit integers in a byte (ChatGLM, quantization_bit 4): dequantise it first"
+            "stored as two 4-bit integers in a byte (ChatGLM, quantization_bit 4): dequantise it "
+            "first"
         )
     if integers and scale.dtype in EXPONENTS and math.prod(scale.shape) > max(1, weight.shape[-2]):
         return pieces.failed(
@@ -164,22 +179,28 @@ def _scaled(pieces: Pieces, scale: LazyTensor | None, zero: LazyTensor | None) -
     read = partial(_read_scaled, weight, scale, zero, grid, _NO_STRETCH)
     note = ""
     if any(name.endswith("pre_quant_scale") for name in pieces.found):
-        note = "the layer's input is multiplied by pre_quant_scale first, which is not part of this weight"
+        note = (
+            "the layer's input is multiplied by pre_quant_scale first, which is not part of this "
+            "weight"
+        )
     return pieces.described(weight.shape, read, note=note)
 
 
 def _misfit(weight: LazyTensor, scale: LazyTensor, why: str) -> str:
-    """Name both tensors and say why they do not go together."""
+    """Name a weight and a scale that do not go together, and say why."""
     return (
-        f"{weight.dtype} {weight.name} of shape {shape_text(weight.shape)} with {scale.dtype} {scale.name} of shape "
-        f"{shape_text(scale.shape)}: {why}"
+        f"{weight.dtype} {weight.name} of shape {shape_text(weight.shape)} with {scale.dtype} "
+        f"{scale.name} of shape {shape_text(scale.shape)}: {why}"
     )
 
 
 def _why_no_grid(quantisation: Mapping[str, Any]) -> str:
-    """Say what was expected of a scale's shape."""
+    """Say which shape of a scale was expected."""
     if block := block_size(quantisation):
-        return f"expected one scale for the tensor, for each row, or for each block of {shape_text(block)}"
+        return (
+            "expected one scale for the tensor, for each row, or for each block of "
+            f"{shape_text(block)}"
+        )
     return (
         "the shapes leave more than one block size, or none; "
         "open the model's folder, whose config.json has quantization_config.weight_block_size"
@@ -187,7 +208,10 @@ def _why_no_grid(quantisation: Mapping[str, Any]) -> str:
 
 
 def block_size(quantisation: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Read (rows, columns) of a block from a configuration of transformers or of compressed-tensors, if it is one."""
+    """Read the (rows, columns) of a block from a configuration; None unless it states exactly one.
+
+    The configuration may be that of transformers or of compressed-tensors.
+    """
     found = set(_block_sizes(quantisation))
     return next(iter(found)) if len(found) == 1 else None
 
@@ -206,6 +230,7 @@ def _block_sizes(value: object) -> list[tuple[int, int]]:
                 and all(str(part).isdigit() for part in parts)
             ):
                 sizes.append((int(parts[0]), int(parts[1])))
+        # Activations have block sizes of their own.
         elif key not in {"input_activations", "output_activations"}:
             sizes += _block_sizes(inner)
     return sizes
@@ -214,10 +239,12 @@ def _block_sizes(value: object) -> list[tuple[int, int]]:
 def grid_of(
     weight: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int] | None
 ) -> Grid | None:
-    """Find how a scale lies over a weight; None where it fits in no way, or in more than one.
+    """Find how a scale lies over a weight; None if it fits in no way, or in several.
 
-    >>> grid_of((256, 512), (2, 4), None).widths, grid_of((300, 300), (3, 3), None), grid_of((8, 6), (8,), None).view
-    ((128, 128), None, (8, 1))
+    >>> grid_of((256, 512), (2, 4), None).widths
+    (128, 128)
+    >>> grid_of((300, 300), (3, 3), None), grid_of((8, 6), (8,), None).view
+    (None, (8, 1))
     """
     if math.prod(scale) == 1:
         return Grid((1,) * len(weight), weight)
@@ -227,12 +254,13 @@ def grid_of(
     as_stored = _fits(weight, scale, block)
     exchanged = (*scale[:-2], scale[-1], scale[-2])
     turned = _only(_fits(weight, exchanged, block)) if exchanged != scale else None
-    # A scale is turned only where it cannot lie as it is stored: several ways to lie there leave it
-    # unclear.
+    # A scale is transposed only if it cannot lie in its stored orientation. If it can in several
+    # ways, that does not speak for the transposed one.
     if not as_stored:
         return None if turned is None else Grid(turned.view, turned.widths, is_transposed=True)
     stored = _only(as_stored)
-    # Square blocks that only the transposed reading has speak against the stored one.
+    # Blocks are usually square. If only the transposed reading has square blocks, the stored one is
+    # trusted only if it is a scale per row or column.
     if (
         stored
         and block is None
@@ -248,7 +276,7 @@ def grid_of(
 
 
 def _only(grids: list[Grid]) -> Grid | None:
-    """Give the only one of several; None where there is none, or more than one."""
+    """Return the only element; None if there is none, or more than one."""
     return grids[0] if len(grids) == 1 else None
 
 
@@ -258,20 +286,27 @@ def _has_square_blocks(grid: Grid) -> bool:
 
 
 def _with_all_dimensions(weight: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Put in the dimensions that a scale of fewer leaves out: by convention those behind, else the one that fits."""
+    """Return a scale's shape with the dimensions that it leaves out, or None if they are unclear.
+
+    By convention, a scale with too few dimensions leaves out the last ones; otherwise the sizes
+    decide.
+    """
+    # ModelOpt stores (blocks, 1, blocks, 1).
     if len(scale) == 2 * len(weight) and all(size == 1 for size in scale[1::2]):
-        return scale[::2]  # ModelOpt keeps (blocks, 1, blocks, 1)
+        return scale[::2]
     if len(weight) == 2 and len(scale) == 1:
         return (
             (*scale, 1) if scale[0] == weight[0] else (1, *scale) if scale[0] == weight[1] else None
         )
     if len(scale) == 1:
+        # One scale per expert, unless it could also be one per output.
         is_unclear = len(weight) == 3 and weight[0] == weight[1]
         return (
             (*scale, *(1,) * (len(weight) - 1))
             if scale[0] == weight[0] and not is_unclear
             else None
         )
+    # Experts: one scale for each output or for each input of every expert.
     if len(weight) == 3 and len(scale) == 2 and scale[0] == weight[0]:
         views = [(*scale, 1)] * (scale[1] == weight[1]) + [(scale[0], 1, scale[1])] * (
             scale[1] == weight[2]
@@ -283,7 +318,8 @@ def _with_all_dimensions(weight: tuple[int, ...], scale: tuple[int, ...]) -> tup
 def _fits(
     weight: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int] | None
 ) -> list[Grid]:
-    """List the ways in which a scale of as many dimensions can lie over the weight."""
+    """List the ways in which a scale with as many dimensions as the weight can lie over it."""
+    # Entries that share a scale along each dimension if there are no blocks; 0 means blocks.
     plain = tuple(
         1 if n == size else size if n == 1 else 0 for size, n in zip(weight, scale, strict=True)
     )
@@ -299,9 +335,10 @@ def _fits(
 
 
 def _block_lengths(size: int, blocks: int) -> list[int]:
-    """List the lengths that so many blocks may have along one dimension."""
+    """List the lengths that this number of blocks can have along one dimension."""
     if blocks in {1, size}:
         return [size // max(1, blocks)]
+    # The last block may be shorter, so a length need not divide the size.
     lengths = {length for length in COMMON_BLOCKS if -(-size // length) == blocks}
     if blocks and size % blocks == 0:
         lengths.add(size // blocks)
@@ -309,7 +346,7 @@ def _block_lengths(size: int, blocks: int) -> list[int]:
 
 
 def scale_values(scale: Tensor) -> Tensor:
-    """Give a scale as float32; unsigned 8-bit integers are exponents."""
+    """Return a scale as float32; unsigned 8-bit integers are exponents."""
     if scale.dtype == torch.uint8:
         return torch.exp2(scale.to(torch.float32) - 127)
     return scale.to(torch.float32)
@@ -327,6 +364,7 @@ def _read_scaled(
     factor = _laid_out(scale_values(scale.read(())), grid) * stretch
     shift = _laid_out(zero.read(()).to(torch.float32), grid) if zero else None
     shape, widths, lead = weight.shape, grid.widths, index[:1]
+    # Read one matrix of a stack without decoding the others.
     if len(shape) > 2 and lead and isinstance(lead[0], int):
         factor = _of_one(factor, lead[0])
         shift = None if shift is None else _of_one(shift, lead[0])
@@ -340,20 +378,21 @@ def _read_scaled(
 
 
 def _of_one(scale: Tensor, first: int) -> Tensor:
-    """Take the scale of one matrix of a stack; all may share one."""
+    """Return the scale of one matrix of a stack; all matrices may share one."""
     return scale[first if scale.shape[0] > 1 else 0]
 
 
 def _laid_out(scale: Tensor, grid: Grid) -> Tensor:
-    """Give a scale the dimensions of its weight."""
+    """Give a scale as many dimensions as its weight has."""
     if grid.is_transposed:
         return scale.transpose(-1, -2)
     return scale.reshape(grid.view)
 
 
 def _spread(scale: Tensor, shape: tuple[int, ...], widths: tuple[int, ...]) -> Tensor:
-    """Repeat each scale over its block; single ones are left to broadcasting."""
+    """Repeat each scale over its block. A single scale needs no copies: it broadcasts."""
     for dim, (size, width) in enumerate(zip(shape, widths, strict=True)):
         if width > 1 and scale.shape[dim] > 1:
+            # narrow() cuts the last block where it reaches beyond the weight.
             scale = scale.repeat_interleave(width, dim=dim).narrow(dim, 0, size)
     return scale

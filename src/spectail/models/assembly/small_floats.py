@@ -1,8 +1,8 @@
 """4-bit floats: MXFP4 and NVFP4 (e2m1 with a scale per block), and the 4-bit types of bitsandbytes.
 
-e2m1 is a sign, two bits of exponent and one of mantissa (OCP Microscaling Formats v1.0, section
-5.3.3). Two numbers lie in one byte, the first in the low half; in bitsandbytes the first is in the
-high half.
+An e2m1 number has a sign, two bits of exponent and one bit of mantissa (OCP Microscaling Formats
+v1.0, section 5.3.3). A byte holds two numbers, the first in the low half; in bitsandbytes, the
+first is in the high half.
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ from spectail.models.assembly.scaled import EXPONENTS, scale_values
 from spectail.models.lazy_tensor import LazyTensor
 
 _POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""Values of the codes 0 to 7; codes 8 to 15 have the opposite sign."""
 E2M1 = torch.tensor([*_POSITIVE, *(-value for value in _POSITIVE)])
 """Value of each 4-bit code."""
 MX_BLOCK, NV_BLOCK = 32, 16
 _BYTES = frozenset({"uint8", "int8", "float4_e2m1fn_x2"})
+"""Types of tensors that hold two numbers per entry."""
 
 
 def mxfp4_experts(pieces: Pieces) -> LazyTensor | None:
-    """Experts of gpt-oss: (experts, outputs, blocks, 16 bytes), computed with as (experts, inputs, outputs)."""
+    """Describe the experts of gpt-oss, stored as (experts, outputs, blocks, 16 bytes).
+
+    The model uses them as (experts, inputs, outputs).
+    """
     blocks, scales = pieces.anchor, pieces["{}.*_scales"]
     if not _are_mx_blocks(blocks, scales):
         return None
@@ -36,7 +41,10 @@ def mxfp4_experts(pieces: Pieces) -> LazyTensor | None:
 
 
 def mxfp4_blocks(pieces: Pieces) -> LazyTensor | None:
-    """The same in OpenAI's own files, ``.blocks`` and ``.scales``, computed with as (.., outputs, inputs)."""
+    """Describe the experts of gpt-oss in OpenAI's own files, ``.blocks`` and ``.scales``.
+
+    The model uses them as (.., outputs, inputs).
+    """
     blocks, scales = pieces.anchor, pieces["{}.*.scales"]
     if not _are_mx_blocks(blocks, scales):
         return None
@@ -51,7 +59,7 @@ def _are_mx_blocks(blocks: LazyTensor, scales: LazyTensor) -> bool:
 
 
 def _mx_blocks(blocks: Tensor, scales: Tensor) -> Tensor:
-    """Decode blocks and put them one behind the other."""
+    """Decode blocks and join those of a row."""
     return (e2m1_values(blocks) * scale_values(scales).unsqueeze(-1)).flatten(-2)
 
 
@@ -61,7 +69,10 @@ def _mx_blocks_transposed(blocks: Tensor, scales: Tensor) -> Tensor:
 
 
 def mxfp4(pieces: Pieces) -> LazyTensor | None:
-    """Bytes (.., outputs, inputs / 2) with an exponent for each 32 inputs (compressed-tensors, Quark, DeepSeek)."""
+    """Describe MXFP4 bytes (.., outputs, inputs / 2) with one exponent for every 32 inputs.
+
+    compressed-tensors, Quark and DeepSeek store weights in this way.
+    """
     packed, scale = pieces.anchor, next(iter(pieces.found.values()))
     if (
         packed.dtype not in _BYTES
@@ -80,34 +91,41 @@ def mxfp4(pieces: Pieces) -> LazyTensor | None:
 
 
 def nvfp4_divided(pieces: Pieces) -> LazyTensor | None:
-    """compressed-tensors' NVFP4: the block's scale is divided by the global one."""
+    """Describe compressed-tensors' NVFP4, where the block's scale is divided by the global one."""
     return _nvfp4(pieces, pieces["{}.*_scale"], pieces["{}.*_global_scale"], divides=True)
 
 
 def nvfp4_multiplied(pieces: Pieces) -> LazyTensor | None:
-    """ModelOpt's NVFP4: the block's scale is multiplied by the second one."""
+    """Describe ModelOpt's NVFP4, where the block's scale is multiplied by the second one."""
     return _nvfp4(pieces, pieces["{}.*_scale"], pieces["{}.*_scale_2"], divides=False)
 
 
 def _nvfp4(
     pieces: Pieces, scale: LazyTensor, whole: LazyTensor, *, divides: bool
 ) -> LazyTensor | None:
-    """Bytes with an 8-bit float for each 16 inputs and one number for the tensor, or for each expert."""
+    """Describe NVFP4 bytes with one 8-bit float for every 16 inputs.
+
+    ``whole`` is a further number for the tensor, or for each expert.
+    """
     packed = pieces.anchor
+    # One further scale for the tensor, or one for each expert of a stack.
     one = math.prod(whole.shape) in {1, packed.shape[0] if len(packed.shape) > 2 else 1}
     if packed.dtype not in _BYTES or not one or not scale.dtype.startswith("float8_e4m3"):
         return None
+    # ComfyUI stores the scales in the order of a GPU's tiles.
     if not _has_blocks(packed, scale, NV_BLOCK) or "{}.comfy_quant" in pieces.found:
         return pieces.failed(
-            f"stored as 4-bit floats (NVFP4) of shape {shape_text(packed.shape)} with {scale.name} of shape "
-            f"{shape_text(scale.shape)}: expected a scale for each {NV_BLOCK} numbers in the plain order of rows"
+            f"stored as 4-bit floats (NVFP4) of shape {shape_text(packed.shape)} with "
+            f"{scale.name} of shape "
+            f"{shape_text(scale.shape)}: expected a scale for each {NV_BLOCK} numbers in the "
+            "plain order of rows"
         )
     shape = (*packed.shape[:-1], 2 * packed.shape[-1])
     return pieces.made(shape, _blocks_of_4_bits, packed, scale, whole, divides=divides)
 
 
 def _has_blocks(packed: LazyTensor, scale: LazyTensor, size: int) -> bool:
-    """Whether there is one scale for each ``size`` numbers of a row."""
+    """Whether there is one scale for every ``size`` numbers of a row."""
     same_rows = len(packed.shape) >= 2 and scale.shape[:-1] == packed.shape[:-1]
     return same_rows and scale.shape[-1] * size == 2 * packed.shape[-1]
 
@@ -115,7 +133,7 @@ def _has_blocks(packed: LazyTensor, scale: LazyTensor, size: int) -> bool:
 def _blocks_of_4_bits(
     packed: Tensor, scale: Tensor, whole: Tensor | None, *, divides: bool
 ) -> Tensor:
-    """Decode bytes whose rows are cut into equal blocks."""
+    """Decode bytes whose rows consist of equal blocks with one scale each."""
     values = e2m1_values(packed)
     factor = scale_values(scale)
     if whole is not None:
@@ -125,22 +143,25 @@ def _blocks_of_4_bits(
             else whole.float()
         )
         factor = factor / number if divides else factor * number
+    # (.., rows, blocks, numbers of a block) times (.., rows, blocks, 1).
     blocks = values.reshape(*factor.shape, -1) * factor.unsqueeze(-1)
     return blocks.flatten(-2)
 
 
 def e2m1_values(packed: Tensor) -> Tensor:
-    """Decode bytes, two numbers in each, the first in the low half."""
+    """Decode bytes that hold two e2m1 numbers each, the first in the low half."""
     codes = packed.contiguous().view(torch.uint8)
+    # Interleave the low and the high halves of all bytes.
     halves = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)
     return E2M1.to(halves.device)[halves.to(torch.int32)]
 
 
 def bitsandbytes_4bit(pieces: Pieces) -> LazyTensor | None:
-    """The types nf4 and fp4 of bitsandbytes: a table of 16 values times the largest magnitude of each block.
+    """Describe a weight of bitsandbytes' types nf4 and fp4.
 
-    Shape and block size are in a JSON text beside the weight. The magnitudes may be quantised in
-    the same way with 8 bits, around a mean ("double quantisation", arXiv 2305.14314, section 3).
+    A value is an entry of a table of 16 numbers, times the largest magnitude of its block. Shape
+    and block size are in a JSON text beside the weight. The magnitudes may themselves be quantised
+    with 8 bits around a mean ("double quantisation", arXiv 2305.14314, section 3).
     """
     state = pieces.only(
         ("{}.*.quant_state.bitsandbytes__nf4", "{}.*.quant_state.bitsandbytes__fp4")
@@ -171,13 +192,14 @@ def bitsandbytes_4bit(pieces: Pieces) -> LazyTensor | None:
 
 
 _NO_STATE = (
-    "stored as 4-bit numbers of bitsandbytes, and the quant_state beside them that gives their shape is missing: "
-    "dequantise it first"
+    "stored as 4-bit numbers of bitsandbytes, and the quant_state beside them that gives their "
+    "shape is missing: dequantise it first"
 )
+"""The problem of a weight without the text that gives its shape."""
 
 
 def _json_bytes(stored: LazyTensor) -> Mapping[str, Any]:
-    """Read a JSON text that is stored as bytes; what is none says nothing."""
+    """Read a JSON text that is stored as bytes; an empty mapping if it is not valid JSON."""
     try:
         value = json.loads(bytes(stored.read(()).to(torch.uint8).tolist()))
     except ValueError:
@@ -198,6 +220,7 @@ def four_bit_values(
     offset: float | None,
 ) -> Tensor:
     """Decode bitsandbytes' 4-bit numbers."""
+    # Undo double quantisation first: the magnitudes are codes of another table.
     if nested_magnitudes is not None and nested_table is not None and nested_block:
         codes = magnitudes.reshape(-1).to(torch.int64)
         factors = (
@@ -206,6 +229,7 @@ def four_bit_values(
         magnitudes = nested_table.float()[codes] * factors + (offset or 0.0)
     codes = packed.contiguous().view(torch.uint8).reshape(-1)
     numel = math.prod(shape)
+    # The high half comes first here.
     halves = torch.stack((codes >> 4, codes & 15), dim=-1).flatten()[:numel]
     factor = magnitudes.float().reshape(-1).repeat_interleave(block)[:numel]
     return (table.float()[halves.to(torch.int32)] * factor).reshape(shape)

@@ -1,4 +1,4 @@
-"""Weights stored as codes of short vectors."""
+"""Weights that are stored as codes, which select short vectors from codebooks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from spectail.models.lazy_tensor import LazyTensor
 
 
 def aqlm(pieces: Pieces) -> LazyTensor | None:
-    """AQLM: every group of weights is a sum of one vector from each codebook, times a scale (arXiv 2401.06118, eq. 2).
+    """Describe a weight of AQLM (arXiv 2401.06118, eq. 2).
 
-    codes (out / a, in / b, codebooks), codebooks (codebooks, codes, a, b), scales (out / a, in / b
-    or 1, 1, 1).
+    Every group of weights is the sum of one vector from each codebook, times a scale. The shapes
+    are: codes (out / a, in / b, codebooks), codebooks (codebooks, codes, a, b), scales (out / a, in
+    / b or 1, 1, 1).
     """
     codes, books, scales = pieces.anchor, pieces["{}.codebooks"], pieces["{}.scales"]
     if (
@@ -31,6 +32,7 @@ def aqlm(pieces: Pieces) -> LazyTensor | None:
         or scales.shape[1] not in {1, codes.shape[1]}
     ):
         return None
+    # A scale for each entry of a vector is not part of the format.
     if math.prod(scales.shape[2:]) != 1:
         return None
     shape = (codes.shape[0] * books.shape[2], codes.shape[1] * books.shape[3])
@@ -38,10 +40,12 @@ def aqlm(pieces: Pieces) -> LazyTensor | None:
 
 
 def _aqlm_values(codes: Tensor, books: Tensor, scales: Tensor) -> Tensor:
-    """Add up the vectors of all codebooks; codes are unsigned numbers in signed types."""
+    """Add the vectors that the codes select from each codebook, and multiply by the scales."""
+    # Codes are unsigned numbers in signed types; the remainder undoes the sign.
     index = codes.to(torch.int64) % books.shape[1]
     vectors = sum(
         books[number].to(torch.float32)[index[..., number]] for number in range(books.shape[0])
     )
     scaled = torch.as_tensor(vectors) * scales.to(torch.float32)
+    # (out / a, in / b, a, b) to (out, in).
     return scaled.transpose(1, 2).flatten(2).flatten(0, 1)

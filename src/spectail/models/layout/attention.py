@@ -219,8 +219,7 @@ def _why_not(rows: int, heads: Heads | None) -> str:
     size = f"of {heads.size} rows" if heads.size else "of unknown size"
     return (
         f"query, key and value are fused, and {rows} rows are not the {heads.query} + 2 x "
-        f"{heads.key_value} "
-        f"heads {size} that the configuration states: kept whole"
+        f"{heads.key_value} heads {size} that the configuration states: kept whole"
     )
 
 

@@ -1,1 +1,1 @@
-"""Adapters stored apart from the weight that they change: LoRA and its relatives."""
+"""Adapters: changes of a weight that are stored apart from it, such as LoRA and its relatives."""

@@ -1,4 +1,7 @@
-"""LoRA of parameters that hold every expert of a mixture: one change for each expert, ``<parameter>[i].lora``."""
+"""LoRA of parameters that hold all experts of a mixture.
+
+Every expert gets a change of its own, called ``<parameter>[i].lora``.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ from torch import Tensor
 from spectail.models.lazy_tensor import Index, LazyTensor, parameters_of, piece_of
 
 _LEVEL = ".base_layer"
+"""Name of the levels in which peft nests several adapters of one module."""
 
 
 def plain_target(target: str) -> str:
-    """Name a target without the levels that peft nests adapters of one module in."""
+    """Return a target's name without the levels in which peft nests adapters of one module."""
     while target.endswith(_LEVEL):
         target = target.removesuffix(_LEVEL)
     return target
@@ -24,9 +28,10 @@ def plain_target(target: str) -> str:
 
 @dataclass(frozen=True)
 class Fused:
-    """What one adapter of a fused parameter changes: its name, or why that cannot be told."""
+    """The parameter that one adapter of a fused parameter changes, or why it cannot be told."""
 
     parameter: str
+    """Name of the parameter; that of the module if the parameter is unknown."""
     problem: str | None = None
 
 
@@ -36,16 +41,26 @@ def fused_parameter(
     config: Mapping[str, Any],
     base_of: Callable[[str], Any],
 ) -> Fused | None:
-    """Find the parameter that peft's ``target_parameters`` adapt by way of a module; None for an adapter of a module.
+    """Find the parameter that an adapter changes under peft's ``target_parameters``.
 
-    Adapters of two parameters of one module are told apart only by the order in which peft nested
-    them (``experts.lora_A``, ``experts.base_layer.lora_A``), which is that of the module's
-    parameters. The sizes (out, in) of the changes, ``sizes`` by target, tell which is which:
-    against the base model, else between gate_up and down.
+    The result is None for an ordinary adapter, which changes the weight of a module. Adapters of
+    two parameters of one module differ only in the level at which peft nested them
+    (``experts.lora_A``, ``experts.base_layer.lora_A``), and that follows the order of the module's
+    parameters. The sizes of the changes tell which is which: compared with the base model, or else
+    with each other.
+
+    Args:
+        target: The module that the adapter is attached to, with peft's nesting.
+        sizes: Sizes (out, in) of the changes, by target.
+        config: The adapter's configuration.
+        base_of: Returns the base model's weight of a target, or None.
+
     """
     module = plain_target(target)
     named = config.get("target_parameters")
+    # ("mlp.experts", "gate_up_proj") for "mlp.experts.gate_up_proj".
     paths = [str(path).rpartition(".")[::2] for path in named] if isinstance(named, list) else []
+    # The configuration may state only the end of the path.
     names = sorted({name for path, name in paths if f".{module}".endswith(f".{path}")})
     if len(names) > 1:
         names = (
@@ -65,7 +80,7 @@ def fused_parameter(
 def _by_base(
     names: list[str], module: str, size: tuple[int, int], base_of: Callable[[str], Any]
 ) -> list[str]:
-    """The parameters of the base model whose matrices have this size, whichever way round they are stored."""
+    """List the parameters of the base model whose matrices have this size, transposed or not."""
     found = {name: base_of(f"{module}.{name}") for name in names}
     return [
         name
@@ -77,7 +92,7 @@ def _by_base(
 def _by_other(
     names: list[str], target: str, module: str, sizes: Mapping[str, tuple[int, int]]
 ) -> list[str]:
-    """Tell a fused gate and up, (2 x inner, hidden), from the way down, (hidden, inner)."""
+    """Tell a fused gate and up, (2 x inner, hidden), from the down projection, (hidden, inner)."""
     others = [
         size
         for name, size in sizes.items()
@@ -86,6 +101,7 @@ def _by_other(
     if names != ["down_proj", "gate_up_proj"] or len(others) != 1:
         return []
     (rows, columns), (other_rows, other_columns) = sizes[target], others[0]
+    # Equal sizes may fit both readings; then the adapter stays undecided.
     is_gate_up = rows == 2 * other_columns and columns == other_rows
     is_down = other_rows == 2 * columns and other_columns == rows
     return [["down_proj"], ["gate_up_proj"]][is_gate_up] if is_gate_up != is_down else []
@@ -101,10 +117,10 @@ def expert_changes(
     factor: float,
     note: str = "",
 ) -> list[LazyTensor]:
-    """Describe the change of every expert; of a parameter with one matrix, ``<parameter>.lora``.
+    """Describe the change of every expert of a parameter.
 
-    Factors are (experts, r, in) and (experts, out, r) as in MLX, or peft's (experts * r, in) and
-    (out, r * experts).
+    Factors are (experts, r, in) and (experts, out, r) in MLX; in peft they are (experts * r, in)
+    and (out, r * experts). A parameter with one matrix gets one change, ``<parameter>.lora``.
     """
     read = _read_stacked if len(down.shape) == 3 else _read_interleaved
     return [
@@ -132,8 +148,9 @@ def _read_stacked(
 def _read_interleaved(
     down: LazyTensor, up: LazyTensor, factor: float, expert: int, experts: int, index: Index
 ) -> Tensor:
-    """Compute s B A of one expert: its rows of A lie together, its columns of B in steps of the number of experts."""
+    """Compute s B A of one expert whose factors share one matrix with those of the others."""
     rank = down.shape[0] // experts
     a = down.read((slice(expert * rank, (expert + 1) * rank),)).to(torch.float64)
+    # An expert's rows of A are consecutive, but its columns of B lie ``experts`` apart.
     b = up.read(())[:, expert::experts].to(torch.float64)
     return piece_of((b @ a) * factor, index)

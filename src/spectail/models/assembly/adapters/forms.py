@@ -1,4 +1,4 @@
-"""The table of adapter forms: which pieces each has, what its formula needs, and how its change is computed.
+"""The table of adapter forms: the pieces of each, and the formula of its change.
 
 A new form is one formula, one line of ``FORMS`` and the names of its pieces in ``spelling``.
 """
@@ -19,16 +19,17 @@ class Form:
     name: str
     """What users call it."""
     needs: tuple[str, ...]
-    """Roles of the pieces without which there is no change; ``a|b`` where either will do."""
+    """Roles of the pieces that must be there; ``a|b`` if either of two is enough."""
     formula: Formula
+    """Computes the change from the pieces."""
     base: Literal["none", "useful", "shape", "weight"] = "none"
-    """What the formula needs of the base weight: nothing; its values for DoRA or its shape for
-    convolutions, where they are known; always its shape; always its values."""
+    """What the formula needs of the base weight. ``none``: nothing. ``useful``: values for DoRA and
+    the shape for convolutions, if they are known. ``shape``: always its shape. ``weight``: always
+    its values."""
     shared: tuple[str, ...] = ()
     """Roles of pieces that all layers of the model share."""
     rank_of: str | None = None
-    """Role of the piece whose last dimension is the rank, by which a stored ``alpha`` is
-    divided."""
+    """Role of the piece whose last dimension is the rank. A stored ``alpha`` is divided by it."""
 
 
 FORMS: dict[str, Form] = {

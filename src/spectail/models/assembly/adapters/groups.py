@@ -1,4 +1,4 @@
-"""The pieces of adapters, collected by the weight that each changes and by their role."""
+"""Grouping of the pieces of adapters, by the weight that each adapter changes and by role."""
 
 from __future__ import annotations
 
@@ -20,16 +20,23 @@ class Group:
     """The pieces of one adapter of one weight, by role."""
 
     target: str
+    """Name of the weight that the adapter changes."""
     adapter: str
+    """Name of the adapter; empty if it has none."""
     form: str
+    """Key of ``forms.FORMS``, ``prompts`` or ``unknown``."""
     unknown: str = ""
+    """Name of a form whose change is not computed, else empty."""
     pieces: dict[str, LazyTensor] = field(default_factory=dict)
 
 
 def grouped(
     tensors: list[LazyTensor], known: Known
 ) -> tuple[list[LazyTensor | Group], list[Group]]:
-    """Collect the pieces of each adapter at the place of the first; the rest stays where it is."""
+    """Collect the pieces of each adapter, at the place of its first one.
+
+    The first result keeps all other tensors in their places; the second lists the groups alone.
+    """
     peft_type = str(known.config.get("peft_type", ""))
     read = [read_name(stored.name) or _of_new_form(stored, peft_type) for stored in tensors]
     targets = {
@@ -41,6 +48,7 @@ def grouped(
     for stored, piece in zip(tensors, read, strict=True):
         if piece is None or (piece.form is None and piece.target not in targets):
             order.append(stored)
+        # A magnitude or an alpha fits several forms: decide once all groups are known.
         elif piece.form is None:
             beside.append((stored, piece))
         else:
@@ -48,6 +56,7 @@ def grouped(
             if key not in groups:
                 groups[key] = Group(*key, piece.unknown)
                 order.append(groups[key])
+            # Later pieces join the group of the first.
             groups[key].pieces[piece.role] = stored
     for stored, piece in beside:
         for group in groups.values():
@@ -61,7 +70,10 @@ def grouped(
 def _without_strays(
     order: list[LazyTensor | Group], groups: Iterable[Group]
 ) -> list[LazyTensor | Group]:
-    """Drop pieces of variants of LoRA that are not known, such as LoRA-XS, and make their adapters unknown ones."""
+    """Drop pieces of unknown variants of LoRA, such as LoRA-XS, and mark their adapters as unknown.
+
+    With such a piece, the change is not s B A, so computing it would give wrong values.
+    """
     by_target: dict[str, list[Group]] = {}
     for group in groups:
         by_target.setdefault(group.target, []).append(group)
@@ -77,7 +89,11 @@ def _without_strays(
 
 
 def _of_new_form(stored: LazyTensor, peft_type: str) -> Piece | None:
-    """Read a matrix of an adapter file that is neither a known piece nor a weight that was saved whole."""
+    """Read a matrix of an adapter file that is no known piece and no weight that was saved whole.
+
+    Such a name contains the method that the configuration states, or does not end in weight or
+    bias.
+    """
     if not peft_type or len(stored.shape) < 2 or VECTORS & set(stored.name.split(".")):
         return None
     match = re.search(rf"(?:^|\.){re.escape(peft_type.lower())}_\w+", stored.name)
@@ -88,7 +104,7 @@ def _of_new_form(stored: LazyTensor, peft_type: str) -> Piece | None:
 
 
 def _settle(group: Group) -> None:
-    """Turn factors of other orientations into those of LoRA, and tell AdaLoRA apart from it."""
+    """Bring the factors of a group into LoRA's orientation, and tell AdaLoRA apart from LoRA."""
     if group.form == "lora lower":
         _orient(group)
     if group.form == "lora" and "singular" in group.pieces:
@@ -96,10 +112,10 @@ def _settle(group: Group) -> None:
 
 
 def _orient(group: Group) -> None:
-    """Decide which factor of ``lora_a``, ``lora_b`` is applied first, and which way round each is stored.
+    """Decide which of ``lora_a`` and ``lora_b`` is applied first, and how each is oriented.
 
-    torchtune stores modules: a.weight (r, in), b.weight (out, r). MLX stores plain arrays: a (in,
-    r), b (r, out), and for the experts of a mixture (experts, r, in), (experts, out, r).
+    torchtune stores modules: a.weight (r, in) and b.weight (out, r). MLX stores plain arrays: a
+    (in, r) and b (r, out), and for the experts of a mixture (experts, r, in) and (experts, out, r).
     """
     a, b = group.pieces.pop("a", None), group.pieces.pop("b", None)
     group.form = "lora"
@@ -107,6 +123,7 @@ def _orient(group: Group) -> None:
         group.pieces.update({role: piece for role, piece in (("down", a), ("up", b)) if piece})
         return
     plain = not a.name.endswith(".weight")
+    # The shared dimension is the rank. For in = out both readings fit, and the name tells.
     as_mlx, as_module = a.shape[-1:] == b.shape[:1], a.shape[:1] == b.shape[-1:]
     if len(a.shape) != 2 or len(b.shape) != 2 or not as_mlx or (as_module and not plain):
         group.pieces.update(down=a, up=b)
@@ -130,7 +147,7 @@ def _read_turned(stored: LazyTensor, index: Index) -> Tensor:
 
 
 def add_alphas(groups: Iterable[Group], stored: Mapping[str, LazyTensor]) -> None:
-    """Add stored alphas that were taken for no weight, for they may be integers."""
+    """Add alphas that are no weights to their groups; they may be stored as integers."""
     by_target = {}
     for name, tensor in stored.items():
         piece = read_name(name)

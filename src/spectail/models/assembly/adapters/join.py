@@ -1,4 +1,4 @@
-"""Replace the pieces of adapters by the change of the weight that they make, one tensor ``<target>.lora`` each."""
+"""Replace an adapter's pieces by the change of the weight that they make, ``<target>.lora``."""
 
 from __future__ import annotations
 
@@ -20,77 +20,100 @@ from spectail.models.assembly.adapters.spelling import VECTORS
 from spectail.models.lazy_tensor import Index, LazyTensor, parameters_of, piece_of, unreadable
 
 ADVICE = "load the adapter with its base model and analyse the live model"
+"""What to do about an adapter whose change cannot be computed from its file."""
 SHARED_OWNER = "base_model"
 """Where peft keeps the pieces that all layers share."""
 _SCALED = frozenset({"lora", "lora embedding", "loha", "lokr"})
+"""Forms whose change is multiplied by a scale."""
 _UNSCALED = (
-    "the adapter's scaling is not stated (no adapter_config.json, no alpha): it is taken as 1, which moves norms and "
-    "variances but not alpha"
+    "the adapter's scaling is not stated (no adapter_config.json, no alpha): it is taken as 1, "
+    "which moves norms and variances but not alpha"
 )
+"""Note for adapters with an unknown scale."""
 _ALPHA_MAY_LACK = re.compile(
     r"(?:\.lora_up|[._]up|_layer\.up)(?:\.weight)?$|^lora_(?:unet|te\d*|transformer)_"
 )
-"""Names of kohya's and diffusers' files, in which an alpha that is left out means a scale of 1."""
+"""Names in the files of kohya and diffusers, where a missing alpha means a scale of 1."""
 
 
 @dataclass(frozen=True)
 class _Context:
-    """What the changes of all adapters of a source are computed with."""
+    """What the changes of all adapters of a source have in common."""
 
     known: Known
+    """What the source states about its adapters."""
     base_of: Callable[[str], LazyTensor | None]
+    """From the target's name to the base weight; None if it is not available."""
     shared: Mapping[tuple[str, str], Mapping[str, LazyTensor]]
     """Pieces that all layers share, by form and adapter."""
     sizes: Mapping[str, tuple[int, int]]
-    """Sizes (out, in) of LoRA's changes by target."""
+    """Sizes (out, in) of LoRA's changes, by target."""
 
 
 def join_adapters(
     tensors: Iterable[LazyTensor], stored: Mapping[str, LazyTensor], known: Known = NOTHING_KNOWN
 ) -> tuple[list[LazyTensor], list[str]]:
-    """Replace the pieces of each adapter by one tensor that computes its change; returns notes for the user too.
+    """Replace the pieces of each adapter by one tensor that computes its change.
 
-    ``stored`` holds the source's tensors by name: scalars that are no weights are looked up there.
+    The second result is a list of notes for the user.
+
+    Args:
+        tensors: All tensors that may be weights.
+        stored: All tensors of the source, by name. Scalars, which are no weights, are found here.
+        known: What the source states about its adapters.
+
     """
     order, groups = grouped(list(tensors), known)
     add_alphas(groups, stored)
-    context = _Context(
-        known,
-        partial(_base_of, {s.name: s for s in order if isinstance(s, LazyTensor)}, known),
-        {(g.form, g.adapter): g.pieces for g in groups if g.target in {SHARED_OWNER, ""}},
-        {
-            g.target: (g.pieces["up"].shape[0], g.pieces["down"].shape[-1])
-            for g in groups
-            if _has_factors(g)
-        },
-    )
-    owned = {g.form for g in groups if g.target not in {SHARED_OWNER, ""}}
-    by_library = (
-        s.name.partition(".lora.")
-        for s in order
-        if isinstance(s, LazyTensor) and s.layout == "lora"
-    )
-    adapters = Counter(
-        [
-            *(plain_target(g.target) for g in groups),
-            *(target for target, several, _ in by_library if several),
-        ]
-    )
+    context = _context(order, groups, known)
+    owned = {g.form for g in groups if not _is_shared(g)}
+    adapters = _adapters_by_target(order, groups)
     result: list[LazyTensor] = []
     unscaled = 0
     for item in order:
         if isinstance(item, LazyTensor):
             result.append(_flat_vector(item))
+        # Pieces that all layers share get a row only if no layer uses them.
         elif item.target != SHARED_OWNER or item.form not in owned:
-            ending = (
-                f"lora.{item.adapter}"
-                if item.adapter and adapters[plain_target(item.target)] > 1
-                else "lora"
-            )
+            several = item.adapter and adapters[plain_target(item.target)] > 1
             facts = _facts(item, known)
             unscaled += facts.scale is None and item.form in _SCALED
+            ending = f"lora.{item.adapter}" if several else "lora"
             result += _changes(item, ending, facts, context)
     return result, [_UNSCALED] if unscaled else []
+
+
+def _is_shared(group: Group) -> bool:
+    """Whether a group holds the pieces that all layers share, which peft keeps at the root."""
+    return group.target in {SHARED_OWNER, ""}
+
+
+def _context(order: list[LazyTensor | Group], groups: list[Group], known: Known) -> _Context:
+    """Collect what the changes of all adapters have in common."""
+    weights = {s.name: s for s in order if isinstance(s, LazyTensor)}
+    sizes = {
+        g.target: (g.pieces["up"].shape[0], g.pieces["down"].shape[-1])
+        for g in groups
+        if _has_factors(g)
+    }
+    shared = {(g.form, g.adapter): g.pieces for g in groups if _is_shared(g)}
+    return _Context(known, partial(_base_of, weights, known), shared, sizes)
+
+
+def _adapters_by_target(order: list[LazyTensor | Group], groups: list[Group]) -> Counter[str]:
+    """Count the adapters of each weight: with several, rows need the adapter's name as well."""
+    # Live modules of peft arrive as finished changes, ``<target>.lora.<adapter>``.
+    finished = (
+        s.name.partition(".lora.")
+        for s in order
+        if isinstance(s, LazyTensor) and s.layout == "lora"
+    )
+    return Counter(
+        [
+            *(plain_target(g.target) for g in groups),
+            *(target for target, several, _ in finished if several),
+        ]
+    )
 
 
 def _has_factors(group: Group) -> bool:
@@ -102,7 +125,7 @@ def _has_factors(group: Group) -> bool:
 
 
 def _flat_vector(stored: LazyTensor) -> LazyTensor:
-    """Describe IA3's and its kin's vectors as what they are; they are stored as (1, n) or (n, 1)."""
+    """Describe vectors such as IA3's with one dimension; they are stored as (1, n) or (n, 1)."""
     if len(stored.shape) < 2 or not VECTORS & set(stored.name.split(".")[-2:]):
         return stored
     return LazyTensor(
@@ -111,7 +134,7 @@ def _flat_vector(stored: LazyTensor) -> LazyTensor:
 
 
 def _base_of(weights: Mapping[str, LazyTensor], known: Known, target: str) -> LazyTensor | None:
-    """Find the weight that an adapter changes: in the same source, else in the base model that the source names."""
+    """Find the weight that an adapter changes, in the same source or in the base model it names."""
     own = weights.get(f"{target}.weight" if target else "weight")
     found = own or known.base_of(target)
     return None if found is None or found.problem or not found.is_floating else found
@@ -122,8 +145,8 @@ def _facts(group: Group, known: Known) -> Facts:
     scale = known.scale_of(group.target, group.adapter)
     alpha, rank = group.pieces.pop("alpha", None), _stored_rank(group)
     if alpha is not None and alpha.numel == 1 and not alpha.problem:
-        # LyCORIS stores an alpha beside a LoKr of two whole factors too, which have no rank: it is
-        # not used.
+        # LyCORIS stores an alpha even with a LoKr of two whole factors. Those have no rank, and the
+        # alpha is not used.
         scale = Scale(float(alpha.read(()).reshape(())) / rank if rank else 1.0)
     elif scale.factor is None and any(
         _ALPHA_MAY_LACK.search(s.name) for s in group.pieces.values()
@@ -133,7 +156,7 @@ def _facts(group: Group, known: Known) -> Facts:
 
 
 def _stored_rank(group: Group) -> int | None:
-    """The rank of an adapter by its factors' shapes; None where it has none."""
+    """Return the rank that the shapes of the factors show; None if there is none."""
     p = group.pieces
     if group.form == "lokr":
         factor = p.get("w1_b") or p.get("w2_b")
@@ -154,7 +177,10 @@ def _changes(group: Group, ending: str, facts: Facts, context: _Context) -> list
             replace(s, no_weight="prompts are inputs of the model") for s in group.pieces.values()
         ]
     if form is None:
-        unknown = f"an adapter of {group.unknown}, whose change of the weight is not computed from a file: {ADVICE}"
+        unknown = (
+            f"an adapter of {group.unknown}, whose change of the weight is not computed from a "
+            f"file: {ADVICE}"
+        )
         return [_failed(name, context.base_of(group.target), unknown)]
     shared = context.shared.get((group.form, group.adapter), {})
     pieces = {**{role: shared[role] for role in form.shared if role in shared}, **group.pieces}
@@ -175,7 +201,7 @@ def _changes(group: Group, ending: str, facts: Facts, context: _Context) -> list
 
 
 def _missing(form: Form, pieces: Mapping[str, LazyTensor]) -> str | None:
-    """Say which piece an adapter lacks, by the name that peft gives it."""
+    """Say which piece an adapter lacks, by peft's name; None if it lacks none."""
     lacking = [
         roles for roles in form.needs if not any(role in pieces for role in roles.split("|"))
     ]
@@ -193,11 +219,11 @@ _VARIANTS = (
     "monteclora_config",
     "arrow_config",
 )
-"""Settings of peft's LoRA under which its change is not s B A."""
+"""Settings of peft's LoRA under which the change is not s B A."""
 
 
 def _variant(form: Form, facts: Facts) -> str | None:
-    """Say which variant of LoRA an adapter is whose change is not computed from a file; None for the known ones."""
+    """Say which variant of LoRA an adapter is if that is not computed; None for the known ones."""
     used = [key for key in _VARIANTS if facts.config.get(key)] if form.name == "LoRA" else []
     return (
         f"LoRA with {used[0]}, whose change of the weight is not computed from a file: {ADVICE}"
@@ -207,21 +233,24 @@ def _variant(form: Form, facts: Facts) -> str | None:
 
 
 def _wants_base(group: Group, form: Form, pieces: Mapping[str, LazyTensor]) -> bool:
-    """Whether the base weight changes the result: where it is only useful, for DoRA and flat convolutions."""
+    """Whether the base weight changes the result.
+
+    A weight that is only useful matters for DoRA and for convolutions stored as a matrix.
+    """
     if form.base == "useful":
         return "magnitude" in pieces or _is_flat(group, pieces)
     return form.base != "none"
 
 
 def _failed(name: str, base: LazyTensor | None, problem: str) -> LazyTensor:
-    """Describe an adapter whose change cannot be computed, by its weight's shape where that is known."""
+    """Describe an adapter whose change cannot be computed, with its weight's shape if known."""
     return unreadable(name, base.shape if base else (0, 0), "float64", problem, layout="lora")
 
 
 def _expert_rows(
     group: Group, ending: str, pieces: Mapping[str, LazyTensor], facts: Facts, context: _Context
 ) -> list[LazyTensor]:
-    """Describe the changes of all experts of a fused parameter; none for an adapter of anything else."""
+    """Describe the changes of all experts of a fused parameter; empty for any other adapter."""
     down, up = pieces["down"], pieces["up"]
     if (
         len(down.shape) == 3 == len(up.shape)
@@ -239,7 +268,10 @@ def _expert_rows(
     experts, rest = divmod(down.shape[0], facts.rank or down.shape[0])
     problem: str | None = fused.problem
     if rest or down.shape[0] != up.shape[1]:
-        problem = f"factors of shapes {up.shape} and {down.shape} are not {facts.rank} times a number of experts"
+        problem = (
+            f"factors of shapes {up.shape} and {down.shape} are not {facts.rank} times a number "
+            "of experts"
+        )
     if problem:
         return [
             unreadable(
@@ -263,14 +295,17 @@ def _change(
     facts: Facts,
     base: LazyTensor | None,
 ) -> LazyTensor:
-    """Describe the change of one weight; its shape is found by computing it without values."""
+    """Describe the change of one weight; a computation without values gives its shape."""
     note = facts.note
     if base is not None:
         pieces["base"] = (
             turned(base) if facts.config.get("fan_in_fan_out") and len(base.shape) == 2 else base
         )
     elif "magnitude" in pieces:
-        note = "DoRA without its magnitude, which needs the base model: only the change by the factors is measured"
+        note = (
+            "DoRA without its magnitude, which needs the base model: only the change by the "
+            "factors is measured"
+        )
     shape, problem = _shape_of(form, pieces, facts)
     problem = problem or _misfit(group, form, pieces, facts)
     read = partial(_read_change, group.form, pieces, facts)
@@ -283,7 +318,10 @@ def _change(
 def _shape_of(
     form: Form, pieces: Mapping[str, LazyTensor], facts: Facts
 ) -> tuple[tuple[int, ...], str | None]:
-    """The shape of a change, or why its pieces make none."""
+    """Return the shape of a change, and None or the reason why the pieces make no change.
+
+    The formula runs on the meta device, which computes shapes without values.
+    """
     empty = {r: torch.empty(s.shape, dtype=torch.float64, device="meta") for r, s in pieces.items()}
     try:
         return tuple(form.formula(empty, facts).shape), None
@@ -297,7 +335,7 @@ def _shape_of(
 
 
 def _misfit(group: Group, form: Form, pieces: Mapping[str, LazyTensor], facts: Facts) -> str | None:
-    """Say why pieces that multiply are yet no change of the weight; None where they are."""
+    """Say why pieces that multiply are no change of the weight; None if they are."""
     down = pieces.get("down")
     if group.form == "lora" and facts.rank is not None and down and down.shape[0] != facts.rank:
         stated = f"its factors have rank {down.shape[0]}, its configuration says {facts.rank}"

@@ -1,8 +1,9 @@
 """How programs name the pieces of adapters, mapped onto targets, forms and roles. No torch.
 
-peft writes ``<target>.lora_A.<adapter>.weight``; kohya's scripts and LyCORIS
-``lora_unet_<target>.lora_down.weight``; diffusers wrote ``<target>.lora.down.weight`` and
-``processor.to_q_lora.down.weight``; MLX and torchtune write ``<target>.lora_a``.
+- peft writes ``<target>.lora_A.<adapter>.weight``.
+- kohya's scripts and LyCORIS write ``lora_unet_<target>.lora_down.weight``.
+- diffusers used to write ``<target>.lora.down.weight`` and ``processor.to_q_lora.down.weight``.
+- MLX and torchtune write ``<target>.lora_a``.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ _PIECES: dict[str, tuple[str, str]] = {
     "delora_lambda": ("delora", "lambda"),
     "delora_w_norm": ("delora", "w_norm"),
 }
-"""Form and role of each piece; ``lora lower`` and the embeddings' rows are LoRA in other
+"""Form and role of each piece. ``lora lower`` and ``lora embedding`` are LoRA in other
 orientations."""
 
 _BESIDE = {
@@ -65,7 +66,7 @@ _BESIDE = {
     "magnitude": "magnitude",
     "m": "magnitude",
 }
-"""Names that are pieces of an adapter only where its factors lie beside them."""
+"""Names that are pieces of an adapter only if its factors lie beside them."""
 
 VECTORS = frozenset({"ia3_l", "beft_bias"})
 """Pieces that scale or shift the outputs of a layer: vectors, whatever shape they are stored in."""
@@ -122,34 +123,40 @@ _UNKNOWN: dict[str, tuple[str, ...]] = {
 pieces."""
 
 _FORM_OF = {piece: form for form, pieces in _UNKNOWN.items() for piece in pieces}
+"""Piece of an uncomputed form -> name of the form."""
 _KNOWN_NAME = re.compile(
     r"^(?:(?P<target>.*)\.)?(?P<piece>"
     + "|".join(sorted(_PIECES, key=len, reverse=True))
     + r")(?:\.(?P<rest>.+))?$"
 )
+"""Names of pieces of computed forms."""
 _BESIDE_NAME = re.compile(
     rf"^(?:(?P<target>.*)\.)?(?P<piece>{'|'.join(_BESIDE)})(?:\.(?P<rest>.+))?$"
 )
+"""Names of pieces that go with several forms."""
 _UNKNOWN_NAME = re.compile(
     r"^(?:(?P<target>.*?)\.)?(?P<piece>"
     + "|".join(sorted(_FORM_OF, key=len, reverse=True))
     + r")(?:\.(?P<rest>.+))?$"
 )
+"""Names of pieces of forms that are not computed."""
 _KOHYA = re.compile(
     r"^(?P<target>lora_(?:unet|te\d*|transformer|prior_unet)_\w+|lycoris_\w+|diffusion_model\.[\w.]+)\.(?P<piece>\w+)$"
 )
+"""Names in the style of kohya's scripts, of LyCORIS and of ComfyUI."""
 _PROMPTS = re.compile(
     r"(?:^|\.)(?:prompt_embeddings|prefix_task_\w+|adaption_prompt)(?:\.\w+)?$"
     # Not the prompt_encoder of SAM, whose convolutions and embeddings are weights.
     r"|^prompt_encoder\.[^.]+\.(?:embedding|transform|lstm_head|mlp_head)\."
 )
+"""Names of learned prompts, which are inputs of a model."""
 
 _RESPELLED: tuple[tuple[re.Pattern[str], str], ...] = (
     # XLabs' adapters of Flux: the first pair belongs to the image stream, the second to the text
     # stream.
     (re.compile(r"\.processor\.(qkv|proj)_lora1\.(down|up)(?=\.|$)"), r".img_attn.\1.lora_\2"),
     (re.compile(r"\.processor\.(qkv|proj)_lora2\.(down|up)(?=\.|$)"), r".txt_attn.\1.lora_\2"),
-    # diffusers before peft: text encoders first, whose projections are called otherwise than those
+    # diffusers before peft. Text encoders come first: their projections have other names than those
     # of a UNet.
     (re.compile(r"(self_attn)\.to_([qkv])_lora\.(down|up|alpha)(?=\.|$)"), r"\1.\2_proj.lora_\3"),
     (re.compile(r"(self_attn)\.to_out_lora\.(down|up|alpha)(?=\.|$)"), r"\1.out_proj.lora_\2"),
@@ -160,28 +167,32 @@ _RESPELLED: tuple[tuple[re.Pattern[str], str], ...] = (
         r".lora_\1",
     ),
     (re.compile(r"\.lora_alpha$"), ".alpha"),
-    # llama.cpp's adapters, whose factors lie as peft's do.
+    # llama.cpp's adapters, with factors in peft's orientation.
     (re.compile(r"\.weight\.lora_a$"), ".lora_A"),
     (re.compile(r"\.weight\.lora_b$"), ".lora_B"),
 )
+"""Older spellings, each with its replacement in the style of peft. All are tried in this order."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What a stored name says: the weight it changes, the adapter's name, the form, and the piece's role in it."""
+    """What the name of a tensor says about the adapter that it belongs to."""
 
     target: str
+    """Name of the weight that the adapter changes, or of its module."""
     adapter: str
+    """Name of the adapter; empty if it has none."""
     form: str | None
-    """Key of ``forms.FORMS``; ``lora lower`` for factors of either orientation; None for what goes
-    with any form."""
+    """Key of ``forms.FORMS``, ``lora lower`` for factors of either orientation, ``prompts`` or
+    ``unknown``; None for pieces that go with any form."""
     role: str
+    """Role of the piece in the form."""
     unknown: str = ""
     """Name of a form whose change is not computed, else empty."""
 
 
 def read_name(name: str) -> Piece | None:
-    """Read the name of a tensor; None for what is no adapter's.
+    """Read the name of a tensor; None if it is no piece of an adapter.
 
     >>> read_name("layers.0.q_proj.lora_A.default.weight")
     Piece(target='layers.0.q_proj', adapter='default', form='lora', role='down', unknown='')
@@ -192,6 +203,7 @@ def read_name(name: str) -> Piece | None:
         name = pattern.sub(replacement, name)
     if match := _KNOWN_NAME.match(name):
         adapter = _adapter(match["rest"])
+        # A bias of a factor is no part of the change of the weight.
         if adapter != "bias" and not adapter.endswith(".bias"):
             return Piece(match["target"] or "", adapter, *_PIECES[match["piece"]])
         return None
@@ -206,13 +218,15 @@ def read_name(name: str) -> Piece | None:
 
 
 _STRAY = re.compile(r"^(?:(?P<target>.*)\.)?(?P<piece>\w*lora_\w+)(?:\..+)?$", re.IGNORECASE)
+"""A piece of LoRA, known or not."""
 
 
 def read_stray(name: str) -> tuple[str, str] | None:
-    """Read target and piece of a tensor that is called like a piece of LoRA and is none of those that are known.
+    """Read target and piece of a tensor that is named like a piece of LoRA but is not a known one.
 
-    >>> read_stray("layers.0.q_proj.default_lora_latent_mapping.weight"), read_stray("layers.0.q_proj.lora_B.bias")
-    (('layers.0.q_proj', 'default_lora_latent_mapping'), None)
+    >>> read_stray("layers.0.q_proj.default_lora_latent_mapping.weight")
+    ('layers.0.q_proj', 'default_lora_latent_mapping')
+    >>> read_stray("layers.0.q_proj.lora_B.bias")
     """
     match = _STRAY.match(name)
     if match is None or match["piece"] in _PIECES or read_name(name) is not None:
@@ -227,12 +241,13 @@ def is_piece(name: str) -> bool:
 
 
 def _lycoris(name: str) -> Piece | None:
-    """Read what LyCORIS stores besides factors: a full difference, vectors, or a form that is not known."""
+    """Read what LyCORIS stores besides factors: a full difference, or a form that is not known."""
     match = _KOHYA.match(name.removesuffix(".weight"))
     if match is None or match["piece"] in {"diff_b", "w_norm", "b_norm", "bias"}:
         return None
     if match["piece"] == "diff":
         return Piece(match["target"], "", "diff", "diff")
+    # In ComfyUI's style, other names below this prefix are those of ordinary weights.
     if match["target"].startswith("diffusion_model."):
         return None
     return Piece(
@@ -241,5 +256,5 @@ def _lycoris(name: str) -> Piece | None:
 
 
 def _adapter(rest: str | None) -> str:
-    """The adapter's name in what follows the piece: ``default.weight`` gives ``default``."""
+    """Return the adapter's name from what follows the piece (``default.weight``: ``default``)."""
     return re.sub(r"(?:^|\.)weight$", "", rest or "")
