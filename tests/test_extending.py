@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import spectail as st
+from spectail.allocation.targets import LearningRate
 from spectail.cli import run
 from spectail.core import cutoffs
 from spectail.core.cutoffs import Cutoff, cutoff_forms, parse_cutoff
+from spectail.pruning import methods as pruning_methods
+from spectail.pruning.masks import smallest
+from spectail.pruning.statistics import Squares
+from spectail.training import rules as training_rules
+from tests.pruning.models import decoder, tokens
+from tests.training.nets import net, train
 
 
 @dataclass(frozen=True)
@@ -67,3 +76,123 @@ class TestACutoff:
             in (tmp_path / "run" / "report.html").read_text()
         )
         assert str(st.Analysis.load(tmp_path / "run").run.spec.cutoff) == "quarter"
+
+
+@dataclass(frozen=True)
+class Largest(pruning_methods.Method):
+    """A toy: the largest weights of a matrix go, and the others are halved."""
+
+    name = "largest"
+    meaning = "the largest weights went."
+    statistic = Squares
+
+    def apply(self, weights, quota, seen=None):
+        assert seen.tokens
+        return pruning_methods.Outcome(smallest(-weights.abs(), quota.count), weights / 2)
+
+
+class TestAPruningMethod:
+    @pytest.fixture(autouse=True)
+    def registered(self, monkeypatch):
+        monkeypatch.setattr(pruning_methods, "METHODS", [*pruning_methods.METHODS, Largest()])
+
+    def test_prunes_a_live_model_by_its_name(self):
+        model = decoder("llama")
+        before = model.model.layers[1].mlp.up_proj.weight.detach().clone()
+        report = st.prune(model, 0.25, method="largest", calibration=tokens())
+        stays = before.abs() <= before.abs().flatten().kthvalue(before.numel() * 3 // 4).values
+        expected = torch.where(stays, before / 2, 0)
+        assert torch.equal(model.model.layers[1].mlp.up_proj.weight, expected)
+        assert (report.method, report.settings, report.realised) == ("largest", {}, 0.25)
+
+    def test_needs_the_text_that_it_asks_for(self):
+        with pytest.raises(st.PruneError, match="largest needs calibration"):
+            st.prune(decoder("llama"), 0.25, method="largest")
+
+    def test_runs_from_the_command_line_to_the_report(self, tmp_path):
+        text = _save_with_tokenizer(decoder("llama"), tmp_path / "model")
+        (tmp_path / "text.txt").write_text(text)
+        where = ["prune", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+        words = ["--calibration", str(tmp_path / "text.txt"), "--seq-len", "16", "--quiet"]
+        how = ["--sparsity", "0.25", "--allocation", "uniform", "--method", "largest"]
+        assert run([*where, *words, *how]) == 0
+        assert "the largest weights went" in (tmp_path / "out" / "report.html").read_text()
+
+    def test_stands_in_the_help_and_in_errors(self, capfd):
+        assert run(["prune", "--help"]) == 0
+        assert "largest" in capfd.readouterr().out
+        with pytest.raises(st.PruneError, match="sparsegpt, largest, not 'smallest'"):
+            st.prune(decoder("llama"), 0.25, method="smallest")
+
+
+def _save_with_tokenizer(model, folder):
+    """Save a model with a tokenizer of whole words; returns a text of words that it knows."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    words = [f"w{i}" for i in range(90)]
+    vocabulary = {"<pad>": 0} | {word: i + 3 for i, word in enumerate(words)}
+    whole = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<pad>"))
+    whole.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    model.save_pretrained(folder)
+    saved = transformers.PreTrainedTokenizerFast(tokenizer_object=whole, pad_token="<pad>")
+    saved.save_pretrained(folder)
+    return " ".join(words[(7 * i * i + i) % 90] for i in range(400))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steep(training_rules.Rule):
+    """A toy: the highest alpha trains at nine times the rate of the lowest."""
+
+    name = "steep"
+    option = "lr"
+    target = LearningRate
+    map: str = "linear:1:9"
+
+
+class TestATrainingRule:
+    @pytest.fixture(autouse=True)
+    def registered(self, monkeypatch):
+        monkeypatch.setattr(training_rules, "RULES", [*training_rules.RULES, Steep])
+
+    def test_is_found_by_name_by_name_and_map_and_by_its_settings(self):
+        assert training_rules.as_rule("steep") == Steep()
+        assert training_rules.as_rule("steep:sqrt").map == st.maps.SquareRoot()
+        settings = Steep(level="block").settings()
+        assert training_rules.as_rule(settings) == Steep(level="block")
+        with pytest.raises(st.TrainingError, match="alphadecay, steep "):
+            training_rules.as_rule("shallow")
+
+    def test_trains_every_layer_at_its_rate_and_resumes(self):
+        def trained(rate):
+            model = net()
+            balancer = st.Balancer(
+                model, torch.optim.SGD(model.parameters(), lr=rate), "steep", every=None
+            )
+            balancer.update()
+            before = [p.detach().clone() for p in model.parameters()]
+            train(model, balancer.optimizer, 1)
+            moved = [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]
+            return balancer, moved
+
+        balancer, moved = trained(0.01)
+        ordered = sorted(balancer.history[-1].alphas.items(), key=lambda item: item[1])
+        factors = [balancer.factors[name] for name, _ in ordered]
+        assert (factors[0], factors[-1]) == (1.0, 9.0)
+        assert all(low < high for low, high in pairwise(factors))
+        plain = net()
+        gradients = _gradients(plain)
+        for (name, _), change, gradient in zip(
+            plain.named_parameters(), moved, gradients, strict=True
+        ):
+            factor = balancer.factors.get(name.split(".")[0])
+            if factor is not None:
+                assert torch.allclose(change, -0.01 * factor * gradient, atol=1e-6)
+        other, _ = trained(0.01)
+        other.load_state_dict(balancer.state_dict())
+        assert other.factors == balancer.factors
+
+
+def _gradients(model: nn.Module):
+    """The gradients of the first step of ``train``."""
+    train(model, torch.optim.SGD(model.parameters(), lr=0.0), 1)
+    return [p.grad for p in model.parameters()]

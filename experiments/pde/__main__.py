@@ -100,7 +100,7 @@ def methods(network: str, settings: Settings) -> dict[str, st.TBSigmoid | None]:
             ("windows", st.Spec(window=settings.window)),
         ):
             found[f"TB_Sigmoid, {name}{where}"] = st.TBSigmoid(
-                spec=spec, exclude=globs, ends=True, min_eigenvalues=12
+                spec=spec, exclude=globs, include_first_last=True, min_eigenvalues=12
             )
     return found
 

@@ -189,7 +189,7 @@ def test_errors_are_relative_by_pair():
 def test_training_learns_and_repeats_and_follows_its_rule():
     problem = reaction(Equation(diffusivity=0.001, rate=2), (24, 1, 8), side=8)
     recipe = Recipe(steps=40, batch=8, lr=0.01, seed=0, every=10)
-    rule = st.TBSigmoid(spec=st.Spec(window=16), ends=True, min_eigenvalues=12)
+    rule = st.TBSigmoid(spec=st.Spec(window=16), include_first_last=True, min_eigenvalues=12)
     found = []
     for given in (None, None, rule):
         torch.manual_seed(0)

@@ -266,7 +266,7 @@ def test_layers_with_few_eigenvalues_keep_factor_1_and_are_named():
     model = nn.Sequential(
         nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 8), nn.Linear(8, 64), nn.Linear(64, 20)
     )
-    balancer = balance(model, rule=TempBalance(ends=True), every=None)
+    balancer = balance(model, rule=TempBalance(include_first_last=True), every=None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         balancer.update()
@@ -275,7 +275,7 @@ def test_layers_with_few_eigenvalues_keep_factor_1_and_are_named():
     assert balancer.left_out["2"].startswith("too small: matrices of 8 x 64")
     assert "not comparable" in balancer.left_out["4"]
     assert "at the base value, too small: matrices of 8 x 64" in balancer.summary()
-    whole = TempBalance(spec=st.presets.FULL, ends=True)
+    whole = TempBalance(spec=st.presets.FULL, include_first_last=True)
     balancer = balance(model, rule=whole, every=None)
     balancer.update()
     assert balancer.left_out["4"] == "skipped: 20 eigenvalues, the rule asks for at least 50"

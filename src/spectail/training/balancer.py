@@ -21,7 +21,7 @@ from spectail.training.history import History, Update
 from spectail.training.notices import Notices
 from spectail.training.rules import Rule, as_rule
 from spectail.training.scope import find_scope, listed, trained_now
-from spectail.training.state import FORMAT, Moving, check_state, signature
+from spectail.training.state import FORMAT, FactorRamp, check_state, signature
 from spectail.training.steps import Steps
 from spectail.training.trial import try_out
 from spectail.training.watch import Watch
@@ -90,7 +90,7 @@ class Balancer:
         self._scope = find_scope(model, self._plan.layers, optimizers, self.rule)
         self._trained: Any = trained_now(model, optimizers, self.rule.option)
         self._lacking: dict[str, str] = {}
-        self._moving = Moving(*((1.0,) * len(self._scope.units),) * 2)
+        self._ramp = FactorRamp(*((1.0,) * len(self._scope.units),) * 2)
         self._pending: tuple[int, Future[list[LayerRecord]]] | None = None
         self.history = History(self._plan.run, self.rule.settings())
         """What was measured so far."""
@@ -103,7 +103,7 @@ class Balancer:
     def factors(self) -> dict[str, float]:
         """The factor of every layer that takes part, as the next step uses it."""
         names = (unit.name for unit in self._scope.units)
-        return dict(zip(names, self._moving.at(self.steps, self.rule.transition), strict=True))
+        return dict(zip(names, self._ramp.at(self.steps, self.rule.transition), strict=True))
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -144,9 +144,9 @@ class Balancer:
             "waiting": self._scope.waiting,
             "window": self._plan.run.window,
             "steps": self.steps,
-            "start": dict(zip(names, self._moving.start, strict=True)),
-            "goal": dict(zip(names, self._moving.goal, strict=True)),
-            "since": self._moving.since,
+            "start": dict(zip(names, self._ramp.start, strict=True)),
+            "goal": dict(zip(names, self._ramp.goal, strict=True)),
+            "since": self._ramp.since,
             "lacking": dict(self._lacking),
             "warned": sorted(self._notices.told),
             "groups": self._steps.groups.state(),
@@ -180,7 +180,7 @@ class Balancer:
         self._steps.groups.load_state(state["groups"])
         names = [unit.name for unit in self._scope.units]
         start, goal = (tuple(state[key][name] for name in names) for key in ("start", "goal"))
-        self._moving = Moving(start, goal, state["since"])
+        self._ramp = FactorRamp(start, goal, state["since"])
         self._lacking, self._notices.told = dict(state["lacking"]), set(state["warned"])
         self._pending = None
         if pending := state["pending"]:
@@ -203,10 +203,10 @@ class Balancer:
             if self.every
             else "measured when update() is called"
         )
-        followers = sum(len(unit.followers) for unit in units)
+        attached = sum(len(unit.attached) for unit in units)
         lines = [
             f"{self.rule.name} ({self.rule.map}) on {self.rule.option}: {len(units)} layers with "
-            f"{followers} norms "
+            f"{attached} norms "
             f"and biases, {when}, window {self._plan.run.window or 'of each layer'}"
         ]
         reasons: dict[str, list[str]] = {}
@@ -278,7 +278,7 @@ class Balancer:
         except TrainingError as error:
             self._notices.scope_stays(self.steps, error)
             return
-        self._moving = self._moving.of(before.units, self._scope.units)
+        self._ramp = self._ramp.of(before.units, self._scope.units)
         self._steps.groups.assign(self._scope.unit_of)
         self._watch.remove()
         self._watch = self._watched()
@@ -292,9 +292,9 @@ class Balancer:
         found = factors_of(measured, by_name, self.rule)
         goal = tuple(
             found.values.get(unit.name, before)
-            for unit, before in zip(units, self._moving.goal, strict=True)
+            for unit, before in zip(units, self._ramp.goal, strict=True)
         )
-        self._moving = Moving(self._moving.at(self.steps, self.rule.transition), goal, self.steps)
+        self._ramp = FactorRamp(self._ramp.at(self.steps, self.rule.transition), goal, self.steps)
         self._lacking = dict(found.lacking) | {
             unit.name: "not measured yet" for unit in units if unit not in measured
         }

@@ -216,6 +216,6 @@ def _by_rule(
         if all(small):
             reasons.setdefault(unit.name, small[0])
     for name, word in zip(ends, ("first", "last"), strict=False):
-        if not rule.ends and name not in named:
+        if not rule.include_first_last and name not in named:
             reasons.setdefault(name, f"the {word} layer")
     return reasons

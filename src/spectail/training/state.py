@@ -13,19 +13,19 @@ FORMAT = "spectail balancer"
 
 
 @dataclass(frozen=True)
-class Moving:
+class FactorRamp:
     """Factors that move from ``start`` to ``goal``, evenly over some steps after ``since``."""
 
     start: tuple[float, ...]
     goal: tuple[float, ...]
     since: int = 0
 
-    def of(self, before: Sequence[Unit], now: Sequence[Unit]) -> Moving:
+    def of(self, before: Sequence[Unit], now: Sequence[Unit]) -> FactorRamp:
         """The same for other units: those that are new begin at factor 1."""
         start = dict(zip((unit.name for unit in before), self.start, strict=True))
         goal = dict(zip((unit.name for unit in before), self.goal, strict=True))
         names = [unit.name for unit in now]
-        return Moving(
+        return FactorRamp(
             tuple(start.get(n, 1.0) for n in names),
             tuple(goal.get(n, 1.0) for n in names),
             self.since,
@@ -34,7 +34,7 @@ class Moving:
     def at(self, step: int, transition: int) -> tuple[float, ...]:
         """The factors after ``step`` steps; the first one goes 1 / transition of the way.
 
-        >>> [Moving((1.0,), (2.0,), since=10).at(step, 4) for step in (10, 11, 12, 13, 14)]
+        >>> [FactorRamp((1.0,), (2.0,), since=10).at(step, 4) for step in (10, 11, 12, 13, 14)]
         [(1.25,), (1.5,), (1.75,), (2.0,), (2.0,)]
         """
         done = step + 1 - self.since

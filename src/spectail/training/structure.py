@@ -27,13 +27,13 @@ class Unit:
     layers: tuple[str, ...]
     """Names of the layers that are measured for it."""
     weights: tuple[nn.Parameter, ...]
-    followers: tuple[nn.Parameter, ...] = ()
+    attached: tuple[nn.Parameter, ...] = ()
     """Norms and biases."""
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """All of them."""
-        return (*self.weights, *self.followers)
+        return (*self.weights, *self.attached)
 
 
 def units_of(model: nn.Module, layers: Sequence[Layer]) -> list[Unit]:
@@ -54,7 +54,7 @@ def units_of(model: nn.Module, layers: Sequence[Layer]) -> list[Unit]:
             owner[id(parameter)] = i
             following.setdefault(i, {})[id(parameter)] = parameter
     return [
-        replace(unit, followers=tuple(following.get(i, {}).values()))
+        replace(unit, attached=tuple(following.get(i, {}).values()))
         for i, unit in enumerate(units)
     ]
 
@@ -77,7 +77,7 @@ def first_and_last(model: nn.Module, units: Iterable[Unit]) -> tuple[str, ...]:
 
 
 def _weights(layers: Sequence[Layer]) -> list[Unit]:
-    """One unit per set of layers that share parameters, without followers."""
+    """One unit per set of layers that share parameters, without attached."""
     units: list[Unit] = []
     place: dict[int, int] = {}
     for layer in layers:
