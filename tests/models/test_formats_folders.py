@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as distributed
 from safetensors.torch import save_file
 from torch import nn
 
@@ -128,6 +130,33 @@ def deepspeed(folder, *, stage):
     return text(folder, "zero_to_fp32.py", "")
 
 
+def deepspeed_of_lightning(folder):
+    """Lightning names the step ``checkpoint``, in a folder that ends like a file."""
+    run = folder / "last.ckpt"
+    values = {f"_forward_module.model.{name}": value for name, value in model().items()}
+    saved = {"module": values, "pytorch-lightning_version": "2.0"}
+    put(run, "checkpoint/mp_rank_00_model_states.pt", saved)
+    put(
+        run,
+        "checkpoint/zero_pp_rank_0_mp_rank_00_optim_states.pt",
+        {"optimizer_state_dict": {"zero_stage": 2, "flat": torch.ones(9, 9)}},
+    )
+    return text(run, "latest", "checkpoint")
+
+
+def accelerate_fsdp(folder):
+    """accelerate's save_state under FSDP: model and optimizer are distributed checkpoints."""
+    for name, values in {
+        "pytorch_model_fsdp_0": {"model": model()},
+        "optimizer_0": {"optimizer": {"state": {"a": {"exp_avg": torch.ones(9, 9)}}}},
+    }.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that one process saves alone
+            distributed.save(values, checkpoint_id=folder / name, no_dist=True)
+    put(folder, "scheduler.bin", {"last": 3})
+    return folder
+
+
 def neuralop(folder):
     """What save_checkpoint of neuraloperator writes."""
     put(folder, "model_state_dict.pt", model() | {"_metadata": {"activation": nn.functional.gelu}})
@@ -210,6 +239,8 @@ OPENED = {
     "trainer output with a final model": (lambda d: trainer_run(d, final=True), TWO),
     "deepspeed step": (lambda d: deepspeed(d, stage=2) / "global_step10", TWO),
     "deepspeed run": (lambda d: deepspeed(d, stage=2), TWO),
+    "deepspeed run of Lightning": (lambda d: deepspeed_of_lightning(d), TWO),
+    "accelerate state under FSDP": (lambda d: accelerate_fsdp(d), TWO),
     "sentence transformer": (sentence_transformer, [*TWO, "2_Dense.linear"]),
     "neuraloperator checkpoint": (neuralop, TWO),
     "accelerate state": (accelerate_state, TWO),
@@ -269,7 +300,36 @@ def foreign(folder, *names):
     return folder
 
 
+def exported(folder):
+    program = torch.export.export(nn.Linear(6, 4), (torch.ones(2, 6),))
+    torch.export.save(program, folder / "net.pt2")
+    return folder
+
+
+def lfs(folder, name):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 29\n"
+    return text(folder, name, pointer)
+
+
 NOT_OPENED = {
+    **{
+        f"a pointer of Git LFS, {name}": (
+            lambda d, name=name: lfs(d, name),
+            f"{name} is a pointer of Git LFS",
+            "git lfs pull",
+        )
+        for name in ("model.safetensors", "pytorch_model.bin", "model.gguf", "model.onnx")
+    },
+    "a program of torch.export": (
+        lambda d: exported(d) / "net.pt2",
+        "is an exported PyTorch program",
+        "torch.export.load",
+    ),
+    "a web page": (
+        lambda d: text(d, "pytorch_model.bin", "\n<!DOCTYPE html><html>Access restricted</html>"),
+        "is a web page",
+        "download the file again",
+    ),
     "empty": (lambda d: d, "holds no weights", "it is empty"),
     "only a tokenizer": (
         lambda d: foreign(d, "tokenizer.json", "vocab.json"),

@@ -50,3 +50,18 @@ def test_averaged_weights_alone_are_the_model(key):
         key: {name: 2 * value for name, value in model.state_dict().items()},
     }
     torch.testing.assert_close(open_source(both).layers[0].read()[0], model[0].weight.detach())
+
+
+def test_state_dicts_in_a_list_are_numbered():
+    (model, state), (other, _) = trained(), trained()
+    saved = [model.state_dict(), other.state_dict(), state, {"epoch": 3}]
+    assert [layer.name for layer in open_source({"nets": saved}).layers] == [
+        f"nets.{net}.{layer}" for net in (0, 1) for layer in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_file_may_hold_a_list_of_a_state_dict_and_other_things(kind, tmp_path):
+    model, state = trained()
+    torch.save(kind([model.state_dict(), state, {"epoch": 3}]), tmp_path / "m.pt")
+    assert [layer.name for layer in open_source(tmp_path / "m.pt").layers] == ["0.0", "0.1"]

@@ -64,11 +64,10 @@ def path_source(path: Path, label: str | None = None) -> Source:
         raise
     try:
         return _assembled(form, form.all_parts(path), label)
-    # Some programs pack their files as torch does.
-    except SourceChangedError:
-        raise
-    except SourceError:
-        refuse_foreign(path)
+    except SourceError as error:
+        # Some programs pack their files as torch does.
+        if not isinstance(error, SourceChangedError):
+            refuse_foreign(path)
         raise
 
 
@@ -173,8 +172,7 @@ def _latest_step(folder: Path) -> Path | None:
         return None
     step = folder / (folder / "latest").read_text(encoding="utf-8", errors="replace").strip()
     # The file's text may be a path to somewhere else.
-    is_inside = step.parent == folder and step.is_dir()
-    return step if is_inside and list(step.glob("*_states.pt")) else None
+    return step if step.parent == folder and list(step.glob("*_states.pt")) else None
 
 
 def _of_fsdp(folder: Path) -> Path | None:
@@ -262,8 +260,7 @@ def _joined(label: str, sources: Sequence[tuple[str, Source]], note: str) -> Sou
 
 def _refuse_run(folder: Path) -> None:
     """Raise an error that names the latest checkpoint of a run, or the sub-folders with models."""
-    children = [path for path in folder.iterdir() if path.is_dir()]
-    children = [path for path in children if not path.name.startswith("optim")]
+    children = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("optim")]
     numbered = [
         path
         for path in children

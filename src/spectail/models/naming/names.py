@@ -60,6 +60,7 @@ def clean_names(names: Sequence[str]) -> list[str]:
         cleaned = [_without_peft(name, saved) for name in cleaned]
         # peft may have wrapped a model that was wrapped already.
         cleaned = _outside_taken_off([_WRAPPERS.sub("", name) for name in cleaned])
+    # Prompt tuning of peft wraps the model as ``base_model``, without the level ``model``.
     if any(name.startswith("prompt_encoder.") for name in cleaned):
         cleaned = [name.removeprefix("base_model.") for name in cleaned]
     return _unique(names, _inner_modules_taken_off(cleaned))
@@ -74,6 +75,7 @@ def _outside_taken_off(names: list[str]) -> list[str]:
     wrapper too.
     """
     while names:
+        # Wrappers can be nested, so remove one level at a time.
         first = names[0].partition(".")[0]
         inside = _INSIDE.get(first) or (f"{first}.base_model.model.",)
         if not all(name.startswith(f"{first}.") for name in names) or not any(
@@ -103,6 +105,8 @@ def lightning_names(names: Sequence[str]) -> list[str]:
     >>> lightning_names(["net.0.weight", "loss.weight"])
     ['net.0.weight', 'loss.weight']
     """
+    # DeepSpeed's strategy puts this wrapper around the whole LightningModule.
+    names = [name.removeprefix("_forward_module.") for name in names]
     first = {name.partition(".")[0] for name in names}
     if len(first) != 1 or not first <= _HOLDERS:
         return list(names)
@@ -110,7 +114,7 @@ def lightning_names(names: Sequence[str]) -> list[str]:
     return rest if all("." in name for name in rest) else list(names)
 
 
-_HOLDERS = frozenset({"model", "_model", "net", "network", "module", "_forward_module"})
+_HOLDERS = frozenset({"model", "_model", "net", "network", "module"})
 """Attributes under which LightningModules usually keep their network."""
 
 
@@ -153,6 +157,7 @@ def _without_peft(name: str, saved: set[str]) -> str:
     name = _BASE_LAYER.sub("", name.removeprefix("base_model.model.")).replace(
         ".token_adapter.", "."
     )
+    # The original of a saved module gets the plain name only if no trained copy has it.
     head, found, tail = name.partition(".original_module.")
     if found and not any(path.endswith(head) for path in saved):
         name = f"{head}.{tail}"
@@ -184,6 +189,7 @@ def layer_name(parameter: str) -> str:
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Return a sort key that orders numbers by value: ``layers.2`` comes before ``layers.10``."""
     pieces = _NUMBERS.split(name)
+    # The leading 0 or 1 keeps numbers from being compared with texts.
     return tuple((0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces)
 
 
@@ -198,12 +204,15 @@ def canonical_name(name: str) -> str:
     >>> canonical_name("model.layers.0.block_sparse_moe.experts.3.w1")
     'model.layers.0.mlp.experts.3.gate_proj'
     """
+    # Mixtral's files, GPT-NeoX's output layer, and routers under several names.
     name = re.sub(r"(^|\.)block_sparse_moe(?=\.)", r"\1mlp", name)
     name = re.sub(r"^embed_out$", "lm_head", name)
     name = re.sub(r"(^|\.)mlp\.router(?:\.layer)?$", r"\1mlp.gate", name)
+    # Parts of fused experts get the names of single experts.
     name = re.sub(r"experts\.gate_up_proj\[(\d+)\]\.(gate|up)\b", r"experts.\1.\2_proj", name)
     name = re.sub(r"experts\.(\w+)\[(\d+)\]", r"experts.\2.\1", name)
     name = re.sub(r"(input_linear|output_linear)\[(\d+)\](\.gate|\.up)?$", _from_granite, name)
+    # Single experts under Mixtral's names.
     return re.sub(r"experts\.(\d+)\.(w[123])$", lambda m: f"experts.{m[1]}.{_MIXTRAL[m[2]]}", name)
 
 
