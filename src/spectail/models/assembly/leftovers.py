@@ -20,8 +20,6 @@ _NOT_WEIGHTS = re.compile(
     r"|relative_coords_table|relative_position_index|attn_mask|causal_mask|_float_tensor|original_inv_freq)$"
 )
 """Statistics, indices and masks of common modules."""
-
-
 _OF_QUANTISERS = re.compile(r"(?:^|[._])(?:quantizer|fake_quant)\.\w+$")
 """State of modules that observe or round a layer's weight, input or output."""
 _SCALE = re.compile(
@@ -52,6 +50,8 @@ _INDICES = re.compile(
 no part in products, except for codes that select vectors from a codebook beside them."""
 _CODEBOOK = re.compile(r"codebook|centroid|look_?up|(?<![a-z])lut(?![a-z])")
 """Words for the codebooks of vector quantisation."""
+_OF_WEIGHT = re.compile(r"weight|quant|scale|codebook|centroid")
+"""Components of a name that lie below the module whose weight they describe."""
 
 
 def is_plain_weight(
@@ -69,8 +69,10 @@ def is_plain_weight(
     # Buffers of live modules matter only as pieces of a weight.
     if stored.buffer or stored.name in used or stored.name not in known:
         return False
+    # Integers are no weights by themselves; a tensor that cannot be read keeps its row.
     if stored.problem is None and not stored.is_floating:
         return False
+    # Scales in 8-bit floats and the state of quantisers would pass for weights by their type.
     if (stored.dtype.startswith("float8") and is_scale_name(stored.name)) or _OF_QUANTISERS.search(
         stored.name
     ):
@@ -130,6 +132,7 @@ def is_scale_name(name: str) -> bool:
     >>> is_scale_name("q_proj.bias")
     False
     """
+    # Files of some quantisers put all scales under one root, ``scales.layers.0...``.
     first, tail = name.partition(".")[0], ".".join(name.rsplit(".", 2)[-2:])
     return bool(_SCALE.search(tail) or _SCALE.fullmatch(first)) and not _OF_OTHERS.search(
         name.rsplit(".", 1)[-1]
@@ -140,10 +143,6 @@ def _is_helper(module: str, name: str) -> bool:
     """Whether a tensor of a module with a quantised weight only serves to unpack it."""
     rest = name.removeprefix(f"{module}.") if module else name
     return bool(_HELPER.search(rest))
-
-
-_OF_WEIGHT = re.compile(r"weight|quant|scale|codebook|centroid")
-"""Components of a name that lie below the module whose weight they describe."""
 
 
 def _ancestors(name: str) -> Iterator[str]:
@@ -165,6 +164,7 @@ def _scaled_modules(name: str) -> set[str]:
     stem = name[: match.start()].rstrip("._/:@-") if match else parent
     found = {parent, stem}
     for path in (parent, stem):
+        # Climb from ``q_proj.weight.quantizer`` to the module ``q_proj``.
         while _OF_WEIGHT.search(path.rpartition(".")[2]):
             path = path.rpartition(".")[0]
             found.add(path)
@@ -186,6 +186,7 @@ def _left_over(stored: LazyTensor, near: list[str]) -> LazyTensor | None:
         return None
     if is_scale_name(stored.name) and stored.dtype.startswith("float8"):
         return None
+    # Some models simply cast their weights to 8 bits.
     if is_float8(stored) and not near:
         return replace(stored, note="stored as 8-bit floats without a scale")
     problem = _why_unreadable(stored, near)
@@ -236,6 +237,7 @@ def _may_be_weight(stored: LazyTensor, near: list[str]) -> bool:
     # int64 is torch's type for indices, and no quantiser packs into it.
     if stored.dtype == "int64" and not near and block_of(stored.name) is None:
         return False
+    # Codes are called indices too; a codebook beside them tells.
     selects = _INDICES.search(stored.name) and not any(_CODEBOOK.search(name) for name in near)
     return is_matrix and not selects and not is_scale_name(stored.name)
 
@@ -250,6 +252,7 @@ def _near_scales(stored: LazyTensor, scales: Mapping[str, list[str]]) -> list[st
         return []
     module, _, own = stored.name.rpartition(".")
     names = [name for name in scales.get(module, []) if name != stored.name]
+    # Every scale of a module may belong to its only weight.
     if own == "weight":
         return names
     prefix = f"{module}." if module else ""

@@ -52,6 +52,7 @@ _ZEROS = _optional(*scaled.ZERO_POINTS)
 _PARAMETRIZED = "{}.parametrizations.*"
 """Where torch keeps the original parameters of a parametrised module."""
 RECIPES: tuple[Recipe, ...] = (
+    # Computed by torch. There are two generations: parametrisations, and the hooks of old torch.
     Recipe(
         "weight norm",
         f"{_PARAMETRIZED}.original1",
@@ -67,6 +68,7 @@ RECIPES: tuple[Recipe, ...] = (
         "{}.*",
         reparametrised.spectral_norm,
     ),
+    # Masks and old spectral norm both keep ``*_orig``; the piece beside it tells them apart.
     Recipe("pruning mask", "{}.*_orig", ("{}.*_mask",), "{}.*", reparametrised.pruned),
     Recipe(
         "spectral norm of old torch",
@@ -75,6 +77,7 @@ RECIPES: tuple[Recipe, ...] = (
         "{}.*",
         reparametrised.spectral_norm,
     ),
+    # Every parametrisation that is left is an unknown one.
     Recipe(
         "parametrisation",
         f"{_PARAMETRIZED}.original",
@@ -324,6 +327,7 @@ def _apply_recipes(
     modules: set[str] = set()
     for recipe in RECIPES:
         for name, stored in known.items():
+            # The first recipe that accepts a tensor keeps it.
             if name in used or not (match := match_name(recipe.anchor, name)):
                 continue
             pieces = _pieces(recipe, stored, match, known, quantisation)

@@ -109,6 +109,7 @@ def _block_match(name: str) -> re.Match[str] | None:
     """Find the component of the name that holds the block's number."""
     if match := _IN_CONTAINER.search(name):
         return match
+    # ``mlp.0`` and ``classifier.6`` number the layers of a small network, not blocks.
     match = _NUMBERED.search(name)
     return match if match and not _NOT_REPEATED.match(match[1]) else None
 
@@ -126,6 +127,7 @@ def kind_of(name: str) -> str:
         # Inside a block, names such as ``output`` and ``fc`` are ordinary layers.
         if kind == "head" and in_block and not _PREDICTION_HEAD.search(name):
             continue
+        # A layer called ``o`` or ``dense`` can be anything outside an attention module.
         if pattern.search(name) and not (
             kind in {"o", "q", "k", "v"} and _is_short(name) and not _ATTENTION.search(name)
         ):

@@ -100,6 +100,7 @@ def prediction_layers(names: Iterable[str]) -> set[str]:
     ``shared_head``. Other models call the module ``mtp`` or ``nextn``.
     """
     names = list(names)
+    # One such layer makes its whole block a prediction block; None is no block.
     units = {unit_of(name) for name in names if _PREDICTION_LAYER.search(name)} - {None}
     return {name for name in names if unit_of(name) in units or _PREDICTION.search(name)}
 
@@ -124,6 +125,7 @@ def _by_agreement(left: list[View], right: list[View]) -> list[tuple[View, View]
 
     def disagreement(views: tuple[View, View]) -> int:
         first, second = ({canonical_name(name) for name in view.values()} for view in views)
+        # sorted() is stable: with equal agreement, the layers' own names go first.
         return -len(first & second)
 
     return sorted(combinations, key=disagreement)
@@ -155,6 +157,7 @@ def _bare(name: str) -> str:
     For example, ``language_model.model.layers.0.q`` becomes ``layers.0.q``.
     """
     pieces = canonical_name(name).split(".")
+    # Keep the container of the blocks (``layers``), which stands before the first number.
     first = next((i for i, piece in enumerate(pieces) if piece.isdigit()), len(pieces))
     front = max(0, first - 1)
     return ".".join(

@@ -109,6 +109,7 @@ def no_matrix(
         return None
     # The parameter's own name goes before the names of the modules around it.
     reason = next((why for pattern, why in _REASONS if pattern.search(_last(name))), None)
+    # A tensor such as (1, 1, n) holds a vector.
     if sum(size != 1 for size in shape) < 2:
         return reason or "a vector"
     if _is_named_matrix(name, shape) and not _POSITION.search(name):
@@ -140,6 +141,7 @@ def _no_weight(name: str, shape: tuple[int, ...]) -> str | None:
 
 def _is_named_matrix(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a name without ``weight`` is one of the names that matrices have."""
+    # Stacked experts are matrices under almost any name.
     if len(shape) == 3 and _EXPERT.search(name):
         return not _EXPERT_HELPER.search(_last(name))
     return any(pattern.search(name) for pattern in _BARE)

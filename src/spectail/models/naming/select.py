@@ -33,6 +33,7 @@ def select(
         SpecError: An ``include`` glob matches nothing, or nothing is left.
 
     """
+    # A glob that matches nothing is a typing error, which would silently lose layers.
     for glob in include:
         if not any(matches(layer.name, glob) for layer in layers):
             raise SpecError(
@@ -54,6 +55,7 @@ def select(
 
 def matches(name: str, glob: str) -> bool:
     """Whether a glob matches a name, with brackets read as a set of characters or literally."""
+    # [[] is how fnmatch spells a literal bracket.
     return fnmatchcase(name, glob) or fnmatchcase(name, glob.replace("[", "[[]"))
 
 
@@ -61,5 +63,6 @@ def _examples(layers: Sequence[Named]) -> str:
     """Return a text that shows three layer names, spread over the model."""
     if not layers:
         return ""
+    # A dict without values: an ordered set, so that short models repeat no name.
     spread = {layers[0].name: None, layers[len(layers) // 2].name: None, layers[-1].name: None}
     return f"; names look like {', '.join(spread)}"

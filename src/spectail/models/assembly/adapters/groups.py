@@ -39,6 +39,7 @@ def grouped(
     """
     peft_type = str(known.config.get("peft_type", ""))
     read = [read_name(stored.name) or _of_new_form(stored, peft_type) for stored in tensors]
+    # Names such as ``m`` or ``alpha`` are pieces only beside the factors of a known form.
     targets = {
         piece.target for piece in read if piece and piece.form not in {None, "unknown", "prompts"}
     }
@@ -60,6 +61,7 @@ def grouped(
             groups[key].pieces[piece.role] = stored
     for stored, piece in beside:
         for group in groups.values():
+            # A piece without an adapter's name goes with every adapter of the weight.
             if group.target == piece.target and piece.adapter in {"", group.adapter}:
                 group.pieces[piece.role] = stored
     for group in groups.values():
@@ -94,6 +96,7 @@ def _of_new_form(stored: LazyTensor, peft_type: str) -> Piece | None:
     Such a name contains the method that the configuration states, or does not end in weight or
     bias.
     """
+    # Without a peft_type the file is no adapter, and unknown names are ordinary weights.
     if not peft_type or len(stored.shape) < 2 or VECTORS & set(stored.name.split(".")):
         return None
     match = re.search(rf"(?:^|\.){re.escape(peft_type.lower())}_\w+", stored.name)
@@ -155,4 +158,5 @@ def add_alphas(groups: Iterable[Group], stored: Mapping[str, LazyTensor]) -> Non
             by_target[piece.target] = tensor
     for group in groups:
         if group.target in by_target:
+            # An alpha that was collected as a piece already stays.
             group.pieces.setdefault("alpha", by_target[group.target])

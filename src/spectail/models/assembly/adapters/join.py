@@ -119,8 +119,7 @@ def _adapters_by_target(order: list[LazyTensor | Group], groups: list[Group]) ->
 def _has_factors(group: Group) -> bool:
     """Whether both factors of a LoRA are there, as matrices."""
     return all(
-        len(group.pieces[role].shape) > 1 if role in group.pieces else False
-        for role in ("up", "down")
+        role in group.pieces and len(group.pieces[role].shape) > 1 for role in ("up", "down")
     )
 
 
@@ -135,6 +134,7 @@ def _flat_vector(stored: LazyTensor) -> LazyTensor:
 
 def _base_of(weights: Mapping[str, LazyTensor], known: Known, target: str) -> LazyTensor | None:
     """Find the weight that an adapter changes, in the same source or in the base model it names."""
+    # A merged file holds the base weights beside the adapter.
     own = weights.get(f"{target}.weight" if target else "weight")
     found = own or known.base_of(target)
     return None if found is None or found.problem or not found.is_floating else found
@@ -165,6 +165,7 @@ def _stored_rank(group: Group) -> int | None:
     piece = p.get(form.rank_of) if form and form.rank_of else None
     if piece is None or len(piece.shape) < 2:
         return None
+    # With a Tucker core, the factors are stored the other way round.
     return p["t1"].shape[0] if "t1" in p else piece.shape[1]
 
 
@@ -183,6 +184,7 @@ def _changes(group: Group, ending: str, facts: Facts, context: _Context) -> list
         )
         return [_failed(name, context.base_of(group.target), unknown)]
     shared = context.shared.get((group.form, group.adapter), {})
+    # A layer's own pieces go before the shared ones.
     pieces = {**{role: shared[role] for role in form.shared if role in shared}, **group.pieces}
     problem: str | None = _missing(form, pieces) or next(
         (p.problem for p in pieces.values() if p.problem), None
@@ -265,6 +267,7 @@ def _expert_rows(
     fused = fused_parameter(group.target, context.sizes, facts.config, context.base_of)
     if fused is None:
         return []
+    # peft joins the factors of all experts along the rank.
     experts, rest = divmod(down.shape[0], facts.rank or down.shape[0])
     problem: str | None = fused.problem
     if rest or down.shape[0] != up.shape[1]:
@@ -273,15 +276,8 @@ def _expert_rows(
             "of experts"
         )
     if problem:
-        return [
-            unreadable(
-                f"{group.target}.{ending}",
-                context.sizes[group.target],
-                "float64",
-                problem,
-                layout="lora",
-            )
-        ]
+        name, size = f"{group.target}.{ending}", context.sizes[group.target]
+        return [unreadable(name, size, "float64", problem, layout="lora")]
     return expert_changes(
         fused.parameter, ending, down, up, experts, factor=facts.factor, note=facts.note
     )
@@ -297,6 +293,7 @@ def _change(
 ) -> LazyTensor:
     """Describe the change of one weight; a computation without values gives its shape."""
     note = facts.note
+    # fan_in_fan_out marks GPT-2's Conv1D, whose weight is stored as (in, out).
     if base is not None:
         pieces["base"] = (
             turned(base) if facts.config.get("fan_in_fan_out") and len(base.shape) == 2 else base
@@ -325,18 +322,18 @@ def _shape_of(
     empty = {r: torch.empty(s.shape, dtype=torch.float64, device="meta") for r, s in pieces.items()}
     try:
         return tuple(form.formula(empty, facts).shape), None
+    # Shapes that do not fit raise whatever torch raises in the formula.
     except (RuntimeError, ValueError, IndexError, KeyError, TypeError):
         shapes = " and ".join(str(piece.shape) for role, piece in pieces.items() if role != "base")
         base = pieces.get("base")
-        return base.shape if base else (
-            0,
-            0,
-        ), f"{form.name} factors of shapes {shapes} do not multiply"
+        shape = base.shape if base else (0, 0)
+        return shape, f"{form.name} factors of shapes {shapes} do not multiply"
 
 
 def _misfit(group: Group, form: Form, pieces: Mapping[str, LazyTensor], facts: Facts) -> str | None:
     """Say why pieces that multiply are no change of the weight; None if they are."""
     down = pieces.get("down")
+    # Experts that the configuration does not name show up as a multiple of the rank.
     if group.form == "lora" and facts.rank is not None and down and down.shape[0] != facts.rank:
         stated = f"its factors have rank {down.shape[0]}, its configuration says {facts.rank}"
         return f"adapter of a fused parameter: {stated}"
@@ -359,6 +356,7 @@ def _is_flat(group: Group, pieces: Mapping[str, LazyTensor]) -> bool:
 def _read_change(form: str, pieces: Mapping[str, LazyTensor], facts: Facts, index: Index) -> Tensor:
     """Compute a change in float64."""
     with torch.no_grad():
+        # float64, because DoRA, OFT and HRA subtract nearly equal matrices.
         values = {
             role: stored.read(()).detach().to(torch.float64) for role, stored in pieces.items()
         }

@@ -62,6 +62,7 @@ def scale_from_config(config: Mapping[str, Any], target: str, adapter: str) -> S
     mlx = config.get("lora_parameters")
     if isinstance(mlx, Mapping):
         return _scale_of_mlx(mlx)
+    # Patterns override the common rank and alpha for single layers.
     rank = _by_pattern(config.get("rank_pattern"), target, config.get("r"))
     alpha = _by_pattern(
         config.get("alpha_pattern"), target, config.get("lora_alpha", config.get("alpha"))

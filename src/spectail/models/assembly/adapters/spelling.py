@@ -199,6 +199,7 @@ def read_name(name: str) -> Piece | None:
     >>> read_name("unet.attn1.processor.to_q_lora.up.weight").target
     'unet.attn1.to_q'
     """
+    # Most names are peft's already and pass unchanged.
     for pattern, replacement in _RESPELLED:
         name = pattern.sub(replacement, name)
     if match := _KNOWN_NAME.match(name):
@@ -242,6 +243,7 @@ def is_piece(name: str) -> bool:
 
 def _lycoris(name: str) -> Piece | None:
     """Read what LyCORIS stores besides factors: a full difference, or a form that is not known."""
+    # Differences of biases and norms are vectors, which are counted as such.
     match = _KOHYA.match(name.removesuffix(".weight"))
     if match is None or match["piece"] in {"diff_b", "w_norm", "b_norm", "bias"}:
         return None
