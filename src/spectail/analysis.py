@@ -1,4 +1,4 @@
-"""Analysis: the results of a run, to read, plot, save and load. No torch: results are used where models are not."""
+"""The results of a run, to read, plot, save and load without torch."""
 
 from __future__ import annotations
 
@@ -22,30 +22,39 @@ if TYPE_CHECKING:
 
 ANALYSIS_FILE = "analysis.json"
 FILES = ("layers.csv", "layers.parquet", "report.html", ANALYSIS_FILE)
-"""What ``save`` writes, the analysis last: where it exists, the others are whole."""
+"""The files that ``save`` writes. The analysis is last: if it exists, the others are complete."""
 
 
 @dataclass(frozen=True)
 class Analysis(Results):
-    """What ``analyze`` returns: ``run`` (what was asked), ``layers`` (one record each), and ways to look at them."""
+    """The result of ``analyze``: ``run`` (the settings) and ``layers`` (one record each)."""
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per layer, the columns of ``records.COLUMNS``; skipped and failed layers keep their row."""
+        """One row per layer, skipped and failed ones included, with ``records.COLUMNS``."""
         return layer_table(self)
 
     def plot(self) -> go.Figure:
-        """Alpha across depth, a line per kind of layer, with error bars and the null as a band."""
+        """Plot alpha across depth: a line per kind of layer, and a band for random matrices.
+
+        The band is the null, and each point has its error bar.
+        """
         return alpha_by_depth(self)
 
     def plot_layer(self, name: str) -> go.Figure:
-        """The spectrum of one layer with its tail fit, xmin and null; KeyError-like RunError for an unknown name."""
+        """Plot the spectrum of one layer with its tail fit, xmin and null (a random matrix).
+
+        Raises RunError if there is no layer of this name.
+        """
         if all(layer.name != name for layer in self.layers):
             raise RunError(f"no layer {name!r} in this analysis; analysis.table['name'] lists them")
         return layer_spectrum(self, name)
 
     def save(self, folder: str | Path) -> Path:
-        """Write table, analysis and report into ``folder``; returns the path of the report. Each file appears whole."""
+        """Write table, analysis and report into ``folder`` and return the report's path.
+
+        The files are replaced only when all of them are complete.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with _Staged(folder) as staged:
@@ -59,12 +68,16 @@ class Analysis(Results):
 
     @classmethod
     def load(cls, folder: str | Path) -> Analysis:
-        """Read what ``save`` wrote (a folder, or its analysis.json); RunError where there is no finished analysis."""
+        """Read an analysis from a folder that ``save`` wrote, or from its analysis.json.
+
+        Raises RunError if there is no finished analysis, or this version cannot read it.
+        """
         path = Path(folder)
         path = path / ANALYSIS_FILE if path.is_dir() else path
         if not path.is_file():
             raise RunError(
-                f"no finished analysis at {folder}: expected {ANALYSIS_FILE}, as spectail analyze writes it"
+                f"no finished analysis at {folder}: expected {ANALYSIS_FILE}, "
+                "as spectail analyze writes it"
             )
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
@@ -76,7 +89,7 @@ class Analysis(Results):
             ) from error
 
     def _repr_html_(self) -> str:
-        """The table, for notebooks."""
+        """Return the table as HTML, for notebooks."""
         html: str = self.table.to_html(
             index=False, max_rows=60, float_format="{:.4g}".format, na_rep=""
         )
@@ -84,13 +97,16 @@ class Analysis(Results):
 
 
 def compare(a: Analysis | str | Path, b: Analysis | str | Path) -> Comparison:
-    """Pair the layers of two analyses (or their folders) by name and say what moved from ``a`` to ``b``."""
+    """Pair the layers of two analyses by name and compute what changed from ``a`` to ``b``.
+
+    Each is an Analysis or a folder that ``spectail analyze`` wrote.
+    """
     first, second = (x if isinstance(x, Analysis) else Analysis.load(x) for x in (a, b))
     return pair_layers(first, second)
 
 
 class _Staged:
-    """Files written under temporary names that get their own names together when all of them are whole."""
+    """Files written under temporary names, which get their final names once all are complete."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.names = folder, list[str]()
@@ -104,6 +120,7 @@ class _Staged:
 
     def __exit__(self, failure: type[BaseException] | None, *rest: object) -> None:
         for name in self.names:
+            # os.replace is atomic, so a reader sees either the old file or the new one.
             if failure is None:
                 os.replace(self._temporary(name), self.folder / name)
             else:

@@ -1,41 +1,50 @@
-"""The errors that a user can mend: each message says what was expected, what came and what to do."""
+"""Errors that a user can fix; messages say what was expected, what came and what to do."""
 
 
 class SpectailError(Exception):
-    """Base of every error raised on purpose; the command line prints its text as one line and exits with 2."""
+    """The base class of all errors that spectail raises on purpose.
+
+    The command line prints the message as one line and exits with code 2.
+    """
 
 
 class SourceError(SpectailError):
-    """A model or checkpoint that cannot be found, read or trusted."""
+    """A model or checkpoint cannot be found, read or trusted."""
 
 
 class SourceChangedError(SourceError):
-    """A file that was written while it was being read: what was read and what would be read are two models."""
+    """A file was written while it was being read, so its parts belong to two models."""
 
 
 class SpecError(SpectailError, ValueError):
-    """A measurement setting that makes no sense, or does not fit the matrices at hand."""
+    """A measurement setting is invalid, or does not fit the matrices."""
 
 
 class RunError(SpectailError):
-    """An output folder, or two runs, that do not go together."""
+    """An output folder cannot be used for this run, or two runs cannot be compared."""
 
 
 class AllocationError(SpectailError, ValueError):
-    """An allocation that cannot be made or read: a budget out of reach, a missing alpha, a rule that makes no sense."""
+    """An allocation cannot be made or read.
+
+    Examples are a budget out of reach, a missing alpha, and a rule that contradicts itself.
+    """
 
 
 class PruneError(SpectailError, ValueError):
-    """A model, allocation or calibration text that cannot be pruned with, or settings that do not go together."""
+    """A model, allocation or calibration text cannot be used for pruning, or settings conflict."""
 
 
 class EvaluationError(SpectailError, ValueError):
-    """A model that cannot be evaluated as asked: too little text, a block that is too long, logits that are NaN."""
+    """A model cannot be evaluated as asked.
+
+    Examples are too little text, a block that is too long, and logits that are NaN.
+    """
 
 
 class ExportError(SpectailError, ValueError):
-    """An allocation that the other tool has no way to say."""
+    """The other tool cannot express this allocation."""
 
 
 class TrainingError(SpectailError, ValueError):
-    """A model, optimizer or stored state that a Balancer cannot work with, or settings that do not go together."""
+    """A Balancer cannot work with a model, optimizer or stored state, or settings conflict."""

@@ -1,7 +1,7 @@
-"""Each paper's settings, named and sourced: nothing else holds such constants.
+"""Settings of the papers, by name and with their source; no other module holds such constants.
 
-First how alpha is measured, at the end how values are given by it.
-``dataclasses.replace(presets.FARMS, cutoff="ks")`` gives a variant.
+The first part says how alpha is measured, the second how values are assigned from it.
+``dataclasses.replace(presets.FARMS, cutoff="ks")`` makes a variant.
 """
 
 from __future__ import annotations
@@ -11,27 +11,28 @@ from spectail.core.spec import Spec
 from spectail.core.windows import Grid, Tile
 
 FARMS = Spec()
-"""The default: square windows of one size for the whole run, tiles, median. Hu et al. 2025 with its
-defects removed."""
+"""The default: square windows of one size for the whole run, the fewest that cover each layer, and
+the median cutoff. This is the method of Hu et al. 2025 without the defects of its code."""
 
 FARMS_TAIL = Spec(cutoff=TopFraction(0.1))
-"""The default's windows, Hill's estimator on the largest 10 % of the eigenvalues: what told best
-which blocks to prune less by magnitude and Wanda in ``experiments/pruning``."""
+"""The default's windows with Hill's estimator on the largest 10 % of the eigenvalues. In
+``experiments/pruning`` it was the best guide to the blocks that magnitude and Wanda should prune
+less."""
 
 FARMS_LLM = Spec(window=2000, placement=Grid(10), cutoff=HistogramPeak(), legacy=True)
-"""FARMS for LLM pruning as published: 2000 x 2000 windows (clamped to the layer) on 10 x 10
-positions, xmin near the histogram's peak (arXiv 2506.06280; LLM_Pruning scripts, whose log10 lower
-bound is kept)."""
+"""FARMS for LLM pruning as published: 2000 x 2000 windows (limited to the layer) at 10 x 10
+positions, xmin near the histogram's peak (arXiv 2506.06280; LLM_Pruning scripts, including their
+log10 lower bound)."""
 
 FARMS_CV = Spec(window=100, placement=Grid(10), cutoff=Median(), legacy=True)
-"""FARMS for images as published: 100 rows, ratio 1, 10 x 10 positions, median; convolutions as
-alphas averaged over divisions (arXiv 2506.06280; Image_Classification scripts)."""
+"""FARMS for images as published: 100 rows, ratio 1, 10 x 10 positions, median; convolutions average
+alphas over divisions (arXiv 2506.06280; Image_Classification scripts)."""
 
 FULL = Spec(window="whole", cutoff=Median())
-"""No windows: the whole matrix, as before FARMS, with the default cutoff."""
+"""The whole matrix without windows, as before FARMS, with the default cutoff."""
 
 WEIGHTWATCHER = Spec(window="whole", cutoff=KSMinimum())
-"""Whole matrices, xmin by least KS distance (Martin, Peng and Mahoney 2021; Clauset et al.
+"""Whole matrices, xmin of least KS distance (Martin, Peng and Mahoney 2021; Clauset et al.
 2009)."""
 
 TEMPBALANCE = Spec(window="whole", cutoff=Median(), legacy=True)
@@ -44,8 +45,8 @@ ALPHAPRUNING = Spec(window="whole", cutoff=HistogramPeak(), legacy=True)
 
 ALPHAQ = Spec(window=128, placement=Tile(), cutoff=TopFraction(0.1))
 """128 x 128 windows, Hill's estimator on the top 10 % (arXiv 2606.04980). The published code draws
-at most 256 random blocks without a seed and takes the whole matrix where a side is below 128; here
-tiles, smaller layers are skipped."""
+at most 256 random blocks without a seed, and takes the whole matrix if a side is below 128. Here
+the windows are tiles, and smaller layers are skipped."""
 
 BY_NAME = {
     "farms": FARMS,
@@ -58,7 +59,7 @@ BY_NAME = {
     "alphapruning": ALPHAPRUNING,
     "alphaq": ALPHAQ,
 }
-"""What the command line calls them."""
+"""The presets by their name on the command line."""
 
 MAPS = {
     "alphapruning": "linear:0.7:1.3",
@@ -67,42 +68,43 @@ MAPS = {
     "llr": "linear:1.0:5.0",
     "alphadecay": "linear:0.666:3.0",
 }
-"""From alpha to factors, as text: sparsity with the eps of AlphaPruning's README for LLaMA-7B,
-magnitude, 70 % (0.2 for Wanda and SparseGPT); learning rates of TempBalance (arXiv 2312.00359),
-ModelBalancing (arXiv 2410.12178; scales from 0.125 to 2 by how much data there is) and LLR (arXiv
-2605.22297); AlphaDecay's weight decay (5 in place of 3 in some of its runs)."""
+"""Maps from alpha to factors, as text. Sparsity: the eps of AlphaPruning's README for LLaMA-7B,
+magnitude, 70 % (0.2 for Wanda and SparseGPT). Learning rates: TempBalance (arXiv 2312.00359),
+ModelBalancing (arXiv 2410.12178; its scale is 0.125 to 2 depending on the amount of data) and LLR
+(arXiv 2605.22297). Weight decay: AlphaDecay (5 in place of 3 in some of its runs)."""
 
 SPARSITY_BOUNDS = (0.0, 0.998)
-"""The largest ratio that the published FARMS code lets stand (0.99999 at 70 %); AlphaPruning has no
-bound."""
+"""The largest ratio that the published FARMS code allows is 0.998 (0.99999 at 70 %). AlphaPruning
+has no bound."""
 
 ALPHAQ_CHOICES = (2, 3, 4, 8)
 """Bit widths that AlphaQ chooses from (arXiv 2606.04980)."""
 
 ALPHAQ_GAMMA = 1.0
-"""AlphaQ's default; its ablation finds the best at 10 to 20 for DeepSeek and Qwen, near 200 for
-Mixtral."""
+"""AlphaQ's default. Its ablation finds the best values at 10 to 20 for DeepSeek and Qwen, near 200
+for Mixtral."""
 
 PRUNE_EPS = 0.2
-"""eps of the linear map where ``spectail prune`` is given none: AlphaPruning's README for LLaMA-7B
-at 70 %, Wanda and SparseGPT (arXiv 2410.10912). Published values range from 0.1 to 0.6 and were
-tuned per model, method and sparsity."""
+"""Default eps of the linear map in ``spectail prune``: AlphaPruning's README for LLaMA-7B at 70 %,
+Wanda and SparseGPT (arXiv 2410.10912). Published values range from 0.1 to 0.6 and were tuned per
+model, method and sparsity."""
 
 PRUNE_EPS_CANDIDATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-"""What ``spectail prune --eps auto`` chooses from: the range of the eps that AlphaPruning's scripts
-and FARMS's (``llm_pruning_main.txt``) give per model, method and sparsity, in steps of 0.1."""
+"""The values that ``spectail prune --eps auto`` tries: the range in the scripts of AlphaPruning and
+FARMS (``llm_pruning_main.txt``), which set eps per model, method and sparsity, in steps of 0.1."""
 
 OWL_M = 5.0
-"""A weight counts as an outlier above this many times the mean score of its block (OWL, arXiv
-2310.05175)."""
+"""A weight is an outlier if its score is more than this many times the mean score of its block
+(OWL, arXiv 2310.05175)."""
 
 OWL_LAMBDA = 0.08
-"""Half the range of OWL's ratios across blocks (its default; both were tuned per model)."""
+"""Half the range of OWL's ratios across blocks. This is its default; M and lambda were tuned per
+model."""
 
 LLR_TRANSITION = 50
 """Steps over which LLR moves from one set of rates to the next (arXiv 2605.22297; 20 in its shorter
 runs)."""
 
 MIN_EIGENVALUES = 50
-"""Layers with fewer train at the base rate (TempBalance and AlphaDecay; ModelBalancing has 12 for
-PDEs)."""
+"""Layers with fewer eigenvalues train at the base rate (TempBalance and AlphaDecay; ModelBalancing
+has 12 for PDEs)."""

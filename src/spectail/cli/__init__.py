@@ -1,4 +1,4 @@
-"""The command line: one file per sub-command, and the only place that prints or exits."""
+"""The command line: one file per sub-command. Only this package prints or exits."""
 
 from __future__ import annotations
 
@@ -17,31 +17,30 @@ from spectail.errors import SpectailError
 UsageProblem: Any = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )
-"""What typer raises for bad usage: click's class, or that of the copy of click that newer typers
-carry."""
+"""The exception that typer raises for bad usage: click's class, or that of the copy of click which
+newer versions of typer include."""
 
 SUMMARY = (
-    "How heavy-tailed the weights of a model are, layer by layer, compared fairly across shapes."
+    "Measure how heavy-tailed a model's weights are, layer by layer, comparable across shapes."
 )
 COMMANDS = {
-    "analyze": "Measure the tail exponent alpha of every weight matrix of SOURCE and write a table and a report.",
+    "analyze": "Measure the tail exponent alpha of all weight matrices; write a table and report.",
     "compare": "Pair the layers of two analyses by name, show what moved most, and write a page.",
-    "allocate": "LayerValue out a budget among the layers of an analysed model, by their alphas.",
-    "prune": "Prune a language model by an allocation of sparsities and write it as a transformers folder with "
-    "a report.",
+    "allocate": "Share out a budget among the layers of an analysed model, by their alphas.",
+    "prune": "Prune a language model by an allocation of sparsities and write it with a report.",
     "evaluate": "Measure a language model: token perplexity on a text, or tasks of lm-eval.",
-    "export": "Write an allocation in the words of another tool.",
+    "export": "Write an allocation in the format of another tool.",
 }
-"""The sub-commands and the first line of their help. Each is a function of its name in a module of
-its name, which is imported only when the command runs: torch and the drawing library take seconds
-that ``--help`` should not cost."""
+"""The sub-commands and the first line of their help. Each is a function in a module of the same
+name, imported only when the command runs: torch and the drawing library take seconds to import,
+which ``--help`` should not cost."""
 
 
 class _Commands(TyperGroup):
-    """The sub-commands, listed without being imported."""
+    """The group of sub-commands, which are listed without being imported."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Name all sub-commands."""
+        """Return the names of all sub-commands."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -53,6 +52,7 @@ class _Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Import the sub-command that was asked for."""
         name, command, rest = super().resolve_command(ctx, args)
+        # A Typer app of one command builds the same command that a plain app would have.
         if name in COMMANDS:
             module = import_module(f"spectail.cli.{name}")
             own = typer.Typer(add_completion=False)
@@ -71,6 +71,7 @@ app = typer.Typer(
 
 
 def _print_version(asked: bool) -> None:
+    """Print the version and exit if ``--version`` was given."""
     if asked:
         print(metadata.version("spectail"))
         raise typer.Exit
@@ -86,17 +87,24 @@ def options(
         help="Print the version and exit.",
     ),
 ) -> None:
-    """How heavy-tailed the weights of a model are, layer by layer, compared fairly across shapes."""
+    """Measure how heavy-tailed a model's weights are, layer by layer, comparable across shapes."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 done but some layer failed, 2 bad usage or unreadable source."""
+    """Run the command line and exit.
+
+    The code is 0 on success, 1 if some layer failed, and 2 for bad usage or an unreadable source.
+    """
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: list[str]) -> int:
-    """Run the command line and return its exit code; whatever the user can mend is one line on standard error."""
+    """Run the command line and return its exit code.
+
+    Whatever the user can fix is printed as one line on standard error.
+    """
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    # standalone_mode=False: typer returns or raises instead of exiting with messages of its own.
     try:
         result = typer.main.get_command(app).main(
             arguments, prog_name="spectail", standalone_mode=False
@@ -121,6 +129,7 @@ def run(arguments: list[str]) -> int:
             if error.errno == errno.ENOSPC
             else ""
         )
-        problem = f"cannot read or write{where}: {os.strerror(error.errno) if error.errno else error}{hint}"
+        cause = os.strerror(error.errno) if error.errno else error
+        problem = f"cannot read or write{where}: {cause}{hint}"
     errors.print(f"spectail: {' '.join(problem.split())}", markup=False)
     return 2

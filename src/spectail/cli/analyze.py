@@ -1,11 +1,11 @@
-"""spectail analyze: measure a model, keep the run in a folder, show the extremes."""
+"""The command ``spectail analyze``: measure a model, save the run, show the extreme layers."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.table import Table
 from spectail import presets
 from spectail.analysis import Analysis
 from spectail.cli.bar import Bar
+from spectail.cli.options import Exclude, Quiet
 from spectail.core.cutoffs import cutoff_forms
 from spectail.core.spec import Spec
 from spectail.errors import SpecError
@@ -23,56 +24,66 @@ from spectail.measuring.run import make_plan, run_plan
 from spectail.models.source import Layer
 from spectail.results.table import extremes
 
+Source: TypeAlias = Annotated[
+    str,
+    typer.Argument(help="demo, a model folder, a checkpoint file, module:function or a hub id."),
+]
+Out: TypeAlias = Annotated[
+    Path, typer.Option(help="Folder for tables and report; a killed run continues there.")
+]
+Preset: TypeAlias = Annotated[str, typer.Option(help=", ".join(presets.BY_NAME))]
+AspectRatio: TypeAlias = Annotated[
+    float | None, typer.Option(help="Long side / short side of the windows.")
+]
+WindowSize: TypeAlias = Annotated[
+    str | None, typer.Option(help="Short side of the windows, or common, fit, whole.")
+]
+PlacementText: TypeAlias = Annotated[
+    str | None, typer.Option(help="tile, grid:K, step:S or random:N.")
+]
+Tolerance: TypeAlias = Annotated[
+    float | None,
+    typer.Option(help="Stop a layer when the remaining windows would move alpha by less."),
+]
+Device: TypeAlias = Annotated[str, typer.Option(help="auto, cpu, cuda...")]
+Include: TypeAlias = Annotated[
+    list[str] | None, typer.Option(help="Measure only layers whose name matches this glob.")
+]
+EngineName: TypeAlias = Annotated[str, typer.Option(help="local or ray.")]
+FullSpectrum: TypeAlias = Annotated[
+    bool, typer.Option("--full-spectrum", help="Also measure without windows.")
+]
+Fresh: TypeAlias = Annotated[
+    bool, typer.Option("--fresh", help="Replace the run that the folder holds.")
+]
+
 
 def analyze(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="demo, a model folder, a checkpoint file, module:function or a hub id."
-        ),
-    ],
-    out: Annotated[
-        Path, typer.Option(help="Folder for tables and report; a killed run goes on there.")
-    ],
-    preset: Annotated[str, typer.Option(help=", ".join(presets.BY_NAME))] = "farms",
-    aspect_ratio: Annotated[
-        float | None, typer.Option(help="Long side / short side of the windows.")
-    ] = None,
-    window: Annotated[
-        str | None, typer.Option(help="Short side of the windows, or common, fit, whole.")
-    ] = None,
-    placement: Annotated[str | None, typer.Option(help="tile, grid:K, step:S or random:N.")] = None,
+    source: Source,
+    out: Out,
+    preset: Preset = "farms",
+    aspect_ratio: AspectRatio = None,
+    window: WindowSize = None,
+    placement: PlacementText = None,
+    # Written out here, the help is made when the command runs: it names cutoffs added at run time.
     cutoff: Annotated[str | None, typer.Option(help=f"{cutoff_forms()}.")] = None,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            help="Stop a layer when the windows left would move alpha by a smaller share."
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda...")] = "auto",
-    include: Annotated[
-        list[str] | None, typer.Option(help="Only layers whose name matches this glob.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="No layers whose name matches this glob.")
-    ] = None,
-    engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
-    full_spectrum: Annotated[
-        bool, typer.Option("--full-spectrum", help="Also measure without windows.")
-    ] = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Replace the run that the folder holds.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    tolerance: Tolerance = None,
+    device: Device = "auto",
+    include: Include = None,
+    exclude: Exclude = None,
+    engine: EngineName = "local",
+    full_spectrum: FullSpectrum = False,
+    fresh: Fresh = False,
+    quiet: Quiet = False,
 ) -> int:
-    """Measure the tail exponent alpha of every weight matrix of SOURCE and write a table and a report."""
+    """Measure the tail exponent alpha of all weight matrices; write a table and report."""
     measure = engine_named(engine)
     options = {"window": window, "placement": placement, "cutoff": cutoff, "tolerance": tolerance}
     spec = _spec(preset, aspect_ratio=aspect_ratio, **options)
     console = Console(quiet=quiet)
-    with (
-        console.status("opening the model") if console.is_terminal and not quiet else nullcontext()
-    ):
+    # A spinner only in a terminal: elsewhere its text would be mixed into the output.
+    opening = console.status("opening the model")
+    with opening if console.is_terminal and not quiet else nullcontext():
         plan = make_plan(
             source,
             spec=spec,
@@ -88,7 +99,7 @@ def analyze(
 
 
 def _spec(preset: str, **options: Any) -> Spec:
-    """The preset with the options that were given in its place."""
+    """Return the preset with the given options in place of its own."""
     if preset not in presets.BY_NAME:
         raise SpecError(f"preset must be one of {', '.join(presets.BY_NAME)}, not {preset!r}")
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
@@ -98,7 +109,7 @@ def _spec(preset: str, **options: Any) -> Spec:
 
 
 class _Bar(Bar):
-    """The layer in hand and the time left, weighed by numbers of weights."""
+    """A progress bar with the current layer and the time left, estimated from weights done."""
 
     def __init__(self, *, quiet: bool) -> None:
         super().__init__(
@@ -110,7 +121,7 @@ class _Bar(Bar):
 
 
 def _show(console: Console, analysis: Analysis, out: Path) -> None:
-    """The most and least heavy-tailed layers, what was not measured, and where the report is."""
+    """Print the layers of lowest and highest alpha, failures, and the path of the report."""
     heaviest, lightest = extremes(analysis.table)
     for title, rows in (
         ("Heaviest tails (lowest alpha)", heaviest),

@@ -1,4 +1,4 @@
-"""A progress bar on standard error that goes away when it is done."""
+"""A progress bar on standard error that disappears when it is done."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 
 
 class Bar:
-    """What is in hand, a bar, per cent, and further columns; nothing at all where ``quiet``."""
+    """A progress bar with the current step, per cent and further columns; hidden with ``quiet``."""
 
     def __init__(self, *columns: ProgressColumn, quiet: bool) -> None:
         shown = (
@@ -31,5 +31,5 @@ class Bar:
         self.progress.stop()
 
     def show(self, what: str, done: int, total: int | None) -> None:
-        """``done`` of ``total`` is done, None for nobody knows how much; ``what`` is next."""
+        """Show ``what`` and ``done`` of ``total``; ``total=None`` if it is unknown."""
         self.progress.update(self.task, description=what, completed=done, total=total)

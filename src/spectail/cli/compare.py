@@ -1,4 +1,4 @@
-"""spectail compare: what moved between two analyses of the same model, before and after."""
+"""The command ``spectail compare``: what changed between two analyses of one model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spectail.analysis import Analysis
+from spectail.cli.options import Quiet
 from spectail.report.compare_page import compare_html
 from spectail.results.compare import pair_layers
 
@@ -20,7 +21,7 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="The page to write; by default compare.html in DIR_B.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    quiet: Quiet = False,
 ) -> int:
     """Pair the layers of two analyses by name, show what moved most, and write a page."""
     first, second = Analysis.load(a), Analysis.load(b)
@@ -44,6 +45,7 @@ def compare(
             heading, justify="left" if heading == "layer" else "right", overflow="fold"
         )
     for row in moved:
+        # NaN is the only value that differs from itself: there is no z without error bars.
         z = f"{row['z']:+.1f}" if row["z"] == row["z"] else "-"
         numbers = f"{row['alpha_a']:.3f}", f"{row['alpha_b']:.3f}", f"{row['alpha_change']:+.3f}", z
         table.add_row(row["name"], *numbers)

@@ -1,10 +1,10 @@
-"""spectail prune: a language model with zeros in it, as a folder that transformers loads."""
+"""The command ``spectail prune``: write a pruned language model that transformers can load."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import typer
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.progress import TimeElapsedColumn
 
 from spectail import presets
 from spectail.cli.bar import Bar
+from spectail.cli.options import Device, Exclude, Quiet
 from spectail.errors import PruneError
 from spectail.evaluation.bos import CHOICES, check_choice
 from spectail.evaluation.texts import HOW
@@ -22,98 +23,130 @@ from spectail.pruning.methods import as_method, method_names
 from spectail.pruning.page import prune_html
 from spectail.pruning.pipeline import PruningPlan, run
 from spectail.pruning.quotas import Pattern
-from spectail.pruning.texts import read_texts
+from spectail.pruning.texts import Texts, read_texts
 from spectail.results.table import storable
 
-EPS = (
-    "How far ratios go from the mean, 1 +- EPS (owl: lambda is EPS x the sparsity); auto chooses from "
-    f"{', '.join(map(str, presets.PRUNE_EPS_CANDIDATES))} on the selection text. Unless given, the published settings."
+_EPS = (
+    "Strength of the allocation: ratios range over the mean times 1 +- EPS (for owl, lambda is EPS "
+    "x the sparsity). auto chooses from "
+    f"{', '.join(map(str, presets.PRUNE_EPS_CANDIDATES))} on the selection text. Unless given, "
+    "the published settings."
+)
+_BOS = (
+    f"Where the beginning-of-sequence token goes in every text: {', '.join(CHOICES)}; see spectail "
+    "evaluate. Calibration samples start with it only for every."
+)
+_INCLUDE = (
+    "Also prune layers whose name matches this glob and that stay dense unless named "
+    "(a vision tower)."
+)
+_SELECTION = (
+    "Text on which --eps auto compares its candidates; by default the last 10 % of --calibration, "
+    "which then takes no part in calibration."
 )
 
-BOS = (
-    f"Where the beginning-of-sequence token goes in every text: {', '.join(CHOICES)}; see spectail evaluate. "
-    "Calibration samples start with it under every only."
-)
+# Every option has a type of its own here, so that the command's signature can be read at a glance.
+Source: TypeAlias = Annotated[
+    str,
+    typer.Argument(help="demo, a model folder that transformers loads, a .gguf file or a hub id."),
+]
+Sparsity: TypeAlias = Annotated[
+    float, typer.Option(help="Ratio of zeros over all matrices inside blocks.")
+]
+Out: TypeAlias = Annotated[
+    Path, typer.Option(help="The folder to write; it must not exist, or be empty.")
+]
+AllocationName: TypeAlias = Annotated[
+    str, typer.Option(help=f"{', '.join(BASELINES)}, or a file of spectail allocate.")
+]
+Calibration: TypeAlias = Annotated[
+    str | None, typer.Option(help=f"Text: {HOW}; all but magnitude need it.")
+]
+PatternText: TypeAlias = Annotated[
+    str | None, typer.Option(help="2:4 for 2 zeros in every 4 weights along the input.")
+]
+Include: TypeAlias = Annotated[list[str] | None, typer.Option(help=_INCLUDE)]
+Eps: TypeAlias = Annotated[str | None, typer.Option(help=_EPS)]
+Selection: TypeAlias = Annotated[str | None, typer.Option(help=_SELECTION)]
+Evaluate: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(help="Test text for the perplexity before and after; can be given several times."),
+]
+Samples: TypeAlias = Annotated[int, typer.Option(help="Number of calibration sequences.")]
+SeqLen: TypeAlias = Annotated[int, typer.Option(help="Tokens in each sequence of every text.")]
+MaxSequences: TypeAlias = Annotated[
+    int | None, typer.Option(help="Use only the first sequences of each test text.")
+]
+Seed: TypeAlias = Annotated[int, typer.Option(help="Seed that draws the calibration sequences.")]
+Bos: TypeAlias = Annotated[str, typer.Option(help=_BOS)]
 
 
 def prune(
     context: typer.Context,
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="demo, a model folder that transformers loads, a .gguf file or a hub id."
-        ),
-    ],
-    sparsity: Annotated[
-        float, typer.Option(help="Ratio of zeros over all matrices inside blocks.")
-    ],
-    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist, or be empty.")],
+    source: Source,
+    sparsity: Sparsity,
+    out: Out,
+    # Written out here, the help is made when the command runs: it names methods added at run time.
     method: Annotated[str, typer.Option(help=f"{', '.join(method_names())}.")] = "wanda",
-    allocation: Annotated[
-        str, typer.Option(help=f"{', '.join(BASELINES)}, or a file of spectail allocate.")
-    ] = "farms",
-    calibration: Annotated[
-        str | None, typer.Option(help=f"Text: {HOW}; all but magnitude need it.")
-    ] = None,
-    pattern: Annotated[
-        str | None, typer.Option(help="2:4 for 2 zeros in every 4 weights along the input.")
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Also layers whose name matches this glob, which stay dense by themselves (a vision tower)."
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="No layers whose name matches this glob.")
-    ] = None,
-    eps: Annotated[str | None, typer.Option(help=EPS)] = None,
-    selection: Annotated[
-        str | None,
-        typer.Option(
-            help="Text that --eps auto chooses by; else the last 10 % of --calibration, kept from it."
-        ),
-    ] = None,
-    evaluate: Annotated[
-        list[str] | None,
-        typer.Option(help="Test text: perplexity before and after; may be given again."),
-    ] = None,
-    samples: Annotated[int, typer.Option(help="Sequences of calibration text.")] = 128,
-    seq_len: Annotated[int, typer.Option(help="Tokens in a sequence, of every text.")] = 2048,
-    max_sequences: Annotated[
-        int | None, typer.Option(help="Only the first sequences of a test text.")
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Which sequences of the calibration text are drawn.")
-    ] = 0,
-    bos: Annotated[str, typer.Option(help=BOS)] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda...")] = "cpu",
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    allocation: AllocationName = "farms",
+    calibration: Calibration = None,
+    pattern: PatternText = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    eps: Eps = None,
+    selection: Selection = None,
+    evaluate: Evaluate = None,
+    samples: Samples = 128,
+    seq_len: SeqLen = 2048,
+    max_sequences: MaxSequences = None,
+    seed: Seed = 0,
+    bos: Bos = "auto",
+    device: Device = "cpu",
+    quiet: Quiet = False,
 ) -> int:
-    """Prune a language model by an allocation of sparsities and write it as a transformers folder with a report."""
+    """Prune a language model by an allocation of sparsities and write it with a report."""
+    # Everything that can be refused is refused before the model is loaded, which takes long.
     check_free(out)
     check_known(allocation)
     check_choice(bos)
     if not 0 <= sparsity < 1:
         raise PruneError(f"a sparsity must be at least 0 and below 1, not {sparsity!r}")
     plan = PruningPlan(
-        method=as_method(method), sparsity=sparsity, allocation=allocation, eps=_eps(eps, allocation),
-        pattern=Pattern.parse(pattern) if pattern else None, samples=samples, seq_len=seq_len,
-        max_sequences=max_sequences, seed=seed, bos=bos,
+        method=as_method(method), sparsity=sparsity, allocation=allocation,
+        eps=_eps(eps, allocation), pattern=Pattern.parse(pattern) if pattern else None,
+        samples=samples, seq_len=seq_len, max_sequences=max_sequences, seed=seed, bos=bos,
         include=tuple(include or ()), exclude=tuple(exclude or ()),
     )  # fmt: skip
+    _check_texts(plan, method, calibration, evaluate)
+    tests, choosing = evaluate or (), plan.eps == "auto"
+    texts = read_texts(calibration=calibration, selection=selection, tests=tests, choosing=choosing)
+    return _prune(context, plan, texts, source=source, out=out, device=device, quiet=quiet)
+
+
+def _check_texts(
+    plan: PruningPlan, method: str, calibration: str | None, tests: list[str] | None
+) -> None:
+    """Raise PruneError if a needed text is missing, or --bos is given and no text is read."""
     if plan.calibrates and calibration is None:
         raise PruneError(
-            f"{method} with the allocation {allocation} needs calibration text: give --calibration FILE"
+            f"{method} with the allocation {plan.allocation} needs calibration text: "
+            "give --calibration FILE"
         )
-    if bos != "auto" and not (plan.calibrates or plan.eps == "auto" or evaluate):
+    if plan.bos != "auto" and not (plan.calibrates or plan.eps == "auto" or tests):
         raise PruneError("--bos goes with text, and this run reads none: leave it out")
-    texts = read_texts(
-        calibration=calibration,
-        selection=selection,
-        tests=evaluate or (),
-        choosing=plan.eps == "auto",
-    )
+
+
+def _prune(
+    context: typer.Context,
+    plan: PruningPlan,
+    texts: Texts,
+    *,
+    source: str,
+    out: Path,
+    device: str,
+    quiet: bool,
+) -> int:
+    """Load, prune and save the model, and return the exit code."""
     try:
         with Console(stderr=True, quiet=quiet).status("loading the model"):
             model, tokenizer = open_language_model(source, device=device)
@@ -129,9 +162,10 @@ def prune(
         return 130
     console = Console(quiet=quiet, soft_wrap=True, highlight=False)
     used = done.report.calibration
-    if used and used[0] < samples:
+    if used and used[0] < plan.samples:
         console.print(
-            f"note: the text holds {used[0]} sequences of {seq_len} tokens, not {samples}",
+            f"note: the text holds {used[0]} sequences of {plan.seq_len} tokens, "
+            f"not {plan.samples}",
             markup=False,
         )
     console.print(storable(done.report.summary()), markup=False)
@@ -140,7 +174,7 @@ def prune(
 
 
 def _eps(given: str | None, allocation: str) -> float | Literal["auto"] | None:
-    """What ``--eps`` says: a number, ``auto`` or nothing."""
+    """Parse ``--eps``: a number, ``auto`` or nothing."""
     if given is None:
         return None
     check_takes_eps(allocation)
@@ -153,7 +187,7 @@ def _eps(given: str | None, allocation: str) -> float | Literal["auto"] | None:
 
 
 def _command(context: typer.Context) -> str:
-    """The command that does the same again, into another folder: what was given, without what is the default."""
+    """Return the command that repeats this run into another folder, without default values."""
     words = ["spectail", "prune"]
     for option in context.command.params:
         value = context.params.get(option.name or "")
@@ -168,7 +202,7 @@ def _command(context: typer.Context) -> str:
 
 
 class _Bar(Bar):
-    """The step in hand and the time since the start."""
+    """A progress bar with the current step and the time since the start."""
 
     def __init__(self, *, quiet: bool) -> None:
         super().__init__(TimeElapsedColumn(), quiet=quiet)

@@ -1,1 +1,1 @@
-"""Measuring a model: planning a run, one layer's numbers, the journal that survives a kill, and engines."""
+"""Measuring a model: the plan of a run, one layer's numbers, the journal of a run, and engines."""

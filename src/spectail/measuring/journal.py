@@ -1,8 +1,8 @@
-"""The journal of a run: one line per measured layer, so that a run that is killed loses at most the layer in hand.
+"""The journal of a run: one line per measured layer, so a killed run loses only unfinished layers.
 
-The first line says what run it is. A last line that was cut off is dropped and its layer measured
-again. The journal goes when the finished files are in place; a finished folder counts as a journal
-with every layer in it.
+The first line identifies the run. If the last line was cut off, it is dropped and its layer is
+measured again. The journal is deleted once the finished files are in place. A finished folder
+counts as a journal that holds every layer.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ JOURNAL_FILE = ".progress.jsonl"
 
 @dataclass
 class Journal:
-    """The records kept in a folder so far, and where to add more."""
+    """The records that a folder holds so far, and the file that receives further ones."""
 
     path: Path
     records: dict[str, LayerRecord] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path, run: RunInfo, *, fresh: bool = False) -> Journal:
-        """Find what the folder holds of this run; RunError where it holds another one, unless ``fresh``."""
+        """Read what the folder holds of this run, and start the journal if there is none.
+
+        RunError is raised if the folder holds another run, unless ``fresh`` replaces it.
+        """
         if folder.exists() and not folder.is_dir():
             raise RunError(
                 f"the output must be a folder, and {folder} is a file; choose another --out"
@@ -49,15 +52,17 @@ class Journal:
         return journal
 
     def add(self, record: LayerRecord) -> None:
-        """Keep one record; it is on its way to the disk when this returns."""
+        """Keep one record; it has been handed to the operating system when this returns."""
         self.records[record.name] = record
         self._write(record.to_dict())
 
     def finish(self) -> None:
-        """The finished files are written: the journal is no longer needed."""
+        """Delete the journal, which the finished files replace."""
         self.path.unlink(missing_ok=True)
 
     def _read(self, folder: Path, run: RunInfo) -> None:
+        """Read the journal file and drop a last line that was cut off."""
+        # Without a trailing newline the last element is a line that was cut off, else it is empty.
         lines = self.path.read_bytes().split(b"\n")
         whole = b"".join(line + b"\n" for line in lines[:-1])
         if len(lines) < 2:
@@ -75,14 +80,16 @@ class Journal:
             self.path.write_bytes(whole)
 
     def _write(self, values: dict[str, Any]) -> None:
+        """Append one line of JSON."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values, allow_nan=False) + "\n")
 
 
 def _require_same(folder: Path, stored: dict[str, Any], run: RunInfo) -> None:
-    """RunError that names what differs, where the folder's run is not this one."""
+    """Raise a RunError that names the differences if the folder's run is not this one."""
     wanted = run.to_dict()
     keys = ("fingerprint", "spec", "window", "include", "exclude", "full_spectrum")
+    # Through JSON, so that tuples compare equal to the lists that were stored.
     before, now = (json.loads(json.dumps(values)) for values in (stored, wanted))
     different = [key for key in keys if before.get(key) != now[key]]
     if before.get("versions", {}).get("spectail") != now["versions"].get("spectail"):

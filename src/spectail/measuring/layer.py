@@ -1,4 +1,7 @@
-"""One layer's weights -> one row of the table: the only place that knows both matrices and layer names."""
+"""Measure one layer and return its row of the table.
+
+Only this module knows both matrices and layer names.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,13 @@ if TYPE_CHECKING:
     from spectail.core.spec import Spec
 
 SOLVER_ERRORS = (np.linalg.LinAlgError, torch.linalg.LinAlgError, ArpackError)  # type: ignore[attr-defined]
+"""What the eigenvalue solvers of NumPy, torch and SciPy raise if they do not converge."""
 BINS = 80
+"""Bins of the stored histogram."""
 TOP_POINTS = 60
+"""Number of largest eigenvalues that are stored, evenly spaced in log rank."""
 NOT_ONE_TAIL = "not applicable: alpha is an average over several tails"
-"""Verdict where published code averages the alphas of the divisions of a convolution
+"""Verdict for a convolution if the published code averages alphas over its divisions
 (``Spec.legacy``)."""
 
 
@@ -40,14 +46,14 @@ class Plan:
     layers: tuple[Layer, ...]
     device: str
     source: Any = None
-    """What was given to open, for engines whose workers open it again."""
+    """The source as it was given, for engines whose workers open it again."""
     alpha_only: bool = False
-    """Leave out what training does without: the error bar, the norms of the whole matrices and the
-    spectrum to draw."""
+    """Leave out what training does not use: the error bar, the norms of the whole matrices and the
+    stored spectrum."""
 
 
 def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
-    """One row of the table. What goes wrong with the layer's data becomes its status and reason."""
+    """Return a layer's row; problems of the layer's data become its status and reason."""
     started = time.perf_counter()
     record = record_of(layer)
     spec = plan.run.spec
@@ -61,9 +67,8 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
         with torch.no_grad():
             matrices = layer.read().detach().to(plan.device)
             if layer.n_matrices > 1:
-                matrices = (
-                    matrices.contiguous()
-                )  # kernel slices lie scattered, and are read several times
+                # Kernel slices lie scattered in memory and are read several times.
+                matrices = matrices.contiguous()
             record = _measured(record, matrices, plan)
     except SpecError as error:
         record = replace(record, status="skipped", reason=str(error))
@@ -84,7 +89,7 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
 
 
 def record_of(layer: Layer) -> LayerRecord:
-    """A layer's row before anything is measured."""
+    """Return a layer's row before anything is measured."""
     return LayerRecord(
         name=layer.name,
         block=layer.block,
@@ -99,6 +104,7 @@ def record_of(layer: Layer) -> LayerRecord:
 
 
 def _measured(record: LayerRecord, matrices: Tensor, plan: Plan) -> LayerRecord:
+    """Add all measured numbers to a row."""
     spec, run = plan.run.spec, plan.run
     fit = measure(
         matrices, spec, run.window, convolution=record.kind == "conv", error_bar=not plan.alpha_only
@@ -123,6 +129,7 @@ def _measured(record: LayerRecord, matrices: Tensor, plan: Plan) -> LayerRecord:
 
 
 def _with_alpha(record: LayerRecord, fit: TailFit, plan: Plan) -> LayerRecord:
+    """Add alpha, its error, its null and the verdict on the tail."""
     own_window = not estimator_of(plan.run.spec).is_comparable(fit, plan.run.window)
     remark = (
         f"not comparable: too small for the common window of {plan.run.window}"
@@ -150,11 +157,15 @@ def _with_alpha(record: LayerRecord, fit: TailFit, plan: Plan) -> LayerRecord:
 
 
 def _judged(fit: TailFit, spec: Spec) -> tuple[GoodnessOfFit, str]:
-    """Whether a power law describes the tail, in numbers and in words; asked of the KS cutoff only."""
+    """Return the goodness of fit of the tail and a verdict in words.
+
+    The numbers are NaN unless the cutoff claims a power law.
+    """
     unasked = GoodnessOfFit(n_tail=fit.n_tail)
     if not spec.cutoff.claims_power_law:
         return unasked, spec.cutoff.unjudged
     tail = fit.eigenvalues[np.searchsorted(fit.eigenvalues, fit.xmin, side="left") :]
+    # xmin and n_tail of an average over several tails do not describe one tail of the pool.
     if tail.size != fit.n_tail or tail[0] != fit.xmin:
         return unasked, NOT_ONE_TAIL
     judged = judge_tail(tail)
@@ -173,6 +184,7 @@ def _with_norms(record: LayerRecord, fit: TailFit, matrices: Tensor, plan: Plan)
         alpha_weighted=record.alpha * math.log10(largest) if largest else math.nan,
         log_norm=math.log10(total) if total else math.nan,
     )
+    # Without windows the fit already holds the whole spectrum, so the entropy costs nothing.
     whole = plan.run.spec.window == "whole"
     if not (whole or plan.run.full_spectrum):
         return record
@@ -182,7 +194,8 @@ def _with_norms(record: LayerRecord, fit: TailFit, matrices: Tensor, plan: Plan)
 
 
 def _summary(fit: TailFit) -> Spectrum:
-    """A histogram in log10 and the largest eigenvalues at ranks even in log rank: what the report draws."""
+    """Summarize the eigenvalues for the report: a histogram in log10 and the largest ones."""
+    # np.histogram would widen a range of width zero, and its bins would not match the edges.
     logs = np.log10(fit.eigenvalues)
     low, high = float(logs[0]), float(logs[-1])
     counts, _ = np.histogram(logs, bins=BINS, range=(low, max(high, low + 1e-9)))

@@ -1,4 +1,4 @@
-"""analyze: open a source, decide what to measure, let an engine measure it, keep the run as it goes."""
+"""The function ``analyze``: open a source, plan the run, measure its layers, keep the results."""
 
 from __future__ import annotations
 
@@ -24,13 +24,17 @@ from spectail.models.source import Layer
 from spectail.results.records import RunInfo
 
 VERSIONS_OF = ("spectail", "torch", "numpy", "scipy", "safetensors", "gguf")
+"""Packages whose versions are stored with a run."""
 
 
 class Progress(Protocol):
-    """What ``analyze`` tells while it works; ``rich``'s bar or anything else may listen."""
+    """The progress callback of ``analyze``; the command line passes a progress bar."""
 
     def __call__(self, layer: Layer | None, done: int, total: int) -> None:
-        """``done`` of ``total`` weights are measured; ``layer`` is next, None at the end."""
+        """Report that ``done`` of ``total`` weights are measured.
+
+        ``layer`` is the next layer, or None at the end.
+        """
 
 
 def analyze(
@@ -50,14 +54,15 @@ def analyze(
 
     ``source`` is an ``nn.Module``, a state dict, or text: ``demo``, a Hugging Face folder, a
     ``.safetensors``, ``.pt``, ``.bin``, ``.pth`` or ``.gguf`` file, an index of shards,
-    ``module:function``, a hub id. ``include`` and ``exclude`` are globs over layer names.
-    ``full_spectrum`` adds ``alpha_full`` and ``entropy``, measured without windows. With ``out``
-    the run is kept in that folder as it goes: a run that was killed goes on where it stopped, and
-    the finished tables and the report are written there; ``fresh`` replaces the run that the folder
-    holds. ``engine`` is ``local`` or ``ray``. A layer that cannot be measured keeps its row with a
-    reason.
+    ``module:function``, or a hub id. ``include`` and ``exclude`` are globs over layer names.
+    ``full_spectrum`` adds ``alpha_full`` and ``entropy``, measured without windows.
 
-    Raises SourceError, SpecError or RunError with one clear line, before anything is written.
+    With ``out`` the results are stored in that folder as they come. A run that was killed continues
+    where it stopped, and at the end the tables and the report are written there. ``fresh`` replaces
+    a run that the folder holds. ``engine`` is ``local`` or ``ray``. A layer that cannot be measured
+    keeps its row, with a reason.
+
+    Raises SourceError, SpecError or RunError with a one-line message before anything is written.
     """
     plan = make_plan(
         source,
@@ -79,14 +84,16 @@ def make_plan(
     exclude: Sequence[str] = (),
     full_spectrum: bool = False,
 ) -> Plan:
-    """Open the source, choose the layers and the common window; nothing is measured or written."""
+    """Open the source and choose layers and common window, without measuring or writing."""
     device = usable_device(device)
     opened = open_source(source)
     layers = select(opened.layers, include, exclude)
     if not layers:
         raise SourceError(
-            f"{opened.label} has no weight matrices to measure: {opened.n_vectors} vectors, nothing else"
+            f"{opened.label} has no weight matrices to measure: "
+            f"{opened.n_vectors} vectors, nothing else"
         )
+    # Layers that cannot be read (part is None) do not influence the common window.
     shapes = [(layer.rows, layer.cols) for layer in layers if layer.part is not None]
     window = common_window([shape for shape in shapes if not too_small(shape, spec)], spec)
     run = RunInfo(
@@ -114,7 +121,10 @@ def run_plan(
     progress: Progress | None = None,
     fresh: bool = False,
 ) -> Analysis:
-    """Measure what the folder ``out`` does not hold yet, keep each record as it comes, write the finished run."""
+    """Measure the layers that the folder ``out`` does not hold yet, and write the finished run.
+
+    Each record is stored as soon as it is measured.
+    """
     journal = Journal.open(Path(out), plan.run, fresh=fresh) if out is not None else None
     known = dict(journal.records) if journal else {}
     total = sum(layer.numel for layer in plan.layers)
@@ -122,6 +132,7 @@ def run_plan(
     done = total - sum(layer.numel for layer in missing)
     names = {layer.name: layer for layer in missing}
 
+    # The engine takes layers from this generator, so progress is reported when one starts.
     def announced() -> Iterable[Layer]:
         for layer in missing:
             if progress:
@@ -135,6 +146,7 @@ def run_plan(
             journal.add(record)
     if progress:
         progress(None, done, total)
+    # Engines return records in any order; the table has the order of the model.
     analysis = Analysis(plan.run, tuple(known[layer.name] for layer in plan.layers))
     if journal and out is not None:
         analysis.save(out)
@@ -143,32 +155,38 @@ def run_plan(
 
 
 def _window_notes(spec: Spec, window: int | None, shapes: list[tuple[int, int]]) -> list[str]:
+    """Return a note for the report if the run has no common window."""
     if window is not None or len(set(shapes)) < 2:
         return []
     if spec.window == "common":
         return [
-            "No layer is large enough for a common window: each has its own, and other shapes do not compare."
+            "No layer is large enough for a common window: each has its own, "
+            "and other shapes do not compare."
         ]
     return [
-        "Every layer has a window of its own size: alphas of layers of different shape do not compare."
+        "Every layer has a window of its own size: "
+        "alphas of layers of different shape do not compare."
     ]
 
 
 def usable_device(device: str) -> str:
-    """The device, ``auto`` resolved; SpecError where torch does not have it here."""
+    """Return the device, with ``auto`` resolved; raise SpecError if torch cannot use it here."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    # Allocating is the only test that covers every backend; an unknown one fails an assertion.
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise SpecError(
-            f"device must be auto, cpu or an accelerator that torch has here, not {device!r} ({reason})"
+            "device must be auto, cpu or an accelerator that torch has here, "
+            f"not {device!r} ({reason})"
         ) from error
     return device
 
 
 def _versions() -> dict[str, str]:
+    """Return the installed versions of VERSIONS_OF."""
     found = {}
     for name in VERSIONS_OF:
         try:

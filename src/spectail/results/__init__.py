@@ -1,1 +1,1 @@
-"""What came out: records, their table, and the comparison of two runs. No torch."""
+"""Results: records of layers, their table, and the comparison of two runs. No torch."""

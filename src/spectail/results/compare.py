@@ -1,4 +1,4 @@
-"""Two runs side by side: layers paired by name, never by position, and what moved between them."""
+"""Compare two runs: pair their layers by name, never by position, and compute what changed."""
 
 from __future__ import annotations
 
@@ -14,31 +14,37 @@ from spectail.results.records import LayerRecord, Results
 from spectail.results.table import storable
 
 METRICS = ("xmin", "stable_rank", "lambda_max", "weight_var")
+"""Columns that are listed for both runs, beside alpha and its error."""
 PAIRED = "paired"
+"""Status of a pair whose alphas can be compared."""
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What moved from run A to run B.
+    """The differences between run A and run B.
 
     ``table`` has one row per pair and one per unpaired layer: name, name_a, name_b, kind, block,
     alpha_a, alpha_b, alpha_se_a, alpha_se_b, alpha_change (B - A), z (the change in combined
-    standard errors), METRICS of both, status (paired, only in A, only in B, shapes differ, not
-    comparable) and reason. ``warnings`` are sentences on what the two runs do not share.
+    standard errors), METRICS of both runs, status (paired, only in A, only in B, shapes differ, not
+    comparable) and reason. ``warnings`` are sentences about settings and layers that the two runs
+    do not share.
     """
 
     table: pd.DataFrame
     warnings: tuple[str, ...]
 
     def moved(self, n: int = 10) -> pd.DataFrame:
-        """The ``n`` comparable pairs whose alpha changed most, the largest change first; none where nothing moved."""
+        """Return the ``n`` comparable pairs whose alpha changed most, the largest change first.
+
+        Pairs whose alpha did not change are left out.
+        """
         change = self.table["alpha_change"]
         paired = self.table[(self.table["status"] == PAIRED) & change.notna() & (change != 0)]
         order = paired["alpha_change"].abs().sort_values(ascending=False, kind="stable").index
         return paired.loc[order].head(n)
 
     def _repr_html_(self) -> str:
-        """The table, for notebooks."""
+        """Return the table as HTML, for notebooks."""
         html: str = self.table.to_html(
             index=False, max_rows=60, float_format="{:.4g}".format, na_rep=""
         )
@@ -46,9 +52,9 @@ class Comparison:
 
 
 def pair_layers(a: Results, b: Results) -> Comparison:
-    """Pair the layers of two runs by name; RunError where they share none.
+    """Pair the layers of two runs by name; raise RunError if they share none.
 
-    See ``pair_names`` for the forms of a name that pair. Parameters that are no weight matrices
+    ``pair_names`` describes which forms of a name pair. Parameters that are not weight matrices
     have no row.
     """
     pairing = _paired(a, b)
@@ -56,7 +62,8 @@ def pair_layers(a: Results, b: Results) -> Comparison:
     if not partner:
         first, second = (f"{x.layers[0].name!r}" if x.layers else "nothing" for x in (a, b))
         raise RunError(
-            f"the two analyses share no layer: A has {first} and others, B has {second}; compare one model"
+            f"the two analyses share no layer: A has {first} and others, B has {second}; "
+            "compare one model"
         )
     by_name = {layer.name: layer for layer in b.layers}
     unlike = _unlike(a, b)
@@ -67,18 +74,19 @@ def pair_layers(a: Results, b: Results) -> Comparison:
         for layer in _weights(a)
     ]
     rows += [_row(None, by_name[name]) for name in pairing.right_only]
+    # Int64 with a capital is pandas' nullable integer: layers outside blocks have no index.
     table = pd.DataFrame(rows).astype({"block": "Int64"})
     return Comparison(table, tuple(_warnings(a, b, table)))
 
 
 def _paired(a: Results, b: Results) -> Pairing:
-    """Pair the weights of two runs by their names, and by those that they have in files of transformers."""
+    """Pair the weights of two runs by their names and by their names in files of transformers."""
     names, saved = zip(*(_names(run) for run in (a, b)), strict=True)
     return pair_names(*names, left_saved=saved[0], right_saved=saved[1])
 
 
 def _names(run: Results) -> tuple[list[str], dict[str, str]]:
-    """Names of a run's weights, and those of them that differ in a saved file."""
+    """Return the names of a run's weights, and those names that differ in a saved file."""
     layers = _weights(run)
     return [layer.name for layer in layers], {
         layer.name: layer.saved_as for layer in layers if layer.saved_as
@@ -86,18 +94,18 @@ def _names(run: Results) -> tuple[list[str], dict[str, str]]:
 
 
 def _weights(run: Results) -> list[LayerRecord]:
-    """The rows of weight matrices."""
+    """Return the rows of weight matrices."""
     return [layer for layer in run.layers if layer.kind != NOT_A_WEIGHT]
 
 
 def _alone(layer: LayerRecord, pairing: Pairing) -> str:
-    """Say why a layer has no partner, where that is not for want of any."""
+    """Return why a layer has no partner if it has several candidates, else an empty string."""
     others = pairing.ambiguous.get(layer.name, ())
     return f"several layers of B could be this one: {', '.join(others)}" if others else ""
 
 
 def _unlike(a: Results, b: Results) -> str:
-    """Why no alpha of one run may be compared with one of the other; empty where they measure the same thing."""
+    """Return why alphas of the two runs are different quantities, or an empty string."""
     for key in ("cutoff", "legacy"):
         before, now = str(getattr(a.run.spec, key)), str(getattr(b.run.spec, key))
         if before != now:
@@ -106,6 +114,7 @@ def _unlike(a: Results, b: Results) -> str:
 
 
 def _row(a: LayerRecord | None, b: LayerRecord | None, unlike: str = "") -> dict[str, object]:
+    """Return the row of a pair, or of a layer that only one run has."""
     one = b or a
     if one is None:
         raise ValueError("a row needs a layer")
@@ -134,8 +143,10 @@ def _row(a: LayerRecord | None, b: LayerRecord | None, unlike: str = "") -> dict
 
 
 def _status(a: LayerRecord | None, b: LayerRecord | None) -> tuple[str, str]:
+    """Return the status of a row and the reason for it."""
     if a is None or b is None:
         return "only in A" if a else "only in B", ""
+    # A matrix and its transpose have the same spectrum (some formats store weights transposed).
     if (a.rows, a.cols) not in ((b.rows, b.cols), (b.cols, b.rows)) or a.n_matrices != b.n_matrices:
         return "shapes differ", f"{a.rows} x {a.cols} in A, {b.rows} x {b.cols} in B"
     if a.status != "ok" or b.status != "ok":
@@ -146,13 +157,13 @@ def _status(a: LayerRecord | None, b: LayerRecord | None) -> tuple[str, str]:
         ]
         return "not comparable", "; ".join(unmeasured)
     if sorted((a.window_rows, a.window_cols)) != sorted((b.window_rows, b.window_cols)):
-        windows = f"windows of {a.window_rows} x {a.window_cols} in A, {b.window_rows} x {b.window_cols} in B"
-        return "not comparable", windows
+        before, now = (f"{x.window_rows} x {x.window_cols}" for x in (a, b))
+        return "not comparable", f"windows of {before} in A, {now} in B"
     return PAIRED, ""
 
 
 def _warnings(a: Results, b: Results, table: pd.DataFrame) -> list[str]:
-    """What the two runs do not share, in sentences."""
+    """Describe in sentences what the two runs do not share."""
     found = []
     before, now = a.run.spec.to_dict(), b.run.spec.to_dict()
     for key in before:

@@ -1,4 +1,4 @@
-"""What is measured and what came out, as frozen values that survive a trip through JSON. No torch."""
+"""Records of what was measured: frozen values that can be stored as JSON and restored. No torch."""
 
 from __future__ import annotations
 
@@ -13,36 +13,41 @@ from spectail.models.source import NOT_A_WEIGHT
 
 @dataclass(frozen=True)
 class Spectrum:
-    """A pooled spectrum small enough to keep: a histogram of log10(eigenvalue), and quantiles of the largest ones."""
+    """Summary of a pooled spectrum: a histogram of log10(eigenvalue) and the largest ones."""
 
     edges: tuple[float, float]
-    """log10 of the smallest and the largest non-zero eigenvalue; the bins between them are equally
-    wide."""
+    """log10 of the smallest and the largest non-zero eigenvalue. The bins between them have equal
+    width."""
     counts: tuple[int, ...]
+    """Number of eigenvalues in each bin."""
     top: tuple[tuple[int, float], ...]
-    """(rank, eigenvalue), rank 1 the largest, about evenly spaced in log rank: the survival curve
-    is rank / N."""
+    """Pairs (rank, eigenvalue), where rank 1 is the largest. The ranks are about evenly spaced in
+    log rank. The survival curve is rank / N."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the table of layers: the record, the DataFrame, the report and the documentation follow from it."""
+    """One column of the table of layers.
+
+    The record, the DataFrame, the report and the documentation follow from it.
+    """
 
     name: str
+    """Its name in the DataFrame, in the files and as a field of the record."""
     label: str
     """Its heading in the report."""
     cell: str
-    """How the report writes a value: the name of a cell type in ``report.js``."""
+    """How the report formats a value: the name of a cell type in ``report.js``."""
     meaning: str
-    """One phrase for the documentation, and what the heading shows when one points at it."""
+    """One phrase for the documentation and for the tooltip of the heading in the report."""
     main: bool = False
-    """Whether the report shows it before one asks for all columns."""
+    """Whether the report shows it before the reader asks for all columns."""
 
 
 def _column(
     label: str, cell: str, meaning: str, default: Any = dataclasses.MISSING, *, main: bool = False
 ) -> Any:
-    """Declare a field of the record together with what its column is called and means."""
+    """Declare a field of the record together with the label and the meaning of its column."""
     about = {"label": label, "cell": cell, "meaning": meaning, "main": main}
     return (
         field(metadata=about)
@@ -51,12 +56,15 @@ def _column(
     )
 
 
-RATIO = "log-likelihood of the power law minus that of {}, in standard errors; negative: {} fits better (`ks` only)"
+RATIO = (
+    "log-likelihood of the power law minus that of {}, in standard errors; "
+    "negative: {} fits better (`ks` only)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRecord:
-    """One row of the table; NaN where not measured. The fields, in order, are the table's columns."""
+    """One row of the table; NaN if not measured. The fields, in order, are the table's columns."""
 
     name: str = _column("Layer", "name", "full name of the parameter, without `.weight`", main=True)
     block: int | None = _column(
@@ -69,11 +77,13 @@ class LayerRecord:
     cols: int = _column("Columns", "count", "input size of each matrix")
     numel: int = _column("Weights", "count", "number of weights")
     n_matrices: int = _column(
-        "Matrices", "count", "matrices that pool into the row: kernel positions, modes, heads"
+        "Matrices", "count", "matrices whose eigenvalues are pooled: kernel positions, modes, heads"
     )
     window_rows: int = _column("Window rows", "count", "rows of each window", 0)
     window_cols: int = _column("Window cols", "count", "columns of each window", 0)
-    n_windows: int = _column("Windows", "count", "windows over all matrices of the row", 0)
+    n_windows: int = _column(
+        "Windows", "count", "number of windows over all matrices of the row", 0
+    )
     n_eigenvalues: int = _column(
         "Eigenvalues", "count", "eigenvalues found, numerical zeros included", 0
     )
@@ -83,7 +93,7 @@ class LayerRecord:
     alpha: float = _column(
         "Alpha",
         "alpha",
-        "tail exponent; on the report's scale the dot, the stroke is a random matrix",
+        "exponent of the tail; the report draws it as a dot, and a random matrix as a stroke",
         math.nan,
         main=True,
     )
@@ -91,9 +101,12 @@ class LayerRecord:
         "± error", "fixed", "standard error of alpha (jackknife)", math.nan, main=True
     )
     alpha_null: float = _column(
-        "Random", "fixed", "alpha of a matrix of independent entries", math.nan
+        "Random",
+        "fixed",
+        "alpha of a random matrix: independent entries of equal variance (the null)",
+        math.nan,
     )
-    xmin: float = _column("xmin", "number", "eigenvalue from which on the tail is fitted", math.nan)
+    xmin: float = _column("xmin", "number", "smallest eigenvalue of the tail", math.nan)
     n_tail: int = _column("In tail", "count", "eigenvalues in the tail", 0)
     ks: float = _column(
         "KS", "fixed", "Kolmogorov-Smirnov distance between the tail and its fit", math.nan
@@ -131,7 +144,7 @@ class LayerRecord:
     reason: str = _column(
         "Reason",
         "why",
-        "why a row is skipped or failed; on an ok row, what to keep in mind",
+        "why a row is skipped or failed; on an ok row, remarks",
         "",
         main=True,
     )
@@ -142,7 +155,7 @@ class LayerRecord:
     comparable: bool = _column(
         "Comparable",
         "text",
-        "whether the window is the run's, so that alpha compares with other layers",
+        "whether the layer was measured in the run's window, so that its alpha compares",
         True,
     )
     null_z: float = _column(
@@ -155,7 +168,7 @@ class LayerRecord:
     ks_p: float = _column(
         "KS p",
         "fixed",
-        "at most this often would a true power law fit as badly (`ks` only)",
+        "upper bound of the p-value of the power-law fit (`ks` only)",
         math.nan,
     )
     lognormal_ratio: float = _column(
@@ -181,11 +194,11 @@ class LayerRecord:
         return self.reason if self.kind == NOT_A_WEIGHT else None
 
     def row(self) -> dict[str, Any]:
-        """The columns of the table, in their order."""
+        """Return the columns of the table, in their order."""
         return {name: getattr(self, name) for name in COLUMNS}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, with None for NaN."""
+        """Return plain JSON values, with None for NaN."""
         values = {
             k: None if isinstance(v, float) and not math.isfinite(v) else v
             for k, v in self.row().items()
@@ -194,7 +207,8 @@ class LayerRecord:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LayerRecord:
-        """The inverse of ``to_dict``; unknown keys are an error of the caller's file."""
+        """Restore a record from ``to_dict``; unknown keys raise TypeError."""
+        # JSON has no NaN: None stands for it, but only in columns of numbers.
         floats = {f.name for f in dataclasses.fields(cls) if f.type == "float"}
         known: dict[str, Any] = {
             k: math.nan if v is None and k in floats else v for k, v in values.items()
@@ -212,16 +226,16 @@ class LayerRecord:
 COLUMN_TABLE = tuple(
     Column(f.name, **f.metadata) for f in dataclasses.fields(LayerRecord) if f.metadata
 )
-"""All columns of the table, in their order; the order may grow at the end."""
+"""All columns of the table in their order. New columns are added at the end."""
 COLUMNS = tuple(column.name for column in COLUMN_TABLE)
-"""Their names."""
+"""The names of all columns."""
 
 
 def null_gap(layer: LayerRecord) -> float:
-    """(alpha - null) in combined standard errors of the layer and of the null; NaN without an error bar or a null.
+    """Return (alpha - alpha_null) in combined standard errors of the layer and of the null.
 
-    A layer that is itself random has both spreads from the same cause: counting both is the
-    cautious side.
+    The null is the alpha of a random matrix. The result is NaN without an error bar or a null. For
+    a layer that is itself random both spreads have the same cause, so counting both is cautious.
     """
     spread = layer.alpha_null_sd if math.isfinite(layer.alpha_null_sd) else 0.0
     error = math.hypot(layer.alpha_se, spread)
@@ -230,45 +244,48 @@ def null_gap(layer: LayerRecord) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """What was measured: enough to repeat the run, and to refuse to mix it with another."""
+    """The settings and the model of a run.
+
+    They suffice to repeat the run and to refuse to continue it with another model or setting.
+    """
 
     source: str
     fingerprint: str
     spec: Spec
     window: int | None
-    """Short side of the common window; None where every layer has its own."""
+    """Short side of the common window; None if every layer has its own."""
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     full_spectrum: bool = False
     device: str = "cpu"
     n_vectors: int = 0
-    """Parameters with fewer than two dimensions, which have no row."""
+    """Number of parameters with fewer than two dimensions, which have no row."""
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     given: str = ""
-    """What was typed to open the source, where that was text: the command that repeats the run
-    needs it."""
+    """The text that opened the source, if it was text. The command that repeats the run needs
+    it."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {
             "spec": self.spec.to_dict()
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunInfo:
-        """The inverse of ``to_dict``."""
+        """Restore a run from ``to_dict``."""
         lists = {k: tuple(values[k]) for k in ("include", "exclude", "notes")}
         return cls(**{**values, **lists, "spec": Spec(**values["spec"])})
 
 
 @dataclass(frozen=True)
 class Results:
-    """A run: what was asked and one record per layer, in the model's order."""
+    """A run: its settings and one record per layer, in the model's order."""
 
     run: RunInfo
     layers: tuple[LayerRecord, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, as in ``analysis.json``."""
+        """Return plain JSON values, as in ``analysis.json``."""
         return {"run": self.run.to_dict(), "layers": [layer.to_dict() for layer in self.layers]}

@@ -1,4 +1,4 @@
-"""Results as a pandas table, one row per layer, in the model's order."""
+"""Results as a pandas table with one row per layer, in the model's order."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ COLUMN_DTYPES = {
 
 
 def storable(text: str) -> str:
-    """The text with ``?`` for what UTF-8 cannot hold (lone surrogates): no CSV, Parquet or HTML file can store it."""
+    """Replace characters that UTF-8 cannot encode (lone surrogates) by ``?``.
+
+    CSV, Parquet and HTML files cannot store them.
+    """
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def layer_table(results: Results) -> pd.DataFrame:
-    """All layers, skipped and failed ones too, with the columns of ``records.COLUMNS`` in their order."""
+    """Return the table of all layers, skipped and failed ones too, with ``records.COLUMNS``."""
     rows = [layer.row() for layer in results.layers]
     columns = {name: [row[name] for row in rows] for name in COLUMNS}
     for name, dtype in COLUMN_DTYPES.items():
         if dtype == "str":
             columns[name] = [storable(text) for text in columns[name]]
+    # Start from objects: pandas would turn a column of integers and None into floats.
     frame = pd.DataFrame(
         {name: pd.Series(values, dtype="object") for name, values in columns.items()}
     )
@@ -34,10 +38,10 @@ def layer_table(results: Results) -> pd.DataFrame:
 
 
 def extremes(table: pd.DataFrame, n: int = 5) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The ``n`` most and the ``n`` least heavy-tailed layers: lowest alpha first, then highest alpha first.
+    """Return the ``n`` layers of lowest and the ``n`` of highest alpha, most extreme first.
 
-    Only rows that are ok, comparable and have an alpha take part, so that no window size but the
-    run's is ranked.
+    Only rows that are ok, comparable and have an alpha take part, so only alphas of the run's own
+    window are ranked.
     """
     ranked = table[(table["status"] == "ok") & table["comparable"] & table["alpha"].notna()]
     ranked = ranked.sort_values("alpha", kind="stable")

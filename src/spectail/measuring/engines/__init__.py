@@ -1,4 +1,4 @@
-"""Engines: where the layers of a run are measured. One file each, one line each in the table."""
+"""Engines: where the layers of a run are measured; one file and one table line each."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from spectail.models.source import Layer
 from spectail.results.records import LayerRecord
 
 Engine: TypeAlias = Callable[[Plan, Iterable[Layer]], Iterable[LayerRecord]]
-"""Measures layers by a plan; records may come in any order."""
+"""A function that measures layers by a plan. Records may come in any order."""
 
 ENGINES: dict[str, Engine] = {"local": measure_here, "ray": measure_on_ray}
-"""All engines by the name that the command line gives them."""
+"""All engines by their name on the command line."""
 
 
 def engine_named(name: str) -> Engine:
     """Return the engine of this name.
 
     Raises:
-        SpecError: there is none.
+        SpecError: if there is no such engine.
 
     """
     if name not in ENGINES:

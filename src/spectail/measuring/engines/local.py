@@ -1,9 +1,10 @@
-"""The default engine: this process, every core busy. Small layers side by side, large ones alone with all cores.
+"""The default engine: this process with every core; small layers in parallel, large ones alone.
 
-One small layer at a time with its windows spread over the cores took 1.4 times as long on SmolLM2
-with 2 cores: half of the work on it (reading, moments, largest eigenvalue, error bar) keeps one
-core only. On a GPU two layers are under way, each on a stream of its own: the next one is read and
-copied while the solver works on the first.
+Small layers are measured side by side, one core each. Measuring one small layer at a time, with its
+windows spread over the cores, took 1.4 times as long on SmolLM2 with 2 cores, because half of the
+work on a layer (reading, moments, largest eigenvalue, error bar) uses only one core. A large layer
+gets all cores, so that only one is in memory. On a GPU two layers are in progress, each on a stream
+of its own: the next one is read and copied while the solver works on the first.
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ from spectail.models.source import Layer
 from spectail.results.records import LayerRecord
 
 TOGETHER = 2**27
-"""Weights held at a time by layers that are measured side by side; larger ones are measured
+"""Most weights that layers measured side by side may hold together. Larger layers are measured
 alone."""
 
 
 def measure(plan: Plan, layers: Iterable[Layer]) -> Iterator[LayerRecord]:
-    """Measure the layers; records come in their order."""
+    """Measure the layers and yield their records in order."""
     cores = torch.get_num_threads()
     if plan.device != "cpu":
         with ThreadPoolExecutor(2, initializer=_own_stream, initargs=(plan.device,)) as pool:
             yield from _side_by_side(pool, 2, plan, layers)
         return
+    # Each of the layers in progress may hold an equal share of TOGETHER. Consecutive layers of
+    # one size class are measured together, which keeps the order of records.
     for large, run in groupby(layers, key=lambda layer: layer.numel * cores > TOGETHER):
         if large or cores == 1:
             yield from (measure_layer(layer, plan) for layer in run)
@@ -43,6 +46,8 @@ def measure(plan: Plan, layers: Iterable[Layer]) -> Iterator[LayerRecord]:
 def _side_by_side(
     pool: ThreadPoolExecutor, workers: int, plan: Plan, layers: Iterable[Layer]
 ) -> Iterator[LayerRecord]:
+    """Measure layers with ``workers`` threads and yield their records in order."""
+    # Submit at most ``workers`` layers ahead of the one returned next, to bound the memory.
     waiting: deque[Future[LayerRecord]] = deque()
     for layer in layers:
         waiting.append(pool.submit(measure_layer, layer, plan))
@@ -53,5 +58,6 @@ def _side_by_side(
 
 
 def _own_stream(device: str) -> None:
+    """Give this thread a CUDA stream of its own."""
     if torch.device(device).type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]

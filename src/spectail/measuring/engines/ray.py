@@ -1,4 +1,7 @@
-"""Layers spread over a Ray cluster: every worker opens the same source, so all of them must see its files."""
+"""The Ray engine: layers are spread over a cluster.
+
+Every worker opens the source itself, so all machines must see its files.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from spectail.results.records import LayerRecord, RunInfo
 
 
 def measure(plan: Plan, layers: Iterable[Layer]) -> Iterator[LayerRecord]:
-    """Measure the layers on every CPU that Ray offers, one thread each; records come as they are done."""
+    """Measure the layers on every CPU that Ray offers and yield records as they are done.
+
+    Each worker uses one thread.
+    """
     try:
         import ray
     except ImportError as error:
@@ -24,7 +30,8 @@ def measure(plan: Plan, layers: Iterable[Layer]) -> Iterator[LayerRecord]:
         ) from error
     if not isinstance(plan.source, str):
         raise SpecError(
-            "the ray engine needs a source that workers can open: text that names a file, not an object"
+            "the ray engine needs a source that workers can open: "
+            "text that names a file, not an object"
         )
     started_here = not ray.is_initialized()
     if started_here:
@@ -33,6 +40,7 @@ def measure(plan: Plan, layers: Iterable[Layer]) -> Iterator[LayerRecord]:
         worker = ray.remote(_Worker)
         count = max(1, int(ray.cluster_resources().get("CPU", 1)))
         idle = [worker.remote(plan.source, plan.run, plan.device) for _ in range(count)]
+        # Hand out the next layer only when a worker is idle, so that progress is announced in time.
         busy: dict[Any, Any] = {}
         for layer in layers:
             if not idle:
@@ -51,13 +59,15 @@ def measure(plan: Plan, layers: Iterable[Layer]) -> Iterator[LayerRecord]:
 
 
 class _Worker:
-    """Opens the source once and measures the layers that it is asked for."""
+    """A Ray actor that opens the source once and measures layers by name."""
 
     def __init__(self, source: str, run: RunInfo, device: str) -> None:
+        # The cluster has one worker for each CPU, so each worker uses one thread.
         torch.set_num_threads(1)
         opened = open_source(source)
         self.plan = Plan(run, opened.layers, device)
         self.layers = {layer.name: layer for layer in opened.layers}
 
     def measure(self, name: str) -> LayerRecord:
+        """Measure the layer of this name."""
         return measure_layer(self.layers[name], self.plan)
