@@ -19,7 +19,7 @@ from spectail.models.formats.fingerprint import fingerprint_files
 from spectail.models.formats.foreign import refuse_foreign, refuse_stand_in, without_weights
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.open_file import OpenFile
-from spectail.models.lazy_tensor import LazyTensor
+from spectail.models.formats.shard_index import names_without_shard, read_index
 from spectail.models.naming.names import natural_key
 from spectail.models.source import Source
 
@@ -284,44 +284,6 @@ def _refuse_run(folder: Path) -> None:
         )
 
 
-def read_index(index: Path) -> tuple[list[Path], list[str]]:
-    """Return the files that an index names, all from its own folder, and its tensors' names.
-
-    Raises:
-        SourceError: The file is no index, it names a shard elsewhere, or a shard is missing.
-
-    """
-    try:
-        weight_map: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()), key=natural_key)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise SourceError(
-            f"{index} is not an index of shards: "
-            "expected JSON with a 'weight_map' from tensor to file name"
-        ) from None
-    if not names:
-        raise SourceError(
-            f"{index} is an index of shards that names none; download the model again"
-        )
-    folder = index.parent
-    missing = []
-    for name in names:
-        # A downloaded index must not make this read any other file of the user's.
-        if Path(name).name != name or name in {"", ".", ".."} or "\\" in name:
-            raise SourceError(
-                f"{index} names the shard {name!r} outside of its own folder; "
-                "expected plain file names"
-            )
-        if not (folder / name).is_file():
-            missing.append(name)
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise SourceError(
-            f"shard {missing[0]}{more} of {index} is missing; download the model again"
-        )
-    return [folder / name for name in names], list(weight_map)
-
-
 def _assembled(
     form: Format, paths: Sequence[Path], label: str, promised: Iterable[str] = ()
 ) -> Source:
@@ -329,7 +291,7 @@ def _assembled(
     files = [OpenFile(path) for path in paths]
     contents = _read(form, files)
     folder = paths[0].parent
-    notes = (*contents.notes, *_lost(promised, contents.tensors))
+    notes = (*contents.notes, *names_without_shard(promised, contents.tensors))
     hashed = [(file.name, file) for file in (*files, *contents.more_files)]
     config, quantiser = (contents.config, None) if contents.config else configuration_of(folder)
     # These files enter the fingerprint too, since the measured numbers depend on them.
@@ -377,18 +339,6 @@ def _read(form: Format, files: Sequence[OpenFile]) -> Contents:
             f"{files[0].path} is not readable as {form.name}: it is damaged or of another form "
             f"({type(error).__name__}: {reason})"
         ) from None
-
-
-def _lost(promised: Iterable[str], tensors: Sequence[LazyTensor]) -> tuple[str, ...]:
-    """Return a note on the tensors that an index names and no shard holds."""
-    there = {stored.name for stored in tensors}
-    promised = list(promised)
-    lost = [name for name in promised if name not in there]
-    # If all names are missing, the format translates names and none can match the index.
-    if not lost or len(lost) == len(promised):
-        return ()
-    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-    return (f"the index names {lost[0]}{more}, which no shard holds",)
 
 
 def _json(path: Path, kind: type = dict) -> Any:

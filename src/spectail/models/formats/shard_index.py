@@ -1,0 +1,62 @@
+"""The index of a model that is split into shards: which files hold which tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from spectail.errors import SourceError
+from spectail.models.lazy_tensor import LazyTensor
+from spectail.models.naming.names import natural_key
+
+
+def read_index(index: Path) -> tuple[list[Path], list[str]]:
+    """Return the files that an index names, all from its own folder, and its tensors' names.
+
+    Raises:
+        SourceError: The file is no index, it names a shard elsewhere, or a shard is missing.
+
+    """
+    try:
+        weight_map: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()), key=natural_key)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise SourceError(
+            f"{index} is not an index of shards: "
+            "expected JSON with a 'weight_map' from tensor to file name"
+        ) from None
+    if not names:
+        raise SourceError(
+            f"{index} is an index of shards that names none; download the model again"
+        )
+    folder = index.parent
+    missing = []
+    for name in names:
+        # A downloaded index must not make this read any other file of the user's.
+        if Path(name).name != name or name in {"", ".", ".."} or "\\" in name:
+            raise SourceError(
+                f"{index} names the shard {name!r} outside of its own folder; "
+                "expected plain file names"
+            )
+        if not (folder / name).is_file():
+            missing.append(name)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise SourceError(
+            f"shard {missing[0]}{more} of {index} is missing; download the model again"
+        )
+    return [folder / name for name in names], list(weight_map)
+
+
+def names_without_shard(promised: Iterable[str], tensors: Sequence[LazyTensor]) -> tuple[str, ...]:
+    """Return a note on the tensors that an index names and no shard holds."""
+    there = {stored.name for stored in tensors}
+    promised = list(promised)
+    lost = [name for name in promised if name not in there]
+    # If all names are missing, the format translates names and none can match the index.
+    if not lost or len(lost) == len(promised):
+        return ()
+    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+    return (f"the index names {lost[0]}{more}, which no shard holds",)
