@@ -1,5 +1,5 @@
-"""Training with alpha: a learning rate or weight decay per layer, as its spectrum asks for.
+"""Training with alpha: one learning rate or weight decay per layer, computed from its spectrum.
 
-The class is ``spectail.Balancer``; ``rules`` holds what it can follow, ``huggingface`` and
-``lightning`` the callbacks.
+The class is ``spectail.Balancer``. The rules it can follow are in ``rules``, the callbacks for
+trainers in ``huggingface`` and ``lightning``.
 """

@@ -1,4 +1,4 @@
-"""From the alphas of one measurement to a factor per unit, by the maps of ``allocation``."""
+"""Turn the alphas of one measurement into one factor per unit, by the maps of ``allocation``."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from spectail.training.structure import Unit
 
 @dataclass(frozen=True)
 class Factors:
-    """A factor per unit that has an alpha, and why the others have none."""
+    """One factor per unit that has an alpha, and the reason why others have none."""
 
     values: Mapping[str, float]
+    """The factors by the unit's name."""
     alphas: Mapping[str, float]
-    """Of the same units: the mean over the layers of each."""
+    """The alphas of the same units; of several layers the mean."""
     lacking: Mapping[str, str]
-    """Units without an alpha, and the reason."""
+    """The reason for each unit without an alpha."""
 
 
 def factors_of(units: Sequence[Unit], records: Mapping[str, LayerRecord], rule: Rule) -> Factors:
-    """Factors of the units that take part in a rule; ``records`` hold all their layers by name."""
+    """Compute the factors of units by a rule; ``records`` hold all their layers by name."""
     joined = [_joined(unit, [records[name] for name in unit.layers], rule) for unit in units]
     try:
         known, _, _ = with_alphas(joined, "leave")
@@ -52,7 +53,7 @@ def factors_of(units: Sequence[Unit], records: Mapping[str, LayerRecord], rule: 
 
 @dataclass(frozen=True)
 class _Joined:
-    """A unit as ``allocation.units`` measures layers: the mean alpha of its layers, their numel."""
+    """A unit in the form of a layer that ``allocation.units`` reads."""
 
     name: str
     kind: str
@@ -65,7 +66,7 @@ class _Joined:
 
 
 def _joined(unit: Unit, records: Sequence[LayerRecord], rule: Rule) -> _Joined:
-    """Join the layers of a unit: the mean alpha of those that have one, the weights of all."""
+    """Join the layers of a unit: the mean alpha of those that have one, the numel of all."""
     records = [_with_enough(record, rule.min_eigenvalues) for record in records]
     usable = [
         r for r in records if r.status == "ok" and r.comparable and math.isfinite(r.alpha)
@@ -84,7 +85,7 @@ def _joined(unit: Unit, records: Sequence[LayerRecord], rule: Rule) -> _Joined:
 
 
 def _with_enough(record: LayerRecord, least: int) -> LayerRecord:
-    """The record, skipped where it has fewer eigenvalues."""
+    """Return the record, marked as skipped if it has fewer than ``least`` eigenvalues."""
     if record.status != "ok" or record.n_eigenvalues >= least:
         return record
     few = f"{record.n_eigenvalues} eigenvalues, the rule asks for at least {least}"

@@ -1,4 +1,4 @@
-"""What a Balancer has seen: alphas and factors of every measurement."""
+"""The history of a training run: alphas and factors of every measurement of a Balancer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 CHANGING = ("alpha", "xmin", "n_tail", "ks", "n_zero", "weight_var", "status", "reason")
-"""What may differ between two measurements of a layer; the rest is kept once."""
+"""The columns that may differ between two measurements of a layer; the others are stored once."""
 COLUMNS = ("step", "applied", "name", "alpha", "factor")
 HISTORY_FILE = "history.json"
 _FORMAT = "spectail training history"
@@ -29,27 +29,27 @@ _FORMAT = "spectail training history"
 
 @dataclass(frozen=True)
 class Update:
-    """One measurement and what came of it."""
+    """One measurement and the factors it led to."""
 
     step: int
-    """Steps that the optimizer had made when the weights were as measured."""
+    """The number of optimizer steps when the weights were measured."""
     applied: int
-    """Steps that it had made when the factors were taken over; later than ``step`` where measured
-    in the background.
+    """The number of optimizer steps when the factors were applied; more than ``step`` if the
+    measurement ran in the background.
     """
     alphas: dict[str, float]
-    """Of the layers that take part and could be measured."""
+    """The alphas of the layers that take part and could be measured."""
     factors: dict[str, float]
-    """Of all layers that take part, as they are when the rule's transition is over."""
+    """The factors of all layers that take part, as they are after the rule's transition."""
     layers: dict[str, list[Any]]
-    """By layer, the values of CHANGING; None for NaN."""
+    """For each layer the values of the columns in ``CHANGING``; None for NaN."""
 
 
 class History(Sequence[Update]):
     """The measurements of one training run, in order.
 
-    ``table`` has a row per measurement and layer; ``at(step)`` is an Analysis, to save, plot and
-    compare.
+    ``table`` has one row per measurement and layer. ``at(step)`` is an Analysis that can be saved,
+    plotted and compared.
     """
 
     def __init__(self, run: RunInfo, rule: Mapping[str, Any]) -> None:
@@ -79,7 +79,7 @@ class History(Sequence[Update]):
         alphas: dict[str, float],
         factors: dict[str, float],
     ) -> Update:
-        """Keep one measurement."""
+        """Add one measurement."""
         for record in records:
             if record.name not in self._layers or self._layers[record.name].status != "ok":
                 self._layers[record.name] = replace(record, seconds=0.0)
@@ -91,7 +91,7 @@ class History(Sequence[Update]):
 
     @property
     def table(self) -> pd.DataFrame:
-        """Columns step, applied, name, alpha (NaN where there was none), factor."""
+        """A row per measurement and layer: step, applied, name, alpha (NaN if missing), factor."""
         rows = [
             (update.step, update.applied, name, update.alphas.get(name, math.nan), factor)
             for update in self
@@ -100,10 +100,10 @@ class History(Sequence[Update]):
         return pd.DataFrame(rows, columns=list(COLUMNS))
 
     def at(self, step: int) -> Analysis:
-        """The layers as measured after ``step`` steps; a negative number counts from the last one.
+        """Return the layers as measured after ``step`` steps, as an Analysis.
 
-        Error bars and norms are not measured in training. Raises RunError for a step without a
-        measurement.
+        A negative number counts measurements from the last one. Error bars and norms are not
+        measured in training. Raises RunError for a step without a measurement.
         """
         steps = [update.step for update in self]
         if step < 0 and -step <= len(steps):
@@ -114,6 +114,7 @@ class History(Sequence[Update]):
                 f"nothing was measured at step {step}; there are measurements at "
                 f"{known or 'no step yet'}"
             )
+        # The last measurement at this step, if there are several.
         update = self._updates[len(steps) - 1 - steps[::-1].index(step)]
         layers = tuple(self._record(name, values) for name, values in update.layers.items())
         digest = hashlib.sha256(json.dumps(update.layers, sort_keys=True).encode()).hexdigest()
@@ -123,7 +124,7 @@ class History(Sequence[Update]):
         )
 
     def plot(self, value: str = "alpha") -> go.Figure:
-        """Alpha (or ``factor``) over steps, a line per layer."""
+        """Draw alpha (or ``factor``) over optimizer steps, with one line per layer."""
         if value not in ("alpha", "factor"):
             raise RunError(f"a history plots alpha or factor, not {value!r}")
         fig = figure(xaxis=axis("optimizer steps"), yaxis=axis(value))
@@ -144,7 +145,7 @@ class History(Sequence[Update]):
 
     @classmethod
     def load(cls, folder: str | Path) -> History:
-        """Read what ``save`` wrote; RunError where there is no history."""
+        """Read what ``save`` wrote; RunError if there is no history."""
         path = Path(folder)
         path = path / HISTORY_FILE if path.is_dir() else path
         if not path.is_file():
@@ -159,7 +160,7 @@ class History(Sequence[Update]):
             ) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the history as plain JSON values."""
         return {
             "format": _FORMAT,
             "run": self.run.to_dict(),
@@ -174,7 +175,10 @@ class History(Sequence[Update]):
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> History:
-        """The inverse of ``to_dict``, also with sorted keys; TrainingError for anything else."""
+        """Build a history from the result of ``to_dict``; TrainingError for anything else.
+
+        The order of the layers is restored even if the file was stored with sorted keys.
+        """
         try:
             if stored["format"] != _FORMAT:
                 raise TrainingError("it is not a history of training")
@@ -205,9 +209,10 @@ class History(Sequence[Update]):
 
 
 def scalars(writer: Any) -> Callable[[Update], None]:
-    """A function that writes a measurement to a TensorBoard writer (its ``add_scalar``).
+    """Return a function for ``on_update`` that writes to a TensorBoard writer (``add_scalar``).
 
-    The tags are ``alpha/<layer>`` and ``factor/<layer>``, at the step of the measurement.
+    The tags are ``alpha/<layer>`` at the step of the measurement, and ``factor/<layer>`` at the
+    step when the factor was applied.
     """
 
     def write(update: Update) -> None:
@@ -220,7 +225,7 @@ def scalars(writer: Any) -> Callable[[Update], None]:
 
 
 def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
-    """One order of all names: a later one stands behind the same name as in its own order.
+    """Merge several orders of names; a new name comes after its predecessor in its own order.
 
     >>> _merged([["a", "c"], ["a", "b", "c"], ["c", "d"]])
     ['a', 'b', 'c', 'd']

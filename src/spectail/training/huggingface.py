@@ -1,9 +1,7 @@
-"""A Balancer for the Trainer of transformers.
+"""A callback with a Balancer for the Trainer of transformers.
 
-Use it as ``Trainer(..., callbacks=[BalancerCallback("tempbalance", every=100)])``.
-
-Its state is stored in ``trainer_state.json`` of every checkpoint and taken up again by
-``resume_from_checkpoint``.
+Use it as ``Trainer(..., callbacks=[BalancerCallback("tempbalance", every=100)])``. Its state is
+stored in ``trainer_state.json`` of every checkpoint, and ``resume_from_checkpoint`` restores it.
 """
 
 from __future__ import annotations
@@ -23,8 +21,8 @@ EPOCH = "epoch"
 class BalancerCallback(TrainerCallback, ExportableState):
     """Builds a Balancer when training begins and removes it at the end; ``balancer`` holds it.
 
-    ``every`` is a number of optimizer steps, or ``epoch``: measured at the end of each epoch.
-    ``options`` are those of ``Balancer``. With several processes all of them share the layers out.
+    ``every`` is a number of optimizer steps, or ``epoch`` to measure at the end of each epoch.
+    ``options`` are passed on to ``Balancer``. Several processes share the measuring of the layers.
     """
 
     def __init__(
@@ -35,7 +33,7 @@ class BalancerCallback(TrainerCallback, ExportableState):
         self.stored: dict[str, Any] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Build the Balancer, and give it its state where training goes on from a checkpoint."""
+        """Build the Balancer, and restore its state if training goes on from a checkpoint."""
         if self.balancer is not None:
             self.balancer.remove()
         group = dist.group.WORLD if dist.is_initialized() and args.world_size > 1 else None
@@ -50,17 +48,19 @@ class BalancerCallback(TrainerCallback, ExportableState):
             self.balancer.load_state_dict(stored)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Measure, where that is done once per epoch."""
+        """Measure, if ``every`` is ``epoch``."""
         if self.every == EPOCH and self.balancer is not None:
             self.balancer.update()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Take the Balancer off; its history stays."""
+        """Remove the Balancer from the optimizer; its history stays."""
         if self.balancer is not None:
             self.balancer.remove()
 
     def state(self) -> dict[str, Any]:
-        """What the Trainer stores with a checkpoint."""
+        """Return what the Trainer stores with a checkpoint."""
+        # The Trainer rebuilds callbacks from ``args``, which JSON must hold; ``attributes`` are set
+        # on the new object. Options such as a process group cannot be stored.
         stored = self.balancer.state_dict() if self.balancer is not None else None
         settings = {"rule": self.rule.settings(), "every": self.every}
         plain = {

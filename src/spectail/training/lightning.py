@@ -1,8 +1,7 @@
-"""A Balancer for Lightning.
+"""A callback with a Balancer for Lightning.
 
-Use it as ``Trainer(callbacks=[BalancerCallback("tempbalance", every="epoch")])``.
-
-Its state is stored in Lightning's checkpoints and taken up again with them.
+Use it as ``Trainer(callbacks=[BalancerCallback("tempbalance", every="epoch")])``. Its state is
+stored in Lightning's checkpoints and restored from them.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from spectail.training.rules import Rule, as_rule
 
 
 def _base() -> type[Any]:
-    """Lightning's ``Callback``; where it is not installed nothing will ever call these methods."""
+    """Return Lightning's ``Callback``; ``object`` if Lightning is not installed."""
     for name in ("lightning.pytorch", "pytorch_lightning"):
         try:
             base: type[Any] = import_module(name).Callback
@@ -35,9 +34,9 @@ _Callback: Any = _base()
 class BalancerCallback(_Callback):  # type: ignore[misc]
     """Builds a Balancer when training starts and removes it at the end; ``balancer`` holds it.
 
-    ``every`` is a number of optimizer steps, or ``epoch``: measured at the end of each epoch. A
+    ``every`` is a number of optimizer steps, or ``epoch`` to measure at the end of each epoch. A
     module with several optimizers needs ``optimizer``, the number of the one to balance.
-    ``options`` are those of ``Balancer``. With several processes all of them share the layers out.
+    ``options`` are passed on to ``Balancer``. Several processes share the measuring of the layers.
     """
 
     def __init__(
@@ -48,17 +47,13 @@ class BalancerCallback(_Callback):  # type: ignore[misc]
         optimizer: int | None = None,
         **options: Any,
     ) -> None:
-        self.rule, self.every, self.optimizer, self.options = (
-            as_rule(rule),
-            every,
-            optimizer,
-            options,
-        )
+        self.rule, self.every = as_rule(rule), every
+        self.optimizer, self.options = optimizer, options
         self.balancer: Balancer | None = None
         self.stored: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Build the Balancer, and give it its state where training goes on from a checkpoint."""
+        """Build the Balancer, and restore its state if training goes on from a checkpoint."""
         count = len(trainer.optimizers)
         if self.optimizer is None and count != 1:
             raise TrainingError(
@@ -76,21 +71,21 @@ class BalancerCallback(_Callback):  # type: ignore[misc]
             self.stored = None
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Measure, where that is done once per epoch."""
+        """Measure, if ``every`` is ``epoch``."""
         if self.every == EPOCH and self.balancer is not None:
             self.balancer.update()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Take the Balancer off; its history stays."""
+        """Remove the Balancer from the optimizer; its history stays."""
         if self.balancer is not None:
             self.balancer.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """What Lightning stores with a checkpoint."""
+        """Return what Lightning stores with a checkpoint."""
         return {
             "balancer": self.balancer.state_dict() if self.balancer is not None else self.stored
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep what a checkpoint holds until training starts."""
+        """Keep the state from a checkpoint until training starts and the Balancer is built."""
         self.stored = state_dict["balancer"]

@@ -1,4 +1,4 @@
-"""Measuring while training: alone, shared between processes, or on a copy in a thread."""
+"""Measure alphas while training: in one process, shared by several, or on a copy in a thread."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from spectail.results.records import LayerRecord, RunInfo
 
 
 def plan_of(model: nn.Module, spec: Spec, device: str | None) -> Plan:
-    """All layers of a live model and the window of all measurements to come; no value is read.
+    """Return the plan of all measurements: layers, device, and the window, which stays fixed.
+
+    No value of the model is read.
 
     Raises:
         TrainingError: the model has no weight matrices.
@@ -57,7 +59,7 @@ def plan_of(model: nn.Module, spec: Spec, device: str | None) -> Plan:
 
 
 def current_layers(model: nn.Module, names: Sequence[str]) -> list[Layer]:
-    """These layers as the model holds them now; a parameter may have moved in memory."""
+    """Return the layers of these names anew, because a parameter may have moved in memory."""
     found = {layer.name: layer for layer in module_source(model, fingerprint=False).layers}
     if lost := [name for name in names if name not in found]:
         raise TrainingError(
@@ -68,7 +70,7 @@ def current_layers(model: nn.Module, names: Sequence[str]) -> list[Layer]:
 
 
 def group_of(model: nn.Module) -> Any:
-    """The processes of DistributedDataParallel or of the DTensors; None for one process."""
+    """Return the process group of DistributedDataParallel or of the DTensors; None without one."""
     for module in model.modules():
         if isinstance(module, DistributedDataParallel):
             return module.process_group
@@ -84,14 +86,14 @@ def group_of(model: nn.Module) -> Any:
 
 
 def measure_now(plan: Plan, layers: Sequence[Layer], group: Any) -> list[LayerRecord]:
-    """Measure the layers; with a group each process takes its share and gets all records."""
+    """Measure the layers; with a group each process measures a share and returns all records."""
     if group is None or dist.get_world_size(group) == 1:
         return list(local.measure(plan, layers))
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     own: list[LayerRecord] = []
     for start in range(0, len(layers), world):
-        # Reading may gather a layer from all processes, so all of them read, one layer after the
-        # other.
+        # Reading a sharded layer is a collective operation: all processes must read every layer in
+        # the same order, although only one of them keeps it.
         held = [
             _held(layer, keep=i == rank) for i, layer in enumerate(layers[start : start + world])
         ]
@@ -103,11 +105,12 @@ def measure_now(plan: Plan, layers: Sequence[Layer], group: Any) -> list[LayerRe
 
 
 def measure_beside(plan: Plan, layers: Sequence[Layer]) -> Future[list[LayerRecord]]:
-    """Copy the layers and measure the copies in a thread, on one core, while training goes on."""
+    """Measure copies of the layers in a thread on one core, while training goes on."""
     with torch.no_grad():
         copies = [
             layer if layer.part is None else _held(layer, keep=True, copy=True) for layer in layers
         ]
+    # The measuring stream must wait until the copies are made on the training stream.
     on_gpu = plan.device.startswith("cuda")
     ready = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
     if ready is not None:
@@ -122,7 +125,7 @@ def measure_beside(plan: Plan, layers: Sequence[Layer]) -> Future[list[LayerReco
 
 
 def _held(layer: Layer, *, keep: bool, copy: bool = False) -> Layer | None:
-    """The layer with its values read already; None where they are read for the others alone."""
+    """Read a layer and return it with its values; None if it was read for other processes only."""
     if layer.part is None:
         return layer if keep else None
     with torch.no_grad():
@@ -131,7 +134,7 @@ def _held(layer: Layer, *, keep: bool, copy: bool = False) -> Layer | None:
 
 
 def _measure_in_order(plan: Plan, layers: Sequence[Layer], ready: Any) -> list[LayerRecord]:
-    """Measure one layer after the other on one core, or on a stream once the copies are made."""
+    """Measure layer by layer, on one core or on a stream of its own once the copies are ready."""
     if ready is None:
         with on_one_core():
             return [measure_layer(layer, plan) for layer in layers]

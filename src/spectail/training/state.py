@@ -1,4 +1,4 @@
-"""What a Balancer keeps between steps, stored as plain values that torch and JSON can save."""
+"""The state of a Balancer between steps, and the check of a stored state."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ FORMAT = "spectail balancer"
 
 @dataclass(frozen=True)
 class FactorRamp:
-    """Factors that move from ``start`` to ``goal``, evenly over some steps after ``since``."""
+    """Factors of all units that change evenly from ``start`` to ``goal`` over some steps."""
 
     start: tuple[float, ...]
     goal: tuple[float, ...]
     since: int = 0
+    """The number of steps that were made when the change began."""
 
     def of(self, before: Sequence[Unit], now: Sequence[Unit]) -> FactorRamp:
-        """The same for other units: those that are new begin at factor 1."""
+        """Return the ramp for the units ``now``; new units begin at factor 1."""
         start = dict(zip((unit.name for unit in before), self.start, strict=True))
         goal = dict(zip((unit.name for unit in before), self.goal, strict=True))
         names = [unit.name for unit in now]
@@ -32,7 +33,7 @@ class FactorRamp:
         )
 
     def at(self, step: int, transition: int) -> tuple[float, ...]:
-        """The factors after ``step`` steps; the first one goes 1 / transition of the way.
+        """Return the factors after ``step`` steps; each step goes 1 / transition of the way.
 
         >>> [FactorRamp((1.0,), (2.0,), since=10).at(step, 4) for step in (10, 11, 12, 13, 14)]
         [(1.25,), (1.5,), (1.75,), (2.0,), (2.0,)]
@@ -46,18 +47,18 @@ class FactorRamp:
 
 
 def signature(units: Sequence[Unit]) -> dict[str, list[list[int]]]:
-    """What tells one model's state from another's: balanced layers and shapes of their weights."""
+    """Return names and weight shapes of units, which tell the state of one model from another's."""
     return {unit.name: [list(p.shape) for p in unit.weights] for unit in units}
 
 
 def check_state(state: Any, own: Mapping[str, Any], candidates: Mapping[str, Any]) -> list[str]:
-    """Names of the rule's settings in which a stored state differs from the Balancer's own.
+    """Return the rule's settings in which a stored state differs from the Balancer's own.
 
-    A layer may be in one of them alone where it was frozen, or not in the optimizer, when the state
-    was saved, or is so now: ``candidates`` is the signature of all layers that may ever take part.
+    ``candidates`` is the signature of all layers that may ever take part. A layer may be in only
+    one of the two states, if it was frozen, or not in the optimizer, then or is so now.
 
     Raises:
-        TrainingError: it is no Balancer's state, or that of another model.
+        TrainingError: the state is not a Balancer's, or belongs to another model.
 
     """
     if not isinstance(state, Mapping) or state.get("format") != FORMAT or own.keys() - state.keys():

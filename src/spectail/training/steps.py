@@ -13,12 +13,12 @@ from collections.abc import Callable, Collection, Mapping
 from functools import update_wrapper
 from types import MethodType
 from typing import Any
-from weakref import WeakMethod, finalize
+from weakref import WeakMethod
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from spectail.training.groups import Group, SplitGroups
+from spectail.training.onlook import look_at_steps
 from spectail.training.wrappers import Optimizers, has_hooks, share_groups
 
 LOOKED_AT = 3
@@ -49,7 +49,7 @@ class Steps:
         self._opened: list[Any] = []
         self._stepped = False
         self._looked = 0
-        self._looking: Any = None
+        self._end_looking: Callable[[], None] | None = None
         self._undo: list[Callable[[], None]] = []
         hooked: set[int] = set()
         for optimizer in reversed(optimizers.members):
@@ -212,23 +212,20 @@ class Steps:
 
     def _look(self, on: bool) -> None:
         """Whether to look at the steps of all torch optimizers."""
-        if self._looking is not None and not on:
-            self._looking.remove()
-            self._looking = None
-        elif self._looking is None and on:
-            seen = WeakMethod(
-                self._seen
-            )  # a step that raises leaves the hook behind, for all optimizers there are
+        if self._end_looking is not None and not on:
+            self._end_looking()
+            self._end_looking = None
+        elif self._end_looking is None and on:
+            seen = WeakMethod(self._seen)  # a step that raises goes on looking until the next one
 
-            def look(*given: Any) -> None:
+            def look(optimizer: Any) -> None:
                 if (method := seen()) is not None:
-                    method(*given)
+                    method(optimizer)
 
-            self._looking = register_optimizer_step_pre_hook(look)
-            finalize(self, self._looking.remove)
+            self._end_looking = look_at_steps(look)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _seen(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def _seen(self, optimizer: Any) -> None:
         """Follow an optimizer that steps inside of a known one and holds the same parameters."""
         known = any(one is optimizer for one in self.optimizers.members)
         if known or not self._running or not has_hooks(optimizer):

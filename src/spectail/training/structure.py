@@ -1,8 +1,8 @@
-"""What a model's parameters belong to: each weight with the norms and biases that follow it.
+"""Group a model's parameters into units: one weight each, with the norms and biases attached to it.
 
-A bias follows the weight of its own module. A norm, or any other vector, follows the nearest weight
-before it in the order of the modules, inside of the smallest module around it that holds a weight;
-where none stands before it there, the first after it.
+A bias is attached to the weight of its own module. A norm, or any other vector, is attached within
+the smallest module around it that holds a weight: to the nearest weight before it in the order of
+the modules, or to the first one after it if there is none before.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ from spectail.models.source import Layer
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """Parameters that train alike: one weight (all its pieces) and what follows it."""
+    """Parameters with one factor: a weight (all its pieces) and its attached parameters."""
 
     name: str
-    """Of its layer; what the names of its layers begin with where it holds several (a fused
-    projection).
+    """The name of its layer, or the common beginning of the names if it holds several layers (a
+    fused projection).
     """
     layers: tuple[str, ...]
     """Names of the layers that are measured for it."""
     weights: tuple[nn.Parameter, ...]
+    """The pieces of the weight."""
     attached: tuple[nn.Parameter, ...] = ()
-    """Norms and biases."""
+    """Attached parameters: norms and biases that train with the weight's factor."""
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
-        """All of them."""
+        """The weights and the attached parameters."""
         return (*self.weights, *self.attached)
 
 
 def units_of(model: nn.Module, layers: Sequence[Layer]) -> list[Unit]:
     """Group the model's parameters by weight, in the order of ``layers``.
 
-    Layers that share a parameter are one unit. Layers that are read from no parameter (packed
-    integers) have none.
+    Layers that share a parameter form one unit. Layers that are not read from a parameter (packed
+    integers) belong to no unit.
     """
     units = _weights(layers)
     owner = {id(p): i for i, unit in enumerate(units) for p in unit.weights}
@@ -54,17 +55,16 @@ def units_of(model: nn.Module, layers: Sequence[Layer]) -> list[Unit]:
             owner[id(parameter)] = i
             following.setdefault(i, {})[id(parameter)] = parameter
     return [
-        replace(unit, attached=tuple(following.get(i, {}).values()))
-        for i, unit in enumerate(units)
+        replace(unit, attached=tuple(following.get(i, {}).values())) for i, unit in enumerate(units)
     ]
 
 
 def first_and_last(model: nn.Module, units: Iterable[Unit]) -> tuple[str, ...]:
-    """Names of the units where data enter and leave the model, by the order of its modules.
+    """Return the names of the first and the last unit, by the order of the model's modules.
 
-    Tied weights count at each place: a head that shares the embedding's weight is the last layer.
-    Parameters that stand beside sub-modules without being called weight (class tokens, position
-    tables) are no layers here.
+    A tied weight counts at each of its places, so a head that shares the embedding's weight is the
+    last layer. Parameters of a module that also has sub-modules count only if they are called
+    weight; class tokens and position tables are no layers.
     """
     names = {id(p): unit.name for unit in units for p in unit.weights}
     found = []
@@ -77,7 +77,7 @@ def first_and_last(model: nn.Module, units: Iterable[Unit]) -> tuple[str, ...]:
 
 
 def _weights(layers: Sequence[Layer]) -> list[Unit]:
-    """One unit per set of layers that share parameters, without attached."""
+    """Return one unit per set of layers that share parameters, without attached parameters."""
     units: list[Unit] = []
     place: dict[int, int] = {}
     for layer in layers:
@@ -94,7 +94,8 @@ def _weights(layers: Sequence[Layer]) -> list[Unit]:
 
 
 def _common(names: Sequence[str]) -> str:
-    """What names begin with, up to where they part: ``attn.qkv`` for its three parts."""
+    """Return the common beginning of names, such as ``attn.qkv`` for its three parts."""
+    # What the smallest and the largest name share, all names between them share too.
     first, last = min(names), max(names)
     same = next(
         (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
@@ -104,7 +105,7 @@ def _common(names: Sequence[str]) -> str:
 
 
 def _in_order(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Path of the owning module and parameter, for every parameter in the order of the modules."""
+    """Return (path of the owning module, parameter) for all parameters, in module order."""
     return [
         (path, p)
         for path, module in model.named_modules()
@@ -114,9 +115,10 @@ def _in_order(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def _nearest(path: str, place: int, weights: Sequence[tuple[str, int, int]]) -> int | None:
-    """The unit that a parameter of the module at ``path`` follows; None without any weight.
+    """Return the unit to attach a parameter at ``path`` to; None if the model has no weight.
 
-    ``weights`` holds path, place and unit of every piece of a weight, in order.
+    ``place`` is the parameter's position in module order. ``weights`` holds (path, place, unit) of
+    every piece of a weight, in order.
     """
     around = path
     while True:

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from spectail.errors import TrainingError
 from spectail.training.groups import BY_PARAMETER, Group, SplitGroups
+from spectail.training.onlook import look_at_steps
 from spectail.training.steps import Steps
 from spectail.training.wrappers import Optimizers
 
@@ -349,17 +349,17 @@ def _apart() -> Iterator[set[int]]:
     """
     allowed: set[int] = set()
 
-    def refuse(optimizer: Any, args: Any, kwargs: Any) -> None:
+    def refuse(optimizer: Any) -> None:
         if id(optimizer) not in allowed:
             raise _UntriableError
 
     states = random.getstate(), np.random.get_state()
-    hook = register_optimizer_step_pre_hook(refuse)
+    end = look_at_steps(refuse)
     try:
         with torch.random.fork_rng(), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield allowed
     finally:
-        hook.remove()
+        end()
         random.setstate(states[0])
         np.random.set_state(states[1])

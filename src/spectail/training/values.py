@@ -1,4 +1,7 @@
-"""Values of an optimizer's groups, compared and copied: numbers, tensors of one, anything else."""
+"""Compare and copy the values in an optimizer's groups.
+
+Values are numbers, tensors of one number, or anything else that an optimizer puts there.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ from torch import Tensor
 
 
 def copied(value: Any) -> Any:
-    """A tensor in memory of its own; anything else as it is."""
+    """Return a copy of a tensor; return anything else itself."""
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def times_written(value: Any) -> int:
-    """How often a tensor has been written in place; 0 for anything else."""
+    """Return how often a tensor has been written in place; 0 for anything else."""
+    # Torch's own counter: the only way to notice a write that leaves the same object in the group.
     return value._version if isinstance(value, Tensor) else 0
 
 
@@ -26,19 +30,19 @@ def is_number(value: Any) -> bool:
 
 
 def close(a: Any, b: Any) -> bool:
-    """Whether two rates are the same but for rounding."""
+    """Whether two rates are equal up to rounding."""
     if a is b:
         return True
     return is_number(a) and is_number(b) and math.isclose(float(a), float(b), rel_tol=1e-6)
 
 
 def alike(a: Tensor, b: Tensor) -> bool:
-    """Whether one tensor can be copied into the other."""
+    """Whether two tensors have the same shape, type and device."""
     return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two values are equal, tensors and lists of such included."""
+    """Whether two values are equal; tensors and lists of tensors compare by their numbers."""
     if a is b:
         return True
     if isinstance(a, Tensor) and isinstance(b, Tensor):
@@ -50,7 +54,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether JSON can hold a value, once ``plain`` has made numbers of tensors."""
+    """Whether ``plain`` can turn a value into one that JSON can hold."""
     if isinstance(value, list | tuple):
         return all(map(is_plain, value))
     return (
@@ -61,7 +65,7 @@ def is_plain(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON holds it: numbers for tensors, lists for tuples."""
+    """Return a value for JSON: numbers for tensors, lists for tuples."""
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
     return value.item() if isinstance(value, Tensor) else value

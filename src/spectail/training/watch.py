@@ -1,8 +1,8 @@
-"""Noticing that the weights change although the optimizer that a Balancer is on makes no step.
+"""Notice that the weights change although the Balancer's optimizer makes no step.
 
-So it is where the optimizer was made anew, replaced (by ``prepare`` or an engine) or is stepped in
-a way that no hook sees: the factors then have no effect, and nothing of the Balancer runs that
-could say so, but for a hook on a gradient.
+This happens if the optimizer was created again, was replaced (by ``prepare`` or an engine), or is
+stepped in a way that no hook sees. The factors then have no effect, and the Balancer's own code
+never runs. Only a hook on a gradient can tell.
 """
 
 from __future__ import annotations
@@ -16,32 +16,31 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 FIRST = 4
-"""Backward passes without a step after which the weights are looked at; then after twice as many
-each time.
+"""The number of backward passes without a step after which the weights are compared first; later
+comparisons follow after twice as many passes each time.
 """
 CHANGES = 3
-"""After so many changes something is told; fewer may be weights that were loaded."""
+"""The least number of changes that is reported; fewer may come from loading weights."""
 VALUES = 16
-"""How many numbers of the weight are looked at."""
+"""How many numbers of the weight are compared."""
 KEPT = 64
 """How many passes are remembered."""
 
 
 class Watch:
-    """Calls ``tell``, once, when a parameter keeps on changing though the optimizer makes no step.
+    """Calls ``tell`` once if a parameter keeps changing while the optimizer makes no step.
 
-    Gradients may be accumulated over many passes without a step, and SAM moves the weights and puts
-    them back in each: values that come back are no change.
+    Two cases must not raise the alarm: gradients that are accumulated over many passes, and SAM,
+    which moves the weights and moves them back in each step. So values that return to what they
+    were do not count as changed.
     """
 
     _on: ClassVar[WeakTensorKeyDictionary] = WeakTensorKeyDictionary()
-    """The one on each parameter: a new one takes the place of an earlier one that was never
-    removed.
-    """
+    """The watch on each parameter. A new one replaces an earlier one that was never removed."""
 
     def __init__(self, parameter: Tensor | None, tell: Callable[[int], None]) -> None:
-        # Weak, so that the parameter keeps neither a Balancer nor its optimizer alive that nobody
-        # uses any more.
+        # A weak reference: otherwise the parameter's hook would keep alive a Balancer, and its
+        # optimizer, that nobody uses any more.
         self._tell = WeakMethod(tell)
         self._passes = 0
         self._seen: list[Tensor] = []
@@ -55,12 +54,12 @@ class Watch:
             )
 
     def stepped(self) -> None:
-        """The optimizer has made a step, so that all is well."""
+        """Start over, because the optimizer has made a step."""
         self._passes = 0
         self._seen.clear()
 
     def remove(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -75,7 +74,7 @@ class Watch:
         values = parameter.detach()
         values = values.to_local() if hasattr(values, "to_local") else values
         self._seen = [*self._seen[1 - KEPT :], values.flatten()[:VALUES].clone()]
-        # To read them makes an accelerator wait, so that is done after 4, 8, 16 ... passes.
+        # Reading the values makes an accelerator wait, so only after 4, 8, 16 ... passes.
         if (
             self._passes >= FIRST
             and self._passes & (self._passes - 1) == 0
@@ -86,13 +85,14 @@ class Watch:
 
 
 def changes(seen: Sequence[Tensor]) -> int:
-    """How often values changed since they last came back to what they were before.
+    """Count how often values changed since they last returned to earlier values.
 
     >>> one, two, three = (torch.tensor([float(i)]) for i in range(3))
     >>> changes([one, one, two, three]), changes([one, two, one, three, one])
     (2, 0)
     """
     rows = torch.stack([values.float() for values in seen]).cpu()
+    # SAM subtracts what it has added, which gives the old values back up to rounding only.
     close = 4 * torch.finfo(seen[0].dtype).eps
     distinct = [rows[0]]
     for row in rows[1:]:

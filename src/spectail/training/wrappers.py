@@ -1,8 +1,8 @@
-"""Optimizers around optimizers: SAM, Lookahead, ZeRO or accelerate hold another one.
+"""Find optimizers inside of optimizers: SAM, Lookahead, ZeRO and accelerate wrap another one.
 
-The one that was given may hold others in any attribute, list or dict, several deep. The innermost
-ones are those whose ``step`` reads the rates, whatever is called from outside:
-``sam.second_step()`` steps SAM's base optimizer alone.
+An optimizer may hold others in any attribute, list or dict, several levels deep. The innermost ones
+are those whose ``step`` reads the rates, whichever method is called from outside; for example
+``sam.second_step()`` steps only SAM's base optimizer.
 """
 
 from __future__ import annotations
@@ -20,48 +20,50 @@ from spectail.errors import TrainingError
 
 @dataclass(frozen=True)
 class Optimizers:
-    """An optimizer with all those inside of it, the outermost first."""
+    """An optimizer together with all optimizers inside of it."""
 
     members: tuple[Any, ...]
+    """All of them, the outermost first."""
     innermost: tuple[Any, ...]
     """Those that hold no other one."""
 
     @property
     def outermost(self) -> torch.optim.Optimizer:
-        """The first that runs hooks, or else the first: ``Balancer.optimizer``."""
+        """The first one that runs hooks, or else the first: ``Balancer.optimizer``."""
         first: torch.optim.Optimizer = next(
             (one for one in self.members if has_hooks(one)), self.members[0]
         )
         return first
 
     def groups(self) -> Iterator[tuple[Any, int, dict[str, Any]]]:
-        """Every group of the innermost optimizers, with its optimizer and its number there."""
+        """Yield (optimizer, number, group) for every group of the innermost optimizers."""
         for optimizer in self.innermost:
             for i, group in enumerate(optimizer.param_groups):
                 yield optimizer, i, group
 
     def held(self) -> set[int]:
-        """The ``id`` of every parameter in any group; inner ones may hold one process's share."""
+        """Return the ``id`` of every parameter in any group of any member."""
+        # Under ZeRO the inner optimizer holds only this process's share, so all members count.
         groups = (group for member in self.members for group in member.param_groups)
         return {id(p) for group in groups for p in group["params"]}
 
     def hooks(self) -> Iterator[Any]:
-        """The objects whose methods are called before steps of theirs."""
+        """Yield the objects whose methods are hooked before the members' steps."""
         for member in self.members:
             for hook in getattr(member, "_optimizer_step_pre_hooks", {}).values():
                 yield getattr(hook, "__self__", None)
 
     def with_inner(self, outer: Any, inner: Any) -> Optimizers:
-        """The same after ``inner``, which was hidden in ``outer``, has shown itself."""
+        """Return the same with ``inner`` added, an optimizer found while ``outer`` was stepping."""
         rest = tuple(member for member in self.innermost if member is not outer)
         return Optimizers((*self.members, inner), (*rest, inner))
 
 
 def find_optimizers(given: Any) -> Optimizers:
-    """The optimizers in what was given to a Balancer.
+    """Return the optimizer that was given to a Balancer with all optimizers inside of it.
 
     Raises:
-        TrainingError: there is none.
+        TrainingError: there is no optimizer.
 
     """
     inside: dict[int, list[Any]] = {}
@@ -75,7 +77,7 @@ def find_optimizers(given: Any) -> Optimizers:
             found[id(thing)] = thing
         held = [value for value in _values_of(thing) if is_optimizer(value) and value is not thing]
         inside[id(thing)] = held
-        # What is no optimizer itself is searched only where it is what the user has given.
+        # An engine is no optimizer itself; its ``optimizer`` attribute is followed.
         waiting.extend(held or _named_optimizer(thing))
     innermost = [thing for key, thing in found.items() if not inside[key]] or list(found.values())[
         -1:
@@ -89,14 +91,14 @@ def find_optimizers(given: Any) -> Optimizers:
 
 
 def is_optimizer(thing: Any) -> bool:
-    """Whether something can be stepped and has groups; wrappers need not be torch optimizers."""
+    """Whether a thing has a ``step`` and groups; wrappers need not be torch optimizers."""
     if isinstance(thing, nn.Module | type) or not callable(getattr(type(thing), "step", None)):
         return False
     return isinstance(getattr(thing, "param_groups", None), list)
 
 
 def has_hooks(optimizer: Any) -> bool:
-    """Whether its ``step`` runs hooks: a torch optimizer whose ``__init__`` has made them."""
+    """Whether ``step`` runs hooks: a torch optimizer whose ``__init__`` was called."""
     hooked = (
         getattr(type(optimizer).step, "hooked", False)
         if hasattr(type(optimizer), "step")
@@ -110,14 +112,14 @@ def has_hooks(optimizer: Any) -> bool:
 
 
 def share_groups(one: Any, other: Any) -> bool:
-    """Whether two optimizers hold a group in common, the very same dict, in one list or in two."""
+    """Whether two optimizers have a group in common, that is, the very same dict."""
     return not {id(group) for group in one.param_groups}.isdisjoint(
         id(group) for group in other.param_groups
     )
 
 
 def _values_of(thing: Any) -> Iterator[Any]:
-    """The values of an object's attributes, and those in its lists and dicts."""
+    """Yield the values of an object's attributes, and the values in its lists and dicts."""
     slots = [
         name
         for kind in type(thing).__mro__
@@ -138,6 +140,6 @@ def _values_of(thing: Any) -> Iterator[Any]:
 
 
 def _named_optimizer(thing: Any) -> list[Any]:
-    """What an engine that is no optimizer itself calls its optimizer."""
+    """Return the ``optimizer`` attribute of an engine that is no optimizer itself, as a list."""
     inner = getattr(thing, "optimizer", None)
     return [inner] if inner is not None and not is_optimizer(thing) else []
