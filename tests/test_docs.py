@@ -1,11 +1,15 @@
 """Every tutorial runs from top to bottom and writes the files that it names; every link leads somewhere."""
 
+import itertools
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from spectail.allocation.allocation import describe_settings
+from spectail.allocation.targets import TARGETS
+from spectail.export import TOOLS
 from spectail.results.records import COLUMN_TABLE
 
 ROOT = Path(__file__).parent.parent
@@ -93,3 +97,23 @@ def test_the_documentation_explains_every_column_as_the_table_does():
     start = text.index("| column | meaning |")
     rows = [line for line in text[start:].split("\n\n")[0].splitlines()[2:] if line]
     assert rows == [f"| {column.name} | {column.meaning} |" for column in COLUMN_TABLE]
+
+
+def rows_of(page, header):
+    """The rows of the table with this header."""
+    lines = (ROOT / "docs" / page).read_text().splitlines()
+    start = lines.index(header) + 2
+    return list(itertools.takewhile(lambda line: line.startswith("|"), lines[start:]))
+
+
+def test_the_documentation_explains_every_target_as_its_type_does():
+    expected = [
+        f"| `{t.name}` | {t.meaning} | {t.budget_meaning} | {describe_settings(t().settings())} |"
+        for t in TARGETS
+    ]
+    assert rows_of("allocate.md", "| target | value | budget | by default |") == expected
+
+
+def test_the_documentation_explains_every_tool_as_its_type_does():
+    expected = [f"| `{tool.name}` | {tool.takes} | {tool.tried} |" for tool in TOOLS]
+    assert rows_of("export.md", "| tool | takes | what was run |") == expected

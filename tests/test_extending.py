@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,14 +13,18 @@ import torch
 from torch import nn
 
 import spectail as st
-from spectail.allocation.targets import LearningRate
+from spectail import export
+from spectail.allocation import targets
+from spectail.allocation.targets import LearningRate, Target
 from spectail.cli import run
 from spectail.core import cutoffs
 from spectail.core.cutoffs import Cutoff, cutoff_forms, parse_cutoff
+from spectail.export import Tool
 from spectail.pruning import methods as pruning_methods
 from spectail.pruning.masks import smallest
 from spectail.pruning.statistics import Squares
 from spectail.training import rules as training_rules
+from tests.allocation.conftest import layer, results, transformer
 from tests.pruning.models import decoder, tokens
 from tests.training.nets import net, train
 
@@ -196,3 +202,101 @@ def _gradients(model: nn.Module):
     """The gradients of the first step of ``train``."""
     train(model, torch.optim.SGD(model.parameters(), lr=0.0), 1)
     return [p.grad for p in model.parameters()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank(Target):
+    """A toy: the budget times the place of the unit among all, from the lowest alpha."""
+
+    name: ClassVar[str] = "rank"
+    meaning: ClassVar[str] = "the base rank times the place of alpha"
+    budget_meaning: ClassVar[str] = "the rank of the lowest alpha"
+    inside_blocks: ClassVar[bool] = True
+
+    level: str = "block"
+    power: float = 1.0
+
+    def values(self, units, budget):
+        place = 1 + units.alpha.argsort().argsort()
+        return budget * place**self.power, ("toys have no published rule.",)
+
+
+@dataclass(frozen=True)
+class Table(Tool):
+    """A toy: one line per layer."""
+
+    name: ClassVar[str] = "table"
+    takes: ClassVar[str] = "anything"
+    tried: ClassVar[str] = "this test"
+
+    separator: str = ","
+
+    def text(self, allocation):
+        return "\n".join(f"{name}{self.separator}{value:g}" for name, value in allocation.items())
+
+    def remark(self, allocation):
+        return f"lines: {len(allocation)}"
+
+
+class TestATargetAndATool:
+    @pytest.fixture(autouse=True)
+    def registered(self, monkeypatch):
+        monkeypatch.setattr(targets, "TARGETS", [*targets.TARGETS, Rank])
+        monkeypatch.setattr(export, "TOOLS", [*export.TOOLS, Table])
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        found = transformer(3)
+        st.Analysis(found.run, found.layers).save(tmp_path / "run")
+        return tmp_path
+
+    def test_a_target_is_known_by_its_name(self):
+        alphas = {f"layers.{i}.up": alpha for i, alpha in enumerate((3.0, 2.0, 4.0))}
+        analysis = results(*(layer(name, alpha) for name, alpha in alphas.items()))
+        allocation = st.allocate(analysis, target="rank", budget=8)
+        assert dict(allocation) == {"layers.0.up": 16, "layers.1.up": 8, "layers.2.up": 24}
+        assert allocation.settings == {"level": "block", "power": 1.0}
+        assert allocation.deviations == ("toys have no published rule.",)
+
+    def test_they_run_from_the_command_line(self, folder, capsys):
+        made, out = folder / "rank.json", folder / "table.txt"
+        command = ["allocate", str(folder / "run"), "--target", "rank", "--budget", "8"]
+        assert run([*command, "--out", str(made), "--option", "power=2"]) == 0
+        assert "rank 8 (level block, power 2)" in capsys.readouterr().out
+        assert json.loads(made.read_text())["settings"] == {"level": "block", "power": 2}
+        command = ["export", str(made), "--to", "table", "--out", str(out)]
+        assert run([*command, "--option", "separator=;"]) == 0
+        assert capsys.readouterr().out == f"lines: 6\ntable: {out}\n"
+        values = [float(line.partition(";")[2]) for line in out.read_text().splitlines()]
+        assert values == [8, 8, 32, 32, 72, 72]
+
+    @pytest.mark.parametrize(("command", "name"), [("allocate", "rank"), ("export", "table")])
+    def test_the_help_and_the_refusal_name_them(self, folder, capsys, command, name):
+        assert run([command, "--help"]) == 0
+        assert f", {name}." in capsys.readouterr().out
+        option = {"allocate": ["--target", "x", "--budget", "1"], "export": ["--to", "x"]}[command]
+        assert run([command, str(folder / "run"), *option, "--out", str(folder / "o")]) == 2
+        assert f", {name}, not 'x'" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("option", "message"),
+        [
+            ("power", "--option must be NAME=VALUE, not 'power'"),
+            ("gamma=2", "--option 'gamma=2': give it as --gamma"),
+            ("depth=2", "target rank takes level, power, but no depth"),
+        ],
+    )
+    def test_an_option_that_a_target_lacks_is_refused(self, folder, capsys, option, message):
+        command = ["allocate", str(folder / "run"), "--target", "rank", "--budget", "8"]
+        assert run([*command, "--out", str(folder / "o"), "--option", option]) == 2
+        assert message in capsys.readouterr().err
+        assert not (folder / "o").exists()
+
+    def test_an_option_that_a_tool_lacks_is_refused(self, folder, capsys):
+        made = folder / "a.json"
+        st.allocate(transformer(3), target="rank", budget=8).save(made)
+        command = ["export", str(made), "--to", "table", "--out", str(folder / "o")]
+        assert run([*command, "--option", "depth=2"]) == 2
+        assert "--option depth says nothing to table" in capsys.readouterr().err
+        assert run([*command, "--method", "rtn"]) == 2
+        assert "--method says nothing to table" in capsys.readouterr().err

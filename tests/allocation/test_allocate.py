@@ -24,7 +24,7 @@ def _left_out(allocation):
 
 
 def test_every_target_is_swept():
-    assert set(TARGETS) == set(st.targets.BY_NAME)
+    assert set(TARGETS) == set(st.targets.target_names())
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Real
 
 from spectail.allocation.allocation import Allocation, LayerValue
 from spectail.allocation.coverage import cover
 from spectail.allocation.maps import Map
-from spectail.allocation.targets import Sparsity, Target, as_target, settings
-from spectail.allocation.units import make_units, standardized_by_kind, with_alphas
+from spectail.allocation.targets import Target, as_target
+from spectail.allocation.units import make_units, with_alphas
 from spectail.errors import AllocationError
 from spectail.results.records import LayerRecord, Results
 
@@ -27,22 +27,24 @@ def allocate(
     exclude: Sequence[str] = (),
     missing: str = "error",
 ) -> Allocation:
-    """Give every layer that takes part a value, by its alpha or its block's.
+    """Give every layer that takes part a value by its alpha, or by the mean alpha of its block.
 
     ``target`` is ``sparsity``, ``bits``, ``lr`` or ``weight-decay``, or a type of
     ``spectail.targets`` with further options. ``budget`` is the mean sparsity or bits weighted by
-    number of weights, or the base value of a rate. ``map`` (``linear:0.3``, ``sqrt``, ``log2``,
-    ``step:0.5:1.5``, ``sigmoid:1``, a name of ``presets.MAPS``, or a type of ``spectail.maps``)
-    says how alpha becomes a factor; ``level`` whether a ``block`` or a ``layer`` gets a value;
-    ``standardize_by_kind``, for sparsity, that alphas count within their kind of layer
-    (``units.standardized_by_kind``).
+    number of weights, or the base value of a rate. ``map`` says how alpha becomes a factor
+    (``linear:0.3``, ``sqrt``, ``log2``, ``step:0.5:1.5``, ``sigmoid:1``, a name of
+    ``presets.MAPS``, or a type of ``spectail.maps``). ``level`` says whether each ``block`` or each
+    ``layer`` gets a value. ``standardize_by_kind``, for sparsity, compares alphas within each kind
+    of layer (``units.standardized_by_kind``).
 
-    Embeddings, head, norms and routers stay out, for sparsity and bits also what lies in no block;
-    ``include`` globs add them, ``exclude`` globs leave layers out. A layer without a comparable
-    alpha is an error, or takes the mean of its block, else of all (``missing="mean"``), or is left
-    out (``missing="leave"``).
+    Embeddings, head, norms and routers stay out; for sparsity and bits, so does everything that
+    lies in no block. ``include`` globs add layers, ``exclude`` globs leave layers out. A layer
+    without a comparable alpha is an error, or takes the mean of its block, else of all
+    (``missing="mean"``), or is left out (``missing="leave"``).
 
-    Raises AllocationError with one clear line.
+    Raises:
+        AllocationError: in one line, what cannot be allocated and what to do.
+
     """
     if not isinstance(analysis, Results):
         raise AllocationError(
@@ -55,22 +57,12 @@ def allocate(
         analysis.layers, inside_blocks=rule.inside_blocks, include=include, exclude=exclude
     )
     layers, without_alpha, remarks = with_alphas(coverage.layers, missing)
-    if isinstance(rule, Sparsity) and rule.standardize_by_kind:
-        layers = standardized_by_kind(layers)
-    units = make_units(layers, rule.level)
-    values, deviations = rule.values(units, float(budget))
-    given = {
-        layer.name: LayerValue(layer.name, float(value), unit, float(alpha), layer.numel)
-        for unit, members, value, alpha in zip(
-            units.names, units.members, values, units.alpha, strict=True
-        )
-        for layer in members
-    }
+    shares, deviations = _shares(layers, rule, float(budget))
     return Allocation(
         target=rule.name,
         budget=float(budget),
-        settings=settings(rule),
-        shares=tuple(given[layer.name] for layer in layers),
+        settings=rule.settings(),
+        shares=shares,
         left_out=(*coverage.left_out, *without_alpha),
         deviations=deviations,
         notes=(*remarks, *_mixed_windows(layers)),
@@ -80,8 +72,27 @@ def allocate(
     )
 
 
+def _shares(
+    layers: Sequence[LayerRecord], rule: Target, budget: float
+) -> tuple[tuple[LayerValue, ...], tuple[str, ...]]:
+    """Return the value of every layer, in the model's order, and the rule's deviations."""
+    units = make_units(rule.prepared(layers), rule.level)
+    values, deviations = rule.values(units, budget)
+
+    def of_units() -> Iterator[LayerValue]:
+        for unit, members, value, alpha in zip(
+            units.names, units.members, values, units.alpha, strict=True
+        ):
+            for layer in members:
+                yield LayerValue(layer.name, float(value), unit, float(alpha), layer.numel)
+
+    # Units gather the layers of a block from wherever they stand; the result keeps their own order.
+    given = {share.name: share for share in of_units()}
+    return tuple(given[layer.name] for layer in layers), deviations
+
+
 def _mixed_windows(layers: Sequence[LayerRecord]) -> tuple[str, ...]:
-    """A remark where alphas were measured in windows of several shapes (whole matrices count as windows)."""
+    """Remark on alphas that come from windows of several shapes; a whole matrix is a window."""
     measured = [layer for layer in layers if layer.status == "ok" and layer.comparable]
     shapes = Counter(tuple(sorted((layer.window_rows, layer.window_cols))) for layer in measured)
     if len(shapes) < 2:
@@ -89,6 +100,6 @@ def _mixed_windows(layers: Sequence[LayerRecord]) -> tuple[str, ...]:
     shown = ", ".join(f"{rows} x {cols} ({count})" for (rows, cols), count in shapes.most_common(4))
     more = ", ..." if len(shapes) > 4 else ""
     return (
-        f"Alphas come from windows of {len(shapes)} shapes ({shown}{more}): part of their differences is shape. "
-        "One common window removes it.",
+        f"Alphas come from windows of {len(shapes)} shapes ({shown}{more}): "
+        "part of their differences is shape. One common window removes it.",
     )

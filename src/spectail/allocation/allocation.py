@@ -1,4 +1,7 @@
-"""Allocation: one value per layer that meets a budget, with what it was made from. No torch."""
+"""Allocation: one value per layer that meets a budget, with everything it was made from.
+
+Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
@@ -22,43 +25,46 @@ _FORMAT = "spectail allocation"
 
 @dataclass(frozen=True)
 class LayerValue:
-    """What one layer gets."""
+    """The value of one layer."""
 
     name: str
     value: float
     unit: str
-    """The block (``model.layers.3``) or layer whose alpha the value was given by."""
+    """The block (``model.layers.3``) or layer whose alpha determined the value."""
     alpha: float | None
-    """Of the unit; None where the value was not given by an alpha."""
+    """The unit's alpha; None if the value does not come from an alpha."""
     numel: int
+    """Number of weights of the layer."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Allocation(Mapping[str, float]):
-    """A mapping from the name of a layer to its value, immutable, over the layers that take part.
+    """An immutable mapping from the name of every layer that takes part to its value.
 
     The value is a ratio of zeros (target ``sparsity``), a whole number of bits (``bits``), a
-    learning rate (``lr``) or a weight decay (``weight-decay``). Layers that are not in it stay as
-    they are: dense, at full precision, at the base value.
+    learning rate (``lr``) or a weight decay (``weight-decay``). Layers that are not in it do not
+    change: they stay dense, at full precision, at the base value.
     """
 
     target: str
     budget: float
-    """What was asked: the mean of the values weighted by numel, or the base value."""
+    """The requested mean of the values, weighted by numel, or the requested base value."""
     settings: dict[str, Any]
     """The target's options: map, level, bounds and the like, as plain JSON values."""
     shares: tuple[LayerValue, ...]
     left_out: tuple[LeftOut, ...] = ()
     deviations: tuple[str, ...] = ()
-    """Where the values differ from what the published rule gives, in sentences."""
+    """Sentences on where the values differ from what the published rule gives."""
     notes: tuple[str, ...] = ()
-    """What to keep in mind about the alphas, in sentences."""
+    """Sentences on what to keep in mind about the alphas."""
     source: str = ""
+    """The model that was analysed."""
     fingerprint: str = ""
-    """Of the model that was analysed."""
+    """Identifies the content of that model."""
     spec: dict[str, Any] = field(default_factory=dict)
-    """How its alphas were measured."""
+    """How the alphas were measured: the fields of ``Spec``."""
 
+    # The dataclass is frozen; cached_property writes to __dict__ and so still works.
     @cached_property
     def _values(self) -> dict[str, float]:
         return {share.name: share.value for share in self.shares}
@@ -85,14 +91,15 @@ class Allocation(Mapping[str, float]):
         return pd.DataFrame([dataclasses.asdict(share) for share in self.shares], columns=names)
 
     def summary(self) -> str:
-        """A few lines: what was asked and reached, the range, who takes part, who does not and why, remarks."""
+        """Return a few lines of text for people.
+
+        They hold the target and budget, the number of layers, the range and mean of the values,
+        the layers that are left out with their reasons, and notes.
+        """
         values = list(self.values())
         units = len({share.unit for share in self.shares})
-        options = ", ".join(
-            _option(name, value) for name, value in self.settings.items() if value is not False
-        )
         lines = [
-            f"{self.target} {self.budget:g} ({options})",
+            f"{self.target} {self.budget:g} ({describe_settings(self.settings)})",
             f"{len(self)} layers in {units} units, {min(values):.6g} to {max(values):.6g}, "
             f"mean by number of weights {self.realised:.9g}",
         ]
@@ -102,7 +109,7 @@ class Allocation(Mapping[str, float]):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; ``realised`` is there to read, and computed again when loaded."""
+        """Return plain JSON values; ``realised`` is for readers and is recomputed on loading."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         lists = {
             "shares": [dataclasses.asdict(share) for share in self.shares],
@@ -113,7 +120,12 @@ class Allocation(Mapping[str, float]):
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Allocation:
-        """The inverse of ``to_dict``; AllocationError for anything else."""
+        """Invert ``to_dict``.
+
+        Raises:
+            AllocationError: the values are no allocation, or one of another version.
+
+        """
         try:
             if stored.get("format") != _FORMAT:
                 raise AllocationError("it is not an allocation")
@@ -132,7 +144,12 @@ class Allocation(Mapping[str, float]):
         return allocation
 
     def save(self, path: str | Path) -> Path:
-        """Write JSON, whole or not at all; a file that holds anything but an allocation is not replaced."""
+        """Write JSON, completely or not at all.
+
+        Raises:
+            AllocationError: the file exists and holds something other than an allocation.
+
+        """
         path = Path(path)
         if path.exists() and not _is_allocation(path):
             raise AllocationError(
@@ -140,6 +157,7 @@ class Allocation(Mapping[str, float]):
             )
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
         path.parent.mkdir(parents=True, exist_ok=True)
+        # The rename is atomic, so that nobody ever reads half a file.
         part = path.with_name(f".{path.name}.part")
         try:
             part.write_text(text + "\n", encoding="utf-8")
@@ -150,7 +168,12 @@ class Allocation(Mapping[str, float]):
 
     @classmethod
     def load(cls, path: str | Path) -> Allocation:
-        """Read what ``save`` wrote; AllocationError where there is no such file, or another one."""
+        """Read what ``save`` wrote.
+
+        Raises:
+            AllocationError: there is no such file, or it holds no allocation.
+
+        """
         if not Path(path).is_file():
             raise AllocationError(
                 f"no allocation at {path}: expected a file that spectail allocate has written"
@@ -161,26 +184,36 @@ class Allocation(Mapping[str, float]):
             raise AllocationError(f"{path} cannot be used: {error}") from error
 
     def _repr_html_(self) -> str:
-        """The table, for notebooks."""
+        """Return the table as HTML, for notebooks."""
         html: str = self.table.to_html(
             index=False, max_rows=60, float_format="{:.4g}".format, na_rep=""
         )
         return html
 
 
+def describe_settings(settings: Mapping[str, Any]) -> str:
+    """Write the options of a target in one line; options that are False are not mentioned.
+
+    >>> describe_settings({"map": "sqrt", "bounds": [0, 0.9], "normalize": False})
+    'map sqrt, bounds 0 to 0.9'
+    """
+    return ", ".join(_option(name, value) for name, value in settings.items() if value is not False)
+
+
 def _option(name: str, value: Any) -> str:
+    """Write one option; a flag that is set is its name alone."""
     return name if value is True else f"{name} {_short(value)}"
 
 
 def _short(value: Any) -> str:
-    return (
-        " to ".join(f"{x:g}" for x in value)
-        if isinstance(value, list) and len(value) == 2
-        else str(value)
-    )
+    """Write a value; a pair is a range."""
+    if isinstance(value, list) and len(value) == 2:
+        return " to ".join(f"{x:g}" for x in value)
+    return str(value)
 
 
 def _is_allocation(path: Path) -> bool:
+    """Whether a file holds an allocation."""
     try:
         Allocation.load(path)
     except AllocationError:
@@ -189,7 +222,7 @@ def _is_allocation(path: Path) -> bool:
 
 
 def _check(allocation: Allocation) -> None:
-    """Refuse what nothing could be pruned or trained by: no layers, one name twice, values that are no numbers."""
+    """Refuse allocations without layers, with a name twice, or with values that are no numbers."""
     if not allocation.shares:
         raise AllocationError("it has no layers")
     if len(allocation) < len(allocation.shares):
@@ -199,5 +232,6 @@ def _check(allocation: Allocation) -> None:
             isinstance(share.value, int | float) and math.isfinite(share.value) and share.value >= 0
         ):
             raise AllocationError(
-                f"the value of {share.name} must be a finite number of at least 0, not {share.value!r}"
+                f"the value of {share.name} must be a finite number of at least 0, "
+                f"not {share.value!r}"
             )

@@ -1,104 +1,97 @@
-"""spectail export: from the file of an allocation to what another tool reads."""
+"""The command ``spectail export``: write the file that another tool reads of an allocation."""
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
 
-import spectail
 from spectail.allocation.allocation import Allocation
+from spectail.cli.options import Quiet
+from spectail.cli.settings import read_settings
 from spectail.errors import ExportError
-from spectail.export import llama_cpp, llm_compressor, torch_pruning, torchao
+from spectail.export import TOOLS, Tool, tool_names
+from spectail.models.live.language import module_names
 
-TOOLS = ("llm-compressor", "torchao", "llama.cpp", "torch-pruning")
+_FLAGS = {"modules": "model", "method": "method", "group_size": "group-size"}
+"""Options of tools that have a flag of their own, with that flag."""
+
+
+File: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="FILE", help="An allocation, as spectail allocate wrote it.")
+]
+Out: TypeAlias = Annotated[Path, typer.Option(help="The file to write.")]
+Model: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="The model's folder, for llm-compressor: the order and names of its modules."
+    ),
+]
+Method: TypeAlias = Annotated[
+    str | None, typer.Option(help="llm-compressor: wanda or sparsegpt, for bits rtn or gptq.")
+]
+GroupSize: TypeAlias = Annotated[
+    int | None,
+    typer.Option(help="Weights that share a scale: 32 for torchao, 128 for llm-compressor."),
+]
+Option: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(help="Another setting of the tool, as NAME=VALUE; can be given several times."),
+]
+Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
 
 
 def export(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="An allocation, as spectail allocate wrote it.")
-    ],
-    to: Annotated[str, typer.Option(help=f"{', '.join(TOOLS)}.")],
-    out: Annotated[Path, typer.Option(help="The file to write.")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="The model's folder, for llm-compressor: the order and names of its modules."
-        ),
-    ] = None,
-    method: Annotated[
-        str | None, typer.Option(help="llm-compressor: wanda or sparsegpt, for bits rtn or gptq.")
-    ] = None,
-    group_size: Annotated[
-        int | None,
-        typer.Option(help="Weights that share a scale: 32 for torchao, 128 for llm-compressor."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    file: File,
+    # Written out here, the help is made when the command runs: it names tools added at run time.
+    to: Annotated[str, typer.Option(help=f"{', '.join(tool_names())}.")],
+    out: Out,
+    model: Model = None,
+    method: Method = None,
+    group_size: GroupSize = None,
+    option: Option = None,
+    force: Force = False,
+    quiet: Quiet = False,
 ) -> int:
-    """Write an allocation in the words of another tool."""
-    if to not in TOOLS:
-        raise ExportError(f"--to must be one of {', '.join(TOOLS)}, not {to!r}")
+    """Write an allocation in the format of another tool."""
+    if to not in tool_names():
+        raise ExportError(f"--to must be one of {', '.join(tool_names())}, not {to!r}")
     if out.exists() and not force:
         raise ExportError(f"{out} exists, so it stays; give another name, or --force")
     allocation = Allocation.load(file)
-    pruned = to == "llm-compressor" and allocation.target == "sparsity"
-    _check_used(to, model=(model, to == "llm-compressor"), method=(method, to == "llm-compressor"))
-    _check_used(to, group_size=(group_size, to in {"llm-compressor", "torchao"} and not pruned))
-    text = _text(to, allocation, model, method, group_size)
-    part = out.with_name(f".{out.name}.part")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, out)
+    kind = next(tool for tool in TOOLS if tool.name == to)
+    others = read_settings(option, ExportError, known=("model", *_FLAGS))
+    flags = {"modules": model, "method": method, "group_size": group_size}
+    given = {name: value for name, value in flags.items() if value is not None} | others
+    _check_used(kind, allocation, given)
+    # The names are read only now: the model's code is slow to import.
+    if model is not None:
+        given["modules"] = module_names(model)
+    tool = kind(**given)
+    _write(out, tool.text(allocation))
     console = Console(quiet=quiet, soft_wrap=True)
-    if to == "llm-compressor" and model is None:
-        console.print(
-            "names are not checked against the model's modules: give --model for that",
-            highlight=False,
-        )
+    if remark := tool.remark(allocation):
+        console.print(remark, highlight=False, markup=False)
     console.print(f"{to}: {out}", highlight=False, markup=False)
     return 0
 
 
-def _text(
-    to: str, allocation: Allocation, model: str | None, method: str | None, group_size: int | None
-) -> str:
-    """What the file is to hold."""
-    if to == "llama.cpp":
-        return "\n".join(llama_cpp.tensor_types(allocation)) + "\n"
-    if to == "torch-pruning":
-        return json.dumps(torch_pruning.channel_ratios(allocation), indent=1) + "\n"
-    if to == "torchao":
-        return (
-            json.dumps(
-                torchao.widths(allocation, group_size=32 if group_size is None else group_size),
-                indent=1,
-            )
-            + "\n"
-        )
-    if allocation.target != "sparsity":
-        size = 128 if group_size is None else group_size
-        modules = None if model is None else spectail.module_names(model)
-        return llm_compressor.quantization_recipe(
-            allocation, modules, method=method or "rtn", group_size=size
-        )
-    if model is None:
-        raise ExportError(
-            "llm-compressor pairs ratios with modules by position: give the model's folder with --model"
-        )
-    return llm_compressor.pruning_recipe(
-        allocation, spectail.module_names(model), method=method or "wanda"
-    )
-
-
-def _check_used(to: str, **options: tuple[object, bool]) -> None:
+def _check_used(kind: type[Tool], allocation: Allocation, given: dict[str, Any]) -> None:
     """Refuse an option that would change nothing."""
-    for name, (value, used) in options.items():
-        if value is not None and not used:
+    for name in given:
+        if name not in kind.options_for(allocation):
+            flag = _FLAGS.get(name, f"option {name}")
             raise ExportError(
-                f"--{name.replace('_', '-')} says nothing to {to} for this allocation: leave it out"
+                f"--{flag} says nothing to {kind.name} for this allocation: leave it out"
             )
+
+
+def _write(out: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, out)

@@ -1,1 +1,36 @@
-"""An allocation in the words of other tools: one module per tool. JSON is ``Allocation.save``. No torch."""
+"""Exports: an allocation as a file that another tool reads. One file each, one line in the table.
+
+JSON is ``Allocation.save``. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from spectail.export.llama_cpp import LlamaCpp
+from spectail.export.llm_compressor import LLMCompressor
+from spectail.export.tool import Tool
+from spectail.export.torch_pruning import TorchPruning
+from spectail.export.torchao import TorchAO
+
+TOOLS: list[type[Tool]] = [
+    LLMCompressor,
+    TorchAO,
+    LlamaCpp,
+    TorchPruning,
+]
+"""All tools: the parser, the help text and the documentation's table follow from this list."""
+
+
+def tool_names() -> list[str]:
+    """Return the names of all tools, as the command line writes them."""
+    return [tool.name for tool in TOOLS]
+
+
+__all__ = [
+    "TOOLS",
+    "LLMCompressor",
+    "LlamaCpp",
+    "Tool",
+    "TorchAO",
+    "TorchPruning",
+    "tool_names",
+]

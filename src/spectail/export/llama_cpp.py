@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import ClassVar
 
 from spectail.allocation.allocation import Allocation
 from spectail.errors import ExportError
 from spectail.export.parts import check_target, grouped
+from spectail.export.tool import Tool
 from spectail.models.formats.gguf_names import FAMILIES
 from spectail.models.naming.names import canonical_name
 
 TYPES = {2: "q2_K", 3: "q3_K", 4: "q4_K", 5: "q5_K", 6: "q6_K", 8: "q8_0", 16: "f16", 32: "f32"}
-"""The plain type of each width; the scales of the quantised ones add 0.4 to 0.6 bits per weight."""
+"""The plain type of each width in bits.
+
+The scales of the quantised types add 0.4 to 0.6 bits per weight.
+"""
 
 _ROOT = r"^(?:model\.|transformer\.|bert\.|(?:model\.)?language_model\.(?:model\.)?)?"
+"""What Hugging Face's names may have before the part that llama.cpp's names correspond to."""
 _PARTS = re.compile(r"\.(?:q|k|v|gate|up)$")
 
 
-def tensor_types(allocation: Allocation) -> tuple[str, ...]:
-    r"""One ``pattern=type`` per tensor, such as ``^blk\.3\.attn_q\.weight$=q4_K``.
+@dataclass(frozen=True)
+class LlamaCpp(Tool):
+    """The file of ``llama-quantize --tensor-type-file``: one pattern and type per line."""
 
-    A width without a type of its own gets the next wider one. Experts lie in one tensor and get the largest width in
-    use that is not above their mean. Patterns match one tensor each, so their order does not matter.
+    name: ClassVar[str] = "llama.cpp"
+    takes: ClassVar[str] = "bits"
+    tried: ClassVar[str] = (
+        "nothing: tests compare the patterns with its tensor names, matched as its documentation "
+        "says"
+    )
+
+    def text(self, allocation: Allocation) -> str:
+        """Return one pattern and type per line: see ``tensor_types``."""
+        return "\n".join(tensor_types(allocation)) + "\n"
+
+
+def tensor_types(allocation: Allocation) -> tuple[str, ...]:
+    r"""Return one ``pattern=type`` per tensor, such as ``^blk\.3\.attn_q\.weight$=q4_K``.
+
+    A width without a type of its own gets the next wider type. The experts of a block lie in one
+    tensor, which gets the largest width in use that is not above their mean. Each pattern matches
+    one tensor, so their order does not matter.
 
     Raises:
         ExportError: not an allocation of bits, or layers for which llama.cpp's name is not known.
@@ -36,19 +60,24 @@ def tensor_types(allocation: Allocation) -> tuple[str, ...]:
 
 
 def tensor_type(width: float) -> str:
-    """llama.cpp's type for a number of bits: the narrowest one of at least that width."""
+    """Return llama.cpp's type for a number of bits: the narrowest of at least that width."""
     if width > max(TYPES):
         raise ExportError(f"llama.cpp has no type of {width:g} bits")
     return TYPES[min(bits for bits in TYPES if bits >= width)]
 
 
 def gguf_tensor(layer: str) -> str | None:
-    """llama.cpp's name for the tensor that holds a layer of a Hugging Face model; None where it is not known.
+    """Return llama.cpp's name for the tensor that holds a layer of a Hugging Face model.
 
-    >>> gguf_tensor("model.layers.3.self_attn.q_proj"), gguf_tensor("model.layers.0.mlp.experts.7.up_proj")
-    ('blk.3.attn_q.weight', 'blk.0.ffn_up_exps.weight')
+    None if the name is not known.
+
+    >>> gguf_tensor("model.layers.3.self_attn.q_proj")
+    'blk.3.attn_q.weight'
+    >>> gguf_tensor("model.layers.0.mlp.experts.7.up_proj")
+    'blk.0.ffn_up_exps.weight'
     """
     name = canonical_name(layer)
+    # As it is first: "q" at the end may be a layer's own name. Then as a part of a fused weight.
     for form in dict.fromkeys((name, layer, _PARTS.sub("", name))):
         for pattern, tensor in _TABLE:
             if match := pattern.match(form):
@@ -57,7 +86,7 @@ def gguf_tensor(layer: str) -> str | None:
 
 
 def _table() -> tuple[tuple[re.Pattern[str], str], ...]:
-    """Patterns of Hugging Face's names, over all architectures, with llama.cpp's names."""
+    """Pair patterns of Hugging Face's names, of all architectures, with llama.cpp's names."""
     rows = {}
     for family in FAMILIES.values():
         blocks = re.sub(r"^(?:model|transformer)\.", "", family.blocks)

@@ -1,33 +1,79 @@
-"""Recipes for llm-compressor: Wanda or SparseGPT with one ratio per module, or weights of several widths."""
+"""Recipes for llm-compressor: one sparsity per module, or weights of several widths."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 from spectail.allocation.allocation import Allocation
 from spectail.errors import ExportError
 from spectail.export.parts import Modules, check_target, grouped, module_name, placed, shown
+from spectail.export.tool import Tool
 
 PRUNERS = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}
+QUANTISERS = {"rtn": "QuantizationModifier", "gptq": "GPTQModifier"}
+
 _EXPERT = re.compile(r"^(.+\.experts)\.\d+\.")
 _LINEARISE = (
-    "linearise them first, with llmcompressor.modeling.moe.linearize.load_quantizable_moe() around from_pretrained, "
-    "and give the names of that model's modules"
+    "linearise them first, with llmcompressor.modeling.moe.linearize.load_quantizable_moe() "
+    "around from_pretrained, and give the names of that model's modules"
 )
-QUANTISERS = {"rtn": "QuantizationModifier", "gptq": "GPTQModifier"}
+
+
+@dataclass(frozen=True)
+class LLMCompressor(Tool):
+    """A recipe in YAML, for ``oneshot``."""
+
+    name: ClassVar[str] = "llm-compressor"
+    takes: ClassVar[str] = "sparsity (`wanda`, `sparsegpt`), bits (`rtn`, `gptq`)"
+    tried: ClassVar[str] = (
+        "0.14.0.1 on a small Llama: ratios and widths come back, module by module"
+    )
+
+    modules: Modules | None = None
+    """Names of the model's modules; a recipe of sparsities needs them."""
+    method: str | None = None
+    """By default ``wanda`` for sparsities and ``rtn`` for bits."""
+    group_size: int = 128
+    """Weights along a row that share a scale, for bits."""
+
+    @classmethod
+    def options_for(cls, allocation: Allocation) -> list[str]:
+        """Return the names of its options; sparsities have no groups of weights."""
+        pruned = allocation.target == "sparsity"
+        return ["modules", "method", *([] if pruned else ["group_size"])]
+
+    def text(self, allocation: Allocation) -> str:
+        """Return a pruning recipe for sparsities, else a quantisation recipe."""
+        if allocation.target != "sparsity":
+            return quantization_recipe(
+                allocation, self.modules, method=self.method or "rtn", group_size=self.group_size
+            )
+        if self.modules is None:
+            raise ExportError(
+                "llm-compressor pairs ratios with modules by position: "
+                "give the model's folder with --model"
+            )
+        return pruning_recipe(allocation, self.modules, method=self.method or "wanda")
+
+    def remark(self, allocation: Allocation) -> str:
+        """Remark on names that nobody has checked."""
+        if self.modules is not None:
+            return ""
+        return "names are not checked against the model's modules: give --model for that"
 
 
 def pruning_recipe(allocation: Allocation, modules: Modules, *, method: str = "wanda") -> str:
-    """YAML with one modifier, every layer a target and its sparsity at the same place in a list.
+    """Return YAML with one modifier: a list of targets, and a list of their sparsities.
 
-    llm-compressor pairs the list with the modules by position, in the order of
-    ``model.named_modules()`` and not in that of the targets; a checkpoint stores its layers in
-    another one. So ``modules`` has to be those names, as ``[name for name, _ in
+    llm-compressor pairs the sparsities with the modules by position, in the order of
+    ``model.named_modules()`` and not in that of the targets; a checkpoint stores its layers in yet
+    another order. So ``modules`` must be those names, as ``[name for name, _ in
     model.named_modules()]`` or ``models.live.language.module_names(folder)`` gives them. The latter
-    also says what they are called in the file, where an allocation made from the file has other
-    names.
+    also gives their names in the file, which an allocation made from the file may use.
 
     Raises:
         ExportError: not an allocation of sparsity, an unknown method, or a layer that is no module.
@@ -48,11 +94,12 @@ def quantization_recipe(
     method: str = "rtn",
     group_size: int = 128,
 ) -> str:
-    """YAML with one modifier and one ``config_groups`` entry per width: symmetric integers, one scale per group.
+    """Return YAML with one modifier and one ``config_groups`` entry per width.
 
-    llm-compressor passes over a target that is no module without a word, so give the model's
-    ``modules``, as for ``pruning_recipe``; without them names are not checked. ``group_size`` is
-    the number of weights along a row that share a scale; it must divide the columns of every layer.
+    Weights become symmetric integers with one scale per group. llm-compressor silently ignores a
+    target that is no module, so give the model's ``modules``, as for ``pruning_recipe``; without
+    them names are not checked. ``group_size`` is the number of weights along a row that share a
+    scale; it must divide the columns of every layer.
 
     Raises:
         ExportError: not an allocation of bits, an unknown method, or a layer that is no module.
@@ -83,7 +130,7 @@ def quantization_recipe(
 
 
 def _by_module(allocation: Allocation) -> dict[str, float]:
-    """One value per module; the error about experts in one tensor says how they become modules."""
+    """Return one value per module; an error about experts in one tensor says what to do."""
     how = f" ({_LINEARISE})" if any("[" in name for name in allocation) else ""
     return grouped(
         allocation,
@@ -93,7 +140,7 @@ def _by_module(allocation: Allocation) -> dict[str, float]:
 
 
 def _placed(values: Mapping[str, float], modules: Modules) -> dict[str, float]:
-    """The values under the names of the model's modules; names that are none are refused."""
+    """Return the values under the names of the model's modules; refuse names that are none."""
     modules = modules if isinstance(modules, Mapping) else list(modules)
     found, lost = placed(values, modules)
     if not lost:
@@ -111,7 +158,7 @@ def _placed(values: Mapping[str, float], modules: Modules) -> dict[str, float]:
 
 
 def check_group_size(size: int) -> None:
-    """Refuse what is no number of weights."""
+    """Refuse a group size that is no whole number of weights."""
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise ExportError(f"group_size must be a whole number of weights, not {size!r}")
 
@@ -123,7 +170,7 @@ def _modifier(known: dict[str, str], method: str) -> str:
 
 
 def _items(values: Iterable[float | str]) -> list[str]:
-    """A block list; every JSON value is a YAML value."""
+    """Return the lines of a YAML list; every JSON value is a YAML value."""
     return [f"- {json.dumps(value)}" for value in values]
 
 

@@ -1,4 +1,4 @@
-"""From layers to what another tool can address: parts of a fused weight get one value together."""
+"""From layers to modules, which other tools address: parts of a fused weight share one value."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWN = 5
 
 
 def check_target(allocation: Allocation, target: str, tool: str) -> None:
-    """Refuse an allocation of something else."""
+    """Refuse an allocation of another target than the tool takes."""
     if allocation.target != target:
         raise ExportError(
             f"{tool} takes an allocation of {target}, but this one is of {allocation.target}"
@@ -30,7 +30,9 @@ def check_target(allocation: Allocation, target: str, tool: str) -> None:
 
 
 def module_name(layer: str) -> str | None:
-    """The module whose weight holds a layer; None for experts in one tensor and the like, which are no modules.
+    """Return the module whose weight holds a layer.
+
+    None for layers that lie in a tensor without a module of its own, such as fused experts.
 
     >>> module_name("h.0.attn.c_attn.q"), module_name("model.layers.0.mlp.up_proj")
     ('h.0.attn.c_attn', 'model.layers.0.mlp.up_proj')
@@ -42,7 +44,7 @@ def module_name(layer: str) -> str | None:
 
 
 def by_module(allocation: Allocation, tool: str) -> dict[str, float]:
-    """One value per module, in the allocation's order."""
+    """Return one value per module, in the allocation's order."""
     return grouped(
         allocation, module_name, f"{tool} addresses modules by name, and these layers are none"
     )
@@ -51,10 +53,10 @@ def by_module(allocation: Allocation, tool: str) -> dict[str, float]:
 def grouped(
     allocation: Allocation, place: Callable[[str], str | None], problem: str
 ) -> dict[str, float]:
-    """One value for each place; layers that share one get one together, and none leaves the budget.
+    """Return one value for each place; layers of one place share a value within the budget.
 
-    Sparsities are averaged by numel, which keeps the total; of widths the largest one in use counts
-    that is not above that average.
+    The sparsity of a place is the mean of its layers, weighted by numel, which keeps the total. The
+    width of a place is the largest width in use that is not above this mean.
 
     Raises:
         ExportError: ``problem`` with the names of the layers that have no place.
@@ -77,6 +79,7 @@ def grouped(
 
 
 def _together(shares: list[LayerValue], widths: list[float]) -> float:
+    """Return the common value of layers: one of ``widths`` if there are any, else the mean."""
     first = shares[0].value
     if all(share.value == first for share in shares):
         return first
@@ -87,14 +90,14 @@ def _together(shares: list[LayerValue], widths: list[float]) -> float:
 
 
 Modules: TypeAlias = "Iterable[str] | Mapping[str, str]"
-"""Names of a live model's modules; a mapping says what each is called in the saved file too."""
+"""Names of a live model's modules; a mapping also gives the name of each in the saved file."""
 
 
 def placed(values: Mapping[str, float], modules: Modules) -> tuple[dict[str, float], list[str]]:
-    """The values under the names of a model's modules, in their order, and the names that are none of them.
+    """Return the values by module, in the modules' order, and the names that are no module.
 
-    An allocation made from a file knows a module by its name there: names pair as ``pair_names``
-    has it.
+    An allocation made from a file uses the file's names; ``pair_names`` pairs them with the
+    model's.
 
     Raises:
         ExportError: a name that could be several modules.
@@ -116,7 +119,7 @@ def placed(values: Mapping[str, float], modules: Modules) -> tuple[dict[str, flo
 
 
 def shown(names: Iterable[str]) -> str:
-    """The first names and how many more there are."""
+    """List the first names and count the rest."""
     names = list(names)
     return ", ".join(names[:SHOWN]) + (
         f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

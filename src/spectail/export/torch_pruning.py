@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from spectail.allocation.allocation import Allocation
 from spectail.errors import ExportError
 from spectail.export.parts import by_module, check_target, placed
+from spectail.export.tool import Tool
+
+
+@dataclass(frozen=True)
+class TorchPruning(Tool):
+    """JSON from the name of a module to its ratio of output channels."""
+
+    name: ClassVar[str] = "torch-pruning"
+    takes: ClassVar[str] = "sparsity"
+    tried: ClassVar[str] = "1.6.1: every layer loses its ratio of channels"
+
+    def text(self, allocation: Allocation) -> str:
+        """Return the ratios of channels as JSON: see ``channel_ratios``."""
+        return json.dumps(channel_ratios(allocation), indent=1) + "\n"
 
 
 def channel_ratio(sparsity: float) -> float:
-    """The ratio c of channels whose removal on both sides removes this ratio of weights: 1 - (1 - c)^2.
+    """Return the ratio c of channels to remove so that this ratio of weights goes.
+
+    Inputs and outputs both lose the ratio c, which leaves (1 - c)^2 of the weights.
 
     >>> channel_ratio(0.75)
     0.5
@@ -21,7 +39,9 @@ def channel_ratio(sparsity: float) -> float:
 
 
 def channel_ratios(allocation: Allocation) -> dict[str, float]:
-    """Full name of a module to its ratio of output channels, for inputs that are cut by as much.
+    """Map the full name of every module to its ratio of output channels.
+
+    The ratios hold if the inputs of the module lose as many.
 
     Raises:
         ExportError: not an allocation of sparsity, or a layer that is no module.
@@ -36,10 +56,10 @@ def channel_ratios(allocation: Allocation) -> dict[str, float]:
 def pruning_ratio_dict(
     ratios: Mapping[str, float], model: Any, saved: Mapping[str, str] | None = None
 ) -> dict[Any, float]:
-    """The ``pruning_ratio_dict`` of ``torch_pruning.BasePruner``, whose keys are the model's modules.
+    """Build the ``pruning_ratio_dict`` of ``torch_pruning.BasePruner``: modules to ratios.
 
-    Ratios made from a file pair with the modules by name. ``saved`` says what modules are called in
-    the file, where they differ: see ``models.live.saved_names.saved_modules``.
+    Ratios made from a file pair with the modules by name. ``saved`` says what the modules are
+    called in the file if the names differ: see ``models.live.saved_names.saved_modules``.
     """
     modules = dict(model.named_modules())
     found, lost = placed(ratios, {name: (saved or {}).get(name, name) for name in modules})

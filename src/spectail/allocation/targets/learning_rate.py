@@ -1,4 +1,4 @@
-"""Learning rates: higher where alpha is, to train what is less trained (TempBalance, TB_Sigmoid, LLR)."""
+"""Learning rates: higher where alpha is high, so that less trained layers learn faster."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from spectail import presets
-from spectail.allocation.factors import Scaled
 from spectail.allocation.maps import Map
+from spectail.allocation.targets.scaled import Scaled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,5 +21,7 @@ class LearningRate(Scaled):
 
     name: ClassVar[str] = "lr"
     quantity: ClassVar[str] = "learning rate"
+    meaning: ClassVar[str] = "learning rate, higher where alpha is high (TempBalance)"
+    budget_meaning: ClassVar[str] = "the base rate"
 
     map: Map | str = presets.MAPS["tempbalance"]

@@ -10,20 +10,21 @@ import numpy as np
 
 from spectail.allocation.budgets import fill
 from spectail.allocation.maps import Linear, Map, Step, as_map
+from spectail.allocation.targets.base import Target
 from spectail.allocation.units import Array, Units, check_level
 from spectail.errors import AllocationError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scaled:
+class Scaled(Target):
     """The base value, which is the budget, times the map's factor.
 
     Published maps do not keep the mean; with ``normalize`` the mean weighted by numel is the base
     value.
     """
 
-    name: ClassVar[str]
     quantity: ClassVar[str]
+    """What error messages call the value."""
     inside_blocks: ClassVar[bool] = False
 
     map: Map | str
@@ -35,7 +36,7 @@ class Scaled:
         check_level(self.level)
 
     def values(self, units: Units, budget: float) -> tuple[Array, tuple[str, ...]]:
-        """One value per unit, and where they depart from the published rule."""
+        """Return one value per unit, and how they deviate from the published rule."""
         if not (math.isfinite(budget) and budget >= 0):
             raise AllocationError(
                 f"a base {self.quantity} must be a finite number of at least 0, not {budget!r}"
@@ -52,13 +53,15 @@ class Scaled:
 
 
 def _deviations(how: Map, alphas: Array) -> tuple[str, ...]:
-    """Where published maps have no answer, or one that depends on the order of the layers."""
+    """Say where published maps have no answer, or one that depends on the order of the layers."""
     if isinstance(how, Linear | Step) and not np.ptp(alphas) > 0:
         return (
-            "All units have one alpha and keep the base value; published code gives the map's low or high end.",
+            "All units have one alpha and keep the base value; "
+            "published code gives the map's low or high end.",
         )
     if isinstance(how, Step) and np.unique(alphas).size < alphas.size:
         return (
-            "Units of equal alpha share a step; published code gives them different ones by position.",
+            "Units of equal alpha share a step; "
+            "published code gives them different ones by position.",
         )
     return ()

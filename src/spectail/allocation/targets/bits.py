@@ -1,4 +1,7 @@
-"""Bits: widths that minimise a sum of estimated quantisation errors at a mean width (AlphaQ, arXiv 2606.04980)."""
+"""Bits: widths that minimise a sum of estimated quantisation errors at a given mean width.
+
+AlphaQ, arXiv 2606.04980.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,30 @@ import numpy as np
 
 from spectail import presets
 from spectail.allocation.knapsack import choose
+from spectail.allocation.targets.base import Target
 from spectail.allocation.units import Array, Units, check_level
 from spectail.errors import AllocationError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bits:
-    """A bit width per unit; the budget is the mean width over all weights that take part, met from below.
+class Bits(Target):
+    """A bit width per unit; the budget is the largest allowed mean width over all weights.
 
-    Minimises sum of numel (alpha0 / alpha) ** gamma Var(W) 4 ** -bits over all assignments of
-    ``choices``, alpha0 the median alpha: among layers of equal variance, low alphas (heavy tails)
-    get more bits. The published code counts modules in place of weights; on modules of one size
-    that is the same.
+    Minimises the sum of numel (alpha0 / alpha) ** gamma Var(W) 4 ** -bits over all assignments of
+    ``choices``, where alpha0 is the median alpha: among layers of equal variance, low alphas (heavy
+    tails) get more bits. The published code counts modules in place of weights, which is the same
+    if all modules have one size.
     """
 
     name: ClassVar[str] = "bits"
+    meaning: ClassVar[str] = "width, larger where alpha is low or the variance high (AlphaQ)"
+    budget_meaning: ClassVar[str] = "mean width, met from below"
     inside_blocks: ClassVar[bool] = True
 
     choices: tuple[int, ...] = presets.ALPHAQ_CHOICES
+    """The widths that a unit may get."""
     gamma: float = presets.ALPHAQ_GAMMA
+    """How strongly alpha counts beside the variance; 0 ignores alpha."""
     level: str = "layer"
 
     def __post_init__(self) -> None:
@@ -46,12 +54,28 @@ class Bits:
             )
 
     def values(self, units: Units, budget: float) -> tuple[Array, tuple[str, ...]]:
-        """One width per unit, and where they depart from the published rule."""
+        """Return one width per unit, and how they deviate from the published rule."""
+        self._check(units, budget)
+        widths, gap = choose(
+            self.costs(units), units.numel.astype(np.int64), choices=self.choices, budget=budget
+        )
+        deviations = []
+        if np.unique(units.numel).size > 1:
+            deviations.append("Widths are weighted by numel; the published code counts modules.")
+        if gap > 0:
+            deviations.append(
+                f"The solver stopped early: the error sum is at most {gap:.2g} of itself "
+                "above the least."
+            )
+        return widths, tuple(deviations)
+
+    def _check(self, units: Units, budget: float) -> None:
+        """Refuse a mean that the choices cannot have, and units of unknown variance."""
         low, high = self.choices[0], self.choices[-1]
         if not low <= budget <= high:
             raise AllocationError(
-                f"a mean of {budget!r} bits cannot be had from choices {', '.join(map(str, self.choices))}: "
-                f"give {low} to {high}, or other choices"
+                f"a mean of {budget!r} bits cannot be had from choices "
+                f"{', '.join(map(str, self.choices))}: give {low} to {high}, or other choices"
             )
         if not np.isfinite(units.variance).all():
             without = [
@@ -62,21 +86,14 @@ class Bits:
             raise AllocationError(
                 f"bits need the variance of the weights, which {', '.join(without[:8])} have not"
             )
-        widths, gap = choose(
-            self.costs(units), units.numel.astype(np.int64), choices=self.choices, budget=budget
-        )
-        deviations = []
-        if np.unique(units.numel).size > 1:
-            deviations.append("Widths are weighted by numel; the published code counts modules.")
-        if gap > 0:
-            deviations.append(
-                f"The solver stopped early: the error sum is at most {gap:.2g} of itself above the least."
-            )
-        return widths, tuple(deviations)
 
     def costs(self, units: Units) -> Array:
-        """Estimated error (units, choices), up to one common factor: only ratios matter, and no power overflows."""
+        """Return the estimated error (units, choices) up to one common factor.
+
+        Only ratios matter to the solver. Logarithms keep large powers of alpha from overflowing.
+        """
         logs = self.gamma * (np.log(np.median(units.alpha)) - np.log(units.alpha))
+        # A variance of 0 (a layer of equal weights) gives -inf here and a cost of 0 below.
         with np.errstate(divide="ignore"):
             logs += np.log(units.numel) + np.log(units.variance)
         largest = logs.max() if np.isfinite(logs.max()) else 0.0

@@ -1,7 +1,11 @@
-"""Sparsity: the part of each unit's weights to prune, higher where alpha is (AlphaPruning, arXiv 2410.10912)."""
+"""Sparsity: the part of each unit's weights to prune, higher where alpha is high.
+
+AlphaPruning, arXiv 2410.10912.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,28 +14,33 @@ import numpy as np
 from spectail import presets
 from spectail.allocation.budgets import fill
 from spectail.allocation.maps import Map, as_map
-from spectail.allocation.units import Array, Units, check_level
+from spectail.allocation.targets.base import L, Target
+from spectail.allocation.units import Array, Units, check_level, standardized_by_kind
 from spectail.errors import AllocationError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sparsity:
+class Sparsity(Target):
     """A ratio of zeros per unit; the budget is the ratio over all weights that take part.
 
-    Published: s_b = factor_b * S * sum(numel) / sum(numel * factor), over block means. What exceeds
-    ``bounds`` is given to the other units, so the budget holds; the published code cuts it off, or
-    lets ratios exceed 1.
+    Published: s_b = factor_b * S * sum(numel) / sum(numel * factor), over block means, where S is
+    the budget. What exceeds ``bounds`` is given to the other units, so the budget holds; the
+    published code cuts it off, or lets ratios exceed 1.
     """
 
     name: ClassVar[str] = "sparsity"
+    meaning: ClassVar[str] = "ratio of zeros, higher where alpha is high (AlphaPruning)"
+    budget_meaning: ClassVar[str] = "mean ratio over all weights that take part, exact"
     inside_blocks: ClassVar[bool] = True
 
     map: Map | str = presets.MAPS["alphapruning"]
     level: str = "block"
     bounds: tuple[float, float] = presets.SPARSITY_BOUNDS
     standardize_by_kind: bool = False
-    """Whether alphas count within their kind (q with q, down with down), which no published rule
-    has."""
+    """Whether alphas are compared within each kind (q with q, down with down).
+
+    No published rule does so.
+    """
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "map", as_map(self.map))
@@ -39,12 +48,17 @@ class Sparsity:
         given = tuple(self.bounds) if isinstance(self.bounds, tuple | list) else ()
         if len(given) != 2 or not 0 <= given[0] <= given[1] <= 1:
             raise AllocationError(
-                f"bounds of sparsity must be (LOW, HIGH), 0 <= LOW <= HIGH <= 1, not {self.bounds!r}"
+                "bounds of sparsity must be (LOW, HIGH), 0 <= LOW <= HIGH <= 1, "
+                f"not {self.bounds!r}"
             )
         object.__setattr__(self, "bounds", (float(given[0]), float(given[1])))
 
+    def prepared(self, layers: Sequence[L]) -> Sequence[L]:
+        """Return the layers, with alphas standardized by kind if that is asked for."""
+        return standardized_by_kind(layers) if self.standardize_by_kind else layers
+
     def values(self, units: Units, budget: float) -> tuple[Array, tuple[str, ...]]:
-        """One ratio per unit, and where they depart from the published rule."""
+        """Return one ratio per unit, and how they deviate from the published rule."""
         if not 0 <= budget < 1:
             raise AllocationError(f"a sparsity must be at least 0 and below 1, not {budget!r}")
         factors = as_map(self.map).factors(units.alpha)
@@ -52,10 +66,11 @@ class Sparsity:
         return ratios, self._deviations(units, factors, budget)
 
     def _deviations(self, units: Units, factors: Array, budget: float) -> tuple[str, ...]:
-        """What the published rule would have done otherwise."""
+        """Say what the published rule would have done differently."""
         if not np.ptp(units.alpha) > 0:
             return (
-                "All units have one alpha and get the budget; the published rule divides by zero there.",
+                "All units have one alpha and get the budget; "
+                "the published rule divides by zero there.",
             )
         share = units.numel / units.numel.sum()
         published = factors * budget / float(share @ factors)
@@ -65,6 +80,8 @@ class Sparsity:
             return ()
         cut = float(share @ np.clip(published, low, high))
         return (
-            f"{outside} of {len(units.names)} units would lie outside {low:g} to {high:g}; the others take what is cut "
-            f"off. Cut off and not given back, as in published code, the sparsity would be {cut:.4f}.",
+            f"{outside} of {len(units.names)} units would lie outside {low:g} to {high:g}; "
+            "the others take what is cut "
+            "off. Cut off and not given back, as in published code, "
+            f"the sparsity would be {cut:.4f}.",
         )

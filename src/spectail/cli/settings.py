@@ -1,0 +1,35 @@
+"""``--option NAME=VALUE``: options of a registered type that have no flag of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from spectail.errors import SpectailError
+
+
+def read_settings(
+    texts: Sequence[str] | None, problem: type[SpectailError], *, known: Sequence[str]
+) -> dict[str, Any]:
+    """Read ``NAME=VALUE`` texts; values are JSON (``0.5``, ``[2, 4]``, ``true``) or plain text.
+
+    Raises:
+        SpectailError: a text of another form, a name twice, or one that has a flag of its own
+            (``known``); of the type ``problem``.
+
+    """
+    found: dict[str, Any] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not (name.isidentifier() and equals):
+            raise problem(f"--option must be NAME=VALUE, not {text!r}")
+        if name in found or name in known:
+            own = f"give it as --{name.replace('_', '-')}" if name in known else "give it once"
+            raise problem(f"--option {text!r}: {own}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
