@@ -1,4 +1,4 @@
-"""Balancer: every layer trains at the rate that its alpha asks for, in any training loop."""
+"""The Balancer: train each layer at its own rate, computed from its alpha, in any training loop."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ _LOG = logging.getLogger(__name__)
 class Balancer:
     """Gives every layer its own learning rate, or weight decay, during ``optimizer.step()``.
 
-    ``rule`` is ``tempbalance``, ``tb-sigmoid``, ``llr`` or ``alphadecay``, with a map where it is
-    not the default (``tempbalance:sqrt``), or a type of ``spectail.training.rules`` with all
-    options. After every ``every`` steps of the optimizer the weights are measured and the factors
-    change; with ``every=None`` only when ``update`` is called. Until the first measurement all
+    ``rule`` is a name (``tempbalance``, ``tb-sigmoid``, ``llr`` or ``alphadecay``), a name and a
+    map (``tempbalance:sqrt``), or an object of a type in ``spectail.training.rules``, which takes
+    all options. The weights are measured and the factors change after every ``every`` steps of the
+    optimizer; with ``every=None`` only when ``update`` is called. Until the first measurement all
     factors are 1.
 
-    The optimizer's groups are never changed: schedulers, loggers and state dicts go on with the
-    base values. Build it after the model has been wrapped (DDP, ``fully_shard``) and the optimizer
-    made, and save ``state_dict`` with theirs. Of an optimizer that wraps another one (SAM,
-    Lookahead) the inner one is followed too, whichever of them is given.
+    Outside of a step the optimizer's groups hold the base values, so schedulers, loggers and state
+    dicts work as before. Build the Balancer after the model is wrapped (DDP, ``fully_shard``) and
+    the optimizer exists, and save its ``state_dict`` with theirs. If one optimizer wraps another
+    one (SAM, Lookahead), both are followed, whichever is given.
 
-    With ``background`` a copy is measured in a thread while training goes on, and its factors are
-    taken over at the next measurement, so that a resumed run still is the same. ``device`` is where
-    to measure (default: the GPU for a model on one, else the CPU); ``group`` the processes that
-    share the layers out (default: those of DDP or of the DTensors); ``on_update`` is called with
-    every ``Update``.
+    With ``background`` a thread measures a copy while training goes on. Its factors are applied at
+    the next measurement, which is a fixed step, so a resumed run stays the same. ``device`` is the
+    device to measure on (default: the GPU if the model is on one, else the CPU). ``group`` is the
+    group of processes that share the measuring (default: that of DDP or of the DTensors).
+    ``on_update`` is called with every ``Update``.
 
-    Raises TrainingError with one clear line where model, optimizer and rule do not go together. To
-    find that out, the optimizer makes a few steps on small copies of its groups.
+    Raises TrainingError with one clear line if model, optimizer and rule do not fit. To find out,
+    the optimizer makes a few steps on small copies of its groups.
 
     >>> model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(5)])
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -80,7 +80,7 @@ class Balancer:
         self.model, self.optimizer, self.rule = model, optimizers.outermost, as_rule(rule)
         self.every, self.background, self.on_update = every, background, on_update
         self.steps = 0
-        """Steps of the optimizer so far, without those that only initialise its state."""
+        """The number of optimizer steps so far, without those that only initialise its state."""
         self._plan = measuring.plan_of(model, self.rule.spec, device)
         self._group = group if group is not None else measuring.group_of(model)
         if background and self._group is not None:
@@ -90,10 +90,11 @@ class Balancer:
         self._scope = find_scope(model, self._plan.layers, optimizers, self.rule)
         self._trained: Any = trained_now(model, optimizers, self.rule.option)
         self._lacking: dict[str, str] = {}
-        self._ramp = FactorRamp(*((1.0,) * len(self._scope.units),) * 2)
+        ones = (1.0,) * len(self._scope.units)
+        self._ramp = FactorRamp(ones, ones)
         self._pending: tuple[int, Future[list[LayerRecord]]] | None = None
         self.history = History(self._plan.run, self.rule.settings())
-        """What was measured so far."""
+        """All measurements so far."""
         self._steps = self._followed(optimizers)
         self._watch = self._watched()
         _LOG.info("%s", self.summary())
@@ -101,23 +102,25 @@ class Balancer:
 
     @property
     def factors(self) -> dict[str, float]:
-        """The factor of every layer that takes part, as the next step uses it."""
+        """The factor of every layer that takes part, as the next step will use it."""
         names = (unit.name for unit in self._scope.units)
         return dict(zip(names, self._ramp.at(self.steps, self.rule.transition), strict=True))
 
     @property
     def left_out(self) -> dict[str, str]:
-        """The layers that train at the base value or keep the factor they had, with the reason."""
+        """The layers that train at the base value or keep an old factor, each with the reason."""
         return {**self._scope.left_out, **self._lacking}
 
     def update(self) -> Update | None:
-        """Measure the weights and change the factors from the next step on, in all processes.
+        """Measure the weights and change the factors from the next step on.
 
-        Layers that are trained since the last time (unfrozen, or added to the optimizer) are taken
-        in, those that no longer are (frozen) are left out, with one warning each.
+        With several processes all of them must call it. Layers that were unfrozen or added to the
+        optimizer since the last time join, and layers that were frozen leave, with one warning
+        each.
 
-        In the background: take over what was measured since the last call, and start to measure the
-        weights as they are now. Returns what was taken over, None for nothing yet.
+        With ``background`` the factors of the last background measurement are applied, and a new
+        one starts with the present weights. Returns the update that was applied; None if there was
+        nothing to apply yet.
         """
         if not self.background:
             self._follow_changes()
@@ -130,7 +133,10 @@ class Balancer:
         return taken
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs, as plain values; waits for a background measurement."""
+        """Return all that a resumed run needs, as plain values.
+
+        If a background measurement is running, this waits for its end.
+        """
         pending = self._pending and {
             "step": self._pending[0],
             "records": [record.to_dict() for record in self._pending[1].result()],
@@ -155,10 +161,11 @@ class Balancer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state: the steps, factors and window of the run it was saved in.
+        """Go on from a state: restore its steps, factors and window.
 
-        Warns where the rule had other settings, which then count from the next measurement on.
-        Raises TrainingError for the state of another model, and changes nothing then.
+        Warns if the rule of the state had other settings; the present ones count from the next
+        measurement on. Raises TrainingError for the state of another model, and changes nothing
+        then.
         """
         differing = check_state(state, self.state_dict(), signature(self._scope.candidates))
         history = History.from_dict(state["history"])
@@ -166,15 +173,14 @@ class Balancer:
             told = ", ".join(f"{key} {state['rule'].get(key)!r} there" for key in differing)
             warnings.warn(
                 f"the Balancer's state was saved with other settings ({told}); those given here "
-                "count from the next "
-                "measurement on",
+                "count from the next measurement on",
                 stacklevel=2,
             )
         self.steps, self.history = state["steps"], history
         if "spec" not in differing:
             self._plan = replace(self._plan, run=replace(self._plan.run, window=state["window"]))
-        # Which layers are trained may have changed since it was saved: the next measurement looks
-        # again.
+        # The state may be older than a change of what is trained, so nothing counts as known here:
+        # the next measurement compares again.
         self._scope, self._trained = self._scope.narrowed(state["layers"]), None
         self._steps.groups.assign(self._scope.unit_of)
         self._steps.groups.load_state(state["groups"])
@@ -189,14 +195,14 @@ class Balancer:
             self._pending = pending["step"], known
 
     def remove(self) -> None:
-        """Take the Balancer off the optimizer, which then trains all layers at the base value."""
+        """Remove the Balancer; the optimizer then trains all layers at the base value."""
         self._steps.remove()
         self._watch.remove()
         if self.steps and not self.history:
             self._notices.never_measured(self.steps, self.every)
 
     def summary(self) -> str:
-        """A few lines: the rule, how many layers take part, which do not and why."""
+        """Return a few lines: the rule, how many layers take part, and which do not and why."""
         units = self._scope.units
         when = (
             f"measured every {self.every} steps"
@@ -206,21 +212,17 @@ class Balancer:
         attached = sum(len(unit.attached) for unit in units)
         lines = [
             f"{self.rule.name} ({self.rule.map}) on {self.rule.option}: {len(units)} layers with "
-            f"{attached} norms "
-            f"and biases, {when}, window {self._plan.run.window or 'of each layer'}"
+            f"{attached} norms and biases, {when}, "
+            f"window {self._plan.run.window or 'of each layer'}"
         ]
         reasons: dict[str, list[str]] = {}
         for name, reason in self.left_out.items():
             reasons.setdefault(reason, []).append(name)
-        return "\n".join(
-            [
-                *lines,
-                *(f"at the base value, {why}: {listed(names)}" for why, names in reasons.items()),
-            ]
-        )
+        lines += [f"at the base value, {why}: {listed(names)}" for why, names in reasons.items()]
+        return "\n".join(lines)
 
     def _followed(self, optimizers: Optimizers) -> Steps:
-        """Hook on to the optimizers, after a trial of what they do with split groups."""
+        """Try out the optimizers with split groups, and hook on to their steps."""
         if any(isinstance(hook, Steps) for hook in optimizers.hooks()):
             raise TrainingError(
                 "the optimizer has a Balancer already: call its remove() before building another"
@@ -241,6 +243,7 @@ class Balancer:
         )
 
     def _watched(self) -> Watch:
+        """Watch one weight, to notice training that goes past the optimizer."""
         held = self._steps.optimizers.held()
         weights = (p for unit in self._scope.units for p in unit.weights if p.requires_grad)
         return Watch(next((p for p in weights if id(p) in held), None), self._notices.unused)
@@ -265,12 +268,12 @@ class Balancer:
             self.update()
 
     def _follow_changes(self) -> None:
-        """Take in layers that are trained since the last measurement, leave out those no longer."""
+        """Update the scope if the set of trained layers has changed since the last measurement."""
         optimizers = self._steps.optimizers
         trained = trained_now(self.model, optimizers, self.rule.option)
         if trained == self._trained:
             return
-        self._layers()  # raises where one is gone
+        self._layers()  # raises if the model has lost a layer
         self._trained, before = trained, self._scope
         try:
             layers = measuring.plan_of(self.model, self.rule.spec, None).layers
@@ -285,9 +288,9 @@ class Balancer:
         self._notices.changes(before, self._scope, self.steps)
 
     def _take(self, step: int, records: Sequence[LayerRecord]) -> Update:
-        """Turn a measurement into factors; a layer without an alpha keeps the one that it had."""
+        """Turn a measurement into factors; a layer without an alpha keeps its old factor."""
         units, by_name = self._scope.units, {record.name: record for record in records}
-        # Of what was measured in the background: a unit may have come in since.
+        # A unit may have joined after a background measurement began; that one lacks its layers.
         measured = [unit for unit in units if by_name.keys() >= set(unit.layers)]
         found = factors_of(measured, by_name, self.rule)
         goal = tuple(
@@ -321,7 +324,7 @@ def _check(model: Any, every: Any) -> None:
 
 
 def _is_captured() -> bool:
-    """Whether what runs now is recorded into a CUDA graph."""
+    """Whether the present code is being recorded into a CUDA graph."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return False
     return bool(torch.cuda.is_current_stream_capturing())

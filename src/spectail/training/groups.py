@@ -1,14 +1,14 @@
-"""An optimizer's groups, split by layer during a step: nothing outside of it sees the split.
+"""Split an optimizer's groups by layer while it steps; outside of a step nobody sees the split.
 
-The split groups are built once and refreshed from the user's groups before every step, so that
-schedulers, warm-up, logging and state dicts work on the user's groups alone. Every list of groups
-stays the same object, for wrappers hold on to it, and a group that stands in several lists is split
-into the same parts in all of them.
+The parts are built once, and refreshed from the user's groups before every step. So schedulers,
+warm-up, logging and state dicts work on the user's groups alone. Every list of groups stays the
+same object, because wrappers keep references to it. A group that is in several lists is split into
+the same parts in all of them.
 
-What an optimizer writes into its groups while it steps (counters, schedule-free's sum of weights)
-is kept as if the user had made the groups by hand: where all parts get the same value it goes into
-the user's group, where they get different ones each part keeps its own, and the user's group shows
-that of the parameters at the base rate.
+What an optimizer writes into its groups during a step (counters, schedule-free's sum of weights) is
+kept as if the user had made one group per layer by hand. If all parts get the same value, it goes
+into the user's group. If they get different values, each part keeps its own, and the user's group
+shows the value of the parameters at the base rate.
 """
 
 from __future__ import annotations
@@ -41,26 +41,29 @@ BY_PARAMETER = ("params", "param_names")
 
 @dataclass(eq=False)
 class _Part:
-    """One part of a user's group: the parameters of one unit, or (None) those without a factor."""
+    """One part of a user's group: the parameters of one unit; None for those without a factor."""
 
     unit: str | None
     group: Group
     factor: float = 1.0
     given: dict[str, tuple[Any, int]] = field(default_factory=dict)
-    """What it held when the step began, and how often that tensor had been written."""
+    """For each key the value when the step began, and how often that tensor had been written."""
     sources: dict[str, tuple[Any, int, float]] = field(default_factory=dict)
-    """What its tensors were copied from: the user's tensor, how often that had been written, the
-    factor.
+    """For each key that holds a copy of a tensor: the user's tensor, how often it had been written,
+    and the factor.
     """
 
 
 @dataclass(eq=False)
 class _Split:
-    """A user's group and its parts; ``place``: numbers of its optimizer and of itself there."""
+    """A user's group and its parts."""
 
     place: tuple[int, int]
+    """The number of its optimizer, and its own number there."""
     base: Group
+    """The user's group."""
     members: list[int]
+    """The ``id`` of its parameters when it was split."""
     parts: list[_Part]
 
 
@@ -69,42 +72,42 @@ class _Own:
     """The values of one key that differ between the parts of a group."""
 
     shown: Any
-    """What the user's group was left with; when it holds something else, somebody has set it for
-    all parts.
+    """The value that the user's group was left with. If the group holds another one later, somebody
+    has set it for all parts.
     """
     values: dict[str | None, list[Any]]
-    """By unit: a list of the value, an empty one where the part does not have the key."""
+    """For each unit a list with its value; the list is empty if the part lacks the key."""
 
     @property
     def is_plain(self) -> bool:
-        """Whether JSON can hold all of them."""
+        """Whether JSON can hold all values."""
         return is_plain(self.shown) and all(map(is_plain, self.values.values()))
 
 
 class SplitGroups:
-    """The split of the groups of an optimizer, and of those inside of it.
+    """The split of the groups of an optimizer and of the optimizers inside of it.
 
-    ``option`` is what is scaled (``lr``), ``unit_of`` gives the name of a parameter's unit by its
-    ``id``; parameters that are not in it keep their group's own value. ``enter`` puts the parts in
-    place, ``leave`` the user's groups.
+    ``option`` is the option that is scaled (``lr``). ``unit_of`` maps the ``id`` of a parameter to
+    the name of its unit; other parameters keep the value of their group. ``enter`` puts the parts
+    in place of the user's groups, ``leave`` puts the user's groups back.
     """
 
     def __init__(self, option: str, unit_of: Mapping[int, str]) -> None:
         self.option, self._unit_of = option, dict(unit_of)
         self._splits: dict[tuple[int, int], _Split] = {}
         self._own: dict[tuple[int, int], dict[str, _Own]] = {}
+        # A stack, because one step may run inside of another one (SAM's closure).
         self._windows: list[tuple[list[tuple[list[Group], list[Group]]], list[_Split]]] = []
         self.rebuilt = False
-        """Set when a group was split anew, because it is another one or has got other parameters.
-        """
+        """Set if a group was split again, because it is new or its parameters have changed."""
 
     @property
     def inside(self) -> bool:
-        """Whether split groups are in place."""
+        """Whether the parts are in place."""
         return bool(self._windows)
 
     def assign(self, unit_of: Mapping[int, str]) -> None:
-        """Split by other units from the next step on; the parts keep values of their own."""
+        """Split by other units from the next step on; values that differ by unit are kept."""
         self._unit_of = dict(unit_of)
         self._splits.clear()
 
@@ -114,10 +117,10 @@ class SplitGroups:
         around: Sequence[list[Group]],
         factors: Mapping[str, float],
     ) -> None:
-        """Put the parts in place of the groups in all these lists, with ``option`` scaled.
+        """Replace the groups in all these lists by their parts, with ``option`` scaled.
 
-        ``own`` holds the groups of the optimizers that change the weights, by number; ``around``
-        other lists in which the same groups may stand.
+        ``own`` holds the lists of the innermost optimizers by their number. ``around`` holds other
+        lists that may contain the same groups.
         """
         places = {(n, i) for n, groups in own.items() for i in range(len(groups))}
         for place in [place for place in self._splits if place[0] in own and place not in places]:
@@ -132,6 +135,7 @@ class SplitGroups:
         parts = {id(split.base): [part.group for part in split.parts] for split in splits}
         lists = [(groups, list(groups)) for groups in (*own.values(), *around)]
         self._windows.append((lists, splits))
+        # Slices are assigned, so that every list stays the object that others refer to.
         for groups, _ in lists:
             groups[:] = [part for group in groups for part in parts.get(id(group), [group])]
 
@@ -139,7 +143,7 @@ class SplitGroups:
         """Put the user's groups back, and keep what ``optimizer`` has written into the parts.
 
         Raises:
-            TrainingError: it has set the scaled option by itself.
+            TrainingError: the optimizer has set the scaled option itself.
 
         """
         splits = self._windows[-1][1]
@@ -148,13 +152,13 @@ class SplitGroups:
             self._collect(split, optimizer)
 
     def restore(self, down_to: int = 0) -> None:
-        """Put the user's groups back where a step that raised has left the split ones."""
+        """Put the user's groups back, also after a step that raised and never reached ``leave``."""
         while len(self._windows) > down_to:
             for groups, base in reversed(self._windows.pop()[0]):
                 groups[:] = base
 
     def covers(self, groups: Sequence[Group]) -> bool:
-        """Whether groups hold scaled values already: they are parts, or copies of parts."""
+        """Whether these groups are scaled already, being parts or copies of parts."""
         scaled = {id(p): part for part in self._placed() for p in part.group["params"]}
         parts = {id(part.group) for part in scaled.values()}
         copied = False
@@ -168,7 +172,7 @@ class SplitGroups:
         return copied
 
     def differing(self, groups: Sequence[Group]) -> set[str]:
-        """Units that stand in these groups with another value than the one that they were given."""
+        """Return the units that have another value in these groups than the one they were given."""
         scaled = {id(p): part for part in self._placed() for p in part.group["params"]}
         found = set()
         for group in groups:
@@ -180,7 +184,7 @@ class SplitGroups:
         return found
 
     def state(self) -> list[dict[str, Any]]:
-        """The parts' own values, as plain values; those of ``unstored`` are left out."""
+        """Return the values that differ between parts as plain values, without ``unstored``."""
         return [
             {
                 "place": list(place),
@@ -196,7 +200,7 @@ class SplitGroups:
         ]
 
     def unstored(self) -> dict[str, str]:
-        """Keys whose values differ between parts and cannot be stored, with their type."""
+        """Return the keys whose values differ between parts and cannot be stored, by type."""
         return {
             key: type(own.shown).__name__
             for keys in self._own.values()
@@ -205,7 +209,7 @@ class SplitGroups:
         }
 
     def load_state(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from what ``state`` gave; the optimizer's may be loaded before or after."""
+        """Restore the result of ``state``; the optimizer's state may be loaded before or after."""
         self._own = {}
         for kept in state:
             own = _Own(kept["shown"], {unit: list(held) for unit, held in kept["values"]})
@@ -215,7 +219,7 @@ class SplitGroups:
         return (part for _, splits in self._windows for split in splits for part in split.parts)
 
     def _split(self, place: tuple[int, int], group: Group) -> _Split:
-        """The parts of a group, made anew where it is another one or holds other parameters now."""
+        """Return the parts of a group; they are made again if it is new or its parameters are."""
         members = [id(p) for p in group["params"]]
         known = self._splits.get(place)
         if known is not None and known.base is group and known.members == members:
@@ -233,7 +237,8 @@ class SplitGroups:
         return self._splits[place]
 
     def _fill(self, split: _Split, factors: Mapping[str, float]) -> None:
-        """Give the parts what their group holds now, or their own values, the option scaled."""
+        """Copy the values of the user's group, or a part's own ones, into the parts, and scale."""
+        # A value that somebody has set in the user's group since overrides those of the parts.
         base, own = split.base, self._own.get(split.place, {})
         for key in [
             key for key, kept in own.items() if not same(base.get(key, _ABSENT), kept.shown)
@@ -253,7 +258,8 @@ class SplitGroups:
             part.given = {key: (value, times_written(value)) for key, value in part.group.items()}
 
     def _collect(self, split: _Split, optimizer: Any) -> None:
-        """Keep what was written into the parts during the step."""
+        """Keep the values that were written into the parts during the step."""
+        # A dict in place of a set: keys are handled in a fixed order.
         changed: dict[str, None] = {}
         for part in split.parts:
             for key in [*part.group, *(part.given.keys() - part.group.keys())]:
@@ -268,6 +274,7 @@ class SplitGroups:
                 self._keep(split, key)
 
     def _keep(self, split: _Split, key: str) -> None:
+        """Keep one value: in the user's group, and for each part its own if they differ."""
         values = {part.unit: part.group.get(key, _ABSENT) for part in split.parts}
         own = self._own.setdefault(split.place, {})
         own.pop(key, None)
@@ -283,7 +290,12 @@ class SplitGroups:
         _hand_back(split.base, key, first, in_place=in_place)
 
     def _keep_option(self, split: _Split, optimizer: Any) -> None:
-        """Take over a new base value: one that, times each factor, is what was written."""
+        """Accept a new base value, if each part got this value times its factor.
+
+        Raises:
+            TrainingError: the parts got other values.
+
+        """
         written = [(part, part.group.get(self.option)) for part in split.parts]
         if all(close(value, _value_of(part.given[self.option])) for part, value in written):
             return
@@ -296,18 +308,18 @@ class SplitGroups:
         if base is None or not all(close(value, base * part.factor) for part, value in written):
             raise TrainingError(
                 f"{type(optimizer).__name__} writes {self.option!r} into its groups during step(), "
-                "whatever factor a "
-                "layer has, so it cannot be balanced; set it from outside of step()"
+                "whatever factor a layer has, so it cannot be balanced; set it from outside of "
+                "step()"
             )
         in_place = all(value is part.given[self.option][0] for part, value in written)
         _hand_back(split.base, self.option, base, in_place=in_place)
 
 
 def does_nothing(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether all rates and all gradients are zero: such a step is none of the training's.
+    """Whether all rates and all gradients are zero, so that the step does not train anything.
 
-    ``torch.distributed.checkpoint`` makes one to initialise an optimizer's state. A rate that lies
-    on an accelerator counts as one above zero, for looking at it would make every step wait.
+    ``torch.distributed.checkpoint`` makes such a step to initialise an optimizer's state. A rate on
+    an accelerator counts as above zero, because reading it would make every step wait.
     """
     if any(
         _on_accelerator(rate) or bool(rate)
@@ -317,7 +329,7 @@ def does_nothing(optimizer: torch.optim.Optimizer) -> bool:
     gradients = (
         p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
     )
-    # Of a gradient that is spread over processes all of them must see the same.
+    # All processes must come to the same answer about a gradient that is spread over them.
     return not any(
         g.is_sparse or bool((g.full_tensor() if hasattr(g, "full_tensor") else g).any())
         for g in gradients
@@ -329,10 +341,11 @@ def _on_accelerator(rate: Any) -> bool:
 
 
 def _set(part: _Part, key: str, value: Any, factor: float) -> None:
-    """Give a part a value times a factor; a tensor of one number in a copy of its own.
+    """Set a value times a factor in a part; a tensor of one number gets a copy of its own.
 
-    One tensor may be shared by all groups, and may be written in place; compiled or captured steps
-    keep its address. Larger tensors are an optimizer's work space, and stay shared.
+    All groups may share such a tensor, and it may be written in place. The copy keeps its address
+    from step to step, because compiled and captured steps rely on it. Larger tensors are work space
+    of the optimizer, and stay shared.
     """
     if not isinstance(value, Tensor) or value.numel() != 1:
         part.group[key] = value if factor == 1 else value * factor
@@ -350,7 +363,7 @@ def _set(part: _Part, key: str, value: Any, factor: float) -> None:
 
 
 def _set_own(part: _Part, key: str, own: _Own, value: Any) -> None:
-    """Give a part its own value; a part that is new takes that of the other parameters."""
+    """Set a part's own value; a new part takes the value of the parameters without a factor."""
     held = own.values.get(part.unit, own.values.get(None, [value]))
     part.sources.pop(key, None)
     if not held:
@@ -362,7 +375,7 @@ def _set_own(part: _Part, key: str, own: _Own, value: Any) -> None:
 
 
 def _hand_back(base: Group, key: str, value: Any, *, in_place: bool) -> None:
-    """Put a value into the user's group as the optimizer would have done, in place or not."""
+    """Write a value into the user's group the way the optimizer did it, in place or not."""
     if value is _ABSENT:
         base.pop(key, None)
     elif in_place and isinstance(value, Tensor) and isinstance(base.get(key), Tensor):
@@ -372,6 +385,6 @@ def _hand_back(base: Group, key: str, value: Any, *, in_place: bool) -> None:
 
 
 def _value_of(given: tuple[Any, int]) -> Any:
-    """What was given at the start of a step; NaN, equal to nothing, where it was written since."""
+    """Return the value from the start of a step; NaN, equal to nothing, if it was written since."""
     value, version = given
     return value if times_written(value) == version else math.nan

@@ -1,4 +1,4 @@
-"""What a Balancer tells its user while it is at work: warnings, most of them once."""
+"""The warnings of a Balancer during training; most are given once."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ _LOG = logging.getLogger(__name__)
 
 
 class Notices:
-    """The warnings of one Balancer, which scales ``option`` for an ``optimizer`` of that name."""
+    """Gives the warnings of one Balancer.
+
+    ``option`` is the option that it scales, ``optimizer`` the name of the optimizer's class, and
+    ``held`` the ``id`` of the optimizer's parameters.
+    """
 
     def __init__(self, option: str, optimizer: str, held: set[int]) -> None:
         self.option, self.optimizer = option, optimizer
         self.told: set[str] = set()
-        """Keys of what was told; stored with the Balancer's state."""
+        """Keys of the warnings given so far; stored with the state, so a resumed run is quiet."""
         self._held = held
 
     def scope(self, scope: Scope) -> None:
-        """Whether no layer takes part; layers that no group of the optimizer holds, each once."""
+        """Warn if no layer takes part, and of each layer that is not in the optimizer."""
         if not scope.units:
             frozen = [f"{name} ({scope.left_out[name]})" for name in scope.waiting]
             self._once(
@@ -41,23 +45,22 @@ class Notices:
             )
 
     def without_effect(self) -> None:
-        """At the start: the trial has shown no effect."""
+        """Warn that the trial at the start has shown no effect of the factors."""
         _warn(
             f"trial steps of {self.optimizer} on small copies were the same with half the "
-            f"{self.option}: it does not "
-            f"go by the {self.option} of its groups, so that the factors have no effect"
+            f"{self.option}: it does not go by the {self.option} of its groups, so that the "
+            "factors have no effect"
         )
 
     def captured(self) -> None:
-        """A step is recorded into a CUDA graph."""
+        """Warn that a step is being recorded into a CUDA graph."""
         _warn(
             "a captured step runs no hooks when it is replayed: the factors stay those of the "
-            "capture and nothing "
-            "is measured; call update() yourself and capture again after it"
+            "capture and nothing is measured; call update() yourself and capture again after it"
         )
 
     def groups(self, steps: Steps, scope: Scope) -> None:
-        """After a step: values other than given, new parameters, layers gone from the groups."""
+        """Warn after a step of values other than given, new parameters and missing layers."""
         if steps.differing:
             self._once(
                 "differing",
@@ -72,55 +75,52 @@ class Notices:
         if added:
             _warn(
                 f"{len(added)} parameters came into the optimizer after the Balancer was built: "
-                "layers of the model "
-                "take part from the next measurement on, others train at their group's own "
-                f"{self.option}"
+                "layers of the model take part from the next measurement on, others train at their "
+                f"group's own {self.option}"
             )
         lost = [unit.name for unit in scope.units if not any(id(p) in held for p in unit.weights)]
         if lost:
             self._once(
                 f"lost {lost}",
                 f"{len(lost)} layers are no longer in the optimizer, so that their factors have no "
-                "effect: "
-                f"{listed(lost)}; build a new Balancer after what has replaced their parameters",
+                f"effect: {listed(lost)}; build a new Balancer after what has replaced their "
+                "parameters",
             )
 
     def unused(self, passes: int) -> None:
-        """The weights change, but the optimizer does not step."""
+        """Warn that the weights change although the optimizer does not step."""
         self._once(
             "unused",
             f"the weights changed within {passes} backward passes, but not in step() of the "
-            f"{self.optimizer} that the "
-            "Balancer is on: the factors have no effect and nothing is measured; build it on the "
-            "optimizer that steps, "
-            "after all that makes or replaces one, or call its remove()",
+            f"{self.optimizer} that the Balancer is on: the factors have no effect and nothing is "
+            "measured; build it on the optimizer that steps, after all that makes or replaces one, "
+            "or call its remove()",
         )
 
     def unstored(self, kinds: Mapping[str, str]) -> None:
-        """State per group that the Balancer's state cannot hold."""
+        """Warn of values per group that the stored state cannot hold."""
         for key, kind in kinds.items():
             self._once(
                 f"unstored {key}",
                 f"the state is stored without {key!r} of the layers' groups, a {kind}: a resumed "
-                "run goes on with that "
-                "of the optimizer's own group",
+                "run goes on with that of the optimizer's own group",
             )
 
     def never_measured(self, steps: int, every: int | None) -> None:
-        """At the end: all factors were 1."""
+        """Warn at the end that nothing was measured, so all factors were 1."""
         why = f"it measures every {every} steps" if every else "update() was never called"
         self._once(
             "never", f"nothing was measured in {steps} steps, so that every factor was 1: {why}"
         )
 
     def scope_stays(self, step: int, error: Exception) -> None:
-        """Other layers are trained now, but a Balancer for them could not be built."""
+        """Warn that the set of trained layers has changed in a way that cannot be followed."""
         self._once(
             f"scope {error}", f"the layers that take part stay as they were at step {step}: {error}"
         )
 
     def changes(self, before: Scope, now: Scope, step: int) -> None:
-        """Which layers have come and gone; the second time for a layer only in the log."""
+        """Warn of layers that have joined or left; again for the same layer, only log it."""
         self.scope(now)
         old, new = ({unit.name for unit in scope.units} for scope in (before, now))
         came = {name: name for name in (unit.name for unit in now.units) if name not in old}
@@ -144,7 +144,7 @@ class Notices:
         records: Sequence[LayerRecord],
         step: int,
     ) -> None:
-        """Layers that have lost their alpha, once each, or all of them."""
+        """Warn of layers that have lost their alpha, or once if no layer has one."""
         if units and len(lacking) == len(units) and "all" not in self.told:
             self.told.add("all")
             name, reason = next(iter(lacking.items()))

@@ -1,4 +1,8 @@
-"""Which units take part by the rule, the optimizer and the model, and why the others do not."""
+"""Find the units that take part in a rule, and the reason why others do not.
+
+It depends on the rule (kinds and globs), the optimizer (which parameters it holds) and the model
+(what is frozen).
+"""
 
 from __future__ import annotations
 
@@ -20,38 +24,38 @@ from spectail.training.structure import Unit, first_and_last, units_of
 from spectail.training.wrappers import Optimizers
 
 SHOWN = 4
-"""How many names a message lists before it counts the rest."""
+"""The most names that a message lists; the others are counted."""
 FROZEN, NOT_HELD = "frozen", "not in the optimizer"
 
 
 @dataclass(frozen=True)
 class Scope:
-    """The units that are balanced, in the model's order, and the others with their reasons."""
+    """The units that are balanced, and those that are not."""
 
     units: tuple[Unit, ...]
+    """The units that are balanced, in the model's order."""
     left_out: Mapping[str, str]
+    """The reason for each other unit."""
     forgotten: tuple[str, ...]
-    """Units that the rule would take and that could be trained, but are in no group of the
-    optimizer.
-    """
+    """Units that could take part and are not frozen, but are in no group of the optimizer."""
     candidates: tuple[Unit, ...]
-    """All units that the rule takes, also those that are not trained now: frozen, or not in the
-    optimizer.
+    """All units that the rule selects, including those that are not trained now because they are
+    frozen or not in the optimizer.
     """
 
     @property
     def unit_of(self) -> dict[int, str]:
-        """Name of the unit by the ``id`` of each of its parameters, in a group or not yet."""
+        """Map the ``id`` of each parameter, in a group or not yet, to the name of its unit."""
         return {id(p): unit.name for unit in self.units for p in unit.parameters}
 
     @property
     def waiting(self) -> list[str]:
-        """The candidates that do not take part."""
+        """The names of the candidates that do not take part now."""
         taking = {unit.name for unit in self.units}
         return [unit.name for unit in self.candidates if unit.name not in taking]
 
     def narrowed(self, names: Collection[str]) -> Scope:
-        """The same with just the candidates of these names, whether or not they are trained now."""
+        """Return a scope of the candidates with these names, trained now or not."""
         reasons = {name: reason for name, reason in self.left_out.items() if name not in names}
         later = "not in the state that was loaded; taken in at the next measurement"
         reasons |= {unit.name: later for unit in self.units if unit.name not in names}
@@ -65,25 +69,22 @@ def find_scope(
 ) -> Scope:
     """Choose the units that take part.
 
-    There may be none of them while there are frozen ones, which can be unfrozen later.
+    There may be none as long as some are frozen, because those can be unfrozen later.
 
     Raises:
-        TrainingError: a glob that changes nothing, an optimizer of another model, no unit that
-            takes part, a parameter in two groups, an optimizer whose groups cannot be scaled.
+        TrainingError: a glob changes nothing, the optimizer belongs to another model, no unit takes
+            part, a parameter is in two groups, or a group cannot be scaled.
 
     """
     without_value = _check_groups(optimizers, model, rule.option)
     held = optimizers.held()
     units = units_of(model, layers)
-    known = {id(p) for unit in units for p in unit.parameters}
-    if not known & held:
+    if not held & {id(p) for unit in units for p in unit.parameters}:
         first = next(name for name, _ in model.named_parameters())
         raise TrainingError(
             f"the optimizer holds none of the model's parameters (such as {first}): build it from "
-            "the parameters of "
-            "this very model, after anything that replaces them; one that steps copies of them "
-            "(DeepSpeed, apex) "
-            "cannot be balanced"
+            "the parameters of this very model, after anything that replaces them; one that steps "
+            "copies of them (DeepSpeed, apex) cannot be balanced"
         )
     reasons = _by_rule(
         units, {layer.name: layer for layer in layers}, rule, first_and_last(model, units)
@@ -103,7 +104,11 @@ def find_scope(
 
 
 def trained_now(model: nn.Module, optimizers: Optimizers, option: str) -> tuple[Any, ...]:
-    """What decides which units take part and may change while training; equal unless it did."""
+    """Return a value that changes if the units that take part may have changed.
+
+    It holds what can change during training: frozen parameters, the optimizer's parameters, and
+    groups without weight decay.
+    """
     held = optimizers.held()
     decays = option == "weight_decay"
     zero = tuple(
@@ -115,7 +120,7 @@ def trained_now(model: nn.Module, optimizers: Optimizers, option: str) -> tuple[
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first names, and how many more."""
+    """Return the first names as text, and how many more there are."""
     names = list(names)
     return ", ".join(names[:SHOWN]) + (
         f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -125,7 +130,7 @@ def listed(names: Iterable[str]) -> str:
 def _not_trained(
     unit: Unit, held: Collection[int], without_value: Collection[int], option: str
 ) -> str:
-    """Why a unit that the rule takes is not trained by its factor; empty where it is."""
+    """Return why a factor would not act on a unit that the rule selects; empty if it would."""
     if not any(p.requires_grad for p in unit.weights):
         return FROZEN
     if not any(id(p) in held for p in unit.weights):
@@ -138,29 +143,13 @@ def _not_trained(
 
 
 def _check_groups(optimizers: Optimizers, model: nn.Module, option: str) -> set[int]:
-    """Refuse groups that cannot be scaled; gives the ``id`` of parameters whose option is 0."""
+    """Refuse groups that cannot be scaled; returns the ``id`` of parameters whose option is 0."""
     names = {id(p): name for name, p in model.named_parameters()}
     where: dict[tuple[int, int], int] = {}
     zero: set[int] = set()
     any_value = False
     for optimizer, i, group in optimizers.groups():
-        kind = type(optimizer).__name__
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise TrainingError(
-                "LBFGS takes one step along all parameters at once: it has no rates per layer to "
-                "balance"
-            )
-        if option not in group:
-            has = ", ".join(key for key in group if key != "params")
-            raise TrainingError(
-                f"group {i} of {kind} has no {option!r} to scale; its options are {has}"
-            )
-        if isinstance(group[option], bool) or not isinstance(group[option], Real | torch.Tensor):
-            raise TrainingError(
-                f"group {i} of {kind} has {option!r} {group[option]!r}, where a number is needed "
-                "to scale: give it one "
-                "(for Adafactor of transformers: relative_step=False)"
-            )
+        _check_group(optimizer, i, group, option)
         any_value = any_value or not _is_zero(group[option])
         for p in group["params"]:
             if (id(optimizer), id(p)) in where:
@@ -180,8 +169,28 @@ def _check_groups(optimizers: Optimizers, model: nn.Module, option: str) -> set[
     return zero
 
 
+def _check_group(optimizer: Any, i: int, group: Mapping[str, Any], option: str) -> None:
+    """Refuse a group whose ``option`` is missing or is no number to scale."""
+    kind = type(optimizer).__name__
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise TrainingError(
+            "LBFGS takes one step along all parameters at once: it has no rates per layer to "
+            "balance"
+        )
+    if option not in group:
+        has = ", ".join(key for key in group if key != "params")
+        raise TrainingError(
+            f"group {i} of {kind} has no {option!r} to scale; its options are {has}"
+        )
+    if isinstance(group[option], bool) or not isinstance(group[option], Real | torch.Tensor):
+        raise TrainingError(
+            f"group {i} of {kind} has {option!r} {group[option]!r}, where a number is needed "
+            "to scale: give it one (for Adafactor of transformers: relative_step=False)"
+        )
+
+
 def _is_zero(value: Any) -> bool:
-    """Whether a number is 0; not asked of one on an accelerator, which would have to wait."""
+    """Whether a number is 0; False on an accelerator, which reading it would make wait."""
     if isinstance(value, torch.Tensor) and value.device.type != "cpu":
         return False
     return isinstance(value, Real | torch.Tensor) and not value

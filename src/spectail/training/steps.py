@@ -1,9 +1,9 @@
-"""Following the steps of an optimizer and of those inside of it, however they are called.
+"""Follow the steps of an optimizer and of the optimizers inside of it, however they are called.
 
-The split groups are in place while an innermost optimizer steps. Wrappers whose own ``step`` uses
-the groups too have them during all of it, where a trial has shown that they can. A step is counted
-when the outermost call is over and an innermost optimizer has stepped in it, so that SAM's
-``step(closure)`` and its ``second_step()`` count the same.
+The split groups are in place while an innermost optimizer steps. A wrapper whose own ``step`` also
+uses the groups has them during its whole step, if a trial has shown that it can. A step counts when
+the outermost call ends and an innermost optimizer has stepped in it, so that SAM's
+``step(closure)`` and ``second_step()`` count the same.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from spectail.training.onlook import look_at_steps
 from spectail.training.wrappers import Optimizers, has_hooks, share_groups
 
 LOOKED_AT = 3
-"""So many steps after the start, and after every measurement, are looked at closely."""
+"""How many steps after the start, and after every measurement, are examined: for optimizers not
+known yet, and for other values than given. More would cost time in every step."""
 
 
 class Steps:
     """Puts split groups in place for the steps of optimizers.
 
-    ``whole`` holds the ``id`` of the wrappers that have them during all of their own step,
-    ``factors`` is asked for the factors of the next step, ``done`` is called after it.
+    ``whole`` holds the ``id`` of the wrappers that have them during their whole step. ``factors``
+    returns the factors of the next step, and ``done`` is called after each step.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Steps:
     ) -> None:
         self.optimizers, self.groups, self.whole = optimizers, groups, frozenset(whole)
         self.differing: set[str] = set()
-        """Units that the last step used with another value than was given for them."""
+        """Units that the last step used with another value than the one given."""
         self._factors, self._done = factors, done
         self._running: list[Any] = []
         self._opened: list[Any] = []
@@ -62,19 +63,19 @@ class Steps:
                 self._replace(optimizer)
 
     def remove(self) -> None:
-        """Let the optimizers step as if nothing had been there."""
+        """Remove all hooks, so that the optimizers step as before."""
         self.groups.restore()
         while self._undo:
             self._undo.pop()()
         self._look(False)
 
     def look_again(self) -> None:
-        """Look closely at the next steps, for hidden optimizers and other values than given."""
+        """Examine the next steps, for hidden optimizers and other values than given."""
         self._looked = 0
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def before(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Begin a step; returns changed arguments (the first is the optimizer) for a closure."""
+        """Begin a step; with a closure, returns changed arguments, the optimizer first."""
         self._forget(optimizer)
         self._running.append(optimizer)
         if len(self._running) == 1 and self._looked < LOOKED_AT:
@@ -95,9 +96,8 @@ class Steps:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after(self, optimizer: Any, *_: Any) -> None:
         """End a step."""
-        if not any(
-            one is optimizer for one in self._running
-        ):  # a step() that has called its parent's step()
+        # A step() that has called its parent's step() gets here twice.
+        if not any(one is optimizer for one in self._running):
             return
         while self._running.pop() is not optimizer:
             pass
@@ -116,7 +116,7 @@ class Steps:
         return any(one is optimizer for one in self.optimizers.innermost)
 
     def _forget(self, optimizer: Any) -> None:
-        """Clear what an earlier step of this optimizer has left because it raised."""
+        """Clear what an earlier step of this optimizer has left behind because it raised."""
         while any(one is optimizer for one in self._running):
             self._running.pop()
         while self._opened and not any(one is self._opened[-1] for one in self._running):
@@ -124,10 +124,11 @@ class Steps:
         self.groups.restore(len(self._opened))
 
     def _open(self, optimizer: Any) -> None:
+        """Put split groups in place in all lists that share groups with this optimizer."""
         own: dict[int, list[Group]] = {}
         around: list[list[Group]] = []
         seen: set[int] = set()
-        # The innermost first: a list that a wrapper shares with one of them belongs to that one.
+        # The innermost come first: a list that a wrapper shares with one of them belongs to it.
         for member in (*self.optimizers.innermost, *self.optimizers.members):
             groups = member.param_groups
             if id(groups) in seen or not (member is optimizer or share_groups(member, optimizer)):
@@ -144,7 +145,8 @@ class Steps:
             self.differing |= self.groups.differing(optimizer.param_groups)
 
     def _outside(self, optimizer: Any, closure: Callable[..., Any]) -> Callable[..., Any]:
-        """A closure is the user's code (Lightning trains in it), so it sees the user's groups."""
+        """Wrap a closure so that it sees the user's groups, for it is the user's code."""
+        # Lightning, for one, runs the whole training step in a closure.
 
         def call(*args: Any, **kwargs: Any) -> Any:
             opened = bool(self._opened) and self._opened[-1] is optimizer
@@ -159,13 +161,14 @@ class Steps:
         return call
 
     def _hook(self, optimizer: Any) -> None:
-        # After a step the user's own hooks shall see the user's groups, so this one comes before
-        # them.
+        """Follow an optimizer that runs hooks."""
+        # The user's own hooks after a step must see the user's groups, so this one runs first.
         handle = optimizer.register_step_post_hook(self.after)
         if isinstance(optimizer._optimizer_step_post_hooks, OrderedDict):
             optimizer._optimizer_step_post_hooks.move_to_end(handle.id, last=False)
         handles = [handle, optimizer.register_step_pre_hook(self.before)]
-        # A wrapper may have hooks for its steps alone, and give its inner optimizer's state.
+        # A state dict must hold the user's groups. A wrapper may lack these hooks, if it returns
+        # the state of its inner optimizer.
         if hasattr(optimizer, "_optimizer_state_dict_pre_hooks"):
             handles.append(optimizer.register_state_dict_pre_hook(lambda _: self._interrupt()))
         if hasattr(optimizer, "_optimizer_load_state_dict_pre_hooks"):
@@ -175,14 +178,15 @@ class Steps:
         self._undo += [handle.remove for handle in handles]
 
     def _interrupt(self) -> None:
+        """Put the user's groups back in the middle of a step."""
         self.groups.restore()
         self._opened.clear()
 
     def _replace(self, optimizer: Any) -> None:
-        """Follow an optimizer that runs no hooks, by a method of its own in place of its ``step``.
+        """Follow an optimizer that runs no hooks by replacing its ``step``.
 
-        A scheduler may put a method of its own around that, so that it stays when the Balancer
-        goes, and does nothing.
+        A scheduler may wrap the new method. Then it stays when the Balancer is removed, and only
+        passes the call on.
         """
         before, inner, following = vars(optimizer).get("step"), optimizer.step, [True]
 
@@ -211,7 +215,7 @@ class Steps:
         self._undo.append(undo)
 
     def _look(self, on: bool) -> None:
-        """Whether to look at the steps of all torch optimizers."""
+        """Start or stop to watch the steps of all torch optimizers in the process."""
         if self._end_looking is not None and not on:
             self._end_looking()
             self._end_looking = None

@@ -1,10 +1,10 @@
-"""A trial of an optimizer before training: a few steps on tiny copies of its split groups.
+"""Try out an optimizer before training: make a few steps on tiny copies of its split groups.
 
-Only a trial tells early what an optimizer does with its groups: whether it refuses rates that
-differ (D-Adaptation and Prodigy estimate one rate for all), sets them itself, counts its groups, or
-never looks at the rate (Rprop after its first step). The copies have parameters, gradients and
-state of their own; the user's are not touched, and an optimizer that holds anything that cannot be
-copied safely (a model, a parameter outside of its groups) is not tried.
+Only a trial shows early what an optimizer does with its groups. It may refuse rates that differ
+(D-Adaptation and Prodigy estimate one rate for all), set the rates itself, count its groups, or
+never use the rate (Rprop after its first step). The copies have their own parameters, gradients and
+state, so the user's are not touched. An optimizer that holds anything that cannot be copied safely
+(a model, a parameter outside of its groups) is not tried.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ from spectail.training.steps import Steps
 from spectail.training.wrappers import Optimizers
 
 SIDE = 4
-"""Longest side of a tiny parameter."""
+"""The longest side of a tiny parameter."""
 LARGEST = 4096
-"""Tensors with more numbers, such as averaged weights, are not copied."""
+"""The most numbers in a tensor that is copied; larger ones are such as averaged weights."""
 LOWEST = 1e-2
-"""A rate below it is tried as this one: a warm-up begins at 0."""
+"""The lowest rate of a trial; a warm-up begins at 0, where nothing would move."""
 STEPS = 2
+"""The number of steps that are made with the same factors."""
 _PAIR = ("first", "second")
 _VALUES = (
     int,
@@ -57,21 +58,21 @@ _CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a trial has shown; an optimizer that could not be tried has an empty one."""
+    """The result of a trial; it is empty if the optimizer could not be tried."""
 
     whole: frozenset[int] = frozenset()
-    """The ``id`` of the wrappers that can have the split groups during all of their own step."""
+    """The ``id`` of the wrappers that can have the split groups during their whole step."""
     refusal: str = ""
-    """Why it cannot be balanced."""
+    """The reason why the optimizer cannot be balanced; empty if it can."""
     without_effect: bool = False
-    """Whether no parameter moved in another way at half of the rate."""
+    """Whether half of the rate moved all parameters the same way as the full rate."""
 
 
 def try_out(optimizers: Optimizers, option: str) -> Trial:
-    """Try the outermost optimizer that can be tried, with all those inside of it.
+    """Try the outermost optimizer that can be tried, with all optimizers inside of it.
 
-    With several processes nothing is tried: an optimizer that exchanges gradients would wait for
-    parameters that the others do not have.
+    With several processes nothing is tried: an optimizer that exchanges gradients would wait
+    forever for parameters that the other processes do not have.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return Trial()
@@ -83,9 +84,8 @@ def try_out(optimizers: Optimizers, option: str) -> Trial:
     }
     gradients = [(p, p.grad) for p in parameters.values()]
     try:
-        for p in (
-            parameters.values()
-        ):  # without a gradient no optimizer moves one, however it may be reached
+        # Without a gradient no optimizer moves a parameter, should a step reach the user's own.
+        for p in parameters.values():
             p.grad = None
         return _first_that_can_be_tried(optimizers, option)
     finally:
@@ -94,8 +94,10 @@ def try_out(optimizers: Optimizers, option: str) -> Trial:
 
 
 def _first_that_can_be_tried(optimizers: Optimizers, option: str) -> Trial:
+    """Go inwards until an optimizer can be copied and stepped; empty if none can."""
     for start in range(len(optimizers.members)):
         within = Optimizers(optimizers.members[start:], optimizers.innermost)
+        # Float64 makes differences exact; some optimizers accept only the parameters' own type.
         for wide in (True, False):
             try:
                 with _apart() as allowed:
@@ -107,7 +109,7 @@ def _first_that_can_be_tried(optimizers: Optimizers, option: str) -> Trial:
 
 
 def _unsplit(optimizers: Optimizers, option: str, allowed: set[int], *, wide: bool) -> _Unsplit:
-    """Steps as without a Balancer: plain ones, or with a closure where it needs one."""
+    """Step copies without a split: plainly, or with a closure if the optimizer needs one."""
     copies = _Copies(optimizers, option, allowed, wide=wide)
     before = copies.values()
     try:
@@ -119,7 +121,7 @@ def _unsplit(optimizers: Optimizers, option: str, allowed: set[int], *, wide: bo
 
 
 def _tried(optimizers: Optimizers, option: str, unsplit: _Unsplit) -> Trial:
-    """Whether it steps with split groups, in place for the wrappers or for the innermost alone."""
+    """Try split groups for the wrappers too, and then for the innermost optimizers alone."""
     innermost = {id(one) for one in optimizers.innermost}
     around = frozenset(id(member) for member in optimizers.members if id(member) not in innermost)
     found = _outcome(optimizers, option, unsplit, around)
@@ -136,7 +138,10 @@ def _tried(optimizers: Optimizers, option: str, unsplit: _Unsplit) -> Trial:
 def _outcome(
     optimizers: Optimizers, option: str, unsplit: _Unsplit, whole: frozenset[int]
 ) -> Trial:
-    """Step with all factors 1, then with different ones."""
+    """Step with all factors 1, then with different factors, and compare the pairs.
+
+    The two parameters of a pair are equal, and stay equal exactly if both are stepped alike.
+    """
 
     def moved(first: float, second: float) -> tuple[_Values, _Values]:
         with _apart() as allowed:
@@ -149,6 +154,8 @@ def _outcome(
 
     try:
         before, after = moved(1.0, 0.5)
+        # In turn: fewer parameters move with the split than without; the factors act, or nothing
+        # can be concluded; both orders of factors move all alike, so the factors have no effect.
         if _still(unsplit.before, before) > _still(unsplit.before, unsplit.after):
             return Trial(refusal="split into groups by layer, it steps only some of them")
         if not _alike(before) or not _alike(after) or _still(before, after):
@@ -168,12 +175,12 @@ def _outcome(
 
 
 def _alike(pairs: _Values) -> bool:
-    """Whether both of every pair are the same."""
+    """Whether both parameters of every pair are equal."""
     return all(torch.equal(first, second) for first, second in pairs)
 
 
 def _still(some: _Values, others: _Values) -> int:
-    """How many of the parameters are the same in both."""
+    """Count the parameters that are equal in both."""
     pairs = zip(some, others, strict=True)
     return sum(torch.equal(a, b) for pair, other in pairs for a, b in zip(pair, other, strict=True))
 
@@ -183,20 +190,22 @@ _Values: TypeAlias = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class _Unsplit:
-    """What an optimizer does without a Balancer: how it is called, pairs before and after."""
+    """The steps of an optimizer without a Balancer, to compare with."""
 
     call: str
+    """How it is called: ``plain``, or with a ``closure``."""
     before: _Values
     after: _Values
     wide: bool
+    """Whether the tiny parameters are float64, or of the user's own type."""
 
 
 class _UntriableError(Exception):
-    """Something that cannot be copied without touching what the user has."""
+    """Raised for an object that cannot be copied without touching the user's own."""
 
 
 class _Copies:
-    """Copies of optimizers whose groups hold two tiny parameters each, alike in all: a pair."""
+    """Copies of optimizers in which every group holds a pair of equal tiny parameters."""
 
     def __init__(
         self, optimizers: Optimizers, option: str, allowed: set[int], *, wide: bool
@@ -205,11 +214,9 @@ class _Copies:
         self.made: dict[int, Any] = {
             id(member): object.__new__(type(member)) for member in optimizers.members
         }
-        """Copies by the ``id`` of what they are copies of: optimizers, groups, lists of groups,
-        states.
-        """
+        """Copies by the ``id`` of their original: optimizers, groups, lists of groups, states."""
         self.tiny: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
-        """Pairs by the ``id`` of the parameter that they are shaped after."""
+        """Pairs by the ``id`` of the parameter whose shape they follow."""
         self.factors: dict[str, float] = {}
         allowed.update(id(self.made[id(member)]) for member in optimizers.members)
         for member in optimizers.members:
@@ -219,13 +226,12 @@ class _Copies:
         for member in optimizers.members:
             vars(self.made[id(member)]).update(self._attributes(member))
         self.outer = self.made[id(optimizers.members[0])]
-        if callable(
-            getattr(type(self.outer), "train", None)
-        ):  # schedule-free optimizers step in this mode alone
+        # Schedule-free optimizers step in training mode only.
+        if callable(getattr(type(self.outer), "train", None)):
             self.outer.train()
 
     def split(self, whole: frozenset[int]) -> None:
-        """From now on step as under a Balancer."""
+        """Split the groups from the next step on, as under a Balancer."""
         members, innermost = self.optimizers.members, self.optimizers.innermost
         unit_of = {
             id(p): unit for pair in self.tiny.values() for p, unit in zip(pair, _PAIR, strict=True)
@@ -242,7 +248,7 @@ class _Copies:
         )
 
     def step(self, call: str, *factors: float) -> None:
-        """A few steps at the factors of the first and the second of each pair."""
+        """Make a few steps with one factor for the first and one for the second of each pair."""
         self.factors = dict(zip(_PAIR, factors, strict=True))
         for number in range(STEPS):
             self._gradients(number)
@@ -252,13 +258,14 @@ class _Copies:
                 self.outer.step(lambda number=number: self._gradients(number))
 
     def values(self) -> _Values:
-        """The pairs as they are now."""
+        """Return copies of all pairs."""
         return [
             (first.detach().clone(), second.detach().clone())
             for first, second in self.tiny.values()
         ]
 
     def _gradients(self, number: int) -> Tensor:
+        """Set the gradients of step ``number``, the same for both of a pair; returns a loss."""
         for pair in self.tiny.values():
             # Small beside the values, so that weight decay shows in the sign of their sum too.
             noise = torch.randn(pair[0].shape, generator=torch.Generator().manual_seed(number)) / 64
@@ -267,7 +274,7 @@ class _Copies:
         return torch.tensor(1.0)
 
     def _group(self, group: Group) -> Group:
-        """A group of the same options with a pair of its own."""
+        """Copy a group: the same options, and a pair as its parameters."""
         if id(group) not in self.made:
             if not group["params"]:
                 raise _UntriableError
@@ -283,6 +290,7 @@ class _Copies:
         return found
 
     def _pair(self, like: Tensor) -> tuple[nn.Parameter, nn.Parameter]:
+        """Make a pair with as many dimensions as a parameter, which optimizers may depend on."""
         exact = torch.complex128 if like.is_complex() else torch.float64
         dtype = exact if self.wide else like.dtype
         shape = [min(side, SIDE) for side in like.shape]
@@ -292,16 +300,17 @@ class _Copies:
         return self.tiny[id(like)]
 
     def _attributes(self, member: Any) -> Iterator[tuple[str, Any]]:
+        """Yield copies of an optimizer's attributes, without the user's hooks."""
         for name, value in vars(member).items():
             if "_hooks" in name:
                 yield name, OrderedDict()
             elif name == "state":
                 yield name, self._state(value)
-            elif name != "step":  # what a scheduler has put around it
+            elif name != "step":  # a scheduler's wrapper, bound to the user's optimizer
                 yield name, self._copy(value)
 
     def _state(self, state: Mapping[Any, Any]) -> Any:
-        """What the optimizer knows of its parameters, cut to the size of the tiny ones."""
+        """Copy the state of the parameters, cut to the size of the tiny ones."""
         if id(state) not in self.made:
             cut: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
             for parameter, known in state.items():
@@ -316,7 +325,7 @@ class _Copies:
         return self._copy(value)
 
     def _copy(self, value: Any) -> Any:
-        """A copy that shares nothing that can be changed."""
+        """Copy a value so that the copy shares nothing mutable; _UntriableError if impossible."""
         if id(value) in self.made:
             return self.made[id(value)]
         if isinstance(value, _VALUES + _CODE):
@@ -343,9 +352,9 @@ class _Copies:
 
 @contextmanager
 def _apart() -> Iterator[set[int]]:
-    """Hide what happens inside: no random number is used up, no real optimizer steps.
+    """Isolate a trial: random states are restored, warnings hidden, real optimizers refused.
 
-    Gives the set of the ``id`` of those that may step.
+    Yields a set that takes the ``id`` of the optimizers that may step.
     """
     allowed: set[int] = set()
 
