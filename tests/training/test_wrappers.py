@@ -2,15 +2,16 @@
 
 import copy
 import io
+import threading
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 import spectail as st
 from spectail.errors import TrainingError
+from spectail.training import onlook
 from tests.training.nets import loss_of, net, same, train, weights_of
 from tests.training.running import EVERY, STEPS, balanced, run, with_groups_by_hand
 from tests.training.wrapped import SAM, WRAPPERS, Averaging, Case, Lookahead
@@ -166,7 +167,7 @@ def test_a_balancer_is_copied_and_stored_with_nothing():
 def test_after_remove_nothing_is_left():
     model = net()
     sam = SAM(model.parameters(), lr=0.05)
-    of_others = set(_global_optimizer_pre_hooks)
+    of_others = list(onlook._LOOKS)
     balancer = st.Balancer(model, sam, "tempbalance", every=2)
     run(model, Case(sam, sam.param_groups, "closure"), 2)
     balancer.remove()
@@ -174,7 +175,7 @@ def test_after_remove_nothing_is_left():
         assert not optimizer._optimizer_step_pre_hooks
         assert not optimizer._optimizer_step_post_hooks
         assert not optimizer._optimizer_state_dict_pre_hooks
-    assert set(_global_optimizer_pre_hooks) <= of_others
+    assert of_others == onlook._LOOKS
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
     st.Balancer(model, sam.base_optimizer, "tempbalance", every=2)
 
@@ -210,3 +211,22 @@ def test_a_wrapper_whose_step_raised_goes_on(name):
 
 def out_of_memory(*_):
     raise RuntimeError("out of memory")
+
+
+def test_steps_of_other_threads_are_not_disturbed():
+    def train_alone(seed, done):
+        model = net(seed)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            balancer = st.Balancer(model, optimizer, "tempbalance", every=1)
+            train(model, optimizer, 5)
+            balancer.remove()
+        done.append(balancer.steps)
+
+    done = []
+    threads = [threading.Thread(target=train_alone, args=(seed, done)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert done == [5] * 4
