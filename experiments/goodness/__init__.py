@@ -1,0 +1,1 @@
+"""The quantiles from which ``spectail.core.goodness`` computes its p-values."""
