@@ -19,7 +19,13 @@ from spectail.models.formats.open_file import OpenFile
 from spectail.models.formats.ranges import StoredArray, row_major
 from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name, piece_of, unreadable
 
-_NUMBERS = {0xCA: ">f", 0xCB: ">d", 0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q"} | {
+_NUMBERS = {
+    0xCA: ">f",
+    0xCB: ">d",
+    0xCC: ">B",
+    0xCD: ">H",
+    0xCE: ">I",
+    0xCF: ">Q",
     0xD0: ">b",
     0xD1: ">h",
     0xD2: ">i",
@@ -34,7 +40,6 @@ _LENGTHS = {
     0xC6: (4, "bin"),
     0xC7: (1, "ext"),
     0xC8: (2, "ext"),
-} | {
     0xC9: (4, "ext"),
     0xD9: (1, "str"),
     0xDA: (2, "str"),

@@ -35,8 +35,11 @@ _RUNS_CODE_MODULES = frozenset(
         "socket",
         "shutil",
         "ctypes",
+        "commands",
+        "webbrowser",
+        "marshal",
+        "pip",
     }
-    | {"commands", "webbrowser", "marshal", "pip"}
 )
 """Modules that no checkpoint needs and that attacks use. Their names would be as inert as all
 others; the file is refused so that the user knows."""
