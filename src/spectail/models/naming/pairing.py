@@ -124,6 +124,7 @@ def _by_agreement(left: list[View], right: list[View]) -> list[tuple[View, View]
     combinations = [(first, second) for first in left for second in right]
 
     def disagreement(views: tuple[View, View]) -> int:
+        """Return minus the number of names that both views have in common."""
         first, second = ({canonical_name(name) for name in view.values()} for view in views)
         # sorted() is stable: with equal agreement, the layers' own names go first.
         return -len(first & second)
