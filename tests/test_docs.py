@@ -10,7 +10,9 @@ import torch
 from spectail.allocation.allocation import describe_settings
 from spectail.allocation.targets import TARGETS
 from spectail.export import TOOLS
+from spectail.pruning.methods import method_names
 from spectail.results.records import COLUMN_TABLE
+from spectail.training.rules import RULES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
@@ -117,3 +119,13 @@ def test_the_documentation_explains_every_target_as_its_type_does():
 def test_the_documentation_explains_every_tool_as_its_type_does():
     expected = [f"| `{tool.name}` | {tool.takes} | {tool.tried} |" for tool in TOOLS]
     assert rows_of("export.md", "| tool | takes | what was run |") == expected
+
+
+def test_the_documentation_lists_every_pruning_method_and_training_rule():
+    def names(page, header):
+        return [row.split("|")[1].strip(" `") for row in rows_of(page, header)]
+
+    header = "| `--method` | pruned first | compared within | weights that stay |"
+    assert names("pruning.md", header) == method_names()
+    header = "| rule | scales | factor, by default | published |"
+    assert names("training.md", header) == [rule.name for rule in RULES]
