@@ -13,8 +13,7 @@ and ``k`` key and value heads of ``s`` rows each:
 A name alone does not tell the form, so the model's family (``model_type``) decides, and the numbers
 come from the configuration. A matrix stays whole, with a note, if the numbers do not fit its rows
 or the form is not known. Without a configuration, a matrix is cut only if it has three times as
-many rows as columns (or as the output projection has columns) and a name that means blocks in every
-model.
+many rows as columns (or as the output projection has columns) and a name that usually means blocks.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from spectail.models.layout.part import Part
 from spectail.models.layout.view import View
 
 _IN_BLOCKS = r"in_proj_weight|qkv|qkv_proj|Wqkv|W_pack|to_qkv|c_attn|qkv_linear|attn_qkv|gqkv_proj"
-"""Names that mean query above key above value, whatever the family."""
+"""Names that mean query above key above value, unless the family is listed with another form."""
 _ANY_FORM = r"query_key_value|wqkv|linear_qkv"
 """Names whose form depends on the family."""
 _FUSED = re.compile(rf"(?:^|[._])(?:(?P<blocks>{_IN_BLOCKS})|(?P<other>{_ANY_FORM}))$")
@@ -69,9 +68,9 @@ def _segments(groups: int, query: int, key_value: int, order: str = "qkv") -> Cu
 
 def in_blocks(heads: Heads, config: Config) -> Cut | None:
     """Cut the query above the key above the value."""
-    return (
-        _segments(1, heads.query * heads.size, heads.key_value * heads.size) if heads.size else None
-    )
+    if not heads.size:
+        return None
+    return _segments(1, heads.query * heads.size, heads.key_value * heads.size)
 
 
 def head_by_head(heads: Heads, config: Config) -> Cut | None:
@@ -90,9 +89,9 @@ def _codegen(heads: Heads, config: Config) -> Cut | None:
     """Cut four groups of query, value and key."""
     # An unknown size gives one row, which is no multiple of four and therefore yields no cut.
     rows = heads.query * heads.size if heads.size else 1
-    return (
-        None if rows % _CODEGEN_GROUPS else _segments(_CODEGEN_GROUPS, rows // 4, rows // 4, "qvk")
-    )
+    if rows % _CODEGEN_GROUPS:
+        return None
+    return _segments(_CODEGEN_GROUPS, rows // 4, rows // 4, "qvk")
 
 
 def _falcon(heads: Heads, config: Config) -> Cut | None:
