@@ -82,6 +82,8 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     ),
     "data parallel part": inside(nn.DataParallel, "encoder"),
     "data parallel twice": both(nn.DataParallel, nn.DataParallel),
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "averaged, compiled": both(compiled, torch.optim.swa_utils.AveragedModel),
     "lightning model": functools.partial(Lit, "model"),
     "lightning net": functools.partial(Lit, "net"),
     "lightning, compiled": both(compiled, functools.partial(Lit, "model")),
@@ -296,3 +298,19 @@ def test_a_live_model_that_fsdp_has_split_is_failed_rows(use_orig_params):
         sizes = [("0", 6, 8), ("1.0", 4, 6)] if use_orig_params else [("_flat_param", 0, 0)]
         assert [row[:3] for row in rows] == sizes
         assert all("summon_full_params" in row[3] for row in rows)
+
+
+@pytest.mark.parametrize("part", [False, True])
+@pytest.mark.parametrize(
+    "how", [torch.jit.script, lambda net: torch.jit.trace(net, torch.randn(2, 3, 9, 9))]
+)
+def test_scripted_modules_have_the_layers_of_the_module(how, part):
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(294, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        scripted = how(net)
+    if part:
+        net, scripted = nn.ModuleDict({"a": net}), nn.ModuleDict({"a": scripted})
+    expected, found = open_source(net).layers, open_source(scripted).layers
+    assert [layer.name for layer in found] == [layer.name for layer in expected]
+    assert all(torch.equal(a.read(), b.read()) for a, b in zip(found, expected, strict=True))

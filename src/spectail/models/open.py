@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 
 from spectail.errors import SourceError
 from spectail.models.build import build_source
@@ -48,6 +49,9 @@ def open_source(
 
     """
     if isinstance(source, nn.Module):
+        # The classes of scripted modules are gone, so names tell their layers, as in a file.
+        if any(isinstance(part, ScriptModule) for part in source.modules()):
+            return _state_source(source.state_dict())
         return module_source(source)
     if isinstance(source, Mapping | Tensor | np.ndarray):
         return _state_source(source)

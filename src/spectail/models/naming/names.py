@@ -74,14 +74,17 @@ def _outside_taken_off(names: list[str]) -> list[str]:
     network as its ``model``. The prefix ``base_model.model.`` of peft may stand inside such a
     wrapper too.
     """
-    while names:
+    # torch.optim.swa_utils.AveragedModel counts its updates beside the ``module`` that it holds.
+    shared = [name for name in names if name != "n_averaged"]
+    while shared:
         # Wrappers can be nested, so remove one level at a time.
-        first = names[0].partition(".")[0]
+        first = shared[0].partition(".")[0]
         inside = _INSIDE.get(first) or (f"{first}.base_model.model.",)
-        if not all(name.startswith(f"{first}.") for name in names) or not any(
-            name.startswith(inside) for name in names
+        if not all(name.startswith(f"{first}.") for name in shared) or not any(
+            name.startswith(inside) for name in shared
         ):
             break
+        shared = [name.removeprefix(f"{first}.") for name in shared]
         names = [name.removeprefix(f"{first}.") for name in names]
     return names
 
