@@ -1,5 +1,5 @@
-"""From alphas to one value per layer that meets a budget: sparsities, bits, learning rates, weight decays. No torch.
+"""From alphas to one value per layer: sparsities, bits, learning rates, weight decays.
 
 The function is ``spectail.allocate``; the package has another name, so that importing it does not
-hide the function.
+hide the function. Nothing here imports torch.
 """

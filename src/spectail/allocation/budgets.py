@@ -1,6 +1,6 @@
-"""Budgets: values in the ratios of given factors, within bounds, whose weighted mean is the budget.
+"""Budgets: values in given ratios and within bounds, whose weighted mean is the budget.
 
-What a bound cuts off is given to the others (water-filling), where published code loses it.
+What a bound cuts off goes to the other values (water-filling). Published code loses it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from spectail.errors import AllocationError
 Array: TypeAlias = NDArray[np.float64]
 
 _SMALLEST = 1e-100
-"""Factors below this part of the largest count as zero: nothing real comes near, and no quotient
-overflows."""
+"""Factors below this part of the largest count as zero, so that no quotient overflows.
+
+Factors of real alphas are far larger.
+"""
 
 
 def fill(factors: Array, weights: Array, *, budget: float, bounds: tuple[float, float]) -> Array:
-    """Values clip(c * factors, low, high) with the c at which their mean, weighted by ``weights``, is the budget.
+    """Return clip(c * factors, low, high), where c makes the mean by ``weights`` the budget.
 
-    ``factors`` are at least 0, one of them above; units of factor 0 stay at the lower bound until
-    all others are at the upper one, then they rise together. Values never decrease in the factor.
+    ``factors`` are at least 0, and at least one is positive. Units of factor 0 stay at the lower
+    bound until all others are at the upper one; then they rise together. A larger factor never gets
+    a smaller value.
 
     Raises:
         AllocationError: no values within the bounds have that mean.
@@ -41,6 +44,7 @@ def fill(factors: Array, weights: Array, *, budget: float, bounds: tuple[float, 
     share = weights / weights.sum()
     relative = factors / factors.max()
     relative[relative < _SMALLEST] = 0.0
+    # Units of factor 0 come into play only if all others at their upper bound fall short.
     zero = relative == 0
     full = high * float(share[~zero].sum())
     if zero.any() and full + low * float(share[zero].sum()) <= budget:
@@ -51,7 +55,11 @@ def fill(factors: Array, weights: Array, *, budget: float, bounds: tuple[float, 
 
 
 def _scale(relative: Array, share: Array, *, budget: float, bounds: tuple[float, float]) -> float:
-    """The c of ``fill``: the mean is piecewise linear in c, with a corner where some unit meets a bound."""
+    """Find the c of ``fill``.
+
+    The mean is piecewise linear in c, with a corner wherever some unit meets a bound. A binary
+    search finds the two corners around the budget; between them c follows from the slope.
+    """
     low, high = bounds
 
     def mean(c: float) -> float:
@@ -66,6 +74,7 @@ def _scale(relative: Array, share: Array, *, budget: float, bounds: tuple[float,
         return float(corners[min(after, corners.size - 1)])
     left = float(corners[after - 1])
     right = float(corners[after]) if after < corners.size else 2 * left + 1
+    # Which units lie between their bounds does not change between two corners.
     middle = np.clip((left + right) / 2 * relative, low, high)
     free = (middle > low) & (middle < high)
     slope = float(share[free] @ relative[free])

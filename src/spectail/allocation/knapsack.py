@@ -1,9 +1,12 @@
-"""The multiple-choice knapsack behind bit widths: one choice per item, least total cost within a total weight.
+"""The multiple-choice knapsack behind bit widths.
 
-Costs are convex in the width, so a greedy walk over all single steps solves the relaxed problem and
-leaves a small gap. Items that no better solution can change are then fixed (by their reduced cost
-against that gap), and integer programming decides the rest; it sees numbers of one scale, whatever
-the range of the costs.
+Every item (a unit) gets one choice (a width). The sum of costs is to be least, within a limit on
+the total weight (number of weights times width).
+
+Costs are convex in the width, so a greedy walk over single steps solves the relaxed problem, which
+allows fractions of steps, up to a small gap. Reduced costs (Dantzig's, of linear programming) show
+which items keep their choice in every better solution. Integer programming decides the other items.
+Its numbers are divided by the gap, so that it sees one scale whatever the range of the costs.
 """
 
 from __future__ import annotations
@@ -20,37 +23,40 @@ Array: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
 
 TIME_LIMIT = 60.0
-"""Seconds for the integer program; past them the best solution so far stands, with its gap."""
-_PARTS = 1e6
-"""The gap in the solver's units: HiGHS takes what is within 1e-6 for the same."""
+"""Seconds for the integer program; after them the best solution so far counts, with its gap."""
 _ROUNDING = 1e-13
 """Relative gap below which two totals of costs cannot be told apart."""
 
 
 @dataclass(frozen=True)
 class _Problem:
+    """What to choose for each item, at which cost and weight."""
+
     costs: Array
-    """(items, choices), falling and convex along the choices"""
+    """Shape (items, choices); falling and convex along the choices."""
     numel: Integers
+    """Number of weights of each item, divided by their greatest common divisor."""
     choices: Integers
-    """Ascending widths"""
+    """Widths, ascending."""
     capacity: int
-    """Largest sum of numel times width"""
+    """Largest allowed sum of numel times width."""
 
     def weight(self, picks: Integers) -> int:
+        """Return the sum of numel times width; ``picks`` is the index of each item's choice."""
         return int(self.numel @ self.choices[picks])
 
     def total(self, picks: Integers) -> float:
+        """Return the sum of costs."""
         return math.fsum(self.costs[np.arange(picks.size), picks])
 
 
 def choose(
     costs: Array, numel: Integers, *, choices: Sequence[int], budget: float
 ) -> tuple[Array, float]:
-    """A width per item with the least sum of ``costs`` (items, choices) and a mean up to ``budget``, by numel.
+    """Return a width per item with the least sum of ``costs`` (items, choices).
 
-    Returns the widths and the relative gap to the least sum that was left open, 0 where it is
-    proved.
+    The mean width, weighted by numel, is at most ``budget``. The second result is how far the sum
+    may at most lie above the least one, relative to itself; 0 if it is proved to be the least.
 
     >>> choose(np.array([[4.0, 1.0], [2.0, 0.5]]), np.array([1, 1]), choices=(1, 2), budget=1.5)
     (array([2., 1.]), 0.0)
@@ -70,7 +76,10 @@ def choose(
 
 
 def _capacity(total: int, budget: float, divisor: int) -> int:
-    """The largest whole weight whose quotient with the total, as a float, is at most the budget."""
+    """Return the largest weight whose mean width is at most the budget, divided by ``divisor``.
+
+    The mean is compared as a float, as a caller would compute it.
+    """
     most = math.floor(budget * total) + 1
     while most / total > budget:
         most -= 1
@@ -78,9 +87,10 @@ def _capacity(total: int, budget: float, divisor: int) -> int:
 
 
 def _walk(problem: _Problem, picks: Integers) -> tuple[Integers, float]:
-    """From ``picks``, take steps that fit, those that save most per weight first; the price where one did not fit.
+    """Widen items step by step while there is room, where a step saves most cost per weight first.
 
-    A later step of an item waits for its earlier ones, which convex costs put first.
+    Returns the picks, and the saving per weight of the first step that did not fit. A later step of
+    an item comes after its earlier ones, because costs are convex.
     """
     n = problem.numel.size
     growth = np.diff(problem.choices)
@@ -89,8 +99,8 @@ def _walk(problem: _Problem, picks: Integers) -> tuple[Integers, float]:
     picks = picks.copy()
     room = problem.capacity - problem.weight(picks)
     price = 0.0
-    # Earlier steps of an item first where rounding makes savings equal: the sort is stable and goes
-    # column by column.
+    # If rounding makes savings equal, the earlier step of an item must come first: the sort is
+    # stable, and the transposed array lists all first steps before all second ones.
     order = np.argsort(-saved.T.ravel(), kind="stable")
     for step, item in zip(*np.divmod(order, n), strict=True):
         if picks[item] != step:
@@ -104,7 +114,11 @@ def _walk(problem: _Problem, picks: Integers) -> tuple[Integers, float]:
 
 
 def _relaxed(problem: _Problem, price: float) -> tuple[float, Array]:
-    """Lower bound on the least cost at a price per weight, and what each choice costs above its item's best."""
+    """Return a lower bound on the least cost, and the reduced costs (items, choices).
+
+    Lagrangian relaxation: weight has a price instead of a limit, so that every item chooses for
+    itself. A reduced cost is what a choice costs, price included, above the best of its item.
+    """
     charged = problem.costs + price * problem.numel[:, None] * problem.choices
     best = charged.min(axis=1)
     return math.fsum([*best, -price * problem.capacity]), charged - best[:, None]
@@ -113,23 +127,21 @@ def _relaxed(problem: _Problem, price: float) -> tuple[float, Array]:
 def _improve(
     problem: _Problem, picks: Integers, reduced: Array, gap: float
 ) -> tuple[Integers, float]:
-    """The best solution, by integer programming over the choices whose reduced cost is within the gap."""
-    candidates = reduced <= gap * (1 + 1e-9)
-    candidates[np.arange(picks.size), picks] = True
+    """Improve ``picks`` by integer programming over the choices that a better solution may hold.
+
+    Returns the best solution that was found and the relative gap that was left open.
+    """
+    candidates = _candidates(picks, reduced, gap)
     core = np.flatnonzero(candidates.sum(axis=1) > 1)
     if core.size == 0:
         return picks, 0.0
+    # Costs and weights count from the lowest candidate of each item.
     lowest = picks.copy()
     lowest[core] = candidates[core].argmax(axis=1)
     item, choice = np.nonzero(candidates[core])
-    # Above the lowest candidate of each item, in parts of the gap: numbers of one scale, whatever
-    # the model's.
-    weights = problem.numel[core][item] * (
-        problem.choices[choice] - problem.choices[lowest[core][item]]
-    )
-    costs = (
-        problem.costs[core][item, choice] - problem.costs[core[item], lowest[core][item]]
-    ) / gap
+    start = lowest[core][item]
+    weights = problem.numel[core][item] * (problem.choices[choice] - problem.choices[start])
+    costs = (problem.costs[core][item, choice] - problem.costs[core[item], start]) / gap
     found = _solve(costs, weights, item, room=problem.capacity - problem.weight(lowest))
     open_gap = gap / problem.total(picks)
     if found.x is None:
@@ -137,16 +149,30 @@ def _improve(
     better = lowest.copy()
     chosen = found.x > 0.5
     better[core[item[chosen]]] = choice[chosen]
+    # The solver meets its constraints up to a tolerance only.
     if problem.weight(better) > problem.capacity:
         return picks, open_gap
-    # The solver does not tell apart costs that are small beside the largest: let the walk use what
-    # room is left.
+    # It does not see costs that are small beside the largest: the walk uses the room that is left.
     best = min(picks, _walk(problem, better)[0], key=problem.total)
     return best, 0.0 if found.status == 0 else open_gap
 
 
+def _candidates(picks: Integers, reduced: Array, gap: float) -> NDArray[np.bool_]:
+    """Say which choices (items, choices) may be part of a solution that is better than ``picks``.
+
+    A choice whose reduced cost exceeds the gap costs more than any improvement could bring.
+    """
+    # The factor allows for rounding in the reduced costs.
+    candidates: NDArray[np.bool_] = reduced <= gap * (1 + 1e-9)
+    candidates[np.arange(picks.size), picks] = True
+    return candidates
+
+
 def _solve(costs: Array, weights: Integers, item: Integers, *, room: int) -> Any:
-    """SciPy's integer program: one of each item's choices, least cost, total weight up to ``room``."""
+    """Solve the integer program by SciPy: one choice per item, total weight at most ``room``.
+
+    ``costs``, ``weights`` and ``item`` have one entry per candidate; ``item`` is the item's number.
+    """
     # Slow to import, and only bit widths need a solver.
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import coo_array

@@ -1,8 +1,9 @@
-"""Maps: from the alphas of all units to relative factors, of which only the ratios or the mean of 1 matter.
+"""Maps: from the alphas of all units to one factor per unit.
 
-Every map is a frozen type with a short text (``str(map)``, read by :func:`parse_map`). Factors
-never decrease in alpha, and units of equal alpha get equal factors. Where all alphas are equal no
-unit stands out: every factor is 1, or the bound of the range that is nearest to 1.
+Sparsities use the ratios of the factors; rates are multiplied by them. Every map is a frozen type
+with a short text (``str(map)``, read by :func:`parse_map`). A higher alpha never gets a lower
+factor, and units of equal alpha get equal factors. If all alphas are equal, every factor is 1, or
+the bound of the map's range that is nearest to 1.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ Array: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Linear:
-    """From ``low`` at the smallest alpha to ``high`` at the largest, straight in between.
+    """A straight line from ``low`` at the smallest alpha to ``high`` at the largest.
 
     AlphaPruning's 1 - eps to 1 + eps (arXiv 2410.10912), ``tb_linear_map`` of TempBalance (arXiv
-    2312.00359), AlphaDecay, LLR. Published code gives ``high`` to all units, or NaN, where all
-    alphas are equal.
+    2312.00359), AlphaDecay, LLR. Published code gives all units ``high``, or NaN, if all alphas are
+    equal.
 
     >>> Linear(0.5, 1.5).factors(np.array([2.0, 3.0, 6.0]))
     array([0.5 , 0.75, 1.5 ])
@@ -54,7 +55,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class SquareRoot:
-    """sqrt(alpha) over its mean (``tb_sqrt`` of TempBalance).
+    """sqrt(alpha) divided by its mean (``tb_sqrt`` of TempBalance).
 
     >>> SquareRoot().factors(np.array([1.0, 4.0])).round(3)
     array([0.667, 1.333])
@@ -64,7 +65,8 @@ class SquareRoot:
         """One factor per alpha."""
         if alphas.min() < 0:
             raise AllocationError(
-                f"map sqrt needs alphas of at least 0, the smallest here is {alphas.min():g}; use linear"
+                "map sqrt needs alphas of at least 0, "
+                f"the smallest here is {alphas.min():g}; use linear"
             )
         roots = np.sqrt(alphas)
         return np.asarray(roots / roots.mean())
@@ -75,7 +77,9 @@ class SquareRoot:
 
 @dataclass(frozen=True)
 class Log2:
-    """log2(alpha) over its mean (``tb_log2`` of TempBalance). Needs alphas above 1, as every tail fit gives them.
+    """log2(alpha) divided by its mean (``tb_log2`` of TempBalance).
+
+    Alphas must be above 1, as those of every tail fit are.
 
     >>> Log2().factors(np.array([2.0, 8.0]))
     array([0.5, 1.5])
@@ -85,7 +89,8 @@ class Log2:
         """One factor per alpha."""
         if alphas.min() <= 1:
             raise AllocationError(
-                f"map log2 needs alphas above 1, the smallest here is {alphas.min():g}; use linear or sqrt"
+                "map log2 needs alphas above 1, "
+                f"the smallest here is {alphas.min():g}; use linear or sqrt"
             )
         logs = np.log2(alphas)
         return np.asarray(logs / logs.mean())
@@ -96,10 +101,11 @@ class Log2:
 
 @dataclass(frozen=True)
 class Step:
-    """low + (high - low) rank / n, ranks from 0: even steps, whatever the distances (``tb_step`` of TempBalance).
+    """low + (high - low) rank / n, with ranks from 0 (``tb_step`` of TempBalance).
 
-    ``high`` itself is not reached, as published. Units of equal alpha share the mean of their
-    ranks; published code gives them different steps by their position.
+    Steps are even, whatever the distances between alphas. As published, no unit reaches ``high``.
+    Units of equal alpha share the mean of their ranks; published code gives them different steps by
+    their position.
 
     >>> Step(0.5, 1.5).factors(np.array([9.0, 2.0, 3.0, 4.0]))
     array([1.25, 0.5 , 0.75, 1.  ])
@@ -126,10 +132,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """10 ** (s (1 / (1 + exp(-tau (alpha - mean))) - 1/2)), s = ``down`` below the mean and ``up`` above it.
+    """10 ** (s (1 / (1 + exp(-tau (alpha - mean))) - 1/2)).
 
-    TB_Sigmoid of ModelBalancing (arXiv 2410.12178): factors from 10 ** (-down / 2) to 10 ** (up /
-    2).
+    s is ``down`` for alphas below the mean and ``up`` above it. TB_Sigmoid of ModelBalancing (arXiv
+    2410.12178): factors lie between 10 ** (-down / 2) and 10 ** (up / 2).
 
     >>> Sigmoid(1.0, 1.0).factors(np.array([1.0, 3.0])).round(3)
     array([0.316, 3.162])
@@ -153,6 +159,7 @@ class Sigmoid:
     def factors(self, alphas: Array) -> Array:
         """One factor per alpha."""
         away = alphas - alphas.mean()
+        # expit is 1 / (1 + exp(-x)) and does not overflow.
         power: Array = np.where(away > 0, self.up, self.down) * (expit(self.tau * away) - 0.5)
         return np.asarray(10.0**power)
 
@@ -168,13 +175,17 @@ _FORMS = (
 
 
 def parse_map(text: str) -> Map:
-    """Read a map from its text, or from the name of a published one (``presets.MAPS``); else AllocationError.
+    """Read a map from its text, or from the name of a published one (``presets.MAPS``).
 
-    One number after ``linear`` or ``step`` is eps (1 - eps to 1 + eps), after ``sigmoid`` it is
-    both scales.
+    A single number after ``linear`` or ``step`` is eps: the range is 1 - eps to 1 + eps. A single
+    number after ``sigmoid`` is both scales.
+
+    Raises:
+        AllocationError: no map is written like this.
 
     >>> parse_map("linear:0.25"), parse_map("llr")
     (Linear(low=0.75, high=1.25), Linear(low=1.0, high=5.0))
+
     """
     kind, *words = presets.MAPS.get(text.strip(), text.strip()).split(":")
     try:
@@ -195,7 +206,7 @@ def parse_map(text: str) -> Map:
 
 
 def as_map(given: Map | str) -> Map:
-    """A map given as itself or as its text."""
+    """Return a map that is given as itself or as its text."""
     if isinstance(given, str):
         return parse_map(given)
     if isinstance(given, Map):
@@ -204,6 +215,7 @@ def as_map(given: Map | str) -> Map:
 
 
 def _check_range(kind: str, low: float, high: float) -> None:
+    """Refuse a range that is no 0 <= low <= high with a positive high."""
     if not (math.isfinite(high) and 0 <= low <= high and high > 0):
         raise AllocationError(
             f"{kind}:LOW:HIGH needs 0 <= LOW <= HIGH (so EPS from 0 to 1), not {low!r} and {high!r}"
@@ -211,6 +223,7 @@ def _check_range(kind: str, low: float, high: float) -> None:
 
 
 def _nobody_stands_out(low: float, high: float, n: int) -> Array:
+    """Return the factors of n units of equal alpha: 1, moved into the range."""
     return np.full(n, min(max(1.0, low), high))
 
 

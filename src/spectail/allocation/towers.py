@@ -1,4 +1,4 @@
-"""Which blocks of a multi-modal model belong to its language model, told from the names of its layers alone.
+"""Which blocks of a multi-modal model belong to its language model, by the names of its layers.
 
 A vision tower, an audio encoder and what connects them sit beside the language model in stacks of
 blocks of their own. Files and live models differ in their prefixes, but both call these parts by
@@ -24,7 +24,7 @@ _LANGUAGE = frozenset(
         "lm",
     }
 )
-"""Components that hold the part for text, where a model has such a component."""
+"""Names of components that hold the part of a model that processes text."""
 
 _SIGHT = "visual vision image img video vit siglip sam vpm vqmodel vqvae vq pixel"
 _SOUND = "audio speech sound acoustic apm whisper mimi codec vocoder talker token2wav code2wav t2u"
@@ -35,24 +35,25 @@ _WORDS = {
     **dict.fromkeys(_BETWEEN.split(), "the connector"),
     "protein": "the protein encoder",
 }
-"""Words in the name of a component that is no language model, and what the component is called."""
+"""Words in the name of a component other than the language model, and what messages call it."""
 
 _GENERATES = re.compile(
     r"(?:^|\.)(?:embed_tokens|wte|tok_embeddings|embed_in|lm_head|output|output_layer|embed_out)$"
 )
-"""Layers that language models have and encoders of text do not: by name the embedding of tokens, or
-the output."""
+"""Names of token embeddings and output layers, which language models have and other models lack."""
 
 
 def beside_language_model(names: Sequence[str]) -> dict[str, str]:
-    """Give the reason for every layer in a block that does not belong to the language model of a multi-modal model.
+    """Return the layers beside the language model of a multi-modal model, each with a reason.
 
     Empty for models of one kind of input (a language model, a vision transformer, a ResNet), for
     encoders side by side (CLIP), and where no name tells what an encoder encodes (Whisper, TrOCR):
     all blocks take part then.
 
-    >>> beside_language_model(["visual.blocks.0.mlp.fc1", "model.layers.0.mlp.up_proj", "lm_head"])
-    {'visual.blocks.0.mlp.fc1': "in the vision tower: name it with --include 'visual.blocks.*' to prune it"}
+    >>> beside_language_model(["visual.blocks.0.fc1", "model.layers.0.mlp.up_proj", "lm_head"])
+    ... # doctest: +NORMALIZE_WHITESPACE
+    {'visual.blocks.0.fc1': "in the vision tower: name it with --include 'visual.blocks.*' to prune
+    it"}
     """
     stack_of = {name: unit.rpartition(".")[0] for name in names if (unit := unit_of(name))}
     stacks = tuple(dict.fromkeys(stack_of.values()))
@@ -64,19 +65,21 @@ def beside_language_model(names: Sequence[str]) -> dict[str, str]:
 
 
 def _language_stacks(stacks: Iterable[str], names: Iterable[str]) -> set[str]:
-    """Find the stacks of blocks that text goes through; none where the model is no multi-modal language model."""
+    """Return the stacks of blocks that process text; empty unless the model is a language model."""
     free = {stack for stack in stacks if not _other(stack)}
     within = {stack for stack in free if not _LANGUAGE.isdisjoint(stack.split("."))}
+    # A component says that it is for language: its stacks, and decoders beside it, process text.
     if within:
         if all(_is_encoder(stack) for stack in within):
             return set()
         return within | {stack for stack in free if "decoder" in stack.split(".")}
+    # No name speaks of language: the model generates text if it has what only such models have.
     generates = any(_GENERATES.search(name) and not _other(name) for name in names)
     return free if generates else set()
 
 
 def _other(path: str) -> str:
-    """Say what a path lies in by the first word that tells; empty where none does."""
+    """Name the component that a path lies in, by its first known word; empty if it has none."""
     for component in path.split("."):
         for word in component.lower().split("_"):
             if place := _WORDS.get(word) or _WORDS.get(word.removesuffix("s")):
@@ -85,7 +88,7 @@ def _other(path: str) -> str:
 
 
 def _is_encoder(stack: str) -> bool:
-    """Whether a stack inside of a component for text is an encoder, as in CLIP, by name."""
+    """Whether the name of a stack in a text component is that of an encoder, as in CLIP."""
     components = stack.split(".")
     first = next(i for i, component in enumerate(components) if component in _LANGUAGE)
     words = {word for component in components[first:] for word in component.split("_")}

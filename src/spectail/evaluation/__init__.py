@@ -1,4 +1,4 @@
-"""How good a language model is: token perplexity, and tasks of lm-eval."""
+"""Measure how good a language model is: token perplexity, and tasks of lm-eval."""
 
 from spectail.evaluation.bos import CHOICES, Rule
 from spectail.evaluation.perplexity import (

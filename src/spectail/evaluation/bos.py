@@ -1,13 +1,18 @@
 """Where the beginning-of-sequence token (BOS) goes when a text is cut into blocks.
 
-Three rules. ``first``: one BOS at the beginning of the text, so that only the first block has it.
-``every``: one at the start of every block. ``none``: no BOS. A block always has ``seq_len`` tokens
-in all, BOS included. Under ``every`` a block therefore takes ``seq_len - 1`` tokens of text, all of
-which are predicted; under the other rules it takes ``seq_len`` tokens of the text (or of BOS and
-text), and its first one has nothing before it, so it is not predicted. Either way ``seq_len - 1``
-tokens are predicted per block, and no token of the text is left out between two blocks.
+There are three rules:
 
-``auto`` chooses a rule by the model's family and by what its tokenizer does, see ``resolve``.
+- ``first``: one BOS at the beginning of the text, so that only the first block has it;
+- ``every``: one BOS at the start of every block;
+- ``none``: no BOS.
+
+A block always has ``seq_len`` tokens, BOS included. Under ``every`` a block takes ``seq_len - 1``
+tokens of text, and all of them are predicted. Under the other rules it takes ``seq_len`` tokens of
+the text (or of BOS and text); its first token has nothing before it and is not predicted. In both
+cases ``seq_len - 1`` tokens are predicted per block, and no token of the text is left out between
+two blocks.
+
+``auto`` chooses a rule by the model's family and by what its tokenizer does: see ``resolve``.
 """
 
 from __future__ import annotations
@@ -25,13 +30,13 @@ Rule: TypeAlias = Literal["first", "every", "none"]
 """Where BOS goes."""
 
 CHOICES = ("auto", "first", "every", "none")
-"""What ``bos`` may be where a caller chooses."""
+"""What callers may give as ``bos``."""
 
 WORDS: dict[Rule, str] = {"every": "every block", "first": "start of the text", "none": "none"}
-"""The rules as they are shown to a person, after "BOS: "."""
+"""The rules as reports write them, after "BOS: "."""
 
 PUBLISHED_ONCE = ("llama", "mistral", "mixtral", "opt")
-"""Model types whose tokenizer adds BOS and whose published tables have it once, at the start.
+"""Model types whose tokenizer adds BOS and whose published tables use one BOS per text.
 
 GPTQ, SparseGPT, Wanda, OWL and AlphaPruning tokenise the whole text in one call and cut the token
 ids, so the blocks after the first have no BOS. ``auto`` does the same for these models.
@@ -40,14 +45,14 @@ ids, so the blocks after the first have no BOS. ``auto`` does the same for these
 
 @dataclass(frozen=True)
 class Family:
-    """Models that predict badly unless every sequence starts with what their training began with."""
+    """Models that predict badly unless every sequence starts as their training sequences did."""
 
     name: str
     part: str
-    """A part of the model type, or of the tokenizer's class in lower case, that tells the
-    family."""
+    """A part of the model type, or of the tokenizer's class in lower case, that only the family
+    has."""
     opening: tuple[str, ...] = ()
-    """The tokens that a sequence starts with; empty for the tokenizer's BOS."""
+    """The tokens that a sequence starts with; empty if that is the tokenizer's BOS."""
 
 
 NEEDS_BOS = (
@@ -60,12 +65,12 @@ NEEDS_BOS = (
     # them (github.com/JustVugg/colibri, pull request 155).
     Family("GLM", "glm", ("[gMASK]", "<sop>")),
 )
-"""Families for which ``auto`` is ``every``, whatever their tokenizer adds."""
+"""Families for which ``auto`` means ``every``, whatever their tokenizer adds."""
 
 
 @dataclass(frozen=True)
 class Bos:
-    """A rule, and the token ids that it puts in front.
+    """A rule, and the token ids of BOS.
 
     >>> Bos("every", (1,)).cut([10, 11, 12, 13, 14], 3)
     tensor([[ 1, 10, 11],
@@ -77,26 +82,29 @@ class Bos:
 
     rule: Rule
     opening: tuple[int, ...] = ()
-    """BOS as a token id: one, or the two of GLM; empty for a tokenizer without BOS."""
+    """One token id, or the two of GLM; empty for a tokenizer without BOS."""
 
     @property
     def in_block(self) -> int:
-        """How many tokens of every block are BOS and not text."""
+        """Number of tokens of every block that are BOS and not text."""
         return len(self.opening) if self.rule == "every" else 0
 
     @property
     def unpredicted(self) -> int:
-        """How many tokens at the start of every block are not predicted, at least the first."""
+        """Number of tokens at the start of every block that are not predicted, at least one."""
         return max(1, self.in_block)
 
     def tokens(self, tokenizer: Any, text: str) -> list[int]:
-        """Token ids of the whole text, tokenised in one call, without the BOS that this adds."""
+        """Return the token ids of the whole text without the BOS that the tokenizer adds.
+
+        The text is tokenised in one call, as published, so that no word is cut.
+        """
         ids = list(tokenizer(text, verbose=False)["input_ids"])
         added = self.opening and tuple(ids[: len(self.opening)]) == self.opening
         return ids[len(self.opening) :] if added and _adds(tokenizer, self.opening) else ids
 
     def cut(self, ids: Sequence[int], seq_len: int) -> Tensor:
-        """Blocks (n, seq_len) with BOS by the rule; the incomplete last block is dropped.
+        """Cut token ids into blocks (n, seq_len) with BOS; drop the incomplete last block.
 
         Raises:
             EvaluationError: fewer tokens than one block takes, or no room in a block beside BOS.
@@ -108,12 +116,13 @@ class Bos:
         if n == 0:
             needed = f"one block of {seq_len}" + (f", {room} beside BOS" if self.in_block else "")
             raise EvaluationError(
-                f"the text has {len(stream)} tokens, fewer than {needed}: give more text or a smaller seq_len"
+                f"the text has {len(stream)} tokens, fewer than {needed}: "
+                "give more text or a smaller seq_len"
             )
         return self.open(torch.tensor(stream[: n * room], dtype=torch.long).view(n, room))
 
     def open(self, blocks: Tensor) -> Tensor:
-        """Put BOS in front of every row of (n, length) where the rule is ``every``."""
+        """Put BOS in front of every row of (n, length) if the rule is ``every``."""
         if not self.in_block:
             return blocks
         front = torch.tensor(self.opening, dtype=blocks.dtype, device=blocks.device)
@@ -121,10 +130,10 @@ class Bos:
 
 
 def room_for_text(bos: Bos, seq_len: int) -> int:
-    """How many tokens of text a block of ``seq_len`` takes beside its BOS.
+    """Return how many tokens of text a block of ``seq_len`` takes beside its BOS.
 
     Raises:
-        EvaluationError: none.
+        EvaluationError: the block has no room for text.
 
     """
     if seq_len <= bos.in_block:
@@ -135,20 +144,21 @@ def room_for_text(bos: Bos, seq_len: int) -> int:
 
 
 def resolve(bos: str, tokenizer: Any, model: nn.Module | None = None) -> Bos:
-    """Make a rule of what the caller chose.
+    """Turn the caller's choice into a rule.
 
-    ``auto`` is, in this order:
+    ``auto`` is the first of these that applies:
 
     - ``every`` for a family of ``NEEDS_BOS``, whatever the tokenizer adds;
-    - ``none`` where the tokenizer has no BOS, or does not add it by itself;
+    - ``none`` if the tokenizer has no BOS, or does not add it by itself;
     - ``first`` for ``PUBLISHED_ONCE``, so that LLaMA's numbers are those of the published tables;
-    - ``every`` for other models whose tokenizer adds BOS: it is there because they were trained so;
-    - ``first``, what the tokenizer alone does, where the model does not tell its type.
+    - ``first``, which is what the tokenizer does, for a model that does not state its type;
+    - ``every`` for other models whose tokenizer adds BOS, because they were trained with it.
 
     Args:
         bos: one of ``CHOICES``.
-        tokenizer: that of the model.
-        model: its ``config.model_type`` tells the family; without a model, the tokenizer's class.
+        tokenizer: the model's tokenizer.
+        model: the family follows from its ``config.model_type``; without a model, from the class
+            of the tokenizer.
 
     Raises:
         EvaluationError: an unknown choice; no BOS where the choice or the family needs one.
@@ -164,19 +174,20 @@ def resolve(bos: str, tokenizer: Any, model: nn.Module | None = None) -> Bos:
     if rule != "none" and not opening:
         where = "every block" if rule == "every" else "the text"
         raise EvaluationError(
-            f"the tokenizer has no BOS token to start {where} with: use bos none, or set the tokenizer's bos_token"
+            f"the tokenizer has no BOS token to start {where} with: "
+            "use bos none, or set the tokenizer's bos_token"
         )
     return Bos(rule, opening)
 
 
 def check_choice(bos: object) -> None:
-    """EvaluationError for what is none of ``CHOICES``."""
+    """Refuse anything but one of ``CHOICES``."""
     if bos not in CHOICES:
         raise EvaluationError(f"bos must be one of {', '.join(CHOICES)}, not {bos!r}")
 
 
 def needed_bos(model: nn.Module) -> tuple[str, int] | None:
-    """The family and the BOS id, by its configuration, of a model that needs BOS; else None."""
+    """Return the family and BOS id of a model that needs BOS, by its configuration; else None."""
     kinds = _model_types(model)
     family = next((f for f in NEEDS_BOS if not f.opening and _is_of(f, kinds)), None)
     ids = (getattr(config, "bos_token_id", None) for config in _configs(model))
@@ -185,7 +196,7 @@ def needed_bos(model: nn.Module) -> tuple[str, int] | None:
 
 
 def text_setting(model: nn.Module, name: str) -> int | None:
-    """A whole number of the model's configuration, or of its text part in a multi-modal model."""
+    """Return a whole number of the model's configuration, or of its text part; None if absent."""
     values = (getattr(config, name, None) for config in _configs(model))
     return next((value for value in values if isinstance(value, int)), None)
 
@@ -193,6 +204,7 @@ def text_setting(model: nn.Module, name: str) -> int | None:
 def _auto(
     kinds: Sequence[str], family: Family | None, tokenizer: Any, opening: tuple[int, ...]
 ) -> Rule:
+    """Choose a rule: see ``resolve``."""
     if family:
         if not opening:
             raise EvaluationError(
@@ -206,7 +218,7 @@ def _auto(
 
 
 def _family(kinds: Sequence[str], tokenizer: Any) -> Family | None:
-    """The family that needs BOS; GLM only if the vocabulary holds the tokens it starts with."""
+    """Return the family that needs BOS; GLM only if the vocabulary has its opening tokens."""
     return next(
         (
             family
@@ -218,11 +230,12 @@ def _family(kinds: Sequence[str], tokenizer: Any) -> Family | None:
 
 
 def _is_of(family: Family, kinds: Sequence[str]) -> bool:
+    """Whether one of the model types belongs to the family."""
     return any(family.part in kind for kind in kinds)
 
 
 def _opening(tokenizer: Any, family: Family | None) -> tuple[int, ...]:
-    """The ids of BOS, empty if there is none."""
+    """Return the ids of BOS; empty if there is none."""
     if family and family.opening:
         return _ids(tokenizer, family.opening)
     token = getattr(tokenizer, "bos_token_id", None)
@@ -230,7 +243,7 @@ def _opening(tokenizer: Any, family: Family | None) -> tuple[int, ...]:
 
 
 def _ids(tokenizer: Any, tokens: Sequence[str]) -> tuple[int, ...]:
-    """Ids of tokens, empty unless the vocabulary holds all of them."""
+    """Return the ids of tokens; empty unless the vocabulary has all of them."""
     convert = getattr(tokenizer, "convert_tokens_to_ids", None)
     found = [convert(token) for token in tokens] if convert else []
     unknown = (None, getattr(tokenizer, "unk_token_id", None))
@@ -240,13 +253,13 @@ def _ids(tokenizer: Any, tokens: Sequence[str]) -> tuple[int, ...]:
 def _adds(tokenizer: Any, opening: tuple[int, ...]) -> bool:
     """Whether the tokenizer puts BOS in front of a text by itself.
 
-    It is asked by a call, because its flag ``add_bos_token`` is false for tokenizers whose file has
-    a template with BOS in it. Where the flag is true, it counts: that is what a GGUF file says.
+    A trial call decides, because the flag ``add_bos_token`` is false for tokenizers whose file has
+    a template with BOS in it. If the flag is true, it counts: GGUF files set it.
     """
     if getattr(tokenizer, "add_bos_token", None) is True:
         return True
-    # An empty text does for every tokenizer, but if BOS is also EOS it cannot tell which of the
-    # two was added.
+    # An empty text works for every tokenizer. But if BOS is also EOS, it would not show which of
+    # the two was added.
     probe = "a" if getattr(tokenizer, "eos_token_id", None) in opening else ""
     plain = list(tokenizer(probe, add_special_tokens=False)["input_ids"])
     start = [*opening, *plain]
@@ -254,13 +267,13 @@ def _adds(tokenizer: Any, opening: tuple[int, ...]) -> bool:
 
 
 def _model_types(model: nn.Module | None) -> tuple[str, ...]:
-    """The model's type and, in a multi-modal model, that of its text part."""
+    """Return the model's type and, for a multi-modal model, that of its text part."""
     found = (getattr(config, "model_type", None) for config in _configs(model))
     return tuple(kind.lower() for kind in found if isinstance(kind, str) and kind)
 
 
 def _configs(model: nn.Module | None) -> list[Any]:
-    """The configuration, also of a model that DataParallel wraps, and its text part."""
+    """Return the configuration and that of the text part, also of a model in DataParallel."""
     inner = getattr(model, "module", None)
     config = getattr(model, "config", None) or getattr(inner, "config", None)
     found = (config, getattr(config, "text_config", None))

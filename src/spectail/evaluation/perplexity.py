@@ -19,14 +19,14 @@ from spectail.evaluation.bos import WORDS, Bos, Rule, resolve, text_setting
 from spectail.models.live.eval_mode import evaluating
 
 Progress: TypeAlias = Callable[[int, int], None]
-"""Called with the number of sequences done and their total."""
+"""A function that is called with the number of finished sequences and their total."""
 
 POSITIONS = 256
-"""How many positions' logits are widened to float32 at a time."""
+"""Logits are widened to float32 at this many positions at a time, to save memory."""
 
 
 class Perplexity(float):
-    """A perplexity: a number, with its standard error and what it was measured on.
+    """A perplexity: a number with a standard error and the settings of its measurement.
 
     >>> ppl = Perplexity([1.0, 1.2], seq_len=512, bos="every")
     >>> round(ppl, 3), round(ppl.se, 3), ppl.n_tokens
@@ -40,7 +40,7 @@ class Perplexity(float):
     seq_len: int
     """Tokens in a sequence, BOS included."""
     bos: Rule | None
-    """Where BOS was: ``first``, ``every`` or ``none``; None if it is not known."""
+    """Where BOS was put: ``first``, ``every`` or ``none``; None if that is not known."""
     unpredicted: int
     """Tokens at the start of every sequence that were not predicted."""
 
@@ -52,12 +52,13 @@ class Perplexity(float):
         bos: Rule | None = None,
         unpredicted: int = 1,
     ) -> Perplexity:
-        """From the mean negative log-likelihoods of the sequences."""
+        """Build it from the mean negative log-likelihoods of the sequences."""
         self = super().__new__(cls, _exp(fmean(losses)))
         self.losses, self.seq_len = tuple(losses), seq_len
         self.bos, self.unpredicted = bos, unpredicted
         return self
 
+    # A subclass of float is pickled by its value alone unless this says what __new__ needs.
     def __getnewargs_ex__(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         named = {"seq_len": self.seq_len, "bos": self.bos, "unpredicted": self.unpredicted}
         return (self.losses,), named
@@ -69,9 +70,9 @@ class Perplexity(float):
 
     @property
     def se(self) -> float:
-        """Standard error over sequences: the perplexity times that of the mean loss.
+        """Standard error over sequences; NaN for one sequence.
 
-        NaN for one sequence.
+        It is the perplexity times the standard error of the mean loss (delta method).
         """
         n = len(self.losses)
         if n < 2 or not math.isfinite(self):
@@ -80,11 +81,11 @@ class Perplexity(float):
 
     @property
     def n_tokens(self) -> int:
-        """How many tokens were predicted: ``seq_len - 1`` in every sequence (GLM: - 2)."""
+        """Number of predicted tokens: ``seq_len - 1`` in every sequence (GLM: - 2)."""
         return len(self.losses) * (self.seq_len - self.unpredicted)
 
     def describe(self) -> str:
-        """One line: the number, its standard error, on how much text, and where BOS was."""
+        """Return one line: the number, its standard error, the amount of text, and the BOS rule."""
         n = len(self.losses)
         spread = f" +- {self.se:.2g}" if math.isfinite(self.se) else ""
         sequences = f"{n} {'sequence' if n == 1 else 'sequences'} of {self.seq_len} tokens"
@@ -92,7 +93,7 @@ class Perplexity(float):
         return f"perplexity {self:.4f}{spread} ({sequences}{bos})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; what is not finite is null."""
+        """Return plain JSON values; numbers that are not finite become None."""
         numbers = {"perplexity": float(self), "standard_error": self.se, "loss": self.loss}
         finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         counts = {"sequences": len(self.losses), "tokens": self.n_tokens}
@@ -110,33 +111,23 @@ def perplexity(
     bos: str = "auto",
     progress: Progress | None = None,
 ) -> Perplexity:
-    """Token perplexity on blocks that do not overlap, as in the tables of GPTQ, SparseGPT and Wanda.
+    """Measure token perplexity on disjoint blocks, as in the tables of GPTQ, SparseGPT and Wanda.
 
-    The text is joined once and tokenised in one call, and the token ids are cut into blocks of
-    ``seq_len``, of which the incomplete last one is dropped. The result is exp of the mean negative
-    log-likelihood of all predicted tokens, the last ``seq_len - 1`` of every block. The published
-    scripts multiply every block's mean by ``seq_len`` and divide the sum by ``n * seq_len``, which
-    is the same number for blocks of one length. It is not lm-eval's ``wikitext``, which counts
-    words.
+    The result is exp of the mean negative log-likelihood of all predicted tokens: the last
+    ``seq_len - 1`` of every block. docs/evaluation.md compares it with other definitions.
 
     Args:
         model: a causal language model of transformers, or a module that gives (batch, seq_len,
-            vocabulary) logits. Evaluated where its embedding is, without dropout; its mode is as
-            before afterwards.
-        tokenizer: that of the model.
-        text: a text, a list of texts (joined by an empty line), or the path of a UTF-8 file as a
-            ``Path``.
-        seq_len: tokens in a block, BOS included.
-        max_sequences: evaluate only the first ones.
-        batch_size: blocks per forward pass. The model's logits take batch_size x seq_len x
-            vocabulary in its own dtype; they are widened to float32 a few positions at a time.
-        bos: where the beginning-of-sequence token goes. ``first``: one at the start of the text, as
-            in the published LLaMA tables. ``every``: one at the start of every block, which then
-            takes ``seq_len - 1`` tokens of the text. ``none``: no BOS, also where the tokenizer
-            adds one. ``auto`` chooses by the model and its tokenizer, see
-            ``evaluation.bos.resolve``; Gemma and GLM get ``every``, LLaMA ``first``. The result
-            says which.
-        progress: called with the number of blocks done and their total.
+            vocabulary) logits. It runs on the device of its embedding, without dropout.
+        tokenizer: the model's tokenizer.
+        text: a text, a list of texts (joined by an empty line), or the ``Path`` of a UTF-8 file.
+        seq_len: tokens in a block, BOS included; the incomplete last block is dropped.
+        max_sequences: evaluate only this many blocks.
+        batch_size: blocks per forward pass. The logits take batch_size x seq_len x vocabulary
+            numbers of the model's dtype.
+        bos: where the beginning-of-sequence token goes: ``first``, ``every``, ``none``, or
+            ``auto``, which chooses by the model and its tokenizer: see ``evaluation.bos``.
+        progress: called with the number of finished blocks and their total.
 
     Raises:
         EvaluationError: too little text, blocks longer than the model's positions, tokens that the
@@ -153,24 +144,39 @@ def perplexity(
     rule = resolve(bos, tokenizer, model)
     blocks = token_blocks(tokenizer, text, seq_len, rule)[:max_sequences]
     _check_vocabulary(model, blocks)
-    losses: list[float] = []
-    with torch.inference_mode(), evaluating(model):
-        for batch in torch.split(blocks, batch_size):
-            losses += batch_losses(model, batch, unpredicted=rule.unpredicted)
-            if math.isnan(sum(losses)):
-                raise EvaluationError(
-                    f"the model gives NaN on sequence {_first_nan(losses)} of {len(blocks)}: weights or activations "
-                    "are not finite; try float32, or look at what was done to the weights"
-                )
-            if progress:
-                progress(len(losses), len(blocks))
+    batches = torch.split(blocks, batch_size)
+    losses = _losses(model, batches, len(blocks), rule.unpredicted, progress)
     return Perplexity(losses, seq_len=seq_len, bos=rule.rule, unpredicted=rule.unpredicted)
 
 
-def batch_losses(model: nn.Module, batch: Tensor, *, unpredicted: int = 1) -> list[float]:
-    """Mean negative log-likelihood, in nats, of every block of token ids, in one forward pass.
+def _losses(
+    model: nn.Module,
+    batches: Sequence[Tensor],
+    total: int,
+    unpredicted: int,
+    progress: Progress | None,
+) -> list[float]:
+    """Return the mean loss of every block; refuse NaN as soon as one appears."""
+    losses: list[float] = []
+    with torch.inference_mode(), evaluating(model):
+        for batch in batches:
+            losses += batch_losses(model, batch, unpredicted=unpredicted)
+            if math.isnan(sum(losses)):
+                raise EvaluationError(
+                    f"the model gives NaN on sequence {_first_nan(losses)} of {total}: "
+                    "weights or activations "
+                    "are not finite; try float32, or look at what was done to the weights"
+                )
+            if progress:
+                progress(len(losses), total)
+    return losses
 
-    ``batch`` is (n, seq_len); the first ``unpredicted`` tokens of a block are only read.
+
+def batch_losses(model: nn.Module, batch: Tensor, *, unpredicted: int = 1) -> list[float]:
+    """Return the mean negative log-likelihood of every block, in nats, by one forward pass.
+
+    ``batch`` holds token ids (n, seq_len). The first ``unpredicted`` tokens of a block are context
+    only.
     """
     logits = _logits(model, batch.to(_device(model)))
     return [_loss(rows, ids, unpredicted) for rows, ids in zip(logits, batch, strict=True)]
@@ -182,15 +188,17 @@ def token_blocks(
     seq_len: int,
     bos: Bos | None = None,
 ) -> Tensor:
-    """Join, tokenise in one call and cut into (n, seq_len) token ids; the rest is dropped.
+    """Join the text, tokenise it in one call and cut it into token ids (n, seq_len).
 
-    ``bos`` is where BOS goes; None is ``auto`` by the tokenizer alone.
+    The incomplete last block is dropped. ``bos`` says where BOS goes; None means ``auto``, decided
+    by the tokenizer alone.
     """
     rule = resolve("auto", tokenizer) if bos is None else bos
     return rule.cut(rule.tokens(tokenizer, _joined(text)), seq_len)
 
 
 def _joined(text: str | os.PathLike[str] | Sequence[str]) -> str:
+    """Return one text: as it is given, of a file, or several joined by empty lines."""
     if isinstance(text, str):
         return text
     if not isinstance(text, os.PathLike):
@@ -205,6 +213,7 @@ def _joined(text: str | os.PathLike[str] | Sequence[str]) -> str:
 
 
 def _check_counts(**counts: tuple[int, int]) -> None:
+    """Refuse values that are no whole numbers of at least their minimum: name=(value, minimum)."""
     for name, (value, least) in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise EvaluationError(
@@ -213,15 +222,16 @@ def _check_counts(**counts: tuple[int, int]) -> None:
 
 
 def _check_decoder(model: nn.Module) -> None:
-    """Refuse a model whose encoder would read the text that its decoder is to predict."""
+    """Refuse an encoder-decoder: its encoder would read the text that the decoder predicts."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False) is True:
         raise EvaluationError(
-            f"{type(model).__name__} is an encoder-decoder: it gives text a probability only in answer to another "
-            "text, so a text alone has no perplexity; evaluate it on tasks"
+            f"{type(model).__name__} is an encoder-decoder: it gives text a probability only in "
+            "answer to another text, so a text alone has no perplexity; evaluate it on tasks"
         )
 
 
 def _check_positions(model: nn.Module, seq_len: int) -> None:
+    """Refuse blocks that are longer than the model's positions."""
     positions = text_setting(model, "max_position_embeddings")
     if positions is not None and 0 < positions < seq_len:
         raise EvaluationError(
@@ -230,15 +240,18 @@ def _check_positions(model: nn.Module, seq_len: int) -> None:
 
 
 def _check_vocabulary(model: nn.Module, blocks: Tensor) -> None:
+    """Refuse tokens that the model has no embedding for."""
     words = text_setting(model, "vocab_size")
     if words is not None and int(blocks.max()) >= words:
         raise EvaluationError(
-            f"the tokenizer gives token {int(blocks.max())}, but the model knows {words}: is it the model's tokenizer?"
+            f"the tokenizer gives token {int(blocks.max())}, but the model knows {words}: "
+            "is it the model's tokenizer?"
         )
 
 
 def _logits(model: nn.Module, ids: Tensor) -> Tensor:
-    """Give (batch, seq_len, vocabulary); a transformers model is told not to keep keys and values."""
+    """Return logits (batch, seq_len, vocabulary)."""
+    # use_cache=False: keys and values of earlier tokens are not needed and take memory.
     if not hasattr(model, "config"):
         output = model(ids)
     elif "input_ids" not in inspect.signature(model.forward).parameters:
@@ -250,7 +263,7 @@ def _logits(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def _of_text_alone(model: nn.Module, ids: Tensor) -> Any:
-    """Call a model of transformers that may want images or audio beside the text; BLIP-2 and Idefics must have them."""
+    """Call a model of transformers that may need images or audio too, as BLIP-2 and Idefics do."""
     try:
         return model(input_ids=ids, use_cache=False)
     except (TypeError, ValueError, AttributeError) as error:
@@ -261,9 +274,10 @@ def _of_text_alone(model: nn.Module, ids: Tensor) -> Any:
 
 
 def _loss(logits: Tensor, tokens: Tensor, unpredicted: int) -> float:
-    """Mean negative log-likelihood of a block: logits (seq_len, vocabulary), token ids (seq_len,).
+    """Return the mean negative log-likelihood of a block.
 
-    Position i predicts token i + 1, so the first token is never predicted.
+    ``logits`` is (seq_len, vocabulary) and ``tokens`` (seq_len,). Position i predicts token i + 1,
+    so the first token is never predicted.
     """
     targets = tokens[unpredicted:].to(logits.device)
     pieces = zip(
@@ -271,6 +285,7 @@ def _loss(logits: Tensor, tokens: Tensor, unpredicted: int) -> float:
         torch.split(targets, POSITIONS),
         strict=True,
     )
+    # Sums of pieces are added in float64, so that long blocks lose no digits.
     sums = [
         functional.cross_entropy(rows.float(), words, reduction="sum").double()
         for rows, words in pieces
@@ -279,9 +294,9 @@ def _loss(logits: Tensor, tokens: Tensor, unpredicted: int) -> float:
 
 
 def _device(model: nn.Module) -> torch.device:
-    """Where the token ids go: the embedding's device.
+    """Return the device for the token ids: that of the embedding.
 
-    In a model spread over several devices that need not be the device of its first parameter.
+    In a model that is spread over several devices, the first parameter may lie elsewhere.
     """
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
     parameter = next((embedding or model).parameters(), None)
@@ -289,10 +304,12 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _first_nan(losses: Sequence[float]) -> int:
+    """Return the number of the first sequence whose loss is NaN, counted from 1."""
     return 1 + next(i for i, loss in enumerate(losses) if math.isnan(loss))
 
 
 def _exp(loss: float) -> float:
+    """Return exp(loss), infinity if that is too large for a float."""
     try:
         return math.exp(loss)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""Scores of a language model in memory on tasks of lm-eval."""
+"""Score a language model in memory on tasks of lm-eval (lm-evaluation-harness)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def evaluate_tasks(
     batch_size: int = 1,
     include_path: str | os.PathLike[str] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Score a model in memory on tasks of lm-eval: from task to its metrics and standard errors.
+    """Return the metrics and standard errors of every task.
 
-    ``limit`` takes only the first questions of every task, ``few_shot`` puts that many examples
-    before a question (None: what the task says), ``include_path`` is a folder of tasks of your own
+    ``limit`` takes only the first questions of every task. ``few_shot`` puts that many examples
+    before a question; None is the task's own setting. ``include_path`` is a folder of further tasks
     (YAML files).
 
     Raises:
@@ -31,6 +31,7 @@ def evaluate_tasks(
 
     """
     names = [tasks] if isinstance(tasks, str) else list(tasks)
+    # Imported here: lm-eval is optional and takes seconds to import.
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -54,7 +55,7 @@ def evaluate_tasks(
 
 
 def _numbers(scores: dict[str, Any]) -> dict[str, float]:
-    """The metrics of a task: lm-eval calls them ``acc,none`` and ``acc_stderr,none``."""
+    """Return the metrics of a task, which lm-eval calls ``acc,none`` and ``acc_stderr,none``."""
     named = ((key.removesuffix(",none"), value) for key, value in scores.items())
     left_out = {"sample_len", "alias"}  # how many questions, and the task's name
     return {k: float(v) for k, v in named if isinstance(v, int | float) and k not in left_out}

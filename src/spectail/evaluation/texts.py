@@ -1,4 +1,4 @@
-"""Read the text that a language model is calibrated or evaluated on.
+"""Read the text on which a language model is calibrated or evaluated.
 
 A text is a UTF-8 file, or a column of a dataset of the Hugging Face hub.
 """
@@ -14,18 +14,19 @@ from spectail.errors import SourceError
 from spectail.models.formats.hub import is_hub_id
 
 COLUMN = "text"
+"""The column of a dataset that is read unless another is named."""
 HOW = "a UTF-8 file, or a hub dataset as org/name[:config[:split[:column]]]"
 
 
 def read_text(given: str | os.PathLike[str]) -> str:
-    """The text of a file, or the rows of a hub dataset, joined by empty lines as published.
+    """Return the text of a file, or the rows of a hub dataset joined by empty lines.
 
-    A dataset is ``org/name``, and after colons its configuration, split (default ``test``) and
-    column (default ``text``): ``Salesforce/wikitext:wikitext-2-raw-v1:test``. It needs the package
-    datasets.
+    A dataset is written ``org/name[:config[:split[:column]]]``, such as
+    ``Salesforce/wikitext:wikitext-2-raw-v1:test``. The split defaults to ``test`` and the column to
+    ``text``. Datasets need the package ``datasets``.
 
     Raises:
-        SourceError: no such file or dataset, no UTF-8, no such column; one line.
+        SourceError: no such file, dataset or column, or a file that is no UTF-8 text.
 
     """
     text = os.fspath(given)
@@ -43,7 +44,7 @@ def read_text(given: str | os.PathLike[str]) -> str:
 def _column(
     name: str, config: str = "", split: str = "test", column: str = COLUMN, *rest: str
 ) -> list[str]:
-    """The rows of one column; the dataset is downloaded, or taken from where it was kept."""
+    """Return the rows of one column; the dataset is downloaded unless it is in the local cache."""
     if rest:
         raise SourceError(
             f"{':'.join([name, config, split, column, *rest])} has too many parts; expected {HOW}"
