@@ -66,6 +66,7 @@ def allocation_named(
     if eps is not None:
         check_takes_eps(name)
         check_eps(eps)
+    # Without an eps these too have their published setting, so they go the same way.
     if name in BY_EPS:
         return allocations_by_eps(name, model, sparsity, calibration=calibration, scope=scope)(eps)
     check_known(name)
@@ -100,6 +101,7 @@ def allocations_by_eps(
     if name in SPECS:
         return partial(
             _by_alpha,
+            # The slow part: it runs once, and any number of eps share its result.
             analyze(model, spec=SPECS[name]),
             sparsity,
             name in WITHIN_KIND,
@@ -129,6 +131,7 @@ def check_eps(eps: object) -> float:
 def _by_alpha(
     analysis: Analysis, sparsity: float, standardize_by_kind: bool, scope: Scope, eps: float | None
 ) -> Allocation:
+    # A published value: AlphaPruning uses it for LLaMA-7B.
     width = presets.PRUNE_EPS if eps is None else check_eps(eps)
     rule = Sparsity(map=Linear(1 - width, 1 + width), standardize_by_kind=standardize_by_kind)
     exclude = (*scope.exclude, *scope.unseen)
@@ -140,6 +143,7 @@ def _by_alpha(
         exclude=exclude,
         missing="mean",
     )
+    # Layers that text does not reach were excluded by name; their own reason says more.
     unseen = {name: Reason(Code.UNREACHED, text) for name, text in scope.unseen.items()}
     left_out = (LeftOut(x.name, unseen.get(x.name, x.why)) for x in found.left_out)
     return replace(found, left_out=tuple(left_out))
@@ -150,6 +154,8 @@ def _by_outliers(
 ) -> Allocation:
     if eps is None:
         return owl_allocation(model, sparsity, shares, lam=presets.OWL_LAMBDA, scope=scope)
+    # Ratios span 2 lambda by outliers and 2 eps times the sparsity by alpha: equal spreads make the
+    # allocations comparable.
     found = owl_allocation(model, sparsity, shares, lam=check_eps(eps) * sparsity, scope=scope)
     return replace(found, settings={**found.settings, "eps": float(eps)})
 
@@ -177,6 +183,7 @@ def _from_file(name: str, sparsity: float) -> Allocation:
         raise AllocationError(
             f"{name} allocates {allocation.target}: expected an allocation of sparsity"
         )
+    # Allocations meet their budget far more closely than this.
     if abs(allocation.realised - sparsity) > 1e-6:
         raise PruneError(
             f"{name} has a sparsity of {allocation.realised:g}, not the {sparsity:g} asked for"

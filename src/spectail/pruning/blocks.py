@@ -54,6 +54,8 @@ class Stream:
             extra = self.extras[i].get(number)
             if extra is None:
                 continue
+            # A copy, because blocks may change their input in place, and without ``keep`` it is
+            # needed again for the pruned block.
             output = _hidden(_call(block, extra, states.clone()))
             if keep:
                 self.hidden[i] = output
@@ -74,6 +76,7 @@ def find_blocks(model: nn.Module, paths: Iterable[str]) -> list[tuple[str, nn.Mo
                 f"{path} lies in no block, and only blocks are pruned by calibration text: "
                 "leave it out of the allocation, or prune by magnitude"
             )
+        # ``model.layers.3`` lies in the stack ``model.layers``.
         stacks.setdefault(unit.rpartition(".")[0], path)
     if len(stacks) != 1:
         raise PruneError(_several(model, list(stacks)))
@@ -108,6 +111,7 @@ def start(model: nn.Module, blocks: Sequence[nn.Module], tokens: Tensor) -> Stre
     first = _watch(model, blocks, tokens[:1])
     if len(tokens) == 1:
         return Stream([first.states], [first.extras])
+    # A second text shows which arguments depend on the text.
     second = _watch(model, blocks, tokens[1:2])
     if first.extras.keys() != second.extras.keys():
         raise PruneError(
@@ -119,6 +123,7 @@ def start(model: nn.Module, blocks: Sequence[nn.Module], tokens: Tensor) -> Stre
     if all(_same_extra(first.extras[number], second.extras[number]) for number in first.extras):
         others = [_before_first(model, blocks, min(first.extras), ids[None]) for ids in tokens[2:]]
         return Stream([first.states, second.states, *others], [first.extras] * len(tokens))
+    # The arguments differ between texts: allowed only if they come from the tokens alone.
     _check_from_tokens(model, blocks, tokens[1:2], second)
     records = [first, second, *(_watch(model, blocks, ids[None]) for ids in tokens[2:])]
     return Stream([record.states for record in records], [record.extras for record in records])
@@ -128,6 +133,7 @@ def _check_from_tokens(
     model: nn.Module, blocks: Sequence[nn.Module], ids: Tensor, record: _Record
 ) -> None:
     """Refuse arguments that change when earlier blocks return other values on the same text."""
+    # The same text with other block outputs: an argument that changes was computed from them.
     shaken = _watch(model, blocks, ids, shake=True)
     for number, extra in record.extras.items():
         if number not in shaken.extras or not _same_extra(extra, shaken.extras[number]):
@@ -168,6 +174,8 @@ def _watch(
         states, extra = _split(args, kwargs)
         if not record.order:
             record.states = states.clone()
+        # Anything between two blocks (a scaling, a skip connection) would be lost when the blocks
+        # are called one by one.
         elif record.last is None or not _equal(record.last, states):
             record.broken = True
         record.order.append(numbers[id(block)])
@@ -179,6 +187,7 @@ def _watch(
             return None
         # Any change serves; this one keeps the values finite.
         record.last = record.last * 1.25 + 0.125
+        # What a hook returns replaces the output of the block.
         return (record.last, *output[1:]) if isinstance(output, tuple) else record.last
 
     hooks = [block.register_forward_pre_hook(before, with_kwargs=True) for block in blocks]
@@ -188,6 +197,7 @@ def _watch(
     finally:
         for hook in hooks:
             hook.remove()
+    # Blocks that run twice or out of order have no single input to prune by.
     if record.broken or not record.order or record.order != sorted(set(record.order)):
         raise PruneError(
             f"this {type(model).__name__} does not hand its hidden states from block to block in "
@@ -236,6 +246,8 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Extra
             "the blocks of this model are not called with hidden states first: prune by magnitude"
         )
     for value in (*extra.args, *extra.kwargs.values()):
+        # All cache classes of transformers have this method. A cache would grow with each repeated
+        # call.
         if hasattr(value, "get_seq_length"):
             raise PruneError(
                 "this model hands a cache to its blocks although none was asked for: "
@@ -252,6 +264,7 @@ def _call(block: nn.Module, extra: Extra, states: Tensor) -> Any:
 
 def _hidden(output: Any) -> Tensor:
     """Return the hidden states from the output of a block."""
+    # Blocks of transformers return a tensor, or a tuple that begins with it.
     states = output[0] if isinstance(output, tuple | list) and output else output
     if not isinstance(states, Tensor):
         raise PruneError(
@@ -276,6 +289,7 @@ def _same(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     if a is None or isinstance(a, bool | int | float | str):
         return bool(a == b)
+    # Unknown objects, such as a configuration, are compared by type: most define no equality.
     return type(a) is type(b)
 
 

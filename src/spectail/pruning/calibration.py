@@ -46,6 +46,7 @@ def calibration_tokens(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise PruneError(f"{name} must be a whole number of at least 1, not {value!r}")
     rule, room = _rule(tokenizer, bos, model, seq_len)
+    # The whole text is tokenised once: tokenising pieces would break words at the cuts.
     ids = _whole(tokenizer, text)
     if ids.numel() < room:
         beside = " beside BOS" if rule.in_block else ""
@@ -68,6 +69,7 @@ def _rule(tokenizer: Any, bos: str, model: nn.Module | None, seq_len: int) -> tu
 def _drawn(ids: Tensor, room: int, samples: int, seed: int) -> Tensor:
     """Draw sequences of ``room`` tokens, (samples, room), from the ids of a text."""
     draw = torch.Generator().manual_seed(seed)
+    # A random offset keeps the cuts from falling at the same places for every seed.
     spare = ids.numel() % room
     offset = int(torch.randint(spare + 1, (), generator=draw))
     count = (ids.numel() - offset) // room
@@ -92,6 +94,7 @@ def _whole(tokenizer: Any, text: str) -> Tensor:
 def missing_bos(tokens: Tensor, model: nn.Module) -> str | None:
     """Return a remark on samples that lack a BOS which the model's family needs, or None."""
     needed = needed_bos(model)
+    # Without BOS these families predict badly, so their inputs say little about real use.
     if needed is None or bool((tokens[:, 0] == needed[1]).all()):
         return None
     family, token = needed
@@ -132,12 +135,14 @@ def _as_matrix(calibration: Any) -> Tensor:
     ):
         if len({x.shape[-1] for x in calibration}) > 1:
             raise PruneError("calibration samples must all have one length")
+        # Samples may be vectors or matrices with one row, as the published scripts make them.
         calibration = torch.cat([x.reshape(1, -1) if x.ndim < 2 else x for x in calibration])
     if (
         not isinstance(calibration, Tensor)
         or calibration.is_floating_point()
         or calibration.ndim != 2
     ):
+        # A tensor is described by its shape; its values would fill the screen.
         what = (
             f"a tensor of shape {tuple(calibration.shape)}"
             if isinstance(calibration, Tensor)
@@ -151,6 +156,7 @@ def _as_matrix(calibration: Any) -> Tensor:
 
 def _check_fits(tokens: Tensor, model: nn.Module) -> None:
     """Refuse sequences longer than the model's positions, and tokens outside its vocabulary."""
+    # Longer positions would index past the table of learned positions.
     most = text_setting(model, "max_position_embeddings")
     if most is not None and tokens.shape[1] > most:
         raise PruneError(

@@ -70,6 +70,7 @@ def save_pruned(
         report.save(part / REPORT_FILE)
         if page:
             (part / PAGE_FILE).write_text(page, encoding="utf-8")
+        # Checked again: somebody may have written there in the meantime.
         os.replace(part, check_free(out))
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -78,6 +79,7 @@ def save_pruned(
 
 def _copy_processor(model: Any, out: Path) -> None:
     """Copy the processor's files from the folder that the model was loaded from, if it has any."""
+    # transformers keeps the path that a model was loaded from in its configuration.
     source = Path(getattr(getattr(model, "config", None), "name_or_path", "") or "")
     for name in PROCESSOR_FILES:
         if source.is_dir() and (source / name).is_file() and not (out / name).exists():

@@ -32,10 +32,12 @@ def run_tokens(model: nn.Module, ids: Tensor, paths: Iterable[str]) -> None:
             with _without_cache(model):
                 _call(module, ids)
             return
+        # Our own errors, and a lack of memory, are not about the kind of input.
         except (SpectailError, torch.OutOfMemoryError):
             raise
         except _REFUSALS as error:
             refusals.append(error)
+    # The first refusal is that of the whole model, which a user knows best.
     lines = str(refusals[0]).strip().splitlines() or [type(refusals[0]).__name__]
     both = ", being an encoder-decoder" if is_encoder_decoder(model) else ""
     raise PruneError(
@@ -59,6 +61,7 @@ def _around(model: nn.Module, paths: Iterable[str]) -> Iterator[nn.Module]:
         component = level[0]
         if len(set(level)) > 1:
             return
+        # Calls cannot go into a list of blocks; its owner was the innermost module to try.
         inner = getattr(model, component)
         if isinstance(inner, nn.ModuleList):
             return
@@ -69,6 +72,7 @@ def _around(model: nn.Module, paths: Iterable[str]) -> Iterator[nn.Module]:
 def _call(module: nn.Module, ids: Tensor) -> None:
     """Call a module on token ids; ask for the logits of the last position only, if it can."""
     takes = inspect.signature(module.forward).parameters
+    # Logits of all positions would need samples x length x vocabulary numbers for nothing.
     spare = {"use_cache": False, "logits_to_keep": 1}
     options: dict[str, Any] = {name: value for name, value in spare.items() if name in takes}
     ids = ids.to(next(module.parameters()).device)

@@ -68,6 +68,7 @@ class Scope:
                 source.layers, inside_blocks=True, include=self.include, exclude=self.exclude
             )
         except AllocationError as error:
+            # With globs the error is about them; without, the model itself has nothing to prune.
             if self.include or self.exclude:
                 raise PruneError(str(error)) from None
             raise PruneError(f"{source.label} has no blocks of weights to prune: {error}") from None
@@ -142,6 +143,7 @@ def choose_targets(
     ratios = _ratios(source, allocation, pairing, model)
     weights = weights_of(model, source, ratios)
     _check_finite(weights)
+    # Quotas are set for all layers at once, because the rounding of one depends on the others.
     wanted = [ratios[weight.name] for weight in weights]
     shapes = [(weight.rows, weight.cols) for weight in weights]
     quotas: list[Quota] = (
@@ -165,6 +167,7 @@ def _paired(source: Source, allocation: Allocation | Mapping[str, float] | float
     """Pair all names in an allocation, left-out layers included, with the layers of the model."""
     given = list(allocation) if isinstance(allocation, Mapping) else []
     if isinstance(allocation, Allocation):
+        # Left-out names take part in the pairing, so that their reasons reach the report.
         given += [layer.name for layer in allocation.left_out]
     saved = {layer.name: layer.saved_as for layer in source.layers if layer.saved_as}
     return pair_names(given, [layer.name for layer in source.layers], right_saved=saved)
@@ -220,6 +223,7 @@ def _ratios(
         raise PruneError(f"expected an allocation of sparsity, not of {allocation.target}")
     _check_partners(source, allocation, pairing, model)
     known = set(pairing.pairs.values())
+    # Layers that nobody decided on are more likely forgotten than meant to stay dense.
     if missing := [name for name in _covered(source) if name not in known]:
         raise PruneError(
             f"the allocation has no {_listed(missing)}; give 0 to what should stay dense"
@@ -283,6 +287,7 @@ def _tied(model: nn.Module, name: str) -> str:
 
 def _like(source: Source) -> str:
     """Return two of the model's own names as an example, if possible from inside blocks."""
+    # Names inside blocks show the pattern that an allocation follows.
     inside = [layer.name for layer in source.layers if layer.block is not None] or [
         layer.name for layer in source.layers
     ]

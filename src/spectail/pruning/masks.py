@@ -20,6 +20,7 @@ def smallest(scores: Tensor, count: int) -> Tensor:
     flat = scores.reshape(-1)
     mask = torch.zeros(flat.shape, dtype=torch.bool, device=scores.device)
     if count > 0:
+        # kthvalue needs no full sort of what may be 10^8 scores.
         last = torch.kthvalue(flat, count).values
         mask = flat < last
         # Fill up from the ties in order; topk would pick among equal scores in no defined order.
@@ -35,10 +36,12 @@ def smallest_by_row(scores: Tensor, count: int) -> Tensor:
     """
     rows = scores.shape[0]
     each, more = divmod(count, rows)
+    # Stable: of equal scores the left one is pruned first, on every device.
     ordered, order = torch.sort(scores, dim=1, stable=True)
     take = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     take[:, :each] = True
     if more:
+        # Column ``each`` of the sorted scores holds the next weight of every row.
         take[torch.sort(ordered[:, each], stable=True).indices[:more], each] = True
     return torch.empty_like(take).scatter_(1, order, take)  # from sorted order back to columns
 
@@ -50,6 +53,7 @@ def smallest_of_groups(scores: Tensor, n: int, m: int) -> Tensor:
     """
     rows, cols = scores.shape
     whole = cols // m * m
+    # (rows, groups, m): a group is m neighbours in one row.
     groups = scores[:, :whole].reshape(rows, -1, m)
     order = torch.sort(groups, dim=2, stable=True).indices
     taken = torch.zeros(groups.shape, dtype=torch.bool, device=scores.device).scatter_(

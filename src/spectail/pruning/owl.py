@@ -74,6 +74,7 @@ def owl_allocation(
     scope = scope or Scope()
     if not (m > 0 and 0 <= lam <= 1):
         raise PruneError(f"OWL needs m above 0 and lambda from 0 to 1, not {m!r} and {lam!r}")
+    # Blocks count by their numbers of weights, because the budget is a mean over weights.
     sizes = {name: sum(layers.values()) for name, layers in _units(model, scope).items()}
     found, weights = (
         np.array([x[name] for name in sizes], dtype=np.float64) for x in (shares, sizes)
@@ -83,6 +84,7 @@ def owl_allocation(
         "rule": "owl",
         "m": m,
         "lambda": lam,
+        # Kept in the file: they say why a block got its ratio.
         "outlier_percent": {k: round(v, 6) for k, v in shares.items()},
     }
     return _allocation(
@@ -100,6 +102,7 @@ def owl_ratios(outliers: Array, weights: Array, *, sparsity: float, lam: float) 
     array([0.7, 0.6, 0.5])
     """
     spread = float(np.ptp(outliers))
+    # How much less than the most-pruned block each block loses, from 0 to 2 lambda.
     kept = (outliers - outliers.min()) / spread * 2 * lam if spread > 0 else np.zeros_like(outliers)
     low, high = presets.SPARSITY_BOUNDS
     share = weights / weights.sum()
@@ -134,7 +137,9 @@ def outlier_shares(
         for number, (name, block) in enumerate(blocks):
             members = inside.get(name, [])
             with watching(members, Squares) as seen:
+                # The blocks stay dense, so one pass gives both the statistics and the next inputs.
                 stream.run(block, number, keep=True)
+            # A layer without inputs has scores of 0, which would count as no outliers.
             check_seen(members, seen)
             if members:
                 found[unit_of(members[0].name) or name] = _outliers(members, seen, m)

@@ -63,8 +63,10 @@ def prune_html(done: Pruned, *, source: str, command: str) -> str:
         _depth_section(report.requested),
     ]
     if report.selected:
+        # The selection has a picture of its own, so that it is not taken for a test result.
         figures["selection"] = page.figure_data(perplexity_by_eps(report.selected))
         sections.append(_eps_section(report.selected.text))
+    # Windows paths too.
     title = source.replace("\\", "/").rstrip("/").split("/")[-1] or source
     written = Page(
         title=f"{title}, pruned",
@@ -77,6 +79,7 @@ def prune_html(done: Pruned, *, source: str, command: str) -> str:
         command=command,
         origins=_origins(source, done),
     )
+    # The script in the page draws its table from these rows.
     table = {"columns": COLUMNS, "rows": _rows(done), "view": [column.to_dict() for column in VIEW]}
     return page.render(written, {"figures": figures, "table": table})
 
@@ -109,6 +112,7 @@ def ratios_by_depth(
     allocation: Allocation, report: PruneReport, others: Mapping[str, Allocation]
 ) -> go.Figure:
     """Draw the mean ratio of each block for each allocation, and the ratio reached in a layer."""
+    # Left-out layers are not on the picture, so they take no place along its axis.
     depth = depth_of([(layer.name, block_of(layer.name)) for layer in report.layers])
     place = dict(zip([layer.name for layer in report.layers], depth.places, strict=True))
     ticks, labels = depth.ticks()
@@ -120,6 +124,7 @@ def ratios_by_depth(
     fig.add_scatter(
         x=[place[layer.name] for layer in report.layers],
         y=[layer.realised for layer in report.layers],
+        # The row of the table that a click on the point opens.
         customdata=list(range(len(report.layers))),
         hovertext=[_hover(layer) for layer in report.layers],
         hoverinfo="text",
@@ -166,6 +171,7 @@ def _by_place(allocation: Allocation, place: Mapping[str, int]) -> dict[int, flo
     for share in allocation.shares:
         where = place.get(share.name)
         if where is not None:
+            # Weighted by size: the mean of the ratios of small layers would mislead.
             zeros[where] = zeros.get(where, 0.0) + share.value * share.numel
             numel[where] = numel.get(where, 0) + share.numel
     return {where: zeros[where] / numel[where] for where in sorted(zeros)}

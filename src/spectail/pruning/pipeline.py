@@ -95,12 +95,16 @@ def run(
     long work. One rule for BOS holds for all texts.
     """
     bos = _bos(model, tokenizer, plan, texts)
+    # Resolved once, for the dense model: a pruned one must not change the rule.
     plan = plan if bos is None else replace(plan, bos=bos)
     tokens = _calibration(model, tokenizer, plan, texts)
+    # One scope for all allocations, so that they differ in their ratios alone.
     scope = scope_of(model, tokens, plan.include, plan.exclude)
     check_takes_globs(plan.allocation, scope)
     scores = _Scores(model, tokenizer, plan, progress)
+    # Before pruning, because the model is pruned in place.
     dense = [scores.dense(text, plan.max_sequences) for text in texts.tests]
+    # A fixed eps needs no selection, whatever texts were given.
     selection = texts.selection if plan.eps == "auto" else None
     dense_selection = scores.dense(selection, SEQUENCES) if selection else None
     progress(f"sharing out the sparsity: {plan.allocation}", 0, None)
@@ -161,6 +165,7 @@ def _allocations(
     by_eps = allocations_by_eps(
         plan.allocation, model, plan.sparsity, calibration=tokens, scope=scope
     )
+    # Computed even if eps is given: the page shows them beside it.
     candidates = {eps: by_eps(eps) for eps in presets.PRUNE_EPS_CANDIDATES}
     return candidates, by_eps(None if plan.eps == "auto" else plan.eps)
 
@@ -220,4 +225,5 @@ def _choose(
             scores.model, candidates, prune_with=prune_with, score=score, progress=next_one
         )
     except PruningInterrupted:
+        # The report of a candidate is of no use: its weights are restored.
         raise KeyboardInterrupt("interrupted while eps was chosen") from None

@@ -66,16 +66,20 @@ class Products(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        # This runs for every torch function that a block calls, so it must be cheap.
         for factor, inputs, dim in _products(func, args):
             self._see(factor, inputs, dim, linear=func is F.linear)
         return func(*args, **(kwargs or {}))
 
     def _see(self, factor: Tensor, inputs: Tensor, dim: int, *, linear: bool) -> None:
         """Collect inputs if ``factor`` is a watched weight whose input dimension is ``dim``."""
+        # Views of the weight, such as a transpose, begin at the same address.
         found = self.watched.get(place_of(factor))
         if found is None or (linear and found.by_module):
             return
         if (
+            # A parameter of several parts begins where its first part does, so the shape must fit
+            # too.
             factor.shape[dim] == found.features == inputs.shape[-1]
             and factor.stride(dim) == found.stride
         ):
@@ -91,7 +95,9 @@ def _products(
     in ``w @ x`` along its columns (-1).
     """
     if func is torch.baddbmm:
+        # baddbmm adds its first argument to a product of the other two.
         func, args = torch.bmm, args[1:]
+    # Subclasses of Tensor may have no address of their own.
     if len(args) < 2 or not all(type(arg) in (Tensor, nn.Parameter) for arg in args[:2]):
         return
     left, right = args[:2]
@@ -102,6 +108,7 @@ def _products(
             yield right, left, -2
         if left.ndim == 2:
             yield left, right.transpose(-1, -2), -1
+        # Batched experts: one product per expert.
         if left.ndim == right.ndim == 3 and len(left) == len(right):
             for a, b in zip(left, right, strict=True):
                 yield b, _filled(a), -2

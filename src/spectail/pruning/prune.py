@@ -97,7 +97,9 @@ def prune(
     """
     rule = as_method(method)
     groups_of = Pattern.parse(pattern) if isinstance(pattern, str) else pattern
+    # Text that a method does not need is ignored, so one call serves all methods.
     tokens = as_tokens(calibration, model, rule.name) if rule.statistic else None
+    # All checks come before the first weight is changed.
     targets, left_out = _choose(model, allocation, groups_of, tokens, scope=(include, exclude))
     return _Job(model, rule, groups_of, tokens, targets, left_out).run(progress)
 
@@ -177,6 +179,7 @@ def _choose(
     if pattern:
         _check_mean(pattern, targets)
     if tokens is not None:
+        # A layer that loses nothing may be one that text does not reach.
         check_reached(
             model, [target.weight for target in targets if not _is_nothing(target.quota)], tokens
         )
@@ -200,7 +203,9 @@ def _by_text(
     blocks = find_blocks(model, [target.weight.path for target in targets])
     inside: dict[str | None, list[PruningTarget]] = {}
     for target in targets:
+        # A weight that several blocks share lies in the first of them.
         inside.setdefault(unit_of(target.weight.path), []).append(target)
+    # Blocks behind the last pruned one need no inputs.
     last = max((i for i, (name, _) in enumerate(blocks) if name in inside), default=-1)
     yield "calibration text"
     stream = start(model, [block for _, block in blocks], tokens)
@@ -263,6 +268,7 @@ def _check_mean(pattern: Pattern, targets: Sequence[PruningTarget]) -> None:
     """Check that a pattern and the allocation have the same overall sparsity; PruneError if not."""
     total = sum(target.numel for target in targets)
     mean = sum(target.ratio * target.numel for target in targets) / total
+    # Allocations meet their budget far more closely than this.
     if abs(mean - pattern.n / pattern.m) > 1e-6:
         raise PruneError(
             f"pattern {pattern} is a sparsity of {pattern.n / pattern.m:g}, the allocation's mean "

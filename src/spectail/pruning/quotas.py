@@ -68,6 +68,7 @@ def zero_counts(ratios: Sequence[float], numels: Sequence[int]) -> list[Zeros]:
     counts = [int(x) for x in wanted]
     # Sums of exact fractions: no rounding error moves the total by a weight.
     missing = round(sum(wanted)) - sum(counts)
+    # The largest remainders first; of equal ones the first layer.
     by_rest = sorted(range(len(wanted)), key=lambda i: (counts[i] - wanted[i], i))
     for i in by_rest[: max(0, missing)]:
         counts[i] += 1
@@ -83,11 +84,13 @@ def pattern_counts(
     whose ratio lies furthest above their n.
     """
     wanted = [_exact(Fraction(ratio) * m) for ratio in ratios]
+    # In zeros, counting columns that fill no group: the ratios were meant for all weights.
     budget = sum(w * rows * cols for w, (rows, cols) in zip(wanted, shapes, strict=True)) / m
     numbers = [int(w) for w in wanted]
     spent = sum(Pattern(n, m).zeros(*shape) for n, shape in zip(numbers, shapes, strict=True))
     for i in sorted(range(len(wanted)), key=lambda i: (numbers[i] - wanted[i], i)):
         step = Pattern(1, m).zeros(*shapes[i]) if m else 0
+        # A layer whose ratio is a whole n:m keeps it.
         if wanted[i] > numbers[i] and spent + step <= budget:
             numbers[i] += 1
             spent += step

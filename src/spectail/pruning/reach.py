@@ -43,6 +43,7 @@ def scope_of(
     lost = unreached(model, weights_of(model, source, names), tokens)
     for glob in scope.include:
         named = [name for name in names if matches(name, glob)]
+        # A glob may name some layers that text does not reach, as ``*`` does.
         if named and all(name in lost for name in named):
             raise PruneError(
                 f"include {glob!r} names what calibration text cannot prune "
@@ -77,7 +78,9 @@ def unreached(model: nn.Module, weights: Sequence[Weight], tokens: Tensor) -> di
         for weight in weights
         if weight.expert is None and not takes_features(weight)
     }
+    # Watching these would raise an error.
     rest = [weight for weight in weights if weight.name not in reasons]
+    # One sample is enough: whether text reaches a layer does not depend on the words.
     with torch.no_grad(), evaluating(model), watching(rest, Count) as seen:
         run_tokens(model, tokens[:1], [weight.path for weight in weights])
     return reasons | dict.fromkeys(unseen_of(rest, seen), NOT_REACHED)

@@ -52,6 +52,7 @@ class Evaluated:
 
     def describe(self) -> str:
         """Return one line with both perplexities."""
+        # The ratio tells more than the difference: dense perplexities vary widely between texts.
         change = f" ({self.after / self.before:.3g} times)" if math.isfinite(self.after) else ""
         return (
             f"perplexity on {self.text} (test text): "
@@ -142,6 +143,7 @@ class PruneReport:
     @property
     def requested(self) -> float:
         """The ratio of zeros asked for over all weights of the pruned layers."""
+        # By weights, not by layers; an empty report (interrupted at once) has ratio 0.
         return sum(layer.requested * layer.numel for layer in self.layers) / max(1, self.numel)
 
     @property
@@ -155,6 +157,7 @@ class PruneReport:
 
         Each one starts with what it is about and a colon. Layers with the same note share a line.
         """
+        # Hundreds of experts may have the same note.
         noted: dict[str, list[str]] = {}
         for layer in self.layers:
             if layer.note:
@@ -168,6 +171,7 @@ class PruneReport:
         """Return a phrase that says where BOS stood in the texts of the run."""
         if self.bos is None:
             return ""
+        # Samples come from the middle of the text, where ``first`` puts no BOS.
         inside = self.bos == "first" and self.calibration
         return WORDS[self.bos] + ("; none in calibration samples" if inside else "")
 
@@ -217,6 +221,7 @@ class PruneReport:
         }
         shape = list(self.calibration) if self.calibration else None
         totals = {"requested": self.requested, "realised": self.realised, "numel": self.numel}
+        # Later entries replace the objects of ``own`` by their plain values.
         return {"format": _FORMAT, **own, **totals, "calibration": shape, **lists, **texts}
 
     def save(self, path: str | Path) -> Path:

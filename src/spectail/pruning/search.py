@@ -52,9 +52,11 @@ def choose(
     for number, candidate in enumerate(candidates):
         if progress:
             progress(candidate, number, len(candidates))
+        # Also after an error or Ctrl-C, so that the caller always gets the dense model back.
         with _restored(model):
             prune_with(candidate)
             found.append((candidate, float(score(model))))
+    # min() would keep a NaN that comes first, because no comparison with NaN is true.
     usable = [pair for pair in found if not math.isnan(pair[1])]
     if not usable:
         raise PruneError(

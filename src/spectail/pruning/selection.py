@@ -43,6 +43,7 @@ def hold_out(text: str) -> tuple[str, str]:
     ('a b c d e f g h i', ' j')
     """
     start = round((1 - HELD_OUT) * len(text))
+    # At white space, so that no word is cut in two.
     space = re.compile(r"\s").search(text, start)
     cut = space.start() if space else start
     return text[:cut], text[cut:]
@@ -80,6 +81,7 @@ def choose_eps(
     )
     scores = {f"{eps:g}": value if math.isfinite(value) else None for eps, value in choice.scores}
     best = allocations[choice.best]
+    # The file of the allocation then says how its eps was found.
     settings = {**best.settings, "eps": choice.best, "eps_scores": scores}
     return ChosenEps(choice.best, choice.scores, replace(best, settings=settings))
 

@@ -33,6 +33,7 @@ class Statistic:
 
     def add(self, inputs: Tensor) -> None:
         """Add inputs of shape (..., features)."""
+        # Batch and positions do not matter: every token counts the same.
         rows = inputs.detach().reshape(-1, self.total.shape[-1]).to(self.total)
         self.tokens += rows.shape[0]
         self._add(rows)
@@ -71,6 +72,7 @@ class Gram(Statistic):
         return torch.zeros(features, features, dtype=torch.float32, device=device)
 
     def _add(self, rows: Tensor) -> None:
+        # In place: features x features numbers are the largest statistic.
         self.total.addmm_(rows.T, rows)
 
     @property
@@ -157,6 +159,7 @@ def _seen_by_module(weight: Weight, statistic: Statistic) -> Iterator[None]:
             "leave it out of the allocation, or prune by magnitude"
         )
     hook = partial(_see, weight.name, statistic)
+    # A hook before the call sees the inputs even if the module changes them in place.
     handle = weight.owner.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield
@@ -182,6 +185,7 @@ def check_seen(weights: Iterable[Weight], found: Mapping[Site, Statistic]) -> No
             "leave it out of the allocation, or prune by magnitude"
         )
     for weight in weights:
+        # One NaN in the sums would spoil every score of the layer.
         if not bool(torch.isfinite(found[site_of(weight)].total).all()):
             raise PruneError(
                 f"NaN or infinite inputs reach {weight.name} on the calibration text: "
@@ -192,10 +196,12 @@ def check_seen(weights: Iterable[Weight], found: Mapping[Site, Statistic]) -> No
 def unseen_of(weights: Iterable[Weight], found: Mapping[Site, Statistic]) -> dict[str, Weight]:
     """Return the weights that got no token, unless another expert of their layer got one."""
     weights = list(weights)
+    # An expert that the router never chose is not unreachable.
     at_work = {_team(weight) for weight in weights if found[site_of(weight)].tokens}
     return {weight.name: weight for weight in weights if _team(weight) not in at_work}
 
 
+# Experts with modules of their own: ``mlp.experts.7.up_proj``.
 _EXPERT = re.compile(r"(experts?\.)\d+(?=\.)")
 
 
@@ -230,6 +236,7 @@ def _one_by_one(owner: nn.Module) -> Iterator[None]:
     if before is None:
         yield
         return
+    # A private setting, which transformers reads at every call.
     config._experts_implementation = "eager"
     try:
         yield

@@ -61,10 +61,12 @@ def read_texts(
         for option, given in named
         if given is not None
     ]
+    # Before the split, whose two parts come from one file.
     _check_apart(found)
     by_option = dict(found)
     whole, chosen_by = by_option.get("--calibration"), by_option.get("--selection")
     if choosing and chosen_by is None and whole is not None:
+        # The calibration text shrinks to what is not held out.
         first, last = hold_out(whole.text)
         whole, chosen_by = (
             Text(whole.name, first),
@@ -88,6 +90,7 @@ def _check_apart(found: Sequence[tuple[str, Text]]) -> None:
     """Refuse two texts of which one contains the other."""
     for (option_a, a), (option_b, b) in combinations(found, 2):
         one, other = a.text.strip(), b.text.strip()
+        # The same test text may be given twice; that harms nothing.
         if option_a != option_b and one and other and (one in other or other in one):
             raise PruneError(
                 f"{option_a} {a.name} and {option_b} {b.name} share their text: give texts apart, "

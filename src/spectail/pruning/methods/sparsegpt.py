@@ -56,9 +56,11 @@ class SparseGPT(Method):
 
     def apply(self, weights: Tensor, quota: Quota, seen: Statistic | None = None) -> Outcome:
         """Prune a float matrix (rows, cols) given the Gram matrix of its inputs."""
+        # An expert that got no token has a Hessian of zeros.
         if not isinstance(seen, Gram) or not seen.tokens:
             outcome = Magnitude().apply(weights, quota)
             return Outcome(outcome.mask, note=UNSEEN)
+        # 2 / tokens, the factor of the published Hessian, cancels: damping is relative to its mean.
         gram = seen.total.to(weights.dtype)
         done = sparsegpt(weights, gram, quota, block_size=self.block_size, damping=self.damping)
         raised = (
@@ -111,6 +113,7 @@ def sparsegpt(
 
 def _inverse_factor(gram: Tensor, dead: Tensor, damping: float) -> tuple[Tensor, float]:
     """Return the upper Cholesky factor of the inverse damped Hessian, and the damping needed."""
+    # The mean over inputs that fired: many dead ones would pull it towards 0.
     typical = gram.diagonal()[~dead].mean() if not bool(dead.all()) else gram.new_ones(())
     while damping <= MOST_DAMPING:
         hessian = gram.clone()
@@ -120,9 +123,11 @@ def _inverse_factor(gram: Tensor, dead: Tensor, damping: float) -> tuple[Tensor,
         hessian.diagonal().add_(damping * typical)
         lower, failed = torch.linalg.cholesky_ex(hessian)
         if not int(failed):
+            # The factor of the inverse holds, in row j, what the updates from column j on need.
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not int(failed) and bool(torch.isfinite(upper).all()):
                 return upper, damping
+        # A damping of 0 is allowed to begin with, and ten times 0 would not grow.
         damping = max(10 * damping, 1e-3)
     raise PruneError(
         f"the Hessian is not positive definite, not even with damping {MOST_DAMPING:g}"
@@ -136,6 +141,7 @@ def _column_blocks(cols: int, quota: Quota, block_size: int) -> list[tuple[int, 
     """
     stop = cols
     if isinstance(quota, Pattern):
+        # Rounded down to whole groups, at least one.
         block_size = max(1, block_size // quota.m) * quota.m
         stop = cols // quota.m * quota.m
     return [(left, min(left + block_size, stop)) for left in range(0, stop, block_size)]
@@ -159,6 +165,7 @@ def _prune_columns(
     diagonal = factor.diagonal()
     errors = torch.zeros_like(work)
     if isinstance(quota, Zeros):
+        # Chosen before the first column of the block is pruned, as published.
         mask[:] = smallest(_cost(work, diagonal, dead), quota.count)
     for j in range(work.shape[1]):
         if isinstance(quota, Pattern) and j % quota.m == 0:
