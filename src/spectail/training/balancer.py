@@ -81,8 +81,10 @@ class Balancer:
         self.every, self.background, self.on_update = every, background, on_update
         self.steps = 0
         """The number of optimizer steps so far, without those that only initialise its state."""
+        # The window is chosen here and kept, so that alphas of different times can be compared.
         self._plan = measuring.plan_of(model, self.rule.spec, device)
         self._group = group if group is not None else measuring.group_of(model)
+        # A collective read in a thread could meet one of training in another order, and hang.
         if background and self._group is not None:
             raise TrainingError(
                 "background measuring works in one process; several share the layers out instead"
@@ -127,6 +129,8 @@ class Balancer:
             return self._take(
                 self.steps, measuring.measure_now(self._plan, self._layers(), self._group)
             )
+        # The factors come one measurement late, at a fixed step: how long the thread took must not
+        # matter for the result.
         taken = self._take(self._pending[0], self._pending[1].result()) if self._pending else None
         self._follow_changes()
         self._pending = self.steps, measuring.measure_beside(self._plan, self._layers())
@@ -167,6 +171,7 @@ class Balancer:
         measurement on. Raises TrainingError for the state of another model, and changes nothing
         then.
         """
+        # All checks come first, so that a state that is refused changes nothing.
         differing = check_state(state, self.state_dict(), signature(self._scope.candidates))
         history = History.from_dict(state["history"])
         if differing:
@@ -177,6 +182,7 @@ class Balancer:
                 stacklevel=2,
             )
         self.steps, self.history = state["steps"], history
+        # With other settings the stored window may not fit, so this run keeps its own.
         if "spec" not in differing:
             self._plan = replace(self._plan, run=replace(self._plan.run, window=state["window"]))
         # The state may be older than a change of what is trained, so nothing counts as known here:
@@ -190,6 +196,7 @@ class Balancer:
         self._lacking, self._notices.told = dict(state["lacking"]), set(state["warned"])
         self._pending = None
         if pending := state["pending"]:
+            # As if the thread had just finished: update() takes both alike.
             known: Future[list[LayerRecord]] = Future()
             known.set_result([LayerRecord.from_dict(record) for record in pending["records"]])
             self._pending = pending["step"], known
@@ -223,10 +230,12 @@ class Balancer:
 
     def _followed(self, optimizers: Optimizers) -> Steps:
         """Try out the optimizers with split groups, and hook on to their steps."""
+        # Two Balancers would scale the same groups twice.
         if any(isinstance(hook, Steps) for hook in optimizers.hooks()):
             raise TrainingError(
                 "the optimizer has a Balancer already: call its remove() before building another"
             )
+        # Before any hook is on: a trial copies the optimizer with all its attributes.
         trial = try_out(optimizers, self.rule.option)
         if trial.refusal:
             raise TrainingError(trial.refusal)
@@ -245,6 +254,7 @@ class Balancer:
     def _watched(self) -> Watch:
         """Watch one weight, to notice training that goes past the optimizer."""
         held = self._steps.optimizers.held()
+        # One weight is enough, and cheap to compare.
         weights = (p for unit in self._scope.units for p in unit.weights if p.requires_grad)
         return Watch(next((p for p in weights if id(p) in held), None), self._notices.unused)
 
@@ -261,6 +271,7 @@ class Balancer:
     def _after_step(self) -> None:
         self._watch.stepped()
         self._notices.groups(self._steps, self._scope)
+        # Counting it would move all later measurements of a resumed run by one step.
         if does_nothing(self.optimizer):
             return
         self.steps += 1
@@ -276,6 +287,7 @@ class Balancer:
         self._layers()  # raises if the model has lost a layer
         self._trained, before = trained, self._scope
         try:
+            # Only the layers are taken from the new plan; the window stays.
             layers = measuring.plan_of(self.model, self.rule.spec, None).layers
             self._scope = find_scope(self.model, layers, optimizers, self.rule)
         except TrainingError as error:
@@ -302,6 +314,7 @@ class Balancer:
             unit.name: "not measured yet" for unit in units if unit not in measured
         }
         self._notices.lacking(units, self._lacking, records, step)
+        # New factors are examined again, for optimizers may change while training goes on.
         self._steps.look_again()
         factors = {unit.name: factor for unit, factor in zip(units, goal, strict=True)}
         update = self.history.add(

@@ -30,6 +30,7 @@ def factors_of(units: Sequence[Unit], records: Mapping[str, LayerRecord], rule: 
     """Compute the factors of units by a rule; ``records`` hold all their layers by name."""
     joined = [_joined(unit, [records[name] for name in unit.layers], rule) for unit in units]
     try:
+        # Raises if no unit at all has an alpha; here that is not an error, for factors then stay.
         known, _, _ = with_alphas(joined, "leave")
     except AllocationError:
         known = ()
@@ -39,6 +40,7 @@ def factors_of(units: Sequence[Unit], records: Mapping[str, LayerRecord], rule: 
     if not known:
         return Factors({}, {}, lacking)
     allocated = make_units(known, rule.level)
+    # At a base value of 1 the allocated values are the factors.
     values, _ = rule.scaling().values(allocated, 1.0)
     return Factors(
         values={
@@ -71,6 +73,7 @@ def _joined(unit: Unit, records: Sequence[LayerRecord], rule: Rule) -> _Joined:
     usable = [
         r for r in records if r.status == "ok" and r.comparable and math.isfinite(r.alpha)
     ] or records
+    # Without any alpha, the first layer gives the reason.
     first = usable[0]
     return _Joined(
         name=unit.name,

@@ -123,6 +123,7 @@ class SplitGroups:
         lists that may contain the same groups.
         """
         places = {(n, i) for n, groups in own.items() for i in range(len(groups))}
+        # A group that is gone must not hold its parameters alive.
         for place in [place for place in self._splits if place[0] in own and place not in places]:
             del self._splits[place]
         splits = [
@@ -222,8 +223,10 @@ class SplitGroups:
         """Return the parts of a group; they are made again if it is new or its parameters are."""
         members = [id(p) for p in group["params"]]
         known = self._splits.get(place)
+        # Built again only if necessary: an optimizer may keep references to the parts.
         if known is not None and known.base is group and known.members == members:
             return known
+        # An empty group stays, as one empty part.
         numbers: dict[str | None, list[int]] = {} if members else {None: []}
         for i, member in enumerate(members):
             numbers.setdefault(self._unit_of.get(member), []).append(i)
@@ -246,6 +249,7 @@ class SplitGroups:
             del own[key]
         for part in split.parts:
             part.factor = 1.0 if part.unit is None else factors.get(part.unit, 1.0)
+            # The user has removed the key since the last step.
             for key in part.group.keys() - base.keys():
                 del part.group[key]
             for key, value in base.items():
@@ -255,6 +259,7 @@ class SplitGroups:
                     _set_own(part, key, own[key], value)
                 else:
                     _set(part, key, value, part.factor if key == self.option else 1.0)
+            # To tell afterwards what the step has written, by replacing a value or in place.
             part.given = {key: (value, times_written(value)) for key, value in part.group.items()}
 
     def _collect(self, split: _Split, optimizer: Any) -> None:
@@ -265,6 +270,7 @@ class SplitGroups:
             for key in [*part.group, *(part.given.keys() - part.group.keys())]:
                 before, version = part.given.get(key, (_ABSENT, 0))
                 now = part.group.get(key, _ABSENT)
+                # The same object, written as often as before: nobody has touched it.
                 if key not in BY_PARAMETER and (now is not before or times_written(now) != version):
                     changed[key] = None
         for key in changed:
@@ -281,6 +287,7 @@ class SplitGroups:
         first = next(iter(values.values()))
         if not all(same(first, value) for value in values.values()):
             present = [value for value in values.values() if value is not _ABSENT]
+            # The user sees the value of the parameters at the base rate, if there are any.
             first = values[None] if values.get(None, _ABSENT) is not _ABSENT else present[0]
             held = {unit: [] if value is _ABSENT else [value] for unit, value in values.items()}
             own[key] = _Own(copied(first), held)
@@ -302,6 +309,7 @@ class SplitGroups:
         scaled: list[tuple[float, Any]] = [
             (p.factor, value) for p, value in written if p.factor and is_number(value)
         ]
+        # A part at factor 1 holds the base itself; elsewhere division may leave a rounding error.
         base: Any = next((value for factor, value in scaled if factor == 1), None)
         if base is None and scaled:
             base = scaled[0][1] / scaled[0][0]

@@ -81,6 +81,7 @@ class History(Sequence[Update]):
     ) -> Update:
         """Add one measurement."""
         for record in records:
+            # The first good record of a layer holds what never changes: its kind, shape and window.
             if record.name not in self._layers or self._layers[record.name].status != "ok":
                 self._layers[record.name] = replace(record, seconds=0.0)
         layers = {
@@ -117,6 +118,7 @@ class History(Sequence[Update]):
         # The last measurement at this step, if there are several.
         update = self._updates[len(steps) - 1 - steps[::-1].index(step)]
         layers = tuple(self._record(name, values) for name, values in update.layers.items())
+        # No fingerprint of the weights exists for a live model; alphas tell measurements apart.
         digest = hashlib.sha256(json.dumps(update.layers, sort_keys=True).encode()).hexdigest()
         note = f"Measured after {step} optimizer steps, without error bars and norms."
         return Analysis(
@@ -187,6 +189,7 @@ class History(Sequence[Update]):
                 values["name"]: LayerRecord.from_dict(values) for values in stored["layers"]
             }
             for values in stored["updates"]:
+                # JSON written with sorted keys has lost the order of the layers.
                 orders = {
                     "alphas": stored["names"],
                     "factors": stored["names"],

@@ -18,6 +18,7 @@ from spectail.training.rules import Rule, as_rule
 
 def _base() -> type[Any]:
     """Return Lightning's ``Callback``; ``object`` if Lightning is not installed."""
+    # The package has two names, whose classes differ; a Trainer accepts only its own.
     for name in ("lightning.pytorch", "pytorch_lightning"):
         try:
             base: type[Any] = import_module(name).Callback
@@ -54,18 +55,21 @@ class BalancerCallback(_Callback):  # type: ignore[misc]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Build the Balancer, and restore its state if training goes on from a checkpoint."""
+        # Of several optimizers the first may be the wrong one, so the user must choose.
         count = len(trainer.optimizers)
         if self.optimizer is None and count != 1:
             raise TrainingError(
                 f"the module has {count} optimizers: say which to balance, optimizer=0 for the "
                 "first"
             )
+        # Lightning hands over the bare module, which does not show the group of its wrapper.
         group = dist.group.WORLD if trainer.world_size > 1 else None
         options = {"group": group, **self.options}
         every: Any = None if self.every == EPOCH else self.every
         self.balancer = Balancer(
             pl_module, trainer.optimizers[self.optimizer or 0], self.rule, every=every, **options
         )
+        # Lightning loads the callback before training starts, when there is no Balancer yet.
         if self.stored is not None:
             self.balancer.load_state_dict(self.stored)
             self.stored = None

@@ -41,6 +41,7 @@ def plan_of(model: nn.Module, spec: Spec, device: str | None) -> Plan:
             "nothing else"
         )
     shapes = [(layer.rows, layer.cols) for layer in source.layers if layer.part is not None]
+    # Shapes alone decide the window, so it can be known before anything is measured.
     window = common_window([shape for shape in shapes if not too_small(shape, spec)], spec)
     device = (
         usable_device(device)
@@ -98,6 +99,7 @@ def measure_now(plan: Plan, layers: Sequence[Layer], group: Any) -> list[LayerRe
             _held(layer, keep=i == rank) for i, layer in enumerate(layers[start : start + world])
         ]
         own += [measure_layer(layer, plan) for layer in held if layer is not None]
+    # Records are small, so that all processes can hold all of them and compute the same factors.
     shares: list[list[LayerRecord]] = [[] for _ in range(world)]
     dist.all_gather_object(shares, own, group=group)
     by_name = {record.name: record for share in shares for record in share}
@@ -121,6 +123,7 @@ def measure_beside(plan: Plan, layers: Sequence[Layer]) -> Future[list[LayerReco
             _measure_in_order, plan, [layer for layer in copies if layer is not None], ready
         )
     finally:
+        # The thread ends by itself after its one task.
         pool.shutdown(wait=False)
 
 
@@ -136,6 +139,7 @@ def _held(layer: Layer, *, keep: bool, copy: bool = False) -> Layer | None:
 def _measure_in_order(plan: Plan, layers: Sequence[Layer], ready: Any) -> list[LayerRecord]:
     """Measure layer by layer, on one core or on a stream of its own once the copies are ready."""
     if ready is None:
+        # Training needs the other cores.
         with on_one_core():
             return [measure_layer(layer, plan) for layer in layers]
     stream = torch.cuda.Stream(plan.device)  # type: ignore[no-untyped-call]

@@ -70,6 +70,7 @@ class Notices:
         if not steps.groups.rebuilt:
             return
         steps.groups.rebuilt = False
+        # Only after a group was split again: counting parameters in every step would be slow.
         held = steps.optimizers.held()
         added, self._held = held - self._held, self._held | held
         if added:
@@ -78,6 +79,7 @@ class Notices:
                 "layers of the model take part from the next measurement on, others train at their "
                 f"group's own {self.option}"
             )
+        # A unit that keeps any of its weights still trains by its factor.
         lost = [unit.name for unit in scope.units if not any(id(p) in held for p in unit.weights)]
         if lost:
             self._once(
@@ -125,6 +127,7 @@ class Notices:
         old, new = ({unit.name for unit in scope.units} for scope in (before, now))
         came = {name: name for name in (unit.name for unit in now.units) if name not in old}
         went = {name: f"{name} ({now.left_out.get(name, 'gone')})" for name in old - new}
+        # Gradual unfreezing moves the same layers often; one warning for each is enough.
         for sign, names, text in (
             ("+", came, "take part from now on"),
             ("-", went, "take part no longer"),
@@ -153,6 +156,7 @@ class Notices:
                 f"{reason}"
             )
             return
+        # A layer that is too small never had an alpha, and was reported at the start.
         failed = {record.name for record in records if record.status == "failed"}
         for unit in units:
             if unit.name in lacking and failed.intersection(unit.layers):

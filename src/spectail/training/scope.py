@@ -57,6 +57,7 @@ class Scope:
     def narrowed(self, names: Collection[str]) -> Scope:
         """Return a scope of the candidates with these names, trained now or not."""
         reasons = {name: reason for name, reason in self.left_out.items() if name not in names}
+        # Only until the next measurement, which looks at the model again.
         later = "not in the state that was loaded; taken in at the next measurement"
         reasons |= {unit.name: later for unit in self.units if unit.name not in names}
         return replace(
@@ -94,6 +95,7 @@ def find_scope(
         if reason := _not_trained(unit, held, without_value, rule.option):
             reasons[unit.name] = reason
     chosen = tuple(unit for unit in units if unit.name not in reasons)
+    # Frozen units may join later; without any, the rule can never act on this model.
     if not chosen and FROZEN not in (reasons[unit.name] for unit in candidates):
         why = listed([f"{name} ({reason})" for name, reason in reasons.items()])
         raise TrainingError(
@@ -110,6 +112,7 @@ def trained_now(model: nn.Module, optimizers: Optimizers, option: str) -> tuple[
     groups without weight decay.
     """
     held = optimizers.held()
+    # A learning rate of 0 is part of a schedule; a weight decay of 0 is a choice for that group.
     decays = option == "weight_decay"
     zero = tuple(
         i
@@ -152,6 +155,8 @@ def _check_groups(optimizers: Optimizers, model: nn.Module, option: str) -> set[
         _check_group(optimizer, i, group, option)
         any_value = any_value or not _is_zero(group[option])
         for p in group["params"]:
+            # Torch checks this in add_param_group only; a list that is changed directly gets past
+            # it.
             if (id(optimizer), id(p)) in where:
                 name = names.get(id(p), "of another model")
                 first = where[id(optimizer), id(p)]
@@ -212,6 +217,7 @@ def _by_rule(
             raise TrainingError(
                 f"include {glob!r} matches none of the {len(units)} layers; they are {names}"
             )
+    # What the user names takes part whatever its kind.
     named = {u.name for u in units if any(matches(u.name, glob) for glob in rule.include)}
     try:
         found = cover(candidates, inside_blocks=False, exclude=rule.exclude, always=named)
@@ -224,6 +230,7 @@ def _by_rule(
         ]
         if all(small):
             reasons.setdefault(unit.name, small[0])
+    # As published: TempBalance leaves both at the base rate.
     for name, word in zip(ends, ("first", "last"), strict=False):
         if not rule.include_first_last and name not in named:
             reasons.setdefault(name, f"the {word} layer")

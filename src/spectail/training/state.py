@@ -39,6 +39,7 @@ class FactorRamp:
         [(1.25,), (1.5,), (1.75,), (2.0,), (2.0,)]
         """
         done = step + 1 - self.since
+        # Exactly the goal, without the rounding of the line below.
         if done >= transition:
             return self.goal
         return tuple(
@@ -61,6 +62,7 @@ def check_state(state: Any, own: Mapping[str, Any], candidates: Mapping[str, Any
         TrainingError: the state is not a Balancer's, or belongs to another model.
 
     """
+    # Keys beyond the known ones are allowed: a later version may store more.
     if not isinstance(state, Mapping) or state.get("format") != FORMAT or own.keys() - state.keys():
         raise TrainingError(
             "expected a state that Balancer.state_dict has given, this is another or a damaged one"

@@ -53,6 +53,7 @@ class Steps:
         self._end_looking: Callable[[], None] | None = None
         self._undo: list[Callable[[], None]] = []
         hooked: set[int] = set()
+        # From the inside outwards; wrappers may share the hooks of their inner optimizer.
         for optimizer in reversed(optimizers.members):
             if has_hooks(optimizer) and id(optimizer._optimizer_step_pre_hooks) not in hooked:
                 hooked.add(id(optimizer._optimizer_step_pre_hooks))
@@ -78,10 +79,12 @@ class Steps:
         """Begin a step; with a closure, returns changed arguments, the optimizer first."""
         self._forget(optimizer)
         self._running.append(optimizer)
+        # Only the outermost step decides, and those inside of it are examined with it.
         if len(self._running) == 1 and self._looked < LOOKED_AT:
             self._look(True)
         if not self._is_innermost(optimizer) and id(optimizer) not in self.whole:
             return None
+        # A step inside of a step whose groups are split already.
         if self.groups.covers(optimizer.param_groups):
             return None
         self._open(optimizer)
@@ -99,6 +102,7 @@ class Steps:
         # A step() that has called its parent's step() gets here twice.
         if not any(one is optimizer for one in self._running):
             return
+        # Inner steps that raised never reached their end.
         while self._running.pop() is not optimizer:
             pass
         self._stepped = self._stepped or self._is_innermost(optimizer)
@@ -234,6 +238,7 @@ class Steps:
         known = any(one is optimizer for one in self.optimizers.members)
         if known or not self._running or not has_hooks(optimizer):
             return
+        # An optimizer of another model (a discriminator, say) may step at the same time.
         mine = self.optimizers.held()
         if any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
             self.optimizers = self.optimizers.with_inner(self._running[-1], optimizer)

@@ -44,6 +44,7 @@ def units_of(model: nn.Module, layers: Sequence[Layer]) -> list[Unit]:
     integers) belong to no unit.
     """
     units = _weights(layers)
+    # By identity: tied parameters are one object under several names.
     owner = {id(p): i for i, unit in enumerate(units) for p in unit.weights}
     everything = _in_order(model)
     weights = [
@@ -69,6 +70,7 @@ def first_and_last(model: nn.Module, units: Iterable[Unit]) -> tuple[str, ...]:
     names = {id(p): unit.name for unit in units for p in unit.weights}
     found = []
     for _, module in model.named_modules(remove_duplicate=False):
+        # A ParametrizationList holds a weight although it has sub-modules.
         alone = not any(True for _ in module.children()) or isinstance(module, ParametrizationList)
         for name, parameter in module._parameters.items():
             if id(parameter) in names and (alone or "weight" in name):
@@ -81,6 +83,7 @@ def _weights(layers: Sequence[Layer]) -> list[Unit]:
     units: list[Unit] = []
     place: dict[int, int] = {}
     for layer in layers:
+        # Weight norm, for one, makes a weight from two parameters: both train with its factor.
         pieces = {id(p): p for p in layer.parameters if isinstance(p, nn.Parameter)}
         i = next((place[key] for key in pieces if key in place), len(units))
         if pieces and i == len(units):
@@ -127,6 +130,7 @@ def _nearest(path: str, place: int, weights: Sequence[tuple[str, int, int]]) -> 
             for p, there, i in weights
             if not around or p == around or p.startswith(f"{around}.")
         ]
+        # The nearest weight before, else the first one behind.
         if inside:
             return next((i for there, i in reversed(inside) if there < place), inside[0][1])
         if not around:

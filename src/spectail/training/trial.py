@@ -82,6 +82,7 @@ def try_out(optimizers: Optimizers, option: str) -> Trial:
         for group in member.param_groups
         for p in group["params"]
     }
+    # Restored at the end, so a Balancer may be built between backward and step.
     gradients = [(p, p.grad) for p in parameters.values()]
     try:
         # Without a gradient no optimizer moves a parameter, should a step reach the user's own.
@@ -95,6 +96,7 @@ def try_out(optimizers: Optimizers, option: str) -> Trial:
 
 def _first_that_can_be_tried(optimizers: Optimizers, option: str) -> Trial:
     """Go inwards until an optimizer can be copied and stepped; empty if none can."""
+    # Without its outermost wrapper an optimizer may be copied that otherwise could not.
     for start in range(len(optimizers.members)):
         within = Optimizers(optimizers.members[start:], optimizers.innermost)
         # Float64 makes differences exact; some optimizers accept only the parameters' own type.
@@ -124,7 +126,9 @@ def _tried(optimizers: Optimizers, option: str, unsplit: _Unsplit) -> Trial:
     """Try split groups for the wrappers too, and then for the innermost optimizers alone."""
     innermost = {id(one) for one in optimizers.innermost}
     around = frozenset(id(member) for member in optimizers.members if id(member) not in innermost)
+    # The wrappers first: those that use the rate themselves (Lookahead) need the split.
     found = _outcome(optimizers, option, unsplit, around)
+    # A wrapper may work with split groups only as long as it does not see them.
     if found.refusal and around:
         found = _outcome(optimizers, option, unsplit, frozenset())
     if found.refusal:
@@ -294,6 +298,7 @@ class _Copies:
         exact = torch.complex128 if like.is_complex() else torch.float64
         dtype = exact if self.wide else like.dtype
         shape = [min(side, SIDE) for side in like.shape]
+        # From a fixed seed: both of a pair and all trials begin alike.
         values = torch.randn(shape, generator=torch.Generator().manual_seed(7))
         values = values.to(device=like.device, dtype=dtype)
         self.tiny[id(like)] = nn.Parameter(values.clone()), nn.Parameter(values.clone())
@@ -320,6 +325,8 @@ class _Copies:
         return self.made[id(state)]
 
     def _cut(self, value: Any, parameter: Tensor, tiny: Tensor) -> Any:
+        # State with the parameter's shape belongs to its single numbers (momentum), other state is
+        # copied.
         if isinstance(value, Tensor) and value.shape == parameter.shape:
             return value.detach()[tuple(slice(side) for side in tiny.shape)].clone()
         return self._copy(value)

@@ -46,6 +46,7 @@ class Watch:
         self._seen: list[Tensor] = []
         self._hook: Any = None
         if parameter is not None:
+            # A Balancer that was dropped without remove() would otherwise warn as well.
             if parameter in self._on:
                 self._on[parameter].remove()
             self._on[parameter] = self
@@ -67,11 +68,13 @@ class Watch:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after_backward(self, parameter: Tensor) -> None:
         tell = self._tell()
+        # Its Balancer is gone.
         if tell is None:
             self.remove()
             return
         self._passes += 1
         values = parameter.detach()
+        # A piece of a sharded parameter shows a change as well as the whole.
         values = values.to_local() if hasattr(values, "to_local") else values
         self._seen = [*self._seen[1 - KEPT :], values.flatten()[:VALUES].clone()]
         # Reading the values makes an accelerator wait, so only after 4, 8, 16 ... passes.
@@ -91,6 +94,7 @@ def changes(seen: Sequence[Tensor]) -> int:
     >>> changes([one, one, two, three]), changes([one, two, one, three, one])
     (2, 0)
     """
+    # In one tensor, so that an accelerator is asked once.
     rows = torch.stack([values.float() for values in seen]).cpu()
     # SAM subtracts what it has added, which gives the old values back up to rounding only.
     close = 4 * torch.finfo(seen[0].dtype).eps

@@ -55,6 +55,7 @@ class Optimizers:
 
     def with_inner(self, outer: Any, inner: Any) -> Optimizers:
         """Return the same with ``inner`` added, an optimizer found while ``outer`` was stepping."""
+        # What holds another optimizer is not innermost any more.
         rest = tuple(member for member in self.innermost if member is not outer)
         return Optimizers((*self.members, inner), (*rest, inner))
 
@@ -79,6 +80,7 @@ def find_optimizers(given: Any) -> Optimizers:
         inside[id(thing)] = held
         # An engine is no optimizer itself; its ``optimizer`` attribute is followed.
         waiting.extend(held or _named_optimizer(thing))
+    # Optimizers that hold each other have no innermost one: the last found is taken.
     innermost = [thing for key, thing in found.items() if not inside[key]] or list(found.values())[
         -1:
     ]
@@ -92,6 +94,7 @@ def find_optimizers(given: Any) -> Optimizers:
 
 def is_optimizer(thing: Any) -> bool:
     """Whether a thing has a ``step`` and groups; wrappers need not be torch optimizers."""
+    # A model may have a method called step too.
     if isinstance(thing, nn.Module | type) or not callable(getattr(type(thing), "step", None)):
         return False
     return isinstance(getattr(thing, "param_groups", None), list)
@@ -120,6 +123,7 @@ def share_groups(one: Any, other: Any) -> bool:
 
 def _values_of(thing: Any) -> Iterator[Any]:
     """Yield the values of an object's attributes, and the values in its lists and dicts."""
+    # Some wrappers keep their optimizer in a slot, which ``__dict__`` lacks.
     slots = [
         name
         for kind in type(thing).__mro__

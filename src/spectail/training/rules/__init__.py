@@ -41,6 +41,7 @@ def as_rule(given: Rule | str | Mapping[str, Any]) -> Rule:
     else:
         name, _, how = given.strip().partition(":") if isinstance(given, str) else ("", "", "")
         options = {"map": how} if how else {}
+    # Read at every call, so that a rule added to the table at run time is found.
     by_name = {rule.name: rule for rule in RULES}
     if name not in by_name:
         raise TrainingError(
