@@ -230,3 +230,21 @@ def test_steps_of_other_threads_are_not_disturbed():
     for thread in threads:
         thread.join()
     assert done == [5] * 4
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_compiled_step_of_another_optimizer_goes_on():
+    model, other = net(), net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    st.Balancer(model, optimizer, "tempbalance", every=2)
+    another = torch.optim.SGD(other.parameters(), lr=0.1)
+    step = torch.compile(lambda: another.step(), backend="eager")
+    for i in range(6):
+        train(model, optimizer, 1, start=i)
+        other.zero_grad()
+        loss_of(other, i).backward()
+        step()
+    torch._dynamo.reset()
+    plain = net()
+    train(plain, torch.optim.SGD(plain.parameters(), lr=0.1), 6)
+    assert same(weights_of(other), weights_of(plain))

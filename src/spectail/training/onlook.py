@@ -10,6 +10,7 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import Any
 
+import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 Look = Callable[[Any], None]
@@ -36,6 +37,12 @@ def look_at_steps(look: Look) -> Callable[[], None]:
 
 
 def _pass_on(optimizer: Any, args: Any, kwargs: Any) -> None:
+    if _LOOKS:  # so little that a compiled step of another optimizer takes it in
+        _call_looks(optimizer)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _call_looks(optimizer: Any) -> None:
     for thread, look in tuple(_LOOKS):
         if thread == get_ident():
             look(optimizer)
