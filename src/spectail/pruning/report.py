@@ -120,7 +120,7 @@ class PruneReport:
     calibration: tuple[int, int] | None
     """The number of samples and of tokens per sample; None if no text was used."""
     seconds: float
-    """Time for pruning, without measuring and evaluating."""
+    """Seconds spent on pruning, without measuring alphas and evaluating."""
     left_out: tuple[LeftOut, ...] = ()
     """Layers that stay dense, each with the reason."""
     complete: bool = True
