@@ -14,8 +14,8 @@ from spectail.report.plots import (
     alpha_by_depth,
     block_kind_heatmap,
     farms_against_full,
-    layer_spectrum,
 )
+from spectail.report.spectrum_plot import layer_spectrum
 from spectail.report.theme import kind_styles
 from spectail.results.records import Spectrum
 

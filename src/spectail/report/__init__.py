@@ -1,1 +1,1 @@
-"""From results to something to look at: tables, figures, words, and one self-contained HTML page. No torch."""
+"""From results to figures, words and one self-contained HTML page. Nothing here imports torch."""

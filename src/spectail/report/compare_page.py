@@ -1,4 +1,4 @@
-"""The page of a comparison: what moved in words, by depth and as a scatter, and every layer in a table."""
+"""The page of a comparison of two runs: words, figures of the changes, a table of all layers."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 CHANGE = "change of alpha (B - A)"
+"""Title of the axis."""
 VIEW = (
     Column("name", "Layer", "name"),
     Column("block", "Block", "count"),
@@ -55,7 +56,8 @@ CHANGE_BY_DEPTH = Section(
     chart=Chart(
         "change",
         "Change of alpha by depth",
-        "Bars are one combined standard error. Only layers measured in the same window in both runs are drawn.",
+        "Bars are one combined standard error. "
+        "Only layers measured in the same window in both runs are drawn.",
     ),
 )
 A_AGAINST_B = Section(
@@ -67,7 +69,7 @@ A_AGAINST_B = Section(
 
 
 def compare_html(comparison: Comparison, a: Results, b: Results) -> str:
-    """Write one HTML file that opens offline: what moved from A to B."""
+    """Write one HTML file that opens offline and shows the changes from run A to run B."""
     table = comparison.table
     payload = {
         "figures": {
@@ -99,7 +101,7 @@ def compare_html(comparison: Comparison, a: Results, b: Results) -> str:
 
 
 def change_by_depth(comparison: Comparison) -> go.Figure:
-    """Change of alpha along the model, one line per kind, error bars of one combined standard error."""
+    """Draw the change of alpha along the model: a line per kind, combined errors as bars."""
     paired = _drawable(comparison)
     blocks = [None if block is pd.NA else int(block) for block in paired["block"]]
     depth = depth_of(list(zip(paired["name"].tolist(), blocks, strict=True)))
@@ -142,7 +144,7 @@ def change_by_depth(comparison: Comparison) -> go.Figure:
 
 
 def a_against_b(comparison: Comparison) -> go.Figure:
-    """Alpha in B over alpha in A; layers on the dotted line did not move."""
+    """Draw alpha in B over alpha in A; layers on the dotted line did not change."""
     paired = _drawable(comparison)
     fig = figure(xaxis=axis("alpha in A"), yaxis=axis("alpha in B"))
     if not len(paired):
@@ -175,11 +177,13 @@ def a_against_b(comparison: Comparison) -> go.Figure:
 
 
 def _drawable(comparison: Comparison) -> pd.DataFrame:
+    """Return the rows of layers that were measured in the same window in both runs."""
     table = comparison.table
     return table[(table["status"] == PAIRED) & table["alpha_change"].notna()]
 
 
 def _hover(row: Mapping[Hashable, Any]) -> str:
+    """Write the text that a point shows when the pointer is over it."""
     errors = (
         f"{row['z']:+.1f} errors"
         if isinstance(row["z"], float) and math.isfinite(row["z"])
@@ -191,42 +195,50 @@ def _hover(row: Mapping[Hashable, Any]) -> str:
 
 
 def _words(comparison: Comparison) -> list[tuple[str, str]]:
-    """What the change carries: only what exceeds its errors, all comparisons taken together, is called one."""
+    """Describe the changes as (topic, text); only changes that exceed their errors count."""
     paired = _drawable(comparison)
-    found = []
-    if len(paired):
-        limit = threshold(len(paired))
-        clear = paired[paired["z"].abs() > limit]
-        heavier, lighter = (
-            int((clear["alpha_change"] < 0).sum()),
-            int((clear["alpha_change"] > 0).sum()),
-        )
+    notes = [("Note", text) for text in comparison.warnings]
+    if not len(paired):
+        return notes
+    middle = float(paired["alpha_change"].median())
+    top = ", ".join(
+        f"`{row['name']}` ({row['alpha_change']:+.3f})"
+        for row in comparison.moved(3).to_dict("records")
+    )
+    return [
+        ("Changes", _changes(paired)),
+        ("Overall", f"The median change of alpha is {middle:+.3f}."),
+        ("Moved most", f"{top}." if top else "No layer moved."),
+        *notes,
+    ]
+
+
+def _changes(paired: pd.DataFrame) -> str:
+    """Count the layers whose alpha changed by more than chance would reach in so many layers."""
+    limit = threshold(len(paired))
+    clear = paired[paired["z"].abs() > limit]
+    moved = "none moved clearly "
+    if len(clear):
+        heavier = int((clear["alpha_change"] < 0).sum())
+        lighter = int((clear["alpha_change"] > 0).sum())
         moved = (
-            f"{heavier:,} have a clearly heavier tail in B and {lighter:,} a clearly lighter one"
+            f"{heavier:,} have a clearly heavier tail in B and {lighter:,} a clearly lighter one "
         )
-        text = (
-            f"Of {plural(len(paired), 'layer')} measured alike in both runs, {moved if len(clear) else 'none'} "
-            f"{'' if len(clear) else 'moved clearly '}(by more than {limit:.1f} combined errors, which chance would "
-            "hardly reach). The errors treat the runs as independent: for two states of one model they are too wide."
-        )
-        unknown = int(paired["z"].isna().sum())
-        if unknown:
-            text += (
-                f" {plural(unknown, 'layer')} without an error bar on both sides cannot be weighed."
-            )
-        found.append(("Changes", text))
-        middle = float(paired["alpha_change"].median())
-        found.append(("Overall", f"The median change of alpha is {middle:+.3f}."))
-        top = ", ".join(
-            f"`{row['name']}` ({row['alpha_change']:+.3f})"
-            for row in comparison.moved(3).to_dict("records")
-        )
-        found.append(("Moved most", f"{top}." if top else "No layer moved."))
-    return [*found, *(("Note", text) for text in comparison.warnings)]
+    text = (
+        f"Of {plural(len(paired), 'layer')} measured alike in both runs, {moved}"
+        f"(by more than {limit:.1f} combined errors, which chance would hardly reach). "
+        "The errors treat the runs as independent: for two states of one model they are too wide."
+    )
+    unknown = int(paired["z"].isna().sum())
+    if unknown:
+        text += f" {plural(unknown, 'layer')} without an error bar on both sides cannot be weighed."
+    return text
 
 
 def _key_numbers(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """Return the large numbers at the top of the page as (what, number, note)."""
     paired = _drawable(comparison)
+    # A normal deviate exceeds two standard deviations with a probability of 0.0455.
     moved = int((paired["z"].abs() > CLEAR).sum())
     return [
         ("Layers compared", f"{len(paired):,}", f"of {len(comparison.table):,}"),
@@ -244,6 +256,7 @@ def _key_numbers(comparison: Comparison) -> list[tuple[str, str, str]]:
 
 
 def _origins(a: Results, b: Results) -> list[tuple[str, str]]:
+    """Return the origin of the numbers of both runs as (what, value) pairs."""
     return [
         item
         for run, results in (("A", a), ("B", b))
@@ -255,7 +268,7 @@ def _origins(a: Results, b: Results) -> list[tuple[str, str]]:
 
 
 def _plain(value: object) -> object:
-    """A cell as a JSON value."""
+    """Return a cell as a JSON value."""
     if value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
         return None
     return value.item() if isinstance(value, np.generic) else value

@@ -1,8 +1,9 @@
-"""The curves of one layer's spectrum: histogram, tail fit, null and survival, as plain coordinates.
+"""The curves of one layer's spectrum as coordinates: histogram, tail fit, null and survival.
 
-Densities are per decade: d(share of the eigenvalues) / d(log10 eigenvalue), so that areas on the
-log axis are shares. ``report.js`` draws the same curves from the same few numbers; a browser test
-holds the two together.
+The null is the spectrum of a random matrix. The survival curve is the share of eigenvalues at or
+above a value. Densities are per decade, d(share of the eigenvalues) / d(log10 eigenvalue), so that
+areas on a log axis are shares. ``report.js`` draws the same curves from the same few numbers; a
+browser test compares the two.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from spectail.results.records import LayerRecord, Spectrum
 
 Array: TypeAlias = NDArray[np.float64]
 FIT_POINTS = 41
+"""Points of the line of a tail fit."""
 HIDDEN_SHARE = 0.005
-"""Share of the smallest eigenvalues that the axes leave out at first: a few of them may lie decades
-below the rest."""
+"""The axes first leave out this share of the smallest eigenvalues, which may lie decades below."""
 _EMPTY: Array = np.array([], dtype=np.float64)
 
 
@@ -33,9 +34,10 @@ class Curve(NamedTuple):
 
 
 class NullShape(NamedTuple):
-    """The Marchenko-Pastur law on a log axis: log10(eigenvalue / (n v)), density per decade, survival.
+    """The Marchenko-Pastur law on a log axis: log10(eigenvalue / (n v)), density, survival.
 
-    Only the ratio of the window matters: long side n and entry variance v shift it along the axis.
+    Its shape depends on the ratio of the window's sides only. The long side n and the variance v of
+    the entries shift it along the axis.
     """
 
     log10: Array
@@ -45,7 +47,11 @@ class NullShape(NamedTuple):
 
 @lru_cache(maxsize=512)
 def null_shape(ratio: float) -> NullShape:
-    """The law for windows of short side / long side = ``ratio``, on points dense at both of its edges."""
+    """Return the law for windows of short side / long side = ``ratio``.
+
+    With x = 1 + ratio - 2 sqrt(ratio) cos(angle), evenly spaced angles are dense at both edges of
+    the law, where it is steep.
+    """
     angle = np.concatenate(
         [np.geomspace(1e-3, math.pi / 60, 20)[:-1], np.linspace(math.pi / 60, math.pi, 101)]
     )
@@ -53,18 +59,22 @@ def null_shape(ratio: float) -> NullShape:
     x = 1 + ratio - 2 * math.sqrt(ratio) * np.cos(angle)
     density = marchenko_pastur_density(x, ratio)
     slope = density * 2 * math.sqrt(ratio) * np.sin(angle)
+    # Trapezoidal rule over the angle: dx = 2 sqrt(ratio) sin(angle) d(angle).
     below = np.concatenate([[0.0], np.cumsum((slope[1:] + slope[:-1]) / 2 * np.diff(angle))])
     return NullShape(np.log10(x), density * x * math.log(10), np.clip(1 - below / below[-1], 0, 1))
 
 
 def window_ratio(layer: LayerRecord) -> float | None:
-    """Short side / long side of a layer's windows; None where there are none."""
+    """Return short side / long side of a layer's windows; None if it has no windows."""
     sides = layer.window_rows, layer.window_cols
     return min(sides) / max(sides) if min(sides) > 0 else None
 
 
 def null_shift(layer: LayerRecord) -> float | None:
-    """log10 of (long window side x entry variance): where the layer's null lies; None where it is not known."""
+    """Return log10 of (long window side x variance of the entries); None if it is unknown.
+
+    The null of the layer lies at this place of the log axis: see ``NullShape``.
+    """
     scale = max(layer.window_rows, layer.window_cols) * layer.weight_var
     return math.log10(scale) if math.isfinite(scale) and scale > 0 else None
 
@@ -80,7 +90,10 @@ def has_fit(layer: LayerRecord) -> bool:
 
 
 def spectrum_curves(layer: LayerRecord, spectrum: Spectrum) -> dict[str, Curve]:
-    """The lines of the layer's figure by the name that its trace carries as ``meta``; empty where there is none."""
+    """Return the lines of a layer's figure by their names; a line may be empty.
+
+    The names are the ``meta`` of the traces that draw them.
+    """
     low, high = spectrum.edges
     total = sum(spectrum.counts)
     edges = 10 ** np.linspace(low, high, len(spectrum.counts) + 1)
@@ -101,6 +114,7 @@ def spectrum_curves(layer: LayerRecord, spectrum: Spectrum) -> dict[str, Curve]:
     if ratio is not None and shift is not None:
         shape = null_shape(ratio)
         x = 10 ** (shape.log10 + shift)
+        # Below half an eigenvalue the curve would only stretch the log axis.
         shown = shape.survival >= 0.5 / max(1, total)
         curves["null"] = Curve(x, shape.density)
         curves["null survival"] = Curve(x[shown], shape.survival[shown])
@@ -110,7 +124,10 @@ def spectrum_curves(layer: LayerRecord, spectrum: Spectrum) -> dict[str, Curve]:
 
 
 def shown_range(spectrum: Spectrum, curves: dict[str, Curve]) -> tuple[float, float]:
-    """log10 of the eigenvalues between which the axes start: xmin and all but HIDDEN_SHARE of the smallest are seen."""
+    """Return log10 of the eigenvalues at the ends of the axes.
+
+    They show xmin, the null, and all eigenvalues but the smallest ``HIDDEN_SHARE``.
+    """
     low, high = spectrum.edges
     total, bins = sum(spectrum.counts), len(spectrum.counts)
     below = np.cumsum(spectrum.counts)
@@ -124,7 +141,10 @@ def shown_range(spectrum: Spectrum, curves: dict[str, Curve]) -> tuple[float, fl
 
 
 def _fit_curves(layer: LayerRecord, total: int, high: float, peak: float) -> dict[str, Curve]:
-    """The power law from xmin to the largest eigenvalue, holding the tail's share of the mass, and xmin itself."""
+    """Return the lines of the power law from xmin to the largest eigenvalue, and of xmin.
+
+    The law is scaled to the share of eigenvalues that lie in the tail.
+    """
     share, slope = layer.n_tail / total, layer.alpha - 1
     x = np.geomspace(layer.xmin, max(layer.xmin, 10**high), FIT_POINTS)
     survival = share * (x / layer.xmin) ** -slope

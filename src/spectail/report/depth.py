@@ -1,9 +1,9 @@
-"""Where a layer sits along a model's depth: one place per block, and one per layer outside of blocks.
+"""Where a layer lies along a model's depth: one place per block, and one per layer elsewhere.
 
-A model with one stack of blocks keeps its block indices; what comes before the first block gets -1,
--2, ... and what comes after the last goes on counting. Several stacks (an encoder and a decoder,
-the stages of a ResNet) stand one after the other, because equal indices in two stacks are different
-blocks.
+In a model with one stack of blocks, the places are the block indices. Layers before the first block
+get -1, -2, ... and layers after the last block continue the count. Several stacks (an encoder and a
+decoder, the stages of a ResNet) are counted one after the other, because equal indices in two
+stacks are different blocks.
 """
 
 from __future__ import annotations
@@ -14,22 +14,29 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Depth:
-    """Place of every layer given, the label of every place, and a title for the axis."""
+    """The places of layers on an axis, with the labels of the places and the axis title."""
 
     places: tuple[int, ...]
+    """One per layer."""
     labels: dict[int, str]
+    """Label of every place; empty for a layer that lies in no block."""
     title: str
 
     def ticks(self, most: int = 14) -> tuple[list[int], list[str]]:
-        """At most about ``most`` evenly spaced places with their labels; layers outside of blocks have none."""
+        """Return about ``most`` evenly spaced places that have a label, and these labels."""
         places = sorted(place for place, label in self.labels.items() if label)
+        # -(-a // b) rounds up.
         step = max(1, -(-len(places) // most))
         shown = [place for place in places if (place - places[0]) % step == 0]
         return shown, [self.labels[place] for place in shown]
 
 
 def stack_of(name: str, block: int | None) -> str | None:
-    """The name in front of the block's index (``model.layers`` for ``model.layers.3.mlp``); None outside of blocks."""
+    """Return the name before the block's index; None for a layer in no block.
+
+    >>> stack_of("model.layers.3.mlp", 3)
+    'model.layers'
+    """
     if block is None:
         return None
     parts = name.split(".")
@@ -37,7 +44,8 @@ def stack_of(name: str, block: int | None) -> str | None:
 
 
 def depth_of(layers: Sequence[tuple[str, int | None]]) -> Depth:
-    """Places of layers given as (name, block) in the model's order."""
+    """Place layers that are given as (name, block) in the model's order."""
+    # A unit is a block of a stack, or a layer in no block; it counts once, where it first appears.
     units: dict[tuple[str | None, int | str], int] = {}
     keys: list[tuple[str | None, int | str]] = []
     for name, block in layers:
@@ -62,6 +70,7 @@ def depth_of(layers: Sequence[tuple[str, int | None]]) -> Depth:
 
 
 def _label(stack: str | None, unit: int | str, *, place: int, stacks: int) -> str:
+    """Label a place by its block, and by its stack too if there are several."""
     if stack is None:
         return "" if stacks else str(place)
     return f"{stack.split('.')[-1]}.{unit}" if stacks > 1 and stack else str(unit)
@@ -70,7 +79,7 @@ def _label(stack: str | None, unit: int | str, *, place: int, stacks: int) -> st
 def _one_stack(
     units: list[tuple[str | None, int | str]],
 ) -> dict[tuple[str | None, int | str], int] | None:
-    """Places with the blocks at their own index; None where other layers stand between the blocks."""
+    """Place blocks at their own index; None if other layers lie between the blocks."""
     inside = [i for i, (stack, _) in enumerate(units) if stack is not None]
     first, last = inside[0], inside[-1]
     if inside != list(range(first, last + 1)):

@@ -1,4 +1,4 @@
-"""What the alphas of a run can carry: differences weighed against their errors, before anything is put into words."""
+"""Statistics on the alphas of a run: which differences exceed their errors."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from spectail.report.depth import depth_of
 from spectail.results.records import LayerRecord, Results
 
 CLEAR = 2.0
-"""Combined standard errors below which a difference is not called one."""
+"""A difference of at most this many combined standard errors is not called a difference."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """The layers of a run, sorted by what can be said of them."""
+    """The layers of a run, grouped by what can be said about them."""
 
     results: Results
     ok: tuple[LayerRecord, ...]
-    """Measured, with a finite alpha."""
+    """Measured layers with a finite alpha."""
     ranked: tuple[LayerRecord, ...]
-    """Of these, the comparable ones, lowest alpha first."""
+    """Those of ``ok`` that are comparable, lowest alpha first."""
 
     @property
     def not_comparable(self) -> tuple[LayerRecord, ...]:
@@ -35,37 +35,43 @@ class Run:
 
     @property
     def without_error(self) -> tuple[LayerRecord, ...]:
-        """Measured layers with no error bar."""
+        """Measured layers without an error bar."""
         return tuple(layer for layer in self.ok if not math.isfinite(layer.alpha_se))
 
     def count(self, status: str) -> int:
-        """How many layers have this status."""
+        """Count the layers of this status."""
         return sum(layer.status == status for layer in self.results.layers)
 
 
 def sort_run(results: Results) -> Run:
-    """The run's layers, sorted by what can be said of them."""
+    """Group the run's layers by what can be said about them."""
     ok = tuple(x for x in results.layers if x.status == "ok" and math.isfinite(x.alpha))
     return Run(results, ok, tuple(sorted((x for x in ok if x.comparable), key=lambda x: x.alpha)))
 
 
 def threshold(comparisons: int) -> float:
-    """Standard errors that the largest of so many differences must exceed: two-sided 5 %, Bonferroni, at least 2."""
+    """Return how many standard errors the largest of so many differences must exceed.
+
+    It is the two-sided 5 % level of a normal distribution, with Bonferroni's correction for the
+    number of comparisons, and at least ``CLEAR``.
+    """
     return max(CLEAR, -float(ndtri(0.025 / max(1, comparisons))))
 
 
 @dataclass(frozen=True)
 class KindMean:
-    """Mean alpha of one kind of layer, with its standard error: the larger of scatter and measurement."""
+    """Mean alpha of one kind of layer, with its standard error."""
 
     kind: str
     n: int
+    """Number of layers."""
     mean: float
     error: float
+    """The larger of the scatter between layers and the error of measurement."""
 
 
 def kind_means(layers: Sequence[LayerRecord], at_least: int = 3) -> list[KindMean]:
-    """Means of the kinds with ``at_least`` layers, lowest first."""
+    """Return the means of all kinds that have ``at_least`` layers, lowest mean first."""
     means = []
     for kind in dict.fromkeys(layer.kind for layer in layers):
         alphas = np.array([layer.alpha for layer in layers if layer.kind == kind])
@@ -80,17 +86,20 @@ def kind_means(layers: Sequence[LayerRecord], at_least: int = 3) -> list[KindMea
 
 @dataclass(frozen=True)
 class Trend:
-    """Rank correlation of alpha with depth, each kind's own mean taken out first."""
+    """Rank correlation of alpha with depth, after subtracting the mean of each kind."""
 
     rho: float
     p_value: float
     n_blocks: int
     change: float
-    """Mean of the last third of the blocks minus that of the first third."""
+    """Mean alpha of the last third of the blocks minus that of the first third."""
 
 
 def depth_trend(layers: Sequence[LayerRecord], at_least: int = 6) -> Trend | None:
-    """The trend over blocks; None with fewer than ``at_least`` of them, or where all blocks are alike."""
+    """Return the trend over blocks; None for fewer than ``at_least`` blocks, or equal ones.
+
+    The mean of each kind is subtracted first, because blocks may hold different kinds.
+    """
     inside = [layer for layer in layers if layer.block is not None]
     means = {
         kind: float(np.mean([x.alpha for x in inside if x.kind == kind]))
@@ -103,6 +112,7 @@ def depth_trend(layers: Sequence[LayerRecord], at_least: int = 6) -> Trend | Non
     if len(rest) < at_least:
         return None
     along = np.array([float(np.mean(rest[place])) for place in sorted(rest)])
+    # Ranks of numbers that differ by rounding only would be noise.
     if np.ptp(along) < 1e-12:
         return None
     rho, p_value = rank_correlation(np.arange(along.size), along)
@@ -111,9 +121,10 @@ def depth_trend(layers: Sequence[LayerRecord], at_least: int = 6) -> Trend | Non
 
 
 def rank_correlation(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
-    """Spearman's rho of at least three pairs and its two-sided p-value, from Student's t as SciPy computes it.
+    """Return Spearman's rho of at least three pairs, and its two-sided p-value.
 
-    Importing scipy.stats for it would take as long as measuring a small model.
+    The p-value comes from Student's t distribution, as in ``scipy.stats.spearmanr``. Importing
+    scipy.stats would take as long as measuring a small model.
     """
     ranks = np.stack([pd.Series(np.asarray(values)).rank() for values in (x, y)])
     rho = float(np.clip(np.corrcoef(ranks)[0, 1], -1, 1))
@@ -123,10 +134,11 @@ def rank_correlation(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
 
 
 def odd_ones(layers: Sequence[LayerRecord], at_least: int = 6) -> list[tuple[LayerRecord, float]]:
-    """Layers far from the median of their kind, with that median, the farthest first.
+    """Return layers far from the median of their kind, with that median, the farthest first.
 
-    Far is more than four robust standard deviations of the kind (1.4826 x the median absolute
-    deviation), and more combined errors than the number of layers lets chance reach.
+    Far means both: more than four robust standard deviations of the kind (1.4826 x the median
+    absolute deviation, which is the standard deviation of a normal distribution), and more standard
+    errors of the layer than ``threshold`` of the number of layers.
     """
     far: list[tuple[float, LayerRecord, float]] = []
     for kind in dict.fromkeys(layer.kind for layer in layers):

@@ -1,4 +1,4 @@
-"""The report of a run: everything in one HTML file that opens offline."""
+"""The report of a run: one HTML file that opens offline."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 from spectail.report import page
 from spectail.report.curves import FIT_POINTS, HIDDEN_SHARE, null_shape, null_shift, window_ratio
-from spectail.report.evidence import CLEAR, sort_run
+from spectail.report.evidence import CLEAR, Run, sort_run
 from spectail.report.page import Chart, Column, Page, Section
 from spectail.report.plots import (
     alpha_by_depth,
     block_kind_heatmap,
     farms_against_full,
-    spectrum_figure,
 )
+from spectail.report.spectrum_plot import spectrum_figure
 from spectail.report.theme import TIMES
 from spectail.report.words import titled_findings
 from spectail.results.records import COLUMN_TABLE, COLUMNS, LayerRecord, Results, RunInfo, null_gap
@@ -34,16 +34,19 @@ FIRST = (
     "status",
     "reason",
 )
-"""Columns in the order in which the page shows them first; the others follow in the table's
-order."""
+"""The first columns of the page's table; the others follow in the order of the records."""
 SHAPE = Column("shape", "Shape", "shape", help="rows and columns; sorts by the number of weights")
 NOT_SHOWN = ("rows", "cols", "comparable")
-"""Columns that other cells of the page show: the shape, and the reason."""
+"""Columns without cells of their own: the shape and the reason show them."""
 _QUIET = ("Scope", "Reading", "Not comparable", "Not measured")
+"""Topics of the paragraphs that stand beside the others."""
 
 
 def report_html(results: Results) -> str:
-    """Write the page of a run: words, key numbers, charts, the spectrum of any layer, and a table of all layers."""
+    """Write the page of a run.
+
+    It has words, key numbers, charts, the spectrum of any layer, and a table of all layers.
+    """
     figures, sections = _charts(results)
     run = results.run
     payload = {
@@ -65,7 +68,8 @@ def report_html(results: Results) -> str:
         settings=(("", spec_line(run)),),
         numbers=_key_numbers(results),
         sections=(_words(results), *sections),
-        table_lead="Every layer, also those that could not be measured. Choose a row to see its spectrum.",
+        table_lead="Every layer, also those that could not be measured. "
+        "Choose a row to see its spectrum.",
         command=command(run),
         origins=_origins(run),
     )
@@ -73,7 +77,10 @@ def report_html(results: Results) -> str:
 
 
 def _view(run: RunInfo) -> list[Column]:
-    """List the page's columns; the tail verdict is among the main ones where the cutoff claims a power law."""
+    """List the page's columns.
+
+    The tail verdict is a main column only if the cutoff claims a power law.
+    """
     shown = {SHAPE.key: SHAPE}
     for column in COLUMN_TABLE:
         main = column.main or (column.name == "tail_verdict" and run.spec.cutoff.claims_power_law)
@@ -84,12 +91,12 @@ def _view(run: RunInfo) -> list[Column]:
 
 
 def model_name(run: RunInfo) -> str:
-    """A short name of the source: the last part of a path."""
+    """Return a short name of the source: the last part of its path."""
     return run.source.replace("\\", "/").rstrip("/").split("/")[-1] or run.source
 
 
 def spec_line(run: RunInfo) -> list[tuple[str, str]]:
-    """What was asked, as (word, value) pairs that fit on one line."""
+    """Return the settings of a run as (word, value) pairs that fit on one line."""
     spec = run.spec
     window = str(spec.window) if run.window is None else f"{run.window}"
     if run.window is not None and isinstance(spec.window, str):
@@ -110,11 +117,12 @@ def spec_line(run: RunInfo) -> list[tuple[str, str]]:
 
 
 def command(run: RunInfo) -> str:
-    """The command that measures the same again; a spec that the command line cannot give is written in Python."""
+    """Return the command that repeats a run, or Python code if the command line lacks a setting."""
     spec = run.spec
     if spec.legacy or spec.seed:
         settings = ", ".join(f"{key}={value!r}" for key, value in spec.to_dict().items())
-        return f"import spectail as st\nst.analyze({(run.given or run.source)!r}, spec=st.Spec({settings}))"
+        source = repr(run.given or run.source)
+        return f"import spectail as st\nst.analyze({source}, spec=st.Spec({settings}))"
     words = [
         "spectail",
         "analyze",
@@ -143,7 +151,10 @@ def command(run: RunInfo) -> str:
 
 
 def spectra_data(results: Results) -> dict[str, Any]:
-    """The spectra in few numbers: counts, largest eigenvalues, and where the shared shape of the null lies."""
+    """Return the spectra in few numbers, from which ``report.js`` draws the curves.
+
+    Layers with windows of one ratio share the shape of their null, which is stored once.
+    """
     shapes: dict[float, int] = {}
     layers: dict[int, dict[str, Any]] = {}
     for i, layer in enumerate(results.layers):
@@ -175,11 +186,12 @@ def spectra_data(results: Results) -> dict[str, Any]:
 
 
 def _short(value: float) -> float:
+    """Round to five digits, which are enough to draw and keep the page small."""
     return float(f"{value:.5g}")
 
 
 def _first(results: Results, drawable: dict[int, dict[str, Any]]) -> int | None:
-    """The layer shown first: the heaviest tail among the comparable ones."""
+    """Choose the layer that is shown first: the heaviest tail among the comparable ones."""
     ranked = sorted(
         drawable,
         key=lambda i: (not results.layers[i].comparable, _sortable(results.layers[i].alpha)),
@@ -188,11 +200,12 @@ def _first(results: Results, drawable: dict[int, dict[str, Any]]) -> int | None:
 
 
 def _sortable(alpha: float) -> float:
+    """Return an alpha that sorts; NaN compares with nothing and goes last."""
     return alpha if math.isfinite(alpha) else math.inf
 
 
 def _words(results: Results) -> Section:
-    """Say in words what stands out, and beside it how to read it."""
+    """Make the section of words: what stands out, and beside it how to read the numbers."""
     found = [page.Paragraph(*finding) for finding in titled_findings(results)]
     main = tuple(x for x in found if x.topic not in _QUIET)
     aside = tuple(x for x in found if x.topic in _QUIET)
@@ -200,44 +213,62 @@ def _words(results: Results) -> Section:
 
 
 def _key_numbers(results: Results) -> list[tuple[str, str, str]]:
+    """Return the large numbers at the top of the page as (what, number, note)."""
     run = sort_run(results)
+    return [
+        _measured_number(run),
+        *_alpha_number(run),
+        *_null_number(run),
+        *_random_number(run),
+        (
+            "Weights read",
+            _compact(sum(x.numel for x in run.ok)),
+            _windows_note(run.ok, results.run),
+        ),
+    ]
+
+
+def _measured_number(run: Run) -> tuple[str, str, str]:
+    """Say how many layers were measured."""
     skipped, failed = run.count("skipped"), run.count("failed")
-    rest = (
-        f"{skipped:,} skipped, {failed:,} failed"
-        if skipped or failed
-        else "none skipped, none failed"
-    )
-    numbers = [("Layers measured", f"{len(run.ok):,}", f"of {len(results.layers):,}; {rest}")]
+    rest = "none skipped, none failed"
+    if skipped or failed:
+        rest = f"{skipped:,} skipped, {failed:,} failed"
+    return ("Layers measured", f"{len(run.ok):,}", f"of {len(run.results.layers):,}; {rest}")
+
+
+def _alpha_number(run: Run) -> list[tuple[str, str, str]]:
+    """Say where most alphas lie, if there are any."""
     alphas = np.array([layer.alpha for layer in run.ranked])
-    if alphas.size:
-        low, high = np.quantile(alphas, [0.25, 0.75])
-        numbers.append(
-            ("Median alpha", f"{np.median(alphas):.2f}", f"middle half {low:.2f} to {high:.2f}")
-        )
+    if not alphas.size:
+        return []
+    low, high = np.quantile(alphas, [0.25, 0.75])
+    return [("Median alpha", f"{np.median(alphas):.2f}", f"middle half {low:.2f} to {high:.2f}")]
+
+
+def _null_number(run: Run) -> list[tuple[str, str, str]]:
+    """Say what alpha a random matrix would have, if nulls were computed."""
     nulls = [layer.alpha_null for layer in run.ranked or run.ok if math.isfinite(layer.alpha_null)]
-    if nulls:
-        same = max(nulls) - min(nulls) < 5e-4
-        text = f"{np.median(nulls):.2f}"
-        numbers.append(
-            (
-                "Random matrix",
-                text,
-                "alpha of independent entries" if same else "median over the layers",
-            )
-        )
+    if not nulls:
+        return []
+    # Nulls of one window differ by rounding only: 5e-4 is half of the last digit that is shown.
+    same = max(nulls) - min(nulls) < 5e-4
+    note = "alpha of independent entries" if same else "median over the layers"
+    return [("Random matrix", f"{np.median(nulls):.2f}", note)]
+
+
+def _random_number(run: Run) -> list[tuple[str, str, str]]:
+    """Say how many layers look random, if they have error bars."""
     gaps = [gap for gap in map(null_gap, run.ok) if math.isfinite(gap)]
-    if gaps:
-        alike = sum(abs(gap) <= CLEAR for gap in gaps)
-        numbers.append(
-            ("Look random", f"{alike:,}", f"of {len(gaps):,}: within {CLEAR:g} errors of the null")
-        )
-    numbers.append(
-        ("Weights read", _compact(sum(x.numel for x in run.ok)), _windows_note(run.ok, results.run))
-    )
-    return numbers
+    if not gaps:
+        return []
+    alike = sum(abs(gap) <= CLEAR for gap in gaps)
+    note = f"of {len(gaps):,}: within {CLEAR:g} errors of the null"
+    return [("Look random", f"{alike:,}", note)]
 
 
 def _compact(count: int) -> str:
+    """Write a count with three digits: ``1.24 B``."""
     for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
         if count >= size:
             return f"{count / size:.3g} {letter}"
@@ -245,6 +276,7 @@ def _compact(count: int) -> str:
 
 
 def _windows_note(layers: tuple[LayerRecord, ...], run: RunInfo) -> str:
+    """Say how many windows were read, and their shape if they share one."""
     n = sum(layer.n_windows for layer in layers)
     if run.window is None:
         return f"{n:,} windows"
@@ -256,7 +288,7 @@ def _windows_note(layers: tuple[LayerRecord, ...], run: RunInfo) -> str:
 
 
 def _charts(results: Results) -> tuple[dict[str, Any], list[Section]]:
-    """Draw the figures that this run can fill, with their sections in the order of the page."""
+    """Draw the figures for which this run has data, and list their sections in order."""
     run = sort_run(results)
     figures: dict[str, Any] = {}
     sections: list[Section] = []
@@ -282,8 +314,9 @@ DEPTH = Section(
     chart=Chart(
         "depth",
         "Alpha by depth",
-        "Bars are one standard error; the band is two standard deviations of a random matrix. Open marks have another "
-        "window than the run and are not comparable. A point opens its layer below.",
+        "Bars are one standard error; the band is two standard deviations of a random matrix. "
+        "Open marks have another window than the run and are not comparable. "
+        "A point opens its layer below.",
     ),
 )
 SPECTRUM = Section(
@@ -293,8 +326,10 @@ SPECTRUM = Section(
     chart=Chart(
         "spectrum",
         "Spectrum of the chosen layer",
-        "Left or above: the density of the pooled eigenvalues on a log axis. Right or below: the share of eigenvalues "
-        "at or above a value; a power law is a straight line there. The fit starts at xmin and holds the tail's share.",
+        "Left or above: the density of the pooled eigenvalues on a log axis. "
+        "Right or below: the share of eigenvalues "
+        "at or above a value; a power law is a straight line there. "
+        "The fit starts at xmin and holds the tail's share.",
     ),
     chooses_layer=True,
 )
@@ -307,13 +342,14 @@ BLOCKS = Section(
 SHAPE_BIAS = Section(
     id="shape-bias",
     title="Windows against the full spectrum",
-    lead="Off the dotted line, the shape of the matrix moved alpha: windows of one size take that out.",
+    lead="Off the dotted line, the shape of the matrix moved alpha: "
+    "windows of one size take that out.",
     chart=Chart("full", "Alpha over windows against alpha of the full spectrum"),
 )
 
 
 def _origins(run: RunInfo) -> list[tuple[str, str]]:
-    """Say where the numbers come from."""
+    """Return the origin of the numbers as (what, value) pairs."""
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     return [
         ("Source", run.source),

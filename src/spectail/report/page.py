@@ -1,7 +1,8 @@
-"""One self-contained HTML page: template, style, script, plotly.js and data in one file that never asks the network.
+"""One self-contained HTML page: template, style, scripts and data in one file without requests.
 
-The page's policy lets only the two scripts written here run (by their hashes) and forbids every
-request, so that even a hole in the escaping of a layer's name could not run or load anything.
+The page's content security policy allows only the two scripts that are written here, by their
+hashes, and forbids every request. Even if the escaping of a layer's name had a hole, nothing could
+run or load.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ if TYPE_CHECKING:
 
 
 class Column(NamedTuple):
-    """A column as the page's table shows it; ``type`` names its cell in ``report.js``."""
+    """A column of the page's table; ``type`` names its cell type in ``report.js``."""
 
     key: str
     label: str
     type: str
     main: bool = True
-    """Shown without asking for all columns."""
+    """Whether the page shows it before the reader asks for all columns."""
     help: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return self._asdict()
 
 
 class Paragraph(NamedTuple):
-    """A titled paragraph in words; names between backticks become code, a quiet one steps back."""
+    """A titled paragraph; names between backticks become code, quiet paragraphs are paler."""
 
     topic: str
     text: str
@@ -50,7 +51,7 @@ class Paragraph(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A panel that the script draws the figure of this id into, with its own legend of buttons."""
+    """A panel into which the script draws the figure of this id, with buttons as a legend."""
 
     id: str
     label: str
@@ -60,57 +61,65 @@ class Chart(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A titled section with one line on what it shows: words, a chart, or both. All text is plain."""
+    """A titled section with words, a chart, or both. All text is plain, without HTML."""
 
     id: str
     title: str
     lead: str = ""
+    """One line on what the section shows."""
     words: tuple[Paragraph, ...] = ()
     aside: tuple[Paragraph, ...] = ()
-    """Paragraphs beside the others: how to read them."""
+    """Paragraphs beside the others, on how to read them."""
     chart: Chart | None = None
     chooses_layer: bool = False
-    """Whether a list above the chart chooses the layer that is drawn."""
+    """Whether a list above the chart lets the reader choose the layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What a page says; the template ``page.html`` says where. All text is plain, the template escapes it."""
+    """The content of a page; the template ``page.html`` arranges and escapes it."""
 
     title: str
     eyebrow: str
     heading: str
     settings: tuple[tuple[str, list[tuple[str, str]]], ...]
-    """Lines of (word, value) pairs, each line with a name or none."""
+    """Lines of (word, value) pairs, each with a name, which may be empty."""
     numbers: list[tuple[str, str, str]]
     """Key numbers: (what, number, note)."""
     sections: tuple[Section, ...]
     table_lead: str
+    """One line above the table."""
     command: str
-    """What gives these numbers again."""
+    """The command that reproduces these numbers."""
     origins: list[tuple[str, str]]
     """Where the numbers come from: (what, value)."""
 
 
 @lru_cache(maxsize=8)
 def _static(name: str) -> str:
+    """Read a file of the folder ``static``."""
     return resources.files("spectail.report").joinpath("static", name).read_text(encoding="utf-8")
 
 
 @lru_cache(maxsize=1)
 def _plotly() -> str:
+    """Return plotly.js with unix line ends, which browsers use when they hash a script."""
     from plotly.offline import get_plotlyjs
 
     return str(get_plotlyjs()).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def embed(values: object) -> str:
-    """Values as JSON that can stand inside a script element: NaN as null, no ``</`` and no ``<!--``, ASCII only."""
+    """Write values as JSON for the inside of a script element.
+
+    NaN becomes null. The text is ASCII and has no ``<``, so that it cannot end the element.
+    """
     text = json.dumps(_plain(values), allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _plain(values: object) -> object:
+    """Return values with None for every number that is not finite."""
     if isinstance(values, float):
         return values if math.isfinite(values) else None
     if isinstance(values, Mapping):
@@ -121,18 +130,18 @@ def _plain(values: object) -> object:
 
 
 def figure_data(fig: go.Figure) -> dict[str, Any]:
-    """A figure as the JSON that plotly.js draws."""
+    """Return a figure as the JSON that plotly.js draws."""
     found: dict[str, Any] = json.loads(fig.to_json(validate=False))
     return {"data": found["data"], "layout": found["layout"]}
 
 
 def render(page: Page, payload: Mapping[str, object]) -> str:
-    """Write the whole page; ``payload`` are the figures and the table that its script draws."""
+    """Write the whole page; ``payload`` holds the figures and the table for its script."""
     plotly, script = _plotly(), _static("table.js") + _static("report.js")
     sources = " ".join(f"'sha256-{_digest(text)}'" for text in (plotly, script))
     policy = (
-        f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "font-src data:; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; font-src data:; base-uri 'none'; form-action 'none'"
     )
     text = _template().render(
         page=page,
@@ -147,18 +156,19 @@ def render(page: Page, payload: Mapping[str, object]) -> str:
 
 @lru_cache(maxsize=1)
 def _template() -> Any:
-    """Parse the page's template; it escapes all text unless told that it is HTML."""
+    """Parse the page's template, which escapes all text that is not marked as HTML."""
     environment = Environment(autoescape=True)
     environment.filters["with_code"] = _with_code
     return environment.from_string(_static("page.html"))
 
 
 def _digest(script: str) -> str:
+    """Return the hash of a script as a content security policy writes it."""
     return base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
 
 
 def _with_code(text: str) -> Markup:
-    """Write a sentence with a capital, and what stands between backticks as code."""
+    """Write a sentence with a capital, and turn text between backticks into code."""
     return Markup(
         re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text[:1].upper() + text[1:])))
     )

@@ -1,24 +1,19 @@
-"""The figures of a run, as plotly figures that work in a notebook and in the HTML page alike.
+"""The figures of a run, as plotly figures for notebooks and for the HTML page.
 
-Points carry the row number of their layer as ``customdata``, which is how the page knows what was
+Points carry the row number of their layer as ``customdata``, which tells the page's script what was
 clicked.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spectail.errors import SpectailError
-from spectail.report.curves import Curve, shown_range, spectrum_curves
 from spectail.report.depth import Depth, depth_of
 from spectail.report.theme import (
-    ACCENT,
-    FIT,
     GRID,
     HEAT_SCALE,
     NULL,
@@ -30,27 +25,31 @@ from spectail.report.theme import (
     note,
     safe,
 )
-from spectail.results.records import LayerRecord, Results, Spectrum
+from spectail.results.records import LayerRecord, Results
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 Numbered = tuple[int, LayerRecord]
+"""A row number and its layer."""
+Cells = dict[tuple[int, int], list[Numbered]]
+"""The layers of every cell (row, column) of the heat map."""
 ALPHA = "alpha (lower = heavier tail)"
 
 
 def measured(results: Results) -> list[Numbered]:
-    """(row number, layer) of every layer that is ok and has a finite alpha."""
+    """Return (row number, layer) of every layer that is ok and has a finite alpha."""
     return [
         (i, x) for i, x in enumerate(results.layers) if x.status == "ok" and math.isfinite(x.alpha)
     ]
 
 
 def alpha_by_depth(results: Results) -> go.Figure:
-    """Alpha along the model: one line per kind of layer, error bars of one alpha_se, the null as a band of 2 sd.
+    """Draw alpha along the model: one line per kind of layer, and the null as a band of 2 sd.
 
-    Where a block holds several layers of a kind, the line joins their means. Layers that are not
-    comparable (their window is not the run's) are open, in no line, and do not set the null band.
+    Error bars are one ``alpha_se``. If a block holds several layers of a kind, the line joins their
+    means. Layers that are not comparable (their window is not the run's) are open marks without a
+    line, and do not count for the null band.
     """
     layers = measured(results)
     depth = depth_of([(layer.name, layer.block) for _, layer in layers])
@@ -81,7 +80,7 @@ def alpha_by_depth(results: Results) -> go.Figure:
 
 
 def hover(layer: LayerRecord) -> str:
-    """The text of a point, safe to show: name, alpha with its error, null, shape and windows, what to keep in mind."""
+    """Write the text that a point shows when the pointer is over it; names in it are escaped."""
     error = f" ± {layer.alpha_se:.3f}" if math.isfinite(layer.alpha_se) else " (no error bar)"
     null = f"null {layer.alpha_null:.3f}" if math.isfinite(layer.alpha_null) else "no null"
     lines = [
@@ -97,19 +96,19 @@ def hover(layer: LayerRecord) -> str:
 
 
 def windows_text(layer: LayerRecord) -> str:
-    """How a layer was cut: ``9 windows of 64 x 64``."""
+    """Say how a layer was cut: ``9 windows of 64 x 64``."""
     plural = "window" if layer.n_windows == 1 else "windows"
     return f"{layer.n_windows:,} {plural} of {layer.window_rows} {TIMES} {layer.window_cols}"
 
 
 def shorten(text: str, most: int = 64) -> str:
-    """At most ``most`` characters, the middle left out."""
+    """Shorten a text to ``most`` characters by leaving out its middle."""
     half = (most - 1) // 2
     return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
 def _add_null(fig: go.Figure, layers: Sequence[Numbered], depth: Depth) -> None:
-    """A band from the lowest to the highest null (2 sd) at each place, dotted along the middle."""
+    """Draw a band from the lowest to the highest null (2 sd) at each place, and a dotted middle."""
     known = [
         (
             x,
@@ -150,13 +149,14 @@ def _add_null(fig: go.Figure, layers: Sequence[Numbered], depth: Depth) -> None:
 
 
 def _widen(values: list[float]) -> list[float]:
+    """Repeat the first and the last value, for the half places at both ends of the band."""
     return [values[0], *values, values[-1]]
 
 
 def _add_kind(
     fig: go.Figure, kind: str, mine: list[tuple[int, LayerRecord, int]], style: tuple[str, str]
 ) -> None:
-    """Points of one kind and the line through them, or through the means where places repeat."""
+    """Draw the points of one kind and a line through them, or through means if places repeat."""
     xs = sorted({x for _, _, x in mine})
     if len(xs) == len(mine):
         _add_points(fig, kind, sorted(mine, key=lambda entry: entry[2]), style, line=len(mine) > 1)
@@ -174,6 +174,7 @@ def _add_points(
     fig: go.Figure, kind: str, mine: list[tuple[int, LayerRecord, int]], style: tuple[str, str],
     *, line: bool = False, legend: bool = True, opened: bool = False,
 ) -> None:  # fmt: skip
+    """Draw points with error bars; ``mine`` has (row number, layer, place) of each."""
     colour, symbol = style
     errors = [layer.alpha_se if math.isfinite(layer.alpha_se) else None for _, layer, _ in mine]
     fig.add_scatter(
@@ -198,7 +199,10 @@ def _add_points(
 
 
 def block_kind_heatmap(results: Results) -> go.Figure:
-    """Alpha of every block and kind, the mean where a block holds several; only comparable layers, others as a ring."""
+    """Draw alpha of every block and kind of layer; the mean if a block holds several of a kind.
+
+    Only comparable layers count; a ring marks a cell that has none.
+    """
     layers = [(i, x) for i, x in measured(results) if x.block is not None]
     kinds = list(kind_styles([layer.kind for _, layer in layers]))
     fig = figure(
@@ -208,32 +212,10 @@ def block_kind_heatmap(results: Results) -> go.Figure:
         return note(fig, "no layer lies in a block")
     depth = depth_of([(layer.name, layer.block) for _, layer in layers])
     columns = sorted(depth.labels)
-    cells: dict[tuple[int, int], list[Numbered]] = {}
+    cells: Cells = {}
     for entry, x in zip(layers, depth.places, strict=True):
         cells.setdefault((kinds.index(entry[1].kind), columns.index(x)), []).append(entry)
-    shape = len(kinds), len(columns)
-    values: list[list[float | None]] = [[None] * shape[1] for _ in range(shape[0])]
-    rows: list[list[int | None]] = [[None] * shape[1] for _ in range(shape[0])]
-    texts = [["" for _ in range(shape[1])] for _ in range(shape[0])]
-    for (k, b), members in cells.items():
-        alphas = [layer.alpha for _, layer in members if layer.comparable]
-        values[k][b] = float(np.mean(alphas)) if alphas else None
-        rows[k][b] = members[0][0]
-        label = depth.labels[columns[b]]
-        texts[k][b] = (
-            hover(members[0][1]) if len(members) == 1 else _cell_text(kinds[k], label, alphas)
-        )
-    _draw_cells(fig, values, rows, texts)
-    rings = [
-        (b, k)
-        for (k, b), members in cells.items()
-        if not any(layer.comparable for _, layer in members)
-    ]
-    if rings:
-        fig.add_scatter(
-            x=[b for b, _ in rings], y=[k for _, k in rings], mode="markers", hoverinfo="skip", showlegend=False,
-            marker={"symbol": "circle-open", "size": 7, "color": NULL},
-        )  # fmt: skip
+    _add_cells(fig, cells, kinds, [depth.labels[x] for x in columns])
     places, labels = depth.ticks()
     fig.update_xaxes(
         tickvals=[columns.index(x) for x in places],
@@ -241,13 +223,42 @@ def block_kind_heatmap(results: Results) -> go.Figure:
         title_text=depth.title,
     )
     fig.update_yaxes(
-        tickvals=list(range(shape[0])), ticktext=[safe(shorten(kind, 18)) for kind in kinds]
+        tickvals=list(range(len(kinds))), ticktext=[safe(shorten(kind, 18)) for kind in kinds]
     )
-    fig.update_layout(height=min(900, 120 + 34 * shape[0]), margin={"t": 16})
+    fig.update_layout(height=min(900, 120 + 34 * len(kinds)), margin={"t": 16})
     return fig
 
 
+def _add_cells(fig: go.Figure, cells: Cells, kinds: list[str], blocks: list[str]) -> None:
+    """Draw a cell for every kind (row) and block (column), empty if no layer belongs there."""
+    values: list[list[float | None]] = [[None] * len(blocks) for _ in kinds]
+    rows: list[list[int | None]] = [[None] * len(blocks) for _ in kinds]
+    texts = [["" for _ in blocks] for _ in kinds]
+    rings = []
+    for (k, b), members in cells.items():
+        alphas = [layer.alpha for _, layer in members if layer.comparable]
+        values[k][b] = float(np.mean(alphas)) if alphas else None
+        # A click opens one layer: the first of the cell.
+        rows[k][b] = members[0][0]
+        texts[k][b] = (
+            hover(members[0][1]) if len(members) == 1 else _cell_text(kinds[k], blocks[b], alphas)
+        )
+        if not alphas:
+            rings.append((b, k))
+    _draw_cells(fig, values, rows, texts)
+    if rings:
+        fig.add_scatter(
+            x=[b for b, _ in rings],
+            y=[k for _, k in rings],
+            mode="markers",
+            hoverinfo="skip",
+            showlegend=False,
+            marker={"symbol": "circle-open", "size": 7, "color": NULL},
+        )
+
+
 def _cell_text(kind: str, block: str, alphas: list[float]) -> str:
+    """Describe a cell that holds several layers."""
     title = f"<b>{safe(kind)}, block {safe(block)}</b>"
     if not alphas:
         return f"{title}<br>not comparable with other layers"
@@ -261,6 +272,7 @@ def _draw_cells(
     rows: list[list[int | None]],
     texts: list[list[str]],
 ) -> None:
+    """Draw the heat map itself."""
     fig.add_heatmap(
         z=values,
         customdata=rows,
@@ -280,98 +292,21 @@ def _draw_cells(
     )
 
 
-def find_layer(results: Results, name: str) -> tuple[LayerRecord, Spectrum]:
-    """The layer of this name and its spectrum; a SpectailError says what is there instead."""
-    by_name = {layer.name: layer for layer in results.layers}
-    if name not in by_name:
-        near = difflib.get_close_matches(name, by_name, 3, 0.4)
-        hint = (
-            f"; did you mean {' or '.join(near)}?"
-            if near
-            else f"; the run has {len(by_name)} layers"
-        )
-        raise SpectailError(f"no layer is called {name!r}{hint}")
-    layer = by_name[name]
-    if layer.spectrum is None:
-        reason = f": {layer.reason}" if layer.reason else ""
-        raise SpectailError(
-            f"layer {name!r} has no spectrum to draw (status {layer.status}{reason})"
-        )
-    return layer, layer.spectrum
-
-
-def layer_spectrum(results: Results, name: str) -> go.Figure:
-    """The spectrum of one layer: density per decade with tail fit, xmin and null, and the survival curve on log-log."""
-    layer, spectrum = find_layer(results, name)
-    curves = spectrum_curves(layer, spectrum)
-    fig = spectrum_figure(curves)
-    fig.update_xaxes(range=shown_range(spectrum, curves))
-    error = f" ± {layer.alpha_se:.3f}" if math.isfinite(layer.alpha_se) else ""
-    title = f"{safe(shorten(name, 80))}, alpha {layer.alpha:.3f}{error}"
-    fig.update_layout(title={"text": title, "font": {"size": 15}}, margin={"t": 88})
-    return fig
-
-
-def spectrum_figure(curves: dict[str, Curve]) -> go.Figure:
-    """The two panels with the given curves; the page keeps one with none, and fills in the layer that is chosen."""
-    x = {"type": "log", "exponentformat": "power", "nticks": 7, "tickangle": 0}
-    fig = figure(
-        xaxis=axis("eigenvalue", domain=[0, 0.46], showgrid=False, **x),
-        yaxis=axis("density per decade", rangemode="tozero"),
-        xaxis2=axis("eigenvalue", domain=[0.56, 1], showgrid=False, **x),
-        yaxis2=axis(
-            "share of eigenvalues at or above",
-            type="log",
-            anchor="x2",
-            exponentformat="power",
-            dtick=1,
-        ),
-        hovermode="closest",
-    )
-    second = {"xaxis": "x2", "yaxis": "y2", "showlegend": False}
-    looks: dict[str, dict[str, object]] = {
-        "histogram": {
-            "name": "eigenvalues", "line": {"color": ACCENT, "width": 1, "shape": "hv"}, "fill": "tozeroy",
-            "fillcolor": "rgba(47, 111, 196, 0.30)", "hovertemplate": "%{x:.3g}: %{y:.3f} per decade<extra></extra>",
-        },
-        "null": {"name": "random matrix of the same variance", "line": {"color": NULL, "width": 2, "dash": "dot"}},
-        "fit": {"name": "tail fit", "line": {"color": FIT, "width": 2.5}},
-        "xmin": {"name": "xmin", "line": {"color": FIT, "width": 1, "dash": "dash"}},
-        "survival": {
-            "name": "eigenvalues", "mode": "markers", "marker": {"color": ACCENT, "size": 5}, **second,
-            "hovertemplate": "%{y:.3g} of the eigenvalues ≥ %{x:.3g}<extra></extra>",
-        },
-        "null survival": {"name": "random matrix", "line": {"color": NULL, "width": 2, "dash": "dot"}, **second},
-        "fit survival": {"name": "tail fit", "line": {"color": FIT, "width": 2.5}, **second},
-        "xmin survival": {"name": "xmin", "line": {"color": FIT, "width": 1, "dash": "dash"}, **second},
-    }  # fmt: skip
-    for meta, look in looks.items():
-        curve = curves.get(meta)
-        xs, ys = (curve.x, curve.y) if curve else ([], [])
-        fig.add_scatter(
-            **{
-                "x": xs,
-                "y": ys,
-                "mode": "lines",
-                "meta": meta,
-                "legendgroup": meta.split()[0],
-                **look,
-            }
-        )
-    return fig
-
-
 def farms_against_full(results: Results) -> go.Figure:
-    """Alpha over windows against alpha of the full spectrum, per kind, for the layers that have both."""
+    """Draw alpha over windows against alpha of the full spectrum, for layers that have both."""
     layers = [(i, x) for i, x in measured(results) if math.isfinite(x.alpha_full)]
     fig = figure(xaxis=axis("alpha of the full spectrum"), yaxis=axis("alpha over windows (FARMS)"))
     if not layers:
         return note(fig, "no full-spectrum alphas: run with --full-spectrum")
     ends = [x for _, layer in layers for x in (layer.alpha, layer.alpha_full)]
     fig.add_scatter(
-        x=[min(ends), max(ends)], y=[min(ends), max(ends)], mode="lines", name="equal", hoverinfo="skip",
+        x=[min(ends), max(ends)],
+        y=[min(ends), max(ends)],
+        mode="lines",
+        name="equal",
+        hoverinfo="skip",
         line={"color": NULL, "width": 1.5, "dash": "dot"},
-    )  # fmt: skip
+    )
     styles = kind_styles([layer.kind for _, layer in layers])
     for kind in styles:
         mine = [(i, layer) for i, layer in layers if layer.kind == kind]

@@ -1,8 +1,8 @@
-"""One look for every figure: colours that colour-blind readers can tell apart, on light and on dark ground.
+"""One look for every figure, on light and on dark backgrounds, also for colour-blind readers.
 
-Marks keep a contrast of about 3:1 against white and against near-black; kinds differ in symbol as
-well as in colour. Text handed to plotly goes through ``safe``: plotly reads a few HTML tags, and
-layer names come from strangers' files.
+Marks have a contrast of about 3:1 against white and against near-black. Kinds of layer differ in
+symbol as well as in colour. All text for plotly goes through ``safe``: plotly interprets some HTML
+tags, and layer names come from files of unknown origin.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 INK = "#777d87"
-"""Text and axes where the ground is not known (a notebook); the HTML page sets its own."""
+"""Text and axes on an unknown background (a notebook); the HTML page sets its own colour."""
 GRID = "rgba(128, 134, 144, 0.18)"
 NULL = "#8b93a1"
 NULL_FILL = "rgba(128, 136, 150, 0.22)"
 ACCENT = "#2f6fc4"
 FIT = "#d0492f"
 TIMES = "\u00d7"
-"""Between rows and columns."""
+"""The sign between rows and columns."""
 FONT = "Inter, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 HEAT_SCALE = (
     (0.0, "#43339b"),
@@ -32,7 +32,7 @@ HEAT_SCALE = (
     (0.75, "#93c98b"),
     (1.0, "#f2dd8c"),
 )
-"""Dark violet = low alpha = heavy tail; equal steps look equal and lightness rises throughout."""
+"""Dark violet is a low alpha, a heavy tail. Lightness rises evenly along the scale."""
 
 _COLOURS = (
     *("#2f6fc4", "#c97a05", "#12906a", "#d0492f", "#8a63d2", "#2a9bc7", "#c2619b"),
@@ -54,15 +54,19 @@ _KNOWN_KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def safe(text: str) -> str:
-    """Text that plotly and HTML show as it is: tags escaped, characters that UTF-8 cannot hold replaced."""
+    """Escape text for plotly and HTML, and replace characters that UTF-8 cannot encode."""
     return html.escape(storable(text), quote=True)
 
 
 def kind_styles(kinds: list[str]) -> dict[str, tuple[str, str]]:
-    """(colour, symbol) of each kind, q, k, v, o, gate, up and down first: these look the same in every report."""
+    """Return (colour, symbol) of each kind.
+
+    q, k, v, o, gate, up and down look the same in every report. Other kinds get what is left.
+    """
     styles = {
         kind: (_COLOURS[i], _SYMBOLS[i]) for i, kind in enumerate(_KNOWN_KINDS) if kind in kinds
     }
+    # Other kinds take colours that no known kind could have, then those of absent known kinds.
     free = [
         i for i in range(len(_COLOURS)) if i >= len(_KNOWN_KINDS) or _KNOWN_KINDS[i] not in kinds
     ]
@@ -75,7 +79,7 @@ def kind_styles(kinds: list[str]) -> dict[str, tuple[str, str]]:
 
 
 def axis(title: str, **more: object) -> dict[str, Any]:
-    """Settings of one quiet axis: a title, few ticks, a faint grid, no zero line."""
+    """Return the settings of one plain axis: a title, few ticks, a faint grid, no zero line."""
     return {
         "title": {"text": title, "standoff": 10, "font": {"size": 13}},
         "tickfont": {"size": 12},
@@ -89,9 +93,9 @@ def axis(title: str, **more: object) -> dict[str, Any]:
 
 
 def figure(**layout: object) -> go.Figure:
-    """An empty figure on a transparent ground with the shared fonts, margins and legend.
+    """Make an empty figure with the shared fonts, margins, legend and a transparent background.
 
-    plotly is imported here, at the first figure, so that measuring and training do not need it.
+    plotly is imported at the first figure, so that measuring and training do not need it.
     """
     import plotly.graph_objects as go
 
@@ -116,7 +120,7 @@ def figure(**layout: object) -> go.Figure:
 
 
 def note(fig: go.Figure, text: str) -> go.Figure:
-    """An otherwise empty figure that says in the middle why there is nothing to draw."""
+    """Write into an empty figure why there is nothing to draw."""
     fig.add_annotation(
         text=safe(text),
         x=0.5,

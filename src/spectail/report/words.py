@@ -1,7 +1,7 @@
-"""A run in words: what stands out and what it may mean, with no claim that the numbers do not carry.
+"""A run in words: what stands out and what it may mean, and no claim without evidence.
 
-A difference below two combined standard errors is not called one; where the largest of many
-differences is picked, the bar rises with their number (Bonferroni). Layer names stand between
+A difference below two combined standard errors is not called a difference. If the largest of many
+differences is picked, it must be larger (Bonferroni's correction). Layer names stand between
 backticks.
 """
 
@@ -30,19 +30,19 @@ from spectail.results.records import LayerRecord, Results, null_gap
 
 
 class Finding(NamedTuple):
-    """One paragraph and what it is about."""
+    """One paragraph and its topic."""
 
     topic: str
     text: str
 
 
 def findings(results: Results) -> list[str]:
-    """The run in short paragraphs: scope, range, null, power law, kinds, depth, odd layers, meaning, limits."""
+    """Describe a run in short paragraphs, from what was measured to what cannot be concluded."""
     return [f"{finding.topic}: {finding.text}" for finding in titled_findings(results)]
 
 
 def titled_findings(results: Results) -> list[Finding]:
-    """The same paragraphs with their titles apart."""
+    """Return the paragraphs of ``findings`` with topic and text apart."""
     run = sort_run(results)
     parts: list[Finding | None] = [_scope(run)]
     if run.ok:
@@ -61,12 +61,12 @@ def titled_findings(results: Results) -> list[Finding]:
 
 
 def plural(n: int, word: str) -> str:
-    """``1 layer``, ``2,000 layers``."""
+    """Write a count with its noun: ``1 layer``, ``2,000 layers``."""
     return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:
-    """Names between backticks, at most ``most`` of them, the rest counted."""
+    """List at most ``most`` names between backticks, and count the rest."""
     shown = [f"`{name}`" for name in names[:most]]
     rest = len(names) - len(shown)
     if rest:
@@ -75,12 +75,13 @@ def listed(names: Sequence[str], most: int = 4) -> str:
 
 
 def _alpha(layer: LayerRecord) -> str:
+    """Write a layer's name, alpha and error."""
     error = f" ± {layer.alpha_se:.3f}" if math.isfinite(layer.alpha_se) else ""
     return f"`{layer.name}` ({layer.alpha:.3f}{error})"
 
 
 def _scope(run: Run) -> Finding:
-    """What was measured, and what was not and why."""
+    """Say how many layers were measured, and why the others were not."""
     layers = run.results.layers
     text = f"{len(run.ok):,} of {plural(len(layers), 'layer')} measured"
     for status, word in (("skipped", "skipped"), ("failed", "failed")):
@@ -95,12 +96,13 @@ def _scope(run: Run) -> Finding:
             why = common if len(reasons) == 1 else f"mostly: {common}"
             text += f"; {run.count(status):,} {word} ({why})"
     if run.results.run.n_vectors:
-        text += f"; {plural(run.results.run.n_vectors, 'parameter')} with fewer than two dimensions have no row"
+        vectors = plural(run.results.run.n_vectors, "parameter")
+        text += f"; {vectors} with fewer than two dimensions have no row"
     return Finding("Scope", f"{text}.")
 
 
 def _range(run: Run) -> Finding | None:
-    """From the lowest to the highest alpha, and whether the errors let them be told apart."""
+    """Give the lowest and the highest alpha, and say whether they differ beyond their errors."""
     if not run.ranked:
         return None
     low, high = run.ranked[0], run.ranked[-1]
@@ -113,40 +115,47 @@ def _range(run: Run) -> Finding | None:
     if not math.isfinite(error):
         return Finding(
             "Range",
-            f"{text}The lowest is {_alpha(low)}, the highest {_alpha(high)}; without error bars on both it is open "
-            "whether they differ.",
+            f"{text}The lowest is {_alpha(low)}, the highest {_alpha(high)}; "
+            "without error bars on both it is open whether they differ.",
         )
     gap = (high.alpha - low.alpha) / error if error > 0 else math.inf
+    # Lowest and highest are the most different of all pairs.
     if gap > threshold(n * (n - 1) // 2):
         text += f"The heaviest tail is that of {_alpha(low)}, the lightest that of {_alpha(high)}: "
         text += f"{gap:.0f} combined standard errors apart."
     else:
         text += f"Lowest is {_alpha(low)}, highest {_alpha(high)}, but picked from {n:,} layers "
-        text += f"a gap of {gap:.1f} combined standard errors is no more than chance gives: do not rank single layers."
+        text += f"a gap of {gap:.1f} combined standard errors is no more than chance gives: "
+        text += "do not rank single layers."
     return Finding("Range", text)
 
 
 def _against_null(run: Run) -> Finding | None:
-    """How many layers can be told from independent entries of equal variance."""
+    """Count the layers that differ from independent entries of equal variance."""
     known = [layer for layer in run.ok if math.isfinite(layer.alpha_null)]
-    weighed = [(layer, null_gap(layer)) for layer in known if math.isfinite(null_gap(layer))]
     if not known:
         return Finding(
             "Random matrix",
             "no null was computed, so nothing is said about which layers look random.",
         )
     nulls = [layer.alpha_null for layer in known]
-    level = (
-        f"{nulls[0]:.3f}"
-        if max(nulls) - min(nulls) < 5e-4
-        else f"{min(nulls):.3f} to {max(nulls):.3f}"
-    )
+    # Nulls of one window differ by rounding only: 5e-4 is half of the last digit that is shown.
+    same = max(nulls) - min(nulls) < 5e-4
+    level = f"{nulls[0]:.3f}" if same else f"{min(nulls):.3f} to {max(nulls):.3f}"
     opening = f"a matrix of independent entries would give {level}. "
+    weighed = [(layer, null_gap(layer)) for layer in known if math.isfinite(null_gap(layer))]
     if not weighed:
         return Finding(
             "Random matrix", f"{opening}Without error bars it is open which layers differ from it."
         )
-    alike = [layer for layer, gap in weighed if abs(gap) <= CLEAR]
+    closing = f" (clearly = more than {CLEAR:g} standard errors; "
+    closing += "about 5 % of random layers would pass that bar too)."
+    return Finding("Random matrix", opening + _sentence(_sides_of_null(weighed)) + closing)
+
+
+def _sides_of_null(weighed: Sequence[tuple[LayerRecord, float]]) -> str:
+    """Count the layers below, above and at their null, by their distance in standard errors."""
+    alike = [layer.name for layer, gap in weighed if abs(gap) <= CLEAR]
     below, above = (sum(side * gap > CLEAR for _, gap in weighed) for side in (-1, 1))
     counts = []
     if below:
@@ -156,16 +165,15 @@ def _against_null(run: Run) -> Finding | None:
     if above:
         counts.append(f"{above:,} clearly above it (lighter tails)")
     if alike:
-        names = f": {listed([layer.name for layer in alike])}" if len(alike) < len(weighed) else ""
+        names = f": {listed(alike)}" if len(alike) < len(weighed) else ""
         counts.append(
             f"{plural(len(alike), 'layer')} cannot be told from a random matrix by alpha{names}"
         )
-    closing = f" (clearly = more than {CLEAR:g} standard errors; about 5 % of random layers would pass that bar too)."
-    return Finding("Random matrix", opening + _sentence("; ".join(counts)) + closing)
+    return "; ".join(counts)
 
 
 def _power_law(run: Run) -> Finding | None:
-    """In how many layers the tail may be a power law; None where the cutoff does not ask."""
+    """Count the tails that may be power laws; None if the cutoff claims no power law."""
     if not run.results.run.spec.cutoff.claims_power_law:
         return None
     judged = [layer for layer in run.ok if math.isfinite(layer.ks_p)]
@@ -180,12 +188,13 @@ def _power_law(run: Run) -> Finding | None:
     ):
         better = sum(ratio < 0 and two_sided(ratio) <= LEVEL for ratio in ratios)
         text += f"; {'an' if name[0] == 'e' else 'a'} {name} fits better in {better:,}"
-    text += ". Not ruled out is weak: xmin was chosen to make the fit close, and the p-values are upper bounds."
+    text += ". Not ruled out is weak: xmin was chosen to make the fit close, "
+    text += "and the p-values are upper bounds."
     return Finding("Power law", text)
 
 
 def _kinds(run: Run) -> Finding | None:
-    """The kinds of layers with the lowest and the highest mean."""
+    """Name the kinds of layer with the lowest and the highest mean alpha, if they differ."""
     means = kind_means(run.ranked)
     if len(means) < 2:
         return None
@@ -193,14 +202,17 @@ def _kinds(run: Run) -> Finding | None:
     error = math.hypot(low.error, high.error)
     gap = (high.mean - low.mean) / error if error > 0 else math.inf
     if gap <= threshold(len(means) * (len(means) - 1) // 2):
-        text = f"the means of the {len(means)} kinds with at least three layers do not differ beyond their errors."
+        text = f"the means of the {len(means)} kinds with at least three layers "
+        text += "do not differ beyond their errors."
         return Finding("Kinds", text)
+    # All kinds that cannot be told from the lowest share its group, and likewise the highest.
     heavy = [x for x in means if x.mean - low.mean <= CLEAR * math.hypot(x.error, low.error)]
     light = [
         x for x in reversed(means) if high.mean - x.mean <= CLEAR * math.hypot(x.error, high.error)
     ]
     light = [x for x in light if x not in heavy]
-    text = f"on average the tails are heaviest in {_mean_texts(heavy)}, and lightest in {_mean_texts(light)}"
+    text = f"on average the tails are heaviest in {_mean_texts(heavy)}, "
+    text += f"and lightest in {_mean_texts(light)}"
     between = [x for x in means if x not in heavy and x not in light]
     if between:
         text += f"; between them {_mean_texts(between)}"
@@ -208,12 +220,13 @@ def _kinds(run: Run) -> Finding | None:
 
 
 def _mean_texts(means: Sequence[KindMean]) -> str:
+    """List kinds with their means."""
     texts = [f"{x.kind} ({x.mean:.3f} ± {x.error:.3f}, n = {x.n})" for x in means]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
 def _depth(run: Run) -> Finding | None:
-    """Whether alpha drifts from the first block to the last."""
+    """Say whether alpha rises or falls from the first block to the last."""
     trend = depth_trend(run.ranked)
     if trend is None:
         return None
@@ -223,6 +236,8 @@ def _depth(run: Run) -> Finding | None:
         for layer in run.ranked
         if layer.block is not None and math.isfinite(layer.alpha_se)
     ]
+    # A trend counts if it is steady (rho), beyond chance (p), and larger than the error of the mean
+    # of about three layers per block.
     per_block = float(np.median(errors)) if errors else 0.0
     if (
         abs(trend.rho) < 0.6
@@ -239,7 +254,7 @@ def _depth(run: Run) -> Finding | None:
 
 
 def _odd(run: Run) -> Finding | None:
-    """Layers unlike the others of their kind."""
+    """Name the layers that are unlike the others of their kind."""
     odd = odd_ones(run.ranked)
     if not odd:
         return None
@@ -253,13 +268,13 @@ def _odd(run: Run) -> Finding | None:
 
 
 def _full(run: Run) -> Finding | None:
-    """What the windows changed."""
+    """Say how alphas over windows differ from those of full spectra, where both exist."""
     both = [layer for layer in run.ok if math.isfinite(layer.alpha_full)]
     if not both:
         return None
     change = np.array([layer.alpha_full - layer.alpha for layer in both])
-    text = f"without windows (full spectrum) alpha differs by {np.median(np.abs(change)):.3f} in the median layer "
-    text += f"and by up to {np.abs(change).max():.3f}. "
+    text = f"without windows (full spectrum) alpha differs by {np.median(np.abs(change)):.3f} "
+    text += f"in the median layer and by up to {np.abs(change).max():.3f}. "
     shape = np.array([math.log(max(x.rows, x.cols) / max(1, min(x.rows, x.cols))) for x in both])
     if len(both) >= 8 and np.ptp(shape) > 0 and np.ptp(change) > 0:
         rho = rank_correlation(shape, change)[0]
@@ -273,14 +288,17 @@ def _full(run: Run) -> Finding | None:
 
 
 def _meaning(run: Run) -> Finding:
-    """What alpha measures under this cutoff, and the hypothesis that ties it to training."""
-    theory = " Heavy-tailed self-regularisation theory reads a lower alpha as a better trained layer and a higher one "
-    theory += "as less trained. That is a hypothesis: nothing here measured training or accuracy."
+    """Say what alpha measures under this cutoff, and which hypothesis relates it to training."""
+    theory = (
+        " Heavy-tailed self-regularisation theory reads a lower alpha as a better trained layer "
+        "and a higher one as less trained. "
+        "That is a hypothesis: nothing here measured training or accuracy."
+    )
     return Finding("Reading", run.results.run.spec.cutoff.meaning + theory)
 
 
 def _not_comparable(run: Run) -> Finding | None:
-    """Layers with a window of their own."""
+    """Name the layers whose window is not that of the run."""
     apart = run.not_comparable
     if not apart:
         return None
@@ -296,7 +314,7 @@ def _not_comparable(run: Run) -> Finding | None:
 
 
 def _not_measured(run: Run) -> Finding:
-    """What these numbers cannot say."""
+    """Say what was not measured, and what these numbers cannot show."""
     gaps = []
     if run.without_error:
         n = len(run.without_error)
@@ -320,10 +338,12 @@ def _not_measured(run: Run) -> Finding:
             f"over half of the eigenvalues are numerical zeros in {listed([x.name for x in poor])}"
         )
     gaps.append(
-        "only the weights were read: no data, loss or accuracy took part, and one model shows no cause"
+        "only the weights were read: no data, loss or accuracy took part, "
+        "and one model shows no cause"
     )
     return Finding("Not measured", f"{_sentence('; '.join(gaps))}.")
 
 
 def _sentence(text: str) -> str:
+    """Start a text with a capital."""
     return text[:1].upper() + text[1:]
