@@ -1,4 +1,4 @@
-"""Write the pages that follow from the code: the command reference, the Python reference, and the start page.
+"""Write the pages that follow from the code: commands, Python names, and the start page.
 
 mkdocs runs this file before it builds the site (see ``mkdocs.yml``).
 """
@@ -24,7 +24,7 @@ REPOSITORY_ONLY = re.compile(
 
 
 def commands() -> str:
-    """Describe every sub-command with its arguments and options, as the command line itself knows them."""
+    """Describe every sub-command with its arguments and options, as the command line has them."""
     pages = ["# Commands", ""]
     for name in COMMANDS:
         own = typer.Typer(add_completion=False)
@@ -49,7 +49,8 @@ def _row(parameter: Any) -> str:
         if default in (None, False, ()) or callable(default)
         else default
     )
-    return f"| `{name}` | {(getattr(parameter, 'help', None) or '').replace('|', '&#124;')} | {shown} |"
+    meaning = (getattr(parameter, "help", None) or "").replace("|", "&#124;")
+    return f"| `{name}` | {meaning} | {shown} |"
 
 
 def python() -> str:
@@ -74,7 +75,7 @@ def python() -> str:
 
 
 def for_the_site(text: str) -> str:
-    """Turn links into the repository into plain text, and links to other pages into those of the site."""
+    """Turn links into the repository into plain text, and other links into those of the site."""
     text = (
         REPOSITORY_ONLY.sub("]", text)
         .replace("](docs/", "](")

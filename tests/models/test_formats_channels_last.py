@@ -11,6 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from torch.nn import functional
 
 from spectail.errors import SourceError
@@ -280,3 +281,65 @@ def test_a_missing_library_gives_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     with pytest.raises(SourceError, match="pip install h5py"):
         open_source(path)
+
+
+@pytest.mark.parametrize("separator", ["/", "."])
+@pytest.mark.parametrize("ending", ["npz", "safetensors"])
+def test_models_of_jax_in_other_files(ending, separator, tmp_path):
+    """Google publishes ViT as .npz, transformers wrote Flax models as safetensors too."""
+    tree = {
+        "enc/block_0/Attention_1/query/kernel": HEADS,
+        "enc/block_0/Attention_1/query/bias": random(2, 4),
+        "enc/block_0/Attention_1/out/kernel": OUT,
+        "enc/block_0/Mlp_3/Dense_0/kernel": DENSE,
+        "enc/block_0/LayerNorm_0/scale": random(5),
+        "embedding/kernel": CONV,
+        "pos_embedding": random(1, 9, 6),
+    }
+    arrays = {name.replace("/", separator): value for name, value in tree.items()}
+    path = tmp_path / f"m.{ending}"
+    if ending == "npz":
+        np.savez(path, **arrays)
+    else:
+        save_file(arrays, path)
+    found = by_name(open_source(path))
+    expected = {
+        "enc.block_0.Attention_1.query": HEADS.reshape(8, 8).T[None],
+        "enc.block_0.Attention_1.out": OUT.reshape(8, 8).T[None],
+        "enc.block_0.Mlp_3.Dense_0": DENSE.T[None],
+        "embedding": CONV.reshape(6, 4, 6).transpose(0, 2, 1),
+    }
+    assert set(found) == {*expected, "pos_embedding"}
+    assert found["pos_embedding"].no_weight
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name].read().numpy(), values)
+
+
+def test_kernels_beside_weights_stay_as_they_are(tmp_path):
+    np.savez(tmp_path / "m.npz", **{"a.kernel": DENSE, "b.weight": DENSE})
+    assert [layer.read().shape for layer in open_source(tmp_path / "m.npz").layers] == [
+        (1, 7, 5)
+    ] * 2
+
+
+@pytest.mark.parametrize("mlx", [True, False])
+def test_convolutions_of_mlx_are_channels_last(mlx, tmp_path):
+    state = {
+        "encoder.conv1.weight": random(6, 3, 4),
+        "patch_embed.proj.weight": random(6, 2, 3, 4),
+        "layers.0.mlp.switch_mlp.gate_proj.weight": random(6, 3, 4),
+        "layers.0.mlp.fc1.weight": random(6, 3),
+    }
+    save_file(state, tmp_path / "m.safetensors", metadata={"format": "mlx" if mlx else "pt"})
+    found = by_name(open_source(tmp_path / "m.safetensors"))
+    shapes = {
+        "encoder.conv1": (3, 6, 4) if mlx else (4, 6, 3),
+        "patch_embed.proj": (6, 6, 4) if mlx else (12, 6, 2),
+    }
+    for name, shape in shapes.items():
+        assert tuple(found[name].read().shape) == shape
+    if mlx:
+        window = state["patch_embed.proj.weight"].transpose(1, 2, 0, 3).reshape(6, 6, 4)
+        np.testing.assert_array_equal(found["patch_embed.proj"].read().numpy(), window)
+    gate = found["layers.0.mlp.switch_mlp.gate_proj[0]"].read()[0].numpy()
+    np.testing.assert_array_equal(gate, state["layers.0.mlp.switch_mlp.gate_proj.weight"][0])

@@ -13,8 +13,12 @@ from .test_gguf import by_name, gguf, random, write
 @pytest.mark.parametrize("architecture", ["falcon", "gptneox", "bloom", "dbrx", "chatglm", "novel"])
 def test_llama_cpp_brings_every_family_into_blocks(tmp_path, architecture):
     fused = random(64, 32)
-    layers = by_name(open_source(write(tmp_path / "m.gguf", architecture, {"blk.1.attn_qkv.weight": fused})))
-    assert {name: (x.kind, x.block) for name, x in layers.items()} == {f"blk.1.attn_qkv.{k}": (k, 1) for k in "qkv"}
+    layers = by_name(
+        open_source(write(tmp_path / "m.gguf", architecture, {"blk.1.attn_qkv.weight": fused}))
+    )
+    assert {name: (x.kind, x.block) for name, x in layers.items()} == {
+        f"blk.1.attn_qkv.{k}": (k, 1) for k in "qkv"
+    }
     for kind, rows in zip("qkv", np.split(fused, [32, 48]), strict=True):
         assert np.array_equal(layers[f"blk.1.attn_qkv.{kind}"].read()[0].numpy(), rows)
 
@@ -42,9 +46,13 @@ def test_heads_by_block_and_their_own_size(tmp_path):
 def test_latent_attention_of_deepseek_is_stored_by_head(tmp_path, quantised):
     keys, values = random(4, 64, 32), random(4, 32, 64)
     tensors = {"blk.0.attn_k_b.weight": keys, "blk.0.attn_v_b.weight": values}
-    layers = by_name(open_source(write(tmp_path / "m.gguf", "deepseek2", tensors, quantised=quantised)))
+    layers = by_name(
+        open_source(write(tmp_path / "m.gguf", "deepseek2", tensors, quantised=quantised))
+    )
     assert {name: (x.kind, x.n_matrices, x.rows, x.cols) for name, x in layers.items()} == {
         "blk.0.attn_k_b": ("k", 4, 64, 32),
         "blk.0.attn_v_b": ("v", 4, 32, 64),
     }
-    np.testing.assert_allclose(layers["blk.0.attn_k_b"].read().numpy(), keys, atol=0.02 if quantised else 0)
+    np.testing.assert_allclose(
+        layers["blk.0.attn_k_b"].read().numpy(), keys, atol=0.02 if quantised else 0
+    )
