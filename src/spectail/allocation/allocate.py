@@ -46,13 +46,8 @@ def allocate(
         AllocationError: in one line, what cannot be allocated and what to do.
 
     """
-    if not isinstance(analysis, Results):
-        raise AllocationError(
-            f"expected an analysis, as st.analyze or st.Analysis.load gives it, not {analysis!r}"
-        )
+    _check(analysis, budget)
     rule = as_target(target, map=map, level=level, standardize_by_kind=standardize_by_kind)
-    if isinstance(budget, bool) or not isinstance(budget, Real):
-        raise AllocationError(f"the budget must be a number, not {budget!r}")
     coverage = cover(
         analysis.layers, inside_blocks=rule.inside_blocks, include=include, exclude=exclude
     )
@@ -72,6 +67,17 @@ def allocate(
     )
 
 
+def _check(analysis: object, budget: object) -> None:
+    """Refuse what is no analysis, and a budget that is no number."""
+    if not isinstance(analysis, Results):
+        raise AllocationError(
+            f"expected an analysis, as st.analyze or st.Analysis.load gives it, not {analysis!r}"
+        )
+    # True is an instance of int, and a budget of True is surely a mistake.
+    if isinstance(budget, bool) or not isinstance(budget, Real):
+        raise AllocationError(f"the budget must be a number, not {budget!r}")
+
+
 def _shares(
     layers: Sequence[LayerRecord], rule: Target, budget: float
 ) -> tuple[tuple[LayerValue, ...], tuple[str, ...]]:
@@ -80,6 +86,7 @@ def _shares(
     values, deviations = rule.values(units, budget)
 
     def of_units() -> Iterator[LayerValue]:
+        """Give every layer the value of its unit."""
         for unit, members, value, alpha in zip(
             units.names, units.members, values, units.alpha, strict=True
         ):
@@ -94,6 +101,7 @@ def _shares(
 def _mixed_windows(layers: Sequence[LayerRecord]) -> tuple[str, ...]:
     """Remark on alphas that come from windows of several shapes; a whole matrix is a window."""
     measured = [layer for layer in layers if layer.status == "ok" and layer.comparable]
+    # A window and its transpose have the same eigenvalues, hence the sorted sides.
     shapes = Counter(tuple(sorted((layer.window_rows, layer.window_cols))) for layer in measured)
     if len(shapes) < 2:
         return ()

@@ -67,6 +67,7 @@ class Allocation(Mapping[str, float]):
     # The dataclass is frozen; cached_property writes to __dict__ and so still works.
     @cached_property
     def _values(self) -> dict[str, float]:
+        """The mapping itself."""
         return {share.name: share.value for share in self.shares}
 
     def __getitem__(self, name: str) -> float:
@@ -82,6 +83,7 @@ class Allocation(Mapping[str, float]):
     def realised(self) -> float:
         """The mean of the values, weighted by numel."""
         total = sum(share.numel for share in self.shares)
+        # fsum adds without rounding: budgets are met, and tested, to 1e-9.
         return math.fsum(share.value * share.numel for share in self.shares) / total
 
     @cached_property
@@ -151,6 +153,7 @@ class Allocation(Mapping[str, float]):
 
         """
         path = Path(path)
+        # A mistyped path must not cost the user another file.
         if path.exists() and not _is_allocation(path):
             raise AllocationError(
                 f"{path} exists and is no allocation, so it stays; give another name"

@@ -41,9 +41,6 @@ def fill(factors: Array, weights: Array, *, budget: float, bounds: tuple[float, 
         raise AllocationError(
             f"values from {low:g} to {high:g} cannot have the mean {budget:g}: widen the bounds"
         )
-    # Solving for c would leave rounding errors of the sum on units of small weight.
-    if budget == low:
-        return np.full(factors.size, low)
     share = weights / weights.sum()
     relative = factors / factors.max()
     relative[relative < _SMALLEST] = 0.0

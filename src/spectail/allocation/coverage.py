@@ -122,6 +122,7 @@ def cover(
     for layer in layers:
         wanted = layer.name in always or _matches_any(layer.name, include)
         reason = _no_weight(layer) if wanted else reasons.get(layer.name)
+        # A layer that both globs name stays out: exclude is the narrower wish.
         if _matches_any(layer.name, exclude):
             reason = EXCLUDED
         if reason:
@@ -145,6 +146,7 @@ def _outside(layers: Sequence[Coverable], inside_blocks: bool) -> dict[str, Reas
 
 def _by_role(layer: Coverable) -> Reason | None:
     """Say why a layer stays out of every allocation; None if it does not."""
+    # Norms with a matrix-shaped scale (over heads, say) are stored like any other weight.
     by_name = NORM if _NORM.search(layer.name) else None
     return _no_weight(layer) or OUTSIDE_KINDS.get(layer.kind) or by_name
 
@@ -164,6 +166,7 @@ def _not_compressed(layer: Coverable, beside: Mapping[str, str]) -> Reason | Non
         return Reason(Code.OTHER_TOWER, beside[layer.name])
     # Each output of a convolution has one row of weights per kernel position.
     per_output = layer.cols * getattr(layer, "n_matrices", 1)
+    # GGUF stores depth-wise convolutions as plain matrices, so that the name counts as well.
     if (layer.kind == "conv" and layer.cols == 1) or (
         per_output <= _SHORT and _SHORT_CONVOLUTION.search(layer.name)
     ):
@@ -172,6 +175,7 @@ def _not_compressed(layer: Coverable, beside: Mapping[str, str]) -> Reason | Non
 
 
 def _matches_any(name: str, globs: Iterable[str]) -> bool:
+    """Whether a name matches one of the globs."""
     return any(matches(name, glob) for glob in globs)
 
 

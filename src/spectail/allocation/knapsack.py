@@ -62,12 +62,14 @@ def choose(
     (array([2., 1.]), 0.0)
     """
     widths = np.array(choices, dtype=np.int64)
+    # Layer sizes share large factors; smaller weights suit the solver, which works in floats.
     divisor = int(np.gcd.reduce(numel))
     problem = _Problem(
         costs, numel // divisor, widths, _capacity(int(numel.sum()), budget, divisor)
     )
     picks, price = _walk(problem, np.zeros(numel.size, dtype=np.int64))
     bound, reduced = _relaxed(problem, price)
+    # Without a gap the walk has reached the lower bound and is proved optimal.
     gap = problem.total(picks) - bound
     open_gap = 0.0
     if gap > _ROUNDING * problem.total(picks):
@@ -81,6 +83,7 @@ def _capacity(total: int, budget: float, divisor: int) -> int:
     The mean is compared as a float, as a caller would compute it.
     """
     most = math.floor(budget * total) + 1
+    # The product may be off by one unit in the last place, either way.
     while most / total > budget:
         most -= 1
     return most // divisor
@@ -178,6 +181,7 @@ def _solve(costs: Array, weights: Integers, item: Integers, *, room: int) -> Any
     from scipy.sparse import coo_array
 
     one_each = coo_array((np.ones(item.size), (item, np.arange(item.size))))
+    # HiGHS works in floats with absolute tolerances, so that weights are scaled to at most 1.
     scale = max(1, int(weights.max()))
     return milp(
         costs,

@@ -91,6 +91,7 @@ def describe_left_out(layers: Iterable[LeftOut]) -> list[str]:
     >>> describe_left_out([LeftOut("wte", embedding), LeftOut("wpe", embedding)])
     ['left out, an embedding: wte, wpe']
     """
+    # By text and not by code: two towers share a code and need different globs.
     reasons: dict[str, list[str]] = {}
     for layer in layers:
         reasons.setdefault(layer.reason, []).append(layer.name)
@@ -98,5 +99,6 @@ def describe_left_out(layers: Iterable[LeftOut]) -> list[str]:
 
 
 def _first_three(names: list[str]) -> str:
+    """List three names and count the rest."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

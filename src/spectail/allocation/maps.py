@@ -47,6 +47,7 @@ class Linear:
         if not spread > 0:
             return _nobody_stands_out(self.low, self.high, alphas.size)
         place: Array = (alphas - smallest) / spread
+        # low + (high - low) may exceed high by rounding.
         return np.minimum(self.low + (self.high - self.low) * place, self.high)
 
     def __str__(self) -> str:
@@ -123,6 +124,7 @@ class Step:
             return _nobody_stands_out(self.low, self.high, alphas.size)
         from scipy.stats import rankdata  # slow to import, and only this map ranks
 
+        # rankdata counts from 1 and gives ties the mean of their ranks.
         ranks: Array = rankdata(alphas) - 1
         return self.low + (self.high - self.low) * ranks / alphas.size
 
@@ -151,6 +153,7 @@ class Sigmoid:
             raise AllocationError(
                 f"sigmoid:DOWN:UP:TAU needs finite numbers of at least 0, not {_join(numbers)}"
             )
+        # The factor 10 ** 50 is far beyond any use, and still far from overflowing a float.
         if max(self.down, self.up) > 100:
             raise AllocationError(
                 f"sigmoid:DOWN:UP scales by 10 ** (UP / 2): at most 100, not {_join(numbers[:2])}"
@@ -224,8 +227,10 @@ def _check_range(kind: str, low: float, high: float) -> None:
 
 def _nobody_stands_out(low: float, high: float, n: int) -> Array:
     """Return the factors of n units of equal alpha: 1, moved into the range."""
+    # A factor of 1 keeps the budget or the base value, whatever the range.
     return np.full(n, min(max(1.0, low), high))
 
 
 def _join(numbers: Sequence[float]) -> str:
+    """List numbers for an error."""
     return ", ".join(f"{x!r}" for x in numbers)

@@ -92,6 +92,7 @@ def make_units(layers: Sequence[Measured], level: str) -> Units:
         unit = unit_of(layer.name) if level == "block" else None
         groups.setdefault(unit or layer.name, []).append(layer)
     numel = [sum(layer.numel for layer in group) for group in groups.values()]
+    # One NaN makes the unit's variance NaN: a target that needs it refuses the unit by name.
     weighted = [sum(layer.numel * layer.weight_var for layer in group) for group in groups.values()]
     return Units(
         names=tuple(groups),
@@ -173,6 +174,7 @@ def check_level(level: str) -> None:
 
 
 def _listed(names: Sequence[str]) -> str:
+    """List the first names and count the rest."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
@@ -190,6 +192,7 @@ def _filled(layers: Sequence[L], known: Sequence[L]) -> tuple[L, ...]:
     found = []
     for layer in layers:
         if layer.name not in names:
+            # A block without a known alpha, like a layer in no block, takes the mean of all.
             others = beside.get(unit_of(layer.name), beside[None])
             own = layer.weight_var
             variance = own if math.isfinite(own) else fmean(other.weight_var for other in others)

@@ -166,6 +166,7 @@ def resolve(bos: str, tokenizer: Any, model: nn.Module | None = None) -> Bos:
     """
     check_choice(bos)
     kinds = _model_types(model)
+    # Without a model, classes such as GemmaTokenizer tell the family.
     family = _family(kinds or (type(tokenizer).__name__.lower(),), tokenizer)
     opening = _opening(tokenizer, family)
     if bos == "auto":

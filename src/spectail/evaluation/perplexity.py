@@ -75,6 +75,7 @@ class Perplexity(float):
         It is the perplexity times the standard error of the mean loss (delta method).
         """
         n = len(self.losses)
+        # One sequence has no spread, and infinity times anything would be no error bar.
         if n < 2 or not math.isfinite(self):
             return math.nan
         return float(self) * stdev(self.losses) / math.sqrt(n)
@@ -139,6 +140,7 @@ def perplexity(
         batch_size=(batch_size, 1),
         max_sequences=(1 if max_sequences is None else max_sequences, 1),
     )
+    # Everything that can be refused is refused before the first forward pass, which may be slow.
     _check_decoder(model)
     _check_positions(model, seq_len)
     rule = resolve(bos, tokenizer, model)
@@ -257,7 +259,9 @@ def _logits(model: nn.Module, ids: Tensor) -> Tensor:
     elif "input_ids" not in inspect.signature(model.forward).parameters:
         output = model(ids, use_cache=False)
     else:
+        # By name: in some multi-modal models the first argument is an image.
         output = _of_text_alone(model, ids)
+    # A plain module returns the logits themselves.
     logits: Tensor = getattr(output, "logits", output)
     return logits
 

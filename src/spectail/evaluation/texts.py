@@ -31,6 +31,7 @@ def read_text(given: str | os.PathLike[str]) -> str:
     """
     text = os.fspath(given)
     path = Path(text).expanduser()
+    # A path that exists wins over a hub id of the same spelling.
     if not path.is_file() and is_hub_id(text.split(":")[0]) and not path.exists():
         return "\n\n".join(_column(*text.split(":")))
     if not path.is_file():

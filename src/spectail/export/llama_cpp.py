@@ -13,6 +13,7 @@ from spectail.export.tool import Tool
 from spectail.models.formats.gguf_names import FAMILIES
 from spectail.models.naming.names import canonical_name
 
+# "K" types have super-blocks of 256 weights, with scales in two levels (llama.cpp's ggml-quants.c).
 TYPES = {2: "q2_K", 3: "q3_K", 4: "q4_K", 5: "q5_K", 6: "q6_K", 8: "q8_0", 16: "f16", 32: "f32"}
 """The plain type of each width in bits.
 
@@ -63,6 +64,7 @@ def tensor_type(width: float) -> str:
     """Return llama.cpp's type for a number of bits: the narrowest of at least that width."""
     if width > max(TYPES):
         raise ExportError(f"llama.cpp has no type of {width:g} bits")
+    # Wider and not nearer: a narrower type would lose more than the allocation allows for.
     return TYPES[min(bits for bits in TYPES if bits >= width)]
 
 
@@ -89,6 +91,7 @@ def _table() -> tuple[tuple[re.Pattern[str], str], ...]:
     """Pair patterns of Hugging Face's names, of all architectures, with llama.cpp's names."""
     rows = {}
     for family in FAMILIES.values():
+        # The root is optional in names of layers: see _ROOT.
         blocks = re.sub(r"^(?:model|transformer)\.", "", family.blocks)
         for stem, inside in family.inside.items():
             within = re.escape(inside).replace(r"\{\}", r"\d+")

@@ -16,6 +16,7 @@ from spectail.export.tool import Tool
 PRUNERS = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}
 QUANTISERS = {"rtn": "QuantizationModifier", "gptq": "GPTQModifier"}
 
+# The name of an expert that is a module of its own in some models and part of a tensor in others.
 _EXPERT = re.compile(r"^(.+\.experts)\.\d+\.")
 _LINEARISE = (
     "linearise them first, with llmcompressor.modeling.moe.linearize.load_quantizable_moe() "
@@ -82,6 +83,7 @@ def pruning_recipe(allocation: Allocation, modules: Modules, *, method: str = "w
     check_target(allocation, "sparsity", "a pruning recipe")
     modifier = _modifier(PRUNERS, method)
     ratios = _placed(_by_module(allocation), modules)
+    # "0:0" is llm-compressor's name for unstructured sparsity.
     lines = ["sparsity:", *_items(ratios.values()), 'mask_structure: "0:0"']
     lines += ["targets:", *_items(ratios)]
     return _stage("pruning", modifier, lines)
@@ -112,6 +114,7 @@ def quantization_recipe(
     if modules is not None:
         widths = _placed(widths, modules)
     lines = ["config_groups:"]
+    # A scheme has one width, so that every width needs a group of its own.
     for width in sorted(set(widths.values())):
         weights = {"num_bits": int(width), "type": "int", "symmetric": True, "strategy": "group"}
         lines.append(f"  bits_{int(width)}:")
@@ -164,6 +167,7 @@ def check_group_size(size: int) -> None:
 
 
 def _modifier(known: dict[str, str], method: str) -> str:
+    """Return llm-compressor's class for a method."""
     if method not in known:
         raise ExportError(f"method must be one of {', '.join(known)}, not {method!r}")
     return known[method]
@@ -175,5 +179,6 @@ def _items(values: Iterable[float | str]) -> list[str]:
 
 
 def _stage(kind: str, modifier: str, lines: list[str]) -> str:
+    """Write the recipe of one stage with one modifier."""
     head = ["spectail_stage:", f"  {kind}_modifiers:", f"    {modifier}:"]
     return "\n".join([*head, *(f"      {line}" for line in lines)]) + "\n"

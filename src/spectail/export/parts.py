@@ -11,9 +11,12 @@ from spectail.allocation.allocation import Allocation, LayerValue
 from spectail.errors import ExportError
 from spectail.models.naming.pairing import pair_names
 
+# Layers of a fused weight are called after it: "c_attn.q", "gate_up_proj.up".
 _FUSED = re.compile(
     r"^(.+\.(?:\w*qkv\w*|W_pack|c_attn|query_key_value|gate_up_proj))\.(?:q|k|v|gate|up)$"
 )
+# Experts in one tensor ("experts[3]"), matrices of torch's attention and recurrent modules, LoRA
+# deltas have no module of their own.
 _NO_MODULE = re.compile(
     r"\[\d+\]|(?:^|\.)(?:in_proj_weight|weight_(?:ih|hh|hr)\w*)(?:\.|$)|\.lora$"
 )
@@ -74,12 +77,14 @@ def grouped(
         raise ExportError(
             f"{problem}: {shown(homeless)}; make the allocation without them, with exclude"
         )
+    # The mean of widths need not be a width, so that one in use is taken instead.
     widths = sorted(set(allocation.values())) if allocation.target == "bits" else []
     return {where: _together(shares, widths) for where, shares in members.items()}
 
 
 def _together(shares: list[LayerValue], widths: list[float]) -> float:
     """Return the common value of layers: one of ``widths`` if there are any, else the mean."""
+    # Equal values are returned as they are: a mean could change the last digit.
     first = shares[0].value
     if all(share.value == first for share in shares):
         return first
@@ -114,6 +119,7 @@ def placed(values: Mapping[str, float], modules: Modules) -> tuple[dict[str, flo
         raise ExportError(
             f"{name} could be any of the modules {shown(several)}: call it as the model does"
         )
+    # In the modules' order: llm-compressor pairs lists with modules by position.
     found = {module: values[name] for name, module in pairing.pairs.items()}
     return {module: found[module] for module in names if module in found}, list(pairing.left_only)
 

@@ -61,6 +61,7 @@ def pruning_ratio_dict(
     Ratios made from a file pair with the modules by name. ``saved`` says what the modules are
     called in the file if the names differ: see ``models.live.saved_names.saved_modules``.
     """
+    # Torch-Pruning looks modules up by identity, not by name.
     modules = dict(model.named_modules())
     found, lost = placed(ratios, {name: (saved or {}).get(name, name) for name in modules})
     if lost:

@@ -70,6 +70,7 @@ def fqn_to_config(data: Mapping[str, Any], modules: Modules | None = None) -> An
                 f"the model has no module {shown(lost)}: "
                 "give the names of the model that was analysed"
             )
+    # Imported here: torchao is optional, and nothing else of the exports needs torch.
     try:
         import torch
         from torchao.quantization import FqnToConfig, IntxWeightOnlyConfig, PerGroup
@@ -77,6 +78,7 @@ def fqn_to_config(data: Mapping[str, Any], modules: Modules | None = None) -> An
         raise ExportError(
             f"this needs torchao with FqnToConfig: pip install torchao ({error})"
         ) from None
+    # One configuration per width, shared by its modules.
     by_width = {
         width: IntxWeightOnlyConfig(
             weight_dtype=getattr(torch, f"int{width}"), granularity=PerGroup(data["group_size"])

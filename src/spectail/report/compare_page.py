@@ -85,6 +85,7 @@ def compare_html(comparison: Comparison, a: Results, b: Results) -> str:
     words = tuple(
         Paragraph(topic, text, quiet=topic == "Note") for topic, text in _words(comparison)
     )
+    # Both runs may be of one file name; the settings below the title tell them apart.
     title = f"{model_name(a.run)} → {model_name(b.run)}"
     written = Page(
         title=title,
@@ -103,6 +104,7 @@ def compare_html(comparison: Comparison, a: Results, b: Results) -> str:
 def change_by_depth(comparison: Comparison) -> go.Figure:
     """Draw the change of alpha along the model: a line per kind, combined errors as bars."""
     paired = _drawable(comparison)
+    # The column is of pandas' nullable integers, whose NA is no None.
     blocks = [None if block is pd.NA else int(block) for block in paired["block"]]
     depth = depth_of(list(zip(paired["name"].tolist(), blocks, strict=True)))
     places, labels = depth.ticks() if len(paired) else ([], [])
@@ -215,6 +217,7 @@ def _words(comparison: Comparison) -> list[tuple[str, str]]:
 
 def _changes(paired: pd.DataFrame) -> str:
     """Count the layers whose alpha changed by more than chance would reach in so many layers."""
+    # The largest of many changes is large by chance: the limit grows with their number.
     limit = threshold(len(paired))
     clear = paired[paired["z"].abs() > limit]
     moved = "none moved clearly "

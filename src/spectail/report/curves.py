@@ -55,12 +55,14 @@ def null_shape(ratio: float) -> NullShape:
     angle = np.concatenate(
         [np.geomspace(1e-3, math.pi / 60, 20)[:-1], np.linspace(math.pi / 60, math.pi, 101)]
     )
+    # At the upper edge itself the density is 0, which a log axis cannot show.
     angle[-1] -= 1e-9
     x = 1 + ratio - 2 * math.sqrt(ratio) * np.cos(angle)
     density = marchenko_pastur_density(x, ratio)
     slope = density * 2 * math.sqrt(ratio) * np.sin(angle)
     # Trapezoidal rule over the angle: dx = 2 sqrt(ratio) sin(angle) d(angle).
     below = np.concatenate([[0.0], np.cumsum((slope[1:] + slope[:-1]) / 2 * np.diff(angle))])
+    # Per decade: d(x) = x ln(10) d(log10 x).
     return NullShape(np.log10(x), density * x * math.log(10), np.clip(1 - below / below[-1], 0, 1))
 
 
@@ -103,8 +105,10 @@ def spectrum_curves(layer: LayerRecord, spectrum: Spectrum) -> dict[str, Curve]:
         if total and width > 0
         else np.zeros(len(spectrum.counts))
     )
+    # reshape also serves an empty list, which has no second dimension.
     ranks, values = np.array(spectrum.top, dtype=np.float64).reshape(-1, 2).T
     curves = {
+        # A step line needs the last density twice, at both edges of its bin.
         "histogram": Curve(edges, np.append(density, density[-1:])),
         "survival": Curve(values, ranks / max(1, total)),
     }
@@ -145,6 +149,7 @@ def _fit_curves(layer: LayerRecord, total: int, high: float, peak: float) -> dic
 
     The law is scaled to the share of eigenvalues that lie in the tail.
     """
+    # P(X >= x) = (x / xmin) ** (1 - alpha) for a power law of exponent alpha.
     share, slope = layer.n_tail / total, layer.alpha - 1
     x = np.geomspace(layer.xmin, max(layer.xmin, 10**high), FIT_POINTS)
     survival = share * (x / layer.xmin) ** -slope

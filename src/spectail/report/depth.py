@@ -39,6 +39,7 @@ def stack_of(name: str, block: int | None) -> str | None:
     """
     if block is None:
         return None
+    # Names of some formats do not contain the index; their stack has no name then.
     parts = name.split(".")
     return ".".join(parts[: parts.index(str(block))]) if str(block) in parts else ""
 
@@ -54,6 +55,7 @@ def depth_of(layers: Sequence[tuple[str, int | None]]) -> Depth:
         units.setdefault(key, len(units))
         keys.append(key)
     stacks = {stack for stack, _ in units if stack is not None}
+    # Block indices are places only where they are unique and stand together.
     if len(stacks) == 1:
         single = _one_stack(list(units))
         if single is not None:

@@ -79,6 +79,7 @@ def kind_means(layers: Sequence[LayerRecord], at_least: int = 3) -> list[KindMea
             continue
         errors = np.array([layer.alpha_se for layer in layers if layer.kind == kind])
         measured = float(np.sqrt(np.nansum(errors**2))) / alphas.size
+        # Layers of a kind may differ for reasons of their own: the larger error is the safe one.
         scatter = float(alphas.std(ddof=1)) / math.sqrt(alphas.size)
         means.append(KindMean(kind, int(alphas.size), float(alphas.mean()), max(scatter, measured)))
     return sorted(means, key=lambda x: x.mean)
@@ -111,6 +112,7 @@ def depth_trend(layers: Sequence[LayerRecord], at_least: int = 6) -> Trend | Non
         rest.setdefault(place, []).append(layer.alpha - means[layer.kind])
     if len(rest) < at_least:
         return None
+    # One number per block, so that blocks with many layers (experts) do not count more.
     along = np.array([float(np.mean(rest[place])) for place in sorted(rest)])
     # Ranks of numbers that differ by rounding only would be noise.
     if np.ptp(along) < 1e-12:
@@ -128,6 +130,7 @@ def rank_correlation(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
     """
     ranks = np.stack([pd.Series(np.asarray(values)).rank() for values in (x, y)])
     rho = float(np.clip(np.corrcoef(ranks)[0, 1], -1, 1))
+    # rho = 1 would divide by zero; the smallest positive float gives a p-value of 0.
     freedom = ranks.shape[1] - 2
     t = abs(rho) * math.sqrt(freedom / max((1 + rho) * (1 - rho), np.finfo(float).tiny))
     return rho, 2 * float(stdtr(freedom, -t))
@@ -151,5 +154,6 @@ def odd_ones(layers: Sequence[LayerRecord], at_least: int = 6) -> list[tuple[Lay
         for layer in mine:
             gap = abs(layer.alpha - middle)
             if gap > 4 * spread and gap > threshold(len(layers)) * layer.alpha_se:
+                # Kinds differ in spread: the farthest is the one farthest in units of its kind.
                 far.append((gap / spread if spread else math.inf, layer, middle))
     return [(layer, middle) for _, layer, middle in sorted(far, key=lambda x: -x[0])]

@@ -81,9 +81,11 @@ def _view(run: RunInfo) -> list[Column]:
 
     The tail verdict is a main column only if the cutoff claims a power law.
     """
+    # The shape is one cell of two columns: "4096 x 11008" says more than two numbers apart.
     shown = {SHAPE.key: SHAPE}
     for column in COLUMN_TABLE:
         main = column.main or (column.name == "tail_verdict" and run.spec.cutoff.claims_power_law)
+        # Meanings are written as Markdown for the documentation; the page shows plain text.
         meaning = column.meaning.replace("`", "").replace("*", "")
         shown[column.name] = Column(column.name, column.label, column.cell, main, meaning)
     rest = [name for name in COLUMNS if name not in (*FIRST, *NOT_SHOWN)]
@@ -92,6 +94,7 @@ def _view(run: RunInfo) -> list[Column]:
 
 def model_name(run: RunInfo) -> str:
     """Return a short name of the source: the last part of its path."""
+    # The run may come from Windows.
     return run.source.replace("\\", "/").rstrip("/").split("/")[-1] or run.source
 
 
@@ -99,6 +102,7 @@ def spec_line(run: RunInfo) -> list[tuple[str, str]]:
     """Return the settings of a run as (word, value) pairs that fit on one line."""
     spec = run.spec
     window = str(spec.window) if run.window is None else f"{run.window}"
+    # A window asked for by a word, such as "smallest", became a number for this model: show both.
     if run.window is not None and isinstance(spec.window, str):
         window += f" ({spec.window})"
     parts = [
@@ -119,6 +123,7 @@ def spec_line(run: RunInfo) -> list[tuple[str, str]]:
 def command(run: RunInfo) -> str:
     """Return the command that repeats a run, or Python code if the command line lacks a setting."""
     spec = run.spec
+    # The command line has no options for these two.
     if spec.legacy or spec.seed:
         settings = ", ".join(f"{key}={value!r}" for key, value in spec.to_dict().items())
         source = repr(run.given or run.source)
@@ -158,6 +163,7 @@ def spectra_data(results: Results) -> dict[str, Any]:
     shapes: dict[float, int] = {}
     layers: dict[int, dict[str, Any]] = {}
     for i, layer in enumerate(results.layers):
+        # Failed rows may carry a spectrum without a fit; their reason says more than a picture.
         if layer.spectrum is None or layer.status != "ok":
             continue
         ratio = window_ratio(layer)
@@ -248,6 +254,7 @@ def _alpha_number(run: Run) -> list[tuple[str, str, str]]:
 
 def _null_number(run: Run) -> list[tuple[str, str, str]]:
     """Say what alpha a random matrix would have, if nulls were computed."""
+    # Where no layer is comparable, each null belongs to a window of its own, and all count.
     nulls = [layer.alpha_null for layer in run.ranked or run.ok if math.isfinite(layer.alpha_null)]
     if not nulls:
         return []
@@ -280,6 +287,7 @@ def _windows_note(layers: tuple[LayerRecord, ...], run: RunInfo) -> str:
     n = sum(layer.n_windows for layer in layers)
     if run.window is None:
         return f"{n:,} windows"
+    # Windows may lie across or along a matrix: their sides are sorted, for both have one spectrum.
     shapes = {tuple(sorted((x.window_rows, x.window_cols))) for x in layers if x.comparable}
     if len(shapes) != 1:
         return f"{n:,} windows, short side {run.window:,}"
@@ -298,6 +306,7 @@ def _charts(results: Results) -> tuple[dict[str, Any], list[Section]]:
     if any(layer.spectrum is not None for layer in run.ok):
         figures["spectrum"] = page.figure_data(spectrum_figure({}))
         sections.append(SPECTRUM)
+    # A heat map of one block would be a single column.
     if len({layer.block for layer in run.ok if layer.block is not None}) > 1:
         figures["heatmap"] = page.figure_data(block_kind_heatmap(results))
         sections.append(BLOCKS)

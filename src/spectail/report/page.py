@@ -115,6 +115,7 @@ def embed(values: object) -> str:
     NaN becomes null. The text is ASCII and has no ``<``, so that it cannot end the element.
     """
     text = json.dumps(_plain(values), allow_nan=False, separators=(",", ":"))
+    # "</script>" and "<!--" would end or confuse the element, whatever the quoting.
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -131,6 +132,7 @@ def _plain(values: object) -> object:
 
 def figure_data(fig: go.Figure) -> dict[str, Any]:
     """Return a figure as the JSON that plotly.js draws."""
+    # plotly's own encoder writes NaN as null and arrays as lists.
     found: dict[str, Any] = json.loads(fig.to_json(validate=False))
     return {"data": found["data"], "layout": found["layout"]}
 
@@ -138,6 +140,7 @@ def figure_data(fig: go.Figure) -> dict[str, Any]:
 def render(page: Page, payload: Mapping[str, object]) -> str:
     """Write the whole page; ``payload`` holds the figures and the table for its script."""
     plotly, script = _plotly(), _static("table.js") + _static("report.js")
+    # Inline scripts run only if the policy has their hash; a script in a smuggled name has none.
     sources = " ".join(f"'sha256-{_digest(text)}'" for text in (plotly, script))
     policy = (
         f"default-src 'none'; script-src {sources}; style-src 'unsafe-inline'; "
@@ -151,12 +154,14 @@ def render(page: Page, payload: Mapping[str, object]) -> str:
         plotly=Markup(plotly),
         script=Markup(script),
     )
+    # Names in a file may hold lone surrogates, which UTF-8 cannot write.
     return storable(text)
 
 
 @lru_cache(maxsize=1)
 def _template() -> Any:
     """Parse the page's template, which escapes all text that is not marked as HTML."""
+    # Markup() marks what is HTML already; everything else is escaped.
     environment = Environment(autoescape=True)
     environment.filters["with_code"] = _with_code
     return environment.from_string(_static("page.html"))

@@ -70,6 +70,7 @@ def alpha_by_depth(results: Results) -> go.Figure:
             for (i, layer), x in zip(layers, depth.places, strict=True)
             if layer.kind == kind
         ]
+        # Marks that cannot be compared must not look as if they could: no line joins them.
         solid = [entry for entry in mine if entry[1].comparable]
         opened = [entry for entry in mine if not entry[1].comparable]
         if solid:
@@ -103,6 +104,7 @@ def windows_text(layer: LayerRecord) -> str:
 
 def shorten(text: str, most: int = 64) -> str:
     """Shorten a text to ``most`` characters by leaving out its middle."""
+    # Beginnings name the block and ends the layer: the middle says least.
     half = (most - 1) // 2
     return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
@@ -116,6 +118,7 @@ def _add_null(fig: go.Figure, layers: Sequence[Numbered], depth: Depth) -> None:
             2 * layer.alpha_null_sd if math.isfinite(layer.alpha_null_sd) else 0.0,
         )
         for (_, layer), x in zip(layers, depth.places, strict=True)
+        # Other windows have other nulls: they count only if there is no comparable layer at all.
         if math.isfinite(layer.alpha_null)
         and (layer.comparable or not any(y.comparable for _, y in layers))
     ]
@@ -125,6 +128,7 @@ def _add_null(fig: go.Figure, layers: Sequence[Numbered], depth: Depth) -> None:
     low = [min(null - half for x, null, half in known if x == place) for place in xs]
     high = [max(null + half for x, null, half in known if x == place) for place in xs]
     mid = [float(np.mean([null for x, null, _ in known if x == place])) for place in xs]
+    # The band reaches half a place beyond the first and the last layer.
     ends = [xs[0] - 0.5, *map(float, xs), xs[-1] + 0.5]
     low, high, mid = _widen(low), _widen(high), _widen(mid)
     shared = {"mode": "lines", "hoverinfo": "skip", "legendgroup": "null"}
@@ -192,6 +196,7 @@ def _add_points(
         marker={
             "color": colour,
             "symbol": f"{symbol}-open" if opened else symbol,
+            # Large models have hundreds of points side by side.
             "size": 8 if len(mine) < 60 else 6,
         },
         error_y={"type": "data", "array": errors, "thickness": 1.2, "width": 0, "color": colour},
@@ -211,6 +216,7 @@ def block_kind_heatmap(results: Results) -> go.Figure:
     if not layers:
         return note(fig, "no layer lies in a block")
     depth = depth_of([(layer.name, layer.block) for _, layer in layers])
+    # Places start below zero if layers precede the first block; columns count from zero.
     columns = sorted(depth.labels)
     cells: Cells = {}
     for entry, x in zip(layers, depth.places, strict=True):

@@ -55,6 +55,7 @@ def find_layer(results: Results, name: str) -> tuple[LayerRecord, Spectrum]:
     """
     by_name = {layer.name: layer for layer in results.layers}
     if name not in by_name:
+        # Nearly all wrong names are typing errors or lack a prefix.
         near = difflib.get_close_matches(name, by_name, 3, 0.4)
         hint = (
             f"; did you mean {' or '.join(near)}?"
@@ -79,6 +80,7 @@ def layer_spectrum(results: Results, name: str) -> go.Figure:
     layer, spectrum = find_layer(results, name)
     curves = spectrum_curves(layer, spectrum)
     fig = spectrum_figure(curves)
+    # A few eigenvalues may lie decades below the rest; without limits they squeeze the picture.
     fig.update_xaxes(range=shown_range(spectrum, curves))
     error = f" ± {layer.alpha_se:.3f}" if math.isfinite(layer.alpha_se) else ""
     title = f"{safe(shorten(name, 80))}, alpha {layer.alpha:.3f}{error}"

@@ -34,6 +34,7 @@ HEAT_SCALE = (
 )
 """Dark violet is a low alpha, a heavy tail. Lightness rises evenly along the scale."""
 
+# In the order of _KNOWN_KINDS, then those for other kinds.
 _COLOURS = (
     *("#2f6fc4", "#c97a05", "#12906a", "#d0492f", "#8a63d2", "#2a9bc7", "#c2619b"),
     *("#8a8a2b", "#8d6e63", "#68778d"),
@@ -55,6 +56,7 @@ _KNOWN_KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 
 def safe(text: str) -> str:
     """Escape text for plotly and HTML, and replace characters that UTF-8 cannot encode."""
+    # Quotes too, because names also stand in attributes.
     return html.escape(storable(text), quote=True)
 
 
@@ -72,6 +74,7 @@ def kind_styles(kinds: list[str]) -> dict[str, tuple[str, str]]:
     ]
     free = sorted(free, key=lambda i: (i < len(_KNOWN_KINDS), i)) or list(range(len(_COLOURS)))
     others = [kind for kind in dict.fromkeys(kinds) if kind not in styles]
+    # When the colours are used up they come again with another symbol.
     for i, kind in enumerate(others):
         place = free[i % len(free)]
         styles[kind] = (_COLOURS[place], _SYMBOLS[(place + i // len(free)) % len(_SYMBOLS)])

@@ -92,6 +92,7 @@ def _scope(run: Run) -> Finding:
                     reasons.get(layer.reason or "no reason given", 0) + 1
                 )
         if reasons:
+            # One reason is enough in words; the table has all of them.
             common = max(reasons, key=lambda reason: reasons[reason])
             why = common if len(reasons) == 1 else f"mostly: {common}"
             text += f"; {run.count(status):,} {word} ({why})"
@@ -182,6 +183,7 @@ def _power_law(run: Run) -> Finding | None:
     text = f"{len(judged):,} of {plural(len(run.ok), 'tail')} could be judged. "
     out = sum(layer.ks_p <= LEVEL for layer in judged)
     text += f"A power law is ruled out in {out:,} and not ruled out in {len(judged) - out:,}"
+    # Below zero the other law fits better; the p-value says whether that may be chance.
     for name, ratios in (
         ("lognormal", [layer.lognormal_ratio for layer in judged]),
         ("exponential", [layer.exponential_ratio for layer in judged]),
@@ -210,6 +212,7 @@ def _kinds(run: Run) -> Finding | None:
     light = [
         x for x in reversed(means) if high.mean - x.mean <= CLEAR * math.hypot(x.error, high.error)
     ]
+    # With large errors the groups overlap; a kind is named once.
     light = [x for x in light if x not in heavy]
     text = f"on average the tails are heaviest in {_mean_texts(heavy)}, "
     text += f"and lightest in {_mean_texts(light)}"
@@ -275,6 +278,7 @@ def _full(run: Run) -> Finding | None:
     change = np.array([layer.alpha_full - layer.alpha for layer in both])
     text = f"without windows (full spectrum) alpha differs by {np.median(np.abs(change)):.3f} "
     text += f"in the median layer and by up to {np.abs(change).max():.3f}. "
+    # Ranks of fewer than eight layers, or of equal shapes, would show nothing.
     shape = np.array([math.log(max(x.rows, x.cols) / max(1, min(x.rows, x.cols))) for x in both])
     if len(both) >= 8 and np.ptp(shape) > 0 and np.ptp(change) > 0:
         rho = rank_correlation(shape, change)[0]
@@ -330,6 +334,7 @@ def _not_measured(run: Run) -> Finding:
         gaps.append("alphas of the full spectrum were not asked for")
     if run.ok and all(math.isnan(layer.entropy) for layer in run.ok):
         gaps.append("entropy was not computed")
+    # A spectrum that is mostly zeros belongs to a matrix of low rank or a pruned one.
     poor = [
         layer for layer in run.ok if layer.n_eigenvalues and layer.n_zero > layer.n_eigenvalues / 2
     ]

@@ -38,6 +38,7 @@ def as_target(given: Target | str, /, **options: Any) -> Target:
     if not isinstance(given, str | Target):
         raise AllocationError(f"target must be one of spectail.targets or its name, not {given!r}")
     kind = type(given) if isinstance(given, Target) else _named(given)
+    # None means "not given": the type's own default counts.
     chosen = {name: value for name, value in options.items() if value is not None}
     for name in chosen:
         if name not in kind.options():
@@ -48,6 +49,7 @@ def as_target(given: Target | str, /, **options: Any) -> Target:
 
 
 def _named(name: str) -> type[Target]:
+    """Return the target of a known name."""
     return next(target for target in TARGETS if target.name == name)
 
 

@@ -55,6 +55,7 @@ class Target(ABC):
 
 
 def _plain(value: Any) -> Any:
+    """Return a value as JSON has it; a map is its short text."""
     if isinstance(value, tuple):
         return list(value)
     return value if isinstance(value, bool | int | float | str | None) else str(value)

@@ -42,11 +42,13 @@ class Bits(Target):
 
     def __post_init__(self) -> None:
         check_level(self.level)
+        # One width may be given as a number.
         given = self.choices if isinstance(self.choices, tuple | list) else (self.choices,)
         if not given or any(not isinstance(b, Integral) or not 1 <= b <= 32 for b in given):
             raise AllocationError(
                 f"choices must be whole numbers of bits from 1 to 32, not {self.choices!r}"
             )
+        # The dataclass is frozen; the solver relies on ascending widths without repetition.
         object.__setattr__(self, "choices", tuple(sorted({int(b) for b in given})))
         if not (math.isfinite(self.gamma) and self.gamma >= 0):
             raise AllocationError(

@@ -73,6 +73,7 @@ class Sparsity(Target):
                 "the published rule divides by zero there.",
             )
         share = units.numel / units.numel.sum()
+        # The formula of the class, before bounds.
         published = factors * budget / float(share @ factors)
         low, high = self.bounds
         outside = int(((published < low) | (published > high)).sum())
