@@ -283,3 +283,20 @@ def test_experts_of_an_unnamed_gguf_architecture():
     assert layers["blk.0.ffn_up_exps[7]"].kind == "up"
     gate = layers["blk.0.ffn_gate_up_exps[7].gate"].read()[0]
     assert torch.equal(gate, state["blk.0.ffn_gate_up_exps.weight"][7, :3])
+
+
+@pytest.mark.parametrize("outer", ["mlp", "block_sparse_moe"])
+def test_experts_of_mlx_are_no_convolutions(outer):
+    """mlx-lm stacks (experts, out, in) in a module switch_mlp, and pairs with transformers' names."""
+    prefix = f"model.layers.0.{outer}.switch_mlp."
+    state = {
+        f"{prefix}{name}.weight": torch.randn(4, *shape)
+        for name, shape in {"gate_proj": (9, 7), "up_proj": (9, 7), "down_proj": (7, 9)}.items()
+    }
+    layers = {layer.name: layer for layer in open_source(state).layers}
+    assert list(layers) == [f"{n.removesuffix('.weight')}[{i}]" for n in state for i in range(4)]
+    for name, values in state.items():
+        for i in range(4):
+            layer = layers[f"{name.removesuffix('.weight')}[{i}]"]
+            assert torch.equal(layer.read()[0], values[i])
+            assert layer.kind == name.split(".")[-2].removesuffix("_proj")

@@ -75,6 +75,7 @@ CANONICAL = {
     "model.layers.0.mlp.experts.gate_up_proj[3].gate": "model.layers.0.mlp.experts.3.gate_proj",
     "model.layers.0.mlp.experts.gate_up_proj[3].up": "model.layers.0.mlp.experts.3.up_proj",
     "model.layers.0.mlp.experts.down_proj[13]": "model.layers.0.mlp.experts.13.down_proj",
+    "model.layers.0.mlp.switch_mlp.up_proj[3]": "model.layers.0.mlp.experts.3.up_proj",
     "model.layers.0.block_sparse_moe.experts.3.w1": "model.layers.0.mlp.experts.3.gate_proj",
     "model.layers.0.block_sparse_moe.experts.3.w2": "model.layers.0.mlp.experts.3.down_proj",
     "model.layers.0.block_sparse_moe.experts.3.w3": "model.layers.0.mlp.experts.3.up_proj",

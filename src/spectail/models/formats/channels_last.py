@@ -8,7 +8,7 @@ scale or gamma.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -80,6 +80,31 @@ def as_torch(tensors: Mapping[str, LazyTensor]) -> list[LazyTensor]:
             )
             result.append(replace(stored, name=prefix + _RENAMED.get(leaf, leaf), layout=layout))
     return result
+
+
+def from_flax(tensors: Sequence[LazyTensor]) -> list[LazyTensor]:
+    """Convert the tensors of a file that keeps a Flax model under its own names; others stay.
+
+    JAX models come as .npz (Google's ViT, BiT, MLP-Mixer) and as safetensors too. They are known
+    by kernels beside which nothing is called ``weight``.
+    """
+    leaves = {re.split(r"[./]", stored.name)[-1] for stored in tensors}
+    if "kernel" not in leaves or any(leaf.startswith("weight") for leaf in leaves):
+        return list(tensors)
+    return as_torch({stored.name.replace("/", "."): stored for stored in tensors})
+
+
+def from_mlx(stored: LazyTensor) -> LazyTensor:
+    """Bring a convolution of MLX, (out, *window, in), into torch's order; others stay.
+
+    Three dimensions are also those of stacked experts, so that the name has to tell.
+    """
+    module, _, leaf = stored.name.rpartition(".")
+    rank = len(stored.shape)
+    is_conv = rank > 3 or (rank == 3 and "conv" in module.rpartition(".")[2].lower())
+    if leaf != "weight" or not is_conv:
+        return stored
+    return replace(permuted_tensor(stored, (0, rank - 1, *range(1, rank - 1))), layout="conv")
 
 
 def _kernel(stored: LazyTensor, module: str) -> LazyTensor:

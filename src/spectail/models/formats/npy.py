@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from spectail.errors import SourceError
+from spectail.models.formats.channels_last import from_flax
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.open_file import OpenFile, ReadableFile
 from spectail.models.formats.ranges import StoredArray, column_major, row_major, stored_tensor
@@ -51,7 +52,9 @@ def read_npy(files: Sequence[OpenFile]) -> Contents:
             if stored.name in tensors:
                 raise SourceError(f"array {stored.name!r} is in {file.name} and in an earlier file")
             tensors[stored.name] = stored
-    return Contents(sorted(tensors.values(), key=lambda stored: natural_key(stored.name)))
+    return Contents(
+        sorted(from_flax(list(tensors.values())), key=lambda stored: natural_key(stored.name))
+    )
 
 
 def _archive(file: OpenFile) -> list[LazyTensor]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from spectail.errors import SourceError
+from spectail.models.formats.channels_last import from_flax, from_mlx
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.open_file import OpenFile
 from spectail.models.formats.ranges import StoredArray, row_major, stored_tensor
@@ -68,7 +69,7 @@ def read_safetensors(files: Sequence[OpenFile]) -> Contents:
                 )
             where[stored.name] = file.name
             tensors.append(stored)
-    return Contents(sorted(tensors, key=lambda stored: natural_key(stored.name)))
+    return Contents(sorted(from_flax(tensors), key=lambda stored: natural_key(stored.name)))
 
 
 def _tensors_of(file: OpenFile) -> list[LazyTensor]:
@@ -77,9 +78,10 @@ def _tensors_of(file: OpenFile) -> list[LazyTensor]:
         raise SourceError(f"{file.path} is empty; expected a safetensors file")
     try:
         start, header = _header(file)
-        header.pop("__metadata__", None)
+        metadata = header.pop("__metadata__", None) or {}
         _check_ranges(header, file.size - start)
-        return [_tensor(file, start, name, info) for name, info in header.items()]
+        tensors = [_tensor(file, start, name, info) for name, info in header.items()]
+        return [from_mlx(t) for t in tensors] if metadata.get("format") == "mlx" else tensors
     except (_DamageError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error) if isinstance(error, _DamageError) else "its header is damaged"
         raise SourceError(

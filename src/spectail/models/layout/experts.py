@@ -24,9 +24,10 @@ from spectail.models.layout.view import View
 from spectail.models.naming.blocks import kind_of
 
 _STACKED = re.compile(
-    r"(?:^|\.)(?:\w*experts|moe|cond_ffn)\.|\.(?:input|output)_linear\.weight$|ffn_\w+_exps\.weight$"
+    r"(?:^|\.)(?:\w*experts|moe|cond_ffn|switch_(?:mlp|glu))\.|\.(?:input|output)_linear\.weight$"
+    r"|ffn_\w+_exps\.weight$"
 )
-"""Names of parameters that stack experts in three dimensions."""
+"""Names of parameters that stack experts in three dimensions; MLX calls their module switch_mlp."""
 _FLAT = re.compile(r"(?:^|\.)experts\.mlp\.(w1|v1|w2)$")
 """Names of parameters that stack experts in two dimensions."""
 _FLAT_KINDS = {"w1": "gate", "v1": "up", "w2": "down"}

@@ -213,7 +213,7 @@ def canonical_name(name: str) -> str:
     name = re.sub(r"(^|\.)mlp\.router(?:\.layer)?$", r"\1mlp.gate", name)
     # Parts of fused experts get the names of single experts.
     name = re.sub(r"experts\.gate_up_proj\[(\d+)\]\.(gate|up)\b", r"experts.\1.\2_proj", name)
-    name = re.sub(r"experts\.(\w+)\[(\d+)\]", r"experts.\2.\1", name)
+    name = re.sub(r"(?:experts|switch_mlp)\.(\w+)\[(\d+)\]", r"experts.\2.\1", name)
     name = re.sub(r"(input_linear|output_linear)\[(\d+)\](\.gate|\.up)?$", _from_granite, name)
     # Single experts under Mixtral's names.
     return re.sub(r"experts\.(\d+)\.(w[123])$", lambda m: f"experts.{m[1]}.{_MIXTRAL[m[2]]}", name)
