@@ -147,3 +147,19 @@ def test_the_wheel_alone_analyses_a_file(python, checkpoint, tmp_path):
     assert "Heaviest tails" in shown
     assert {path.name for path in (tmp_path / "run").iterdir()} >= set(FILES)
     assert "<script" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_the_lowest_versions_are_those_that_the_project_names():
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in lines if "==" in line)
+    extras = PROJECT["optional-dependencies"]
+    named = [
+        *PROJECT["dependencies"],
+        *(extra for name in ("hf", "gguf", "onnx", "tf") for extra in extras[name]),
+    ]
+    bounds = dict(
+        re.fullmatch(r"([\w-]+)>=([\d.]+)", requirement).groups() for requirement in named
+    )
+    assert bounds.keys() - tested.keys() == set()
+    for name, bound in bounds.items():
+        assert re.sub(r"(\.0)+$", "", tested[name]) == re.sub(r"(\.0)+$", "", bound), name

@@ -18,9 +18,9 @@ class Bar:
             TextColumn("{task.percentage:>3.0f} %"),
             *columns,
         )
-        self.progress = Progress(
-            *shown, console=Console(stderr=True), disable=quiet, transient=True
-        )
+        # Older versions of rich end a disabled bar with an empty line: hence a quiet console too.
+        console = Console(stderr=True, quiet=quiet)
+        self.progress = Progress(*shown, console=console, disable=quiet, transient=True)
         self.task = self.progress.add_task("starting", total=None)
 
     def __enter__(self) -> Self:

@@ -1,0 +1,38 @@
+"""The notebooks run, hold the text and code of their tutorials, and were committed as they ran, with pictures."""
+
+import pytest
+
+pytest.importorskip("nbclient")
+nbformat = pytest.importorskip("nbformat")
+pytest.importorskip("jupytext")
+
+from docs.notebooks import NOTEBOOKS, PLOTLY, TUTORIALS, notebook, run  # noqa: E402
+
+
+def outputs(found):
+    return [output for cell in found.cells for output in cell.get("outputs", [])]
+
+
+def pictures(found):
+    return [output.data[PLOTLY] for output in outputs(found) if PLOTLY in output.get("data", {})]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_a_notebook_is_its_tutorial_and_runs(page):
+    committed = nbformat.read(NOTEBOOKS / f"{page.stem}.ipynb", as_version=4)
+    made = notebook(page)
+    sources = [(cell.cell_type, cell.source) for cell in made.cells]
+    assert [(cell.cell_type, cell.source) for cell in committed.cells] == sources, (
+        "run make notebooks"
+    )
+    run(made)
+    for found in (made, committed):
+        assert {output.output_type for output in outputs(found)} <= {
+            "stream",
+            "display_data",
+            "execute_result",
+        }
+        assert any(picture["data"] for picture in pictures(found))
+    assert len(pictures(made)) == len(pictures(committed))
+    assert len(outputs(made)) == len(outputs(committed))
