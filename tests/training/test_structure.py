@@ -143,3 +143,15 @@ def test_a_language_model_leaves_out_embeddings_head_and_norms():
         assert len(balancer.factors) == 14
         assert balancer.left_out["model.embed_tokens"] == "an embedding"
         assert ("lm_head" in balancer.left_out) is not tied
+
+
+@pytest.mark.parametrize("include", [(), ("norm",)])
+def test_include_adds_a_matrix_that_is_called_like_a_norm(include):
+    names = ("first", "inner", "norm", "last")
+    model = nn.Sequential()
+    for name in names:
+        model.add_module(name, nn.Linear(128, 128))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rule = TempBalance(spec=st.Spec(window=64), include=include)
+    balancer = st.Balancer(model, optimizer, rule, every=10)
+    assert balancer.left_out.get("norm") == (None if include else "a norm")
