@@ -129,8 +129,10 @@ class Allocation(Mapping[str, float]):
 
         """
         try:
+            # Any JSON may be given, such as that of an analysis.
             if stored.get("format") != _FORMAT:
                 raise AllocationError("it is not an allocation")
+            # realised follows from the values, and is computed rather than believed.
             known = {
                 key: value for key, value in stored.items() if key not in ("format", "realised")
             }
@@ -228,6 +230,7 @@ def _check(allocation: Allocation) -> None:
     """Refuse allocations without layers, with a name twice, or with values that are no numbers."""
     if not allocation.shares:
         raise AllocationError("it has no layers")
+    # The mapping keeps one value per name; a second one would be lost without a word.
     if len(allocation) < len(allocation.shares):
         raise AllocationError("it names a layer twice")
     for share in allocation.shares:

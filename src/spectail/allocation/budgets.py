@@ -66,6 +66,7 @@ def _scale(relative: Array, share: Array, *, budget: float, bounds: tuple[float,
         return float(share @ np.clip(c * relative, low, high))
 
     positive = relative[relative > 0]
+    # c = 0, and for every unit the c at which it leaves the lower and reaches the upper bound.
     corners = np.unique(
         np.concatenate([[0.0], low / positive, high / positive if np.isfinite(high) else []])
     )
@@ -73,11 +74,13 @@ def _scale(relative: Array, share: Array, *, budget: float, bounds: tuple[float,
     if after == 0 or (after == corners.size and np.isfinite(high)):
         return float(corners[min(after, corners.size - 1)])
     left = float(corners[after - 1])
+    # Beyond the last corner (without an upper bound) any point shows which units are free.
     right = float(corners[after]) if after < corners.size else 2 * left + 1
     # Which units lie between their bounds does not change between two corners.
     middle = np.clip((left + right) / 2 * relative, low, high)
     free = (middle > low) & (middle < high)
     slope = float(share[free] @ relative[free])
+    # No unit is free: the mean is constant here, and equals the budget up to rounding.
     if not slope > 0:
         return right
     return (budget - float(share[~free] @ middle[~free])) / slope

@@ -116,6 +116,7 @@ def cover(
         AllocationError: a glob that changes nothing, or no layer that takes part.
 
     """
+    # Globs are checked against the reasons, so that an include which adds nothing is noticed.
     reasons = _outside(layers, inside_blocks)
     _check_globs(layers, include, exclude, reasons)
     kept, left_out = [], []
@@ -195,6 +196,7 @@ def _check_globs(
     for glob in (*include, *exclude):
         if not any(matches(layer.name, glob) for layer in layers):
             word = "include" if glob in include else "exclude"
+            # The first, a middle and the last name show all styles of a model.
             examples = ", ".join(layer.name for layer in layers[:: max(1, len(layers) // 2)][:3])
             raise AllocationError(
                 f"{word} {glob!r} matches none of the {len(layers)} layers; "

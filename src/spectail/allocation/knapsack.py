@@ -72,6 +72,7 @@ def choose(
     # Without a gap the walk has reached the lower bound and is proved optimal.
     gap = problem.total(picks) - bound
     open_gap = 0.0
+    # A smaller gap is rounding in the sums.
     if gap > _ROUNDING * problem.total(picks):
         picks, open_gap = _improve(problem, picks, reduced, gap)
     return widths[picks].astype(np.float64), open_gap
@@ -98,6 +99,7 @@ def _walk(problem: _Problem, picks: Integers) -> tuple[Integers, float]:
     n = problem.numel.size
     growth = np.diff(problem.choices)
     weights = problem.numel[:, None] * growth
+    # Cost that each step (item, step) saves per weight that it adds.
     saved = -np.diff(problem.costs, axis=1) / weights
     picks = picks.copy()
     room = problem.capacity - problem.weight(picks)
@@ -106,11 +108,13 @@ def _walk(problem: _Problem, picks: Integers) -> tuple[Integers, float]:
     # stable, and the transposed array lists all first steps before all second ones.
     order = np.argsort(-saved.T.ravel(), kind="stable")
     for step, item in zip(*np.divmod(order, n), strict=True):
+        # An earlier step of this item did not fit, so that this one cannot be taken.
         if picks[item] != step:
             continue
         if weights[item, step] <= room:
             picks[item] += 1
             room -= int(weights[item, step])
+        # The first step that fails sets the price; smaller steps after it may still fit.
         elif price == 0.0:
             price = float(saved[item, step])
     return picks, price
@@ -150,6 +154,7 @@ def _improve(
     if found.x is None:
         return picks, open_gap
     better = lowest.copy()
+    # Integer up to a tolerance of the solver.
     chosen = found.x > 0.5
     better[core[item[chosen]]] = choice[chosen]
     # The solver meets its constraints up to a tolerance only.
@@ -191,5 +196,6 @@ def _solve(costs: Array, weights: Integers, item: Integers, *, room: int) -> Any
             LinearConstraint(one_each, 1, 1),
             LinearConstraint(weights[None] / scale, -np.inf, room / scale),
         ],
+        # Without this, HiGHS stops within 1e-4 of the optimum.
         options={"mip_rel_gap": 0.0, "time_limit": TIME_LIMIT},
     )

@@ -44,6 +44,7 @@ class Linear:
     def factors(self, alphas: Array) -> Array:
         """One factor per alpha."""
         smallest, spread = alphas.min(), np.ptp(alphas)
+        # "not >" also catches NaN.
         if not spread > 0:
             return _nobody_stands_out(self.low, self.high, alphas.size)
         place: Array = (alphas - smallest) / spread
@@ -190,11 +191,13 @@ def parse_map(text: str) -> Map:
     (Linear(low=0.75, high=1.25), Linear(low=1.0, high=5.0))
 
     """
+    # A published name stands for the text of a map.
     kind, *words = presets.MAPS.get(text.strip(), text.strip()).split(":")
     try:
         numbers = [float(word) for word in words]
     except ValueError:
         kind, numbers = "", []
+    # Maps without numbers.
     plain: dict[str, Map] = {"sqrt": SquareRoot(), "log2": Log2()}
     if kind in plain and not numbers:
         return plain[kind]
@@ -202,6 +205,7 @@ def parse_map(text: str) -> Map:
         low, high = numbers if len(numbers) == 2 else (1 - numbers[0], 1 + numbers[0])
         return Linear(low, high) if kind == "linear" else Step(low, high)
     if kind == "sigmoid" and len(numbers) in (1, 2, 3):
+        # One number is the scale on both sides of the mean.
         return Sigmoid(*(numbers * 2 if len(numbers) == 1 else numbers))
     raise AllocationError(
         f"map must be one of {_FORMS}, or {', '.join(presets.MAPS)}, not {text!r}"

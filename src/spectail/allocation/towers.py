@@ -60,6 +60,7 @@ def beside_language_model(names: Sequence[str]) -> dict[str, str]:
     text = _language_stacks(stacks, names)
     if not text:
         return {}
+    # By stack and not by layer: all blocks of a stack belong to one component.
     reasons = {stack: _reason(stack) for stack in stacks if stack not in text}
     return {name: reasons[stack] for name, stack in stack_of.items() if stack in reasons}
 
@@ -81,6 +82,7 @@ def _language_stacks(stacks: Iterable[str], names: Iterable[str]) -> set[str]:
 def _other(path: str) -> str:
     """Name the component that a path lies in, by its first known word; empty if it has none."""
     for component in path.split("."):
+        # "vision_tower", "audio_encoder", "projectors": a single word of the component is enough.
         for word in component.lower().split("_"):
             if place := _WORDS.get(word) or _WORDS.get(word.removesuffix("s")):
                 return place
@@ -91,6 +93,7 @@ def _is_encoder(stack: str) -> bool:
     """Whether the name of a stack in a text component is that of an encoder, as in CLIP."""
     components = stack.split(".")
     first = next(i for i, component in enumerate(components) if component in _LANGUAGE)
+    # Words before the component for text say nothing about it: "encoder.text_model.layers".
     words = {word for component in components[first:] for word in component.split("_")}
     return "encoder" in words and "decoder" not in words
 

@@ -89,6 +89,7 @@ def make_units(layers: Sequence[Measured], level: str) -> Units:
     """
     groups: dict[str, list[Measured]] = {}
     for layer in layers:
+        # The full name of the block: encoder and decoder both have a block 0.
         unit = unit_of(layer.name) if level == "block" else None
         groups.setdefault(unit or layer.name, []).append(layer)
     numel = [sum(layer.numel for layer in group) for group in groups.values()]
@@ -160,6 +161,7 @@ def with_alphas(
 
 def why_no_alpha(layer: Measured) -> str:
     """Say why a layer has no alpha to go by; empty if it has one."""
+    # The status comes first: the alpha of a failed layer is NaN, which says less.
     if layer.status != "ok":
         return f"{layer.status}: {layer.reason}"
     if not (math.isfinite(layer.alpha) and layer.alpha > 0):

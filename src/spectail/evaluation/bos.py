@@ -171,6 +171,7 @@ def resolve(bos: str, tokenizer: Any, model: nn.Module | None = None) -> Bos:
     opening = _opening(tokenizer, family)
     if bos == "auto":
         return Bos(_auto(kinds, family, tokenizer, opening), opening)
+    # Written out, because a type checker cannot narrow a text to the literals of Rule.
     rule: Rule = "every" if bos == "every" else "first" if bos == "first" else "none"
     if rule != "none" and not opening:
         where = "every block" if rule == "every" else "the text"
@@ -247,6 +248,7 @@ def _ids(tokenizer: Any, tokens: Sequence[str]) -> tuple[int, ...]:
     """Return the ids of tokens; empty unless the vocabulary has all of them."""
     convert = getattr(tokenizer, "convert_tokens_to_ids", None)
     found = [convert(token) for token in tokens] if convert else []
+    # Tokenizers answer with None or with their unknown token.
     unknown = (None, getattr(tokenizer, "unk_token_id", None))
     return () if any(token in unknown for token in found) else tuple(found)
 

@@ -235,6 +235,7 @@ def _check_decoder(model: nn.Module) -> None:
 def _check_positions(model: nn.Module, seq_len: int) -> None:
     """Refuse blocks that are longer than the model's positions."""
     positions = text_setting(model, "max_position_embeddings")
+    # Some configurations hold -1 or 0 where positions are not limited.
     if positions is not None and 0 < positions < seq_len:
         raise EvaluationError(
             f"the model has {positions} positions, fewer than seq_len {seq_len}: give a smaller one"
@@ -244,6 +245,7 @@ def _check_positions(model: nn.Module, seq_len: int) -> None:
 def _check_vocabulary(model: nn.Module, blocks: Tensor) -> None:
     """Refuse tokens that the model has no embedding for."""
     words = text_setting(model, "vocab_size")
+    # On a GPU an unknown token would be an assertion in a kernel, which ends the process.
     if words is not None and int(blocks.max()) >= words:
         raise EvaluationError(
             f"the tokenizer gives token {int(blocks.max())}, but the model knows {words}: "
@@ -272,6 +274,7 @@ def _of_text_alone(model: nn.Module, ids: Tensor) -> Any:
         return model(input_ids=ids, use_cache=False)
     except (TypeError, ValueError, AttributeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
+        # The first line only: the command line shows an error as one line.
         raise EvaluationError(
             f"{type(model).__name__} does not run on text alone: {lines[0][:200]}"
         ) from error

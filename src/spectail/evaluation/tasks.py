@@ -30,6 +30,7 @@ def evaluate_tasks(
         EvaluationError: lm-eval is not installed, or it has no task of that name.
 
     """
+    # A text is a sequence of letters too.
     names = [tasks] if isinstance(tasks, str) else list(tasks)
     # Imported here: lm-eval is optional and takes seconds to import.
     try:

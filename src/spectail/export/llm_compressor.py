@@ -111,6 +111,7 @@ def quantization_recipe(
     modifier = _modifier(QUANTISERS, method)
     check_group_size(group_size)
     widths = _by_module(allocation)
+    # Widths go by name, so that the order of modules does not matter here.
     if modules is not None:
         widths = _placed(widths, modules)
     lines = ["config_groups:"]
@@ -148,6 +149,7 @@ def _placed(values: Mapping[str, float], modules: Modules) -> dict[str, float]:
     found, lost = placed(values, modules)
     if not lost:
         return found
+    # Fused experts get an error of their own: the user must load the model in another way.
     known = set(modules)
     fused = [name for name in lost if (match := _EXPERT.match(name)) and match[1] in known]
     if fused:

@@ -65,6 +65,7 @@ def grouped(
         ExportError: ``problem`` with the names of the layers that have no place.
 
     """
+    # All layers without a place are collected, so that one error names them together.
     members: dict[str, list[LayerValue]] = {}
     homeless = []
     for share in allocation.shares:
@@ -115,6 +116,7 @@ def placed(values: Mapping[str, float], modules: Modules) -> tuple[dict[str, flo
     )
     names = list(modules)
     pairing = pair_names(list(values), names, right_saved=saved)
+    # Choosing one of several could prune the wrong layer.
     for name, several in pairing.ambiguous.items():
         raise ExportError(
             f"{name} could be any of the modules {shown(several)}: call it as the model does"

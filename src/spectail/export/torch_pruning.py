@@ -35,6 +35,7 @@ def channel_ratio(sparsity: float) -> float:
     >>> channel_ratio(0.75)
     0.5
     """
+    # The inverse of sparsity = 1 - (1 - c)^2.
     return 1 - math.sqrt(1 - sparsity)
 
 

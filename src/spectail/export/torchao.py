@@ -45,6 +45,7 @@ def widths(allocation: Allocation, *, group_size: int = 32) -> dict[str, Any]:
     check_target(allocation, "bits", "torchao")
     check_group_size(group_size)
     found = {name: int(width) for name, width in by_module(allocation, "torchao").items()}
+    # torchao has int1 to int8; refusing here saves an error deep inside of quantize_.
     wide = [name for name, width in found.items() if width > WIDEST]
     if wide:
         raise ExportError(

@@ -151,6 +151,7 @@ def a_against_b(comparison: Comparison) -> go.Figure:
     fig = figure(xaxis=axis("alpha in A"), yaxis=axis("alpha in B"))
     if not len(paired):
         return note(fig, "no layer was measured in the same window in both runs")
+    # The diagonal runs over the range of both runs.
     ends = [float(f(paired[["alpha_a", "alpha_b"]].to_numpy())) for f in (np.min, np.max)]
     line = {"color": NULL, "width": 1.5, "dash": "dot"}
     fig.add_scatter(
@@ -274,4 +275,5 @@ def _plain(value: object) -> object:
     """Return a cell as a JSON value."""
     if value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
         return None
+    # NumPy's numbers are no JSON values.
     return value.item() if isinstance(value, np.generic) else value

@@ -82,6 +82,7 @@ def _one_stack(
     units: list[tuple[str | None, int | str]],
 ) -> dict[tuple[str | None, int | str], int] | None:
     """Place blocks at their own index; None if other layers lie between the blocks."""
+    # Other layers between blocks (DenseNet's transitions) need places of their own.
     inside = [i for i, (stack, _) in enumerate(units) if stack is not None]
     first, last = inside[0], inside[-1]
     if inside != list(range(first, last + 1)):

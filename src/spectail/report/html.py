@@ -172,6 +172,7 @@ def spectra_data(results: Results) -> dict[str, Any]:
             "counts": layer.spectrum.counts,
             "ranks": [rank for rank, _ in layer.spectrum.top],
             "values": [_short(value) for _, value in layer.spectrum.top],
+            # An index into the shapes: many layers share one.
             "shape": None if ratio is None else shapes.setdefault(ratio, len(shapes)),
             "shift": null_shift(layer),
         }
@@ -198,6 +199,7 @@ def _short(value: float) -> float:
 
 def _first(results: Results, drawable: dict[int, dict[str, Any]]) -> int | None:
     """Choose the layer that is shown first: the heaviest tail among the comparable ones."""
+    # A layer that is not comparable would open the page with a misleading number.
     ranked = sorted(
         drawable,
         key=lambda i: (not results.layers[i].comparable, _sortable(results.layers[i].alpha)),
@@ -304,6 +306,7 @@ def _charts(results: Results) -> tuple[dict[str, Any], list[Section]]:
         figures["depth"] = page.figure_data(alpha_by_depth(results))
         sections.append(DEPTH)
     if any(layer.spectrum is not None for layer in run.ok):
+        # Empty: the script draws the layer that is chosen.
         figures["spectrum"] = page.figure_data(spectrum_figure({}))
         sections.append(SPECTRUM)
     # A heat map of one block would be a single column.

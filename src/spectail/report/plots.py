@@ -132,6 +132,7 @@ def _add_null(fig: go.Figure, layers: Sequence[Numbered], depth: Depth) -> None:
     ends = [xs[0] - 0.5, *map(float, xs), xs[-1] + 0.5]
     low, high, mid = _widen(low), _widen(high), _widen(mid)
     shared = {"mode": "lines", "hoverinfo": "skip", "legendgroup": "null"}
+    # Without a known spread, the null is a line only.
     if any(half > 0 for _, _, half in known):
         fig.add_scatter(x=ends, y=low, line={"width": 0}, showlegend=False, **shared)
         fig.add_scatter(
@@ -162,6 +163,7 @@ def _add_kind(
 ) -> None:
     """Draw the points of one kind and a line through them, or through means if places repeat."""
     xs = sorted({x for _, _, x in mine})
+    # One layer per place: the line goes through the points themselves.
     if len(xs) == len(mine):
         _add_points(fig, kind, sorted(mine, key=lambda entry: entry[2]), style, line=len(mine) > 1)
         return

@@ -102,6 +102,7 @@ def figure(**layout: object) -> go.Figure:
     """
     import plotly.graph_objects as go
 
+    # The page restyles text and grid for light and dark; transparent grounds let it show through.
     base: dict[str, Any] = {
         "template": "none",
         "paper_bgcolor": "rgba(0,0,0,0)",

@@ -112,6 +112,7 @@ def _range(run: Run) -> Finding | None:
     middle = float(np.median([layer.alpha for layer in run.ranked]))
     text = f"alpha runs from {low.alpha:.3f} to {high.alpha:.3f}, with a median of {middle:.3f}. "
     n = len(run.ranked)
+    # NaN if one of the two has no error bar.
     error = math.hypot(low.alpha_se, high.alpha_se)
     if not math.isfinite(error):
         return Finding(
@@ -203,6 +204,7 @@ def _kinds(run: Run) -> Finding | None:
     low, high = means[0], means[-1]
     error = math.hypot(low.error, high.error)
     gap = (high.mean - low.mean) / error if error > 0 else math.inf
+    # As many comparisons as there are pairs of kinds, of which this is the most different.
     if gap <= threshold(len(means) * (len(means) - 1) // 2):
         text = f"the means of the {len(means)} kinds with at least three layers "
         text += "do not differ beyond their errors."

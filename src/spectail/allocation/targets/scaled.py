@@ -43,6 +43,7 @@ class Scaled(Target):
             )
         factors = as_map(self.map).factors(units.alpha)
         deviations = _deviations(as_map(self.map), units.alpha)
+        # Published rules multiply and leave the mean where it falls.
         if not self.normalize:
             return budget * factors, deviations
         values = fill(factors, units.numel, budget=budget, bounds=(0.0, math.inf))

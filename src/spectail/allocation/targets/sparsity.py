@@ -59,6 +59,7 @@ class Sparsity(Target):
 
     def values(self, units: Units, budget: float) -> tuple[Array, tuple[str, ...]]:
         """Return one ratio per unit, and how they deviate from the published rule."""
+        # At 1 every weight would be zero.
         if not 0 <= budget < 1:
             raise AllocationError(f"a sparsity must be at least 0 and below 1, not {budget!r}")
         factors = as_map(self.map).factors(units.alpha)
