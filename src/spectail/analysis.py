@@ -102,6 +102,7 @@ def compare(a: Analysis | str | Path, b: Analysis | str | Path) -> Comparison:
 
     Each is an Analysis or a folder that ``spectail analyze`` wrote.
     """
+    # Loading needs neither the model nor torch.
     first, second = (x if isinstance(x, Analysis) else Analysis.load(x) for x in (a, b))
     return pair_layers(first, second)
 

@@ -103,6 +103,7 @@ def run(arguments: list[str]) -> int:
 
     Whatever the user can fix is printed as one line on standard error.
     """
+    # soft_wrap: a long message stays one line when it is redirected to a file.
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     # standalone_mode=False: typer returns or raises instead of exiting with messages of its own.
     try:
@@ -131,5 +132,6 @@ def run(arguments: list[str]) -> int:
         )
         cause = os.strerror(error.errno) if error.errno else error
         problem = f"cannot read or write{where}: {cause}{hint}"
+    # Messages may hold line breaks from libraries; one line is easier to read and to search.
     errors.print(f"spectail: {' '.join(problem.split())}", markup=False)
     return 2

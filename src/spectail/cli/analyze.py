@@ -103,6 +103,7 @@ def _spec(preset: str, **options: Any) -> Spec:
     if preset not in presets.BY_NAME:
         raise SpecError(f"preset must be one of {', '.join(presets.BY_NAME)}, not {preset!r}")
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    # --window takes a word or a number, and typer passes both as text.
     if str(given.get("window", "")).isdecimal():
         given["window"] = int(given["window"])
     return replace(presets.BY_NAME[preset], **given)
@@ -143,6 +144,7 @@ def _show(console: Console, analysis: Analysis, out: Path) -> None:
     console.print(
         ", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False
     )
+    # markup=False: names and reasons may contain square brackets, which rich would interpret.
     for layer in analysis.layers:
         if layer.status == "failed":
             console.print(f"failed: {layer.name}: {layer.reason}", highlight=False, markup=False)

@@ -27,6 +27,7 @@ def compare(
     first, second = Analysis.load(a), Analysis.load(b)
     comparison = pair_layers(first, second)
     page = out or (b if b.is_dir() else b.parent) / "compare.html"
+    # Make the page before the folder, so that a failure leaves nothing behind.
     html = compare_html(comparison, first, second)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(html, encoding="utf-8")

@@ -157,6 +157,7 @@ def _prune(
             model, tokenizer, out, allocation=done.allocation, report=done.report, page=page
         )
     except KeyboardInterrupt as stopped:
+        # The folder appears complete or not at all, so there is nothing to clean up.
         told = f"{str(stopped) or 'interrupted'}; nothing was written"
         Console(stderr=True, highlight=False, soft_wrap=True).print(told, markup=False)
         return 130

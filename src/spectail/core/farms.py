@@ -165,6 +165,7 @@ class Farms:
         window, positions = self.place((matrices.shape[1], matrices.shape[2]), spec, common)
         taken, found = self.solve(matrices, window, positions, spec)
         fit = self.with_tail(self.pooled(found, window), spec, variance)
+        # The error bar can reuse the eigenvalues of windows that do not overlap.
         known = dict(zip(taken, found, strict=True))
         fit = self.with_error(fit, spec, matrices, known if error_bar else None)
         if spec.tolerance is None or fit.status != "ok":
@@ -212,6 +213,7 @@ class Farms:
 
     def pooled(self, found: Array, window: Window) -> TailFit:
         """Pool the eigenvalues of all windows into a TailFit that has no tail yet."""
+        # found has the shape (positions, matrices, eigenvalues); zeros are judged window by window.
         zero = self.zeros(found, window)
         n_windows = found.shape[0] * found.shape[1]
         return TailFit(
@@ -254,6 +256,7 @@ class Farms:
             (math.nan, "") if known is None else _error_bar(fit.window, matrices, known, spec)
         )
         remarks = [remark] if remark else []
+        # With most eigenvalues zero, the "upper half" of the rest is a small part of the spectrum.
         total = fit.eigenvalues.size + fit.n_zero
         if fit.n_zero * 2 > total:
             remarks.append(
@@ -274,6 +277,7 @@ class Farms:
 
     def is_comparable(self, fit: TailFit, common: int | None) -> bool:
         """Return whether the layer was measured in the run's window, so that alphas compare."""
+        # A layer that is too small for the common window has a smaller one of its own.
         return common is None or min(fit.window) == common
 
 
@@ -313,6 +317,7 @@ def _unusable(matrices: Tensor, squares: float) -> str:
 
 def tail_of(eigenvalues: Array, cutoff: Cutoff) -> PowerLaw:
     """Fit the tail that the cutoff selects; the fit is empty if no eigenvalue belongs to it."""
+    # A fixed xmin can lie above every eigenvalue.
     start = cutoff.start(eigenvalues) if eigenvalues.size else 0
     if start >= eigenvalues.size:
         return PowerLaw(math.nan, math.nan, math.nan, 0)

@@ -129,6 +129,7 @@ def judge_tail(tail: Array) -> GoodnessOfFit:
         )
     if tail.size < MIN_JUDGED or tail[0] == tail[-1]:
         return GoodnessOfFit(n_tail=tail.size)
+    # The whole array is the tail, so the fit starts at index 0.
     fit = fit_from(tail, 0)
     logs = np.log(tail / tail[0])
     power = power_law_terms(logs)
@@ -158,6 +159,7 @@ def verdict(found: GoodnessOfFit) -> str:
             if few
             else "all tail eigenvalues are equal"
         )
+    # Small p-values have three decimals, so that 0.003 is not shown as 0.00.
     out = found.ks_p <= LEVEL
     chance = (
         "p < 0.001" if found.ks_p < 0.001 else f"p <= {found.ks_p:.{3 if found.ks_p < 0.1 else 2}f}"
@@ -199,6 +201,7 @@ def ks_p_value(distance: float, n: int) -> float:
 
 def power_law_terms(logs: Array) -> Array:
     """Return the log density of each y = ln(x / xmin) under the maximum-likelihood power law."""
+    # y is exponential with the rate alpha - 1 = 1 / mean(y).
     slope = 1 / float(logs.mean())
     terms: Array = math.log(slope) - slope * logs
     return terms
@@ -273,6 +276,7 @@ def _cut_of(ratio: float) -> float:
 
     Importing scipy.optimize for it would take longer than testing all layers of a model.
     """
+    # 64 halvings exhaust double precision on this range.
     low, high = _CUTS
     for _ in range(64):
         middle = (low + high) / 2

@@ -66,6 +66,7 @@ def jackknife_variance(values: Array, group: NDArray[np.intp], count: int, cutof
     ``values`` are ascending, ``group`` holds the group number of each value and ``count`` is G,
     which includes groups that hold zeros only.
     """
+    # Removing values keeps the order, so every refit starts from sorted values.
     alphas = np.array([tail_alpha(values[group != g], cutoff) for g in range(count)])
     return float((count - 1) / count * ((alphas - alphas.mean()) ** 2).sum())
 
@@ -80,6 +81,7 @@ def tail_alpha(values: Array, cutoff: Cutoff) -> float:
     start = cutoff.start(values)
     if start >= values.size:
         return math.nan
+    # core.tails.fit_from also adds ties of xmin below ``start``; eigenvalues are hardly ever equal.
     tail = values[start:]
     total = float(np.log(tail / tail[0]).sum())
     return 1 + tail.size / total if total > 0 else math.nan

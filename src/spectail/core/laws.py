@@ -74,6 +74,7 @@ def marchenko_pastur_alpha(
         if fraction is None:
             raise ValueError("give fraction or xmin")
         xmin = float(np.interp(-fraction, -above, x))
+    # 1 + 1 / E[ln(x / xmin)] over the tail: the maximum-likelihood alpha of infinitely many values.
     tail = x >= xmin
     mass = float(weights[tail].sum())
     if mass <= 0:
@@ -100,6 +101,7 @@ def null_by_simulation(
     windows, and is that of the number drawn.
     """
     short, long = min(window), max(window)
+    # Scaling keeps the ratio of the sides, which decides the law.
     scale = min(1.0, _SIMULATED_SIDE / long) if smooth else 1.0
     m, n = max(2, round(short * scale)), max(2, round(long * scale))
     drawn = (
@@ -109,6 +111,7 @@ def null_by_simulation(
     )
     draws = _SMOOTH_DRAWS if smooth else _SEARCH_DRAWS
     alphas = _drawn_alphas(m, n, drawn, draws, cutoff, seed)
+    # Undo both reductions with the 1 / (side * sqrt(windows)) law.
     spread = float(alphas.std(ddof=1)) * (m / short) * math.sqrt(drawn / n_windows)
     return float(alphas.mean()), spread
 
@@ -127,6 +130,7 @@ def _gaussian_pool(m: int, n: int, n_windows: int, count: int, seed: int) -> lis
     (Dumitriu and Edelman 2002). Its eigenvalues follow the same law as those of the dense matrix
     and cost only a tridiagonal solve.
     """
+    # The shape is part of the seed, so that draws of different windows are independent.
     rng = np.random.default_rng((seed, m, n))
     draws = []
     for _ in range(count):

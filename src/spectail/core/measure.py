@@ -45,6 +45,7 @@ def tail_fit(
     (16, 'ok', 2.12, True)
     """
     tensor = _as_tensor(matrix)
+    # Several matrices are treated as the kernel slices of a convolution.
     several = tensor.ndim == 3
     if tensor.ndim == 2:
         tensor = tensor[None]

@@ -7,7 +7,7 @@ eigenvalue is that of any of them, and sums run over all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -53,6 +53,7 @@ def moments(matrices: Tensor) -> tuple[float, float]:
         squares += float(_squared(values))
     offset = complex(shift.item())
     mean = total / count
+    # Rounding can make the variance of equal weights negative.
     variance = max(0.0, squares / count - abs(mean) ** 2)
     return variance, count * (variance + abs(mean + offset) ** 2)
 
@@ -62,6 +63,7 @@ def largest_eigenvalue(matrices: Tensor) -> float:
 
     Large matrices use Lanczos iteration from a fixed start vector (ARPACK through SciPy).
     """
+    # Kernel slices are many and small, so they are solved in stacks of 64.
     if min(matrices.shape[1:]) <= _DENSE_SIDE:
         norms = [
             torch.linalg.matrix_norm(batch.to(_wide(batch)), 2).max()
@@ -77,6 +79,7 @@ def entropy(eigenvalues: Array) -> float:
 
     p are the eigenvalues divided by their sum.
     """
+    # p ln p tends to 0 with p, so zeros add nothing.
     shares = eigenvalues[eigenvalues > 0] / eigenvalues.sum()
     if shares.size < 2:
         return math.nan
@@ -92,33 +95,55 @@ def _lanczos(matrix: Tensor, magnitude: float) -> float:
     """
     if matrix.shape[0] > matrix.shape[1]:
         matrix = matrix.mT
-    # Scale extreme weights by a power of two, so that their squares stay in range.
-    side, exponent = matrix.shape[0], math.frexp(magnitude)[1]
-    exponent = 0 if abs(exponent) <= _SAFE_EXPONENT else exponent
-    fine = matrix.dtype in (torch.float64, torch.complex128)
-    working = matrix.dtype if fine else torch.promote_types(matrix.dtype, torch.float32)
-    scaled = matrix.to(working) if exponent == 0 else matrix.to(working) * 2.0**-exponent
+    scaled, exponent = _in_range(matrix, magnitude)
+    # One matrix of a layer may be zero although another is not; Lanczos would divide by zero.
     if not scaled.any():
         return 0.0
-    pieces = torch.split(scaled, max(1, _PIECE // side), dim=1)
+    # Blocks of columns, so that no double-precision copy of a large matrix is made.
+    pieces = torch.split(scaled, max(1, _PIECE // matrix.shape[0]), dim=1)
+    top = torch.from_numpy(_top_vector(scaled, pieces)).to(matrix.device, _wide(matrix))
+    # Rayleigh quotient |A^H v|^2 / |v|^2 in double precision; ldexp undoes the scaling.
+    image = sum(float(_squared(piece.mH.to(top.dtype) @ top)) for piece in pieces)
+    return math.ldexp(image / float(_squared(top)), 2 * exponent)
+
+
+def _in_range(matrix: Tensor, magnitude: float) -> tuple[Tensor, int]:
+    """Return the matrix in at least float32, divided by 2^exponent, and the exponent.
+
+    ``magnitude`` is the largest magnitude of an entry. Extreme weights are scaled so that their
+    squares neither overflow nor vanish; a power of two makes this exact.
+    """
+    exponent = math.frexp(magnitude)[1]
+    working = torch.promote_types(matrix.dtype, torch.float32)
+    if abs(exponent) <= _SAFE_EXPONENT:
+        return matrix.to(working), 0
+    return matrix.to(working) * 2.0**-exponent, exponent
+
+
+def _top_vector(scaled: Tensor, pieces: Sequence[Tensor]) -> NDArray[Any]:
+    """Return the eigenvector of A A^H with the largest eigenvalue, by Lanczos iteration.
+
+    ``pieces`` are blocks of columns of A.
+    """
+    side = scaled.shape[0]
     multiply = (
         _gram_product(piece.cpu() for piece in pieces)
         if side <= _GRAM_SIDE
         else _two_products(scaled)
     )
+    # A fixed start vector makes the result reproducible; a random one is almost surely not
+    # orthogonal to the eigenvector.
     start = (
         np.random.default_rng(0)
         .standard_normal(side)
-        .astype(torch.empty(0, dtype=working).numpy().dtype)
+        .astype(torch.empty(0, dtype=scaled.dtype).numpy().dtype)
     )
     operator = LinearOperator((side, side), matvec=multiply, dtype=start.dtype)
-    _, vectors = eigsh(
-        operator, k=1, which="LA", v0=start, tol=1e-10 if fine else 1e-5, maxiter=50 * side
-    )
-    # Rayleigh quotient |A^H v|^2 / |v|^2 in double precision; ldexp undoes the scaling.
-    top = torch.from_numpy(vectors[:, 0]).to(matrix.device, _wide(matrix))
-    image = sum(float(_squared(piece.mH.to(top.dtype) @ top)) for piece in pieces)
-    return math.ldexp(image / float(_squared(top)), 2 * exponent)
+    # float32 cannot reach a finer tolerance, and the Rayleigh quotient squares the error.
+    tolerance = 1e-10 if scaled.dtype in (torch.float64, torch.complex128) else 1e-5
+    _, vectors = eigsh(operator, k=1, which="LA", v0=start, tol=tolerance, maxiter=50 * side)
+    top: NDArray[Any] = vectors[:, 0]
+    return top
 
 
 def _gram_product(pieces: Iterable[Tensor]) -> Callable[[NDArray[Any]], NDArray[Any]]:

@@ -76,6 +76,7 @@ class Published(Farms):
         if spec.window != "whole":
             return self._fit_divisions(matrices, spec)
         window, positions = self.place((matrices.shape[1], matrices.shape[2]), spec, common)
+        # The factor applies to eigenvalues here, sqrt(1/2) to weights in the published code.
         found = CONVOLUTION_FACTOR * self.solve(matrices, window, positions, spec)[1]
         fit = self.with_tail(self.pooled(found, window), spec, variance)
         known = dict(zip(positions, found, strict=True)) if error_bar else None
@@ -117,6 +118,7 @@ def published_windows(
     shape: tuple[int, int], spec: Spec, side: int
 ) -> tuple[Window, list[tuple[int, int]]]:
     """Return the window and the positions of a linear layer, as in the published code."""
+    # The published code limits the rows to the shorter side and derives the columns from them.
     rows = min(side, *shape)
     window = Window(rows, int(rows * spec.aspect_ratio))
     if window.cols > shape[1]:
@@ -141,6 +143,8 @@ def published_divisions(
     matrices: Tensor, spec: Spec
 ) -> tuple[Tensor, Window, list[tuple[int, int]]]:
     """Return the kernel slices turned upright, the window of a division and where each starts."""
+    # A division is a square block of full width (or one of the given ratio), top to bottom; rows
+    # that do not fill a division are left out.
     upright = matrices if matrices.shape[1] >= matrices.shape[2] else matrices.mT
     rows, cols = upright.shape[1:]
     ratio = spec.aspect_ratio

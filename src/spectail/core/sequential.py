@@ -53,6 +53,7 @@ def enough_windows(
     taken: list[Position] = []
     found: list[Array] = []
     while len(taken) < len(positions):
+        # Growing by a factor keeps the total cost of the refits proportional to the last one.
         wanted = max(FIRST, math.ceil(GROWTH * len(taken))) - len(taken)
         new = [positions[i] for i in islice(order, wanted)]
         taken += new
@@ -74,6 +75,7 @@ def spread_order(positions: Sequence[Position]) -> Iterator[int]:
     >>> list(spread_order([(0, 0), (0, 5), (0, 10), (10, 0), (10, 10)]))
     [0, 4, 2, 3, 1]
     """
+    # distance holds each position's squared distance to the nearest one chosen so far.
     places = np.asarray(positions, dtype=np.float64)
     distance = np.full(len(places), np.inf)
     for _ in range(len(places)):
@@ -92,6 +94,7 @@ def _change_of_the_rest(found: Array, zero: NDArray[np.bool_], total: int, cutof
     count = found.shape[0]
     if count < 2:
         return math.inf
+    # All matrices of a position form one group: they are left out together.
     group = np.broadcast_to(np.arange(count)[:, None, None], found.shape)[~zero]
     values = found[~zero]
     order = np.argsort(values, kind="stable")

@@ -52,6 +52,7 @@ class Spec:
             raise SpecError(
                 f"window must be a whole number, common, fit or whole, not {self.window!r}"
             )
+        # Floats are refused even if they are whole numbers, because positions must be integers.
         if not isinstance(self.window, str) and not (
             isinstance(self.window, int) and self.window >= 2
         ):
@@ -65,6 +66,7 @@ class Spec:
         if self.seed < 0:
             raise SpecError(f"seed must be a whole number of at least 0, not {self.seed!r}")
         self._check_tolerance()
+        # The published code's peak has its own lower bound, so that a preset need not repeat it.
         if (
             self.legacy
             and isinstance(self.cutoff, HistogramPeak)
@@ -92,6 +94,7 @@ class Spec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain JSON values; ``Spec(**spec.to_dict())`` restores it."""
+        # Text instead of objects: __post_init__ parses it back.
         return {
             "aspect_ratio": self.aspect_ratio,
             "window": self.window,

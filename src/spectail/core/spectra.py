@@ -93,12 +93,14 @@ def numerical_zeros(eigenvalues: Array, window: Window) -> NDArray[np.bool_]:
 
     The last axis holds the ascending eigenvalues of one window.
     """
+    # np.maximum guards against a largest eigenvalue that is negative by rounding.
     floor = max(window) * np.finfo(np.float64).eps * eigenvalues[..., -1:]
     return eigenvalues <= np.maximum(floor, 0.0)
 
 
 def largest_magnitude(matrices: Tensor) -> float:
     """Return the largest magnitude of an entry (of its real or imaginary part)."""
+    # view_as_real needs a tensor whose conjugation is carried out, not only marked.
     if matrices.is_complex():
         matrices = torch.view_as_real(matrices.resolve_conj())
     lowest, highest = torch.aminmax(matrices)
@@ -127,6 +129,7 @@ def _on_cpu(
         found[tuple(np.transpose(places))] = values
 
     strips = _strips(window, positions, matrices.shape[0], share=not exact_zeros)
+    # With a single batch or core the thread pool would only add overhead.
     workers = cores()
     batches = _batches(strips, window, workers)
     if workers == 1 or len(batches) == 1:
@@ -197,6 +200,7 @@ def _grams(
     count = sum(len(strip.lefts) for strip in strips)
     dtype = np.complex128 if matrices.is_complex() else np.float64
     grams, done = _ROOM.take("grams", (count, window.rows, window.rows), dtype), 0
+    # No strip has more than one window and all are small: cut them out together.
     if count == len(strips) and window.rows <= _SMALL_SIDE:
         return _gram(_cuts(matrices, strips, window, scale), out=grams)
     for strip in strips:

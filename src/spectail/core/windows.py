@@ -95,6 +95,7 @@ class RandomPlacement:
     ) -> list[tuple[int, int]]:
         """Return the top left corners (row, column) of the windows, in the order drawn."""
         rng = np.random.default_rng(seed)
+        # The upper bound of integers() is exclusive, so every position that fits can be drawn.
         top = rng.integers(0, rows - window.rows + 1, self.count)
         left = rng.integers(0, cols - window.cols + 1, self.count)
         return list(zip(top.tolist(), left.tolist(), strict=True))
@@ -129,6 +130,7 @@ def window_shape(rows: int, cols: int, short_side: int, aspect_ratio: float = 1.
     The long side is ``short_side * ratio`` (or ``/ ratio`` below 1), rounded to the nearest
     integer. Raises SpecError if the window does not fit.
     """
+    # "Along" is the direction of the matrix's longer side; a square matrix counts as wide.
     along, across = _sides(short_side, aspect_ratio)
     window = Window(across, along) if cols >= rows else Window(along, across)
     if window.rows > rows or window.cols > cols:

@@ -76,6 +76,7 @@ class Journal:
             raise RunError(
                 f"{self.path} is damaged ({error}); start over with --fresh or choose another --out"
             ) from error
+        # Drop the part of a line, so that the next record starts on a line of its own.
         if lines[-1]:
             self.path.write_bytes(whole)
 
@@ -88,6 +89,7 @@ class Journal:
 def _require_same(folder: Path, stored: dict[str, Any], run: RunInfo) -> None:
     """Raise a RunError that names the differences if the folder's run is not this one."""
     wanted = run.to_dict()
+    # Device, notes and library versions may differ: they do not change what is measured.
     keys = ("fingerprint", "spec", "window", "include", "exclude", "full_spectrum")
     # Through JSON, so that tuples compare equal to the lists that were stored.
     before, now = (json.loads(json.dumps(values)) for values in (stored, wanted))

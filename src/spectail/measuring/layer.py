@@ -63,6 +63,7 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
         return replace(record, status="failed", reason=layer.problem)
     if reason := too_small((layer.rows, layer.cols), spec):
         return replace(record, status="skipped", reason=reason)
+    # One bad layer must not end a run of hours: only errors that concern the data are caught.
     try:
         with torch.no_grad():
             matrices = layer.read().detach().to(plan.device)
@@ -123,6 +124,7 @@ def _measured(record: LayerRecord, matrices: Tensor, plan: Plan) -> LayerRecord:
     )
     if fit.status == "ok":
         record = _with_alpha(record, fit, plan)
+    # A layer without a tail fit still has norms, if its weights are finite.
     if math.isfinite(fit.sum_of_squares) and not plan.alpha_only:
         record = _with_norms(record, fit, matrices, plan)
     return record

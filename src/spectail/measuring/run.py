@@ -96,6 +96,7 @@ def make_plan(
     # Layers that cannot be read (part is None) do not influence the common window.
     shapes = [(layer.rows, layer.cols) for layer in layers if layer.part is not None]
     window = common_window([shape for shape in shapes if not too_small(shape, spec)], spec)
+    # ``given`` is kept as it was typed, so that the report can show the command to repeat.
     run = RunInfo(
         source=opened.label,
         fingerprint=opened.fingerprint,
@@ -127,6 +128,7 @@ def run_plan(
     """
     journal = Journal.open(Path(out), plan.run, fresh=fresh) if out is not None else None
     known = dict(journal.records) if journal else {}
+    # Progress counts weights, because the time of a layer is roughly proportional to them.
     total = sum(layer.numel for layer in plan.layers)
     missing = [layer for layer in plan.layers if layer.name not in known]
     done = total - sum(layer.numel for layer in missing)

@@ -39,6 +39,7 @@ class Comparison:
         Pairs whose alpha did not change are left out.
         """
         change = self.table["alpha_change"]
+        # A stable sort keeps the order of layers among equal changes.
         paired = self.table[(self.table["status"] == PAIRED) & change.notna() & (change != 0)]
         order = paired["alpha_change"].abs().sort_values(ascending=False, kind="stable").index
         return paired.loc[order].head(n)
@@ -60,6 +61,7 @@ def pair_layers(a: Results, b: Results) -> Comparison:
     pairing = _paired(a, b)
     partner = pairing.pairs
     if not partner:
+        # Name one layer of each run, so that the reader sees how the names differ.
         first, second = (f"{x.layers[0].name!r}" if x.layers else "nothing" for x in (a, b))
         raise RunError(
             f"the two analyses share no layer: A has {first} and others, B has {second}; "
@@ -106,6 +108,7 @@ def _alone(layer: LayerRecord, pairing: Pairing) -> str:
 
 def _unlike(a: Results, b: Results) -> str:
     """Return why alphas of the two runs are different quantities, or an empty string."""
+    # Windows are compared layer by layer in _status; these two settings concern every layer.
     for key in ("cutoff", "legacy"):
         before, now = str(getattr(a.run.spec, key)), str(getattr(b.run.spec, key))
         if before != now:
@@ -115,6 +118,7 @@ def _unlike(a: Results, b: Results) -> str:
 
 def _row(a: LayerRecord | None, b: LayerRecord | None, unlike: str = "") -> dict[str, object]:
     """Return the row of a pair, or of a layer that only one run has."""
+    # Names and kinds follow run B, the later one, unless only A has the layer.
     one = b or a
     if one is None:
         raise ValueError("a row needs a layer")

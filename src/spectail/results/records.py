@@ -48,6 +48,7 @@ def _column(
     label: str, cell: str, meaning: str, default: Any = dataclasses.MISSING, *, main: bool = False
 ) -> Any:
     """Declare a field of the record together with the label and the meaning of its column."""
+    # dataclass fields carry arbitrary metadata, so one declaration serves record and table.
     about = {"label": label, "cell": cell, "meaning": meaning, "main": main}
     return (
         field(metadata=about)
@@ -237,6 +238,7 @@ def null_gap(layer: LayerRecord) -> float:
     The null is the alpha of a random matrix. The result is NaN without an error bar or a null. For
     a layer that is itself random both spreads have the same cause, so counting both is cautious.
     """
+    # A fixed xmin has a null without a spread; the error of the layer alone then counts.
     spread = layer.alpha_null_sd if math.isfinite(layer.alpha_null_sd) else 0.0
     error = math.hypot(layer.alpha_se, spread)
     return (layer.alpha - layer.alpha_null) / error if error > 0 else math.nan

@@ -20,6 +20,7 @@ def storable(text: str) -> str:
 
     CSV, Parquet and HTML files cannot store them.
     """
+    # Lone surrogates come from file names and tensor names that are not valid UTF-8.
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -44,5 +45,6 @@ def extremes(table: pd.DataFrame, n: int = 5) -> tuple[pd.DataFrame, pd.DataFram
     window are ranked.
     """
     ranked = table[(table["status"] == "ok") & table["comparable"] & table["alpha"].notna()]
+    # A stable sort keeps equal alphas in the order of the model.
     ranked = ranked.sort_values("alpha", kind="stable")
     return ranked.head(n), ranked.tail(n).iloc[::-1]
