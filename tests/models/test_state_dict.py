@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from spectail.errors import SourceError
 from spectail.models.open import open_source
 
 
@@ -65,3 +66,11 @@ def test_a_file_may_hold_a_list_of_a_state_dict_and_other_things(kind, tmp_path)
     model, state = trained()
     torch.save(kind([model.state_dict(), state, {"epoch": 3}]), tmp_path / "m.pt")
     assert [layer.name for layer in open_source(tmp_path / "m.pt").layers] == ["0.0", "0.1"]
+
+
+def test_an_optimizer_alone_is_no_model(tmp_path):
+    _, state = trained()
+    torch.save(state, tmp_path / "optimizer.pt")
+    for source in (state, tmp_path / "optimizer.pt"):
+        with pytest.raises(SourceError, match="expected (?:a|the) state dict"):
+            open_source(source)

@@ -78,7 +78,7 @@ def _find(value: object, depth: int) -> dict[str, Leaf]:
             {"weight": value} if not isinstance(value, ArrayRef) or value.value is not None else {}
         )
     entries = _entries(value)
-    if not entries or depth == 0:
+    if not entries or depth == 0 or _is_optimizer(value):
         _refuse_modules(value)
         return {}
     # A dict with a matrix is the state dict itself. Vectors
@@ -135,11 +135,7 @@ def _inner(entries: Mapping[Any, Any], depth: int) -> dict[str, Leaf]:
     """Collect the state dicts of nested dicts; their keys precede the names."""
     found: dict[str, Leaf] = {}
     for key, inner in entries.items():
-        if (
-            _entries(inner)
-            and not str(key).lower().startswith(_NO_MODEL)
-            and not _is_optimizer(inner)
-        ):
+        if _entries(inner) and not str(key).lower().startswith(_NO_MODEL):
             found.update({f"{key}.{name}": leaf for name, leaf in _find(inner, depth - 1).items()})
     return found
 
