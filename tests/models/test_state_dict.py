@@ -72,5 +72,5 @@ def test_an_optimizer_alone_is_no_model(tmp_path):
     _, state = trained()
     torch.save(state, tmp_path / "optimizer.pt")
     for source in (state, tmp_path / "optimizer.pt"):
-        with pytest.raises(SourceError, match="expected (?:a|the) state dict"):
+        with pytest.raises(SourceError, match=r"expected (?:a|the) state dict"):
             open_source(source)
