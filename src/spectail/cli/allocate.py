@@ -1,61 +1,89 @@
-"""spectail allocate: from a folder of an analysis to one value per layer, as a file that other commands take."""
+"""The command ``spectail allocate``: write a file with one value per layer of an analysis."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 from rich.console import Console
 
 from spectail import presets
 from spectail.allocation.allocate import allocate as make_allocation
-from spectail.allocation.targets import BY_NAME, as_target
+from spectail.allocation.targets import as_target, target_names
 from spectail.allocation.units import FALLBACKS
 from spectail.analysis import Analysis
+from spectail.cli.options import Exclude, Quiet
+from spectail.cli.settings import read_settings
 from spectail.errors import AllocationError
 from spectail.results.table import storable
 
-_MAPS = f"linear:EPS, linear:LOW:HIGH, sqrt, log2, step:LOW:HIGH, sigmoid:SCALE, or {', '.join(presets.MAPS)}."
+_MAPS = (
+    "linear:EPS, linear:LOW:HIGH, sqrt, log2, step:LOW:HIGH, sigmoid:SCALE, or "
+    f"{', '.join(presets.MAPS)}."
+)
+
+Folder: TypeAlias = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an analysis.")]
+Budget: TypeAlias = Annotated[
+    float, typer.Option(help="Mean sparsity or bits over all weights, or the base rate.")
+]
+Out: TypeAlias = Annotated[Path, typer.Option(help="The file to write, as JSON.")]
+Map: TypeAlias = Annotated[str | None, typer.Option(help=_MAPS)]
+Level: TypeAlias = Annotated[str | None, typer.Option(help="One value per layer or per block.")]
+ByKind: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--standardize-by-kind", help="For sparsity: compare alphas within a kind of layer only."
+    ),
+]
+Include: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(help="Also give a value to layers whose name matches this glob."),
+]
+Missing: TypeAlias = Annotated[
+    str, typer.Option(help=f"For layers without an alpha: {', '.join(FALLBACKS)}.")
+]
+Bounds: TypeAlias = Annotated[
+    str | None, typer.Option(help="Least and greatest sparsity of a layer, as LOW:HIGH.")
+]
+Choices: TypeAlias = Annotated[
+    str | None, typer.Option(help="Bit widths to choose from, as 2,3,4,8.")
+]
+Gamma: TypeAlias = Annotated[
+    float | None, typer.Option(help="How strongly alpha influences the bits.")
+]
+Normalize: TypeAlias = Annotated[
+    bool, typer.Option("--normalize", help="Keep the mean rate at the base rate.")
+]
+
+Option: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(help="Another setting of the target, as NAME=VALUE; can be given several times."),
+]
+_FLAGS = ("map", "level", "standardize_by_kind", "bounds", "choices", "gamma", "normalize")
+"""Settings of a target that have an option of their own."""
 
 
 def allocate(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an analysis.")],
-    target: Annotated[str, typer.Option(help=f"{', '.join(BY_NAME)}.")],
-    budget: Annotated[
-        float, typer.Option(help="Mean sparsity or bits over all weights, or the base rate.")
-    ],
-    out: Annotated[Path, typer.Option(help="The file to write, as JSON.")],
-    map: Annotated[str | None, typer.Option(help=_MAPS)] = None,
-    level: Annotated[str | None, typer.Option(help="One value per layer or per block.")] = None,
-    standardize_by_kind: Annotated[
-        bool,
-        typer.Option(
-            "--standardize-by-kind", help="For sparsity: alphas count within their kind of layer."
-        ),
-    ] = False,
-    include: Annotated[
-        list[str] | None, typer.Option(help="Also layers whose name matches this glob.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="No layers whose name matches this glob.")
-    ] = None,
-    missing: Annotated[
-        str, typer.Option(help=f"For layers without an alpha: {', '.join(FALLBACKS)}.")
-    ] = "error",
-    bounds: Annotated[
-        str | None, typer.Option(help="Least and most sparsity of a layer, as LOW:HIGH.")
-    ] = None,
-    choices: Annotated[
-        str | None, typer.Option(help="Bit widths to choose from, as 2,3,4,8.")
-    ] = None,
-    gamma: Annotated[float | None, typer.Option(help="How much alpha counts for bits.")] = None,
-    normalize: Annotated[
-        bool, typer.Option("--normalize", help="Keep the mean rate at the base.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    folder: Folder,
+    # Written out here, the help is made when the command runs: it names targets added at run time.
+    target: Annotated[str, typer.Option(help=f"{', '.join(target_names())}.")],
+    budget: Budget,
+    out: Out,
+    map: Map = None,
+    level: Level = None,
+    standardize_by_kind: ByKind = False,
+    include: Include = None,
+    exclude: Exclude = None,
+    missing: Missing = "error",
+    bounds: Bounds = None,
+    choices: Choices = None,
+    gamma: Gamma = None,
+    normalize: Normalize = False,
+    option: Option = None,
+    quiet: Quiet = False,
 ) -> int:
-    """LayerValue out a budget among the layers of an analysed model, by their alphas."""
+    """Share out a budget among the layers of an analysed model, by their alphas."""
     rule = as_target(
         target,
         map=map,
@@ -65,6 +93,7 @@ def allocate(
         choices=_numbers("choices", choices, ",", int),
         gamma=gamma,
         normalize=normalize or None,
+        **read_settings(option, AllocationError, known=_FLAGS),
     )
     allocation = make_allocation(
         Analysis.load(folder),
@@ -84,7 +113,7 @@ def allocate(
 def _numbers(
     option: str, text: str | None, separator: str, kind: type[float]
 ) -> tuple[float, ...] | None:
-    """The numbers of an option's text."""
+    """Parse the numbers in an option's text."""
     if text is None:
         return None
     try:

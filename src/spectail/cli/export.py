@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
 
+from spectail import export as tools
 from spectail.allocation.allocation import Allocation
 from spectail.cli.options import Quiet
 from spectail.cli.settings import read_settings
 from spectail.errors import ExportError
-from spectail.export import TOOLS, Tool, tool_names
-from spectail.models.live.language import module_names
+from spectail.export import Tool, tool_names
 
 _FLAGS = {"modules": "model", "method": "method", "group_size": "group-size"}
 """Options of tools that have a flag of their own, with that flag."""
@@ -62,14 +63,15 @@ def export(
     if out.exists() and not force:
         raise ExportError(f"{out} exists, so it stays; give another name, or --force")
     allocation = Allocation.load(file)
-    kind = next(tool for tool in TOOLS if tool.name == to)
+    # The table is read now, since a tool may have been added after this module was imported.
+    kind = next(tool for tool in tools.TOOLS if tool.name == to)
     others = read_settings(option, ExportError, known=("model", *_FLAGS))
     flags = {"modules": model, "method": method, "group_size": group_size}
     given = {name: value for name, value in flags.items() if value is not None} | others
     _check_used(kind, allocation, given)
-    # The names are read only now: the model's code is slow to import.
+    # Imported here because it loads torch, which takes seconds and which most exports do not need.
     if model is not None:
-        given["modules"] = module_names(model)
+        given["modules"] = import_module("spectail.models.live.language").module_names(model)
     tool = kind(**given)
     _write(out, tool.text(allocation))
     console = Console(quiet=quiet, soft_wrap=True)
