@@ -36,7 +36,8 @@ def run(made: NotebookNode) -> NotebookNode:
     """Run a notebook in an empty folder. Figures are kept as plotly's JSON; errors are raised."""
     os.environ["PLOTLY_RENDERER"] = "plotly_mimetype"
     with TemporaryDirectory() as folder:
-        NotebookClient(made, timeout=300, resources={"metadata": {"path": folder}}).execute()
+        where = {"metadata": {"path": folder}}
+        NotebookClient(made, timeout=300, coalesce_streams=True, resources=where).execute()
     for cell in made.cells:
         cell.metadata.pop("execution", None)  # the times of day at which it ran
         if (
