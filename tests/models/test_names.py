@@ -171,3 +171,16 @@ def test_a_glob_that_matches_nothing_names_itself_and_three_layers(layers):
         select(layers, ["layers.*", "*q_proj"])
     with pytest.raises(SpecError, match=r"--exclude '\*' leaves none of the 8 layers"):
         select(layers, [], ["*"])
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [
+        ("Transformer.encoderblock_11.MlpBlock_3.Dense_0", 11),
+        ("encoder.layers_2.mlp.wi", 2),
+        ("decoder.layers_0.0.mlp", 0),
+        ("layers_norm", None),
+    ],
+)
+def test_blocks_of_flax_are_numbered_in_the_name_itself(name, block):
+    assert block_of(name) == block

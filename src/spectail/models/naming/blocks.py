@@ -10,6 +10,8 @@ _IN_CONTAINER = re.compile(
 """A container of repeated units, followed by the number of the unit."""
 _NUMBERED = re.compile(r"(?:^|\.)([^.]+)\.(\d+)(?=\.)")
 """Any numbered module that has named layers below it."""
+_FLAX = re.compile(r"(?:^|\.)(?:encoderblock|decoderblock|layers)_(\d+)(?=\.)")
+"""How Flax names the blocks of ViT and T5: the number is part of the module's own name."""
 _NOT_REPEATED = re.compile(
     r"^(?:mlp|fc|classifier|head|heads|conv|net|proj|projector|to_out|downsample|act|expert|experts|adapters?|lora_\w+)$"
 )
@@ -111,7 +113,9 @@ def _block_match(name: str) -> re.Match[str] | None:
         return match
     # ``mlp.0`` and ``classifier.6`` number the layers of a small network, not blocks.
     match = _NUMBERED.search(name)
-    return match if match and not _NOT_REPEATED.match(match[1]) else None
+    if match and not _NOT_REPEATED.match(match[1]):
+        return match
+    return _FLAX.search(name)
 
 
 def kind_of(name: str) -> str:
