@@ -300,3 +300,13 @@ def test_experts_of_mlx_are_no_convolutions(outer):
             layer = layers[f"{name.removesuffix('.weight')}[{i}]"]
             assert torch.equal(layer.read()[0], values[i])
             assert layer.kind == name.split(".")[-2].removesuffix("_proj")
+
+
+def test_a_stack_whose_order_only_custom_tells_says_so():
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    alone = layers_of({name: torch.randn(3, 64, 96)})
+    assert "no configuration and no output projection" in alone[f"{name}[0].gate"].note
+    both = layers_of(
+        {name: torch.randn(3, 128, 96), name.replace("gate_up", "down"): torch.randn(3, 96, 64)}
+    )
+    assert both[f"{name}[0].gate"].note == ""

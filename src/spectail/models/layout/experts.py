@@ -14,7 +14,7 @@ A part is called ``gate_up_proj[3].gate``, for example.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spectail.models.layout.arrange import as_one, transposed
 from spectail.models.layout.configuration import family_of, number
@@ -66,6 +66,12 @@ _LIVE_LAYOUTS = {
 """The layouts that live modules report: see :func:`expert_layout`."""
 
 
+_GUESSED = (
+    "gate and up are cut as (experts, 2 x intermediate, hidden): "
+    "no configuration and no output projection beside them tell the order"
+)
+
+
 def expert_layout(*, is_transposed: bool, is_concatenated: bool) -> str:
     """Name the layout that transformers' expert modules state in their attributes."""
     return "experts" + " transposed" * is_transposed + " interleaved" * (not is_concatenated)
@@ -87,7 +93,15 @@ def stacked_experts(view: View) -> tuple[Part, ...] | None:
             size = view.shape[1:][::-1] if layout.inward else view.shape[1:]
             arrange = transposed if layout.inward else as_one
             parts.append(view.matrix(f"[{expert}]", kind, (expert,), size=size, arrange=arrange))
+    if kind == "gate_up" and _is_guessed(view):
+        return tuple(replace(part, note=_GUESSED) for part in parts)
     return tuple(parts)
+
+
+def _is_guessed(view: View) -> bool:
+    """Say whether nothing but custom tells how a stack of fused projections is stored."""
+    known = view.stored.layout in _LIVE_LAYOUTS or family_of(view.config)
+    return not known and _pair(view) is None
 
 
 def _gate_and_up(view: View, layout: _Layout) -> Cut:
