@@ -94,3 +94,14 @@ def test_what_is_wrong_is_one_line(folder, capsys, options, message):
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_include_chooses_the_language_model_inside(folder, capsys):
+    text = ["--text", str(folder / "text.txt"), "--seq-len", "40", "--max-sequences", "2"]
+    command = ["evaluate", str(folder / "model"), *text]
+    assert run(command) == 0
+    whole = capsys.readouterr().out
+    assert run([*command, "--include", "model.layers.*"]) == 0
+    assert capsys.readouterr().out == whole, "a model with one head at the top stays whole"
+    assert run([*command, "--include", "vision.*"]) == 2
+    assert "--include 'vision.*' matches none" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from spectail.errors import EvaluationError
 from spectail.evaluation import CHOICES, evaluate_tasks, perplexity
 from spectail.evaluation.bos import check_choice
 from spectail.evaluation.texts import HOW, read_text
+from spectail.models.live.inner import inner_language_model
 from spectail.models.live.language import DTYPES, open_language_model
 
 _BOS = (
@@ -45,6 +46,13 @@ FewShot: TypeAlias = Annotated[
 ]
 BatchSize: TypeAlias = Annotated[int, typer.Option(help="Sequences per forward pass.")]
 Dtype: TypeAlias = Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}.")]
+Include: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(help="Evaluate the language model inside that holds the layers of this glob."),
+]
+Exclude: TypeAlias = Annotated[
+    list[str] | None, typer.Option(help="Do not count the layers of this glob for --include.")
+]
 Out: TypeAlias = Annotated[
     Path | None, typer.Option(help="Also write the numbers to this file, as JSON.")
 ]
@@ -63,6 +71,8 @@ def evaluate(
     batch_size: BatchSize = 1,
     dtype: Dtype = "auto",
     device: Device = "cpu",
+    include: Include = None,
+    exclude: Exclude = None,
     out: Out = None,
     quiet: Quiet = False,
 ) -> int:
@@ -77,6 +87,7 @@ def evaluate(
     # Read the text first: a missing file should not cost the time to load the model.
     passage = None if text is None else read_text(text)
     model, tokenizer = open_language_model(source, dtype, device)
+    model = inner_language_model(model, include or (), exclude or ())
     if passage is not None:
         with _bar(quiet=quiet) as bar:
             ppl = perplexity(

@@ -276,7 +276,8 @@ def _of_text_alone(model: nn.Module, ids: Tensor) -> Any:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         # The first line only: the command line shows an error as one line.
         raise EvaluationError(
-            f"{type(model).__name__} does not run on text alone: {lines[0][:200]}"
+            f"{type(model).__name__} does not run on text alone: {lines[0][:200]}; if it holds a "
+            "language model with a head of its own, name its layers with --include"
         ) from error
 
 
