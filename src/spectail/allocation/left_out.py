@@ -95,10 +95,15 @@ def describe_left_out(layers: Iterable[LeftOut]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for layer in layers:
         reasons.setdefault(layer.reason, []).append(layer.name)
-    return [f"left out, {reason}: {_first_three(names)}" for reason, names in reasons.items()]
+    return [f"left out, {reason}: {first_names(names, 3)}" for reason, names in reasons.items()]
 
 
-def _first_three(names: list[str]) -> str:
-    """List three names and count the rest."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+def first_names(names: Iterable[str], most: int) -> str:
+    """List the first ``most`` names and count the rest.
+
+    >>> first_names(["q", "k", "v"], 2)
+    'q, k and 1 more'
+    """
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

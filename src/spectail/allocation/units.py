@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from spectail.allocation.left_out import Code, LeftOut, Reason
+from spectail.allocation.left_out import Code, LeftOut, Reason, first_names
 from spectail.errors import AllocationError
 from spectail.models.naming.blocks import unit_of
 
@@ -140,7 +140,7 @@ def with_alphas(
     lacking = {layer.name: why for layer in layers if (why := why_no_alpha(layer))}
     if not lacking:
         return tuple(layers), (), ()
-    shown = _listed([f"{name} ({reason})" for name, reason in lacking.items()])
+    shown = first_names([f"{name} ({reason})" for name, reason in lacking.items()], SHOWN)
     if missing == "error":
         raise AllocationError(
             f"{len(lacking)} of {len(layers)} layers have no comparable alpha: {shown}; "
@@ -173,12 +173,6 @@ def check_level(level: str) -> None:
     """Refuse a level other than ``block`` and ``layer``."""
     if level not in LEVELS:
         raise AllocationError(f"level must be block or layer, not {level!r}")
-
-
-def _listed(names: Sequence[str]) -> str:
-    """List the first names and count the rest."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def _filled(layers: Sequence[L], known: Sequence[L]) -> tuple[L, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 from spectail.allocation.allocation import Allocation, LayerValue
+from spectail.allocation.left_out import first_names
 from spectail.errors import ExportError
 from spectail.models.naming.pairing import pair_names
 
@@ -128,7 +129,4 @@ def placed(values: Mapping[str, float], modules: Modules) -> tuple[dict[str, flo
 
 def shown(names: Iterable[str]) -> str:
     """List the first names and count the rest."""
-    names = list(names)
-    return ", ".join(names[:SHOWN]) + (
-        f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    )
+    return first_names(names, SHOWN)

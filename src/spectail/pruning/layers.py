@@ -11,7 +11,7 @@ from torch import nn
 
 from spectail.allocation.allocation import Allocation
 from spectail.allocation.coverage import Coverage, cover
-from spectail.allocation.left_out import Code, LeftOut, Reason
+from spectail.allocation.left_out import Code, LeftOut, Reason, first_names
 from spectail.errors import AllocationError, PruneError, SourceError
 from spectail.models.live.walk import module_source
 from spectail.models.live.weights import Weight, editable, owners
@@ -296,5 +296,4 @@ def _like(source: Source) -> str:
 
 def _listed(names: list[str]) -> str:
     """List names, shortened to the first ones and a count of the others."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return first_names(names, SHOWN)

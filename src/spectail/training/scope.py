@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from spectail.allocation.coverage import Candidate, cover
+from spectail.allocation.left_out import first_names
 from spectail.core.measure import too_small
 from spectail.errors import AllocationError, TrainingError
 from spectail.models.naming.select import matches
@@ -124,10 +125,7 @@ def trained_now(model: nn.Module, optimizers: Optimizers, option: str) -> tuple[
 
 def listed(names: Iterable[str]) -> str:
     """Return the first names as text, and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:SHOWN]) + (
-        f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    )
+    return first_names(names, SHOWN)
 
 
 def _not_trained(
