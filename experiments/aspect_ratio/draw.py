@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from matplotlib.axes import Axes
+from spectail.core.null import marchenko_pastur_alpha
 
 from experiments.aspect_ratio.laws import LAWS
 from experiments.aspect_ratio.measure import CUTOFFS
 from experiments.common import markdown_table
 from experiments.drawing import COLOURS, INK, MARKERS, QUIET, panels, save
-from spectail.core.laws import marchenko_pastur_alpha
 
 Results: TypeAlias = Mapping[str, Any]
 FRACTIONS = {"median": 0.5, "top:0.1": 0.1}

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spectail.errors import RunError
-from spectail.report.html import report_html
 from spectail.report.plots import alpha_by_depth
+from spectail.report.run_page import report_html
 from spectail.report.spectrum_plot import layer_spectrum
 from spectail.results.compare import Comparison, pair_layers
 from spectail.results.records import LayerRecord, Results, RunInfo

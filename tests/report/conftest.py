@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from spectail.core.null import marchenko_pastur_alpha
 
-from spectail.core.laws import marchenko_pastur_alpha
 from spectail.core.spec import Spec
 from spectail.core.tails import fit_from
 from spectail.results.records import LayerRecord, Results, RunInfo, Spectrum

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from spectail.report.run_page import report_html
 
 from spectail.report.compare_page import compare_html
 from spectail.report.curves import shown_range, spectrum_curves
-from spectail.report.html import report_html
 from spectail.results.compare import pair_layers
 from tests.pruning import test_page as prune_page
 

@@ -11,7 +11,7 @@ import torch
 
 import spectail as st
 from spectail.errors import TrainingError
-from spectail.training import onlook
+from spectail.training import step_hooks
 from tests.training.nets import loss_of, net, same, train, weights_of
 from tests.training.running import EVERY, STEPS, balanced, run, with_groups_by_hand
 from tests.training.wrapped import SAM, WRAPPERS, Averaging, Case, Lookahead
@@ -167,7 +167,7 @@ def test_a_balancer_is_copied_and_stored_with_nothing():
 def test_after_remove_nothing_is_left():
     model = net()
     sam = SAM(model.parameters(), lr=0.05)
-    of_others = list(onlook._LOOKS)
+    of_others = list(step_hooks._LOOKS)
     balancer = st.Balancer(model, sam, "tempbalance", every=2)
     run(model, Case(sam, sam.param_groups, "closure"), 2)
     balancer.remove()
@@ -175,7 +175,7 @@ def test_after_remove_nothing_is_left():
         assert not optimizer._optimizer_step_pre_hooks
         assert not optimizer._optimizer_step_post_hooks
         assert not optimizer._optimizer_state_dict_pre_hooks
-    assert of_others == onlook._LOOKS
+    assert of_others == step_hooks._LOOKS
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
     st.Balancer(model, sam.base_optimizer, "tempbalance", every=2)
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from spectail.core.cutoffs import Cutoff
 from spectail.core.jackknife import alpha_standard_error
 from spectail.core.metrics import largest_eigenvalue, moments
-from spectail.core.sequential import enough_windows
 from spectail.core.spec import Spec
 from spectail.core.spectra import numerical_zeros, window_eigenvalues
 from spectail.core.tails import PowerLaw, fit_from
+from spectail.core.tolerance import enough_windows
 from spectail.core.windows import MIN_BANDS, Window, disjoint_bands, largest_fit, window_shape
 from spectail.errors import SpecError
 

@@ -42,7 +42,7 @@ class LazyTensor:
     """Why the values cannot be used. The layer's row then shows this text."""
     no_weight: str | None = None
     """Why the tensor is no weight matrix, as its owning module says; empty if the module says that
-    it is one. None for files, where only the name can tell: see ``naming.roles``."""
+    it is one. None for files, where only the name can tell: see ``naming.not_weights``."""
     note: str = ""
     """A remark for the user on values that can be used; the layer's row shows it."""
     identity: Hashable = None

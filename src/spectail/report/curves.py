@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from spectail.core.laws import marchenko_pastur_density
+from spectail.core.null import marchenko_pastur_density
 from spectail.results.records import LayerRecord, Spectrum
 
 Array: TypeAlias = NDArray[np.float64]

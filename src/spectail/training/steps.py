@@ -18,7 +18,7 @@ from weakref import WeakMethod
 import torch
 
 from spectail.training.groups import Group, SplitGroups
-from spectail.training.onlook import look_at_steps
+from spectail.training.step_hooks import look_at_steps
 from spectail.training.wrappers import Optimizers, has_hooks, share_groups
 
 LOOKED_AT = 3

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from spectail.errors import TrainingError
 from spectail.training.groups import BY_PARAMETER, Group, SplitGroups
-from spectail.training.onlook import look_at_steps
+from spectail.training.step_hooks import look_at_steps
 from spectail.training.steps import Steps
 from spectail.training.wrappers import Optimizers
 

@@ -14,7 +14,7 @@ from typing import ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from spectail.core.laws import null_by_simulation
+from spectail.core.null import null_by_simulation
 from spectail.core.windows import MIN_BANDS, Window, disjoint_window
 
 Array: TypeAlias = NDArray[np.float64]

@@ -9,7 +9,7 @@ import numpy as np
 
 from spectail.core.cutoffs.base import Array, Cutoff
 from spectail.core.cutoffs.top import SET_BY_HAND
-from spectail.core.laws import marchenko_pastur_alpha
+from spectail.core.null import marchenko_pastur_alpha
 from spectail.core.windows import Window
 from spectail.errors import SpecError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spectail.core.cutoffs.base import Array, Cutoff
-from spectail.core.laws import marchenko_pastur_alpha
+from spectail.core.null import marchenko_pastur_alpha
 from spectail.core.windows import Window
 from spectail.errors import SpecError
 

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from spectail.models.assembly.eight_bit import is_float8
 from spectail.models.assembly.pieces import shape_text
-from spectail.models.assembly.scaled import is_float8
 from spectail.models.lazy_tensor import LazyTensor
 from spectail.models.naming.blocks import block_of
 

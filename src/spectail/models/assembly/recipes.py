@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from spectail.models.assembly import (
+    eight_bit,
     factorised,
-    packed,
+    four_bit_floats,
+    packed_integers,
     reparametrised,
-    scaled,
-    small_floats,
     vector_quantised,
 )
 from spectail.models.assembly.leftovers import is_no_weight, is_plain_weight, judge_the_rest
@@ -48,7 +48,7 @@ def _optional(*patterns: str) -> tuple[str, ...]:
     return tuple(f"{pattern}?" for pattern in patterns)
 
 
-_ZEROS = _optional(*scaled.ZERO_POINTS)
+_ZEROS = _optional(*eight_bit.ZERO_POINTS)
 _PARAMETRIZED = "{}.parametrizations.*"
 """Where torch keeps the original parameters of a parametrised module."""
 RECIPES: tuple[Recipe, ...] = (
@@ -97,26 +97,26 @@ RECIPES: tuple[Recipe, ...] = (
         for number in ("factor_", "")
     ),
     # 4-bit floats. Forms with two scales are tried before those with one.
-    Recipe("MXFP4 experts", "{}.*_blocks", ("{}.*_scales",), "{}.*", small_floats.mxfp4_experts),
-    Recipe("MXFP4 blocks", "{}.*.blocks", ("{}.*.scales",), "{}.*", small_floats.mxfp4_blocks),
+    Recipe("MXFP4 experts", "{}.*_blocks", ("{}.*_scales",), "{}.*", four_bit_floats.mxfp4_experts),
+    Recipe("MXFP4 blocks", "{}.*.blocks", ("{}.*.scales",), "{}.*", four_bit_floats.mxfp4_blocks),
     Recipe(
         "NVFP4",
         "{}.*_packed",
         ("{}.*_scale", "{}.*_global_scale"),
         "{}.*",
-        small_floats.nvfp4_divided,
+        four_bit_floats.nvfp4_divided,
     ),
-    Recipe("MXFP4", "{}.*_packed", ("{}.*_scale",), "{}.*", small_floats.mxfp4),
+    Recipe("MXFP4", "{}.*_packed", ("{}.*_scale",), "{}.*", four_bit_floats.mxfp4),
     Recipe(
         "NVFP4 of ModelOpt",
         "{}.*",
         ("{}.*_scale", "{}.*_scale_2", "{}.comfy_quant?"),
         "{}.*",
-        small_floats.nvfp4_multiplied,
+        four_bit_floats.nvfp4_multiplied,
     ),
-    Recipe("MXFP4 bytes", "{}.*", ("{}.*_scale",), "{}.*", small_floats.mxfp4),
-    Recipe("MXFP4 bytes", "{}.*", ("{}.*_scale_inv",), "{}.*", small_floats.mxfp4),
-    Recipe("MXFP4 bytes", "{}.weight", ("{}.scale",), "{}.weight", small_floats.mxfp4),
+    Recipe("MXFP4 bytes", "{}.*", ("{}.*_scale",), "{}.*", four_bit_floats.mxfp4),
+    Recipe("MXFP4 bytes", "{}.*", ("{}.*_scale_inv",), "{}.*", four_bit_floats.mxfp4),
+    Recipe("MXFP4 bytes", "{}.weight", ("{}.scale",), "{}.weight", four_bit_floats.mxfp4),
     Recipe(
         "bitsandbytes 4-bit",
         "{}.*",
@@ -127,7 +127,7 @@ RECIPES: tuple[Recipe, ...] = (
             *_optional("{}.*.quant_state.bitsandbytes__nf4", "{}.*.quant_state.bitsandbytes__fp4"),
         ),
         "{}.*",
-        small_floats.bitsandbytes_4bit,
+        four_bit_floats.bitsandbytes_4bit,
     ),
     # Packed integers. Formats with a telling tensor come before those that share its other names.
     Recipe(
@@ -144,9 +144,13 @@ RECIPES: tuple[Recipe, ...] = (
         "{}.weight",
         packed_by("4-bit floats (FP-Quant)"),
     ),
-    Recipe("AWQ", "{}.qweight", ("{}.scales", "{}.qzeros"), "{}.weight", packed.awq),
+    Recipe("AWQ", "{}.qweight", ("{}.scales", "{}.qzeros"), "{}.weight", packed_integers.awq),
     Recipe(
-        "GPTQ", "{}.qweight", ("{}.scales", "{}.qzeros?", "{}.g_idx?"), "{}.weight", packed.gptq
+        "GPTQ",
+        "{}.qweight",
+        ("{}.scales", "{}.qzeros?", "{}.g_idx?"),
+        "{}.weight",
+        packed_integers.gptq,
     ),
     Recipe(
         "GPTQ or AWQ",
@@ -167,7 +171,7 @@ RECIPES: tuple[Recipe, ...] = (
         "{}.*_packed",
         ("{}.*_scale", "{}.*_shape", "{}.*_zero_point?", "{}.*_g_idx?"),
         "{}.*",
-        packed.compressed_integers,
+        packed_integers.compressed_integers,
     ),
     Recipe(
         "compressed-tensors",
@@ -181,7 +185,7 @@ RECIPES: tuple[Recipe, ...] = (
         "{}.weight",
         ("{}.scales", *_optional("{}.biases", "{}.qbiases")),
         "{}.weight",
-        packed.mlx,
+        packed_integers.mlx,
     ),
     Recipe(
         "HQQ",
@@ -190,11 +194,17 @@ RECIPES: tuple[Recipe, ...] = (
             "{}.scale", "{}.zero", "{}.shape", "{}.packing", "{}.nbits", "{}.group_size", "{}.axis"
         ),
         "{}.weight",
-        packed.hqq,
+        packed_integers.hqq,
     ),
     Recipe("HQQ or SINQ", "{}.W_q", (), "{}.weight", packed_by("packed integers (HQQ or SINQ)")),
-    Recipe("BitNet", "{}.weight", ("{}.weight_scale",), "{}.weight", packed.bitnet),
-    Recipe("ModelOpt int4", "{}.weight", ("{}.weight_scale",), "{}.weight", packed.modelopt_int4),
+    Recipe("BitNet", "{}.weight", ("{}.weight_scale",), "{}.weight", packed_integers.bitnet),
+    Recipe(
+        "ModelOpt int4",
+        "{}.weight",
+        ("{}.weight_scale",),
+        "{}.weight",
+        packed_integers.modelopt_int4,
+    ),
     Recipe(
         "quanto bits",
         "{}.*._data._data",
@@ -208,14 +218,14 @@ RECIPES: tuple[Recipe, ...] = (
         "{}.weight",
         ("{}.weight_quantizer._amax",),
         "{}.weight",
-        scaled.fake_quantised,
+        eight_bit.fake_quantised,
     ),
     Recipe(
         "fake quantiser of torch",
         "{}.weight",
         ("{}.weight_fake_quant.scale",),
         "{}.weight",
-        scaled.fake_quantised,
+        eight_bit.fake_quantised,
     ),
     # 8-bit numbers of the weight's own shape, the general form last.
     Recipe(
@@ -223,22 +233,26 @@ RECIPES: tuple[Recipe, ...] = (
         "{}.weight",
         ("{}.SCB", "{}.weight_format?"),
         "{}.weight",
-        scaled.bitsandbytes_int8,
+        eight_bit.bitsandbytes_int8,
     ),
-    Recipe("EETQ", "{}.weight", ("{}.weight_scales",), "{}.weight", scaled.eetq),
-    Recipe("torch", "{}._packed_params._packed_params.0", (), "{}.weight", scaled.torch_packed),
-    Recipe("quanto", "{}.*._data", ("{}.*._scale",), "{}.*", scaled.quanto_bytes),
+    Recipe("EETQ", "{}.weight", ("{}.weight_scales",), "{}.weight", eight_bit.eetq),
+    Recipe("torch", "{}._packed_params._packed_params.0", (), "{}.weight", eight_bit.torch_packed),
+    Recipe("quanto", "{}.*._data", ("{}.*._scale",), "{}.*", eight_bit.quanto_bytes),
     Recipe(
-        "torchao", "{}._*_qdata", ("{}._*_scale", "{}._*_zero_point?"), "{}.*", scaled.torchao_bytes
+        "torchao",
+        "{}._*_qdata",
+        ("{}._*_scale", "{}._*_zero_point?"),
+        "{}.*",
+        eight_bit.torchao_bytes,
     ),
     Recipe(
         "scaled weight",
         "{}.weight",
-        (*_optional(*scaled.WEIGHT_SCALES), *_ZEROS, "{}.pre_quant_scale?"),
+        (*_optional(*eight_bit.WEIGHT_SCALES), *_ZEROS, "{}.pre_quant_scale?"),
         "{}.weight",
-        scaled.scaled_weight,
+        eight_bit.scaled_weight,
     ),
-    Recipe("scaled", "{}.*", (*_optional(*scaled.SCALES), *_ZEROS), "{}.*", scaled.scaled),
+    Recipe("scaled", "{}.*", (*_optional(*eight_bit.SCALES), *_ZEROS), "{}.*", eight_bit.scaled),
     # Formats that only their own library can unpack.
     Recipe(
         "Marlin",
@@ -335,7 +349,7 @@ def _apply_recipes(
             if pieces is None or weight is None:
                 continue
             # Quantisers pack weight matrices only; in other forms, the parameter's owner knows.
-            is_quantised = not stored.is_floating or scaled.is_float8(stored)
+            is_quantised = not stored.is_floating or eight_bit.is_float8(stored)
             # What a module says against a piece ("a list of factors is no Linear") does not hold
             # for the weight that the pieces make up.
             owner_says = stored.no_weight if weight.name == name or not stored.no_weight else None

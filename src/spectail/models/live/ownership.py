@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList
 
 from spectail.models.lazy_tensor import LazyTensor
-from spectail.models.naming.roles import UNKNOWN, no_matrix
+from spectail.models.naming.not_weights import UNKNOWN, no_matrix
 
 OWNERS = (
     nn.Linear,
@@ -45,7 +45,7 @@ def no_matrix_of(
         owner: The module that holds the parameter.
         name: The parameter's name in the owner.
         tensor: Its description, with its name in the model.
-        among_weights: Whether the model calls its matrices ``weight``; see ``roles.no_matrix``.
+        among_weights: Whether the model calls its matrices ``weight``; see ``not_weights.no_matrix``.
 
     """
     # Its tensors are called ``original0``, ``original1``..., which tells nothing.

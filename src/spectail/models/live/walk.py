@@ -17,12 +17,12 @@ from spectail.models.layout.experts import expert_layout
 from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, piece_of, unreadable
 from spectail.models.live.adapters import adapters_of, among
 from spectail.models.live.eval_mode import evaluating
-from spectail.models.live.homes import elsewhere, homes_of
+from spectail.models.live.offloaded import elsewhere, homes_of
 from spectail.models.live.ownership import no_matrix_of
 from spectail.models.live.quantised import buffers_of, module_weights
 from spectail.models.live.saved_names import saved_names
 from spectail.models.naming.names import lightning_names
-from spectail.models.naming.roles import are_weights_named
+from spectail.models.naming.not_weights import are_weights_named
 from spectail.models.source import Source
 
 _CONVOLUTIONS = (

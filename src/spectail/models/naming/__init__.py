@@ -1,1 +1,1 @@
-"""Facts that the names of parameters tell: blocks, kinds, roles, pairs of models. No torch."""
+"""Facts that the names of parameters tell: blocks, kinds, what is no weight, pairs of models. No torch."""

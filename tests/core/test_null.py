@@ -7,9 +7,9 @@ from functools import cache
 
 import numpy as np
 import pytest
+from spectail.core.null import marchenko_pastur_alpha, marchenko_pastur_density
 
 from spectail.core.cutoffs import Cutoff, Fixed, HistogramPeak, KSMinimum, Median, TopFraction
-from spectail.core.laws import marchenko_pastur_alpha, marchenko_pastur_density
 from spectail.core.tails import fit_from
 from spectail.core.windows import Window
 from tests.reference import random_matrices

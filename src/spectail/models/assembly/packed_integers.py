@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from spectail.models.assembly.bits import spread_groups, unpack, unpack_words
+from spectail.models.assembly.eight_bit import EXPONENTS, scale_values
+from spectail.models.assembly.four_bit_floats import e2m1_values
 from spectail.models.assembly.pieces import Pieces, shape_text
-from spectail.models.assembly.scaled import EXPONENTS, scale_values
-from spectail.models.assembly.small_floats import e2m1_values
 from spectail.models.lazy_tensor import LazyTensor
 
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)

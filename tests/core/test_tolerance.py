@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from spectail.core.tolerance import CONFIDENCE, FIRST, _change_of_the_rest, spread_order
 
 from experiments.ensembles import gaussian, low_rank, row_scaled, student
 from spectail.core.cutoffs import Median, TopFraction
 from spectail.core.jackknife import tail_alpha
 from spectail.core.measure import tail_fit
-from spectail.core.sequential import CONFIDENCE, FIRST, _change_of_the_rest, spread_order
 from spectail.core.spec import Spec
 from spectail.core.windows import Grid, Window
 from spectail.errors import SpecError

@@ -5,9 +5,9 @@ import re
 import time
 
 import pytest
+from spectail.report.run_page import command, report_html, spectra_data
 
 from spectail.core.spec import Spec
-from spectail.report.html import command, report_html, spectra_data
 from spectail.report.page import embed
 from spectail.results.records import COLUMNS, LayerRecord
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectail.models.assembly.eight_bit import EXPONENTS, scale_values
 from spectail.models.assembly.pieces import Pieces, shape_text
-from spectail.models.assembly.scaled import EXPONENTS, scale_values
 from spectail.models.lazy_tensor import LazyTensor
 
 _POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
