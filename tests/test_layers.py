@@ -10,6 +10,7 @@ import pytest
 SRC = Path(__file__).parent.parent / "src" / "spectail"
 FLOORS = [
     {"errors"},
+    {"basics"},
     {"core", "models"},
     {"presets", "results"},
     {"allocation", "evaluation"},

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spectail.basics.files import all_or_nothing
 from spectail.errors import RunError
 from spectail.report.plots import alpha_by_depth
 from spectail.report.run_page import report_html
 from spectail.report.spectrum_plot import layer_spectrum
 from spectail.results.compare import Comparison, pair_layers
 from spectail.results.records import LayerRecord, Results, RunInfo
-from spectail.results.table import layer_table
+from spectail.results.table import layer_table, table_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,16 +56,13 @@ class Analysis(Results):
 
         The files are replaced only when all of them are complete.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with _Staged(folder) as staged:
-            self.table.to_csv(staged("layers.csv"), index=False)
-            self.table.to_parquet(staged("layers.parquet"), index=False)
-            staged("report.html").write_text(report_html(self), encoding="utf-8")
-            staged(ANALYSIS_FILE).write_text(
-                json.dumps(self.to_dict(), allow_nan=False), encoding="utf-8"
-            )
-        return folder / "report.html"
+        paths = [Path(folder) / name for name in FILES]
+        with all_or_nothing(*paths) as (csv, parquet, report, analysis):
+            self.table.to_csv(csv, index=False)
+            self.table.to_parquet(parquet, index=False)
+            report.write_text(report_html(self), encoding="utf-8")
+            analysis.write_text(json.dumps(self.to_dict(), allow_nan=False), encoding="utf-8")
+        return Path(folder) / "report.html"
 
     @classmethod
     def load(cls, folder: str | Path) -> Analysis:
@@ -91,10 +88,7 @@ class Analysis(Results):
 
     def _repr_html_(self) -> str:
         """Return the table as HTML, for notebooks."""
-        html: str = self.table.to_html(
-            index=False, max_rows=60, float_format="{:.4g}".format, na_rep=""
-        )
-        return html
+        return table_html(self.table)
 
 
 def compare(a: Analysis | str | Path, b: Analysis | str | Path) -> Comparison:
@@ -105,28 +99,3 @@ def compare(a: Analysis | str | Path, b: Analysis | str | Path) -> Comparison:
     # Loading needs neither the model nor torch.
     first, second = (x if isinstance(x, Analysis) else Analysis.load(x) for x in (a, b))
     return pair_layers(first, second)
-
-
-class _Staged:
-    """Files written under temporary names, which get their final names once all are complete."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.names = folder, list[str]()
-
-    def __enter__(self) -> _Staged:
-        return self
-
-    def __call__(self, name: str) -> Path:
-        self.names.append(name)
-        return self._temporary(name)
-
-    def __exit__(self, failure: type[BaseException] | None, *rest: object) -> None:
-        for name in self.names:
-            # os.replace is atomic, so a reader sees either the old file or the new one.
-            if failure is None:
-                os.replace(self._temporary(name), self.folder / name)
-            else:
-                self._temporary(name).unlink(missing_ok=True)
-
-    def _temporary(self, name: str) -> Path:
-        return self.folder / f".{name}.part"

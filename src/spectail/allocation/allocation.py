@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +17,9 @@ from typing import Any
 import pandas as pd
 
 from spectail.allocation.left_out import LeftOut, describe_left_out
+from spectail.basics.files import write_text
 from spectail.errors import AllocationError
+from spectail.results.table import table_html
 
 _FORMAT = "spectail allocation"
 
@@ -161,15 +162,7 @@ class Allocation(Mapping[str, float]):
                 f"{path} exists and is no allocation, so it stays; give another name"
             )
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The rename is atomic, so that nobody ever reads half a file.
-        part = path.with_name(f".{path.name}.part")
-        try:
-            part.write_text(text + "\n", encoding="utf-8")
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-        return path
+        return write_text(path, text + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Allocation:
@@ -190,10 +183,7 @@ class Allocation(Mapping[str, float]):
 
     def _repr_html_(self) -> str:
         """Return the table as HTML, for notebooks."""
-        html: str = self.table.to_html(
-            index=False, max_rows=60, float_format="{:.4g}".format, na_rep=""
-        )
-        return html
+        return table_html(self.table)
 
 
 def describe_settings(settings: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from spectail.basics.texts import first_names
 from spectail.errors import AllocationError
 
 
@@ -96,14 +97,3 @@ def describe_left_out(layers: Iterable[LeftOut]) -> list[str]:
     for layer in layers:
         reasons.setdefault(layer.reason, []).append(layer.name)
     return [f"left out, {reason}: {first_names(names, 3)}" for reason, names in reasons.items()]
-
-
-def first_names(names: Iterable[str], most: int) -> str:
-    """List the first ``most`` names and count the rest.
-
-    >>> first_names(["q", "k", "v"], 2)
-    'q, k and 1 more'
-    """
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from spectail.allocation.left_out import Code, LeftOut, Reason, first_names
+from spectail.allocation.left_out import Code, LeftOut, Reason
+from spectail.basics.texts import first_names
 from spectail.errors import AllocationError
 from spectail.models.naming.blocks import unit_of
 

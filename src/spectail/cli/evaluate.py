@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from spectail.basics.files import write_text
 from spectail.cli.options import Device, Quiet
 from spectail.errors import EvaluationError
 from spectail.evaluation import CHOICES, evaluate_tasks, perplexity
@@ -103,14 +104,10 @@ def evaluate(
         )  # fmt: skip
         words = "\n".join(_line(task, scores) for task, scores in result.items())
     if out is not None:
-        _write(out, {"source": source, "dtype": dtype, **result})
+        numbers = {"source": source, "dtype": dtype, **result}
+        write_text(out, json.dumps(numbers, indent=1) + "\n")
     Console(quiet=quiet, soft_wrap=True).print(words, highlight=False, markup=False)
     return 0
-
-
-def _write(out: Path, result: dict[str, Any]) -> None:
-    """Write the numbers as JSON."""
-    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def _check_used(option: str, given: object, **others: object) -> None:

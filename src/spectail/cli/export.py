@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from spectail import export as tools
 from spectail.allocation.allocation import Allocation
+from spectail.basics.files import write_text
 from spectail.cli.options import Quiet
 from spectail.cli.settings import read_settings
 from spectail.errors import ExportError
@@ -73,7 +73,7 @@ def export(
     if model is not None:
         given["modules"] = import_module("spectail.models.live.language").module_names(model)
     tool = kind(**given)
-    _write(out, tool.text(allocation))
+    write_text(out, tool.text(allocation))
     console = Console(quiet=quiet, soft_wrap=True)
     if remark := tool.remark(allocation):
         console.print(remark, highlight=False, markup=False)
@@ -89,11 +89,3 @@ def _check_used(kind: type[Tool], allocation: Allocation, given: dict[str, Any])
             raise ExportError(
                 f"--{flag} says nothing to {kind.name} for this allocation: leave it out"
             )
-
-
-def _write(out: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, out)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spectail.basics.checks import check_whole
+from spectail.basics.json_values import plain
 from spectail.errors import EvaluationError
 from spectail.evaluation.bos import WORDS, Bos, Rule, resolve, text_setting
 from spectail.models.live.eval_mode import evaluating
@@ -96,9 +98,8 @@ class Perplexity(float):
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; numbers that are not finite become None."""
         numbers = {"perplexity": float(self), "standard_error": self.se, "loss": self.loss}
-        finite = {name: x if math.isfinite(x) else None for name, x in numbers.items()}
         counts = {"sequences": len(self.losses), "tokens": self.n_tokens}
-        return {**finite, "seq_len": self.seq_len, **counts, "bos": self.bos}
+        return {**plain(numbers), "seq_len": self.seq_len, **counts, "bos": self.bos}
 
 
 def perplexity(
@@ -135,11 +136,10 @@ def perplexity(
             model lacks, a BOS that the tokenizer lacks, NaN.
 
     """
-    _check_counts(
-        seq_len=(seq_len, 2),
-        batch_size=(batch_size, 1),
-        max_sequences=(1 if max_sequences is None else max_sequences, 1),
-    )
+    check_whole(EvaluationError, 2, seq_len=seq_len)
+    check_whole(EvaluationError, batch_size=batch_size)
+    if max_sequences is not None:
+        check_whole(EvaluationError, max_sequences=max_sequences)
     # Everything that can be refused is refused before the first forward pass, which may be slow.
     _check_decoder(model)
     _check_positions(model, seq_len)
@@ -212,15 +212,6 @@ def _joined(text: str | os.PathLike[str] | Sequence[str]) -> str:
     except OSError as error:
         reason = error.strerror or error
         raise EvaluationError(f"cannot read {os.fspath(text)}: {reason}") from None
-
-
-def _check_counts(**counts: tuple[int, int]) -> None:
-    """Refuse values that are no whole numbers of at least their minimum: name=(value, minimum)."""
-    for name, (value, least) in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise EvaluationError(
-                f"{name} must be a whole number of at least {least}, not {value!r}"
-            )
 
 
 def _check_decoder(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from spectail.allocation.allocation import Allocation
+from spectail.basics.checks import is_whole
 from spectail.errors import ExportError
 from spectail.export.parts import Modules, check_target, grouped, module_name, placed, shown
 from spectail.export.tool import Tool
@@ -164,7 +165,7 @@ def _placed(values: Mapping[str, float], modules: Modules) -> dict[str, float]:
 
 def check_group_size(size: int) -> None:
     """Refuse a group size that is no whole number of weights."""
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+    if not is_whole(size):
         raise ExportError(f"group_size must be a whole number of weights, not {size!r}")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 from spectail.allocation.allocation import Allocation, LayerValue
-from spectail.allocation.left_out import first_names
+from spectail.basics.texts import first_names
 from spectail.errors import ExportError
 from spectail.models.naming.pairing import pair_names
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectail.basics.checks import check_whole
 from spectail.errors import EvaluationError, PruneError
 from spectail.evaluation.bos import Bos, needed_bos, resolve, room_for_text, text_setting
 
@@ -42,9 +43,7 @@ def calibration_tokens(
         PruneError: the text is shorter than one sequence, or the tokenizer lacks the BOS needed.
 
     """
-    for name, value in (("samples", samples), ("seq_len", seq_len)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise PruneError(f"{name} must be a whole number of at least 1, not {value!r}")
+    check_whole(PruneError, samples=samples, seq_len=seq_len)
     rule, room = _rule(tokenizer, bos, model, seq_len)
     # The whole text is tokenised once: tokenising pieces would break words at the cuts.
     ids = _whole(tokenizer, text)

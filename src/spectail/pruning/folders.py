@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from spectail.allocation.allocation import Allocation
+from spectail.basics.files import all_or_nothing
 from spectail.errors import PruneError
 from spectail.models.live.language import without_bars
 from spectail.pruning.report import PruneReport
@@ -56,11 +56,8 @@ def save_pruned(
     The folder appears complete or not at all.
     """
     out = check_free(out)
-    # Everything is written beside the target, and one rename at the end makes it visible.
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with all_or_nothing(out) as (part,):
+        part.mkdir()
         saved: Any = model
         with without_bars():
             saved.save_pretrained(part)
@@ -71,9 +68,7 @@ def save_pruned(
         if page:
             (part / PAGE_FILE).write_text(page, encoding="utf-8")
         # Checked again: somebody may have written there in the meantime.
-        os.replace(part, check_free(out))
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        check_free(out)
     return out
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from spectail.allocation.allocation import Allocation
 from spectail.allocation.coverage import Coverage, cover
-from spectail.allocation.left_out import Code, LeftOut, Reason, first_names
+from spectail.allocation.left_out import Code, LeftOut, Reason
+from spectail.basics.texts import first_names
 from spectail.errors import AllocationError, PruneError, SourceError
 from spectail.models.live.walk import module_source
 from spectail.models.live.weights import Weight, editable, owners

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from spectail.basics.texts import first_names
 from spectail.errors import PruneError
 from spectail.models.live.eval_mode import evaluating
 from spectail.models.live.walk import module_source
@@ -55,10 +56,9 @@ def scope_of(
 def check_reached(model: nn.Module, weights: Sequence[Weight], tokens: Tensor) -> None:
     """Refuse weights that calibration text does not reach, although an allocation names them."""
     if lost := unreached(model, weights, tokens):
-        name, reason = next(iter(lost.items()))
-        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        reason = next(iter(lost.values()))
         raise PruneError(
-            f"{name}{more} cannot be pruned by calibration text, {reason}: "
+            f"{first_names(lost)} cannot be pruned by calibration text, {reason}: "
             "exclude it from the allocation, or prune by magnitude"
         )
 

@@ -13,8 +13,11 @@ from typing import Any
 import pandas as pd
 
 from spectail.allocation.left_out import LeftOut, describe_left_out
+from spectail.basics.json_values import plain
+from spectail.basics.texts import first_names
 from spectail.evaluation import Perplexity, Rule
 from spectail.evaluation.bos import WORDS
+from spectail.results.table import table_html
 
 _FORMAT = "spectail pruning"
 NO_GAIN = (
@@ -88,10 +91,7 @@ class Selected:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, with null for perplexities that are not finite."""
-        scores = [
-            {"eps": eps, "perplexity": value if math.isfinite(value) else None}
-            for eps, value in self.perplexities
-        ]
+        scores = plain([{"eps": eps, "perplexity": value} for eps, value in self.perplexities])
         return {
             "text": self.text,
             "eps": self.eps,
@@ -162,10 +162,7 @@ class PruneReport:
         for layer in self.layers:
             if layer.note:
                 noted.setdefault(layer.note, []).append(layer.name)
-        return self.remarks + tuple(
-            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {note}"
-            for note, names in noted.items()
-        )
+        return self.remarks + tuple(f"{first_names(n)}: {note}" for note, n in noted.items())
 
     def describe_bos(self) -> str:
         """Return a phrase that says where BOS stood in the texts of the run."""
@@ -234,7 +231,4 @@ class PruneReport:
 
     def _repr_html_(self) -> str:
         """The table, for notebooks."""
-        html: str = self.table.to_html(
-            index=False, max_rows=60, float_format="{:.4g}".format, na_rep=""
-        )
-        return html
+        return table_html(self.table)

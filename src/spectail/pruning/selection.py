@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from spectail.allocation.allocation import Allocation
+from spectail.basics.json_values import plain
 from spectail.errors import EvaluationError
 from spectail.evaluation import Perplexity, Progress, perplexity
 from spectail.evaluation.bos import resolve
@@ -79,7 +80,7 @@ def choose_eps(
         score=score,
         progress=progress,
     )
-    scores = {f"{eps:g}": value if math.isfinite(value) else None for eps, value in choice.scores}
+    scores = plain({f"{eps:g}": value for eps, value in choice.scores})
     best = allocations[choice.best]
     # The file of the allocation then says how its eps was found.
     settings = {**best.settings, "eps": choice.best, "eps_scores": scores}

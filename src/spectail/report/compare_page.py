@@ -273,7 +273,7 @@ def _origins(a: Results, b: Results) -> list[tuple[str, str]]:
 
 def _plain(value: object) -> object:
     """Return a cell as a JSON value."""
-    if value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
+    if value is pd.NA:
         return None
     # NumPy's numbers are no JSON values.
     return value.item() if isinstance(value, np.generic) else value

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jinja2 import Environment
 from markupsafe import Markup, escape
 
+from spectail.basics.json_values import plain
 from spectail.results.table import storable
 
 if TYPE_CHECKING:
@@ -114,20 +114,9 @@ def embed(values: object) -> str:
 
     NaN becomes null. The text is ASCII and has no ``<``, so that it cannot end the element.
     """
-    text = json.dumps(_plain(values), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(plain(values), allow_nan=False, separators=(",", ":"))
     # "</script>" and "<!--" would end or confuse the element, whatever the quoting.
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _plain(values: object) -> object:
-    """Return values with None for every number that is not finite."""
-    if isinstance(values, float):
-        return values if math.isfinite(values) else None
-    if isinstance(values, Mapping):
-        return {str(key): _plain(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_plain(value) for value in values]
-    return values
 
 
 def figure_data(fig: go.Figure) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from spectail.errors import RunError
 from spectail.models.naming.pairing import Pairing, pair_names
 from spectail.models.source import NOT_A_WEIGHT
 from spectail.results.records import LayerRecord, Results
-from spectail.results.table import storable
+from spectail.results.table import storable, table_html
 
 METRICS = ("xmin", "stable_rank", "lambda_max", "weight_var")
 """Columns that are listed for both runs, beside alpha and its error."""
@@ -46,10 +46,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """Return the table as HTML, for notebooks."""
-        html: str = self.table.to_html(
-            index=False, max_rows=60, float_format="{:.4g}".format, na_rep=""
-        )
-        return html
+        return table_html(self.table)
 
 
 def pair_layers(a: Results, b: Results) -> Comparison:

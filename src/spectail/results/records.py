@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from spectail.basics.json_values import plain
 from spectail.core.spec import Spec
 from spectail.models.source import NOT_A_WEIGHT
 
@@ -200,10 +201,7 @@ class LayerRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, with None for NaN."""
-        values = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in self.row().items()
-        }
+        values: dict[str, Any] = plain(self.row())
         return values | {"spectrum": self.spectrum and dataclasses.asdict(self.spectrum)}
 
     @classmethod

@@ -38,6 +38,12 @@ def layer_table(results: Results) -> pd.DataFrame:
     return frame.astype(COLUMN_DTYPES)
 
 
+def table_html(table: pd.DataFrame) -> str:
+    """Return a table as HTML for notebooks, with four digits and at most 60 rows."""
+    html: str = table.to_html(index=False, max_rows=60, float_format="{:.4g}".format, na_rep="")
+    return html
+
+
 def extremes(table: pd.DataFrame, n: int = 5) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the ``n`` layers of lowest and the ``n`` of highest alpha, most extreme first.
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from spectail.basics.checks import is_whole
 from spectail.errors import TrainingError
 from spectail.results.records import LayerRecord
 from spectail.training import measuring
@@ -328,7 +329,7 @@ class Balancer:
 def _check(model: Any, every: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TrainingError(f"expected a torch module to balance, not {type(model).__name__}")
-    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+    if every is not None and not is_whole(every):
         raise TrainingError(
             "every must be a whole number of optimizer steps of at least 1 (len(loader) for once "
             "per epoch), or None "

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, overload
 import pandas as pd
 
 from spectail.analysis import Analysis
+from spectail.basics.files import write_text
+from spectail.basics.json_values import plain
 from spectail.errors import RunError, TrainingError
 from spectail.report.theme import axis, figure, safe
 from spectail.results.records import LayerRecord, RunInfo
@@ -85,7 +87,7 @@ class History(Sequence[Update]):
             if record.name not in self._layers or self._layers[record.name].status != "ok":
                 self._layers[record.name] = replace(record, seconds=0.0)
         layers = {
-            record.name: [_plain(getattr(record, name)) for name in CHANGING] for record in records
+            record.name: plain([getattr(record, name) for name in CHANGING]) for record in records
         }
         self._updates.append(Update(step, applied, dict(alphas), dict(factors), layers))
         return self._updates[-1]
@@ -142,8 +144,9 @@ class History(Sequence[Update]):
         folder.mkdir(parents=True, exist_ok=True)
         self.table.to_csv(folder / "history.csv", index=False)
         for step in {update.step for update in self}:
-            _write(folder / f"step_{step}.json", self.at(step).to_dict())
-        return _write(folder / HISTORY_FILE, self.to_dict())
+            values = json.dumps(self.at(step).to_dict(), allow_nan=False)
+            write_text(folder / f"step_{step}.json", values)
+        return write_text(folder / HISTORY_FILE, json.dumps(self.to_dict(), allow_nan=False))
 
     @classmethod
     def load(cls, folder: str | Path) -> History:
@@ -241,12 +244,3 @@ def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
                 merged.insert(place, name)
             place = merged.index(name) + 1
     return merged
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: Path, values: dict[str, Any]) -> Path:
-    path.write_text(json.dumps(values, allow_nan=False), encoding="utf-8")
-    return path

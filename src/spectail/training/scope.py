@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from spectail.allocation.coverage import Candidate, cover
-from spectail.allocation.left_out import first_names
+from spectail.basics.texts import first_names
 from spectail.core.measure import too_small
 from spectail.errors import AllocationError, TrainingError
 from spectail.models.naming.select import matches

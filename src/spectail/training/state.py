@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spectail.basics.texts import first_names
 from spectail.errors import TrainingError
 from spectail.training.structure import Unit
 
@@ -73,7 +74,7 @@ def check_state(state: Any, own: Mapping[str, Any], candidates: Mapping[str, Any
     other = [name for name in candidates if name in before and before[name] != candidates[name]]
     if lacking or more or other:
         found = [
-            f"{word} {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+            f"{word} {first_names(names)}"
             for word, names in (("it lacks", lacking), ("it has", more), ("other shapes at", other))
             if names
         ]

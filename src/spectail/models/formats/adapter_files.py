@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from spectail.basics.json_values import read_json
 from spectail.errors import SourceError
 from spectail.models.assembly.adapters.known import NOTHING_KNOWN, Known, Scale, scale_from_config
 from spectail.models.assembly.adapters.spelling import is_piece
@@ -34,7 +35,7 @@ def adapter_beside(path: Path, tensors: Iterable[LazyTensor], open_whole: OpenFo
     """Read what a file's folder states about the adapter in the file; nothing for a whole model."""
     # A whole model may lie beside an adapter's configuration.
     # Only a file whose name or tensors are an adapter's uses it.
-    config = _json(path.parent / CONFIG)
+    config = read_json(path.parent / CONFIG, dict)
     if not ADAPTER.match(path.name) and not (
         config and any(is_piece(stored.name) for stored in tensors)
     ):
@@ -120,12 +121,3 @@ class _Base:
                     for layer in source.layers
                 }
         return {}
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    """Read a JSON object; a missing or damaged file counts as empty."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, Mapping) else {}

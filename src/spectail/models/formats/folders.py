@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from spectail.basics.json_values import read_json
 from spectail.errors import SourceChangedError, SourceError
 from spectail.models.assembly.recipes import quantisation_of
 from spectail.models.build import build_source
@@ -189,7 +189,7 @@ def _hub_name(folder: Path) -> str | None:
 
 def _components(folder: Path) -> list[Path]:
     """List the sub-folders of a pipeline that hold weights, by its index or by usual names."""
-    index = _json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json", dict)
     named = [
         key for key, value in index.items() if isinstance(value, list) and not key.startswith("_")
     ]
@@ -223,7 +223,7 @@ def _pipeline(components: Sequence[Path], label: str) -> Source:
 
 def _with_modules(folder: Path, source: Source) -> Source:
     """Add the modules in sub-folders that ``modules.json`` of sentence-transformers lists."""
-    modules = _json(folder / "modules.json", list)
+    modules = read_json(folder / "modules.json", list)
     paths = [str(item.get("path", "")) for item in modules if isinstance(item, Mapping)]
     named = [folder / path for path in paths if path and (folder / path).parent == folder]
     extra = [
@@ -312,7 +312,7 @@ def _assembled(
 
 def configuration_of(folder: Path) -> tuple[Mapping[str, Any], Path | None]:
     """Read a model's configuration, and return also the file that says how it is quantised."""
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json", dict)
     if quantisation_of(config):
         return config, folder / "config.json"
     # Some quantisation libraries write a file of their own instead of an entry in ``config.json``.
@@ -320,7 +320,7 @@ def configuration_of(folder: Path) -> tuple[Mapping[str, Any], Path | None]:
         folder / name
         for name in ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
     ):
-        if said := _json(path):
+        if said := read_json(path, dict):
             return {**config, "quantization_config": said.get("quantization", said)}, path
     return config, None
 
@@ -339,12 +339,3 @@ def _read(form: Format, files: Sequence[OpenFile]) -> Contents:
             f"{files[0].path} is not readable as {form.name}: it is damaged or of another form "
             f"({type(error).__name__}: {reason})"
         ) from None
-
-
-def _json(path: Path, kind: type = dict) -> Any:
-    """Read a JSON file; one that is missing, damaged or not of type ``kind`` counts as empty."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return kind()
-    return value if isinstance(value, kind) else kind()

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectail.basics.texts import first_names
 from spectail.errors import SourceError
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.gguf_header import GgufTensor, read_header
@@ -126,8 +127,8 @@ def _notes(architecture: str, unnamed: Sequence[str]) -> tuple[str, ...]:
             "layers keep llama.cpp's names and row order",
         )
     if unnamed:
-        more = f" and {len(unnamed) - 1} more" if len(unnamed) > 1 else ""
-        return (f"{unnamed[0]}{more} of GGUF architecture {architecture!r} keep llama.cpp's names",)
+        shown = first_names(unnamed)
+        return (f"{shown} of GGUF architecture {architecture!r} keep llama.cpp's names",)
     return ()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from spectail.basics.texts import first_names
 from spectail.errors import SourceError
 from spectail.models.lazy_tensor import LazyTensor
 from spectail.models.naming.names import natural_key
@@ -43,9 +44,8 @@ def read_index(index: Path) -> tuple[list[Path], list[str]]:
         if not (folder / name).is_file():
             missing.append(name)
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise SourceError(
-            f"shard {missing[0]}{more} of {index} is missing; download the model again"
+            f"shard {first_names(missing)} of {index} is missing; download the model again"
         )
     return [folder / name for name in names], list(weight_map)
 
@@ -58,5 +58,4 @@ def names_without_shard(promised: Iterable[str], tensors: Sequence[LazyTensor]) 
     # If all names are missing, the format translates names and none can match the index.
     if not lost or len(lost) == len(promised):
         return ()
-    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-    return (f"the index names {lost[0]}{more}, which no shard holds",)
+    return (f"the index names {first_names(lost)}, which no shard holds",)

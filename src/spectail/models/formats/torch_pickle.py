@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from spectail.basics.texts import first_names
 from spectail.errors import SourceError
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.open_file import MemoryFile, OpenFile, ReadableFile
@@ -55,19 +56,13 @@ def read_pickles(files: Sequence[OpenFile]) -> Contents:
                     "each tensor may be in one shard only"
                 )
             tensors[stored.name] = stored
-    notes = (f"left out what is no tensor: {_some(foreign)}",) if foreign else ()
+    notes = (f"left out what is no tensor: {first_names(foreign, 3)}",) if foreign else ()
     return Contents(list(tensors.values()), notes=notes)
-
-
-def _some(names: dict[str, None]) -> str:
-    """Return the first few names, and how many more there are."""
-    shown = ", ".join(list(names)[:3])
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
 def _named(foreign: dict[str, None]) -> str:
     """Return the end of a message that names foreign objects, if there are any."""
-    return f", and it holds objects of {_some(foreign)}" if foreign else ""
+    return f", and it holds objects of {first_names(foreign, 3)}" if foreign else ""
 
 
 def load_pickle(file: OpenFile) -> tuple[Any, dict[str, None]]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectail.basics.checks import check_whole
 from spectail.errors import PruneError
 from spectail.pruning.masks import smallest, smallest_of_groups
 from spectail.pruning.methods.base import UNSEEN, Method, Outcome
@@ -43,14 +44,7 @@ class SparseGPT(Method):
     """Part of the mean diagonal of the Hessian that is added to the diagonal."""
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.block_size, bool)
-            or not isinstance(self.block_size, int)
-            or self.block_size < 1
-        ):
-            raise PruneError(
-                f"block_size must be a whole number of at least 1, not {self.block_size!r}"
-            )
+        check_whole(PruneError, block_size=self.block_size)
         if not (math.isfinite(self.damping) and self.damping >= 0):
             raise PruneError(f"damping must be a finite number of at least 0, not {self.damping!r}")
 

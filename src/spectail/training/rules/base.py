@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from spectail import presets
 from spectail.allocation.maps import Map, as_map
 from spectail.allocation.targets import LearningRate, WeightDecay
+from spectail.basics.checks import check_whole
 from spectail.core.spec import Spec
 from spectail.errors import TrainingError
 
@@ -62,10 +63,9 @@ class Rule:
                     f"{word} must be a list of globs, not the text {globs!r}: write [{globs!r}]"
                 )
             object.__setattr__(self, word, tuple(globs))
-        for word in ("transition", "min_eigenvalues"):
-            number = getattr(self, word)
-            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-                raise TrainingError(f"{word} must be a whole number of at least 0, not {number!r}")
+        check_whole(
+            TrainingError, 0, transition=self.transition, min_eigenvalues=self.min_eigenvalues
+        )
         if not isinstance(self.spec, Spec):
             raise TrainingError(f"spec must be a st.Spec or one of st.presets, not {self.spec!r}")
         self.scaling()  # refuses a level or a map that the target does not take

@@ -1,0 +1,1 @@
+"""Small helpers that know nothing of weights or spectra and that every other package may use."""

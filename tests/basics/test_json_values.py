@@ -1,0 +1,36 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from spectail.basics.json_values import plain, read_json
+
+
+def test_numbers_that_json_lacks_become_null_at_any_depth():
+    found = plain({"a": [math.nan, (math.inf, {"b": -math.inf})], 3: np.float64("nan"), "c": 0.1})
+    assert json.dumps(found, allow_nan=False) == (
+        '{"a": [null, [null, {"b": null}]], "3": null, "c": 0.1}'
+    )
+
+
+@pytest.mark.parametrize("value", [True, None, 0, 2**70, "NaN", 1e308])
+def test_what_json_can_hold_stays_as_it_is(value):
+    assert plain(value) is value
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"3", b"\xff\xfe", b'"text"'])
+def test_a_file_without_the_value_counts_as_empty(tmp_path, content):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert read_json(path, dict) == {}
+    assert read_json(path, list) == []
+
+
+@pytest.mark.parametrize(("text", "value"), [('{"a": "α"}', {"a": "α"}), ("[1, 2]", [1, 2])])
+def test_a_value_is_read_as_the_type_it_has(tmp_path, text, value):
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    assert read_json(tmp_path / "config.json", type(value)) == value
+    other = list if isinstance(value, dict) else dict
+    assert read_json(tmp_path / "config.json", other) == other()
