@@ -8,8 +8,10 @@ import io
 import math
 from typing import Any
 
+from spectail.models.naming.kinds import kind_of
+
 from spectail.core.spec import Spec
-from spectail.models.naming.blocks import block_of, kind_of
+from spectail.models.naming.blocks import block_of
 from spectail.results.records import LayerRecord, Results, RunInfo
 from tests.goldens.published import HERE
 

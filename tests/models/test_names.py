@@ -7,9 +7,10 @@ import sys
 
 import pytest
 import torch
+from spectail.models.naming.kinds import kind_of
 
 from spectail.errors import SpecError
-from spectail.models.naming.blocks import block_of, kind_of, unit_of
+from spectail.models.naming.blocks import block_of, unit_of
 from spectail.models.naming.names import canonical_name, clean_names, layer_name, natural_key
 from spectail.models.naming.select import select
 from spectail.models.open import open_source
@@ -128,7 +129,7 @@ def test_natural_order():
 
 
 def test_names_and_blocks_need_no_torch():
-    modules = "spectail.models.naming.names, spectail.models.naming.blocks, spectail.models.source"
+    modules = "spectail.models.naming.names, spectail.models.naming.kinds, spectail.models.source"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert (
         subprocess.run(

@@ -17,7 +17,8 @@ from spectail.models.layout.arrange import as_is
 from spectail.models.layout.part import Part
 from spectail.models.layout.rules import parts_of
 from spectail.models.lazy_tensor import LazyTensor, in_memory
-from spectail.models.naming.blocks import block_of, kind_of
+from spectail.models.naming.blocks import block_of
+from spectail.models.naming.kinds import kind_of
 from spectail.models.naming.names import clean_names, layer_name
 from spectail.models.naming.not_weights import are_weights_named, no_matrix
 from spectail.models.source import NOT_A_WEIGHT, Layer, Source

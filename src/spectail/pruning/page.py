@@ -13,7 +13,8 @@ from plotly.colors import sample_colorscale
 
 from spectail.allocation.allocation import Allocation
 from spectail.evaluation import Rule
-from spectail.models.naming.blocks import block_of, kind_of
+from spectail.models.naming.blocks import block_of
+from spectail.models.naming.kinds import kind_of
 from spectail.pruning.pipeline import Pruned, PruningPlan
 from spectail.pruning.report import NO_GAIN, PrunedLayer, PruneReport, Selected
 from spectail.report import page

@@ -10,8 +10,8 @@ from statistics import fmean
 from spectail.allocation.units import make_units, why_no_alpha, with_alphas
 from spectail.errors import AllocationError
 from spectail.results.records import LayerRecord
+from spectail.training.parameter_units import Unit
 from spectail.training.rules import Rule
-from spectail.training.structure import Unit
 
 
 @dataclass(frozen=True)

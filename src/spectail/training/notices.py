@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 from spectail.results.records import LayerRecord
+from spectail.training.parameter_units import Unit
 from spectail.training.scope import Scope, listed
 from spectail.training.steps import Steps
-from spectail.training.structure import Unit
 
 _LOG = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from spectail.core.measure import too_small
 from spectail.errors import AllocationError, TrainingError
 from spectail.models.naming.select import matches
 from spectail.models.source import Layer
+from spectail.training.parameter_units import Unit, first_and_last, units_of
 from spectail.training.rules import Rule
-from spectail.training.structure import Unit, first_and_last, units_of
 from spectail.training.wrappers import Optimizers
 
 SHOWN = 4

@@ -8,7 +8,7 @@ from typing import Any
 
 from spectail.basics.texts import first_names
 from spectail.errors import TrainingError
-from spectail.training.structure import Unit
+from spectail.training.parameter_units import Unit
 
 FORMAT = "spectail balancer"
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 
 from spectail.models.lazy_tensor import LazyTensor, unreadable
-from spectail.models.naming.blocks import kind_of
+from spectail.models.naming.kinds import kind_of
 from spectail.models.naming.names import layer_name
 
 ZERO3 = (

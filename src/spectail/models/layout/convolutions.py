@@ -17,7 +17,7 @@ import re
 from spectail.models.layout.arrange import kernel_slices
 from spectail.models.layout.part import Part
 from spectail.models.layout.view import View
-from spectail.models.naming.blocks import kind_of
+from spectail.models.naming.kinds import kind_of
 
 LONGEST_KERNEL = 32
 """A last dimension up to this length is the kernel of a one-dimensional convolution, whatever the

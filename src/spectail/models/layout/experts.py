@@ -21,7 +21,7 @@ from spectail.models.layout.configuration import family_of, number
 from spectail.models.layout.cut import Cut, alternating, cut_columns, cut_rows, halves
 from spectail.models.layout.part import Part
 from spectail.models.layout.view import View
-from spectail.models.naming.blocks import kind_of
+from spectail.models.naming.kinds import kind_of
 
 _STACKED = re.compile(
     r"(?:^|\.)(?:\w*experts|moe|cond_ffn|switch_(?:mlp|glu))\.|\.(?:input|output)_linear\.weight$"

@@ -25,7 +25,7 @@ class Part:
     name: str
     """Name of the layer."""
     kind: str
-    """What the layer does: see :func:`~spectail.models.naming.blocks.kind_of`."""
+    """What the layer does: see :func:`~spectail.models.naming.kinds.kind_of`."""
     n_matrices: int
     rows: int
     cols: int

@@ -9,7 +9,7 @@ from spectail.models.layout.arrange import as_one
 from spectail.models.layout.configuration import Config
 from spectail.models.layout.part import Arrange, Part
 from spectail.models.lazy_tensor import Index, LazyTensor
-from spectail.models.naming.blocks import kind_of
+from spectail.models.naming.kinds import kind_of
 from spectail.models.naming.names import layer_name
 
 

@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from spectail.models.naming.blocks import block_of, kind_of, unit_of
+from spectail.models.naming.blocks import block_of, unit_of
+from spectail.models.naming.kinds import kind_of
 from spectail.models.naming.names import canonical_name
 
 _PREDICTION = re.compile(r"(?:^|\.)(?:\w*mtp\w*|\w*nextn\w*)(?=\.|$)")

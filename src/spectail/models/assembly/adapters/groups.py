@@ -12,7 +12,7 @@ from torch import Tensor
 from spectail.models.assembly.adapters.known import Known
 from spectail.models.assembly.adapters.spelling import VECTORS, Piece, read_name, read_stray
 from spectail.models.lazy_tensor import Index, LazyTensor, piece_of
-from spectail.models.naming.blocks import kind_of
+from spectail.models.naming.kinds import kind_of
 
 
 @dataclass

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from spectail.training.parameter_units import first_and_last, units_of
 from torch import nn
 
 import spectail as st
 from spectail.models.live.walk import module_source
 from spectail.training.rules import TempBalance
-from spectail.training.structure import first_and_last, units_of
 from tests.models import cases
 
 
