@@ -11,7 +11,7 @@ from spectail.allocation.left_out import Code, LeftOut, Reason
 from spectail.allocation.towers import beside_language_model
 from spectail.errors import AllocationError
 from spectail.models.naming.blocks import unit_of
-from spectail.models.naming.select import matches
+from spectail.models.naming.select import check_globs, matches
 from spectail.models.source import NOT_A_WEIGHT
 
 OUTSIDE_KINDS = {
@@ -187,21 +187,14 @@ def _check_globs(
     reasons: Mapping[str, Reason],
 ) -> None:
     """Refuse globs that match no layer, and ``include`` globs that add none."""
+    names = [layer.name for layer in layers]
     for word, globs in (("include", include), ("exclude", exclude)):
         # A text is a sequence too: its single letters would be taken for globs.
         if isinstance(globs, str):
             raise AllocationError(
                 f"{word} must be a list of globs, not the text {globs!r}: write [{globs!r}]"
             )
-    for glob in (*include, *exclude):
-        if not any(matches(layer.name, glob) for layer in layers):
-            word = "include" if glob in include else "exclude"
-            # The first, a middle and the last name show all styles of a model.
-            examples = ", ".join(layer.name for layer in layers[:: max(1, len(layers) // 2)][:3])
-            raise AllocationError(
-                f"{word} {glob!r} matches none of the {len(layers)} layers; "
-                f"names look like {examples}"
-            )
+        check_globs(word, globs, names, AllocationError)
     for glob in include:
         _check_adds(glob, layers, reasons)
 

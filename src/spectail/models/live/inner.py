@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from spectail.errors import SourceError
-from spectail.models.naming.select import matches
+from spectail.models.naming.select import check_globs, is_selected
 
 
 def inner_language_model(
@@ -17,7 +17,7 @@ def inner_language_model(
 
     Args:
         model: a model of transformers. Without globs it is returned as it is.
-        include: globs over names of parameters or modules, such as ``language_model.*``.
+        include: globs over names of parameters or layers, such as ``language_model.*``.
         exclude: globs over names that do not count although an ``include`` glob matches them.
 
     Raises:
@@ -28,18 +28,8 @@ def inner_language_model(
         return model
     names = [name for name, _ in model.named_parameters()]
     for option, globs in (("--include", include), ("--exclude", exclude)):
-        for glob in globs:
-            if not any(_matches(name, glob) for name in names):
-                raise SourceError(
-                    f"{option} {glob!r} matches none of the model's {len(names)} parameters; "
-                    f"names look like {names[0]}, {names[-1]}"
-                )
-    named = [
-        name
-        for name in names
-        if (not include or any(_matches(name, glob) for glob in include))
-        and not any(_matches(name, glob) for glob in exclude)
-    ]
+        check_globs(option, globs, names, SourceError, what="parameters")
+    named = [name for name in names if is_selected(name, include, exclude)]
     # named_modules lists outer modules first, so that the last one that fits is the smallest.
     fitting: list[nn.Module] = [
         module
@@ -52,11 +42,6 @@ def inner_language_model(
             f"one to evaluate; those with a head are {_listed(model)}"
         )
     return fitting[-1]
-
-
-def _matches(name: str, glob: str) -> bool:
-    """Whether a glob names a parameter, its layer, or a module around it."""
-    return matches(name, glob) or matches(name.removesuffix(".weight"), glob)
 
 
 def _has_head(module: nn.Module) -> bool:

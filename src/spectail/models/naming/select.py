@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Protocol, TypeVar
 
-from spectail.errors import SpecError
+from spectail.errors import SpecError, SpectailError
 
 
 class Named(Protocol):
@@ -34,17 +34,8 @@ def select(
 
     """
     # A glob that matches nothing is a typing error, which would silently lose layers.
-    for glob in include:
-        if not any(matches(layer.name, glob) for layer in layers):
-            raise SpecError(
-                f"--include {glob!r} matches none of the {len(layers)} layers{_examples(layers)}"
-            )
-    kept = tuple(
-        layer
-        for layer in layers
-        if (not include or any(matches(layer.name, glob) for glob in include))
-        and not any(matches(layer.name, glob) for glob in exclude)
-    )
+    check_globs("--include", include, [layer.name for layer in layers], SpecError)
+    kept = tuple(layer for layer in layers if is_selected(layer.name, include, exclude))
     if layers and not kept:
         globs = ", ".join(map(repr, exclude))
         raise SpecError(
@@ -54,15 +45,41 @@ def select(
 
 
 def matches(name: str, glob: str) -> bool:
-    """Whether a glob matches a name, with brackets read as a set of characters or literally."""
+    """Whether a glob matches a name, with brackets read as a set of characters or literally.
+
+    A parameter's name may be given without its ``.weight``, as a layer is called.
+    """
     # [[] is how fnmatch spells a literal bracket.
-    return fnmatchcase(name, glob) or fnmatchcase(name, glob.replace("[", "[[]"))
+    globs = (glob, glob.replace("[", "[[]"))
+    return any(fnmatchcase(form, g) for form in {name, name.removesuffix(".weight")} for g in globs)
 
 
-def _examples(layers: Sequence[Named]) -> str:
-    """Return a text that shows three layer names, spread over the model."""
-    if not layers:
+def is_selected(name: str, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> bool:
+    """Whether a name matches an ``include`` glob, if there are any, and no ``exclude`` glob."""
+    included = not include or any(matches(name, glob) for glob in include)
+    return included and not any(matches(name, glob) for glob in exclude)
+
+
+def check_globs(
+    option: str,
+    globs: Sequence[str],
+    names: Sequence[str],
+    error: type[SpectailError],
+    *,
+    what: str = "layers",
+) -> None:
+    """Raise ``error`` with the name of the option for a glob that matches none of the names."""
+    for glob in globs:
+        if not any(matches(name, glob) for name in names):
+            raise error(
+                f"{option} {glob!r} matches none of the {len(names)} {what}{_examples(names)}"
+            )
+
+
+def _examples(names: Sequence[str]) -> str:
+    """Return a text that shows three names, spread over the model."""
+    if not names:
         return ""
     # A dict without values: an ordered set, so that short models repeat no name.
-    spread = {layers[0].name: None, layers[len(layers) // 2].name: None, layers[-1].name: None}
+    spread = {names[0]: None, names[len(names) // 2]: None, names[-1]: None}
     return f"; names look like {', '.join(spread)}"
