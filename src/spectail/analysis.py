@@ -14,6 +14,7 @@ from spectail.report.plots import alpha_by_depth
 from spectail.report.run_page import report_html
 from spectail.report.spectrum_plot import layer_spectrum
 from spectail.results.compare import Comparison, pair_layers
+from spectail.results.depth import RankCorrelation, alpha_with_depth
 from spectail.results.records import LayerRecord, Results, RunInfo
 from spectail.results.table import layer_table, table_html
 
@@ -34,6 +35,14 @@ class Analysis(Results):
     def table(self) -> pd.DataFrame:
         """One row per layer, skipped and failed ones included, with ``records.COLUMNS``."""
         return layer_table(self)
+
+    @cached_property
+    def depth_correlation(self) -> RankCorrelation | None:
+        """Rank correlation of alpha with depth over the blocks; None for fewer than four blocks.
+
+        The mean of each kind of layer is taken out, because blocks may hold different kinds.
+        """
+        return alpha_with_depth(self.layers)
 
     def plot(self) -> go.Figure:
         """Plot alpha across depth: a line per kind of layer, and a band for random matrices.

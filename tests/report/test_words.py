@@ -5,14 +5,12 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
 
 from spectail.core.spec import Spec
 from spectail.report.evidence import (
     depth_trend,
     kind_means,
     odd_ones,
-    rank_correlation,
     sort_run,
     threshold,
 )
@@ -48,7 +46,7 @@ def test_a_random_model_is_called_random_and_nothing_else(random_model):
     assert "clearly below" not in topics["Random matrix"]
     assert "do not rank single layers" in topics["Range"]
     assert "do not differ beyond their errors" in topics["Kinds"]
-    assert "no steady rise or fall" in topics["Depth"]
+    assert "open whether alpha follows depth" in topics["Depth"]
     assert "Odd ones" not in topics
 
 
@@ -74,8 +72,8 @@ def test_kinds_are_grouped_by_what_their_errors_tell_apart(transformer):
 
 def test_depth_trend_is_that_of_the_blocks(transformer):
     trend = depth_trend(sort_run(transformer).ranked)
-    assert trend.rho < -0.8
-    assert trend.n_blocks == 12
+    assert trend.correlation.rho < -0.8
+    assert trend.correlation.n_blocks == 12
     assert "heavier with depth" in by_topic(transformer)["Depth"]
     assert depth_trend(build_transformer(3).layers[:20]) is None
 
@@ -188,14 +186,34 @@ def test_listed_names_a_few_and_counts_the_rest():
     assert listed([*"abcdef"]) == "`a`, `b`, `c`, `d` and 2 more"
 
 
-@pytest.mark.parametrize("ties", [False, True])
-def test_rank_correlation_is_scipys(ties: bool) -> None:
-    rng = np.random.default_rng(3)
-    for size in (4, 9, 60):
-        x, y = rng.standard_normal((2, size))
-        y = np.round(y + x) if ties else y + x
-        expected = spearmanr(x, y)
-        assert rank_correlation(x, y) == pytest.approx(
-            (expected.statistic, expected.pvalue), rel=1e-9
-        )
-    assert rank_correlation([1, 2, 3, 4], [8, 6, 4, 1]) == (-1.0, pytest.approx(0.0))
+def trend_of(alphas, error=0.01):
+    """The words on depth of blocks with these alphas."""
+    layers = [
+        ok_layer(f"layers.{i}.q", i, "q", alpha=alpha, alpha_se=error)
+        for i, alpha in enumerate(alphas)
+    ]
+    return by_topic(run_of(layers)).get("Depth")
+
+
+@pytest.mark.parametrize(
+    ("alphas", "error", "says", "never"),
+    [
+        ([2.0 + 0.1 * i for i in range(12)], 0.01, ("Alpha rises", "0.800 above", "lighter", "goes by position"), "open"),
+        ([2.0 - 0.1 * i for i in range(12)], 0.01, ("Alpha falls", "0.800 below", "heavier", "goes by position"), "open"),
+        ([2.0 + 0.001 * i for i in range(12)], 0.1, ("Alpha rises", "within the errors"), "lighter"),
+        # In order of rank, and one early block far above all others.
+        ([2.0, 9.0, *(2.0 + 0.01 * i for i in range(2, 14))], 0.01, ("Alpha rises", "below the first all the same"), "heavier"),
+        ([2.0, 2.4, 2.1, 2.3, 2.2, 2.05, 2.35, 2.0], 0.01, ("It is open whether alpha follows depth",), "third"),
+        ([2.0, 2.1, 2.2, 2.3], 0.01, ("It is open", "rank correlation 1.00", "4 blocks"), "third"),
+    ],
+)  # fmt: skip
+def test_depth_is_told_with_its_interval_and_its_size(alphas, error, says, never):
+    text = trend_of(alphas, error)
+    for words in says:
+        assert words in text, text
+    assert never not in text
+
+
+@pytest.mark.parametrize("alphas", [[2.0, 2.1, 2.2], [2.0] * 8])
+def test_too_few_or_equal_blocks_have_no_words_on_depth(alphas):
+    assert trend_of(alphas) is None

@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -19,9 +20,18 @@ import pandas as pd
 from spectail.allocation.left_out import LeftOut, describe_left_out
 from spectail.basics.files import write_text
 from spectail.errors import AllocationError
+from spectail.models.naming.blocks import unit_of
+from spectail.results.depth import DepthCorrelations, depth_correlations, depths
 from spectail.results.table import table_html
 
 _FORMAT = "spectail allocation"
+_VALUES = {
+    "sparsity": "the ratios",
+    "bits": "the bit widths",
+    "lr": "the learning rates",
+    "weight-decay": "the weight decays",
+}
+"""What the values of a target are called in sentences."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +93,7 @@ class Allocation(Mapping[str, float]):
     @cached_property
     def realised(self) -> float:
         """The mean of the values, weighted by numel."""
-        total = sum(share.numel for share in self.shares)
-        # fsum adds without rounding: budgets are met, and tested, to 1e-9.
-        return math.fsum(share.value * share.numel for share in self.shares) / total
+        return _mean(self.shares)
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -93,11 +101,38 @@ class Allocation(Mapping[str, float]):
         names = [f.name for f in dataclasses.fields(LayerValue)]
         return pd.DataFrame([dataclasses.asdict(share) for share in self.shares], columns=names)
 
+    @cached_property
+    def depth_correlations(self) -> DepthCorrelations | None:
+        """Rank correlations of the values with depth and with what was measured, over the blocks.
+
+        A block's value is the mean over its weights, and what was measured the mean over its
+        layers: alpha, or a setting with a number per unit (OWL's ``outlier_percent``). The result
+        is None for fewer than four blocks, and if all blocks have one value.
+        """
+        blocks: dict[str, list[LayerValue]] = {}
+        for share in self.shares:
+            # Layers in no block have no depth.
+            if (block := unit_of(share.name)) is not None:
+                blocks.setdefault(block, []).append(share)
+        depth = depths(blocks)
+        name, numbers = _measured(self.settings, blocks)
+        return depth_correlations(
+            [depth[block] for block in blocks],
+            [_mean(group) for group in blocks.values()],
+            numbers,
+            name=name,
+        )
+
+    def describe_depth(self) -> list[str]:
+        """Say in one or two lines how much of the allocation is position; none if unknown."""
+        found = self.depth_correlations
+        return found.describe(_VALUES.get(self.target, "the values")) if found else []
+
     def summary(self) -> str:
         """Return a few lines of text for people.
 
         They hold the target and budget, the number of layers, the range and mean of the values,
-        the layers that are left out with their reasons, and notes.
+        how far these follow depth, the layers that are left out with their reasons, and notes.
         """
         values = list(self.values())
         units = len({share.unit for share in self.shares})
@@ -106,6 +141,7 @@ class Allocation(Mapping[str, float]):
             f"{len(self)} layers in {units} units, {min(values):.6g} to {max(values):.6g}, "
             f"mean by number of weights {self.realised:.9g}",
         ]
+        lines += self.describe_depth()
         lines += describe_left_out(self.left_out)
         return "\n".join(
             [*lines, *(f"note: {remark}" for remark in (*self.deviations, *self.notes))]
@@ -186,6 +222,33 @@ class Allocation(Mapping[str, float]):
         return table_html(self.table)
 
 
+def _mean(shares: Sequence[LayerValue]) -> float:
+    """Return the mean of the values, weighted by numel."""
+    total = sum(share.numel for share in shares)
+    # fsum adds without rounding: budgets are met, and tested, to 1e-9.
+    return math.fsum(share.value * share.numel for share in shares) / total
+
+
+def _measured(
+    settings: Mapping[str, Any], blocks: Mapping[str, Sequence[LayerValue]]
+) -> tuple[str, list[float] | None]:
+    """Return the name of what the values come from and its mean in every block, or None."""
+    shares = [share for group in blocks.values() for share in group]
+    given: dict[str, Mapping[str, Any]] = {"alpha": {x.unit: x.alpha for x in shares}}
+    given |= {name: found for name, found in settings.items() if isinstance(found, Mapping)}
+    for name, found in given.items():
+        numbers = {x.unit: found[x.unit] for x in shares if _is_number(found.get(x.unit))}
+        if len(numbers) == len({share.unit for share in shares}):
+            means = [fmean(numbers[x.unit] for x in group) for group in blocks.values()]
+            return name.replace("_", " "), means
+    return "", None
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def describe_settings(settings: Mapping[str, Any]) -> str:
     """Write the options of a target in one line; options that are False are not mentioned.
 
@@ -224,9 +287,7 @@ def _check(allocation: Allocation) -> None:
     if len(allocation) < len(allocation.shares):
         raise AllocationError("it names a layer twice")
     for share in allocation.shares:
-        if not (
-            isinstance(share.value, int | float) and math.isfinite(share.value) and share.value >= 0
-        ):
+        if not (_is_number(share.value) and share.value >= 0):
             raise AllocationError(
                 f"the value of {share.name} must be a finite number of at least 0, "
                 f"not {share.value!r}"

@@ -140,6 +140,10 @@ def _show(console: Console, analysis: Analysis, out: Path) -> None:
             table.add_row(row["name"], f"{row['rows']} x {row['cols']}", *numbers)
         console.print(table)
         console.print()
+    if analysis.depth_correlation:
+        console.print(
+            analysis.depth_correlation.with_depth("alpha"), highlight=False, soft_wrap=True
+        )
     counts = analysis.table["status"].value_counts()
     console.print(
         ", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
-from numpy.typing import ArrayLike
-from scipy.special import ndtri, stdtr
+from scipy.special import ndtri
 
-from spectail.report.depth import depth_of
+from spectail.results.depth import RankCorrelation, alpha_with_depth, block_alphas, depths
 from spectail.results.records import LayerRecord, Results
 
 CLEAR = 2.0
@@ -87,53 +85,23 @@ def kind_means(layers: Sequence[LayerRecord], at_least: int = 3) -> list[KindMea
 
 @dataclass(frozen=True)
 class Trend:
-    """Rank correlation of alpha with depth, after subtracting the mean of each kind."""
+    """How the alphas of the blocks go with depth, after subtracting the mean of each kind."""
 
-    rho: float
-    p_value: float
-    n_blocks: int
+    correlation: RankCorrelation
     change: float
     """Mean alpha of the last third of the blocks minus that of the first third."""
 
 
-def depth_trend(layers: Sequence[LayerRecord], at_least: int = 6) -> Trend | None:
-    """Return the trend over blocks; None for fewer than ``at_least`` blocks, or equal ones.
-
-    The mean of each kind is subtracted first, because blocks may hold different kinds.
-    """
-    inside = [layer for layer in layers if layer.block is not None]
-    means = {
-        kind: float(np.mean([x.alpha for x in inside if x.kind == kind]))
-        for kind in {x.kind for x in inside}
-    }
-    depth = depth_of([(layer.name, layer.block) for layer in inside])
-    rest: dict[int, list[float]] = {}
-    for layer, place in zip(inside, depth.places, strict=True):
-        rest.setdefault(place, []).append(layer.alpha - means[layer.kind])
-    if len(rest) < at_least:
+def depth_trend(layers: Sequence[LayerRecord]) -> Trend | None:
+    """Return the trend over blocks; None where ``alpha_with_depth`` has no number."""
+    correlation = alpha_with_depth(layers)
+    if correlation is None:
         return None
-    # One number per block, so that blocks with many layers (experts) do not count more.
-    along = np.array([float(np.mean(rest[place])) for place in sorted(rest)])
-    # Ranks of numbers that differ by rounding only would be noise.
-    if np.ptp(along) < 1e-12:
-        return None
-    rho, p_value = rank_correlation(np.arange(along.size), along)
+    alphas = block_alphas(layers)
+    depth = depths(alphas)
+    along = np.array([alphas[unit] for unit in sorted(alphas, key=depth.__getitem__)])
     third = max(1, along.size // 3)
-    return Trend(rho, p_value, along.size, float(along[-third:].mean() - along[:third].mean()))
-
-
-def rank_correlation(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
-    """Return Spearman's rho of at least three pairs, and its two-sided p-value.
-
-    The p-value comes from Student's t distribution, as in ``scipy.stats.spearmanr``. Importing
-    scipy.stats would take as long as measuring a small model.
-    """
-    ranks = np.stack([pd.Series(np.asarray(values)).rank() for values in (x, y)])
-    rho = float(np.clip(np.corrcoef(ranks)[0, 1], -1, 1))
-    # rho = 1 would divide by zero; the smallest positive float gives a p-value of 0.
-    freedom = ranks.shape[1] - 2
-    t = abs(rho) * math.sqrt(freedom / max((1 + rho) * (1 - rho), np.finfo(float).tiny))
-    return rho, 2 * float(stdtr(freedom, -t))
+    return Trend(correlation, float(along[-third:].mean() - along[:third].mean()))
 
 
 def odd_ones(layers: Sequence[LayerRecord], at_least: int = 6) -> list[tuple[LayerRecord, float]]:

@@ -18,14 +18,15 @@ from spectail.report.evidence import (
     CLEAR,
     KindMean,
     Run,
+    Trend,
     depth_trend,
     kind_means,
     odd_ones,
-    rank_correlation,
     sort_run,
     threshold,
 )
 from spectail.report.theme import TIMES
+from spectail.results.depth import STRONG, rank_correlation
 from spectail.results.records import LayerRecord, Results, null_gap
 
 
@@ -235,27 +236,33 @@ def _depth(run: Run) -> Finding | None:
     trend = depth_trend(run.ranked)
     if trend is None:
         return None
-    numbers = f"Spearman {trend.rho:+.2f} over {trend.n_blocks} blocks, each kind's mean taken out"
+    found = trend.correlation
+    text = found.with_depth("alpha").removesuffix(".") + "; each kind's mean is taken out."
+    if not found.clear:
+        return Finding("Depth", text)
+    text += f" {_thirds(run, trend)}"
+    if abs(found.rho) >= STRONG:
+        text += " So a decision that goes by alpha goes by position for the greater part."
+    return Finding("Depth", text)
+
+
+def _thirds(run: Run, trend: Trend) -> str:
+    """Compare the last third of the blocks with the first, in one sentence."""
+    side = "above" if trend.change > 0 else "below"
+    text = f"The last third of the blocks lies {abs(trend.change):.3f} {side} the first"
     errors = [
         layer.alpha_se
         for layer in run.ranked
         if layer.block is not None and math.isfinite(layer.alpha_se)
     ]
-    # A trend counts if it is steady (rho), beyond chance (p), and larger than the error of the mean
-    # of about three layers per block.
-    per_block = float(np.median(errors)) if errors else 0.0
-    if (
-        abs(trend.rho) < 0.6
-        or trend.p_value > 0.01
-        or abs(trend.change) < CLEAR * per_block / math.sqrt(3)
-    ):
-        return Finding(
-            "Depth", f"no steady rise or fall from the first block to the last ({numbers})."
-        )
-    way = "lighter" if trend.change > 0 else "heavier"
-    text = f"tails get {way} with depth ({numbers}); the last third of the blocks lies "
-    text += f"{abs(trend.change):.3f} {'above' if trend.change > 0 else 'below'} the first."
-    return Finding("Depth", text)
+    # Means over about three layers per block have this error.
+    error = float(np.median(errors)) / math.sqrt(3) if errors else 0.0
+    if abs(trend.change) < CLEAR * error:
+        return f"{text}, which is within the errors of alpha."
+    # A few blocks far from the others can turn the means against the ranks.
+    if trend.change * trend.correlation.rho < 0:
+        return f"{text} all the same."
+    return f"{text}: tails get {'lighter' if trend.change > 0 else 'heavier'} with depth."
 
 
 def _odd(run: Run) -> Finding | None:
@@ -283,7 +290,8 @@ def _full(run: Run) -> Finding | None:
     # Ranks of fewer than eight layers, or of equal shapes, would show nothing.
     shape = np.array([math.log(max(x.rows, x.cols) / max(1, min(x.rows, x.cols))) for x in both])
     if len(both) >= 8 and np.ptp(shape) > 0 and np.ptp(change) > 0:
-        rho = rank_correlation(shape, change)[0]
+        found = rank_correlation(shape, change)
+        rho = found.rho if found else 0.0
         verdict = (
             "goes with how elongated the matrix is"
             if abs(rho) >= 0.6
