@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -55,8 +56,11 @@ def site(tmp_path_factory):
 def test_every_command_and_public_name_has_a_section(site):
     commands = (site / "reference" / "commands.html").read_text()
     assert [name for name in COMMANDS if f"spectail {name}" not in commands] == []
-    names = (site / "reference" / "python.html").read_text()
-    assert [name for name in st.__all__ if f"st.{name}" not in names] == []
+    pages = {page: page.read_text() for page in (site / "reference").glob("*.html")}
+    for name in st.__all__:
+        link = rf'href="(\w+\.html)#([\w.]+)"><code>st\.{name}</code>'
+        page, anchor = re.search(link, pages[site / "reference" / "python.html"]).groups()
+        assert f'id="{anchor}"' in pages[site / "reference" / page]
 
 
 def test_no_page_loads_anything_from_the_network(site):
@@ -64,3 +68,19 @@ def test_no_page_loads_anything_from_the_network(site):
         parser = _Loaded()
         parser.feed(page.read_text())
         assert [a for a in parser.addresses if re.match(r"(?:https?:)?//", a)] == [], page.name
+
+
+def test_search_finds_a_word_on_pages_opened_from_disk(site):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium or chrome on the PATH")
+    with sync_api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        page.goto((site / "index.html").as_uri())
+        page.click("input.md-search__input")
+        page.keyboard.type("jackknife", delay=20)
+        found = page.wait_for_selector(".md-search-result__item")
+        assert "jackknife" in found.inner_text().lower()
+        browser.close()
