@@ -1,5 +1,10 @@
 """Recipes for llm-compressor: what they say, and, where it is installed, that it does what they say."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,7 +19,7 @@ MODULES = [name for name, _ in llama().named_modules()]
 
 
 @pytest.mark.parametrize("method", PRUNERS)
-def test_a_pruning_recipe_has_one_modifier_in_the_order_of_the_modules(method):
+def test_a_pruning_recipe_has_one_modifier_in_the_order_of_the_modules(method: str) -> None:
     ratios = llama_ratios()
     recipe = yaml.safe_load(pruning_recipe(allocation(ratios), MODULES, method=method))
     assert list(recipe) == ["spectail_stage"]
@@ -26,7 +31,7 @@ def test_a_pruning_recipe_has_one_modifier_in_the_order_of_the_modules(method):
     assert dict(zip(modifier["targets"], modifier["sparsity"], strict=True)) == ratios
 
 
-def test_ratios_keep_every_digit():
+def test_ratios_keep_every_digit() -> None:
     values = {name: ratio + 1e-13 for name, ratio in llama_ratios().items()}
     modifier = yaml.safe_load(pruning_recipe(allocation(values), MODULES))["spectail_stage"][
         "pruning_modifiers"
@@ -34,7 +39,7 @@ def test_ratios_keep_every_digit():
     assert set(modifier["WandaPruningModifier"]["sparsity"]) == set(values.values())
 
 
-def test_a_quantisation_recipe_groups_modules_by_width():
+def test_a_quantisation_recipe_groups_modules_by_width() -> None:
     bits = {name: (4, 8)[i % 2] for i, name in enumerate(llama_names())}
     recipe = yaml.safe_load(
         quantization_recipe(allocation(bits, "bits"), method="gptq", group_size=32)
@@ -54,7 +59,7 @@ def test_a_quantisation_recipe_groups_modules_by_width():
 
 
 @pytest.mark.parametrize("recipe", [quantization_recipe, pruning_recipe])
-def test_experts_have_to_become_modules_first(recipe):
+def test_experts_have_to_become_modules_first(recipe: Callable[..., Any]) -> None:
     target, value = ("bits", 4) if recipe is quantization_recipe else ("sparsity", 0.5)
     stored = allocation(dict.fromkeys(["model.layers.0.mlp.experts.3.gate_proj"], value), target)
     fused = ["model.layers.0.mlp", "model.layers.0.mlp.experts", "model.layers.0.mlp.gate"]
@@ -75,7 +80,7 @@ def test_experts_have_to_become_modules_first(recipe):
         recipe(live, fused)
 
 
-def test_what_has_no_recipe():
+def test_what_has_no_recipe() -> None:
     sparse, bits = allocation(llama_ratios()), allocation(dict.fromkeys(llama_names(), 4), "bits")
     with pytest.raises(
         ExportError,
@@ -112,7 +117,7 @@ def test_what_has_no_recipe():
             quantization_recipe(bits, group_size=size)
 
 
-def _oneshot(tmp_path, recipe):
+def _oneshot(tmp_path: Path, recipe: Any) -> Any:
     """Run a recipe on the toy Llama, 16 sequences of 32 tokens."""
     llmcompressor = pytest.importorskip("llmcompressor")
     datasets = pytest.importorskip("datasets")
@@ -132,7 +137,7 @@ def _oneshot(tmp_path, recipe):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("method", PRUNERS)
-def test_llm_compressor_gives_the_ratios_back(tmp_path, method):
+def test_llm_compressor_gives_the_ratios_back(tmp_path: Path, method: str) -> None:
     ratios = llama_ratios()
     model = _oneshot(tmp_path, pruning_recipe(allocation(ratios), MODULES, method=method))
     for name, ratio in ratios.items():
@@ -145,7 +150,7 @@ def test_llm_compressor_gives_the_ratios_back(tmp_path, method):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("method", QUANTISERS)
-def test_llm_compressor_gives_the_widths_back(tmp_path, method):
+def test_llm_compressor_gives_the_widths_back(tmp_path: Path, method: str) -> None:
     bits = {name: (2, 3, 4, 8)[i % 4] for i, name in enumerate(llama_names())}
     recipe = quantization_recipe(allocation(bits, "bits"), method=method, group_size=32)
     model = _oneshot(tmp_path, recipe)
@@ -160,3 +165,20 @@ def test_llm_compressor_gives_the_widths_back(tmp_path, method):
             assert torch.allclose(groups, groups.round(), atol=1e-2)
             assert 2 < groups.round().unique().numel() <= 2**width
     assert not hasattr(model.lm_head, "quantization_scheme")
+
+
+@pytest.mark.parametrize(
+    "name", ["0", "null", "yes", "1e3", "1:30", "~", "blocks.0.fc: x", "größe"]
+)
+def test_names_that_yaml_could_take_for_something_else_stay_names(name: str) -> None:
+    recipe = yaml.safe_load(pruning_recipe(allocation({name: 0.5, "other": 0.25}), [name, "other"]))
+    modifier = recipe["spectail_stage"]["pruning_modifiers"]["WandaPruningModifier"]
+    assert modifier["targets"] == [name, "other"]
+    assert modifier["sparsity"] == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("ratio", [1e-17, 1 / 3, 5e-324, np.float64(0.7), 0.0, 1 - 2**-53])
+def test_every_ratio_comes_back_as_the_same_number(ratio: Any) -> None:
+    recipe = yaml.safe_load(pruning_recipe(allocation({"fc": ratio}), ["fc"]))
+    modifier = recipe["spectail_stage"]["pruning_modifiers"]["WandaPruningModifier"]
+    assert modifier["sparsity"] == [float(ratio)]

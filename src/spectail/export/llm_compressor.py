@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from spectail.allocation.allocation import Allocation
 from spectail.basics.checks import is_whole
@@ -84,10 +83,13 @@ def pruning_recipe(allocation: Allocation, modules: Modules, *, method: str = "w
     check_target(allocation, "sparsity", "a pruning recipe")
     modifier = _modifier(PRUNERS, method)
     ratios = _placed(_by_module(allocation), modules)
-    # "0:0" is llm-compressor's name for unstructured sparsity.
-    lines = ["sparsity:", *_items(ratios.values()), 'mask_structure: "0:0"']
-    lines += ["targets:", *_items(ratios)]
-    return _stage("pruning", modifier, lines)
+    settings = {
+        "sparsity": list(map(float, ratios.values())),
+        # llm-compressor's name for unstructured sparsity.
+        "mask_structure": "0:0",
+        "targets": list(ratios),
+    }
+    return _stage("pruning", modifier, settings)
 
 
 def quantization_recipe(
@@ -115,23 +117,16 @@ def quantization_recipe(
     # Widths go by name, so that the order of modules does not matter here.
     if modules is not None:
         widths = _placed(widths, modules)
-    lines = ["config_groups:"]
+    scheme = {"type": "int", "symmetric": True, "strategy": "group", "group_size": group_size}
     # A scheme has one width, so that every width needs a group of its own.
-    for width in sorted(set(widths.values())):
-        weights = {"num_bits": int(width), "type": "int", "symmetric": True, "strategy": "group"}
-        lines.append(f"  bits_{int(width)}:")
-        lines += [
-            "    weights:",
-            *(
-                f"      {k}: {json.dumps(v)}"
-                for k, v in {**weights, "group_size": group_size}.items()
-            ),
-        ]
-        lines += [
-            "    targets:",
-            *(f"    {item}" for item in _items(n for n, w in widths.items() if w == width)),
-        ]
-    return _stage("quantization", modifier, lines)
+    groups = {
+        f"bits_{int(width)}": {
+            "weights": {"num_bits": int(width), **scheme},
+            "targets": [name for name, own in widths.items() if own == width],
+        }
+        for width in sorted(set(widths.values()))
+    }
+    return _stage("quantization", modifier, {"config_groups": groups})
 
 
 def _by_module(allocation: Allocation) -> dict[str, float]:
@@ -176,12 +171,10 @@ def _modifier(known: dict[str, str], method: str) -> str:
     return known[method]
 
 
-def _items(values: Iterable[float | str]) -> list[str]:
-    """Return the lines of a YAML list; every JSON value is a YAML value."""
-    return [f"- {json.dumps(value)}" for value in values]
-
-
-def _stage(kind: str, modifier: str, lines: list[str]) -> str:
+def _stage(kind: str, modifier: str, settings: dict[str, Any]) -> str:
     """Write the recipe of one stage with one modifier."""
-    head = ["spectail_stage:", f"  {kind}_modifiers:", f"    {modifier}:"]
-    return "\n".join([*head, *(f"      {line}" for line in lines)]) + "\n"
+    # Imported here because only this export writes YAML.
+    import yaml
+
+    recipe = {"spectail_stage": {f"{kind}_modifiers": {modifier: settings}}}
+    return str(yaml.safe_dump(recipe, sort_keys=False))
