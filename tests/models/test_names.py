@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from spectail.models.naming.kinds import kind_of
 
 from spectail.errors import SpecError
 from spectail.models.naming.blocks import block_of, unit_of
+from spectail.models.naming.kinds import kind_of
 from spectail.models.naming.names import canonical_name, clean_names, layer_name, natural_key
 from spectail.models.naming.select import select
 from spectail.models.open import open_source

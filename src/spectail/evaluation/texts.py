@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from spectail.basics.texts import first_line
 from spectail.errors import SourceError
 from spectail.models.formats.hub import is_hub_id
 
@@ -59,7 +60,7 @@ def _column(
     try:
         rows = datasets.load_dataset(name, config or None, split=split or "test")
     except Exception as error:  # the library raises errors of many kinds, its own among them
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise SourceError(f"dataset {name} cannot be loaded: {reason[:200]}") from error
     if column not in rows.column_names:
         raise SourceError(

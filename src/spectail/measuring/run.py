@@ -12,6 +12,7 @@ import torch
 
 from spectail import presets
 from spectail.analysis import Analysis
+from spectail.basics.texts import first_line
 from spectail.core.measure import common_window, too_small
 from spectail.core.spec import Spec
 from spectail.errors import SourceError, SpecError
@@ -179,7 +180,7 @@ def usable_device(device: str) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise SpecError(
             "device must be auto, cpu or an accelerator that torch has here, "
             f"not {device!r} ({reason})"

@@ -16,12 +16,13 @@ import numpy as np
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
+from spectail.basics.texts import type_and_line
 from spectail.errors import SourceError
 from spectail.models.build import build_source
 from spectail.models.formats.demo import demo_file
 from spectail.models.formats.fingerprint import fingerprint_tensors
 from spectail.models.formats.folders import path_source
-from spectail.models.formats.hub import is_hub_id
+from spectail.models.formats.hub import download, is_hub_id
 from spectail.models.formats.state_dict import state_tensors
 from spectail.models.live.walk import module_source
 from spectail.models.source import Source
@@ -92,7 +93,7 @@ def _named_source(text: str) -> Source:
     if match := _FUNCTION.match(text):
         return _from_function(match[1], match[2])
     if is_hub_id(text):
-        return _from_hub(text)
+        return path_source(download(text), label=text)
     raise SourceError(
         f"no such file or folder: {text!r}; "
         "expected a checkpoint, a model folder, 'demo', 'module:function' or a hub id"
@@ -108,7 +109,7 @@ def _from_function(module: str, function: str) -> Source:
             value: Any = importlib.import_module(module)
         except Exception as error:  # the user's code may raise anything
             raise SourceError(
-                f"cannot import {module!r} of {name!r}: {_one_line(error)}"
+                f"cannot import {module!r} of {name!r}: {type_and_line(error)}"
             ) from error
         for attribute in function.split("."):
             if not hasattr(value, attribute):
@@ -122,7 +123,7 @@ def _from_function(module: str, function: str) -> Source:
             try:
                 value = value()
             except Exception as error:  # the user's code may raise anything
-                raise SourceError(f"{name} failed: {_one_line(error)}") from error
+                raise SourceError(f"{name} failed: {type_and_line(error)}") from error
     if not isinstance(value, nn.Module):
         raise SourceError(f"{name} returned a {type(value).__name__}; expected a torch module")
     return module_source(value, label=name)
@@ -140,28 +141,3 @@ def _importable_from_here() -> Iterator[None]:
     finally:
         if here in sys.path:
             sys.path.remove(here)
-
-
-def _one_line(error: Exception) -> str:
-    """Return the type of an error and the first line of its text."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
-
-
-def _from_hub(name: str) -> Source:
-    """Open a model of the Hugging Face hub: its safetensors and JSON files, cached or not."""
-    missing = f"no such file or folder: {name!r}; as a hub id,"
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    except ImportError:
-        raise SourceError(
-            f"{missing} it needs the huggingface_hub library: pip install huggingface_hub"
-        ) from None
-    try:
-        folder = snapshot_download(name, allow_patterns=["*.safetensors", "*.json"])
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise SourceError(
-            f"{missing} it could not be downloaded ({_one_line(error)[:160]})"
-        ) from None
-    return path_source(Path(folder), label=name)

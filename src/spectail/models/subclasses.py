@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectail.basics.texts import first_line
 from spectail.errors import SourceError
 
 _METHODS = ("full_tensor", "get_original_weight", "dequantize")
@@ -84,7 +85,7 @@ def to_plain(tensor: Tensor) -> Tensor:
             with torch.no_grad():
                 value = reader()
         except Exception as error:  # noqa: BLE001 - another library's code may raise anything
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise SourceError(
                 f"a tensor of class {_class_name(value)} cannot be dequantised: {reason}"
             ) from None

@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from spectail.basics.texts import type_and_line
 from spectail.errors import TrainingError
 from spectail.training.groups import BY_PARAMETER, Group, SplitGroups
 from spectail.training.step_hooks import look_at_steps
@@ -172,9 +173,8 @@ def _outcome(
     except TrainingError as error:
         return Trial(refusal=str(error))
     except Exception as error:  # noqa: BLE001 - without the split it raises nothing
-        first = str(error).strip().partition("\n")[0]
         return Trial(
-            refusal=f"split into groups by layer, its step() raises {type(error).__name__}: {first}"
+            refusal=f"split into groups by layer, its step() raises {type_and_line(error)}"
         )
 
 

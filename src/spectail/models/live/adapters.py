@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectail.basics.texts import type_and_line
 from spectail.errors import SourceError
 from spectail.models.assembly.adapters.experts import expert_changes
 from spectail.models.assembly.adapters.known import Known, Scale
@@ -224,15 +225,10 @@ def _read_change(owner: nn.Module, adapter: str, turned: bool, index: Index) -> 
             layer.merge(adapter_names=[adapter])
         except Exception as error:  # noqa: BLE001 - the library may refuse in any way
             raise SourceError(
-                f"{type(owner).__name__} cannot merge adapter {adapter!r}: {_one_line(error)}"
+                f"{type(owner).__name__} cannot merge adapter {adapter!r}: {type_and_line(error)}"
             ) from None
         change = _weight_of(layer).detach().to(torch.float64) - before
     return piece_of(change.T if turned else change, index)
-
-
-def _one_line(error: Exception) -> str:
-    """Return the type of an error and the first line of its text."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _scales_of(owner: nn.Module) -> Iterator[tuple[str, Scale]]:

@@ -45,7 +45,7 @@ def no_matrix_of(
         owner: The module that holds the parameter.
         name: The parameter's name in the owner.
         tensor: Its description, with its name in the model.
-        among_weights: Whether the model calls its matrices ``weight``; see ``not_weights.no_matrix``.
+        among_weights: Whether the model calls its matrices ``weight``; see ``naming.not_weights``.
 
     """
     # Its tensors are called ``original0``, ``original1``..., which tells nothing.

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectail.basics.texts import first_line
 from spectail.errors import SourceError
 from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, piece_of, unreadable
 
@@ -121,7 +122,7 @@ def _call(owner: nn.Module, method: str, index: Index) -> Tensor:
             value = getattr(owner, method)()
             value = value.dequantize() if value.is_quantized else value
     except Exception as error:  # noqa: BLE001 - another library's code may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise SourceError(f"{type(owner).__name__}.{method}() failed: {reason}") from None
     # GPTQModel returns (in, out).
     if method == "dequantize_weight" and tuple(value.shape) == _stated_shape(owner)[::-1]:

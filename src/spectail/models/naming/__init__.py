@@ -1,1 +1,1 @@
-"""Facts that the names of parameters tell: blocks, kinds, what is no weight, pairs of models. No torch."""
+"""What the names of parameters tell: blocks, kinds, no weights, pairs of models. No torch."""
