@@ -84,14 +84,15 @@ def _shares(
     """Return the value of every layer, in the model's order, and the rule's deviations."""
     units = make_units(rule.prepared(layers), rule.level)
     values, deviations = rule.values(units, budget)
+    formats = rule.formats(units, values)
 
     def of_units() -> Iterator[LayerValue]:
         """Give every layer the value of its unit."""
-        for unit, members, value, alpha in zip(
-            units.names, units.members, values, units.alpha, strict=True
+        for unit, members, value, alpha, chosen in zip(
+            units.names, units.members, values, units.alpha, formats, strict=True
         ):
             for layer in members:
-                yield LayerValue(layer.name, float(value), unit, float(alpha), layer.numel)
+                yield LayerValue(layer.name, float(value), unit, float(alpha), layer.numel, chosen)
 
     # Units gather the layers of a block from wherever they stand; the result keeps their own order.
     given = {share.name: share for share in of_units()}

@@ -46,6 +46,8 @@ class LayerValue:
     """The unit's alpha; None if the value does not come from an alpha."""
     numel: int
     """Number of weights of the layer."""
+    format: str = ""
+    """Name of the format that the layer gets; empty unless formats were chosen."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

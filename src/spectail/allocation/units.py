@@ -15,6 +15,7 @@ from spectail.allocation.left_out import Code, LeftOut, Reason
 from spectail.basics.texts import first_names
 from spectail.errors import AllocationError
 from spectail.models.naming.blocks import unit_of
+from spectail.results.records import Rounding
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -52,6 +53,10 @@ class Measured(Protocol):
     @property
     def weight_var(self) -> float:
         """Variance of the weights; NaN where it was not measured."""
+
+    @property
+    def rounding(self) -> tuple[Rounding, ...]:
+        """Error of each format that the weights were quantised to; empty where not measured."""
 
     @property
     def status(self) -> str:
@@ -179,7 +184,8 @@ def check_level(level: str) -> None:
 def _filled(layers: Sequence[L], known: Sequence[L]) -> tuple[L, ...]:
     """Give layers that are not in ``known`` the mean alpha of their block, or else of all layers.
 
-    Means run over known layers only. A missing variance is filled in the same way.
+    Means run over known layers only. A missing variance is filled in the same way, and missing
+    errors of formats are those of the first known layer of the block.
     """
     beside: dict[str | None, list[L]] = {}
     for layer in known:
@@ -193,8 +199,12 @@ def _filled(layers: Sequence[L], known: Sequence[L]) -> tuple[L, ...]:
             others = beside.get(unit_of(layer.name), beside[None])
             own = layer.weight_var
             variance = own if math.isfinite(own) else fmean(other.weight_var for other in others)
+            # Errors of formats are relative, so that those of one neighbour serve as well.
             layer = replace(
-                layer, alpha=fmean(other.alpha for other in others), weight_var=variance
+                layer,
+                alpha=fmean(other.alpha for other in others),
+                weight_var=variance,
+                rounding=layer.rounding or others[0].rounding,
             )
         found.append(layer)
     return tuple(found)

@@ -18,9 +18,10 @@ from spectail.core.farms import TailFit
 from spectail.core.goodness import GoodnessOfFit, judge_tail, verdict
 from spectail.core.measure import estimator_of, measure, too_small
 from spectail.core.metrics import entropy
+from spectail.core.quantisers import rounding_errors
 from spectail.errors import SourceChangedError, SourceError, SpecError
 from spectail.models.source import Layer
-from spectail.results.records import LayerRecord, RunInfo, Spectrum, null_gap
+from spectail.results.records import LayerRecord, Rounding, RunInfo, Spectrum, null_gap
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,6 +128,7 @@ def _measured(record: LayerRecord, matrices: Tensor, plan: Plan) -> LayerRecord:
     # A layer without a tail fit still has norms, if its weights are finite.
     if math.isfinite(fit.sum_of_squares) and not plan.alpha_only:
         record = _with_norms(record, fit, matrices, plan)
+        record = replace(record, rounding=_rounding(matrices))
     return record
 
 
@@ -193,6 +195,14 @@ def _with_norms(record: LayerRecord, fit: TailFit, matrices: Tensor, plan: Plan)
     full = fit if whole else estimator.whole(matrices, plan.run.spec)
     alpha_full = full.alpha if plan.run.full_spectrum else math.nan
     return replace(record, entropy=entropy(full.eigenvalues), alpha_full=alpha_full)
+
+
+def _rounding(matrices: Tensor) -> tuple[Rounding, ...]:
+    """Return the error of every format that can hold the layer."""
+    return tuple(
+        Rounding(name, bits, float(f"{error:.6g}"))
+        for name, bits, error in rounding_errors(matrices)
+    )
 
 
 def _summary(fit: TailFit) -> Spectrum:

@@ -27,6 +27,18 @@ class Spectrum:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """What a layer becomes in one format: see ``spectail.core.quantisers``."""
+
+    format: str
+    """Name of the format, such as ``int4``."""
+    bits: float
+    """Bits per weight, scales included."""
+    error: float
+    """Relative squared error, ||Q(W) - W||^2 / ||W||^2."""
+
+
+@dataclass(frozen=True)
 class Column:
     """One column of the table of layers.
 
@@ -189,6 +201,8 @@ class LayerRecord:
         "",
     )
     spectrum: Spectrum | None = field(default=None, repr=False)
+    rounding: tuple[Rounding, ...] = field(default=(), repr=False)
+    """The error of each format that the weights were rounded to; ``allocate`` chooses by it."""
 
     @property
     def no_weight(self) -> str | None:
@@ -202,7 +216,9 @@ class LayerRecord:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, with None for NaN."""
         values: dict[str, Any] = plain(self.row())
-        return values | {"spectrum": self.spectrum and dataclasses.asdict(self.spectrum)}
+        rounding = [list(dataclasses.astuple(found)) for found in self.rounding]
+        spectrum = self.spectrum and dataclasses.asdict(self.spectrum)
+        return values | {"spectrum": spectrum, "rounding": rounding}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LayerRecord:
@@ -219,7 +235,9 @@ class LayerRecord:
                 tuple(spectrum["counts"]),
                 tuple((r, x) for r, x in spectrum["top"]),
             )
-        return cls(**known, spectrum=spectrum)
+        # Analyses of earlier versions have none.
+        rounding = tuple(Rounding(*found) for found in known.pop("rounding", ()))
+        return cls(**known, spectrum=spectrum, rounding=rounding)
 
 
 COLUMN_TABLE = tuple(

@@ -40,6 +40,10 @@ class Target(ABC):
 
         """
 
+    def formats(self, units: Units, values: Array) -> tuple[str, ...]:
+        """Return the name of the format behind each value; empty where a number says it all."""
+        return ("",) * len(units.names)
+
     def prepared(self, layers: Sequence[L]) -> Sequence[L]:
         """Return the layers with the alphas that the rule goes by; by default the measured ones."""
         return layers

@@ -1,0 +1,79 @@
+"""What a quantiser is: a format that stores weights in few bits, with the error that it makes.
+
+A new format is one class (or one more instance of a class) and one line in the table of
+``spectail.core.quantisers``. Everything here rounds to nearest, without calibration data: what a
+method such as GPTQ reaches with data is better, and in the same order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SCALE_BITS = 16
+"""Bits of a scale or an offset that is stored as a half-precision number."""
+
+
+class Quantiser(ABC):
+    """A format for a matrix (outputs, inputs). Subclasses are frozen dataclasses."""
+
+    meaning: ClassVar[str]
+    """What the format stores, in one phrase for the documentation's table."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What the command line and files call the format."""
+
+    @abstractmethod
+    def storage(self, rows: int, cols: int) -> int:
+        """Return the bits that a matrix takes, with its scales and offsets."""
+
+    @abstractmethod
+    def dequantised(self, matrix: Tensor) -> Tensor:
+        """Return the values (rows, cols), in float32, that the stored matrix stands for."""
+
+    def fits(self, rows: int, cols: int) -> bool:
+        """Say whether a matrix of this shape can be stored; some formats need whole blocks."""
+        return True
+
+
+def relative_error(quantiser: Quantiser, matrices: Tensor) -> float:
+    """Return t^2 = ||Q(W) - W||^2 / ||W||^2 over matrices (..., rows, cols); 0 for zeros alone.
+
+    The formula is that of HIGGS (arXiv 2411.17525, section 3).
+
+    >>> from spectail.core.quantisers import quantiser_named
+    >>> relative_error(quantiser_named("int2"), torch.tensor([[0.0, 1.0, 2.0, 3.5]]))
+    0.0...
+    """
+    errors, total = 0.0, 0.0
+    for matrix in matrices.reshape(-1, *matrices.shape[-2:]):
+        values = matrix.float()
+        errors += float((quantiser.dequantised(values) - values).square().sum(dtype=torch.float64))
+        total += float(values.square().sum(dtype=torch.float64))
+    return errors / total if total > 0 else 0.0
+
+
+def groups_of(matrix: Tensor, size: int) -> Tensor:
+    """Cut rows into groups of ``size`` inputs, (rows, groups, size).
+
+    A last group that is short is filled by repeating the last weight, which changes no range.
+    """
+    rows, cols = matrix.shape
+    padded = functional.pad(matrix, (0, -cols % size), mode="replicate")
+    return padded.reshape(rows, -1, size)
+
+
+def ungrouped(groups: Tensor, cols: int) -> Tensor:
+    """Put the groups of ``groups_of`` together again, (rows, cols)."""
+    return groups.flatten(1)[:, :cols]
+
+
+def ratio(values: Tensor, steps: Tensor) -> Tensor:
+    """Return ``values / steps``, and 0 where a step is 0 because its group has no range."""
+    return torch.where(steps > 0, values / torch.where(steps > 0, steps, 1.0), 0.0)
