@@ -57,8 +57,8 @@ class Training:
                 with clock(seconds, "optimizer"):
                     self.optimizer.step()
             self._wait()
-            if self.side == "background":
-                self.balancer.state_dict()  # waits for the measurement, so that no part of it is left out
+            if self.balancer is not None and self.side == "background":
+                self.balancer.state_dict()  # waits until the measurement is complete
         return seconds
 
     def facts(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,8 @@ def spectrum(kind: str, size: int) -> np.ndarray:
             layer.read(), window, Grid(per_side).positions(layer.rows, layer.cols, window)
         )
     pooled = np.sort(found, axis=None)
-    return pooled[np.linspace(0, pooled.size - 1, size).astype(int)]
+    evenly: np.ndarray = pooled[np.linspace(0, pooled.size - 1, size).astype(int)]
+    return evenly
 
 
 class Spectail:
@@ -59,7 +61,7 @@ class Spectail:
 
     def run(self) -> dict[str, float]:
         """Seconds by cutoff."""
-        return {cutoff: steady(lambda c=cutoff: self.alpha(c)) for cutoff in CUTOFFS}
+        return {cutoff: steady(partial(self.alpha, cutoff)) for cutoff in CUTOFFS}
 
     def alpha(self, cutoff: str) -> float:
         """Alpha by one cutoff."""
@@ -88,7 +90,7 @@ class Plain:
     def run(self) -> dict[str, float]:
         """Seconds by cutoff, scaled up where only some xmin were tried."""
         return {
-            cutoff: every * steady(lambda c=cutoff: self._fit(c))
+            cutoff: every * steady(partial(self._fit, cutoff))
             for cutoff, every in self.every.items()
         }
 

@@ -88,7 +88,7 @@ def cuts(case: Case) -> dict[str, Cut]:
 
 def _cut(matrix: Tensor, side: int, case: Case) -> Cut:
     window = Window(side, side)
-    corners = parse_placement(case.placement).positions(*matrix.shape, window)
+    corners = parse_placement(case.placement).positions(matrix.shape[0], matrix.shape[1], window)
     few = corners[: case.few]
     return Cut(matrix, window, corners, few, few[: max(1, COMPARED // side)])
 

@@ -34,17 +34,20 @@ class ResNet18(nn.Module):
         self.conv1 = nn.Conv2d(3, widths[0], 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         inputs = widths[0]
-        for i, width in enumerate(widths, 1):
-            blocks = [Residual(inputs, width, 1 if i == 1 else 2), Residual(width, width, 1)]
-            setattr(self, f"layer{i}", nn.Sequential(*blocks))
+        layers = []
+        for width, stride in zip(widths, (1, 2, 2, 2), strict=True):
+            layers.append(nn.Sequential(Residual(inputs, width, stride), Residual(width, width, 1)))
             inputs = width
+        self.layer1, self.layer2, self.layer3, self.layer4 = layers
         self.fc = nn.Linear(inputs, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (n, 3, height, width) to scores (n, classes)."""
         x = nn.functional.max_pool2d(torch.relu(self.bn1(self.conv1(x))), 3, 2, 1)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(x.mean((2, 3)))
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+        scores: Tensor = self.fc(x.mean((2, 3)))
+        return scores
 
 
 def network(widths: tuple[int, ...]) -> ResNet18:

@@ -104,7 +104,8 @@ def write_checkpoint(
     config = config or LLAMA
     folder.mkdir(parents=True, exist_ok=True)
     groups = [range(i, min(i + per_shard, blocks)) for i in range(0, blocks, per_shard)]
-    where, size = {}, 0
+    where: dict[str, str] = {}
+    size = 0
     for number, group in enumerate([None, *groups], 1):
         file = f"model-{number:05d}-of-{len(groups) + 1:05d}.safetensors"
         shard = dict(_ends(config, seed) if group is None else _blocks(config, group, blocks, seed))

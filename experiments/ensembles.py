@@ -27,7 +27,8 @@ def student(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
 
 def row_scaled(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
     """Normal entries whose rows have lognormal scales (sigma 0.5)."""
-    return rng.standard_normal(shape) * np.exp(0.5 * rng.standard_normal((shape[0], 1)))
+    scales: Array = np.exp(0.5 * rng.standard_normal((shape[0], 1)))
+    return rng.standard_normal(shape) * scales
 
 
 def low_rank(rng: np.random.Generator, shape: tuple[int, int], share: float = 0.05) -> Array:

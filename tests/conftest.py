@@ -1,5 +1,7 @@
 """Small models and files that many tests measure."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,7 @@ def weights(seed: int = 0, blocks: int = 3) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
+def checkpoint(tmp_path: Path) -> Path:
     """A safetensors file with the toy transformer."""
     path = tmp_path / "toy.safetensors"
     save_file(weights(), path)

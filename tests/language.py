@@ -1,6 +1,7 @@
 """Small language models of transformers with tokenizers of their own."""
 
 import math
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -10,7 +11,9 @@ WORDS = ("<s>", "<unk>", *(f"w{i}" for i in range(30)))
 
 
 def tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
-    """One token for each of ``w0`` to ``w29``, split at white space; ``bos`` puts one <s> at the start."""
+    """One token for each of ``w0`` to ``w29``, split at white space;
+    ``bos`` puts one <s> at the start.
+    """
     inner = Tokenizer(
         models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
     )
@@ -25,16 +28,20 @@ def tokenizer(*, bos: bool = False) -> PreTrainedTokenizerFast:
 def llama(*, layers: int = 2, hidden: int = 64, seed: int = 0, **more: int) -> LlamaForCausalLM:
     """A Llama with random weights over the words of ``tokenizer``."""
     torch.manual_seed(seed)
-    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96} | more
+    sizes: dict[str, Any] = {
+        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96
+    }  # fmt: skip
     config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=hidden, num_hidden_layers=layers, max_position_embeddings=256,
-        bos_token_id=0, eos_token_id=1, pad_token_id=1, **sizes,
+        vocab_size=len(WORDS), hidden_size=hidden, num_hidden_layers=layers,
+        max_position_embeddings=256, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        **(sizes | more),
     )  # fmt: skip
     return LlamaForCausalLM(config)
 
 
 def bigram(chances: torch.Tensor) -> LlamaForCausalLM:
-    """A Llama of no layers that gives the next word by the last one: ``chances`` is (last, next), rows sum to 1.
+    """A Llama of no layers that gives the next word by the last one: ``chances`` is (last, next),
+    rows sum to 1.
 
     The embedding is the identity, which the norm multiplies by sqrt(vocabulary).
     """

@@ -1,4 +1,6 @@
-"""Wheel and source distribution: what they hold, what an index shows of them, and that the wheel works by itself."""
+"""Wheel and source distribution: what they hold, what an index shows of them, and
+that the wheel works by itself.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ import tomllib
 import venv
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,8 +47,10 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """The folder with a source distribution made from a copy of the tree, and the wheel made from it."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The folder with a source distribution made from a copy of the tree, and the wheel made
+    from it.
+    """
     folder = tmp_path_factory.mktemp("built")
     shutil.copytree(ROOT, folder / "tree", ignore=shutil.ignore_patterns(*LEFT_OUT))
     run(
@@ -61,27 +66,29 @@ def built(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def wheel(built):
+def wheel(built: Any) -> Any:
     (path,) = built.glob("*.whl")
     return path
 
 
 @pytest.fixture(scope="module")
-def python(wheel, tmp_path_factory):
-    """The interpreter of an environment with the wheel; its dependencies are the installed ones, spectail is not."""
+def python(wheel: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The interpreter of an environment with the wheel; its dependencies are the
+    installed ones, spectail is not.
+    """
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder, with_pip=False, symlinks=True)
     interpreter = folder / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--quiet", "--python", interpreter]
     run(*pip, "install", "--no-deps", "--no-index", wheel, cwd=folder)
     (packages,) = folder.glob("lib/python*/site-packages")
-    # A folder that a .pth file names is searched, but the .pth files in it, such as that of an editable
-    # install, are not read.
+    # A folder that a .pth file names is searched, but the .pth files in it, such as that of an
+    # editable install, are not read.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     return interpreter
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Any) -> None:
     source = ROOT / "src"
     wanted = [
         path
@@ -94,7 +101,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert wheel.stat().st_size < 2**20
 
 
-def test_the_source_distribution_holds_what_building_testing_and_documenting_need(built):
+def test_the_source_distribution_holds_what_building_testing_and_documenting_need(
+    built: Any,
+) -> None:
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
@@ -117,7 +126,7 @@ def test_the_source_distribution_holds_what_building_testing_and_documenting_nee
     assert results & held == set()
 
 
-def test_an_index_page_shows_no_link_or_picture_that_leads_nowhere(wheel):
+def test_an_index_page_shows_no_link_or_picture_that_leads_nowhere(wheel: Any) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = email.message_from_bytes(archive.read(name))
@@ -131,7 +140,7 @@ def test_an_index_page_shows_no_link_or_picture_that_leads_nowhere(wheel):
     assert metadata.get_all("Project-URL")
 
 
-def test_the_python_example_of_the_index_page_runs(python, tmp_path):
+def test_the_python_example_of_the_index_page_runs(python: Any, tmp_path: Path) -> None:
     (example,) = re.findall(
         r"^```python\n(.*?)^```$", (ROOT / PROJECT["readme"]).read_text(), re.DOTALL | re.MULTILINE
     )
@@ -140,7 +149,7 @@ def test_the_python_example_of_the_index_page_runs(python, tmp_path):
     assert Path(where).is_relative_to(python.parent.parent)
 
 
-def test_the_wheel_alone_analyses_a_file(python, checkpoint, tmp_path):
+def test_the_wheel_alone_analyses_a_file(python: Any, checkpoint: Path, tmp_path: Path) -> None:
     command = python.parent / "spectail"
     assert run(command, "--version", cwd=tmp_path).strip() == PROJECT["version"]
     shown = run(command, "analyze", checkpoint, "--out", tmp_path / "run", cwd=tmp_path)
@@ -149,7 +158,7 @@ def test_the_wheel_alone_analyses_a_file(python, checkpoint, tmp_path):
     assert "<script" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_the_lowest_versions_are_those_that_the_project_names():
+def test_the_lowest_versions_are_those_that_the_project_names() -> None:
     lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
     tested = dict(line.split("==") for line in lines if "==" in line)
     extras = PROJECT["optional-dependencies"]

@@ -1,11 +1,14 @@
-"""Adding something from outside: one type in one file, one line in one table, and everything else follows."""
+"""Adding something from outside: one type in one file, one line in one
+table, and everything else follows.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -37,20 +40,20 @@ class LowerQuarter(Cutoff):
     summary = "all but the lowest quarter of the eigenvalues"
     meaning = "alpha describes the upper three quarters."
 
-    def start(self, eigenvalues):
+    def start(self, eigenvalues: Any) -> Any:
         return eigenvalues.size // 4
 
 
 class TestACutoff:
     @pytest.fixture(autouse=True)
-    def registered(self, monkeypatch):
+    def registered(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cutoffs, "CUTOFFS", [*cutoffs.CUTOFFS, LowerQuarter])
 
-    def test_is_parsed_and_named(self):
+    def test_is_parsed_and_named(self) -> None:
         assert parse_cutoff("quarter") == LowerQuarter()
         assert cutoff_forms(cutoffs.CUTOFFS).endswith("fixed:X or quarter")
 
-    def test_is_measured_with_a_null_and_an_error_bar(self):
+    def test_is_measured_with_a_null_and_an_error_bar(self) -> None:
         matrix = np.random.default_rng(0).standard_normal((256, 256))
         fit = st.tail_fit(matrix, st.Spec(window=64, cutoff="quarter"))
         start = fit.eigenvalues.size // 4
@@ -58,7 +61,7 @@ class TestACutoff:
         assert fit.alpha == pytest.approx(1 + tail.size / np.log(tail / tail[0]).sum())
         assert abs(fit.alpha - fit.alpha_null) < 4 * np.hypot(fit.alpha_se, fit.alpha_null_sd)
 
-    def test_runs_from_the_command_line_to_the_report(self, tmp_path):
+    def test_runs_from_the_command_line_to_the_report(self, tmp_path: Path) -> None:
         torch.manual_seed(0)
         torch.save(
             {"a.weight": torch.randn(96, 128), "b.weight": torch.randn(128, 96)},
@@ -92,17 +95,17 @@ class Largest(pruning_methods.Method):
     meaning = "the largest weights went."
     statistic = Squares
 
-    def apply(self, weights, quota, seen=None):
+    def apply(self, weights: torch.Tensor, quota: Any, seen: Any = None) -> Any:
         assert seen.tokens
         return pruning_methods.Outcome(smallest(-weights.abs(), quota.count), weights / 2)
 
 
 class TestAPruningMethod:
     @pytest.fixture(autouse=True)
-    def registered(self, monkeypatch):
+    def registered(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pruning_methods, "METHODS", [*pruning_methods.METHODS, Largest()])
 
-    def test_prunes_a_live_model_by_its_name(self):
+    def test_prunes_a_live_model_by_its_name(self) -> None:
         model = decoder("llama")
         before = model.model.layers[1].mlp.up_proj.weight.detach().clone()
         report = st.prune(model, 0.25, method="largest", calibration=tokens())
@@ -111,11 +114,11 @@ class TestAPruningMethod:
         assert torch.equal(model.model.layers[1].mlp.up_proj.weight, expected)
         assert (report.method, report.settings, report.realised) == ("largest", {}, 0.25)
 
-    def test_needs_the_text_that_it_asks_for(self):
+    def test_needs_the_text_that_it_asks_for(self) -> None:
         with pytest.raises(st.PruneError, match="largest needs calibration"):
             st.prune(decoder("llama"), 0.25, method="largest")
 
-    def test_runs_from_the_command_line_to_the_report(self, tmp_path):
+    def test_runs_from_the_command_line_to_the_report(self, tmp_path: Path) -> None:
         text = _save_with_tokenizer(decoder("llama"), tmp_path / "model")
         (tmp_path / "text.txt").write_text(text)
         where = ["prune", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
@@ -124,14 +127,14 @@ class TestAPruningMethod:
         assert run([*where, *words, *how]) == 0
         assert "the largest weights went" in (tmp_path / "out" / "report.html").read_text()
 
-    def test_stands_in_the_help_and_in_errors(self, capfd):
+    def test_stands_in_the_help_and_in_errors(self, capfd: pytest.CaptureFixture[str]) -> None:
         assert run(["prune", "--help"]) == 0
         assert "largest" in capfd.readouterr().out
         with pytest.raises(st.PruneError, match="sparsegpt, largest, not 'smallest'"):
             st.prune(decoder("llama"), 0.25, method="smallest")
 
 
-def _save_with_tokenizer(model, folder):
+def _save_with_tokenizer(model: Any, folder: Path) -> str:
     """Save a model with a tokenizer of whole words; returns a text of words that it knows."""
     transformers = pytest.importorskip("transformers")
     tokenizers = pytest.importorskip("tokenizers")
@@ -157,10 +160,10 @@ class Steep(training_rules.Rule):
 
 class TestATrainingRule:
     @pytest.fixture(autouse=True)
-    def registered(self, monkeypatch):
+    def registered(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(training_rules, "RULES", [*training_rules.RULES, Steep])
 
-    def test_is_found_by_name_by_name_and_map_and_by_its_settings(self):
+    def test_is_found_by_name_by_name_and_map_and_by_its_settings(self) -> None:
         assert training_rules.as_rule("steep") == Steep()
         assert training_rules.as_rule("steep:sqrt").map == st.maps.SquareRoot()
         settings = Steep(level="block").settings()
@@ -168,8 +171,8 @@ class TestATrainingRule:
         with pytest.raises(st.TrainingError, match="alphadecay, steep "):
             training_rules.as_rule("shallow")
 
-    def test_trains_every_layer_at_its_rate_and_resumes(self):
-        def trained(rate):
+    def test_trains_every_layer_at_its_rate_and_resumes(self) -> None:
+        def trained(rate: float) -> tuple[st.Balancer, list[Any]]:
             model = net()
             balancer = st.Balancer(
                 model, torch.optim.SGD(model.parameters(), lr=rate), "steep", every=None
@@ -198,7 +201,7 @@ class TestATrainingRule:
         assert other.factors == balancer.factors
 
 
-def _gradients(model: nn.Module):
+def _gradients(model: nn.Module) -> list[Any]:
     """The gradients of the first step of ``train``."""
     train(model, torch.optim.SGD(model.parameters(), lr=0.0), 1)
     return [p.grad for p in model.parameters()]
@@ -216,7 +219,7 @@ class Rank(Target):
     level: str = "block"
     power: float = 1.0
 
-    def values(self, units, budget):
+    def values(self, units: Any, budget: float) -> tuple[Any, tuple[str]]:
         place = 1 + units.alpha.argsort().argsort()
         return budget * place**self.power, ("toys have no published rule.",)
 
@@ -231,26 +234,26 @@ class Table(Tool):
 
     separator: str = ","
 
-    def text(self, allocation):
+    def text(self, allocation: Any) -> str:
         return "\n".join(f"{name}{self.separator}{value:g}" for name, value in allocation.items())
 
-    def remark(self, allocation):
+    def remark(self, allocation: Any) -> str:
         return f"lines: {len(allocation)}"
 
 
 class TestATargetAndATool:
     @pytest.fixture(autouse=True)
-    def registered(self, monkeypatch):
+    def registered(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(targets, "TARGETS", [*targets.TARGETS, Rank])
         monkeypatch.setattr(export, "TOOLS", [*export.TOOLS, Table])
 
     @pytest.fixture
-    def folder(self, tmp_path):
+    def folder(self, tmp_path: Path) -> Path:
         found = transformer(3)
         st.Analysis(found.run, found.layers).save(tmp_path / "run")
         return tmp_path
 
-    def test_a_target_is_known_by_its_name(self):
+    def test_a_target_is_known_by_its_name(self) -> None:
         alphas = {f"layers.{i}.up": alpha for i, alpha in enumerate((3.0, 2.0, 4.0))}
         analysis = results(*(layer(name, alpha) for name, alpha in alphas.items()))
         allocation = st.allocate(analysis, target="rank", budget=8)
@@ -258,7 +261,9 @@ class TestATargetAndATool:
         assert allocation.settings == {"level": "block", "power": 1.0}
         assert allocation.deviations == ("toys have no published rule.",)
 
-    def test_they_run_from_the_command_line(self, folder, capsys):
+    def test_they_run_from_the_command_line(
+        self, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         made, out = folder / "rank.json", folder / "table.txt"
         command = ["allocate", str(folder / "run"), "--target", "rank", "--budget", "8"]
         assert run([*command, "--out", str(made), "--option", "power=2"]) == 0
@@ -271,7 +276,9 @@ class TestATargetAndATool:
         assert values == [8, 8, 32, 32, 72, 72]
 
     @pytest.mark.parametrize(("command", "name"), [("allocate", "rank"), ("export", "table")])
-    def test_the_help_and_the_refusal_name_them(self, folder, capsys, command, name):
+    def test_the_help_and_the_refusal_name_them(
+        self, folder: Path, capsys: pytest.CaptureFixture[str], command: Any, name: str
+    ) -> None:
         assert run([command, "--help"]) == 0
         assert f", {name}." in capsys.readouterr().out
         option = {"allocate": ["--target", "x", "--budget", "1"], "export": ["--to", "x"]}[command]
@@ -286,13 +293,17 @@ class TestATargetAndATool:
             ("depth=2", "target rank takes level, power, but no depth"),
         ],
     )
-    def test_an_option_that_a_target_lacks_is_refused(self, folder, capsys, option, message):
+    def test_an_option_that_a_target_lacks_is_refused(
+        self, folder: Path, capsys: pytest.CaptureFixture[str], option: Any, message: str
+    ) -> None:
         command = ["allocate", str(folder / "run"), "--target", "rank", "--budget", "8"]
         assert run([*command, "--out", str(folder / "o"), "--option", option]) == 2
         assert message in capsys.readouterr().err
         assert not (folder / "o").exists()
 
-    def test_an_option_that_a_tool_lacks_is_refused(self, folder, capsys):
+    def test_an_option_that_a_tool_lacks_is_refused(
+        self, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         made = folder / "a.json"
         st.allocate(transformer(3), target="rank", budget=8).save(made)
         command = ["export", str(made), "--to", "table", "--out", str(folder / "o")]

@@ -1,4 +1,6 @@
-"""What training and measuring need: nothing that draws reports, writes Parquet files or makes command lines."""
+"""What training and measuring need: nothing that draws reports, writes Parquet
+files or makes command lines.
+"""
 
 import subprocess
 import sys
@@ -31,7 +33,7 @@ assert len(st.allocate(analysis, target="lr", budget=0.1)) > 0
 """
 
 
-def test_training_and_measuring_need_neither_plotly_nor_pyarrow_nor_typer():
+def test_training_and_measuring_need_neither_plotly_nor_pyarrow_nor_typer() -> None:
     done = subprocess.run(
         [sys.executable, "-c", TRAIN_AND_MEASURE], capture_output=True, text=True, check=False
     )

@@ -1,4 +1,5 @@
-"""The direction of imports: arrows point downward only, no cycles, and results load without torch."""
+"""The direction of imports: arrows point downward only, no cycles, and results load without
+torch."""
 
 import ast
 import subprocess
@@ -21,7 +22,9 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-"""From the bottom up: a module may import its own floor's package and everything below, nothing above or beside."""
+"""From the bottom up: a module may import its own floor's package and everything
+below, nothing above or beside.
+"""
 MODELS = [
     {"subclasses"},
     {"lazy_tensor", "naming"},

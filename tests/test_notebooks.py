@@ -1,4 +1,8 @@
-"""The notebooks run, hold the text and code of their tutorials, and were committed as they ran, with pictures."""
+"""The notebooks run, hold the text and code of their tutorials, and were
+committed as they ran, with pictures.
+"""
+
+from typing import Any
 
 import pytest
 
@@ -9,17 +13,17 @@ pytest.importorskip("jupytext")
 from docs.notebooks import NOTEBOOKS, PLOTLY, TUTORIALS, notebook, run  # noqa: E402
 
 
-def outputs(found):
+def outputs(found: Any) -> list[Any]:
     return [output for cell in found.cells for output in cell.get("outputs", [])]
 
 
-def pictures(found):
+def pictures(found: Any) -> list[Any]:
     return [output.data[PLOTLY] for output in outputs(found) if PLOTLY in output.get("data", {})]
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
-def test_a_notebook_is_its_tutorial_and_runs(page):
+def test_a_notebook_is_its_tutorial_and_runs(page: Any) -> None:
     committed = nbformat.read(NOTEBOOKS / f"{page.stem}.ipynb", as_version=4)
     made = notebook(page)
     sources = [(cell.cell_type, cell.source) for cell in made.cells]

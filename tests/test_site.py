@@ -9,6 +9,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,11 +23,11 @@ pytest.importorskip("mkdocs")
 class _Loaded(HTMLParser):
     """Collects what a page loads by itself."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.addresses = []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: Any, attrs: Any) -> None:
         named = dict(attrs)
         if tag in {"script", "img", "iframe"}:
             self.addresses.append(named.get("src") or "")
@@ -35,7 +36,7 @@ class _Loaded(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("site")
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
     command = [
@@ -53,7 +54,7 @@ def site(tmp_path_factory):
     return folder
 
 
-def test_every_command_and_public_name_has_a_section(site):
+def test_every_command_and_public_name_has_a_section(site: Any) -> None:
     commands = (site / "reference" / "commands.html").read_text()
     assert [name for name in COMMANDS if f"spectail {name}" not in commands] == []
     pages = {page: page.read_text() for page in (site / "reference").glob("*.html")}
@@ -63,14 +64,14 @@ def test_every_command_and_public_name_has_a_section(site):
         assert f'id="{anchor}"' in pages[site / "reference" / page]
 
 
-def test_no_page_loads_anything_from_the_network(site):
+def test_no_page_loads_anything_from_the_network(site: Any) -> None:
     for page in site.rglob("*.html"):
         parser = _Loaded()
         parser.feed(page.read_text())
         assert [a for a in parser.addresses if re.match(r"(?:https?:)?//", a)] == [], page.name
 
 
-def test_search_finds_a_word_on_pages_opened_from_disk(site):
+def test_search_finds_a_word_on_pages_opened_from_disk(site: Any) -> None:
     sync_api = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,10 @@ def _steps(settings: dict[str, Any]) -> Iterator[tuple[str, Callable[[], Any]]]:
                 key = f"{law} | {shape[0]} x {shape[1]} / {window} | {cutoff}"
                 yield (
                     key,
-                    lambda law=law, s=shape, w=window, c=cutoff: calibrate(law, s, w, c, settings),
+                    partial(calibrate, law, shape, window, cutoff, settings),
                 )
     for cutoff in CUTOFFS:
-        yield f"real | {cutoff}", lambda c=cutoff: calibrate_real(c, quick=settings["quick"])
+        yield f"real | {cutoff}", partial(calibrate_real, cutoff, quick=settings["quick"])
 
 
 def calibrate(

@@ -37,17 +37,14 @@ class Recipe:
 def llama(hidden: int, layers: int, length: int) -> nn.Module:
     """A Llama over 256 byte values, heads of 64; an MLP of 2.75 times the width."""
     heads = max(1, hidden // 64)
-    sizes = {
-        "hidden_size": hidden,
-        "intermediate_size": hidden * 11 // 4,
-        "num_hidden_layers": layers,
-    }
     config = LlamaConfig(
         vocab_size=256,
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4,
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
         max_position_embeddings=length,
-        **sizes,
     )
     return LlamaForCausalLM(config)
 
@@ -116,8 +113,8 @@ def loss(model: nn.Module, text: Tensor, recipe: Recipe) -> float:
     model.eval()
     pieces = spaced(text, size=recipe.scored, length=recipe.length).to(recipe.device)
     with torch.inference_mode():
-        total = sum(
+        losses = [
             float(model(input_ids=part, labels=part).loss) * len(part) for part in pieces.split(16)
-        )
+        ]
     model.train()
-    return total / len(pieces)
+    return sum(losses) / len(pieces)

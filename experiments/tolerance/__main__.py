@@ -33,8 +33,9 @@ from experiments.ensembles import LAWS
 from spectail.core.measure import FARMS
 from spectail.core.spectra import numerical_zeros, window_eigenvalues
 from spectail.core.tails import fit_from
-from spectail.core.windows import Window
+from spectail.core.windows import Window, parse_placement
 from spectail.models.open import open_source
+from spectail.models.source import Layer
 
 HERE = Path(__file__).parent
 CUTOFFS = ("median", "top:0.1", "peak", "ks")
@@ -90,11 +91,15 @@ def _steps(
         half = min(layer.rows, layer.cols) // 2
         yield (
             f"SmolLM2 | {layer.name}",
-            lambda m=layer, w=half: compare(m.read()[0], w, settings["placement"], CUTOFFS),
+            partial(_real, layer, half, settings["placement"]),
         )
     for side in settings["sides"]:
         for law in LAWS:
             yield f"drawn {side} | {law}", partial(_drawn, law, side, settings)
+
+
+def _real(layer: Layer, window: int, placement: str) -> dict[str, Any]:
+    return compare(layer.read()[0], window, placement, CUTOFFS)
 
 
 def _drawn(law: str, side: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -112,9 +117,8 @@ def window_of(side: int) -> int:
 
 def compare(matrix: Tensor, side: int, placement: str, cutoffs: Sequence[str]) -> dict[str, Any]:
     """Alpha of all windows and of those that the tolerance takes, for every cutoff."""
-    spec = st.Spec(window=side, placement=placement, tolerance=TOLERANCE)
     window = Window(side, side)
-    positions = spec.placement.positions(*matrix.shape, window)
+    positions = parse_placement(placement).positions(matrix.shape[0], matrix.shape[1], window)
     started = time.perf_counter()
     everything = window_eigenvalues(matrix[None], window, positions)
     seconds = time.perf_counter() - started

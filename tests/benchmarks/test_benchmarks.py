@@ -1,10 +1,14 @@
-"""The benchmarks measure the right thing: the plain procedure is right, the sides do the same work, the files load."""
+"""The benchmarks measure the right thing: the plain procedure is right, the sides do
+the same work, the files load.
+"""
 
 import argparse
 import json
 import math
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,18 +28,18 @@ CUTOFFS = ["median", "top:0.1", "peak", "ks"]
 
 
 @pytest.fixture
-def matrix():
+def matrix() -> torch.Tensor:
     return made(90, 70, name="k_proj").double()
 
 
 @pytest.fixture
-def pooled(matrix):
+def pooled(matrix: torch.Tensor) -> torch.Tensor:
     return plain.pooled_eigenvalues(matrix, (40, 40), plain.grid_corners((90, 70), (40, 40), 3))
 
 
-def one_result(arguments, path):
+def one_result(arguments: list[str], path: Path) -> dict[str, Any]:
     benchmarks.main([*arguments, "--quick", "--result", str(path)])
-    result = json.loads(path.read_text())
+    result: dict[str, dict[str, Any]] = json.loads(path.read_text())
     assert result["benchmark"] == arguments[0]
     assert result["quick"]
     assert result["environment"]["cores"] >= 1
@@ -43,17 +47,21 @@ def one_result(arguments, path):
 
 
 class TestPlain:
-    def test_eigenvalues_are_those_of_the_oracle(self, matrix, pooled):
+    def test_eigenvalues_are_those_of_the_oracle(
+        self, matrix: torch.Tensor, pooled: torch.Tensor
+    ) -> None:
         corners = [(top, left) for top in (0, 25, 50) for left in (0, 15, 30)]
         expected = plain_farms.pooled_eigenvalues([matrix.numpy()], (40, 40), corners)
         np.testing.assert_allclose(pooled.numpy(), expected, rtol=1e-12, atol=1e-14)
 
-    def test_one_window_per_side_starts_at_the_corner(self):
+    def test_one_window_per_side_starts_at_the_corner(self) -> None:
         assert plain.grid_corners((90, 70), (40, 40), 1) == [(0, 0)]
 
     @pytest.mark.parametrize("cutoff", CUTOFFS)
     @pytest.mark.parametrize("legacy", [False, True])
-    def test_fit_is_that_of_the_oracle(self, pooled, cutoff, legacy):
+    def test_fit_is_that_of_the_oracle(
+        self, pooled: torch.Tensor, cutoff: str, legacy: bool
+    ) -> None:
         found = plain.fit(pooled, cutoff, log_lower_bound=legacy)
         expected = plain_farms.fit(pooled.numpy(), cutoff, legacy=legacy)
         assert found.n_tail == expected.n_tail
@@ -61,12 +69,14 @@ class TestPlain:
         assert found.ks == pytest.approx(expected.ks, rel=1e-9)
 
     @pytest.mark.parametrize("legacy", [False, True])
-    def test_peak_tries_the_candidates_of_the_oracle(self, pooled, legacy):
+    def test_peak_tries_the_candidates_of_the_oracle(
+        self, pooled: torch.Tensor, legacy: bool
+    ) -> None:
         tried = [float(pooled[i]) for i in plain.candidates(pooled, "peak", log_lower_bound=legacy)]
         assert tried == plain_farms.near_peak(pooled.numpy(), log_lower_bound=legacy)
 
     @pytest.mark.parametrize("cutoff", CUTOFFS)
-    def test_spectail_finds_the_same(self, matrix, cutoff):
+    def test_spectail_finds_the_same(self, matrix: torch.Tensor, cutoff: str) -> None:
         own = st.tail_fit(
             matrix, st.Spec(window=40, placement="grid:3", cutoff=cutoff, legacy=True)
         )
@@ -77,7 +87,7 @@ class TestPlain:
             own.alpha, rel=1e-9
         )
 
-    def test_a_sampled_scan_stays_within_its_budget(self, pooled):
+    def test_a_sampled_scan_stays_within_its_budget(self, pooled: torch.Tensor) -> None:
         tried = plain.candidates(pooled, "ks")
         whole = sum(len(pooled) - i for i in tried)
         assert plain.every_within(whole * 1.01, pooled, tried) == 1
@@ -86,14 +96,14 @@ class TestPlain:
         assert sum(len(pooled) - i for i in tried[::every]) <= 1.05 * whole / 5
 
 
-def test_the_quickest_threads_leave_the_setting_alone():
+def test_the_quickest_threads_leave_the_setting_alone() -> None:
     before = torch.get_num_threads()
     assert plain.quickest_threads(lambda: torch.ones(10).sum()) in (1, before)
     assert torch.get_num_threads() == before
 
 
 class TestTimes:
-    def test_ratios_are_paired(self):
+    def test_ratios_are_paired(self) -> None:
         assert common.paired([2, 30, 8], [1, 10, 2]) == {
             "median": 3,
             "least": 2,
@@ -101,13 +111,13 @@ class TestTimes:
             "rounds": 3,
         }
 
-    def test_a_command_that_fails_says_why(self):
+    def test_a_command_that_fails_says_why(self) -> None:
         with pytest.raises(
             RuntimeError, match=r"ended with exit code 2: .*no such file or folder: 'nowhere'"
         ):
             common.run_command([*command.SPECTAIL, "analyze", "nowhere", "--out", "unused"])
 
-    def test_memory_is_the_commands_own(self):
+    def test_memory_is_the_commands_own(self) -> None:
         here = bytearray(300 * 2**20)
         python = command.SPECTAIL[0]
         small, large = (
@@ -122,7 +132,7 @@ class TestTimes:
         assert 90 < large.peak_megabytes - small.peak_megabytes < 110
         assert large.seconds > 0.2
 
-    def test_every_side_is_asked_in_every_round_with_its_own_environment(self):
+    def test_every_side_is_asked_in_every_round_with_its_own_environment(self) -> None:
         sides = {name: common.Side(Counter, (10,), {"BENCHMARK_SIDE": name}) for name in "ab"}
         outcomes = common.run_sides(sides, 3)
         for name, outcome in outcomes.items():
@@ -132,7 +142,7 @@ class TestTimes:
             assert outcome.to_dict()["seconds"] == {"work": 3.25}
         assert "BENCHMARK_SIDE" not in os.environ
 
-    def test_a_side_that_fails_ends_the_benchmark(self):
+    def test_a_side_that_fails_ends_the_benchmark(self) -> None:
         with pytest.raises(
             RuntimeError, match="a side of the benchmark failed; its own error is printed above"
         ):
@@ -140,7 +150,7 @@ class TestTimes:
 
 
 class TestQuickModes:
-    def test_layers(self, tmp_path):
+    def test_layers(self, tmp_path: Path) -> None:
         case = one_result(["layers", "--rounds", "1"], tmp_path / "layers.json")["quick"]
         assert case["layers"]["layer"] == {
             "shape": [96, 128],
@@ -154,23 +164,25 @@ class TestQuickModes:
         assert set(differences) == set(layers.CUTOFFS)
         assert max(map(abs, differences.values())) < 1e-9
 
-    def test_fit(self, tmp_path):
+    def test_fit(self, tmp_path: Path) -> None:
         case = one_result(["fit", "--rounds", "1", "--spectrum", "pareto"], tmp_path / "fit.json")[
             "pareto 1000"
         ]
         assert set(case["ratios"]) == {f"{cutoff}: plain / spectail" for cutoff in fit.CUTOFFS}
         assert max(map(abs, case["alpha_difference"].values())) < 1e-9
 
-    def test_solvers(self, tmp_path):
+    def test_solvers(self, tmp_path: Path) -> None:
         ways = one_result(["solvers", "--rounds", "1"], tmp_path / "solvers.json")["32"]
         assert ways["ours"]["error"] < 1e-12
 
-    def test_command_alone(self, tmp_path):
+    def test_command_alone(self, tmp_path: Path) -> None:
         result = one_result(["command"], tmp_path / "command.json")
         assert result["weightwatcher"] == "not measured"
         assert result["spectail"]["peak_megabytes"][0] > 50
 
-    def test_command_against_weightwatcher(self, tmp_path, monkeypatch):
+    def test_command_against_weightwatcher(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         answer = {
             "analyze_seconds": 5.0,
             "load_seconds": 1.0,
@@ -190,26 +202,27 @@ class TestQuickModes:
         ]
         assert ratio == pytest.approx(5.0 / own, rel=0.01)
 
-    def test_checkpoint(self, tmp_path):
+    def test_checkpoint(self, tmp_path: Path) -> None:
         result = one_result(["checkpoint"], tmp_path / "checkpoint.json")
         assert result["analyze"]["layers"] == 16
         assert result["analyze"]["layers_not_ok"] == []
         assert result["analyze"]["by_kind"]["down"]["layers"] == 2
 
-    def test_training(self, tmp_path):
+    def test_training(self, tmp_path: Path) -> None:
         result = one_result(["training", "--rounds", "1"], tmp_path / "training.json")
         assert result["largest_alpha_difference"] < 1e-4
         assert result["ratios"]["plain / spectail"]["rounds"] == 1
 
-    def test_balancer(self, tmp_path):
+    def test_balancer(self, tmp_path: Path) -> None:
         result = one_result(["balancer", "--rounds", "1"], tmp_path / "balancer.json")
         assert set(result["overhead_per_epoch"]) == {"balanced", "background"}
         assert result["sides"]["balanced"]["layers"] == 19
         assert result["sides"]["plain"]["layers"] == 0
 
 
-def test_the_overhead_of_a_balancer_counts_measuring_and_hooks():
-    # 10 steps of 1 s, 0.02 of it the optimizer's, which takes 0.03 with hooks; 3.91 s to measure: 1 % each
+def test_the_overhead_of_a_balancer_counts_measuring_and_hooks() -> None:
+    # 10 steps of 1 s, 0.02 of it the optimizer's, which takes 0.03 with hooks; 3.91 s to measure: 1
+    # % each
     plain, side = (
         {"steps": [10.0], "optimizer": [0.2]},
         {"steps": [10.4], "optimizer": [0.3], "update": [3.91]},
@@ -224,19 +237,19 @@ def test_the_overhead_of_a_balancer_counts_measuring_and_hooks():
 
 class TestFitSpectra:
     @pytest.mark.parametrize("kind", fit.SPECTRA)
-    def test_as_many_as_asked_ascending(self, kind):
+    def test_as_many_as_asked_ascending(self, kind: str) -> None:
         found = fit.spectrum(kind, 1000)
         assert found.shape == (1000,)
         assert (np.diff(found) >= 0).all()
         assert found[0] > 0
 
-    def test_pareto_has_the_exponent_it_says(self):
+    def test_pareto_has_the_exponent_it_says(self) -> None:
         assert plain.fit(
             torch.from_numpy(fit.spectrum("pareto", 20_000)), "median"
         ).alpha == pytest.approx(3, abs=0.1)
 
-    def test_a_missing_demo_model_is_named(self, monkeypatch):
-        def missing(source):
+    def test_a_missing_demo_model_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def missing(source: str) -> None:
             raise SourceError("the demo model is not installed")
 
         monkeypatch.setattr(fit, "open_source", missing)
@@ -246,7 +259,7 @@ class TestFitSpectra:
 
 
 class TestLayerCases:
-    def test_the_demo_has_its_seven_kinds_in_the_runs_window(self):
+    def test_the_demo_has_its_seven_kinds_in_the_runs_window(self) -> None:
         cut = layers.cuts(layers.CASES["demo"])
         assert list(cut) == list(layers.KINDS)
         assert {c.window for c in cut.values()} == {(192, 192)}
@@ -255,24 +268,26 @@ class TestLayerCases:
     @pytest.mark.parametrize(
         ("size", "expected"), [(4, [1, 2, 3, 4]), (7, [1, 1.5, 2, 2.5, 3, 3.5, 4])]
     )
-    def test_a_stretched_spectrum_keeps_its_quantiles(self, size, expected):
+    def test_a_stretched_spectrum_keeps_its_quantiles(
+        self, size: int, expected: list[float]
+    ) -> None:
         assert layers._stretched(torch.tensor([1.0, 2, 3, 4]), size).tolist() == expected
 
 
 class TestWeights:
-    def test_the_same_arguments_give_the_same_weights(self):
+    def test_the_same_arguments_give_the_same_weights(self) -> None:
         assert torch.equal(made(50, 40, seed=1), made(50, 40, seed=1))
         assert not torch.equal(made(50, 40, seed=1), made(50, 40, seed=2))
 
-    def test_the_strongest_direction_stands_above_the_bulk(self):
+    def test_the_strongest_direction_stands_above_the_bulk(self) -> None:
         singular = torch.linalg.svdvals(made(512, 512, name="up_proj"))
         assert singular[0] == pytest.approx(2.0 * 1.5 * 2, rel=0.2), (
             "strength x depth factor x edge"
         )
         assert singular[0] / singular[3] == pytest.approx(4**0.6, rel=0.25)
 
-    def test_kinds_and_depths_differ_and_none_is_noise(self):
-        def alpha(name, depth):
+    def test_kinds_and_depths_differ_and_none_is_noise(self) -> None:
+        def alpha(name: str, depth: float) -> float:
             return st.tail_fit(made(512, 512, name=name, depth=depth), st.Spec(window=128)).alpha
 
         alphas = [
@@ -283,7 +298,7 @@ class TestWeights:
         assert min(abs(a - b) for a, b in zip(alphas[::2], alphas[1::2], strict=True)) > 0.02
         assert max(alphas) - min(alphas) > 0.2
 
-    def test_a_checkpoint_reads_as_a_llama(self, tmp_path):
+    def test_a_checkpoint_reads_as_a_llama(self, tmp_path: Path) -> None:
         size = write_checkpoint(tmp_path, 3, config=checkpoint.TINY)
         source = open_source(str(tmp_path))
         shapes = {layer.name: (layer.rows, layer.cols) for layer in source.layers}
@@ -304,13 +319,13 @@ class TestWeights:
         )
         assert torch.equal(loaded[0], rounded.float())
 
-    def test_another_checkpoint_in_the_folder_is_refused(self, tmp_path):
+    def test_another_checkpoint_in_the_folder_is_refused(self, tmp_path: Path) -> None:
         write_checkpoint(tmp_path, 1, config=checkpoint.TINY)
         arguments = argparse.Namespace(quick=True, folder=tmp_path, keep=True, seed=0)
         with pytest.raises(SystemExit, match="holds another checkpoint"):
             checkpoint.run(arguments)
 
-    def test_only_what_was_written_is_removed(self, tmp_path):
+    def test_only_what_was_written_is_removed(self, tmp_path: Path) -> None:
         folder = tmp_path / "model"
         write_checkpoint(folder, 1, config=checkpoint.TINY)
         (folder / "mine.txt").write_text("stays")
@@ -318,7 +333,7 @@ class TestWeights:
         assert [file.name for file in folder.iterdir()] == ["mine.txt"]
 
 
-def test_pruning_tells_its_peak_and_the_parts_of_it(tmp_path):
+def test_pruning_tells_its_peak_and_the_parts_of_it(tmp_path: Path) -> None:
     language.llama().save_pretrained(tmp_path / "model")
     language.tokenizer().save_pretrained(tmp_path / "model")
     found = one_result(["prune", "--model", str(tmp_path / "model")], tmp_path / "prune.json")
@@ -331,7 +346,7 @@ def test_pruning_tells_its_peak_and_the_parts_of_it(tmp_path):
     assert found["loading_alone"]["peak"] > 50
 
 
-def test_resnet18_has_its_published_size():
+def test_resnet18_has_its_published_size() -> None:
     model = training.network(training.WIDTHS)
     assert sum(p.numel() for p in model.parameters()) == 11_689_512
     assert training.network(training.QUICK_WIDTHS)(torch.zeros(2, 3, 64, 64)).shape == (2, 1000)

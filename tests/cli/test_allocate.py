@@ -1,6 +1,8 @@
 """spectail allocate: a file from a folder, what it prints, and one line for what is wrong."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -11,19 +13,23 @@ from tests.allocation.conftest import transformer
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """An analysis of a toy transformer of three blocks, with an embedding and routers too small to measure."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An analysis of a toy transformer of three blocks, with an embedding and
+    routers too small to measure.
+    """
     path = tmp_path_factory.mktemp("allocate") / "run"
     results = transformer(3)
     st.Analysis(results.run, results.layers).save(path)
     return path
 
 
-def _run(folder, tmp_path, *options):
+def _run(folder: Path, tmp_path: Path, *options: str) -> int:
     return run(["allocate", str(folder), "--out", str(tmp_path / "a.json"), *options])
 
 
-def test_a_sparsity_is_shared_out_written_and_described(folder, tmp_path, capsys):
+def test_a_sparsity_is_shared_out_written_and_described(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert (
         _run(folder, tmp_path, "--target", "sparsity", "--budget", "0.6", "--map", "linear:0.2")
         == 0
@@ -43,24 +49,31 @@ def test_a_sparsity_is_shared_out_written_and_described(folder, tmp_path, capsys
     ("options", "settings"),
     [
         (["--target", "sparsity", "--budget", "0.6", "--bounds", "0.1:0.9", "--level", "layer"],
-         {"map": "linear:0.7:1.3", "level": "layer", "bounds": [0.1, 0.9], "standardize_by_kind": False}),
+         {"map": "linear:0.7:1.3", "level": "layer", "bounds": [0.1, 0.9],
+          "standardize_by_kind": False}),
         (["--target", "sparsity", "--budget", "0.6", "--standardize-by-kind"],
-         {"map": "linear:0.7:1.3", "level": "block", "bounds": [0.0, 0.998], "standardize_by_kind": True}),
+         {"map": "linear:0.7:1.3", "level": "block", "bounds": [0.0, 0.998],
+          "standardize_by_kind": True}),
         (["--target", "bits", "--budget", "3", "--choices", "2,4", "--gamma", "5"],
          {"choices": [2, 4], "gamma": 5.0, "level": "layer"}),
-        (["--target", "lr", "--budget", "0.1", "--map", "tb-sigmoid", "--level", "block", "--normalize"],
+        (["--target", "lr", "--budget", "0.1", "--map", "tb-sigmoid", "--level", "block",
+          "--normalize"],
          {"map": "sigmoid:1.0:1.0:10.0", "level": "block", "normalize": True}),
         (["--target", "weight-decay", "--budget", "0.1"],
          {"map": "linear:0.666:3.0", "level": "layer", "normalize": False}),
     ],
     ids=lambda x: x[1] if isinstance(x, list) else "",
 )  # fmt: skip
-def test_options_reach_the_target(folder, tmp_path, options, settings):
+def test_options_reach_the_target(
+    folder: Path, tmp_path: Path, options: list[str], settings: dict[str, Any]
+) -> None:
     assert _run(folder, tmp_path, *options, "--quiet") == 0
     assert json.loads((tmp_path / "a.json").read_text())["settings"] == settings
 
 
-def test_include_exclude_missing_and_quiet(folder, tmp_path, capfd):
+def test_include_exclude_missing_and_quiet(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     options = [
         "--include",
         "lm_head",
@@ -114,8 +127,12 @@ def test_include_exclude_missing_and_quiet(folder, tmp_path, capfd):
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
 def test_what_is_wrong_is_one_line_and_nothing_is_written(
-    folder, tmp_path, capsys, options, message
-):
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
     assert _run(folder, tmp_path, *options) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -123,12 +140,12 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_without_an_analysis(tmp_path, capsys):
+def test_a_folder_without_an_analysis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(tmp_path / "none", tmp_path, "--target", "sparsity", "--budget", "0.5") == 2
     assert "no finished analysis at" in capsys.readouterr().err
 
 
-def test_the_analysis_is_not_overwritten(folder, capsys):
+def test_the_analysis_is_not_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (folder / "analysis.json").read_bytes()
     out = str(folder / "analysis.json")
     assert (

@@ -1,4 +1,6 @@
-"""The command line as a user meets it: exit codes, one clear line for what is wrong, kill -9 and go on."""
+"""The command line as a user meets it: exit codes, one clear line for
+what is wrong, kill -9 and go on.
+"""
 
 import json
 import os
@@ -7,7 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,11 +24,13 @@ from spectail.cli import run
 from tests.conftest import weights
 
 
-def _columns(folder):
+def _columns(folder: Path) -> pd.DataFrame:
     return pd.read_parquet(folder / "layers.parquet").drop(columns="seconds")
 
 
-def test_analyze_prints_the_extremes_and_the_report(checkpoint, tmp_path, capsys):
+def test_analyze_prints_the_extremes_and_the_report(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["analyze", str(checkpoint), "--out", str(tmp_path / "run")]) == 0
     output = capsys.readouterr().out
     assert "Heaviest tails" in output
@@ -32,18 +39,23 @@ def test_analyze_prints_the_extremes_and_the_report(checkpoint, tmp_path, capsys
     assert (tmp_path / "run" / "report.html").exists()
 
 
-def test_version(capsys):
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.strip() == metadata.version("spectail")
 
 
-def test_quiet_prints_nothing(checkpoint, tmp_path, capfd):
+def test_quiet_prints_nothing(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run(["analyze", str(checkpoint), "--out", str(tmp_path / "run"), "--quiet"]) == 0
     assert capfd.readouterr() == ("", "")
 
 
-def test_options_reach_the_spec(checkpoint, tmp_path):
-    options = "--preset full --window 48 --placement grid:2 --cutoff top:0.2 --aspect-ratio 1.5 --full-spectrum"
+def test_options_reach_the_spec(checkpoint: Path, tmp_path: Path) -> None:
+    options = (
+        "--preset full --window 48 --placement grid:2 --cutoff top:0.2 --aspect-ratio "
+        "1.5 --full-spectrum"
+    )
     options += " --tolerance 0.3"
     assert (
         run(
@@ -73,13 +85,17 @@ def test_options_reach_the_spec(checkpoint, tmp_path):
     assert stored["full_spectrum"]
 
 
-def test_a_failed_layer_is_named_and_the_exit_code_is_1(tmp_path, capsys):
+def test_a_failed_layer_is_named_and_the_exit_code_is_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_file(weights() | {"bad.weight": torch.zeros(96, 96)}, tmp_path / "m.safetensors")
     assert run(["analyze", str(tmp_path / "m.safetensors"), "--out", str(tmp_path / "run")]) == 1
     assert "failed: bad: all weights are zero" in capsys.readouterr().out
 
 
-def test_fresh_replaces_another_run(checkpoint, tmp_path, capsys):
+def test_fresh_replaces_another_run(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["analyze", str(checkpoint), "--out", str(tmp_path / "run"), "--quiet"]
     assert run(command) == 0
     assert run([*command, "--cutoff", "top:0.1"]) == 2
@@ -87,7 +103,9 @@ def test_fresh_replaces_another_run(checkpoint, tmp_path, capsys):
     assert run([*command, "--cutoff", "top:0.1", "--fresh"]) == 0
 
 
-def test_compare_writes_a_page(checkpoint, tmp_path, capsys):
+def test_compare_writes_a_page(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_file(weights(seed=1), tmp_path / "other.safetensors")
     for source, out in ((checkpoint, "a"), (tmp_path / "other.safetensors", "b")):
         assert run(["analyze", str(source), "--out", str(tmp_path / out), "--quiet"]) == 0
@@ -97,15 +115,15 @@ def test_compare_writes_a_page(checkpoint, tmp_path, capsys):
 
 
 class _Harmful:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         return os.system, ("touch harmed",)
 
 
-def _truncated(path, source):
+def _truncated(path: Path, source: Path) -> None:
     path.write_bytes(source.read_bytes()[:-1000])
 
 
-def _sharded(path, shard):
+def _sharded(path: Path, shard: str) -> None:
     path.write_text(json.dumps({"metadata": {}, "weight_map": {"a.weight": shard}}))
 
 
@@ -128,7 +146,13 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_a_bad_source_is_one_line_and_exit_code_2(name, checkpoint, tmp_path, capsys, monkeypatch):
+def test_a_bad_source_is_one_line_and_exit_code_2(
+    name: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     folder = tmp_path / "inputs"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -164,7 +188,9 @@ def test_a_bad_source_is_one_line_and_exit_code_2(name, checkpoint, tmp_path, ca
     ],
     ids=" ".join,
 )
-def test_bad_usage_is_one_line_and_exit_code_2(arguments, checkpoint, tmp_path, capsys):
+def test_bad_usage_is_one_line_and_exit_code_2(
+    arguments: list[str], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = checkpoint.read_bytes()
     filled = [part.format(source=checkpoint, out=tmp_path / "run") for part in arguments]
     assert run(filled) == 2
@@ -173,7 +199,7 @@ def test_bad_usage_is_one_line_and_exit_code_2(arguments, checkpoint, tmp_path, 
     assert checkpoint.read_bytes() == before
 
 
-def _mount(folder, size, *more):
+def _mount(folder: Path, size: str, *more: str) -> bool:
     options = ",".join((f"size={size}", *more))
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
@@ -181,8 +207,8 @@ def _mount(folder, size, *more):
 
 @pytest.mark.parametrize("size", ["4k", "64k"], ids=["journal", "report"])
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
-    checkpoint, tmp_path, capsys, size
-):
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str
+) -> None:
     out = tmp_path / "run"
     out.mkdir()
     if not _mount(out, size):
@@ -215,7 +241,7 @@ main(sys.argv[1:])
 """
 
 
-def test_kill_9_at_any_moment_loses_nothing(checkpoint, tmp_path):
+def test_kill_9_at_any_moment_loses_nothing(checkpoint: Path, tmp_path: Path) -> None:
     arguments = ["analyze", str(checkpoint), "--quiet", "--out"]
     assert run([*arguments, str(tmp_path / "whole")]) == 0
     killed = 0
@@ -241,13 +267,13 @@ def test_kill_9_at_any_moment_loses_nothing(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_the_listed_help_is_that_of_the_command(name):
+def test_the_listed_help_is_that_of_the_command(name: str) -> None:
     command = getattr(import_module(f"spectail.cli.{name}"), name)
     assert " ".join(command.__doc__.split("\n\n")[0].split()) == cli.COMMANDS[name]
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
-def test_what_needs_no_model_imports_nothing_heavy(option):
+def test_what_needs_no_model_imports_nothing_heavy(option: str) -> None:
     code = (
         f"import sys, spectail.cli; spectail.cli.run([{option!r}]); print('MODULES', *sys.modules)"
     )
@@ -260,14 +286,16 @@ def test_what_needs_no_model_imports_nothing_heavy(option):
 
 
 @pytest.mark.parametrize("name", ["compare", "allocate", "export"])
-def test_commands_that_read_results_import_neither_torch_nor_what_draws_and_solves(name):
+def test_commands_that_read_results_import_neither_torch_nor_what_draws_and_solves(
+    name: str,
+) -> None:
     code = f"import sys, spectail.cli.{name}; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     heavy = {"torch", "plotly", "scipy.optimize", "scipy.stats", "yaml"}
     assert not heavy & set(found.stdout.split())
 
 
-def test_the_package_runs_as_a_module():
+def test_the_package_runs_as_a_module() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "spectail", "--version"], check=True, capture_output=True, text=True
     )

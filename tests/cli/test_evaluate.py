@@ -1,6 +1,9 @@
-"""spectail evaluate: perplexity of a folder on a file, what it prints and writes, and what is wrong."""
+"""spectail evaluate: perplexity of a folder on a file, what it prints and writes, and what is
+wrong.
+"""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +13,7 @@ from tests.language import llama, tokenizer, words
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("evaluate")
     llama().save_pretrained(path / "model")
     tokenizer().save_pretrained(path / "model")
@@ -18,7 +21,9 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_the_perplexity_of_a_folder_is_printed_and_written(folder, tmp_path, capsys):
+def test_the_perplexity_of_a_folder_is_printed_and_written(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = [
         "evaluate",
         str(folder / "model"),
@@ -36,12 +41,14 @@ def test_the_perplexity_of_a_folder_is_printed_and_written(folder, tmp_path, cap
     )
     assert stored == {
         "source": str(folder / "model"), "dtype": "auto", "perplexity": pytest.approx(expected),
-        "standard_error": pytest.approx(expected.se), "loss": pytest.approx(expected.loss), "seq_len": 40,
-        "sequences": 4, "tokens": 156, "bos": "none",
+        "standard_error": pytest.approx(expected.se), "loss": pytest.approx(expected.loss),
+        "seq_len": 40, "sequences": 4, "tokens": 156, "bos": "none",
     }  # fmt: skip
 
 
-def test_one_sequence_has_no_error_and_the_json_stays_json(folder, tmp_path, capsys):
+def test_one_sequence_has_no_error_and_the_json_stays_json(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--text", str(folder / "text.txt"), "--seq-len", "150", "--dtype", "bfloat16"]
     assert (
         run(["evaluate", str(folder / "model"), *options, "--out", str(tmp_path / "ppl.json")]) == 0
@@ -53,7 +60,9 @@ def test_one_sequence_has_no_error_and_the_json_stays_json(folder, tmp_path, cap
 @pytest.mark.parametrize(
     ("rule", "shown"), [("every", "every block"), ("first", "start of the text")]
 )
-def test_bos_is_put_where_it_is_asked_for(folder, tmp_path, capsys, rule, shown):
+def test_bos_is_put_where_it_is_asked_for(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str, shown: str
+) -> None:
     options = ["--text", str(folder / "text.txt"), "--seq-len", "40", "--bos", rule]
     assert (
         run(["evaluate", str(folder / "model"), *options, "--out", str(tmp_path / "ppl.json")]) == 0
@@ -88,7 +97,9 @@ def test_bos_is_put_where_it_is_asked_for(folder, tmp_path, capsys, rule, shown)
         (["--text", "TEXT", "--out", "TEXT"], "text.txt exists, so it stays; give another name"),
     ],
 )
-def test_what_is_wrong_is_one_line(folder, capsys, options, message):
+def test_what_is_wrong_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
     options = [str(folder / "text.txt") if option == "TEXT" else option for option in options]
     assert run(["evaluate", str(folder / "model"), *options]) == 2
     error = capsys.readouterr().err
@@ -96,7 +107,9 @@ def test_what_is_wrong_is_one_line(folder, capsys, options, message):
     assert len(error.strip().splitlines()) == 1
 
 
-def test_include_chooses_the_language_model_inside(folder, capsys):
+def test_include_chooses_the_language_model_inside(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = ["--text", str(folder / "text.txt"), "--seq-len", "40", "--max-sequences", "2"]
     command = ["evaluate", str(folder / "model"), *text]
     assert run(command) == 0

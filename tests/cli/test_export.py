@@ -1,6 +1,7 @@
 """spectail export: a file for every tool, and one line for what is wrong."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,8 +12,10 @@ from tests.language import llama
 
 
 @pytest.fixture
-def files(tmp_path):
-    """An allocation of sparsity and one of bits, with the folder of a model whose weights are not there."""
+def files(tmp_path: Path) -> Path:
+    """An allocation of sparsity and one of bits, with the folder of a
+    model whose weights are not there.
+    """
     allocation(llama_ratios()).save(tmp_path / "sparsity.json")
     allocation(dict.fromkeys(llama_names(), 4), "bits").save(tmp_path / "bits.json")
     (tmp_path / "model").mkdir()
@@ -20,11 +23,11 @@ def files(tmp_path):
     return tmp_path
 
 
-def _export(files, name, *options):
+def _export(files: Path, name: str, *options: str) -> int:
     return run(["export", str(files / name), "--out", str(files / "out"), *options])
 
 
-def test_a_recipe_in_the_models_order(files, capsys):
+def test_a_recipe_in_the_models_order(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--to", "llm-compressor", "--model", str(files / "model"), "--method", "sparsegpt")
     assert _export(files, "sparsity.json", *options) == 0
     assert capsys.readouterr().out == f"llm-compressor: {files / 'out'}\n"
@@ -45,7 +48,9 @@ def test_a_recipe_in_the_models_order(files, capsys):
         ("sparsity.json", ["torch-pruning"], '"model.layers.0.mlp.down_proj": 0.13'),
     ],
 )
-def test_the_other_tools(files, capsys, name, options, expected):
+def test_the_other_tools(
+    files: Path, capsys: pytest.CaptureFixture[str], name: str, options: list[str], expected: str
+) -> None:
     assert _export(files, name, "--quiet", "--to", *options) == 0
     assert expected in (files / "out").read_text()
     assert capsys.readouterr().out == ""
@@ -94,7 +99,9 @@ def test_the_other_tools(files, capsys, name, options, expected):
         ("none.json", ["torchao"], "no allocation at "),
     ],
 )
-def test_what_is_wrong_is_one_line_and_nothing_is_written(files, capsys, name, options, message):
+def test_what_is_wrong_is_one_line_and_nothing_is_written(
+    files: Path, capsys: pytest.CaptureFixture[str], name: str, options: list[str], message: str
+) -> None:
     assert _export(files, name, "--to", *options) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -102,7 +109,9 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(files, capsys, name, o
     assert not (files / "out").exists()
 
 
-def test_a_file_that_is_there_stays_unless_forced(files, capsys):
+def test_a_file_that_is_there_stays_unless_forced(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (files / "out").write_text("mine")
     assert _export(files, "bits.json", "--to", "torchao") == 2
     assert "exists, so it stays; give another name, or --force" in capsys.readouterr().err

@@ -1,7 +1,9 @@
-"""spectail prune: a folder that transformers loads, what it prints, and one line for what is wrong."""
+"""spectail prune: a folder that transformers loads, what it prints, and one line for what is
+wrong."""
 
 import importlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ import spectail as st
 from spectail.cli import run
 from spectail.pruning import pipeline
 from spectail.pruning import prune as pruning
-from spectail.pruning.selection import hold_out
+from spectail.pruning.layers import PruningTarget
+from spectail.pruning.methods.magnitude import Magnitude
+from spectail.pruning.texts import hold_out
 from tests.pruning.models import decoder
 
 transformers = pytest.importorskip("transformers")
@@ -21,7 +25,7 @@ TEXT = " ".join(WORDS[(7 * i * i + i) % 90] for i in range(400))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with a tokenizer of whole words."""
     tokenizers = pytest.importorskip("tokenizers")
     path = tmp_path_factory.mktemp("prune") / "model"
@@ -36,14 +40,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def text(tmp_path):
+def text(tmp_path: Path) -> Path:
     """A calibration text."""
     path = tmp_path / "text.txt"
     path.write_text(TEXT)
     return path
 
 
-def _run(folder, tmp_path, *options):
+def _run(folder: Path, tmp_path: Path, *options: str) -> int:
     return run(["prune", str(folder), "--out", str(tmp_path / "out"), *options])
 
 
@@ -57,7 +61,9 @@ def _run(folder, tmp_path, *options):
     ],
     ids=" ".join,
 )
-def test_the_folder_loads_and_holds_what_was_asked_for(folder, tmp_path, text, capfd, options):
+def test_the_folder_loads_and_holds_what_was_asked_for(
+    folder: Path, tmp_path: Path, text: Path, capfd: pytest.CaptureFixture[str], options: list[str]
+) -> None:
     words = ["--calibration", str(text), "--samples", "6", "--seq-len", "16"]
     assert _run(folder, tmp_path, "--sparsity", "0.5", *options, *words) == 0
     printed = capfd.readouterr().out
@@ -76,7 +82,9 @@ def test_the_folder_loads_and_holds_what_was_asked_for(folder, tmp_path, text, c
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_a_file_of_allocate_and_a_quiet_run(folder, tmp_path, capfd):
+def test_a_file_of_allocate_and_a_quiet_run(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     analysis = tmp_path / "run"
     assert run(["analyze", str(folder), "--out", str(analysis), "--preset", "full", "--quiet"]) == 0
     file = tmp_path / "a.json"
@@ -120,7 +128,7 @@ def test_a_file_of_allocate_and_a_quiet_run(folder, tmp_path, capfd):
         ),
         (
             ["--sparsity", "0.5", "--allocation", "uniform", "--eps", "auto"],
-            "eps goes with owl, alphapruning, farms",
+            "eps goes with depth, farms, farms-tail,",
         ),
         (
             ["--sparsity", "0.5", "--method", "magnitude", "--eps", "auto"],
@@ -153,7 +161,10 @@ def test_a_file_of_allocate_and_a_quiet_run(folder, tmp_path, capfd):
         ),
         (
             ["--sparsity", "0.5", "--calibration", "TEXT", "--seq-len", "16", "--bos", "every"],
-            "the tokenizer has no BOS token to start every block with: use bos none, or set the tokenizer's bos_token",
+            (
+                "the tokenizer has no BOS token to start every block with: use bos none, or set "
+                "the tokenizer's bos_token"
+            ),
         ),
         (
             ["--sparsity", "0.5", "--calibration", "TEXT", "--bos", "on"],
@@ -180,8 +191,13 @@ def test_a_file_of_allocate_and_a_quiet_run(folder, tmp_path, capfd):
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
 def test_what_is_wrong_is_one_line_and_nothing_is_written(
-    folder, tmp_path, text, capfd, options, message
-):
+    folder: Path,
+    tmp_path: Path,
+    text: Path,
+    capfd: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
     (tmp_path / "short.txt").write_text("w1 w2")
     files = {"TEXT": str(text), "SHORT": str(tmp_path / "short.txt")}
     options = [files.get(word, word) for word in options]
@@ -191,7 +207,9 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_in_use_and_a_folder_without_a_model(folder, tmp_path, capfd):
+def test_a_folder_in_use_and_a_folder_without_a_model(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
     assert _run(folder, tmp_path, "--sparsity", "0.5") == 2
@@ -210,8 +228,10 @@ def test_a_folder_in_use_and_a_folder_without_a_model(folder, tmp_path, capfd):
     assert "expected a model folder, a .gguf file, 'demo' or a hub id" in capfd.readouterr().err
 
 
-def test_an_interruption_writes_nothing_and_says_how_far(folder, tmp_path, capfd, monkeypatch):
-    def interrupt(*args):
+def test_an_interruption_writes_nothing_and_says_how_far(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: PruningTarget | Magnitude | None) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pruning, "prune_weight", interrupt)
@@ -225,8 +245,10 @@ def test_an_interruption_writes_nothing_and_says_how_far(folder, tmp_path, capfd
     assert torch.is_grad_enabled()
 
 
-def test_an_interruption_while_the_model_loads_writes_nothing(folder, tmp_path, capfd, monkeypatch):
-    def interrupt(*args, **options):
+def test_an_interruption_while_the_model_loads_writes_nothing(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: str, **options: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "open_language_model", interrupt)
@@ -236,8 +258,8 @@ def test_an_interruption_while_the_model_loads_writes_nothing(folder, tmp_path, 
 
 
 def test_eps_is_chosen_on_the_end_of_the_calibration_text_and_the_result_tested(
-    folder, tmp_path, text, capfd
-):
+    folder: Path, tmp_path: Path, text: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     test = tmp_path / "test.txt"
     test.write_text(" ".join(reversed(TEXT.split())))
     words = ["--calibration", str(text), "--samples", "6", "--seq-len", "16", "--sparsity", "0.5"]
@@ -283,12 +305,15 @@ def test_eps_is_chosen_on_the_end_of_the_calibration_text_and_the_result_tested(
     )
     page = (tmp_path / "out" / "report.html").read_text()
     assert (
-        f"spectail prune {folder} --sparsity 0.5 --out DIR --allocation alphapruning --calibration {text} --eps auto "
-        f"--evaluate {test} --samples 6 --seq-len 16 --max-sequences 5</pre>"
+        f"spectail prune {folder} --sparsity 0.5 --out DIR --allocation alphapruning "
+        f"--calibration {text} --eps auto --evaluate {test} --samples 6 --seq-len 16 "
+        "--max-sequences 5</pre>"
     ) in page
 
 
-def test_calibration_never_sees_the_text_that_eps_is_chosen_by(folder, tmp_path, text, monkeypatch):
+def test_calibration_never_sees_the_text_that_eps_is_chosen_by(
+    folder: Path, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen, inner = [], pipeline.calibration_tokens
     monkeypatch.setattr(
         pipeline, "calibration_tokens", lambda *a, **k: seen.append(inner(*a, **k)) or seen[-1]
@@ -313,7 +338,9 @@ def test_calibration_never_sees_the_text_that_eps_is_chosen_by(folder, tmp_path,
     assert report["selected"]["dense"]["sequences"] == 5
 
 
-def test_the_same_eps_for_owl_and_a_selection_text_for_magnitude(folder, tmp_path, text):
+def test_the_same_eps_for_owl_and_a_selection_text_for_magnitude(
+    folder: Path, tmp_path: Path, text: Path
+) -> None:
     words = ["--calibration", str(text), "--seq-len", "16", "--sparsity", "0.5", "--quiet"]
     assert (
         _run(
@@ -342,7 +369,7 @@ def test_the_same_eps_for_owl_and_a_selection_text_for_magnitude(folder, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def gemma(tmp_path_factory):
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Gemma 3 with a tokenizer of whole words that has a BOS, 1, and does not add it."""
     tokenizers = pytest.importorskip("tokenizers")
     path = tmp_path_factory.mktemp("gemma") / "model"
@@ -361,12 +388,20 @@ def gemma(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("given", "rule", "shown"),
-    [(None, "every", "every block"), ("first", "first", "start of the text; none in calibration samples"),
+    [(None, "every", "every block"),
+     ("first", "first", "start of the text; none in calibration samples"),
      ("none", "none", "none")],
 )  # fmt: skip
 def test_one_rule_for_bos_holds_for_all_texts_and_is_told(
-    gemma, tmp_path, text, capfd, monkeypatch, given, rule, shown
-):
+    gemma: Path,
+    tmp_path: Path,
+    text: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    given: str | None,
+    rule: str,
+    shown: str,
+) -> None:
     drawn, read, calibrate, losses = [], [], pipeline.calibration_tokens, perplexity.batch_losses
     monkeypatch.setattr(
         pipeline,
@@ -427,7 +462,9 @@ def test_one_rule_for_bos_holds_for_all_texts_and_is_told(
     assert found["before"]["perplexity"] == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_a_run_without_text_says_nothing_of_bos(gemma, tmp_path, capfd):
+def test_a_run_without_text_says_nothing_of_bos(
+    gemma: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     options = ["--sparsity", "0.5", "--method", "magnitude", "--allocation", "uniform"]
     assert _run(gemma, tmp_path, *options) == 0
     assert "BOS" not in capfd.readouterr().out
@@ -435,8 +472,14 @@ def test_a_run_without_text_says_nothing_of_bos(gemma, tmp_path, capfd):
     assert "BOS" not in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_an_interruption_while_eps_is_chosen(folder, tmp_path, text, capfd, monkeypatch):
-    def interrupt(*args):
+def test_an_interruption_while_eps_is_chosen(
+    folder: Path,
+    tmp_path: Path,
+    text: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*args: PruningTarget | Magnitude | None) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pruning, "prune_weight", interrupt)

@@ -1,4 +1,5 @@
-"""BOS: which rule a model gets, what the blocks hold, and that the losses are those of such blocks."""
+"""BOS: which rule a model gets, what the blocks hold, and that the losses are those of such
+blocks."""
 
 import itertools
 import pickle
@@ -240,14 +241,20 @@ def test_glm_without_its_tokens_in_the_vocabulary_is_as_any_other():
 @pytest.mark.parametrize(
     ("model", "tok", "options", "message"),
     [
-        (llama, without_bos, {"bos": "every"}, "the tokenizer has no BOS token to start every block with: use bos no"),
-        (llama, without_bos, {"bos": "first"}, "the tokenizer has no BOS token to start the text with: use bos none,"),
-        (gemma, without_bos, {}, "Gemma models predict badly without BOS at the start of every block, and this token"),
-        (llama, tokenizer, {"bos": "always"}, "bos must be one of auto, first, every, none, not 'always'"),
+        (llama, without_bos, {"bos": "every"}, ("the tokenizer has no BOS token to start every "
+                                               "block with: use bos no")),
+        (llama, without_bos, {"bos": "first"}, ("the tokenizer has no BOS token to start the "
+                                               "text with: use bos none,")),
+        (gemma, without_bos, {}, ("Gemma models predict badly without BOS at the start of every "
+                                 "block, and this token")),
+        (llama, tokenizer, {"bos": "always"}, ("bos must be one of auto, first, every, none, "
+                                              "not 'always'")),
         (llama, tokenizer, {"bos": None}, "bos must be one of auto, first, every, none, not None"),
         (llama, tokenizer, {"bos": "every", "seq_len": 32},
-         "the text has 30 tokens, fewer than one block of 32, 31 beside BOS: give more text or a smaller seq_len"),
-        (llama, lambda: tokenizer(bos=True), {"seq_len": 32}, "the text has 31 tokens, fewer than one block of 32: gi"),
+         ("the text has 30 tokens, fewer than one block of 32, 31 beside BOS: give more text or "
+         "a smaller seq_len")),
+        (llama, lambda: tokenizer(bos=True), {"seq_len": 32}, ("the text has 31 tokens, fewer "
+                                                              "than one block of 32: gi")),
         (gemma, tokenizer, {"seq_len": 65}, "the model has 64 positions, fewer than seq_len 65"),
     ],
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""Language models from a folder: model and tokenizer, dtypes, the order of modules, and what cannot be opened."""
+"""Language models from a folder: model and tokenizer, dtypes, the order of modules, and what cannot
+be opened."""
 
 import pytest
 import torch

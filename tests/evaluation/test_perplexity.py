@@ -1,4 +1,5 @@
-"""Perplexity: models whose answer is known by hand, an outside loop, and one line for what cannot be evaluated."""
+"""Perplexity: models whose answer is known by hand, an outside loop, and one line for what cannot
+be evaluated."""
 
 import math
 import pickle

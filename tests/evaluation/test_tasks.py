@@ -1,4 +1,5 @@
-"""Tasks of lm-eval on a model in memory, with a task and questions of our own; nothing is downloaded."""
+"""Tasks of lm-eval on a model in memory, with a task and questions of our own; nothing is
+downloaded."""
 
 import json
 import sys

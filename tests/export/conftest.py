@@ -20,7 +20,9 @@ def allocation(
 
 
 def llama_names(layers: int = 2) -> list[str]:
-    """The linear layers of a Llama in the order in which a file lists them, which is not that of its modules."""
+    """The linear layers of a Llama in the order in which a file lists them,
+    which is not that of its modules.
+    """
     return sorted(f"model.layers.{i}.{linear}" for i in range(layers) for linear in LINEARS)
 
 

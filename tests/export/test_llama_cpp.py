@@ -1,4 +1,6 @@
-"""llama.cpp's names and types; patterns are searched for in a tensor's name, as llama-quantize does."""
+"""llama.cpp's names and types; patterns are searched for in a tensor's
+name, as llama-quantize does.
+"""
 
 import re
 
@@ -17,7 +19,7 @@ TENSORS += [(family, f"{stem}.weight") for family in FAMILIES for stem in FAMILI
 
 
 @pytest.mark.parametrize(("architecture", "tensor"), TENSORS, ids="/".join)
-def test_names_go_back_to_where_they_came_from(architecture, tensor):
+def test_names_go_back_to_where_they_came_from(architecture: str, tensor: str) -> None:
     name = layer_name(hf_name(architecture, tensor).name.replace("{}", "5"))
     assert gguf_tensor(name) == tensor
 
@@ -36,20 +38,20 @@ def test_names_go_back_to_where_they_came_from(architecture, tensor):
         ("features.3.conv", None),
     ],
 )
-def test_forms_of_a_name(layer, tensor):
+def test_forms_of_a_name(layer: str, tensor: str | None) -> None:
     assert gguf_tensor(layer) == tensor
 
 
 @pytest.mark.parametrize(
     ("width", "kind"),
-    [(1, "q2_K"), (2, "q2_K"), (3, "q3_K"), (4, "q4_K"), (5, "q5_K"), (6, "q6_K"), (7, "q8_0"), (8, "q8_0"),
-     (9, "f16"), (16, "f16"), (17, "f32"), (32, "f32")],
+    [(1, "q2_K"), (2, "q2_K"), (3, "q3_K"), (4, "q4_K"), (5, "q5_K"), (6, "q6_K"), (7, "q8_0"),
+     (8, "q8_0"), (9, "f16"), (16, "f16"), (17, "f32"), (32, "f32")],
 )  # fmt: skip
-def test_the_narrowest_type_of_at_least_the_width(width, kind):
+def test_the_narrowest_type_of_at_least_the_width(width: int, kind: str) -> None:
     assert tensor_type(width) == kind
 
 
-def test_every_pattern_finds_its_tensor_and_no_other():
+def test_every_pattern_finds_its_tensor_and_no_other() -> None:
     names = [f"model.layers.{i}.{n.split('.', 3)[3]}" for i in (1, 11, 111) for n in llama_names(1)]
     widths = {name: (2, 3, 4, 8)[i % 4] for i, name in enumerate(names)}
     found = dict(argument.rsplit("=", 1) for argument in tensor_types(allocation(widths, "bits")))
@@ -62,7 +64,7 @@ def test_every_pattern_finds_its_tensor_and_no_other():
     assert all(pattern == pattern.lower() and not re.search(r"\s|=", pattern) for pattern in found)
 
 
-def test_experts_share_a_tensor_and_stay_within_the_budget():
+def test_experts_share_a_tensor_and_stay_within_the_budget() -> None:
     values = {
         f"model.layers.0.mlp.experts.{i}.up_proj": width for i, width in enumerate((2, 2, 2, 8))
     }
@@ -72,7 +74,7 @@ def test_experts_share_a_tensor_and_stay_within_the_budget():
     )
 
 
-def test_what_llama_cpp_has_no_word_for():
+def test_what_llama_cpp_has_no_word_for() -> None:
     with pytest.raises(
         ExportError,
         match=r"llama.cpp's names of these layers are not known: features.3.conv; make th",

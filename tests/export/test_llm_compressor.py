@@ -1,4 +1,6 @@
-"""Recipes for llm-compressor: what they say, and, where it is installed, that it does what they say."""
+"""Recipes for llm-compressor: what they say, and, where it is installed, that it does what they
+say.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -24,7 +26,7 @@ SIZES = {
 
 
 @pytest.fixture
-def llava(tmp_path):
+def llava(tmp_path: Path) -> Path:
     text = transformers.LlamaConfig(vocab_size=32, **SIZES)
     vision = transformers.CLIPVisionConfig(image_size=8, patch_size=4, projection_dim=16, **SIZES)
     config = transformers.LlavaConfig(text_config=text, vision_config=vision, image_token_index=31)
@@ -41,7 +43,7 @@ LIVE = [
 RATIOS = dict(zip(FILE, (0.1, 0.2, 0.3, 0.4), strict=True))
 
 
-def test_recipes_name_the_modules_of_the_live_model(llava):
+def test_recipes_name_the_modules_of_the_live_model(llava: Path) -> None:
     modules = module_names(llava)
     (stage,) = yaml.safe_load(pruning_recipe(allocation(RATIOS), modules)).values()
     modifier = stage["pruning_modifiers"]["WandaPruningModifier"]
@@ -52,7 +54,7 @@ def test_recipes_name_the_modules_of_the_live_model(llava):
     assert groups["bits_4"]["targets"] == [LIVE[1], LIVE[2]]
 
 
-def test_torch_pruning_takes_the_names_of_a_vision_transformers_file():
+def test_torch_pruning_takes_the_names_of_a_vision_transformers_file() -> None:
     config = transformers.ViTConfig(image_size=8, patch_size=4, **SIZES)
     model = transformers.ViTForImageClassification(config)
     ratios = {
@@ -63,14 +65,14 @@ def test_torch_pruning_takes_the_names_of_a_vision_transformers_file():
     assert found == {model.vit.layers[1].mlp.fc1: 0.5, model.vit.layers[0].attention.q_proj: 0.25}
 
 
-def test_a_name_that_could_be_two_modules_is_refused():
+def test_a_name_that_could_be_two_modules_is_refused() -> None:
     model = torch.nn.ModuleDict({"a": torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 2)})})
     model["b"] = torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 2)})
     with pytest.raises(ExportError, match=r"fc could be any of the modules a\.fc, b\.fc"):
         pruning_ratio_dict({"fc": 0.5}, model)
 
 
-def test_torchao_refuses_names_that_are_no_modules():
+def test_torchao_refuses_names_that_are_no_modules() -> None:
     data = {"group_size": 32, "bits": {"layers.0.fc1": 4}}
     with pytest.raises(
         ExportError, match=r"the model has no module layers\.0\.fc1: give the names"

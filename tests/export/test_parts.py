@@ -25,11 +25,11 @@ from tests.export.conftest import allocation
         ("model.layers.0.self_attn.q_proj.lora", None),
     ],
 )
-def test_the_module_that_holds_a_layer(layer, module):
+def test_the_module_that_holds_a_layer(layer: str, module: str | None) -> None:
     assert module_name(layer) == module
 
 
-def test_sparsities_of_parts_are_averaged_by_numel():
+def test_sparsities_of_parts_are_averaged_by_numel() -> None:
     found = by_module(
         allocation({"h.0.attn.c_attn.q": 0.2, "h.0.attn.c_attn.k": 0.8, "h.0.mlp.c_fc": 0.3},
                    numel={"h.0.attn.c_attn.q": 3000, "h.0.attn.c_attn.k": 1000}),
@@ -44,17 +44,20 @@ def test_sparsities_of_parts_are_averaged_by_numel():
 @pytest.mark.parametrize(
     ("q", "k", "together"), [(2, 4, 3), (2, 8, 4), (3, 4, 3), (4, 4, 4), (2, 3, 2)]
 )
-def test_widths_of_parts_become_one_in_use_that_is_not_above_their_mean(q, k, together):
+def test_widths_of_parts_become_one_in_use_that_is_not_above_their_mean(
+    q: int, k: int, together: int
+) -> None:
     values = {"h.0.attn.c_attn.q": q, "h.0.attn.c_attn.k": k, "a": 2, "b": 3, "c": 4, "d": 8}
     assert by_module(allocation(values, "bits"), "x")["h.0.attn.c_attn"] == together
 
 
-def test_layers_that_are_no_modules_are_named():
+def test_layers_that_are_no_modules_are_named() -> None:
     values = {f"l.0.experts.down_proj[{i}]": 0.5 for i in range(7)}
     with pytest.raises(ExportError) as error:
         by_module(allocation(values), "llm-compressor")
     assert str(error.value) == (
-        "llm-compressor addresses modules by name, and these layers are none: l.0.experts.down_proj[0], "
-        "l.0.experts.down_proj[1], l.0.experts.down_proj[2], l.0.experts.down_proj[3], l.0.experts.down_proj[4] and 2 "
-        "more; make the allocation without them, with exclude"
+        "llm-compressor addresses modules by name, and these layers are none: "
+        "l.0.experts.down_proj[0], l.0.experts.down_proj[1], l.0.experts.down_proj[2], "
+        "l.0.experts.down_proj[3], l.0.experts.down_proj[4] and 2 more; "
+        "make the allocation without them, with exclude"
     )

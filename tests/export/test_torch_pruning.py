@@ -11,12 +11,12 @@ from tests.export.conftest import allocation
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.9, 0.998])
-def test_channels_removed_on_both_sides_remove_the_weights(sparsity):
+def test_channels_removed_on_both_sides_remove_the_weights(sparsity: float) -> None:
     c = channel_ratio(sparsity)
     assert 1 - (1 - c) ** 2 == pytest.approx(sparsity, abs=1e-12)
 
 
-def test_names_become_modules():
+def test_names_become_modules() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
     ratios = channel_ratios(allocation({"1": 0.75, "0": 0.36}))
     assert ratios == {"1": 0.5, "0": pytest.approx(0.2)}
@@ -32,7 +32,7 @@ def test_names_become_modules():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_torch_pruning_cuts_every_layer_by_its_ratio():
+def test_torch_pruning_cuts_every_layer_by_its_ratio() -> None:
     tp = pytest.importorskip("torch_pruning")
     sizes = (8, 64, 64, 64, 5)
     model = torch.nn.Sequential(*itertools.starmap(torch.nn.Linear, itertools.pairwise(sizes)))

@@ -14,12 +14,12 @@ from tests.language import llama
 BITS = {name: (2, 3, 4, 8)[i % 4] for i, name in enumerate(llama_names())}
 
 
-def test_widths_are_plain_values():
+def test_widths_are_plain_values() -> None:
     data = torchao.widths(allocation(BITS, "bits"), group_size=64)
     assert json.loads(json.dumps(data)) == {"group_size": 64, "bits": BITS}
 
 
-def test_what_torchao_cannot_say(monkeypatch):
+def test_what_torchao_cannot_say(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ExportError, match="torchao takes an allocation of bits, but this one is of sparsity"
     ):
@@ -37,7 +37,7 @@ def test_what_torchao_cannot_say(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_torchao_gives_every_module_its_width():
+def test_torchao_gives_every_module_its_width() -> None:
     quantization = pytest.importorskip("torchao.quantization")
     model = llama()
     before = {name: model.get_submodule(name).weight.detach().clone() for name in BITS}

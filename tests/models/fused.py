@@ -1,6 +1,8 @@
-"""Families with fused attention: how each is built small, and what its forward pass takes out of the fused weight.
+"""Families with fused attention: how each is built small, and what its forward pass
+takes out of the fused weight.
 
-Every oracle is the forward pass's own view and split, written again for a weight whose rows are the outputs.
+Every oracle is the forward pass's own view and split, written again for a
+weight whose rows are the outputs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Every form of storage of a quantised weight: tensors as its library writes them, and what they stand for.
+"""Every form of storage of a quantised weight: tensors as its library writes
+them, and what they stand for.
 
-The expected weights are written from each format's documentation, number by number and apart from the package's code;
-``test_quantised_libraries`` holds the same forms against the libraries.
+The expected weights are written from each format's documentation, number by number and apart
+from the package's code; ``test_quantised_libraries`` holds the same forms against the libraries.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3
 
 @dataclass(frozen=True)
 class Case:
-    """Tensors under their names below ``Q``, and the weight or the problem that its one row must have."""
+    """Tensors under their names below ``Q``, and the weight or the
+    problem that its one row must have."""
 
     tensors: Mapping[str, Tensor]
     weight: Tensor | None = None
@@ -54,7 +56,8 @@ def fp8(*shape: int, dtype: torch.dtype = torch.float8_e4m3fn) -> Tensor:
 
 
 def pack(values: Tensor, bits: int, dtype: torch.dtype = torch.int32) -> Tensor:
-    """Put the integers of each row into one long number, lowest bits first, and cut that into words."""
+    """Put the integers of each row into one long number, lowest bits
+    first, and cut that into words."""
     rows = []
     for row in values.reshape(-1, values.shape[-1]).tolist():
         number = sum(value << (bits * i) for i, value in enumerate(row))

@@ -1,4 +1,5 @@
-"""Every adapter that the installed peft can make: the row is merged minus base, live and from the saved file."""
+"""Every adapter that the installed peft can make: the row is merged minus base,
+live and from the saved file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Adapters in the spellings of programs other than peft; every expected change is written out here."""
+"""Adapters in the spellings of programs other than peft; every expected change is written out
+here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The table of recipes: each is used by some case, a new one is one line; names, bits and grids follow their laws."""
+"""The table of recipes: each is used by some case, a new one is one line;
+names, bits and grids follow their laws."""
 
 from __future__ import annotations
 
@@ -8,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from spectail.models.assembly.eight_bit import block_size, grid_of
 from torch import nn
 
 from spectail.models.assembly import recipes
 from spectail.models.assembly.bits import unpack, unpack_words
+from spectail.models.assembly.eight_bit import block_size, grid_of
 from spectail.models.assembly.pieces import Pieces, fill_in, match_name
 from spectail.models.assembly.recipes import RECIPES, Recipe, assemble
 from spectail.models.lazy_tensor import in_memory

@@ -1,4 +1,5 @@
-"""Everything that cannot be opened: one clear line that says what was expected, what came and what to do."""
+"""Everything that cannot be opened: one clear line that says what was
+expected, what came and what to do."""
 
 from __future__ import annotations
 
@@ -244,7 +245,8 @@ def test_every_prefix_of_a_safetensors_file_is_refused(tmp_path):
 
 def test_a_function_of_the_current_folder(monkeypatch, tmp_path):
     (tmp_path / "my_models.py").write_text(
-        "from torch import nn\nimport helper\ndef build():\n    return nn.Linear(3, 4)\nmodel = build()\n"
+        "from torch import nn\nimport helper\n"
+        "def build():\n    return nn.Linear(3, 4)\nmodel = build()\n"
     )
     (tmp_path / "helper.py").write_text("")
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,5 @@
-"""Files that change while a model is open: the values stay those of the fingerprint, or there is one clear error."""
+"""Files that change while a model is open: the values stay those of the
+fingerprint, or there is one clear error."""
 
 from __future__ import annotations
 
@@ -98,9 +99,11 @@ def test_what_was_opened_stays_readable(case, change, tmp_path):
 def test_python_survives_a_truncation(case, tmp_path):
     path = WRITERS[case](tmp_path, state(rows=4096))
     code = (
-        "import os, sys\nfrom spectail.models.open import open_source\nfrom spectail.errors import SourceError\n"
+        "import os, sys\n"
+        "from spectail.models.open import open_source\nfrom spectail.errors import SourceError\n"
         "source = open_source(sys.argv[1])\nos.truncate(sys.argv[2], 100)\n"
-        "try:\n    for layer in source.layers: layer.read()\nexcept SourceError as error: print(error)\n"
+        "try:\n    for layer in source.layers: layer.read()\n"
+        "except SourceError as error: print(error)\n"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, path, data_file(path)],

@@ -1,4 +1,5 @@
-"""Laws of every file format: the values come back, damage is one line, a slice reads a slice, layers can be sent."""
+"""Laws of every file format: the values come back, damage is one line, a slice
+reads a slice, layers can be sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Situations on disk: what is opened, and the one line for what is not. Each is a case of one table."""
+"""Situations on disk: what is opened, and the one line for what is not. Each is a case of one
+table."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def hub_cache(folder, *, refs=True, snapshots=1):
 
 
 def pipeline(folder, *, index=True):
-    """What diffusers saves: each component in a folder, the scheduler and tokenizer without weights."""
+    """What diffusers saves: each component in a folder, the scheduler and tokenizer without
+    weights."""
     put(
         folder,
         "unet/diffusion_pytorch_model.safetensors",

@@ -1,7 +1,8 @@
 """ONNX graphs: which constants are weights, which way round they lie and what they are called.
 
-The graphs are written with onnx's helpers as torch's and TensorFlow's exporters write them; onnx's own reference
-evaluator is the oracle of the orientation: the weights that are read compute what the graph computes.
+The graphs are written with onnx's helpers as torch's and TensorFlow's exporters write them;
+onnx's own reference evaluator is the oracle of the orientation: the weights that are read
+compute what the graph computes.
 """
 
 from __future__ import annotations
@@ -214,7 +215,8 @@ def test_one_module_that_multiplies_twice(tmp_path):
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_recurrent_layers_have_torchs_names_and_gates(kind, tmp_path):
-    """Compared with torch's own module, whose gates are put into the order of ONNX's specification."""
+    """Compared with torch's own module, whose gates are put into the
+    order of ONNX's specification."""
     module = getattr(nn, kind)(4, 3, bidirectional=True, bias=False)
     order = {"LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2], "RNN": [0]}[kind]
     state = module.state_dict()

@@ -1,4 +1,5 @@
-"""Pickles are read as data: torch's own reader is the oracle for tensors, nothing that a file names ever runs."""
+"""Pickles are read as data: torch's own reader is the oracle for tensors,
+nothing that a file names ever runs."""
 
 from __future__ import annotations
 
@@ -249,7 +250,9 @@ def array_bytes():
 
 
 ATTACKS = {
-    "defaults of a function of ours": b"ctorch._utils\n_rebuild_tensor_v2\n(N}U\x0c__defaults__NstN\x86b.",
+    "defaults of a function of ours": (
+        b"ctorch._utils\n_rebuild_tensor_v2\n(N}U\x0c__defaults__NstN\x86b."
+    ),
     "attribute of a function of ours": b"ctorch._utils\n_rebuild_tensor_v2\n}U\x01aNsb.",
     "attribute of a class of ours": b"ccollections\nOrderedDict\n}U\x06__init__Nsb.",
     "attribute of a builtin": b"cbuiltins\ndict\n}U\x03getNsb.",

@@ -1,4 +1,5 @@
-"""A new format is one file and one line: a made-up text format goes the whole way, alone and in a folder."""
+"""A new format is one file and one line: a made-up text format goes the
+whole way, alone and in a folder."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from spectail.models.formats.format import Contents, Format
 from spectail.models.lazy_tensor import LazyTensor, piece_of
 from spectail.models.open import open_source
 
-# --- the one file -----------------------------------------------------------------------------------------------------
+# --- the one file ---------------------------------------------------------------------------------
 
 
 def read_toy(files):
@@ -42,7 +43,7 @@ TOY = Format(
     "a toy file", (".toy",), read_toy, looks_like=lambda start, size: start.startswith(b"TOY\n")
 )
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""GGUF files: SmolLM2 against published checksums and the library's reader, small files written here."""
+"""GGUF files: SmolLM2 against published checksums and the library's
+reader, small files written here."""
 
 from __future__ import annotations
 

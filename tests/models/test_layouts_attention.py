@@ -1,4 +1,5 @@
-"""Fused attention: cut as the forward pass of each family cuts it, live and from a file, or kept whole and said so."""
+"""Fused attention: cut as the forward pass of each family cuts it, live and from a
+file, or kept whole and said so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Fused gate and up projections and stacked experts, against the splits of the layers' own forward passes."""
+"""Fused gate and up projections and stacked experts, against the splits
+of the layers' own forward passes."""
 
 from __future__ import annotations
 
@@ -287,7 +288,8 @@ def test_experts_of_an_unnamed_gguf_architecture():
 
 @pytest.mark.parametrize("outer", ["mlp", "block_sparse_moe"])
 def test_experts_of_mlx_are_no_convolutions(outer):
-    """mlx-lm stacks (experts, out, in) in a module switch_mlp, and pairs with transformers' names."""
+    """mlx-lm stacks (experts, out, in) in a module switch_mlp, and pairs with transformers'
+    names."""
     prefix = f"model.layers.0.{outer}.switch_mlp."
     state = {
         f"{prefix}{name}.weight": torch.randn(4, *shape)

@@ -1,4 +1,5 @@
-"""Three-dimensional attention weights: matrices per head, never convolutions, against the model's own contractions."""
+"""Three-dimensional attention weights: matrices per head, never convolutions, against
+the model's own contractions."""
 
 from __future__ import annotations
 

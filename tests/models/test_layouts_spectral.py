@@ -1,4 +1,5 @@
-"""Fourier weights in factors, separable and joint ones: measured as the tensor that the layer computes with."""
+"""Fourier weights in factors, separable and joint ones: measured as the tensor
+that the layer computes with."""
 
 from __future__ import annotations
 

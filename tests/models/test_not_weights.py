@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from spectail.models.naming.not_weights import are_weights_named, no_matrix
 from torch import nn
 
 import spectail as st
@@ -13,6 +12,7 @@ from spectail.core.spec import Spec
 from spectail.errors import AllocationError
 from spectail.measuring.layer import record_of
 from spectail.measuring.run import make_plan
+from spectail.models.naming.not_weights import are_weights_named, no_matrix
 from spectail.models.open import open_source
 
 MATRICES = {

@@ -102,7 +102,10 @@ def test_names_in_the_saved_file_pair_even_where_they_swap():
 
 
 def test_pairing_needs_no_torch():
-    code = "import sys, spectail.models.naming.pairing, spectail.models.naming.not_weights; print('torch' in sys.modules)"
+    code = (
+        "import sys, spectail.models.naming.pairing, spectail.models.naming.not_weights; "
+        "print('torch' in sys.modules)"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -1,4 +1,5 @@
-"""Quantised weights: each form of storage gives the weight that the model uses, or one row that says why not."""
+"""Quantised weights: each form of storage gives the weight that the model uses,
+or one row that says why not."""
 
 from __future__ import annotations
 

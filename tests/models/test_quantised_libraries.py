@@ -1,6 +1,7 @@
 """What quantisers really write: each library packs a matrix, and gives back what it computes with.
 
-Each test is skipped where its library is not installed; ``test_quantised`` checks the same forms without any.
+Each test is skipped where its library is not installed; ``test_quantised``
+checks the same forms without any.
 """
 
 from __future__ import annotations
@@ -183,7 +184,8 @@ def test_torchao_nf4():
 
 
 def compressed(scheme_args, compressor, *, asymmetric=False):
-    """Quantise and compress with the library; returns state and the weight that it decompresses to."""
+    """Quantise and compress with the library; returns state and the
+    weight that it decompresses to."""
     quantization = pytest.importorskip("compressed_tensors.quantization")
     lifecycle = pytest.importorskip("compressed_tensors.quantization.lifecycle.forward")
     compressors = pytest.importorskip("compressed_tensors.compressors")

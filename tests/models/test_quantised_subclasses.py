@@ -1,4 +1,5 @@
-"""Tensor subclasses: read through their own method, or one failed row that names the class; never a crash."""
+"""Tensor subclasses: read through their own method, or one failed row that
+names the class; never a crash."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from spectail.models.open import open_source
 
 
 class Wrapper(Tensor):
-    """A subclass that holds another tensor, as torchao's and quanto's do, and computes with nothing else."""
+    """A subclass that holds another tensor, as torchao's and quanto's do,
+    and computes with nothing else."""
 
     @staticmethod
     def __new__(cls, inner, scale):

@@ -1,4 +1,5 @@
-"""The law of this package: a layer is the same, by name, shape and value, whichever way its model came in."""
+"""The law of this package: a layer is the same, by name, shape and value,
+whichever way its model came in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a training script saves beside its model: optimizers under any key, and averages of the weights."""
+"""What a training script saves beside its model: optimizers under any
+key, and averages of the weights."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Every model class of transformers: weights by owner and by name agree, and files meet their live models.
+"""Every model class of transformers: weights by owner and by name agree, and
+files meet their live models.
 
-All classes in the tables of the auto classes are built on the meta device from their default configurations with few
-layers (see ``sweep``), and compared with what ``save_pretrained`` would write.
+All classes in the tables of the auto classes are built on the meta device from their
+default configurations with few layers (see ``sweep``), and compared with what
+``save_pretrained`` would write.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ pytest.importorskip("transformers")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 ROLES = {
-    "cohere_asr": "a position table that is an nn.Embedding in memory and a bare tensor in the file",
+    "cohere_asr": (
+        "a position table that is an nn.Embedding in memory and a bare tensor in the file"
+    ),
     "inkling2": "a position table that is an nn.Embedding in memory and a bare tensor in the file",
     "step3p7": "a position table that is an nn.Embedding in memory and a bare tensor in the file",
 }

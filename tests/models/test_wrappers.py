@@ -1,4 +1,5 @@
-"""What training puts around a model does not show: names in memory and in files are those of the model itself."""
+"""What training puts around a model does not show: names in memory and in files
+are those of the model itself."""
 
 from __future__ import annotations
 

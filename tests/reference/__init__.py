@@ -1,1 +1,3 @@
-"""Slow, obvious oracles, written from the formulas: nothing here imports spectail or copies published code."""
+"""Slow, obvious oracles, written from the formulas: nothing here imports
+spectail or copies published code.
+"""

@@ -1,7 +1,9 @@
-"""The published procedure in the precision it was run in: every step in float32, as torch computes it.
+"""The published procedure in the precision it was run in: every step in float32, as torch computes
+it.
 
-Not right, only faithful: it tells how far rounding alone moves a published number, where the goldens hold no float64
-value beside it. Best xmin that are near ties, and eigenvalues on a bin's edge, are decided by the last bit.
+Not right, only faithful: it tells how far rounding alone moves a published number, where the
+goldens hold no float64 value beside it. Best xmin that are near ties, and eigenvalues on a bin's
+edge, are decided by the last bit.
 """
 
 from __future__ import annotations

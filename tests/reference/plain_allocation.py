@@ -1,12 +1,17 @@
-"""Slow and obvious allocation: the papers' formulas in loops, bisection for budgets, every assignment for bits."""
+"""Slow and obvious allocation: the papers' formulas in loops, bisection for
+budgets, every assignment for bits.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
+
+from numpy.typing import NDArray
 
 
-def published_ratios(alphas, numel, *, sparsity, epsilon):
+def published_ratios(alphas: Any, numel: Any, *, sparsity: float, epsilon: float) -> list[Any]:
     """AlphaPruning before any clipping: one alpha and one size per layer or block."""
     low, high = min(alphas), max(alphas)
     factors = [(a - low) / (high - low) * 2 * epsilon + 1 - epsilon for a in alphas]
@@ -14,14 +19,14 @@ def published_ratios(alphas, numel, *, sparsity, epsilon):
     return [scale * f for f in factors]
 
 
-def filled(factors, numel, *, budget, bounds):
+def filled(factors: Any, numel: Any, *, budget: float, bounds: Any) -> Any:
     """clip(c * factor) with the c that meets the budget, by bisection on c."""
     low, high = bounds
 
-    def values(c):
+    def values(c: Any) -> list[Any]:
         return [min(max(c * f, low), high) for f in factors]
 
-    def mean(c):
+    def mean(c: Any) -> Any:
         return sum(v * n for v, n in zip(values(c), numel, strict=True)) / sum(numel)
 
     left, right = 0.0, 1.0
@@ -33,7 +38,7 @@ def filled(factors, numel, *, budget, bounds):
     return values(right)
 
 
-def standardized_by_kind(kinds, alphas):
+def standardized_by_kind(kinds: Any, alphas: Any) -> list[Any]:
     """Standard scores within each kind; 0 where a kind has one alpha."""
     found = []
     for kind, alpha in zip(kinds, alphas, strict=True):
@@ -44,7 +49,9 @@ def standardized_by_kind(kinds, alphas):
     return found
 
 
-def bit_costs(alphas, variances, numel, *, choices, gamma):
+def bit_costs(
+    alphas: Any, variances: Any, numel: Any, *, choices: Any, gamma: float
+) -> list[list[Any]]:
     """numel (alpha0 / alpha) ** gamma Var 2 ** (-2 b), alpha0 the median."""
     ordered, n = sorted(alphas), len(alphas)
     median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
@@ -54,7 +61,7 @@ def bit_costs(alphas, variances, numel, *, choices, gamma):
     ]
 
 
-def best_bits(costs, numel, *, choices, budget):
+def best_bits(costs: Any, numel: Any, *, choices: Any, budget: float) -> Any:
     """The least total cost over every assignment whose mean width is at most the budget."""
     best = math.inf
     for picks in itertools.product(range(len(choices)), repeat=len(numel)):
@@ -64,30 +71,30 @@ def best_bits(costs, numel, *, choices, budget):
     return best
 
 
-def plain_linear(alphas, low, high):
+def plain_linear(alphas: NDArray[Any], low: float, high: float) -> list[float]:
     """TempBalance's tb_linear_map."""
     a, b = min(alphas), max(alphas)
     return [low + (high - low) * (x - a) / (b - a) for x in alphas]
 
 
-def plain_sqrt(alphas):
+def plain_sqrt(alphas: NDArray[Any]) -> list[float]:
     """TempBalance's tb_sqrt."""
     total = sum(math.sqrt(x) for x in alphas)
     return [math.sqrt(x) / total * len(alphas) for x in alphas]
 
 
-def plain_log2(alphas):
+def plain_log2(alphas: NDArray[Any]) -> list[float]:
     """TempBalance's tb_log2."""
     total = sum(math.log2(x) for x in alphas)
     return [math.log2(x) / total * len(alphas) for x in alphas]
 
 
-def plain_step(alphas, low, high):
+def plain_step(alphas: NDArray[Any], low: float, high: float) -> list[float]:
     """TempBalance's tb_step, for alphas that are all different."""
     return [low + (high - low) * sum(y < x for y in alphas) / len(alphas) for x in alphas]
 
 
-def plain_sigmoid(alphas, down, up, tau):
+def plain_sigmoid(alphas: NDArray[Any], down: float, up: float, tau: float) -> list[float]:
     """ModelBalancing's TB_Sigmoid."""
     mean = sum(alphas) / len(alphas)
     found = []

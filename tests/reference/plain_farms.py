@@ -1,4 +1,5 @@
-"""The FARMS estimator as plainly as it can be said: one SVD per window, a loop over every xmin, float64 throughout.
+"""The FARMS estimator as plainly as it can be said: one SVD per window, a loop over every xmin,
+float64 throughout.
 
 An eigenvalue is a squared singular value; windows are (rows, cols) cut at (top, left) corners.
 """
@@ -43,7 +44,9 @@ def pooled_eigenvalues(
 
 
 def fit_at_or_above(eigenvalues: Array, xmin: float) -> Fit:
-    """Alpha = 1 + n / sum ln(x / xmin) over all x >= xmin, and the largest |model - share of the tail below x|."""
+    """Alpha = 1 + n / sum ln(x / xmin) over all x >= xmin, and the largest
+    |model - share of the tail below x|.
+    """
     tail = eigenvalues[eigenvalues >= xmin]
     n, total = len(tail), float(np.sum(np.log(tail / xmin)))
     if total == 0:
@@ -75,14 +78,17 @@ def histogram_peak(eigenvalues: Array, bins: int = 100) -> float:
 
 
 def near_peak(eigenvalues: Array, *, log_lower_bound: bool) -> list[float]:
-    """Eigenvalues from 0.95 peak to 1.5 peak; the published code compares with log10(0.95 peak) from below."""
+    """Eigenvalues from 0.95 peak to 1.5 peak; the published code compares
+    with log10(0.95 peak) from below.
+    """
     peak = histogram_peak(eigenvalues)
     low = math.log10(0.95 * peak) if log_lower_bound else 0.95 * peak
     return [x for x in eigenvalues[:-1].tolist() if low <= x <= 1.5 * peak]
 
 
 def fit(eigenvalues: Array, cutoff: str, *, legacy: bool = False) -> Fit:
-    """The fit by the cutoff's short text: ``median``, ``ks``, ``peak``, ``top:F`` or ``fixed:X``."""
+    """The fit by the cutoff's short text: ``median``, ``ks``, ``peak``, ``top:F`` or
+    ``fixed:X``."""
     kind, _, number = cutoff.partition(":")
     size = len(eigenvalues)
     if kind == "ks":

@@ -1,12 +1,15 @@
-"""The two-way jackknife of alpha by loops: leave out a row band, a column band, a window; refit; add the variances.
+"""The two-way jackknife of alpha by loops: leave out a row band, a column band, a window; refit;
+add the variances.
 
-Variance = rows + columns - single windows, and never less than the last (Cameron, Gelbach and Miller 2011).
+Variance = rows + columns - single windows, and never less than the last (Cameron, Gelbach and
+Miller 2011).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +20,18 @@ Array = NDArray[np.float64]
 def standard_error(
     windows: dict[tuple[int, int], Sequence[float]], alpha: Callable[[Array], float]
 ) -> float:
-    """Standard error from eigenvalues by (row band, column band); ``alpha`` fits ascending eigenvalues."""
+    """Standard error from eigenvalues by (row band, column band);
+    ``alpha`` fits ascending eigenvalues.
+    """
     by_row = _variance(windows, lambda place: place[0], alpha)
     by_column = _variance(windows, lambda place: place[1], alpha)
     single = _variance(windows, lambda place: place, alpha)
     return math.sqrt(max(by_row + by_column - single, single))
 
 
-def _variance(windows: dict, group_of: Callable, alpha: Callable[[Array], float]) -> float:
+def _variance(
+    windows: dict[str, Any], group_of: Callable, alpha: Callable[[Array], float]
+) -> float:
     groups = sorted({group_of(place) for place in windows})
     alphas = []
     for left_out in groups:

@@ -1,13 +1,18 @@
-"""Pruning as plain loops, written from the papers' formulas: slow, obvious, and only for small matrices."""
+"""Pruning as plain loops, written from the papers' formulas: slow,
+obvious, and only for small matrices.
+"""
 
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 
-def magnitude_mask(weights, count):
+def magnitude_mask(weights: torch.Tensor, count: int) -> NDArray[Any]:
     """The ``count`` smallest absolute values; among equals the first in reading order."""
     rows, cols = weights.shape
     ranked = sorted((abs(weights[i, j]), i, j) for i in range(rows) for j in range(cols))
@@ -17,8 +22,9 @@ def magnitude_mask(weights, count):
     return mask
 
 
-def wanda_scores(weights, inputs):
-    """|W_ij| times the Euclidean norm of feature j over all tokens; ``inputs`` is (tokens, cols)."""
+def wanda_scores(weights: torch.Tensor, inputs: torch.Tensor) -> NDArray[Any]:
+    """|W_ij| times the Euclidean norm of feature j over all tokens;
+    ``inputs`` is (tokens, cols)."""
     rows, cols = weights.shape
     scores = np.zeros(weights.shape)
     for i in range(rows):
@@ -27,7 +33,7 @@ def wanda_scores(weights, inputs):
     return scores
 
 
-def wanda_mask(weights, inputs, each):
+def wanda_mask(weights: torch.Tensor, inputs: torch.Tensor, each: Any) -> NDArray[Any]:
     """Every row loses its ``each`` smallest scores."""
     scores = wanda_scores(weights, inputs)
     mask = np.zeros(weights.shape, dtype=bool)
@@ -37,7 +43,9 @@ def wanda_mask(weights, inputs, each):
     return mask
 
 
-def variant_mask(weights, inputs, sparsity, tolerance=1e-3):
+def variant_mask(
+    weights: torch.Tensor, inputs: torch.Tensor, sparsity: float, tolerance: float = 1e-3
+) -> NDArray[Any]:
     """Wanda's variant as published: bisect the share of each row's summed score that may go."""
     scores = wanda_scores(weights, inputs)
     low, high, share = 0.0, 0.8, 0.4
@@ -56,7 +64,7 @@ def variant_mask(weights, inputs, sparsity, tolerance=1e-3):
     return mask
 
 
-def pattern_mask(scores, n, m):
+def pattern_mask(scores: torch.Tensor, n: int, m: int) -> NDArray[Any]:
     """In every m neighbours the n whose scores have the least sum, by trying all choices."""
     rows, cols = scores.shape
     mask = np.zeros(scores.shape, dtype=bool)
@@ -70,12 +78,16 @@ def pattern_mask(scores, n, m):
     return mask
 
 
-def brain_surgeon(weights, inputs, choose, *, damping, block_size):
-    """SparseGPT from the formula of optimal brain surgeon, with an explicit inverse for every column.
+def brain_surgeon(
+    weights: torch.Tensor, inputs: torch.Tensor, choose: Any, *, damping: float, block_size: int
+) -> tuple[Any, NDArray[Any]]:
+    """SparseGPT from the formula of optimal brain surgeon, with an explicit inverse for every
+    column.
 
-    Column j of a row with remaining columns F = {j, ...}: removing it costs w_j^2 / [H_F^-1]_jj, and the others of F
-    change by -w_j / [H_F^-1]_jj * [H_F^-1]_:j. ``choose(costs, left, right)`` gives the mask of a block of columns.
-    Within a block, costs are those before the block's own updates.
+    Column j of a row with remaining columns F = {j, ...}: removing it costs w_j^2 / [H_F^-1]_jj,
+    and the others of F change by -w_j / [H_F^-1]_jj * [H_F^-1]_:j. ``choose(costs, left, right)``
+    gives the mask of a block of columns. Within a block, costs are those before the block's own
+    updates.
     """
     work = weights.copy()
     rows, cols = work.shape
@@ -98,8 +110,10 @@ def brain_surgeon(weights, inputs, choose, *, damping, block_size):
     return work, mask
 
 
-def outlier_percent(scores, m):
-    """OWL: percent of all scores of a block above m times their mean; ``scores`` is a list of matrices."""
+def outlier_percent(scores: torch.Tensor, m: int) -> Any:
+    """OWL: percent of all scores of a block above m times their mean;
+    ``scores`` is a list of matrices.
+    """
     everything = [x for matrix in scores for row in matrix for x in row]
     mean = sum(everything) / len(everything)
     return 100 * sum(x > m * mean for x in everything) / len(everything)

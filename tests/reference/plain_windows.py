@@ -9,14 +9,18 @@ from numpy.typing import NDArray
 
 
 def sides(short_side: int, ratio: float) -> tuple[int, int]:
-    """(along, across) of a window: along / across is the ratio, the short side as given, the long one rounded."""
+    """(along, across) of a window: along / across is the ratio, the short side
+    as given, the long one rounded.
+    """
     if ratio >= 1:
         return math.floor(short_side * ratio + 0.5), short_side
     return short_side, math.floor(short_side / ratio + 0.5)
 
 
 def oriented(rows: int, cols: int, short_side: int, ratio: float) -> tuple[int, int]:
-    """(rows, cols) of a window that lies along the longer side of the matrix; along the columns of a square one."""
+    """(rows, cols) of a window that lies along the longer side of the matrix;
+    along the columns of a square one.
+    """
     along, across = sides(short_side, ratio)
     return (along, across) if rows > cols else (across, along)
 

@@ -1,11 +1,15 @@
-"""What independent entries of equal variance show: the Marchenko-Pastur law by quadrature, and dense simulation.
+"""What independent entries of equal variance show: the Marchenko-Pastur law by quadrature, and
+dense simulation.
 
-For m x n entries of variance 1, c = m / n <= 1, the eigenvalues of X X^T / n lie in (1 - sqrt(c))^2 to (1 + sqrt(c))^2.
+For m x n entries of variance 1, c = m / n <= 1, the eigenvalues of X X^T / n lie in (1 - sqrt(c))^2
+to (1 + sqrt(c))^2.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +56,7 @@ def pooled_eigenvalues(m: int, n: int, windows: int, rng: np.random.Generator) -
     return np.sort(torch.linalg.svdvals(drawn).numpy() ** 2, axis=None)
 
 
-def _integral(function, xmin: float, ratio: float) -> float:
+def _integral(function: Callable[..., Any], xmin: float, ratio: float) -> float:
     low, high = edges(ratio)
     value, _ = quad(lambda x: function(x) * density(x, ratio), max(xmin, low), high, limit=400)
     return value

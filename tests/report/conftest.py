@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from spectail.core.null import marchenko_pastur_alpha
 
+from spectail.core.null import marchenko_pastur_alpha
 from spectail.core.spec import Spec
 from spectail.core.tails import fit_from
 from spectail.results.records import LayerRecord, Results, RunInfo, Spectrum
@@ -42,7 +42,8 @@ def spectrum_of(eigenvalues: np.ndarray) -> Spectrum:
 def ok_layer(
     name: str, block: int | None, kind: str, heavy: float = 0.0, seed: int = 0, **more: Any
 ) -> LayerRecord:
-    """A layer whose matrix has columns of log-normal scale: ``heavy`` 0 is i.i.d., more is a heavier tail."""
+    """A layer whose matrix has columns of log-normal scale: ``heavy`` 0 is
+    i.i.d., more is a heavier tail."""
     rng = np.random.default_rng(seed)
     windows = rng.standard_normal((9, SIDE, SIDE)) * 0.02
     windows *= np.exp(heavy * rng.standard_normal(SIDE))
@@ -57,13 +58,15 @@ def ok_layer(
     )
     total, largest = float((windows**2).sum()), float(eigenvalues[-1])
     values = {
-        "name": name, "block": block, "kind": kind, "rows": rows, "cols": cols, "numel": rows * cols, "n_matrices": 1,
-        "window_rows": SIDE, "window_cols": SIDE, "n_windows": 9, "n_eigenvalues": eigenvalues.size,
-        "alpha": fit.alpha, "alpha_se": 0.02, "alpha_null": NULL, "alpha_null_sd": 0.008, "xmin": fit.xmin,
-        "n_tail": fit.n_tail, "ks": fit.ks, "lambda_max": largest, "frobenius_norm_sq": total,
-        "tail_verdict": "not applicable: this cutoff measures the shape of the bulk", "stable_rank": total / largest,
-        "alpha_weighted": fit.alpha * math.log10(largest), "log_norm": math.log10(total), "seconds": 0.05,
-        "weight_var": float(windows.var()), "spectrum": spectrum_of(eigenvalues),
+        "name": name, "block": block, "kind": kind, "rows": rows, "cols": cols,
+        "numel": rows * cols, "n_matrices": 1, "window_rows": SIDE, "window_cols": SIDE,
+        "n_windows": 9, "n_eigenvalues": eigenvalues.size, "alpha": fit.alpha, "alpha_se": 0.02,
+        "alpha_null": NULL, "alpha_null_sd": 0.008, "xmin": fit.xmin, "n_tail": fit.n_tail,
+        "ks": fit.ks, "lambda_max": largest, "frobenius_norm_sq": total,
+        "tail_verdict": "not applicable: this cutoff measures the shape of the bulk",
+        "stable_rank": total / largest, "alpha_weighted": fit.alpha * math.log10(largest),
+        "log_norm": math.log10(total), "seconds": 0.05, "weight_var": float(windows.var()),
+        "spectrum": spectrum_of(eigenvalues),
     }  # fmt: skip
     return LayerRecord(**{**values, **more})
 
@@ -81,8 +84,8 @@ def missing(
 def run_of(layers: list[LayerRecord], **more: Any) -> Results:
     """Results with plausible run information."""
     values = {
-        "source": "demo", "fingerprint": "sha256:0123abcd", "spec": Spec(), "window": SIDE, "n_vectors": 25,
-        "versions": {"spectail": "0.1.0", "torch": "2.9.0", "numpy": "2.4.6"},
+        "source": "demo", "fingerprint": "sha256:0123abcd", "spec": Spec(), "window": SIDE,
+        "n_vectors": 25, "versions": {"spectail": "0.1.0", "torch": "2.9.0", "numpy": "2.4.6"},
     }  # fmt: skip
     return Results(RunInfo(**{**values, **more}), tuple(layers))
 
@@ -101,7 +104,8 @@ def block_layers(b: int, n_blocks: int) -> list[LayerRecord]:
 
 
 def build_transformer(n_blocks: int = 12, full: bool = False) -> Results:
-    """Blocks of q, k, v, o, gate, up, down, with embedding, convs, not comparable, skipped and failed rows."""
+    """Blocks of q, k, v, o, gate, up, down, with embedding, convs, not
+    comparable, skipped and failed rows."""
     layers = [ok_layer("model.embed_tokens", None, "embedding", 0.4, seed=7)]
     for b in range(n_blocks):
         layers += block_layers(b, n_blocks)

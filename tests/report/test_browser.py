@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from spectail.report.run_page import report_html
 
 from spectail.report.compare_page import compare_html
 from spectail.report.curves import shown_range, spectrum_curves
+from spectail.report.run_page import report_html
 from spectail.results.compare import pair_layers
 from tests.pruning import test_page as prune_page
 
@@ -22,7 +22,8 @@ DRAWN = (
 
 
 def until(page, expression, seconds=5.0):
-    """Wait for a condition from outside: the page's policy lets Playwright's own waiting evaluate nothing."""
+    """Wait for a condition from outside: the page's policy lets Playwright's
+    own waiting evaluate nothing."""
     end = time.monotonic() + seconds
     while not page.evaluate(expression):
         assert time.monotonic() < end, f"still not so after {seconds} s: {expression}"
@@ -97,7 +98,8 @@ def opened(browser, pages):
 
 @pytest.fixture(scope="module")
 def shared(browser, pages):
-    """The transformer's page at full width: plotly.js takes seconds to start, so that many tests share one."""
+    """The transformer's page at full width: plotly.js takes seconds to start,
+    so that many tests share one."""
     one = Opened(browser, pages["transformer"])
     yield one
     one.close()
@@ -131,7 +133,10 @@ def test_the_wide_page_has_no_sideways_scroll(report):
 
 
 def test_the_scheme_changes_page_and_charts(report):
-    look = "[getComputedStyle(document.body).backgroundColor, document.getElementById('depth').layout.font.color]"
+    look = (
+        "[getComputedStyle(document.body).backgroundColor, "
+        "document.getElementById('depth').layout.font.color]"
+    )
     page = report
     light = page.evaluate(look)
     page.emulate_media(color_scheme="dark")
@@ -181,9 +186,10 @@ def test_arrows_rows_and_points_choose_too(report, transformer):
     assert list(ring) == [2]
     page.locator("#depth").scroll_into_view_if_needed()
     place = page.evaluate(
-        """() => { const d = document.getElementById('depth'), l = d._fullLayout, b = d.getBoundingClientRect();
+        """() => { const d = document.getElementById('depth'), b = d.getBoundingClientRect();
+        const x = d._fullLayout.xaxis, y = d._fullLayout.yaxis;
         const q = d.data.find(t => t.name === 'q');
-        return [b.x + l.xaxis._offset + l.xaxis.d2p(q.x[5]), b.y + l.yaxis._offset + l.yaxis.d2p(q.y[5])]; }"""
+        return [b.x + x._offset + x.d2p(q.x[5]), b.y + y._offset + y.d2p(q.y[5])]; }"""
     )
     page.mouse.move(*place)
     page.wait_for_selector("#depth .hoverlayer .hovertext")
@@ -249,7 +255,10 @@ def test_legend_buttons_hide_and_show_a_kind(report):
     button = page.locator("[data-legend=depth] button", has_text="gate")
     button.click()
     assert button.get_attribute("aria-pressed") == "false"
-    state = "document.getElementById('depth').data.filter(t => t.legendgroup === 'gate').map(t => t.visible)"
+    state = (
+        "document.getElementById('depth').data.filter(t => t.legendgroup === 'gate').map(t "
+        "=> t.visible)"
+    )
     assert page.evaluate(state) == [False]
     button.click()
     assert page.evaluate(state) == [True]

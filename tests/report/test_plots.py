@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 from scipy import integrate
-from spectail.core.null import marchenko_pastur_alpha
 
+from spectail.core.null import marchenko_pastur_alpha
 from spectail.errors import SpectailError
 from spectail.report.curves import null_shape, spectrum_curves
 from spectail.report.depth import depth_of

@@ -1,14 +1,15 @@
-"""The page as text: its data equal the records, hostile names stay text, nothing is asked of the network."""
+"""The page as text: its data equal the records, hostile names stay text,
+nothing is asked of the network."""
 
 import json
 import re
 import time
 
 import pytest
-from spectail.report.run_page import command, report_html, spectra_data
 
 from spectail.core.spec import Spec
 from spectail.report.page import embed
+from spectail.report.run_page import command, report_html, spectra_data
 from spectail.results.records import COLUMNS, LayerRecord
 
 from .conftest import run_of
@@ -126,8 +127,8 @@ def test_command_quotes_and_carries_every_option():
         [], source="my model/x.pt", include=("*q*",), exclude=("lm head",), full_spectrum=True
     )
     assert command(results.run) == (
-        "spectail analyze 'my model/x.pt' --out DIR --aspect-ratio 1 --window common --placement tile --cutoff median "
-        "--include '*q*' --exclude 'lm head' --full-spectrum"
+        "spectail analyze 'my model/x.pt' --out DIR --aspect-ratio 1 --window common "
+        "--placement tile --cutoff median --include '*q*' --exclude 'lm head' --full-spectrum"
     )
 
 

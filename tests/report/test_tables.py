@@ -1,4 +1,5 @@
-"""The table: the contract's columns, honest types, and what counts as most and least heavy-tailed."""
+"""The table: the contract's columns, honest types, and what counts as most and least
+heavy-tailed."""
 
 import pandas as pd
 import pytest

@@ -106,7 +106,10 @@ def test_without_error_bars_nothing_is_called_different(cnn):
     [
         (
             "median",
-            "no claim of a power law. WeightWatcher's thresholds of 2 and 6 belong to another cutoff",
+            (
+                "no claim of a power law. WeightWatcher's thresholds of 2 and 6 belong to "
+                "another cutoff"
+            ),
         ),
         ("peak", "no claim of a power law"),
         ("ks", "only where the tail verdict in the table supports a power law"),
@@ -198,12 +201,17 @@ def trend_of(alphas, error=0.01):
 @pytest.mark.parametrize(
     ("alphas", "error", "says", "never"),
     [
-        ([2.0 + 0.1 * i for i in range(12)], 0.01, ("Alpha rises", "0.800 above", "lighter", "goes by position"), "open"),
-        ([2.0 - 0.1 * i for i in range(12)], 0.01, ("Alpha falls", "0.800 below", "heavier", "goes by position"), "open"),
-        ([2.0 + 0.001 * i for i in range(12)], 0.1, ("Alpha rises", "within the errors"), "lighter"),
+        ([2.0 + 0.1 * i for i in range(12)], 0.01,
+         ("Alpha rises", "0.800 above", "lighter", "goes by position"), "open"),
+        ([2.0 - 0.1 * i for i in range(12)], 0.01,
+         ("Alpha falls", "0.800 below", "heavier", "goes by position"), "open"),
+        ([2.0 + 0.001 * i for i in range(12)], 0.1,
+         ("Alpha rises", "within the errors"), "lighter"),
         # In order of rank, and one early block far above all others.
-        ([2.0, 9.0, *(2.0 + 0.01 * i for i in range(2, 14))], 0.01, ("Alpha rises", "below the first all the same"), "heavier"),
-        ([2.0, 2.4, 2.1, 2.3, 2.2, 2.05, 2.35, 2.0], 0.01, ("It is open whether alpha follows depth",), "third"),
+        ([2.0, 9.0, *(2.0 + 0.01 * i for i in range(2, 14))], 0.01,
+         ("Alpha rises", "below the first all the same"), "heavier"),
+        ([2.0, 2.4, 2.1, 2.3, 2.2, 2.05, 2.35, 2.0], 0.01,
+         ("It is open whether alpha follows depth",), "third"),
         ([2.0, 2.1, 2.2, 2.3], 0.01, ("It is open", "rank correlation 1.00", "4 blocks"), "third"),
     ],
 )  # fmt: skip

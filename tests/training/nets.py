@@ -1,5 +1,8 @@
 """A small network whose layers a test knows by heart, data for it, and optimizers of every kind."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -39,7 +42,15 @@ def loss_of(model: nn.Module, step: int) -> torch.Tensor:
     return (model(x) - x[:, :4].sin()).square().mean()
 
 
-def train(model, optimizer, steps, *, start=0, before=None, after=None):
+def train(
+    model: torch.nn.Sequential,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    *,
+    start: int = 0,
+    before: Callable[..., Any] | None = None,
+    after: Callable[..., Any] | None = None,
+) -> None:
     """Plain steps; ``before`` and ``after`` are called with the number of each."""
     for step in range(start, start + steps):
         optimizer.zero_grad()
@@ -55,18 +66,18 @@ def weights_of(model: nn.Module) -> list[torch.Tensor]:
     return [p.detach().clone() for p in model.parameters()]
 
 
-def same(a, b) -> bool:
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 class Lion(torch.optim.Optimizer):
     """A user's own optimizer, with options of its own and a counter that it keeps in its groups."""
 
-    def __init__(self, params, speed=0.9, lr=1e-3):
+    def __init__(self, params: Any, speed: float = 0.9, lr: float = 1e-3) -> None:
         super().__init__(params, {"lr": lr, "speed": speed, "counted": 0})
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             group["counted"] += 1
             for p in group["params"]:
@@ -80,16 +91,21 @@ class Lion(torch.optim.Optimizer):
 class Around(torch.optim.Optimizer):
     """An optimizer around another one that shares its list of groups (as SAM or Lookahead do)."""
 
-    def __init__(self, params, inner, **options):
+    def __init__(
+        self,
+        params: list[torch.nn.Parameter] | list[Any],
+        inner: type[torch.optim.SGD],
+        **options: float,
+    ) -> None:
         super().__init__(params, options)
         self.inner = inner(self.param_groups, **options)
         self.param_groups = self.inner.param_groups
 
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:
         self.inner.step()
 
 
-def matrices(model):
+def matrices(model: torch.nn.Sequential) -> list[torch.nn.Parameter]:
     return [p for p in model.parameters() if p.ndim == 2]
 
 

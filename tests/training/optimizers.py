@@ -1,8 +1,12 @@
 """Optimizers that keep something per group, cannot be split, or do not go by their rate.
 
-``STATEFUL``, ``REFUSED`` and ``WITHOUT_EFFECT`` are, with ``WRAPPERS`` of ``wrapped``, the table of cases: whatever a
-Balancer is built on, its factors have an effect, or something says that they have none.
+``STATEFUL``, ``REFUSED`` and ``WITHOUT_EFFECT`` are, with ``WRAPPERS`` of ``wrapped``, the table of
+cases: whatever a Balancer is built on, its factors have an effect, or something says that they have
+none.
 """
+
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -10,9 +14,13 @@ from tests.training.wrapped import Lookahead
 
 
 class ScheduleFree(torch.optim.Optimizer):
-    """Schedule-free SGD: the sum of weights and the largest rate are kept per group, and the mode is."""
+    """Schedule-free SGD: the sum of weights and the largest rate are kept per group, and the
+    mode is.
+    """
 
-    def __init__(self, params, lr=0.1, beta=0.9, warmup=2):
+    def __init__(
+        self, params: Iterator[Any] | list[Any], lr: float = 0.1, beta: float = 0.9, warmup: int = 2
+    ) -> None:
         options = {
             "lr": lr,
             "beta": beta,
@@ -23,14 +31,14 @@ class ScheduleFree(torch.optim.Optimizer):
         }
         super().__init__(params, {**options, "train_mode": False})
 
-    def train(self):
+    def train(self) -> None:
         self._turn(True)
 
-    def eval(self):
+    def eval(self) -> None:
         self._turn(False)
 
     @torch.no_grad()
-    def _turn(self, train):
+    def _turn(self, train: bool) -> None:
         for group in self.param_groups:
             if group["train_mode"] != train:
                 for p in group["params"]:
@@ -42,7 +50,7 @@ class ScheduleFree(torch.optim.Optimizer):
                 group["train_mode"] = train
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:
         if not self.param_groups[0]["train_mode"]:
             raise RuntimeError("not in train mode")
         for group in self.param_groups:
@@ -64,14 +72,16 @@ class ScheduleFree(torch.optim.Optimizer):
 class PerGroup(torch.optim.Optimizer):
     """SGD whose rate is divided by what ``count`` keeps in the group."""
 
-    def __init__(self, params, lr=0.1, **more):
+    def __init__(
+        self, params: Iterator[Any] | list[Any], lr: float | torch.Tensor = 0.1, **more: Any
+    ) -> None:
         super().__init__(params, {"lr": lr, **more})
 
-    def count(self, group):
+    def count(self, group: Any) -> None:
         raise NotImplementedError
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             divisor = self.count(group)
             for p in group["params"]:
@@ -82,7 +92,7 @@ class PerGroup(torch.optim.Optimizer):
 class Travelled(PerGroup):
     """A number that depends on the rate."""
 
-    def count(self, group):
+    def count(self, group: dict[str, Any]) -> float | torch.Tensor:
         group["travelled"] = group.get("travelled", 1.0) + group["lr"]
         return group["travelled"]
 
@@ -90,7 +100,7 @@ class Travelled(PerGroup):
 class TravelledTensor(PerGroup):
     """A tensor, made in the first step and written in place."""
 
-    def count(self, group):
+    def count(self, group: dict[str, Any]) -> torch.Tensor:
         group.setdefault("travelled", torch.ones(())).add_(float(group["lr"]))
         return group["travelled"]
 
@@ -98,7 +108,7 @@ class TravelledTensor(PerGroup):
 class Counted(PerGroup):
     """A tensor that counts steps, in place."""
 
-    def count(self, group):
+    def count(self, group: dict[str, Any]) -> torch.Tensor:
         group.setdefault("step", torch.zeros(())).add_(1)
         return group["step"]
 
@@ -106,7 +116,7 @@ class Counted(PerGroup):
 class CountedByNorm(PerGroup):
     """A value that depends on the gradients of the group, in a list, and a new tensor each time."""
 
-    def count(self, group):
+    def count(self, group: dict[str, Any]) -> torch.Tensor:
         norm = sum(p.grad.square().sum() for p in group["params"] if p.grad is not None)
         group["norms"] = [*group.get("norms", []), float(norm)][-3:]
         group["norm"] = group.get("norm", torch.tensor(1.0)) + norm
@@ -116,7 +126,7 @@ class CountedByNorm(PerGroup):
 class Remembering(PerGroup):
     """A value of a kind that cannot be stored as text."""
 
-    def count(self, group):
+    def count(self, group: dict[str, Any]) -> float:
         group["seen"] = {*group.get("seen", ()), group["lr"]}
         return float(len(group["seen"]))
 
@@ -124,7 +134,7 @@ class Remembering(PerGroup):
 class Switched(PerGroup):
     """A key that comes and goes."""
 
-    def count(self, group):
+    def count(self, group: dict[str, float | list[torch.nn.Parameter]]) -> float:
         if group["lr"] > 0.1 and "fast" not in group:
             group["fast"] = 2.0
         elif group["lr"] <= 0.1:
@@ -135,7 +145,7 @@ class Switched(PerGroup):
 class Decaying(PerGroup):
     """It lowers its own rate."""
 
-    def count(self, group):
+    def count(self, group: dict[str, Any]) -> float:
         group["lr"] *= 0.9
         return 1.0
 
@@ -143,11 +153,11 @@ class Decaying(PerGroup):
 class ByName(torch.optim.Optimizer):
     """It goes by the names of its parameters, which are in the groups."""
 
-    def __init__(self, params, lr=0.1):
+    def __init__(self, params: Iterator[Any], lr: float = 0.1) -> None:
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[..., Any] | None = None) -> None:
         for group in self.param_groups:
             for p, name in zip(group["params"], group["param_names"], strict=True):
                 p.sub_(p.grad * (group["lr"] * (0.5 if name.endswith("bias") else 1.0)))
@@ -169,38 +179,41 @@ STATEFUL = {
 class ListOfStates(PerGroup):
     """A state for each group, in a list."""
 
-    def __init__(self, params, lr=0.1):
+    def __init__(self, params: Iterator[Any], lr: float = 0.1) -> None:
         super().__init__(params, lr)
         self.counts = [0] * len(self.param_groups)
 
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:
         for i, _ in enumerate(self.param_groups):
             self.counts[i] += 1
         super().step()
 
-    def count(self, group):
+    def count(self, group: dict[str, float | list[torch.nn.Parameter]]) -> float:
         return 1.0
 
 
 class Paired(ListOfStates):
-    """It goes through its groups and their states side by side, and stops where one of them ends."""
+    """It goes through its groups and their states side by side, and stops where one of them
+    ends."""
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:
         for group, _ in zip(self.param_groups, self.counts, strict=False):
             for p in group["params"]:
                 p.sub_(p.grad * group["lr"])
 
 
 class OneRate(PerGroup):
-    """It estimates one rate from all groups, and refuses groups that differ in it (as D-Adaptation does)."""
+    """It estimates one rate from all groups, and refuses groups that
+    differ in it (as D-Adaptation does).
+    """
 
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:
         if len({group["lr"] for group in self.param_groups}) > 1:
             raise RuntimeError("different rates are not supported")
         super().step()
 
-    def count(self, group):
+    def count(self, group: dict[str, float | list[torch.nn.Parameter]]) -> float:
         return 1.0
 
 
@@ -208,7 +221,7 @@ class FirstRate(PerGroup):
     """It takes the first group's rate for all."""
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             for p in group["params"]:
                 p.sub_(p.grad * self.param_groups[0]["lr"])
@@ -217,7 +230,7 @@ class FirstRate(PerGroup):
 class Absolute(PerGroup):
     """It sets the rate by the number of steps."""
 
-    def count(self, group):
+    def count(self, group: dict[str, float | list[torch.nn.Parameter]]) -> float:
         group["k"] = group.get("k", 0) + 1
         group["lr"] = 0.1 / group["k"]
         return 1.0
@@ -256,12 +269,12 @@ REFUSED = {
 class Deaf(torch.optim.Optimizer):
     """It goes by the rate that it was made with."""
 
-    def __init__(self, params, lr=0.1):
+    def __init__(self, params: Iterator[Any], lr: float = 0.1) -> None:
         super().__init__(params, {"lr": lr})
         self.lr = lr
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             for p in group["params"]:
                 p.sub_(p.grad * self.lr)
@@ -270,18 +283,18 @@ class Deaf(torch.optim.Optimizer):
 class Anew(torch.optim.SGD):
     """It gives out its groups as copies, so that nobody can change them."""
 
-    def __init__(self, params, lr=0.1):
+    def __init__(self, params: Iterator[Any], lr: float = 0.1) -> None:
         super().__init__(params, lr=lr)
         self.kept = self.__dict__.pop("param_groups")
 
     @property
-    def param_groups(self):
+    def param_groups(self) -> list[Any] | list[Any] | None:
         return [dict(group) for group in self.__dict__.get("kept", [])] or self.__dict__[
             "param_groups"
         ]
 
     @param_groups.setter
-    def param_groups(self, groups):
+    def param_groups(self, groups: list[Any]) -> None:
         self.__dict__["param_groups"] = groups
 
 

@@ -1,8 +1,12 @@
-"""Layers that are unfrozen, added or frozen while training are taken in, or left out, at the next measurement."""
+"""Layers that are unfrozen, added or frozen while training are taken in, or
+left out, at the next measurement.
+"""
 
 import copy
 import json
 import warnings
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,25 +19,25 @@ from tests.training.nets import net, same, train, weights_of
 from tests.training.running import told_by
 
 
-def set_trained(model, name, trained):
+def set_trained(model: torch.nn.Sequential, name: str, trained: bool) -> None:
     model.get_submodule(name).requires_grad_(trained)
     if not trained:
         for p in model.get_submodule(name).parameters():
             p.grad = None
 
 
-def frozen_net(*names):
+def frozen_net(*names: str) -> torch.nn.Sequential:
     model = net()
     for name in names:
         set_trained(model, name, False)
     return model
 
 
-def sgd(model, **more):
+def sgd(model: torch.nn.Sequential, **more: float) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=0.1, **more)
 
 
-def rates_of(optimizer, model):
+def rates_of(optimizer: torch.optim.SGD, model: torch.nn.Sequential) -> list[Any]:
     """Filled with the rate of every layer in every step."""
     seen = []
     names = {id(p): name for name, p in model.named_parameters()}
@@ -45,7 +49,7 @@ def rates_of(optimizer, model):
     return seen
 
 
-def test_a_layer_that_is_unfrozen_is_taken_in_and_told():
+def test_a_layer_that_is_unfrozen_is_taken_in_and_told() -> None:
     model = frozen_net("5")
     optimizer = sgd(model)
     balancer = st.Balancer(model, optimizer, "tempbalance", every=2)
@@ -69,7 +73,7 @@ def test_a_layer_that_is_unfrozen_is_taken_in_and_told():
     assert balancer.history.table.groupby("step").size().to_dict() == {2: 2, 4: 3, 6: 3}
 
 
-def test_factors_are_those_of_a_balancer_that_is_built_on_the_unfrozen_model():
+def test_factors_are_those_of_a_balancer_that_is_built_on_the_unfrozen_model() -> None:
     model = frozen_net("5", "7")
     optimizer = sgd(model)
     balancer = st.Balancer(model, optimizer, "tempbalance", every=None)
@@ -82,7 +86,7 @@ def test_factors_are_those_of_a_balancer_that_is_built_on_the_unfrozen_model():
     assert balancer.factors == fresh.factors
 
 
-def test_a_layer_that_comes_into_the_optimizer_later():
+def test_a_layer_that_comes_into_the_optimizer_later() -> None:
     model = frozen_net("5")
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     balancer = st.Balancer(model, optimizer, "tempbalance", every=2)
@@ -102,7 +106,7 @@ def test_a_layer_that_comes_into_the_optimizer_later():
     assert len(optimizer.param_groups) == 2
 
 
-def test_a_layer_that_is_unfrozen_but_not_in_the_optimizer_is_told():
+def test_a_layer_that_is_unfrozen_but_not_in_the_optimizer_is_told() -> None:
     model = frozen_net("5")
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     balancer = st.Balancer(model, optimizer, "tempbalance", every=1)
@@ -115,7 +119,7 @@ def test_a_layer_that_is_unfrozen_but_not_in_the_optimizer_is_told():
     assert not told_by(lambda: train(model, optimizer, 3, start=1))
 
 
-def test_a_module_that_is_added_to_the_model():
+def test_a_module_that_is_added_to_the_model() -> None:
     model = net()
     optimizer = sgd(model)
     balancer = st.Balancer(model, optimizer, "tempbalance", every=2)
@@ -127,7 +131,7 @@ def test_a_module_that_is_added_to_the_model():
     assert list(balancer.factors) == ["3", "5", "7", "8"]
 
 
-def test_a_layer_that_is_frozen_takes_part_no_longer_until_it_is_trained_again():
+def test_a_layer_that_is_frozen_takes_part_no_longer_until_it_is_trained_again() -> None:
     model = net()
     optimizer = sgd(model)
     balancer = st.Balancer(model, optimizer, "tempbalance", every=2)
@@ -143,7 +147,7 @@ def test_a_layer_that_is_frozen_takes_part_no_longer_until_it_is_trained_again()
     with pytest.warns(UserWarning, match="1 layers take part from now on, at step 6: 5"):
         train(model, optimizer, 2, start=4)
 
-    def again():
+    def again() -> None:
         for step in range(6, 14, 2):
             set_trained(model, "5", step % 4 == 0)
             train(model, optimizer, 2, start=step)
@@ -152,10 +156,13 @@ def test_a_layer_that_is_frozen_takes_part_no_longer_until_it_is_trained_again()
     assert len(balancer.history.table) == 3 + 2 + 3 + 2 + 3 + 2 + 3
 
 
-def test_a_model_whose_layers_are_all_frozen_at_first():
+def test_a_model_whose_layers_are_all_frozen_at_first() -> None:
     model = frozen_net("3", "5", "7")
     optimizer = sgd(model)
-    text = r"no layer takes part now, .*: 3 \(frozen\), 5 \(frozen\), 7 \(frozen\); those that are unfrozen"
+    text = (
+        r"no layer takes part now, .*: 3 \(frozen\), 5 \(frozen\), 7 \(frozen\); those that "
+        r"are unfrozen"
+    )
     with pytest.warns(UserWarning, match=text):
         balancer = st.Balancer(model, optimizer, "tempbalance", every=2)
     train(model, optimizer, 2)
@@ -173,7 +180,7 @@ def test_a_model_whose_layers_are_all_frozen_at_first():
         balancer.update()
 
 
-def test_when_all_are_frozen_later_that_is_said():
+def test_when_all_are_frozen_later_that_is_said() -> None:
     model = net()
     balancer = st.Balancer(model, sgd(model), "tempbalance", every=None)
     balancer.update()
@@ -191,7 +198,7 @@ def test_when_all_are_frozen_later_that_is_said():
     assert balancer.factors == before
 
 
-def test_a_layer_that_the_rule_leaves_out_stays_out_without_a_word():
+def test_a_layer_that_the_rule_leaves_out_stays_out_without_a_word() -> None:
     model = frozen_net("0")
     balancer = st.Balancer(model, sgd(model), "tempbalance", every=None)
     set_trained(model, "0", True)
@@ -201,7 +208,7 @@ def test_a_layer_that_the_rule_leaves_out_stays_out_without_a_word():
     assert balancer.left_out["0"] == "the first layer"
 
 
-def test_a_transition_begins_at_factor_1():
+def test_a_transition_begins_at_factor_1() -> None:
     model = frozen_net("5")
     optimizer = sgd(model)
     balancer = st.Balancer(model, optimizer, LLR(transition=4), every=6)
@@ -213,7 +220,7 @@ def test_a_transition_begins_at_factor_1():
     assert balancer.factors["5"] == pytest.approx(1 + (goal - 1) / 4)
 
 
-def test_in_the_background_a_new_layer_gets_its_factor_one_measurement_later():
+def test_in_the_background_a_new_layer_gets_its_factor_one_measurement_later() -> None:
     model = frozen_net("5")
     optimizer = sgd(model)
     balancer = st.Balancer(model, optimizer, "tempbalance", every=2, background=True)
@@ -234,8 +241,12 @@ UNFREEZE = 3
 STEPS = 9
 
 
-def gradual(stop_at=None, *, unfrozen_when_built, order):
-    """A run that unfreezes a layer before step 3 and measures every 2; stopped and resumed before step ``stop_at``."""
+def gradual(
+    stop_at: int | None = None, *, unfrozen_when_built: bool, order: str
+) -> tuple[list[torch.Tensor], list[Any], st.Balancer]:
+    """A run that unfreezes a layer before step 3 and measures every 2; stopped and
+    resumed before step ``stop_at``.
+    """
     model = frozen_net("5")
     optimizer = sgd(model, momentum=0.9)
     balancer = st.Balancer(model, optimizer, "tempbalance", every=2)
@@ -266,7 +277,9 @@ def gradual(stop_at=None, *, unfrozen_when_built, order):
 @pytest.mark.parametrize("order", ["last", "first"])
 @pytest.mark.parametrize("unfrozen_when_built", [False, True])
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 5, 7])
-def test_gradual_unfreezing_is_resumed_exactly(stop_at, unfrozen_when_built, order):
+def test_gradual_unfreezing_is_resumed_exactly(
+    stop_at: int, unfrozen_when_built: bool, order: str
+) -> None:
     weights, factors, whole = gradual(unfrozen_when_built=False, order=order)
     again, same_factors, balancer = gradual(
         stop_at, unfrozen_when_built=unfrozen_when_built, order=order
@@ -276,7 +289,7 @@ def test_gradual_unfreezing_is_resumed_exactly(stop_at, unfrozen_when_built, ord
     assert balancer.history.table.equals(whole.history.table)
 
 
-def test_the_state_of_another_model_is_refused_though_layers_may_come_in():
+def test_the_state_of_another_model_is_refused_though_layers_may_come_in() -> None:
     state = st.Balancer(model := frozen_net("5"), sgd(model), "tempbalance", every=2).state_dict()
     assert state["waiting"] == ["5"]
     other = nn.Sequential(*net(), nn.Linear(4, 64), nn.Linear(64, 64), nn.Linear(64, 4))
@@ -285,7 +298,7 @@ def test_the_state_of_another_model_is_refused_though_layers_may_come_in():
 
 
 @pytest.mark.filterwarnings("ignore:Balancer. 1 layers take part")
-def test_the_history_of_layers_that_came_later_is_kept(tmp_path):
+def test_the_history_of_layers_that_came_later_is_kept(tmp_path: Path) -> None:
     _, _, balancer = gradual(unfrozen_when_built=False, order="last")
     balancer.history.save(tmp_path)
     again = type(balancer.history).load(tmp_path)

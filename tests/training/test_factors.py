@@ -1,20 +1,26 @@
-"""Factors, computed again from the weights by the formulas of the papers; resuming; transitions; history."""
+"""Factors, computed again from the weights by the formulas of the papers;
+resuming; transitions; history.
+"""
 
 import copy
 import io
 import json
 import math
 import random
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 import spectail as st
 from spectail.cli import run as cli
 from spectail.training.history import scalars
 from spectail.training.rules import LLR, RULES, AlphaDecay, TBSigmoid, TempBalance, as_rule
+from spectail.training.rules.base import Rule
 from tests.reference.plain_allocation import (
     plain_linear,
     plain_log2,
@@ -29,7 +35,7 @@ CORNERS = {"3": [(0, 0), (32, 0)], "5": [(0, 0), (0, 32)], "7": [(0, 0)]}
 """Where windows of 64 x 64 lie in 96 x 64, 64 x 96 and 64 x 64."""
 
 
-def alphas_by_hand(model):
+def alphas_by_hand(model: torch.nn.Sequential) -> NDArray[Any]:
     """Alpha of every layer that takes part, by SVDs of its windows."""
     found = []
     for name, corners in CORNERS.items():
@@ -51,16 +57,16 @@ RULES_BY_HAND = {
 }
 
 
-def sgd(model):
+def sgd(model: Any) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
 
 
-def goal(balancer):
+def goal(balancer: st.Balancer) -> dict[str, float]:
     return balancer.history[-1].factors
 
 
 @pytest.mark.parametrize("rule", RULES_BY_HAND)
-def test_factors_are_those_of_the_papers(rule):
+def test_factors_are_those_of_the_papers(rule: str) -> None:
     model = net()
     balancer = st.Balancer(model, sgd(model), rule, every=4)
     train(model, balancer.optimizer, 8)
@@ -71,14 +77,14 @@ def test_factors_are_those_of_the_papers(rule):
     assert [update.step for update in balancer.history] == [4, 8]
 
 
-def test_every_rule_is_computed_by_hand():
+def test_every_rule_is_computed_by_hand() -> None:
     assert {rule.partition(":")[0] for rule in RULES_BY_HAND} == {rule.name for rule in RULES}
 
 
 @pytest.mark.parametrize(
     ("rule", "target"), [("tempbalance", "lr"), ("alphadecay", "weight-decay")]
 )
-def test_factors_are_those_of_an_allocation(rule, target):
+def test_factors_are_those_of_an_allocation(rule: str, target: str) -> None:
     model = net()
     balancer = st.Balancer(model, sgd(model), rule, every=None)
     balancer.update()
@@ -87,7 +93,7 @@ def test_factors_are_those_of_an_allocation(rule, target):
     assert dict(given) == balancer.factors
 
 
-def test_measuring_for_training_gives_the_alphas_of_analyze():
+def test_measuring_for_training_gives_the_alphas_of_analyze() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 96, 3), nn.Linear(96, 10)
     )
@@ -113,9 +119,9 @@ def test_measuring_for_training_gives_the_alphas_of_analyze():
     assert mine["lambda_max"].isna().all()
 
 
-def test_block_level_and_normalisation():
+def test_block_level_and_normalisation() -> None:
     class Blocks(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.first = nn.Linear(16, 64)
             self.blocks = nn.ModuleList(
@@ -145,7 +151,7 @@ def test_block_level_and_normalisation():
     )
 
 
-def test_the_transition_is_even_and_starts_where_it_is():
+def test_the_transition_is_even_and_starts_where_it_is() -> None:
     model = net()
     balancer = st.Balancer(model, sgd(model), LLR(transition=4), every=6)
     seen = []
@@ -168,7 +174,14 @@ def test_the_transition_is_even_and_starts_where_it_is():
     )
 
 
-def run(steps, *, stops=(), rule="tempbalance", background=False, through="torch"):
+def run(
+    steps: int,
+    *,
+    stops: tuple[()] | list[int] = (),
+    rule: Rule | str = "tempbalance",
+    background: bool = False,
+    through: str = "torch",
+) -> tuple[torch.nn.Sequential, list[Any], st.Balancer]:
     """Train for ``steps``, stopped and resumed from stored states at each of ``stops``."""
     model = net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
@@ -199,7 +212,7 @@ def run(steps, *, stops=(), rule="tempbalance", background=False, through="torch
     return model, factors, balancer
 
 
-def through_a_file(state, how):
+def through_a_file(state: dict[str, Any], how: str) -> dict[str, Any]:
     if how == "json":
         return json.loads(json.dumps(state, allow_nan=False, sort_keys=True))
     file = io.BytesIO()
@@ -210,7 +223,7 @@ def through_a_file(state, how):
 
 @pytest.mark.parametrize("background", [False, True], ids=["waiting", "background"])
 @pytest.mark.parametrize("rule", ["tempbalance", "llr:linear:1.0:5.0"])
-def test_a_resumed_run_is_the_same_bit_by_bit(rule, background):
+def test_a_resumed_run_is_the_same_bit_by_bit(rule: str, background: bool) -> None:
     steps = 14
     rule = as_rule(rule) if rule == "tempbalance" else LLR(transition=4)
     model, factors, balancer = run(steps, rule=rule, background=background)
@@ -226,11 +239,13 @@ def test_a_resumed_run_is_the_same_bit_by_bit(rule, background):
         assert other.history.table.equals(balancer.history.table), stops
 
 
-def test_the_window_stays_that_of_the_run_and_changes_with_the_spec_alone():
-    def model(*more):
+def test_the_window_stays_that_of_the_run_and_changes_with_the_spec_alone() -> None:
+    def model(*more: torch.nn.Linear) -> torch.nn.Sequential:
         return nn.Sequential(*[nn.Linear(96, 96) for _ in range(4)], nn.Linear(96, 4), *more)
 
-    def balancer(model, rule="tempbalance"):
+    def balancer(
+        model: torch.nn.Sequential, rule: str | st.TempBalance = "tempbalance"
+    ) -> st.Balancer:
         return st.Balancer(model, sgd(model), rule, every=None)
 
     first = balancer(model())
@@ -245,7 +260,7 @@ def test_the_window_stays_that_of_the_run_and_changes_with_the_spec_alone():
     assert set(other.history.at(0).table["window_rows"]) == {64}
 
 
-def test_background_factors_are_those_of_one_period_before():
+def test_background_factors_are_those_of_one_period_before() -> None:
     _, factors, balancer = run(11, background=True)
     _, _, waiting = run(11)
     assert [(u.step, u.applied) for u in balancer.history] == [(3, 6), (6, 9)]
@@ -256,7 +271,9 @@ def test_background_factors_are_those_of_one_period_before():
     assert factors[9] != factors[8]
 
 
-def test_measuring_in_the_background_sets_no_number_of_threads(monkeypatch):
+def test_measuring_in_the_background_sets_no_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = nn.Sequential(
         nn.Linear(64, 512), nn.Linear(512, 512), nn.Linear(512, 512), nn.Linear(512, 64)
     )
@@ -273,7 +290,7 @@ def test_measuring_in_the_background_sets_no_number_of_threads(monkeypatch):
     assert update.alphas == pytest.approx(dict(table["alpha"][["1", "2"]]), rel=1e-9)
 
 
-def test_a_weight_that_gets_other_memory_is_measured_as_it_is():
+def test_a_weight_that_gets_other_memory_is_measured_as_it_is() -> None:
     model = net()
     balancer = st.Balancer(model, sgd(model), "tempbalance", every=None)
     for p in model.parameters():
@@ -284,7 +301,7 @@ def test_a_weight_that_gets_other_memory_is_measured_as_it_is():
     )
 
 
-def test_history_is_kept_saved_plotted_and_compared(tmp_path):
+def test_history_is_kept_saved_plotted_and_compared(tmp_path: Path) -> None:
     told = []
     model = net()
     balancer = st.Balancer(model, sgd(model), "tempbalance", every=2, on_update=told.append)
@@ -321,12 +338,12 @@ def test_history_is_kept_saved_plotted_and_compared(tmp_path):
         type(history).load(tmp_path / "nowhere")
 
 
-def test_scalars_go_to_a_tensorboard_writer():
+def test_scalars_go_to_a_tensorboard_writer() -> None:
     class Writer:
-        def __init__(self):
+        def __init__(self) -> None:
             self.got = []
 
-        def add_scalar(self, tag, value, step):
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
             self.got.append((tag, value, step))
 
     writer, model = Writer(), net()
@@ -338,7 +355,7 @@ def test_scalars_go_to_a_tensorboard_writer():
     assert len(writer.got) == 6
 
 
-def test_rules_from_text_and_their_settings():
+def test_rules_from_text_and_their_settings() -> None:
     assert as_rule("tempbalance") == TempBalance()
     assert as_rule("llr:linear:1:3").map == st.maps.Linear(1.0, 3.0)
     assert (LLR().transition, TempBalance().transition, AlphaDecay().option) == (

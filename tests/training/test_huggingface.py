@@ -1,6 +1,10 @@
-"""The callback for transformers' Trainer: the factors of a plain loop, and checkpoints that resume exactly."""
+"""The callback for transformers' Trainer: the factors of a plain loop, and
+checkpoints that resume exactly.
+"""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def model():
+def model() -> torch.nn.Module:
     torch.manual_seed(0)
     sizes = {
         "hidden_size": 64,
@@ -28,15 +32,15 @@ def model():
 
 
 class Words(torch.utils.data.Dataset):
-    def __len__(self):
+    def __len__(self) -> int:
         return 24
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         ids = torch.randint(0, 40, (12,), generator=torch.Generator().manual_seed(i))
         return {"input_ids": ids, "labels": ids}
 
 
-def trainer(folder, callback, **more):
+def trainer(folder: Path, callback: BalancerCallback, **more: float | str) -> Any:
     options = {
         "max_steps": 9,
         "save_steps": 4,
@@ -55,11 +59,11 @@ def trainer(folder, callback, **more):
     return Trainer(model(), arguments, train_dataset=Words(), callbacks=[callback])
 
 
-def rates(run):
+def rates(run: Any) -> list[float]:
     return [entry["learning_rate"] for entry in run.state.log_history if "learning_rate" in entry]
 
 
-def test_a_trainer_with_the_callback(tmp_path):
+def test_a_trainer_with_the_callback(tmp_path: Path) -> None:
     callback = BalancerCallback("tempbalance", every=3)
     run = trainer(tmp_path, callback)
     run.train()
@@ -79,7 +83,7 @@ def test_a_trainer_with_the_callback(tmp_path):
 
 
 @pytest.mark.parametrize("rule", ["tempbalance", LLR(transition=3)])
-def test_a_resumed_trainer_is_the_same(tmp_path, rule):
+def test_a_resumed_trainer_is_the_same(tmp_path: Path, rule: str | LLR) -> None:
     whole, resumed = BalancerCallback(rule, every=3), BalancerCallback(rule, every=3)
     first = trainer(tmp_path, whole)
     first.train()
@@ -92,7 +96,7 @@ def test_a_resumed_trainer_is_the_same(tmp_path, rule):
     assert resumed.balancer.history.table.equals(whole.balancer.history.table)
 
 
-def test_the_trainer_may_restore_the_callback_itself(tmp_path):
+def test_the_trainer_may_restore_the_callback_itself(tmp_path: Path) -> None:
     first = trainer(tmp_path, BalancerCallback("tempbalance:sqrt", every=3))
     first.train()
     again = trainer(
@@ -104,7 +108,7 @@ def test_the_trainer_may_restore_the_callback_itself(tmp_path):
     assert same(weights_of(first.model), weights_of(again.model))
 
 
-def test_once_per_epoch(tmp_path):
+def test_once_per_epoch(tmp_path: Path) -> None:
     callback = BalancerCallback("alphadecay")
     trainer(
         tmp_path, callback, max_steps=-1, num_train_epochs=2, weight_decay=0.1, save_strategy="no"
@@ -112,7 +116,7 @@ def test_once_per_epoch(tmp_path):
     assert [update.step for update in callback.balancer.history] == [6, 12]
 
 
-def test_bad_rules_and_every_are_refused(tmp_path):
+def test_bad_rules_and_every_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="the rule must be one of"):
         BalancerCallback("fast")
     with pytest.raises(

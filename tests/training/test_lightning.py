@@ -1,7 +1,11 @@
-"""The callback for Lightning: by itself with what Lightning gives it, and in a real Trainer where it is installed."""
+"""The callback for Lightning: by itself with what Lightning gives it, and in a real
+Trainer where it is installed.
+"""
 
 import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,12 +20,12 @@ needs_lightning = pytest.mark.skipif(
 )
 
 
-def around(model, count=1):
+def around(model: torch.nn.Sequential, count: int = 1) -> Any:
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) for _ in range(count)]
     return SimpleNamespace(optimizers=optimizers, world_size=1)
 
 
-def test_the_callback_builds_measures_stores_and_goes():
+def test_the_callback_builds_measures_stores_and_goes() -> None:
     model = net()
     trainer, callback = around(model), BalancerCallback("tempbalance")
     assert callback.state_dict() == {"balancer": None}
@@ -37,7 +41,7 @@ def test_the_callback_builds_measures_stores_and_goes():
     assert not trainer.optimizers[0]._optimizer_step_pre_hooks
 
 
-def test_several_optimizers_need_a_choice():
+def test_several_optimizers_need_a_choice() -> None:
     model = net()
     with pytest.raises(
         TrainingError, match="the module has 2 optimizers: say which to balance, optimizer=0"
@@ -46,21 +50,21 @@ def test_several_optimizers_need_a_choice():
     BalancerCallback("tempbalance", optimizer=1).on_train_start(around(model, 2), model)
 
 
-def fit(folder, epochs, every, checkpoint=None):
+def fit(folder: Path, epochs: Any, every: Any, checkpoint: Path | None = None) -> Any:
     import lightning.pytorch as lightning
 
     class Module(lightning.LightningModule):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.net = net()
             self.rates = []
 
-        def training_step(self, step, _):
+        def training_step(self, step: Any, _: Any) -> Any:
             x = batch(int(step))
             self.rates.append([group["lr"] for group in self.trainer.optimizers[0].param_groups])
             return (self.net(x) - x[:, :4].sin()).square().mean()
 
-        def configure_optimizers(self):
+        def configure_optimizers(self) -> Any:
             optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
             return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)]
 
@@ -83,7 +87,7 @@ def fit(folder, epochs, every, checkpoint=None):
 @needs_lightning
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("every", ["epoch", 3])
-def test_a_lightning_trainer_resumes_exactly(tmp_path, every):
+def test_a_lightning_trainer_resumes_exactly(tmp_path: Path, every: str | int) -> None:
     whole, first = fit(tmp_path, 4, every)
     fit(tmp_path, 2, every)
     resumed, second = fit(tmp_path, 4, every, tmp_path / "last.ckpt")
@@ -98,22 +102,22 @@ def test_a_lightning_trainer_resumes_exactly(tmp_path, every):
 
 @needs_lightning
 @pytest.mark.filterwarnings("ignore")
-def test_the_optimizer_that_lightning_hands_out_is_followed():
+def test_the_optimizer_that_lightning_hands_out_is_followed() -> None:
     import lightning.pytorch as lightning
 
     class Module(lightning.LightningModule):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.net, self.balancer, self.automatic_optimization = net(), None, False
 
-        def training_step(self, step, _):
+        def training_step(self, step: Any, _: Any) -> None:
             optimizer = self.optimizers()
             self.balancer = self.balancer or Balancer(self.net, optimizer, "tempbalance", every=2)
             optimizer.zero_grad()
             self.manual_backward(loss_of(self.net, int(step)))
             optimizer.step()
 
-        def configure_optimizers(self):
+        def configure_optimizers(self) -> Any:
             return torch.optim.AdamW(self.parameters(), lr=0.01)
 
     module = Module()

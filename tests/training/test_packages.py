@@ -1,6 +1,9 @@
-"""Real optimizer packages, where they are installed: the training of groups that are made by hand, or refused."""
+"""Real optimizer packages, where they are installed: the training of groups
+that are made by hand, or refused.
+"""
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from tests.training.wrapped import Case
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 
-def compare(make, rule="tempbalance", option="lr"):
+def compare(make: Any, rule: str = "tempbalance", option: str = "lr") -> Any:
     """Train balanced and with groups made by hand; averaged weights too where there are any."""
     model, case, balancer, told = balanced(make, rule)
     other, hand = with_groups_by_hand(make, told, option)
@@ -29,25 +32,25 @@ def compare(make, rule="tempbalance", option="lr"):
     return model, balancer
 
 
-def plain(made):
+def plain(made: Any) -> Any:
     return Case(made, made.param_groups)
 
 
 @pytest.mark.parametrize("rule", ["tempbalance", "alphadecay"])
 @pytest.mark.parametrize("kind", ["SGDScheduleFree", "AdamWScheduleFree", "RAdamScheduleFree"])
-def test_schedule_free(kind, rule):
+def test_schedule_free(kind: str, rule: str) -> None:
     package = pytest.importorskip("schedulefree")
 
-    def make(params):
+    def make(params: Any) -> Any:
         return plain(getattr(package, kind)(params, lr=0.02, weight_decay=0.1))
 
     compare(make, rule, "lr" if rule == "tempbalance" else "weight_decay")
 
 
-def test_schedule_free_around_another_optimizer():
+def test_schedule_free_around_another_optimizer() -> None:
     package = pytest.importorskip("schedulefree")
 
-    def make(params):
+    def make(params: Any) -> Any:
         base = torch.optim.SGD(params, lr=0.05)
         return Case(
             package.ScheduleFreeWrapper(base, momentum=0.9, weight_decay_at_y=0.1),
@@ -58,13 +61,13 @@ def test_schedule_free_around_another_optimizer():
 
 
 @pytest.mark.parametrize("package", ["schedulefree", "pytorch_optimizer"])
-def test_schedule_free_is_resumed_exactly(package):
+def test_schedule_free_is_resumed_exactly(package: str) -> None:
     module = pytest.importorskip(package)
     kind = getattr(
         module, "AdamWScheduleFree" if package == "schedulefree" else "ScheduleFreeAdamW"
     )
 
-    def parts(model):
+    def parts(model: Any) -> Any:
         optimizer = kind(model.parameters(), lr=0.02, warmup_steps=2)
         return optimizer, st.Balancer(model, optimizer, "tempbalance", every=3)
 
@@ -94,13 +97,15 @@ FIRST_DECAY = ("DAdaptSGD",)
 
 
 @pytest.mark.parametrize(("package", "kind"), RATE_FREE)
-def test_what_estimates_one_rate_for_all_is_refused_and_its_decay_balanced(package, kind):
+def test_what_estimates_one_rate_for_all_is_refused_and_its_decay_balanced(
+    package: str, kind: str
+) -> None:
     module = pytest.importorskip(package)
 
-    def make(params):
+    def make(params: Any) -> Any:
         return plain(getattr(module, kind)(params, lr=1.0, weight_decay=0.1))
 
-    def balance(rule):
+    def balance(rule: Any) -> Any:
         model = net()
         return st.Balancer(model, make(model.parameters()).given, rule, every=2)
 
@@ -118,11 +123,11 @@ def test_what_estimates_one_rate_for_all_is_refused_and_its_decay_balanced(packa
         compare(make, "alphadecay", "weight_decay")
 
 
-def pytorch_optimizer():
+def pytorch_optimizer() -> Any:
     return pytest.importorskip("pytorch_optimizer")
 
 
-def closures(made, groups=None):
+def closures(made: Any, groups: Any = None) -> Any:
     return Case(made, groups or made.param_groups, "closure")
 
 
@@ -153,7 +158,7 @@ OF_PYTORCH_OPTIMIZER = {
 
 @pytest.mark.filterwarnings("ignore:Balancer. trial steps")
 @pytest.mark.parametrize("name", OF_PYTORCH_OPTIMIZER)
-def test_wrappers_and_optimizers_of_pytorch_optimizer(name):
+def test_wrappers_and_optimizers_of_pytorch_optimizer(name: str) -> None:
     package = pytorch_optimizer()
     model, _, balancer, told = balanced(lambda ps: OF_PYTORCH_OPTIMIZER[name](package, ps))
     other, _ = with_groups_by_hand(lambda ps: OF_PYTORCH_OPTIMIZER[name](package, ps), told)
@@ -168,7 +173,7 @@ def test_wrappers_and_optimizers_of_pytorch_optimizer(name):
 
 
 @pytest.mark.parametrize("name", ["Prodigy", "DAdaptAdam", "DAdaptSGD"])
-def test_one_rate_taken_for_all_is_refused(name):
+def test_one_rate_taken_for_all_is_refused(name: str) -> None:
     model = net()
     optimizer = getattr(pytorch_optimizer(), name)(model.parameters(), lr=1.0)
     with pytest.raises(
@@ -180,7 +185,7 @@ def test_one_rate_taken_for_all_is_refused(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("option", ["lr", "weight_decay"])
-def test_every_optimizer_of_pytorch_optimizer_is_balanced_or_refused(option):
+def test_every_optimizer_of_pytorch_optimizer_is_balanced_or_refused(option: str) -> None:
     package = pytorch_optimizer()
     rule = {"lr": "tempbalance", "weight_decay": "alphadecay"}[option]
     balanced_ones = []
@@ -206,12 +211,12 @@ def test_every_optimizer_of_pytorch_optimizer_is_balanced_or_refused(option):
     assert len(balanced_ones) > 80
 
 
-def steps(model, optimizer, count):
+def steps(model: Any, optimizer: Any, count: Any) -> None:
     if hasattr(optimizer, "train"):
         optimizer.train()
     for step in range(count):
 
-        def closure(step=step):
+        def closure(step: Any = step) -> Any:
             optimizer.zero_grad()
             loss = loss_of(model, step)
             loss.backward()

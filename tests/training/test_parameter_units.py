@@ -1,31 +1,35 @@
-"""What follows what: norms and biases by the structure of the modules, fused and computed weights, first and last."""
+"""What follows what: norms and biases by the structure of the modules, fused and
+computed weights, first and last.
+"""
+
+from typing import Any
 
 import pytest
 import torch
-from spectail.training.parameter_units import first_and_last, units_of
 from torch import nn
 
 import spectail as st
 from spectail.models.live.walk import module_source
+from spectail.training.parameter_units import first_and_last, units_of
 from spectail.training.rules import TempBalance
 from tests.models import cases
 
 
-def described(model):
+def described(model: Any) -> Any:
     """Names of the parameters of each unit."""
     names = {id(p): name for name, p in model.named_parameters()}
     units = units_of(model, module_source(model).layers)
     return {unit.name: [names[id(p)] for p in unit.parameters] for unit in units}
 
 
-def ends(model):
+def ends(model: Any) -> Any:
     return first_and_last(model, units_of(model, module_source(model).layers))
 
 
 class Residual(nn.Module):
     """Names that tell nothing."""
 
-    def __init__(self, rows, cols):
+    def __init__(self, rows: Any, cols: Any) -> None:
         super().__init__()
         self.alice = nn.Conv2d(cols, rows, 3, bias=False)
         self.bob = nn.BatchNorm2d(rows)
@@ -35,19 +39,20 @@ class Residual(nn.Module):
         self.gain = nn.Parameter(torch.ones(rows))
 
 
-def test_norms_and_biases_follow_by_structure():
+def test_norms_and_biases_follow_by_structure() -> None:
     model = nn.Sequential(Residual(64, 32), nn.BatchNorm2d(64), nn.Linear(64, 10))
     assert described(model) == {
         "0.alice": ["0.alice.weight", "0.gain", "0.bob.weight", "0.bob.bias"],
         "0.carol": ["0.carol.weight", "0.carol.bias", "0.dave.weight", "0.dave.bias"],
         "0.side.0": [
-            "0.side.0.weight", "0.side.0.bias", "0.side.1.weight", "0.side.1.bias", "1.weight", "1.bias"
+            "0.side.0.weight", "0.side.0.bias", "0.side.1.weight", "0.side.1.bias",
+            "1.weight", "1.bias",
         ],
         "2": ["2.weight", "2.bias"],
     }  # fmt: skip
 
 
-def test_a_norm_in_front_follows_the_weight_after_it():
+def test_a_norm_in_front_follows_the_weight_after_it() -> None:
     model = nn.Sequential(
         nn.Linear(16, 64), nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 64)), nn.LayerNorm(64)
     )  # fmt: skip
@@ -57,7 +62,7 @@ def test_a_norm_in_front_follows_the_weight_after_it():
     }
 
 
-def test_every_parameter_belongs_to_exactly_one_unit():
+def test_every_parameter_belongs_to_exactly_one_unit() -> None:
     models = [
         case()
         for case in (cases.normed, cases.convolutions, cases.gpt2, cases.mixtral, cases.Transformer)
@@ -70,7 +75,7 @@ def test_every_parameter_belongs_to_exactly_one_unit():
         ).__name__
 
 
-def test_parts_of_one_parameter_are_one_unit():
+def test_parts_of_one_parameter_are_one_unit() -> None:
     lstm = described(nn.LSTM(64, 64, 2))
     assert lstm["weight_ih_l0"] == ["weight_ih_l0"]
     assert lstm["weight_hh_l0"] == ["weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
@@ -80,7 +85,7 @@ def test_parts_of_one_parameter_are_one_unit():
     assert len(fused.weights) == 1
 
 
-def test_pieces_of_a_computed_weight_train_alike():
+def test_pieces_of_a_computed_weight_train_alike() -> None:
     found = described(cases.normed())
     pieces = {"new.parametrizations.weight.original0", "new.parametrizations.weight.original1"}
     assert set(found["new"][:2]) == pieces
@@ -88,7 +93,7 @@ def test_pieces_of_a_computed_weight_train_alike():
     assert found["pruned"][0] == "pruned.weight_orig"
 
 
-def test_first_and_last_layer():
+def test_first_and_last_layer() -> None:
     assert ends(nn.Sequential(nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 7), nn.Linear(7, 3))) == (
         "0",
         "3",
@@ -103,9 +108,9 @@ def test_first_and_last_layer():
     assert ends(nn.Sequential(weight_norm(nn.Linear(8, 9)), nn.Linear(9, 3))) == ("0", "1")
 
 
-def test_a_fused_parameter_takes_the_mean_alpha_of_its_parts():
+def test_a_fused_parameter_takes_the_mean_alpha_of_its_parts() -> None:
     class Fused(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.inward = nn.Linear(16, 64)
             self.attn = nn.MultiheadAttention(64, 4)
@@ -126,7 +131,7 @@ def test_a_fused_parameter_takes_the_mean_alpha_of_its_parts():
     assert len(balancer.factors) == 4
 
 
-def test_a_language_model_leaves_out_embeddings_head_and_norms():
+def test_a_language_model_leaves_out_embeddings_head_and_norms() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = {
@@ -146,7 +151,7 @@ def test_a_language_model_leaves_out_embeddings_head_and_norms():
 
 
 @pytest.mark.parametrize("include", [(), ("norm",)])
-def test_include_adds_a_matrix_that_is_called_like_a_norm(include):
+def test_include_adds_a_matrix_that_is_called_like_a_norm(include: Any) -> None:
     names = ("first", "inner", "norm", "last")
     model = nn.Sequential()
     for name in names:

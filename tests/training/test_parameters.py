@@ -10,7 +10,7 @@ import spectail as st
 
 
 class Mixer(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.in_proj = nn.Linear(64, 96)
         self.A_log = nn.Parameter(torch.randn(96, 64))
@@ -18,7 +18,7 @@ class Mixer(nn.Module):
 
 
 @pytest.mark.parametrize("include", [[], ["*"], ["layers.0.A_log", "layers.1.in_proj"]])
-def test_a_balancer_leaves_what_is_no_weight_matrix(include):
+def test_a_balancer_leaves_what_is_no_weight_matrix(include: list[str]) -> None:
     model = nn.Module()
     model.layers = nn.ModuleList([Mixer() for _ in range(3)])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -4,6 +4,8 @@ import functools
 import os
 import socket
 import warnings
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,11 +24,11 @@ STEPS, EVERY = 5, 2
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
-def optimizer_of(model):
+def optimizer_of(model: torch.nn.Sequential) -> torch.optim.AdamW:
     return torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
 
 
-def wrapped(how):
+def wrapped(how: Any) -> Any:
     model = net()
     if how == "ddp":
         return DistributedDataParallel(model)
@@ -36,7 +38,7 @@ def wrapped(how):
     return fully_shard(model)
 
 
-def resumed(how, stop=3):
+def resumed(how: Any, stop: int = 3) -> Any:
     """The same run, stopped in the middle and continued from its state dicts."""
     model = wrapped(how)
     optimizer = optimizer_of(model)
@@ -52,11 +54,11 @@ def resumed(how, stop=3):
     return again, after
 
 
-def full(tensor):
+def full(tensor: Any) -> Any:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def work(rank, how, port, folder):
+def work(rank: Any, how: Any, port: Any, folder: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
@@ -87,7 +89,7 @@ def work(rank, how, port, folder):
         dist.destroy_process_group()
 
 
-def work_with_a_trainer(rank, port, folder):
+def work_with_a_trainer(rank: Any, port: Any, folder: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     warnings.simplefilter("ignore")
@@ -102,14 +104,14 @@ def work_with_a_trainer(rank, port, folder):
     dist.destroy_process_group()
 
 
-def free_port():
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
 
 @functools.cache
-def alone():
+def alone() -> tuple[st.Balancer, list[torch.Tensor]]:
     model = net()
     optimizer = optimizer_of(model)
     balancer = st.Balancer(model, optimizer, "tempbalance", every=EVERY)
@@ -118,7 +120,7 @@ def alone():
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
-def test_two_processes_do_what_one_does(how, tmp_path):
+def test_two_processes_do_what_one_does(how: str, tmp_path: Path) -> None:
     mp.spawn(work, (how, free_port(), tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     balancer, weights = alone()
@@ -139,7 +141,7 @@ def test_two_processes_do_what_one_does(how, tmp_path):
     assert set(second["measured"]) == {"5"}
 
 
-def work_with_zero(rank, port, folder):
+def work_with_zero(rank: Any, port: Any, folder: Path) -> None:
     from torch.distributed.optim import (
         ZeroRedundancyOptimizer,
     )  # warns of torch.jit when it is imported
@@ -166,7 +168,7 @@ def work_with_zero(rank, port, folder):
         dist.destroy_process_group()
 
 
-def test_an_optimizer_that_is_shared_out_between_processes(tmp_path):
+def test_an_optimizer_that_is_shared_out_between_processes(tmp_path: Path) -> None:
     mp.spawn(work_with_zero, (free_port(), tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     balancer, weights = alone()
@@ -179,7 +181,7 @@ def test_an_optimizer_that_is_shared_out_between_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_trainer_shares_the_layers_out(tmp_path):
+def test_a_trainer_shares_the_layers_out(tmp_path: Path) -> None:
     mp.spawn(work_with_a_trainer, (free_port(), tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first["factors"] == second["factors"]

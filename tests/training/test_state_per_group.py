@@ -2,6 +2,8 @@
 
 import copy
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +16,8 @@ from tests.training.wrapped import SAM, Case
 
 
 @pytest.mark.parametrize("name", STATEFUL)
-def test_state_per_group_is_that_of_groups_made_by_hand(name):
-    def make(params):
+def test_state_per_group_is_that_of_groups_made_by_hand(name: str) -> None:
+    def make(params: Iterator[Any] | list[Any]) -> Case:
         made = STATEFUL[name](params)
         return Case(made, made.param_groups)
 
@@ -29,7 +31,7 @@ def test_state_per_group_is_that_of_groups_made_by_hand(name):
         assert not case.groups[0]["train_mode"]
 
 
-def test_the_users_group_shows_the_state_of_the_base_rate():
+def test_the_users_group_shows_the_state_of_the_base_rate() -> None:
     _, case, _, _ = balanced(
         lambda ps: (lambda made: Case(made, made.param_groups))(ScheduleFree(ps))
     )
@@ -47,8 +49,10 @@ def test_the_users_group_shows_the_state_of_the_base_rate():
 @pytest.mark.parametrize("order", ["optimizer first", "balancer first"])
 @pytest.mark.parametrize("through", ["torch", "json"])
 @pytest.mark.parametrize("name", [*STATEFUL, "sam"])
-def test_a_resumed_run_is_the_same_with_state_per_group(name, through, order):
-    def make(params):
+def test_a_resumed_run_is_the_same_with_state_per_group(
+    name: str, through: str, order: str
+) -> None:
+    def make(params: Iterator[Any]) -> Case:
         made = SAM(params, torch.optim.SGD, lr=0.05) if name == "sam" else STATEFUL[name](params)
         return Case(made, made.param_groups, "two calls" if name == "sam" else "step")
 
@@ -71,7 +75,7 @@ def test_a_resumed_run_is_the_same_with_state_per_group(name, through, order):
     assert same(weights_of(whole), weights_of(model))
 
 
-def test_state_per_group_that_cannot_be_stored_is_told():
+def test_state_per_group_that_cannot_be_stored_is_told() -> None:
     model = net()
     optimizer = Remembering(model.parameters())
     balancer = st.Balancer(model, optimizer, "tempbalance", every=2)
@@ -84,7 +88,7 @@ def test_state_per_group_that_cannot_be_stored_is_told():
     assert not told_by(balancer.state_dict)
 
 
-def test_a_value_that_the_user_sets_counts_for_all_parts():
+def test_a_value_that_the_user_sets_counts_for_all_parts() -> None:
     model = net()
     optimizer = STATEFUL["travelled"](model.parameters())
     st.Balancer(model, optimizer, "tempbalance", every=2)
@@ -99,7 +103,7 @@ def test_a_value_that_the_user_sets_counts_for_all_parts():
 
 
 @pytest.mark.skipif(torch.__version__ < "2.6", reason="groups have no names there")
-def test_names_of_parameters_are_split_with_them():
+def test_names_of_parameters_are_split_with_them() -> None:
     model, other = net(), net()
     optimizer = ByName(model.named_parameters())
     balancer = st.Balancer(model, optimizer, "tempbalance:linear:1.0:1.0", every=2)

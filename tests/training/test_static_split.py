@@ -1,6 +1,10 @@
-"""A Balancer does bit by bit what groups that are split for good do, for every optimizer and scheduler."""
+"""A Balancer does bit by bit what groups that are split for good do, for
+every optimizer and scheduler.
+"""
 
 import copy
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -23,12 +27,16 @@ from tests.training.nets import (
 STEPS, EVERY = 9, 3
 
 
-def held(name, model):
+def held(name: str, model: torch.nn.Sequential) -> list[torch.nn.Parameter]:
     return matrices(model) if name == "muon" else list(model.parameters())
 
 
-def split_for_good(name, model):
-    """The optimizer with one group per layer and one for all others, and which layer each group is of."""
+def split_for_good(
+    name: str, model: torch.nn.Sequential
+) -> tuple[torch.optim.Optimizer, list[str]]:
+    """The optimizer with one group per layer and one for all others, and
+    which layer each group is of.
+    """
     wanted = {id(p) for p in held(name, model)}
     groups = {unit: [model.get_parameter(n) for n in names] for unit, names in UNITS.items()}
     taken = {id(p) for ps in groups.values() for p in ps}
@@ -41,11 +49,13 @@ def split_for_good(name, model):
     return optimizer, list(groups)
 
 
-def scaled(base, factor):
+def scaled(base: float | torch.Tensor, factor: float) -> float | torch.Tensor:
     return base if factor == 1 else base * factor
 
 
-def balanced(name, rule):
+def balanced(
+    name: str, rule: str
+) -> tuple[torch.nn.Sequential, torch.optim.Optimizer, st.Balancer, list[Any]]:
     """Train with a Balancer: the weights, and the factors and base values of every step."""
     model = net()
     optimizer = OPTIMIZERS[name](held(name, model))
@@ -53,7 +63,7 @@ def balanced(name, rule):
     told = []
     option = balancer.rule.option
 
-    def before(step):
+    def before(step: int) -> None:
         base = optimizer.param_groups[0][option]
         told.append(
             (dict(balancer.factors), base.clone() if isinstance(base, torch.Tensor) else base)
@@ -65,7 +75,7 @@ def balanced(name, rule):
 
 @pytest.mark.parametrize("rule", ["tempbalance", "alphadecay"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_equals_a_static_split_bit_by_bit(name, rule):
+def test_equals_a_static_split_bit_by_bit(name: str, rule: str) -> None:
     if rule == "alphadecay" and name == "own":
         pytest.skip("it has no weight decay")
     model, optimizer, balancer, told = balanced(name, rule)
@@ -76,7 +86,7 @@ def test_equals_a_static_split_bit_by_bit(name, rule):
     static, names = split_for_good(name, other)
     option = balancer.rule.option
 
-    def before(step):
+    def before(step: int) -> None:
         factors, base = told[step]
         for unit, group in zip(names, static.param_groups, strict=True):
             group[option] = scaled(base, factors.get(unit, 1.0))
@@ -86,7 +96,7 @@ def test_equals_a_static_split_bit_by_bit(name, rule):
     assert not same(weights_of(model), weights_of(net()))
 
 
-def test_tensor_rates_keep_their_memory():
+def test_tensor_rates_keep_their_memory() -> None:
     model = net()
     rate = torch.tensor(1e-2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
@@ -101,7 +111,7 @@ def test_tensor_rates_keep_their_memory():
     assert optimizer.param_groups[0]["lr"] is rate
 
 
-def test_what_an_optimizer_counts_in_its_groups_is_kept():
+def test_what_an_optimizer_counts_in_its_groups_is_kept() -> None:
     _, optimizer, _, _ = balanced("own", "tempbalance")
     assert optimizer.param_groups[0]["counted"] == STEPS
 
@@ -126,8 +136,8 @@ SCHEDULERS = {
 
 @pytest.mark.parametrize("first", ["scheduler first", "balancer first"])
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_schedulers_see_and_set_the_base_rate(name, first):
-    def run(balance):
+def test_schedulers_see_and_set_the_base_rate(name: str, first: str) -> None:
+    def run(balance: bool) -> tuple[list[Any], list[list[Any]], st.Balancer | None]:
         model = net()
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
         scheduler = (
@@ -143,7 +153,7 @@ def test_schedulers_see_and_set_the_base_rate(name, first):
                 )
             )
 
-        def after(step):
+        def after(step: int) -> None:
             scheduler.step(*([1.0] if name == "plateau" else []))
             rates.append(scheduler.get_last_lr())
 
@@ -160,8 +170,8 @@ def test_schedulers_see_and_set_the_base_rate(name, first):
     assert len(balancer.history) == STEPS // EVERY
 
 
-def test_clipping_and_a_scaler_work_unchanged():
-    def run(balance):
+def test_clipping_and_a_scaler_work_unchanged() -> None:
+    def run(balance: bool) -> tuple[torch.nn.Sequential, st.Balancer | None]:
         model = net()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         balancer = (
@@ -188,8 +198,8 @@ def test_clipping_and_a_scaler_work_unchanged():
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize(("name", "tolerance"), [("sgd", 0.0), ("adamw tensor lr", 1e-4)])
-def test_a_compiled_step_is_the_same(name, tolerance):
-    def run(compiled):
+def test_a_compiled_step_is_the_same(name: str, tolerance: float) -> None:
+    def run(compiled: bool) -> tuple[list[torch.Tensor], dict[str, float], torch.optim.Optimizer]:
         model = net()
         optimizer = OPTIMIZERS[name](model.parameters())
         balancer = st.Balancer(model, optimizer, "tempbalance", every=2)
@@ -211,7 +221,7 @@ def test_a_compiled_step_is_the_same(name, tolerance):
         assert torch.allclose(a, b, rtol=0, atol=tolerance)
 
 
-def test_state_dicts_of_the_optimizer_load_with_and_without_a_balancer():
+def test_state_dicts_of_the_optimizer_load_with_and_without_a_balancer() -> None:
     model, optimizer, balancer, _ = balanced("adamw", "tempbalance")
     saved = copy.deepcopy(optimizer.state_dict())
     assert len(saved["param_groups"]) == 1
@@ -235,13 +245,13 @@ class Breaking(torch.optim.SGD):
 
     breaks = False
 
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:
         if self.breaks:
             raise RuntimeError("out of memory")
         return super().step(closure)
 
 
-def test_the_step_after_one_that_raised_repairs_the_groups():
+def test_the_step_after_one_that_raised_repairs_the_groups() -> None:
     model = net()
     optimizer = Breaking(model.parameters(), lr=0.1)
     balancer = st.Balancer(model, optimizer, "tempbalance", every=1)
@@ -265,13 +275,13 @@ def test_the_step_after_one_that_raised_repairs_the_groups():
 
 
 @pytest.mark.parametrize("given", ["by place", "by name"])
-def test_a_closure_sees_the_base_groups(given):
+def test_a_closure_sees_the_base_groups(given: str) -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     balancer = st.Balancer(model, optimizer, "tempbalance", every=1)
     seen, fails = [], []
 
-    def closure():
+    def closure() -> torch.Tensor:
         seen.append([group["lr"] for group in optimizer.param_groups])
         if fails:
             raise RuntimeError("bad batch")
@@ -280,7 +290,7 @@ def test_a_closure_sees_the_base_groups(given):
         loss.backward()
         return loss
 
-    def step():
+    def step() -> torch.Tensor:
         return optimizer.step(closure) if given == "by place" else optimizer.step(closure=closure)
 
     assert step() > 0
@@ -297,7 +307,9 @@ def test_a_closure_sees_the_base_groups(given):
 
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
-def test_steps_that_only_initialise_the_optimizer_do_not_count(kind):
+def test_steps_that_only_initialise_the_optimizer_do_not_count(
+    kind: type[torch.optim.Optimizer],
+) -> None:
     model = net()
     optimizer = kind(model.parameters(), lr=0.1)
     warm_up = lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 2))
@@ -311,7 +323,7 @@ def test_steps_that_only_initialise_the_optimizer_do_not_count(kind):
     assert balancer.steps == 1
 
 
-def test_remove_leaves_a_plain_optimizer():
+def test_remove_leaves_a_plain_optimizer() -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     balancer = st.Balancer(model, optimizer, "tempbalance", every=1)
@@ -327,11 +339,11 @@ def test_remove_leaves_a_plain_optimizer():
 class Late(torch.optim.Optimizer):
     """It sets its rate by itself, but not in its first steps."""
 
-    def __init__(self, params, lr):
+    def __init__(self, params: Iterator[Any], lr: float | torch.Tensor) -> None:
         super().__init__(params, {"lr": lr, "k": 0})
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             for p in group["params"]:
                 p.sub_(p.grad * group["lr"])
@@ -341,7 +353,7 @@ class Late(torch.optim.Optimizer):
 
 
 @pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
-def test_an_optimizer_that_sets_the_rate_itself_is_an_error(rate):
+def test_an_optimizer_that_sets_the_rate_itself_is_an_error(rate: float | torch.Tensor) -> None:
     model = net()
     optimizer = Late(model.parameters(), rate)
     st.Balancer(model, optimizer, "tempbalance", every=5)
@@ -353,9 +365,9 @@ def test_an_optimizer_that_sets_the_rate_itself_is_an_error(rate):
     assert len(optimizer.param_groups) == 1
 
 
-def test_a_step_that_calls_its_parents_step_counts_once():
+def test_a_step_that_calls_its_parents_step_counts_once() -> None:
     class Louder(Lion):
-        def step(self, closure=None):
+        def step(self, closure: None = None) -> None:
             super().step()
 
     Lion(net().parameters())

@@ -4,6 +4,8 @@ import copy
 import io
 import threading
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from tests.training.wrapped import SAM, WRAPPERS, Averaging, Case, Lookahead
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
-def test_wrappers_are_followed_bit_by_bit(name):
+def test_wrappers_are_followed_bit_by_bit(name: str) -> None:
     model, case, balancer, told = balanced(WRAPPERS[name])
     other, _ = with_groups_by_hand(WRAPPERS[name], told)
     assert balancer.steps == STEPS
@@ -29,14 +31,14 @@ def test_wrappers_are_followed_bit_by_bit(name):
     )
 
 
-def test_the_factors_change_what_a_wrapper_does():
+def test_the_factors_change_what_a_wrapper_does() -> None:
     flat, _, _, _ = balanced(WRAPPERS["sam, two calls"], "tempbalance:linear:1.0:1.0")
     model, _, _, _ = balanced(WRAPPERS["sam, two calls"])
     assert not same(weights_of(model), weights_of(flat))
 
 
 @pytest.mark.parametrize("make", list(WRAPPERS.values()), ids=list(WRAPPERS))
-def test_a_trial_touches_nothing(make):
+def test_a_trial_touches_nothing(make: Callable[..., Any]) -> None:
     model = net()
     case = make(model.parameters())
     before = weights_of(model), repr(copy.deepcopy(case.groups)), torch.get_rng_state()
@@ -49,7 +51,7 @@ def test_a_trial_touches_nothing(make):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_schedulers_in_a_hook_see_the_users_groups():
+def test_schedulers_in_a_hook_see_the_users_groups() -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
@@ -64,7 +66,7 @@ def test_schedulers_in_a_hook_see_the_users_groups():
 
 @pytest.mark.parametrize("scheduler", ["lambda", "one cycle"])
 @pytest.mark.parametrize("first", ["scheduler", "balancer"])
-def test_schedulers_on_a_wrapper(first, scheduler):
+def test_schedulers_on_a_wrapper(first: str, scheduler: str) -> None:
     kinds = {
         "lambda": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
         "one cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(
@@ -94,8 +96,8 @@ def test_schedulers_on_a_wrapper(first, scheduler):
 
 
 @pytest.mark.parametrize("first", ["scheduler", "balancer"])
-def test_schedulers_on_a_wrapper_that_runs_no_hooks(first):
-    def schedule_of(optimizer):
+def test_schedulers_on_a_wrapper_that_runs_no_hooks(first: str) -> None:
+    def schedule_of(optimizer: Any) -> Any:
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
 
     model, other = net(), net()
@@ -119,7 +121,7 @@ def test_schedulers_on_a_wrapper_that_runs_no_hooks(first):
 
 
 @pytest.mark.parametrize("built", ["before prepare", "after prepare"])
-def test_an_optimizer_that_accelerate_prepares(built):
+def test_an_optimizer_that_accelerate_prepares(built: str) -> None:
     accelerate = pytest.importorskip("accelerate")
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = net()
@@ -148,7 +150,7 @@ def test_an_optimizer_that_accelerate_prepares(built):
     assert same(weights_of(model), weights_of(other))
 
 
-def test_a_balancer_is_copied_and_stored_with_nothing():
+def test_a_balancer_is_copied_and_stored_with_nothing() -> None:
     model = net()
     given = Averaging(torch.optim.SGD(model.parameters(), lr=0.1))
     balancer = st.Balancer(model, given, "tempbalance", every=2)
@@ -164,7 +166,7 @@ def test_a_balancer_is_copied_and_stored_with_nothing():
     assert same(weights_of(model), weights_of(other))
 
 
-def test_after_remove_nothing_is_left():
+def test_after_remove_nothing_is_left() -> None:
     model = net()
     sam = SAM(model.parameters(), lr=0.05)
     of_others = list(step_hooks._LOOKS)
@@ -180,7 +182,7 @@ def test_after_remove_nothing_is_left():
     st.Balancer(model, sam.base_optimizer, "tempbalance", every=2)
 
 
-def test_a_balancer_on_the_inner_optimizer_is_seen_from_outside():
+def test_a_balancer_on_the_inner_optimizer_is_seen_from_outside() -> None:
     model = net()
     sam = SAM(model.parameters(), lr=0.05)
     st.Balancer(model, sam.base_optimizer, "tempbalance", every=2)
@@ -191,7 +193,7 @@ def test_a_balancer_on_the_inner_optimizer_is_seen_from_outside():
 @pytest.mark.parametrize(
     "name", ["sam, closure", "sam, copies, closure", "decays itself", "schedule-free around"]
 )
-def test_a_wrapper_whose_step_raised_goes_on(name):
+def test_a_wrapper_whose_step_raised_goes_on(name: str) -> None:
     model = net()
     case = WRAPPERS[name](model.parameters())
     balancer = st.Balancer(model, case.given, "tempbalance", every=2)
@@ -209,12 +211,12 @@ def test_a_wrapper_whose_step_raised_goes_on(name):
     assert len(case.groups) == 1
 
 
-def out_of_memory(*_):
+def out_of_memory(*_: Any) -> None:
     raise RuntimeError("out of memory")
 
 
-def test_steps_of_other_threads_are_not_disturbed():
-    def train_alone(seed, done):
+def test_steps_of_other_threads_are_not_disturbed() -> None:
+    def train_alone(seed: Any, done: Any) -> None:
         model = net(seed)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for _ in range(3):
@@ -233,7 +235,7 @@ def test_steps_of_other_threads_are_not_disturbed():
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_a_compiled_step_of_another_optimizer_goes_on():
+def test_a_compiled_step_of_another_optimizer_goes_on() -> None:
     model, other = net(), net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     st.Balancer(model, optimizer, "tempbalance", every=2)

@@ -1,11 +1,13 @@
-"""Optimizers around others as people have them, each restated in a few lines from its documentation.
+"""Optimizers around others as people have them, each restated in a few lines from its
+documentation.
 
-``WRAPPERS`` is part of the table of cases that ``test_wrappers`` and ``test_without_effect`` sweep; the other part is in
-``optimizers``.
+``WRAPPERS`` is part of the table of cases that ``test_wrappers`` and ``test_without_effect`` sweep;
+the other part is in ``optimizers``.
 """
 
 import math
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +15,28 @@ import torch
 
 
 class SAM(torch.optim.Optimizer):
-    """Sharpness-aware minimisation: climb by rho along the gradient, then step from where it was with the new one.
+    """Sharpness-aware minimisation: climb by rho along the gradient, then step from where it was
+    with the new one.
 
     ``second_step`` steps the base optimizer alone: nothing calls ``step`` of this one.
     """
 
-    def __init__(self, params, base=torch.optim.SGD, rho=0.05, **options):
+    def __init__(
+        self,
+        params: Iterator[Any],
+        base: type[torch.optim.SGD] = torch.optim.SGD,
+        rho: float = 0.05,
+        **options: float,
+    ) -> None:
         super().__init__(params, {"rho": rho, **options})
         self.base_optimizer = base(self.param_groups, **options)
         self.link()
 
-    def link(self):
+    def link(self) -> None:
         self.param_groups = self.base_optimizer.param_groups
 
     @torch.no_grad()
-    def first_step(self):
+    def first_step(self) -> None:
         held = [
             (p, group["rho"])
             for group in self.param_groups
@@ -41,21 +50,21 @@ class SAM(torch.optim.Optimizer):
             p.add_(self.state[p]["climbed"])
 
     @torch.no_grad()
-    def second_step(self):
+    def second_step(self) -> None:
         for group in self.param_groups:
             for p in group["params"]:
                 if "climbed" in self.state[p]:
                     p.sub_(self.state[p].pop("climbed"))
         self.base_optimizer.step()
 
-    def step(self, closure=None):
+    def step(self, closure: Callable[..., Any] | None = None) -> None:
         assert closure is not None, "it needs a closure"
         self.first_step()
         with torch.enable_grad():
             closure()
         self.second_step()
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: dict[str, dict[int, dict[Any, Any]] | list[Any]]) -> None:
         super().load_state_dict(state_dict)
         self.base_optimizer.param_groups = self.param_groups
 
@@ -63,14 +72,16 @@ class SAM(torch.optim.Optimizer):
 class SAMWithItsOwnList(SAM):
     """Two lists of the same dicts."""
 
-    def link(self):
+    def link(self) -> None:
         pass
 
 
 class SAMWithCopies(SAM):
     """The inner optimizer has groups of its own that hold the same parameters."""
 
-    def __init__(self, params, base=torch.optim.SGD, rho=0.05, **options):
+    def __init__(
+        self, params: Any, base: Any = torch.optim.SGD, rho: float = 0.05, **options: Any
+    ) -> None:
         torch.optim.Optimizer.__init__(self, params, {"rho": rho, **options})
         self.base_optimizer = base([dict(group) for group in self.param_groups], **options)
 
@@ -78,18 +89,18 @@ class SAMWithCopies(SAM):
 class Lookahead(torch.optim.Optimizer):
     """Every k steps the weights go half the way back; it never calls its parent's ``__init__``."""
 
-    def __init__(self, optimizer, k=2):
+    def __init__(self, optimizer: torch.optim.Optimizer, k: int = 2) -> None:
         self.optimizer, self.k = optimizer, k
         self.state = defaultdict(dict)
         for group in self.param_groups:
             group["counter"] = 0
 
     @property
-    def param_groups(self):
+    def param_groups(self) -> list[Any]:
         return self.optimizer.param_groups
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:
         loss = self.optimizer.step(closure)
         for group in self.param_groups:
             group["counter"] += 1
@@ -104,7 +115,7 @@ class Lookahead(torch.optim.Optimizer):
 class Hooked(Lookahead):
     """The same, with the hooks of steps and no others."""
 
-    def __init__(self, optimizer, k=2):
+    def __init__(self, optimizer: Any, k: int = 2) -> None:
         self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = (
             OrderedDict(),
             OrderedDict(),
@@ -114,21 +125,22 @@ class Hooked(Lookahead):
 
 
 class Averaging:
-    """What schedule-free does around another optimizer; it is no torch optimizer and has state per group.
+    """What schedule-free does around another optimizer; it is no torch optimizer and has state per
+    group.
 
     The weights hold y, between the steps z and their average x, which weighs a step by the largest
     rate so far.
     """
 
-    def __init__(self, base, momentum=0.9, decay=0.1):
+    def __init__(self, base: Any, momentum: float = 0.9, decay: float = 0.1) -> None:
         self.base, self.momentum, self.decay = base, momentum, decay
 
     @property
-    def param_groups(self):
+    def param_groups(self) -> Any:
         return self.base.param_groups
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Any = None) -> None:
         beta, state = self.momentum, self.base.state
         for group in self.param_groups:
             for p in group["params"]:
@@ -150,13 +162,13 @@ class Averaging:
 class DecaysItself(torch.optim.Optimizer):
     """It uses rate and decay of the groups itself before the inner optimizer steps."""
 
-    def __init__(self, params, base=torch.optim.SGD, **options):
+    def __init__(self, params: Any, base: Any = torch.optim.SGD, **options: Any) -> None:
         super().__init__(params, options)
         self.inner = base(self.param_groups, lr=options["lr"])
         self.param_groups = self.inner.param_groups
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             for p in group["params"]:
                 p.mul_(1 - group["lr"] * 0.5)
@@ -164,15 +176,17 @@ class DecaysItself(torch.optim.Optimizer):
 
 
 class ByNumber(torch.optim.Optimizer):
-    """A gain per group, by its number, that multiplies the rate for the time of a step (as AdaScale has)."""
+    """A gain per group, by its number, that multiplies the rate for the
+    time of a step (as AdaScale has).
+    """
 
-    def __init__(self, params, base=torch.optim.SGD, **options):
+    def __init__(self, params: Any, base: Any = torch.optim.SGD, **options: Any) -> None:
         super().__init__(params, options)
         self._optimizer = base(self.param_groups, **options)
         self.param_groups = self._optimizer.param_groups
         self.gains = [1.0 + 0.0 * i for i in range(len(self.param_groups))]
 
-    def step(self, closure=None):
+    def step(self, closure: Any = None) -> None:
         before = [group["lr"] for group in self.param_groups]
         for i, group in enumerate(self.param_groups):
             group["lr"] = group["lr"] * self.gains[i]
@@ -182,15 +196,17 @@ class ByNumber(torch.optim.Optimizer):
 
 
 class HandsOn(torch.optim.Optimizer):
-    """It copies what its groups hold into those of the inner one, by number (as ZeRO's outer optimizer does)."""
+    """It copies what its groups hold into those of the inner one, by number (as
+    ZeRO's outer optimizer does).
+    """
 
-    def __init__(self, params, base=torch.optim.SGD, **options):
+    def __init__(self, params: Any, base: Any = torch.optim.SGD, **options: Any) -> None:
         super().__init__(params, options)
         self.optim = base(
             [{"params": list(group["params"])} for group in self.param_groups], **options
         )
 
-    def step(self, closure=None):
+    def step(self, closure: Any = None) -> Any:
         for mine, inner in zip(self.param_groups, self.optim.param_groups, strict=False):
             inner.update({key: value for key, value in mine.items() if key != "params"})
         return self.optim.step(closure)
@@ -199,11 +215,11 @@ class HandsOn(torch.optim.Optimizer):
 class CopiesEachTime(torch.optim.Optimizer):
     """It makes its inner optimizer's groups anew in every step."""
 
-    def __init__(self, params, base=torch.optim.SGD, **options):
+    def __init__(self, params: Any, base: Any = torch.optim.SGD, **options: Any) -> None:
         super().__init__(params, options)
         self.inner = base([dict(group) for group in self.param_groups], **options)
 
-    def step(self, closure=None):
+    def step(self, closure: Any = None) -> Any:
         self.inner.param_groups = [{**self.inner.defaults, **group} for group in self.param_groups]
         return self.inner.step(closure)
 
@@ -211,13 +227,13 @@ class CopiesEachTime(torch.optim.Optimizer):
 class Bare:
     """SGD with weight decay that has nothing of torch's optimizers but groups and ``step``."""
 
-    def __init__(self, params, lr=0.1):
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
         params = list(params)
         groups = params if isinstance(params[0], dict) else [{"params": params}]
         self.param_groups = [{"lr": lr, **group} for group in groups]
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:
         for group in self.param_groups:
             for p in group["params"]:
                 p.sub_(p.grad + 0.01 * p, alpha=group["lr"])
@@ -233,14 +249,16 @@ class Uninitialised(torch.optim.Optimizer):
 class Hiding(torch.optim.Optimizer):
     """Its inner optimizer is in no attribute."""
 
-    def __init__(self, params, copied, base=torch.optim.SGD, **options):
+    def __init__(
+        self, params: Any, copied: Any, base: Any = torch.optim.SGD, **options: Any
+    ) -> None:
         super().__init__(params, options)
         inner = base(
             [dict(group) for group in self.param_groups] if copied else self.param_groups, **options
         )
         self.hidden = lambda: inner
 
-    def step(self, closure=None):
+    def step(self, closure: Any = None) -> Any:
         return self.hidden().step(closure)
 
 
@@ -249,21 +267,27 @@ class Slotted:
 
     __slots__ = ("hidden",)
 
-    def __init__(self, inner):
+    def __init__(self, inner: Any) -> None:
         self.hidden = inner
 
     @property
-    def param_groups(self):
+    def param_groups(self) -> Any:
         return self.hidden.param_groups
 
-    def step(self):
+    def step(self) -> Any:
         return self.hidden.step()
 
 
 class Several(torch.optim.Optimizer):
     """One optimizer for matrices and one for vectors, with the groups of both."""
 
-    def __init__(self, groups, matrices=torch.optim.SGD, vectors=torch.optim.AdamW, **options):
+    def __init__(
+        self,
+        groups: Any,
+        matrices: Any = torch.optim.SGD,
+        vectors: Any = torch.optim.AdamW,
+        **options: Any,
+    ) -> None:
         groups = [
             {"params": group}
             for group in ([groups] if isinstance(groups[0], torch.Tensor) else groups)
@@ -280,10 +304,10 @@ class Several(torch.optim.Optimizer):
         }
 
     @property
-    def param_groups(self):
+    def param_groups(self) -> Any:
         return [group for part in self.parts.values() for group in part.param_groups]
 
-    def step(self):
+    def step(self) -> None:
         for part in self.parts.values():
             part.step()
 
@@ -296,7 +320,7 @@ class Case:
     groups: list[dict[str, Any]]
     call: str = "step"
 
-    def step(self, closure):
+    def step(self, closure: Callable[..., Any]) -> None:
         if self.call == "two calls":
             self.given.first_step()
             closure()
@@ -311,35 +335,35 @@ class Case:
             self.given.step()
 
 
-def sgd(params):
+def sgd(params: Any) -> Any:
     return torch.optim.SGD(params, lr=0.1, momentum=0.9)
 
 
-def _sam(kind, call, base=torch.optim.SGD):
-    def make(params):
+def _sam(kind: Any, call: Any, base: Any = torch.optim.SGD) -> Any:
+    def make(params: Any) -> Any:
         sam = kind(params, base, lr=0.05)
         return Case(sam, sam.base_optimizer.param_groups, call)
 
     return make
 
 
-def _base_of_sam(params):
+def _base_of_sam(params: Any) -> Any:
     sam = SAM(params, torch.optim.AdamW, lr=0.01)
     case = Case(sam.base_optimizer, sam.param_groups, "base of two calls")
     case.outer = sam
     return case
 
 
-def _around(wrap, inner=sgd):
-    def make(params):
+def _around(wrap: Any, inner: Any = sgd) -> Any:
+    def make(params: Any) -> Any:
         base = inner(params)
         return Case(wrap(base), base.param_groups)
 
     return make
 
 
-def _direct(kind, groups=lambda made: made.param_groups, **options):
-    def make(params):
+def _direct(kind: Any, groups: Any = lambda made: made.param_groups, **options: Any) -> Any:
+    def make(params: Any) -> Any:
         made = kind(params, **{"lr": 0.1, **options})
         return Case(made, groups(made))
 
@@ -380,6 +404,6 @@ WRAPPERS = {
 }
 
 
-def _plain(params):
+def _plain(params: Any) -> Any:
     params = list(params)
     return [group["params"] for group in params] if isinstance(params[0], dict) else params

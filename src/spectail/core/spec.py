@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spectail.core.cutoffs import Cutoff, HistogramPeak, Median, parse_cutoff
 from spectail.core.windows import Placement, Tile, parse_placement
@@ -37,6 +37,20 @@ class Spec:
     seed: int = 0
     legacy: bool = False
     tolerance: float | None = None
+
+    if TYPE_CHECKING:
+        # A field is read as an object, but may be given as text: only a signature can say both.
+        def __init__(
+            self,
+            *,
+            aspect_ratio: float = ...,
+            window: int | str = ...,
+            placement: Placement | str = ...,
+            cutoff: Cutoff | str = ...,
+            seed: int = ...,
+            legacy: bool = ...,
+            tolerance: float | None = ...,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         # The dataclass is frozen, so text is replaced by what it means past its own __setattr__.

@@ -1,4 +1,5 @@
-"""What save_pretrained would write for a model on the meta device: names, shapes and where each tensor comes from."""
+"""What save_pretrained would write for a model on the meta device: names, shapes and
+where each tensor comes from."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ class Saved:
 
 
 def saved_tensors(model: nn.Module) -> Mapping[str, Saved]:
-    """The content of the file as ``save_pretrained`` writes it: no ignored keys, no tied weights, converted back."""
+    """The content of the file as ``save_pretrained`` writes it: no ignored keys, no
+    tied weights, converted back."""
     from transformers.core_model_loading import revert_weight_conversion
 
     state = {
@@ -62,7 +64,8 @@ def saved_tensors(model: nn.Module) -> Mapping[str, Saved]:
 
 
 def _untied(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keep one name of each tied weight: the one that the model does not list as tied to another."""
+    """Keep one name of each tied weight: the one that the model does not list as tied to
+    another."""
     from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
     return dict(remove_tied_weights_from_state_dict(dict(state), model))

@@ -25,7 +25,8 @@ MOST_EXPERTS = 4
 
 
 def shrunk(config: Any) -> Any:
-    """The same configuration with few layers and experts, sub-configurations too; changed in place."""
+    """The same configuration with few layers and experts,
+    sub-configurations too; changed in place."""
     for part in (config, *sub_configs(config)):
         _shrink_one(part)
     return config
@@ -64,7 +65,8 @@ def _smaller(key: str, value: Any, keep: Mapping[int, int]) -> Any:
 
 
 def _needed(values: Mapping[str, Any], layers: int) -> int:
-    """How many of the first layers show every kind that a list per layer names, twice where it comes twice."""
+    """How many of the first layers show every kind that a list per layer
+    names, twice where it comes twice."""
     most = 0
     for value in values.values():
         if isinstance(value, list | tuple) and len(value) == layers:

@@ -1,4 +1,5 @@
-"""The layers of a model on the meta device, live and as its file would give them, without any values."""
+"""The layers of a model on the meta device, live and as its file would
+give them, without any values."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from .saved import Saved
 
 
 def live_source(model: nn.Module) -> Source:
-    """The layers of the live model; its parameters are replaced by ones of a single value, which take no memory."""
+    """The layers of the live model; its parameters are replaced by ones of a
+    single value, which take no memory."""
     made: dict[int, nn.Parameter] = {}
     for _, owner in model.named_modules():
         for name, parameter in owner._parameters.items():

@@ -45,7 +45,8 @@ class Swept:
         return pair_names(names_of(self.file), names_of(self.live), right_saved=saved)
 
     def wrong_pairs(self) -> list[tuple[str, str]]:
-        """Pairs whose tensor in the file does not come from the live layer's parameter, or has another size."""
+        """Pairs whose tensor in the file does not come from the live layer's
+        parameter, or has another size."""
         file, live = (
             {layer.name: layer for layer in source.layers} for source in (self.file, self.live)
         )
@@ -74,7 +75,8 @@ class Swept:
         ]
 
     def wrongly_covered(self) -> list[str]:
-        """Live layers that a sparsity would cover although they are no weight, or a router's or an embedding's."""
+        """Live layers that a sparsity would cover although they are no weight,
+        or a router's or an embedding's."""
         try:
             covered = cover(
                 [record_of(layer) for layer in self.live.layers], inside_blocks=True

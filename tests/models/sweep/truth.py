@@ -1,4 +1,5 @@
-"""Which parameters of a transformers model are weight matrices, decided by the module that owns them.
+"""Which parameters of a transformers model are weight matrices, decided
+by the module that owns them.
 
 Written down class by class, independently of the rules under test, which go by names.
 """
