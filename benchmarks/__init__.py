@@ -1,1 +1,4 @@
-"""Speed and memory against the published procedure, LAPACK alone and WeightWatcher: ``python -m benchmarks NAME``."""
+"""Speed and memory, compared with other ways: ``python -m benchmarks NAME``.
+
+The others are the published procedure, LAPACK alone and WeightWatcher.
+"""

@@ -23,7 +23,10 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main(arguments: list[str] | None = None) -> Path:
-    """Run the benchmark that the command line names; returns the file of its result, which is printed too."""
+    """Run the benchmark that the command line names.
+
+    Returns the file of its result, which is printed too.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = parser.add_subparsers(dest="name", required=True, metavar="|".join(BENCHMARKS))
     for name, module in BENCHMARKS.items():

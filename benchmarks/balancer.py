@@ -1,8 +1,9 @@
 """What a Balancer costs: ResNet-18 trained with and without one, measured once per epoch.
 
-11 million weights, images of 32 x 32 as in CIFAR: an epoch is 391 steps of 128. Three sides train the same steps:
-``plain``, ``balanced`` (with the time of one measurement apart) and ``background`` (a copy is measured while the steps
-run). The overhead is (measurement + an epoch of the hooks' extra time) / an epoch of plain steps; the target is 2 %.
+11 million weights, images of 32 x 32 as in CIFAR: an epoch is 391 steps of 128. Three sides
+train the same steps: ``plain``, ``balanced`` (with the time of one measurement apart) and
+``background`` (a copy is measured while the steps run). The overhead is (measurement + an epoch
+of the hooks' extra time) / an epoch of plain steps; the target is 2 %.
 """
 
 from __future__ import annotations
@@ -116,9 +117,10 @@ def overhead(
     repeated: float,
     steps: int,
 ) -> float:
-    """Share of an epoch's plain time that a measurement and the ``slower`` phase add: medians over the rounds.
+    """Share of an epoch's plain time that a measurement and the ``slower`` phase add.
 
-    ``repeated`` is how often the extra time of that phase in these ``steps`` comes in an epoch.
+    Both are medians over the rounds. ``repeated`` is how often the extra time of that phase in
+    these ``steps`` comes in an epoch.
     """
     epoch = statistics.median(plain["steps"]) / steps * EPOCH
     extra = (

@@ -1,7 +1,8 @@
-"""A checkpoint of LLaMA-7B's shape: write it, and measure how long and in what memory spectail analyzes it.
+"""Write a checkpoint of LLaMA-7B's shape, and measure how spectail analyzes it.
 
-32 blocks are 13.5 GB on disk in bfloat16. The weights are made layer by layer, with spectra that differ by kind and
-depth (``benchmarks/weights.py``). Without ``--measure`` the checkpoint is only written.
+The measurement gives time and memory. 32 blocks are 13.5 GB on disk in bfloat16. The weights are
+made layer by layer, with spectra that differ by kind and depth (``benchmarks/weights.py``). Without
+``--measure`` the checkpoint is only written.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(folder: Path, out: Path) -> dict[str, Any]:
-    """``spectail analyze`` with its defaults as a fresh process: time, memory, windows, seconds by kind of layer."""
+    """``spectail analyze`` with its defaults as a fresh process.
+
+    Returns time, memory, windows and the seconds by kind of layer.
+    """
     took = run_command(
         [*SPECTAIL, "analyze", str(folder), "--out", str(out), "--quiet"], every=0.05
     )

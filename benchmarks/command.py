@@ -1,8 +1,9 @@
-"""The whole command on the demo model, against WeightWatcher 0.7.7 on the same weights, in turn, as fresh processes.
+"""The whole command on the demo model, against WeightWatcher 0.7.7 on the same weights.
 
-spectail: ``spectail analyze demo`` with its defaults, from start to written report. WeightWatcher: its whole process
-(transformers loads the same GGUF file), and its ``analyze()`` alone, timed inside once the model is loaded.
-WeightWatcher lives in an environment of its own, whose Python ``--weightwatcher`` names.
+Both run in turn, as fresh processes. spectail: ``spectail analyze demo`` with its defaults, from
+start to written report. WeightWatcher: its whole process (transformers loads the same GGUF file),
+and its ``analyze()`` alone, timed inside once the model is loaded. WeightWatcher lives in an
+environment of its own, whose Python ``--weightwatcher`` names.
 """
 
 from __future__ import annotations

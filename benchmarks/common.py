@@ -1,7 +1,8 @@
-"""Times that can be compared: sides in processes of their own, called in turn, reported as paired ratios.
+"""Times that can be compared: each side in its own process, called in turn.
 
-Each side lives in a fresh process, so that it has its own peak memory and its own number of BLAS threads. A round asks
-every side once, in an order that is turned round from round to round: a slow moment of the machine hits all sides.
+Results are paired ratios. Each side lives in a fresh process, so that it has its own peak memory
+and its own number of BLAS threads. A round asks every side once, in an order that is turned round
+from round to round: a slow moment of the machine hits all sides.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: ``build(*args)`` makes its Job in a fresh process with these environment variables."""
+    """One side of a comparison.
+
+    ``build(*args)`` makes its Job in a fresh process with these environment variables.
+    """
 
     build: Callable[..., Job]
     args: tuple[Any, ...] = ()
@@ -47,7 +51,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one side took: seconds by phase and round, what came out, memory in MB before and at the peak."""
+    """What one side took.
+
+    Seconds by phase and round, what came out, memory in MB before and at the peak.
+    """
 
     seconds: dict[str, list[float]]
     facts: dict[str, Any]
@@ -84,7 +91,10 @@ def run_sides(sides: Mapping[str, Side], rounds: int) -> dict[str, Outcome]:
 
 
 def paired(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float | int]:
-    """How many times longer ``slow`` took than ``fast``, round by round: median, least and greatest ratio."""
+    """How many times longer ``slow`` took than ``fast``, round by round.
+
+    Median, least and greatest ratio.
+    """
     ratios = [a / b for a, b in zip(slow, fast, strict=True)]
     middle = statistics.median(ratios)
     spread = {"least": _digits(min(ratios)), "most": _digits(max(ratios))}
@@ -100,7 +110,10 @@ def clock(seconds: dict[str, float], phase: str) -> Iterator[None]:
 
 
 def steady(work: Callable[[], Any], least: float = 0.05) -> float:
-    """Seconds per call of ``work``, called for at least so long in all: short work is timed as well as long."""
+    """Seconds per call of ``work``, which is called for at least ``least`` seconds in all.
+
+    Short work is timed as well as long work.
+    """
     calls, spent, started = 0, 0.0, time.perf_counter()
     while spent < least:
         work()
@@ -115,16 +128,17 @@ class Run:
     seconds: float
     peak_megabytes: float
     peak_anonymous_megabytes: float
-    """Without mapped files, sampled: a checkpoint that is mapped counts as resident while the kernel has room."""
+    """Without mapped files, sampled: a checkpoint that is mapped counts as
+    resident while the kernel has room."""
     output: str
 
 
 def run_command(
     command: Sequence[str], *, extra: Mapping[str, str] | None = None, every: float = 0.02
 ) -> Run:
-    """Run a command as a fresh process with ``extra`` environment variables, looking at its memory as it goes.
+    """Run a command as a fresh process and sample its memory.
 
-    RuntimeError with the end of its output where it fails.
+    ``extra`` are environment variables. RuntimeError with the end of its output where it fails.
     """
     peak = anonymous = 0.0
     with tempfile.TemporaryFile("w+") as printed:
@@ -157,9 +171,10 @@ def peak_megabytes() -> float:
 
 
 def memory_of(process: int | str) -> dict[str, float]:
-    """Memory of a process in MB by the kernel's names (VmHWM: peak, VmRSS: now, RssAnon: without mapped files).
+    """Memory of a process in MB by the kernel's names.
 
-    Empty where the process is gone. ``getrusage`` will not do: its peak counts the parent from before the exec.
+    VmHWM is the peak, VmRSS what is used now, RssAnon the same without mapped files. Empty where
+    the process is gone. ``getrusage`` will not do: its peak counts the parent from before the exec.
     """
     try:
         status = Path(f"/proc/{process}/status").read_text()

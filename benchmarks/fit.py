@@ -1,8 +1,9 @@
-"""The fit alone: spectail against the plain loop over every xmin, by cutoff, on spectra of three kinds and sizes.
+"""The fit alone: spectail against the plain loop over every xmin, by cutoff.
 
-``gaussian``: windows of independent entries (Marchenko and Pastur). ``pareto``: an exact power law throughout, where
-no xmin stands out and a search can rule out least. ``smollm2``: pooled windows of a layer of the demo model. Where the
-plain loop would take minutes it tries one xmin in several, evenly spread, and is scaled up; the result says so.
+The spectra are of three kinds and sizes. ``gaussian``: windows of independent entries (Marchenko
+and Pastur). ``pareto``: an exact power law throughout, where no xmin stands out and a search can
+rule out least. ``smollm2``: pooled windows of a layer of the demo model. Where the plain loop would
+take minutes it tries one xmin in several, evenly spread, and is scaled up; the result says so.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ SIZES = (10_000, 100_000, 450_000)
 SIDE = 192
 """Side of the windows."""
 TIMED_SCAN = 1e9
-"""Values that a plain scan looks at, some 20 seconds long; a longer one is sampled, unless ``--whole`` asks for it."""
+"""Values that a plain scan looks at, some 20 seconds long; a longer one is sampled,
+unless ``--whole`` asks for it."""
 
 
 def spectrum(kind: str, size: int) -> np.ndarray:
-    """``size`` ascending eigenvalues; SourceError for ``smollm2`` where the demo model is not installed."""
+    """``size`` ascending eigenvalues.
+
+    SourceError for ``smollm2`` where the demo model is not installed.
+    """
     rng = np.random.default_rng(0)
     if kind == "pareto":
         return np.sort((1 - rng.random(size)) ** (-1 / 2.0))
@@ -73,7 +78,10 @@ class Spectail:
 
 
 class Plain:
-    """The plain loop in float64 on the quickest number of threads, and in ``facts`` what it found."""
+    """The plain loop in float64 on the quickest number of threads.
+
+    ``facts`` gives what it found.
+    """
 
     def __init__(self, eigenvalues: np.ndarray, longest: float) -> None:
         self.eigenvalues = torch.from_numpy(eigenvalues)

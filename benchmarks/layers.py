@@ -1,9 +1,10 @@
-"""Single layers: spectail, the published procedure and LAPACK's symmetric solver alone, on the same windows.
+"""Single layers: spectail, the published procedure and LAPACK's symmetric solver alone.
 
-Each side has a process of its own. ``plain`` runs one SVD per window and a Python loop over xmin. ``solver`` gets the
-Gram matrices ready-made and only calls eigvalsh, one window per core at a time, each on one BLAS thread: no procedure
-that needs these eigenvalues of these windows in that precision can be faster with that library. Where the windows are
-many and large, plain and solver take a few of them and their time is scaled up; the result says so.
+All get the same windows. Each side has a process of its own. ``plain`` runs one SVD per window and
+a Python loop over xmin. ``solver`` gets the Gram matrices ready-made and only calls eigvalsh, one
+window per core at a time, each on one BLAS thread: no procedure that needs these eigenvalues of
+these windows in that precision can be faster with that library. Where the windows are many and
+large, plain and solver take a few of them and their time is scaled up; the result says so.
 """
 
 from __future__ import annotations
@@ -32,15 +33,20 @@ from spectail.measuring.run import make_plan
 CUTOFFS = ("median", "peak", "ks")
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 TIMED_SCAN = 3e8
-"""Values that a timed scan of the plain loop looks at; a longer one tries one xmin in several and is scaled up."""
+"""Values that a timed scan of the plain loop looks at; a longer one tries one
+xmin in several and is scaled up."""
 COMPARED = 30_000
-"""Eigenvalues on which alphas are compared: the first windows, so that the plain scan takes seconds."""
+"""Eigenvalues on which alphas are compared: the first windows, so that
+the plain scan takes seconds."""
 ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: side by side the layers of the demo's block 15, or one made matrix, and in which windows."""
+    """What is measured, and in which windows.
+
+    Either the layers of the demo's block 15, side by side, or one made matrix.
+    """
 
     shape: tuple[int, int] | None = None
     """None: the demo's seven layers in the windows of the default preset."""
@@ -50,7 +56,8 @@ class Case:
     few: int | None = None
     """Windows that plain and solver measure, scaled up to all; None: all."""
     tail_fits: tuple[str, ...] = CUTOFFS
-    """Cutoffs for which ``tail_fit`` is timed too: all of it, error bar included, null known from the call before."""
+    """Cutoffs for which ``tail_fit`` is timed too: all of it, error bar included,
+    null known from the call before."""
     warm_ups: int = 1
 
 
@@ -66,7 +73,10 @@ QUICK = {"quick": Case((96, 128), 64, "grid:3", few=4)}
 
 @dataclass(frozen=True)
 class Cut:
-    """One matrix and its corners; ``few`` are those that slow sides measure, ``compared`` those for alphas."""
+    """One matrix and its corners.
+
+    ``few`` are those that slow sides measure, ``compared`` those for alphas.
+    """
 
     matrix: Tensor
     window: Window
@@ -196,7 +206,10 @@ class Plain:
 
 
 class Solver:
-    """eigvalsh of ready-made Gram matrices by numpy's and torch's LAPACK: a thread per core, one BLAS thread each."""
+    """eigvalsh of ready-made Gram matrices by numpy's and torch's LAPACK.
+
+    A thread per core, one BLAS thread each.
+    """
 
     def __init__(self, case: Case) -> None:
         torch.set_num_threads(1)
@@ -236,7 +249,10 @@ def _gram(cut: Cut, corner: tuple[int, int]) -> Tensor:
 
 
 def _stacks(grams: list[Tensor]) -> list[Tensor]:
-    """The matrices in stacks, two for every core: single small calls would wait for Python's lock."""
+    """The matrices in stacks, two for every core.
+
+    Single small calls would wait for Python's lock.
+    """
     size = max(1, len(grams) // (2 * (os.cpu_count() or 1)))
     return [torch.stack(grams[i : i + size]) for i in range(0, len(grams), size)]
 
@@ -253,7 +269,9 @@ def _few_windows(cut: dict[str, Cut]) -> dict[str, str]:
     if not few:
         return {}
     return {
-        "eigenvalues": f"{max(few)} windows, scaled up; the fit gets their spectrum, interpolated to full size"
+        "eigenvalues": (
+            f"{max(few)} windows, scaled up; the fit gets their spectrum, interpolated to full size"
+        )
     }
 
 

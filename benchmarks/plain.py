@@ -1,8 +1,9 @@
-"""The published procedure as plainly as it can be said: what every other benchmark is compared with.
+"""The published procedure as plainly as it can be said.
 
-FARMS (arXiv 2506.06280): windows on a grid, one SVD per window, one after the other, squared, pooled; then a power-law
-fit, where KS cutoffs try every xmin in a Python loop. Written from the formulas, independently of spectail. In float32
-as published, or in float64. An eigenvalue is a squared singular value; corners are (top, left).
+Every other benchmark is compared with it. FARMS (arXiv 2506.06280): windows on a grid, one SVD per
+window, one after the other, squared, pooled; then a power-law fit, where KS cutoffs try every xmin
+in a Python loop. Written from the formulas, independently of spectail. In float32 as published, or
+in float64. An eigenvalue is a squared singular value; corners are (top, left).
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ def grid_corners(
 def pooled_eigenvalues(
     matrix: Tensor, window: tuple[int, int], corners: Iterable[tuple[int, int]]
 ) -> Tensor:
-    """Squared singular values of all windows of one matrix, ascending, in the matrix's precision."""
+    """Squared singular values of all windows of one matrix, ascending.
+
+    They are computed in the matrix's precision.
+    """
     rows, cols = window
     pooled = []
     for top, left in corners:
@@ -54,8 +58,9 @@ def pooled_eigenvalues(
 def fit(eigenvalues: Tensor, cutoff: str, *, every: int = 1, log_lower_bound: bool = False) -> Tail:
     """The tail by ``median``, ``top:F``, ``peak`` or ``ks``.
 
-    ``peak`` and ``ks`` take the least KS distance; with ``every`` they try one candidate in so many, which tells how
-    long all of them would take. ``log_lower_bound``: see ``peak_candidates``.
+    ``peak`` and ``ks`` take the least KS distance; with ``every`` they try one
+    candidate in so many, which tells how long all of them would take.
+    ``log_lower_bound``: see ``peak_candidates``.
     """
     total = len(eigenvalues)
     if cutoff == "median":
@@ -68,7 +73,10 @@ def fit(eigenvalues: Tensor, cutoff: str, *, every: int = 1, log_lower_bound: bo
 
 
 def candidates(eigenvalues: Tensor, cutoff: str, *, log_lower_bound: bool = False) -> range:
-    """Indices of the xmin that a scan tries: all but the last for ``ks``; none where the cutoff is no scan."""
+    """Indices of the xmin that a scan tries: all but the last for ``ks``.
+
+    None where the cutoff is no scan.
+    """
     if cutoff == "peak":
         return peak_candidates(eigenvalues, log_lower_bound=log_lower_bound)
     return range(len(eigenvalues) - 1) if cutoff == "ks" else range(0)
@@ -77,7 +85,8 @@ def candidates(eigenvalues: Tensor, cutoff: str, *, log_lower_bound: bool = Fals
 def peak_candidates(eigenvalues: Tensor, *, log_lower_bound: bool = False) -> range:
     """Those from 0.95 to 1.5 times the peak of the log10 histogram.
 
-    The published lower bound is log10(0.95 peak), compared with the eigenvalues themselves: ``log_lower_bound``.
+    The published lower bound is log10(0.95 peak), compared with the eigenvalues
+    themselves: ``log_lower_bound``.
     """
     logs = torch.log10(eigenvalues).double()
     counts, edges = torch.histogram(logs, BINS)
@@ -89,7 +98,10 @@ def peak_candidates(eigenvalues: Tensor, *, log_lower_bound: bool = False) -> ra
 
 
 def scan(eigenvalues: Tensor, candidates: Iterable[int]) -> Tail:
-    """The candidate xmin with the least KS distance: a loop over them all, each with its whole tail."""
+    """The candidate xmin with the least KS distance.
+
+    A loop over them all, each with its whole tail.
+    """
     logs = torch.log(eigenvalues)
     best = Tail(math.nan, math.nan, math.inf, 0)
     for start in candidates:
@@ -100,13 +112,19 @@ def scan(eigenvalues: Tensor, candidates: Iterable[int]) -> Tail:
 
 
 def every_within(evaluations: float, eigenvalues: Tensor, candidates: range) -> int:
-    """The least ``every`` for which a scan of one in ``every`` candidates looks at no more than so many values."""
+    """The least ``every`` for which a scan looks at no more than so many values.
+
+    The scan tries one in ``every`` candidates.
+    """
     total = len(candidates) * (len(eigenvalues) - (candidates.start + candidates.stop) / 2)
     return max(1, math.ceil(total / evaluations))
 
 
 def quickest_threads(work: Callable[[], Any]) -> int:
-    """One torch thread or all of them, whichever does this work sooner here: small work only waits for the second."""
+    """One torch thread or all of them, whichever does this work sooner here.
+
+    Small work only waits for the second.
+    """
     threads = torch.get_num_threads()
     times: dict[int, float] = {}
     for count in (threads, 1, threads, 1):
@@ -119,7 +137,10 @@ def quickest_threads(work: Callable[[], Any]) -> int:
 
 
 def tail_from(eigenvalues: Tensor, start: int, logs: Tensor | None = None) -> Tail:
-    """The fit from index ``start`` up: alpha = 1 + n / (sum ln x - n ln xmin), and its KS distance."""
+    """The fit from index ``start`` up, and its KS distance.
+
+    alpha = 1 + n / (sum ln x - n ln xmin).
+    """
     logs = torch.log(eigenvalues) if logs is None else logs
     n, xmin = len(eigenvalues) - start, eigenvalues[start]
     alpha = float(1 + n / (torch.sum(logs[start:]) - n * logs[start]))

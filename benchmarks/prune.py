@@ -1,8 +1,9 @@
-"""Peak memory of ``spectail prune`` on the demo model, against the model's size and one block's statistics.
+"""Peak memory of ``spectail prune`` on the demo model.
 
-The demo is first saved as safetensors, so that no GGUF is dequantised on the way. Loading alone, with every weight read
-once, is a process of its own: what pruning adds is the difference. The calibration text is this repository's sources,
-which memory does not depend on.
+It is compared with the model's size and one block's statistics. The demo is first saved as
+safetensors, so that no GGUF is dequantised on the way. Loading alone, with every weight read once,
+is a process of its own: what pruning adds is the difference. The calibration text is this
+repository's sources, which memory does not depend on.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Peaks in MB, and the parts that the peak is to be near to; a quick run calibrates on 2 x 64 tokens."""
+    """Peaks in MB, and the parts that the peak is to be near to.
+
+    A quick run calibrates on 2 x 64 tokens.
+    """
     samples, length = (2, 64) if options.quick else (options.samples, options.seq_len)
     with tempfile.TemporaryDirectory() as temporary:
         model, text = options.model or Path(temporary, "model"), Path(temporary, "text.txt")
@@ -88,7 +92,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _parts(model: Path, tokens: int, method: str) -> dict[str, float]:
-    """What has to be in memory, in MB: weights, hidden states in front of one block, statistics of one block."""
+    """What has to be in memory, in MB.
+
+    Weights, hidden states in front of one block, statistics of one block.
+    """
     source = open_source(model)
     width = next(layer.cols for layer in source.layers if layer.kind == "embedding")
     inputs = [layer.cols for layer in source.layers if layer.block == 0]

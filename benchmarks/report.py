@@ -131,7 +131,10 @@ def _balancer(results: dict[str, Any]) -> str:
     ]
     return markdown_table(
         [
-            f"ResNet-18, {facts['layers']} layers, on a {facts['device'].upper()}: share of an epoch",
+            (
+                f"ResNet-18, {facts['layers']} layers, on a {facts['device'].upper()}: share of "
+                f"an epoch"
+            ),
             "",
         ],
         rows,

@@ -1,9 +1,10 @@
-"""Eigenvalues of one window, every way that was considered: which is the quickest, and what does it cost in accuracy.
+"""Eigenvalues of one window by every way that was considered: speed and accuracy.
 
-Times are relative to the way spectail goes: the product W W^T and ``numpy.linalg.eigvalsh`` on stacks in float64, a
-thread per core with one BLAS thread each. Every other way gets the same windows and threads. ``top half`` and
-``top tenth`` are partial spectra: the tridiagonal form costs the same whatever is asked of it. ``two-stage`` is
-LAPACK's dsyevd_2stage of SciPy's own OpenBLAS, where that exports it.
+Times are relative to the way spectail goes: the product W W^T and ``numpy.linalg.eigvalsh`` on
+stacks in float64, a thread per core with one BLAS thread each. Every other way gets the same
+windows and threads. ``top half`` and ``top tenth`` are partial spectra: the tridiagonal form costs
+the same whatever is asked of it. ``two-stage`` is LAPACK's dsyevd_2stage of SciPy's own OpenBLAS,
+where that exports it.
 """
 
 from __future__ import annotations

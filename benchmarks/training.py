@@ -1,7 +1,8 @@
-"""ResNet-18 measured while it trains: ``st.analyze(model)`` in-process, after a warm-up, against plain SVDs.
+"""ResNet-18 measured while it trains, against plain SVDs.
 
-11 million weights, the ImageNet shape. The target is under a second on 2 cores. ``plain`` does what the published
-procedure does with the same windows: one SVD per window of every kernel slice, one after the other, median fit.
+``st.analyze(model)`` runs in-process, after a warm-up. 11 million weights, the ImageNet shape. The
+target is under a second on 2 cores. ``plain`` does what the published procedure does with the same
+windows: one SVD per window of every kernel slice, one after the other, median fit.
 """
 
 from __future__ import annotations

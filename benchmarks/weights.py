@@ -1,10 +1,13 @@
-"""Weights whose spectra look like a trained model's, made from a seed: bulk, scaled rows and columns, heavy low rank.
+"""Weights whose spectra look like a trained model's, made from a seed.
+
+They have a bulk, scaled rows and columns, and a heavy low-rank part:
 
     W = D_r N D_c + s U diag(k^-0.6) V^T
 
-N is Gaussian with variance 1 / cols. D_r and D_c hold lognormal scales, whose width sets how far the bulk is from
-Marchenko and Pastur's law, and so the median alpha. The second term has ``RANK`` directions whose strengths fall as a
-power law from ``s`` times the bulk's edge. Width and strength differ by kind of layer and with depth, so alphas differ.
+N is Gaussian with variance 1 / cols. D_r and D_c hold lognormal scales, whose width sets how far
+the bulk is from Marchenko and Pastur's law, and so the median alpha. The second term has
+``RANK`` directions whose strengths fall as a power law from ``s`` times the bulk's edge. Width
+and strength differ by kind of layer and with depth, so alphas differ.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ CHARACTER = {
     "up_proj": (0.15, 2.0),
     "down_proj": (0.20, 2.0),
 }
-"""Width of the scales' logarithms and strength of the low-rank part in the first block, by kind of layer."""
+"""Width of the scales' logarithms and strength of the low-rank part in the
+first block, by kind of layer."""
 OTHERS = (0.3, 3.0)
 """The same for embedding and head."""
 CHUNK = 4096
@@ -54,9 +58,10 @@ def made(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """A rows x cols matrix with the spectrum of its kind (last part of ``name``) at ``depth`` from 0 to 1.
+    """A rows x cols matrix with the spectrum of its kind at ``depth`` from 0 to 1.
 
-    The same arguments give the same weights. Beside the result only CHUNK rows are in memory.
+    The kind is the last part of ``name``. The same arguments give the same weights. Beside the
+    result only CHUNK rows are in memory.
     """
     width, strength = CHARACTER.get(name.rsplit(".", 1)[-1], OTHERS)
     width, strength = width * (1 + 0.6 * depth), strength * (1.5 - depth)
@@ -97,9 +102,12 @@ def write_checkpoint(
     per_shard: int = 2,
     seed: int = 0,
 ) -> int:
-    """Write a sharded bfloat16 Llama checkpoint of so many blocks in the Hugging Face layout; returns its bytes.
+    """Write a sharded bfloat16 Llama checkpoint in the Hugging Face layout.
 
-    ``config`` is LLAMA where none is given. One shard (``per_shard`` blocks) is in memory at a time.
+    It has ``blocks`` blocks. Returns its size in bytes.
+
+    ``config`` is LLAMA where none is given. One shard (``per_shard``
+    blocks) is in memory at a time.
     """
     config = config or LLAMA
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,7 @@
-"""WeightWatcher's turn, run by its own Python: load the demo model from a folder, analyze, print one JSON line."""
+"""WeightWatcher's turn, run by its own Python.
+
+Load the demo model from a folder, analyze it, print one JSON line.
+"""
 
 from __future__ import annotations
 

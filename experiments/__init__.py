@@ -1,1 +1,4 @@
-"""Scripts that produce the evidence behind the docs: ``python -m experiments.NAME``, results beside each script."""
+"""Scripts that produce the evidence behind the docs: ``python -m experiments.NAME``.
+
+Results lie beside each script.
+"""

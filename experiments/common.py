@@ -1,4 +1,7 @@
-"""What every experiment shares: the environment it ran in, results kept atomically, runs that go on after a kill."""
+"""What every experiment shares.
+
+The environment it ran in, results kept atomically, runs that go on after a kill.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,10 @@ def environment() -> dict[str, Any]:
 
 
 def save_json(path: str | Path, data: Any) -> None:
-    """Write ``data`` as JSON, whole or not at all: NaN and infinities as null, a list of plain values on one line."""
+    """Write ``data`` as JSON, whole or not at all.
+
+    NaN and infinities become null; a list of plain values stays on one line.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_plain(data), indent=1, allow_nan=False, ensure_ascii=False)
@@ -70,13 +76,17 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path, settings: Mapping[str, Any], *, fresh: bool = False) -> Journal:
-        """Go on with the run at ``path``, or start one. ValueError where that run has other settings."""
+        """Go on with the run at ``path``, or start one.
+
+        ValueError where that run has other settings.
+        """
         head = json.dumps({"settings": _plain(settings)})
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [] if fresh or not path.exists() else _whole_lines(path)
         if lines and lines[0] != head:
             raise ValueError(
-                f"{path} holds a run with other settings; go on with those, or start anew with --fresh"
+                f"{path} holds a run with other settings; go on with those, or start anew "
+                f"with --fresh"
             )
         path.write_text("\n".join(lines or [head]) + "\n", encoding="utf-8")
         return cls(path, dict(json.loads(line) for line in lines[1:]))
@@ -94,7 +104,10 @@ def run_steps(
     *,
     seconds: float | None = None,
 ) -> bool:
-    """Do the steps that the journal lacks, with a line of progress each; False where ``seconds`` ran out before."""
+    """Do the steps that the journal lacks, with a line of progress each.
+
+    False where ``seconds`` ran out before.
+    """
     steps = list(steps)
     started = time.perf_counter()
     for i, (key, step) in enumerate(steps, 1):
@@ -102,7 +115,8 @@ def run_steps(
             continue
         if seconds is not None and time.perf_counter() - started > seconds:
             print(
-                f"stopped after {seconds:g} s with {i - 1} of {len(steps)} steps done; run again to go on"
+                f"stopped after {seconds:g} s with {i - 1} of {len(steps)} steps done; run "
+                f"again to go on"
             )
             return False
         begun = time.perf_counter()
@@ -114,9 +128,10 @@ def run_steps(
 def run_options(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None, name: str
 ) -> argparse.Namespace:
-    """Options of an experiment that has a small grid and a ``--full`` one, and where each kind of run is kept.
+    """Options of an experiment that has a small grid and a ``--full`` one.
 
-    Adds ``work`` (the journal), ``out`` (results), ``image`` and ``page`` (None: no page is filled) to what was given.
+    They also say where each kind of run is kept. Adds ``work`` (the journal), ``out`` (results),
+    ``image`` and ``page`` (None: no page is filled) to what was given.
     """
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
@@ -146,7 +161,10 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def fill_page(page: Path, parts: Mapping[str, str]) -> None:
-    """Put each text between ``<!-- NAME -->`` and ``<!-- /NAME -->`` of a page. ValueError where a mark is missing."""
+    """Put each text between ``<!-- NAME -->`` and ``<!-- /NAME -->`` of a page.
+
+    ValueError where a mark is missing.
+    """
     text = page.read_text(encoding="utf-8")
     for name, part in parts.items():
         marks = re.compile(
@@ -154,7 +172,8 @@ def fill_page(page: Path, parts: Mapping[str, str]) -> None:
         )
         if not marks.search(text):
             raise ValueError(
-                f"{page.name} has no place for {name!r}: expected <!-- {name} --> and <!-- /{name} -->"
+                f"{page.name} has no place for {name!r}: expected <!-- {name} --> and <!-- "
+                f"/{name} -->"
             )
         text = marks.sub(partial(_between, part), text)
     page.write_text(text, encoding="utf-8")
@@ -171,7 +190,10 @@ def publish(
 
 
 def mean_and_spread(values: Sequence[float], digits: int, sign: str = "") -> str:
-    """Mean and standard deviation as a table shows them; the mean alone of one value, and where a run diverged."""
+    """Mean and standard deviation as a table shows them.
+
+    Only the mean of one value, or of runs of which one diverged.
+    """
     spread = (
         f" ± {stdev(values):.{digits}f}"
         if len(values) > 1 and not any(map(math.isnan, values))

@@ -32,7 +32,10 @@ def row_scaled(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
 
 
 def low_rank(rng: np.random.Generator, shape: tuple[int, int], share: float = 0.05) -> Array:
-    """Noise plus a random matrix of rank ``share`` x short side whose entries have variance 1 too."""
+    """Noise plus a random matrix of rank ``share`` x short side.
+
+    The entries of both have variance 1.
+    """
     rank = max(1, round(share * min(shape)))
     return gaussian(rng, shape) + gaussian(rng, (shape[0], rank)) @ gaussian(
         rng, (rank, shape[1])

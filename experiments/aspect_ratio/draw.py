@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from matplotlib.axes import Axes
-from spectail.core.null import marchenko_pastur_alpha
 
 from experiments.aspect_ratio.laws import LAWS
 from experiments.aspect_ratio.measure import CUTOFFS
 from experiments.common import markdown_table
 from experiments.drawing import COLOURS, INK, MARKERS, QUIET, panels, save
+from spectail.core.null import marchenko_pastur_alpha
 
 Results: TypeAlias = Mapping[str, Any]
 FRACTIONS = {"median": 0.5, "top:0.1": 0.1}
@@ -94,7 +94,10 @@ def tables(results: Results) -> dict[str, str]:
 
 
 def _shape_table(groups: Mapping[str, Any]) -> str:
-    """For each law or layer: range of median alphas over shapes, and how far apart each cutoff's are."""
+    """For each law or layer, the range of median alphas over shapes.
+
+    Beside it, how far apart each cutoff's alphas are.
+    """
     rows = []
     for name, shapes in groups.items():
         windows = {cutoff: _means(shapes, "windows", cutoff) for cutoff in CUTOFFS}
@@ -114,7 +117,10 @@ def _shape_table(groups: Mapping[str, Any]) -> str:
 
 
 def _limit_table(seeds: Mapping[str, Any], alone: Mapping[str, Any]) -> str:
-    """Gaussian windows by size, pooled and by themselves (tails of m = n / 2), in Marchenko-Pastur units."""
+    """Gaussian windows by size, pooled and by themselves, in Marchenko-Pastur units.
+
+    Tails have m = n / 2 values.
+    """
     rows = []
     limits = {
         cutoff: marchenko_pastur_alpha(1.0, fraction=fraction)
@@ -201,7 +207,10 @@ def _apart(values: Iterable[float]) -> float:
 
 
 def _noise(shapes: Mapping[str, Any]) -> float:
-    """Largest standard deviation of the median alpha over the seeds of one shape, in percent of it."""
+    """Largest standard deviation of the median alpha over the seeds of one shape.
+
+    In percent of it.
+    """
     lists: list[list[float]] = [
         [seed["windows"]["median"] for seed in seeds.values()] for seeds in shapes.values()
     ]

@@ -1,8 +1,9 @@
 """Matrices of any shape drawn from one law, and one family that only looks like one law.
 
-One law means: a window of a given size is distributed the same wherever it lies and whatever matrix it was cut from.
-That holds for independent entries, for rows (or columns) with independent scales, and for a fixed *rank* with
-independent factors; it fails where the rank grows with the matrix, because a window then sees another mixture.
+One law means: a window of a given size is distributed the same wherever it lies and whatever
+matrix it was cut from. That holds for independent entries, for rows (or columns) with
+independent scales, and for a fixed *rank* with independent factors; it fails where the rank
+grows with the matrix, because a window then sees another mixture.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ ROW_SPREAD = 0.5
 
 @dataclass(frozen=True)
 class Law:
-    """``draw(rng, rows, cols)`` gives a matrix; ``one`` says whether its windows have one law at every shape."""
+    """``draw(rng, rows, cols)`` gives a matrix.
+
+    ``one`` says whether its windows have one law at every shape.
+    """
 
     draw: Callable[[np.random.Generator, int, int], Array]
     one: bool = True
@@ -36,7 +40,10 @@ def gaussian(rng: np.random.Generator, rows: int, cols: int) -> Array:
 
 
 def student(rng: np.random.Generator, rows: int, cols: int) -> Array:
-    """Independent Student-t entries with 3 degrees of freedom: finite variance, infinite fourth moment."""
+    """Independent Student-t entries with 3 degrees of freedom.
+
+    Their variance is finite, their fourth moment infinite.
+    """
     chi = rng.standard_gamma(1.5, (rows, cols), dtype=np.float32) * np.float32(2 / 3)
     entries: Array = gaussian(rng, rows, cols) / np.sqrt(chi)
     return entries
@@ -55,7 +62,10 @@ def scaled_columns(rng: np.random.Generator, rows: int, cols: int) -> Array:
 
 
 def low_rank(rng: np.random.Generator, rows: int, cols: int, rank: int = RANK) -> Array:
-    """Noise plus ``U V^T`` of fixed rank with independent factors, which has SHARE of the variance of every entry."""
+    """Noise plus ``U V^T`` of fixed rank with independent factors.
+
+    The second part has SHARE of the variance of every entry.
+    """
     product = gaussian(rng, rows, rank) @ gaussian(rng, rank, cols)
     return (
         np.float32((1 - SHARE) ** 0.5) * gaussian(rng, rows, cols)
@@ -64,7 +74,10 @@ def low_rank(rng: np.random.Generator, rows: int, cols: int, rank: int = RANK) -
 
 
 def growing_rank(rng: np.random.Generator, rows: int, cols: int) -> Array:
-    """The same with the rank an eighth of the shorter side: not one law, a window's rank grows with the matrix."""
+    """The same with the rank an eighth of the shorter side.
+
+    This is not one law: a window's rank grows with the matrix.
+    """
     return low_rank(rng, rows, cols, rank=max(1, min(rows, cols) // 8))
 
 

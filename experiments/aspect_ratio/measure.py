@@ -58,7 +58,10 @@ class Settings:
         return range(self.seeds if rows * cols <= 2**21 else self.seeds_of_large)
 
     def crops(self, rows: int, cols: int) -> list[tuple[int, int]]:
-        """(rows, columns) of the pieces that are cut from a rows x cols layer: the longer side along its longer one."""
+        """(rows, columns) of the pieces that are cut from a rows x cols layer.
+
+        The longer side of a piece lies along the longer side of the layer.
+        """
         short, long = sorted((rows, cols))
         found = [
             (side, side * ratio)
@@ -107,7 +110,10 @@ def size_alphas(matrix: Matrix, sizes: tuple[int, ...]) -> dict[str, dict[str, f
 
 
 def alone_alphas(matrix: Matrix, sizes: tuple[int, ...]) -> dict[str, dict[str, float]]:
-    """The mean over single windows of their median alphas, by size: what one window gives, without pooling."""
+    """The mean over single windows of their median alphas, by size.
+
+    This is what one window gives, without pooling.
+    """
     rows, cols = matrix.shape
     stack = torch.from_numpy(matrix)[None]
     found = {}

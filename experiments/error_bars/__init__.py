@@ -1,1 +1,4 @@
-"""Does the error bar hold: the mean of alpha_se over many draws against how much alpha really moves between them."""
+"""Whether the error bar holds.
+
+The mean of alpha_se over many draws, against how much alpha really moves between them.
+"""

@@ -1,9 +1,11 @@
-"""python -m experiments.error_bars [--quick]: calibrate alpha_se on many laws, shapes and cutoffs, and on real layers.
+"""python -m experiments.error_bars [--quick]: calibrate alpha_se.
 
-For every law, shape and cutoff: independent matrices, alpha and alpha_se of each; the ratio is the mean alpha_se over
-the standard deviation of alpha between draws. 1 is perfect, below 1 too sure. Real layers are cut into pieces of equal
-shape that share no weight; the ratio is the root of the mean alpha_se^2 over the mean variance between the pieces of
-a layer. Pieces of one layer may differ more than draws of one law: that ratio may only be too small.
+It is done on many laws, shapes and cutoffs, and on real layers. For every law, shape and cutoff:
+independent matrices, alpha and alpha_se of each; the ratio is the mean alpha_se over the standard
+deviation of alpha between draws. 1 is perfect, below 1 too sure. Real layers are cut into pieces of
+equal shape that share no weight; the ratio is the root of the mean alpha_se^2 over the mean
+variance between the pieces of a layer. Pieces of one layer may differ more than draws of one law:
+that ratio may only be too small.
 """
 
 from __future__ import annotations

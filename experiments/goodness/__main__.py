@@ -1,8 +1,9 @@
 """python -m experiments.goodness [--quick]: simulate the quantiles in spectail.core.goodness again.
 
-A tail that follows a power law is drawn, alpha is fitted by maximum likelihood, and the Kolmogorov-Smirnov (KS)
-distance between tail and fit is computed. The script prints the quantiles of sqrt(n) * distance + 0.63 / sqrt(n) for
-tails of 1000, 200 and 50 samples beside those in the module, with their standard error. It takes about a minute.
+A tail that follows a power law is drawn, alpha is fitted by maximum likelihood, and the
+Kolmogorov-Smirnov (KS) distance between tail and fit is computed. The script prints the
+quantiles of sqrt(n) * distance + 0.63 / sqrt(n) for tails of 1000, 200 and 50 samples beside
+those in the module, with their standard error. It takes about a minute.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def scaled_distances(n: int, draws: int, seed: int) -> Array:
 def ks_distances(rng: np.random.Generator, n: int, draws: int) -> Array:
     """Return the distance between tails of a power law and their fits.
 
-    For a power law y = ln(x / xmin) is exponential. Its scale, 1 / (alpha - 1), is fitted, so any scale may be drawn.
-    xmin is the smallest eigenvalue of a tail, for which y = 0.
+    For a power law y = ln(x / xmin) is exponential. Its scale, 1 / (alpha - 1), is fitted, so
+    any scale may be drawn. xmin is the smallest eigenvalue of a tail, for which y = 0.
     """
     y = np.sort(rng.exponential(size=(draws, n)), axis=1)
     y -= y[:, :1]

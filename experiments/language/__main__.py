@@ -1,4 +1,7 @@
-"""``python -m experiments.language``: train a small language model with every method; table and plot."""
+"""``python -m experiments.language``: train a small language model with every method.
+
+Writes a table and a plot.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,8 @@ SEARCH_SEED = 1000
 class Settings:
     """Sizes of a run; the defaults are 5.75 million weights, for a CPU.
 
-    Muon computes in bfloat16, which takes half a minute a step on processors that have to emulate it.
+    Muon computes in bfloat16, which takes half a minute a step on
+    processors that have to emulate it.
     """
 
     optimizers: tuple[str, ...] = ("AdamW",)
@@ -55,11 +59,13 @@ class Settings:
 
 
 FULL = Settings(
-    optimizers=("AdamW", "Muon"), layers=12, hidden=320, length=256, batch=64, steps=3000, every=100, transition=50,
+    optimizers=("AdamW", "Muon"), layers=12, hidden=320, length=256, batch=64, steps=3000,
+    every=100, transition=50,
     lrs=(0.0005, 0.001, 0.002, 0.004, 0.008),
 )  # fmt: skip
 QUICK = Settings(
-    optimizers=("AdamW", "Muon"), hidden=64, layers=2, length=32, batch=8, steps=4, every=2, transition=2, lrs=(0.003,),
+    optimizers=("AdamW", "Muon"), hidden=64, layers=2, length=32, batch=8, steps=4,
+    every=2, transition=2, lrs=(0.003,),
     seeds=2, min_eigenvalues=0,
 )  # fmt: skip
 CONTROL = "the layers of LLR, all x 3"
@@ -67,9 +73,10 @@ WHOLE, WINDOWS = st.presets.TEMPBALANCE, st.presets.FARMS
 
 
 def rules(settings: Settings) -> dict[str, Rule | None]:
-    """The methods with their published maps, None for one rate and one decay for all, and a control of LLR.
+    """The methods with their published maps, one rate for all, and a control of LLR.
 
-    The control gives the layers that LLR scales the middle of its factors, whatever their alpha.
+    None stands for one rate and one decay for all. The control gives the layers that LLR scales the
+    middle of its factors, whatever their alpha.
     """
     llr = st.LLR(transition=settings.transition, min_eigenvalues=settings.min_eigenvalues)
     found: dict[str, Rule | None] = {"one rate": None, CONTROL: replace(llr, map="linear:3:3")}
@@ -88,7 +95,7 @@ class Experiment:
         self.text, self.settings, self.journal, self.device = text, settings, journal, device
 
     def steps(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        """Rates are searched on validation text with a seed of their own, then every seed is run."""
+        """Search rates on validation text with a seed of their own, then run every seed."""
         for optimizer in self.settings.optimizers:
             for method in rules(self.settings):
                 for lr in self.settings.lrs:
@@ -161,7 +168,10 @@ def complete_seeds(done: dict[str, Any], settings: Settings) -> int:
 
 
 def tables(done: dict[str, Any], settings: Settings) -> dict[str, str]:
-    """Losses and the spread of alpha across layers, mean and spread over seeds, and differences seed by seed."""
+    """Losses and the spread of alpha across layers, and differences seed by seed.
+
+    Mean and spread over seeds.
+    """
     rows = []
     for optimizer in settings.optimizers:
         base = _finals(done, settings, optimizer, "one rate")
@@ -214,7 +224,10 @@ def draw(done: dict[str, Any], settings: Settings, path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is missing and write what is complete; 0 when all is done, 3 when ``--seconds`` ran out before."""
+    """Run what is missing and write what is complete.
+
+    0 when all is done, 3 when ``--seconds`` ran out before.
+    """
     options = _options(arguments)
     settings = QUICK if options.quick else FULL if options.full else Settings()
     text = drawn() if options.quick else corpus(_texts(options))

@@ -22,7 +22,10 @@ class Corpus:
 
 
 def corpus(texts: Texts) -> Corpus:
-    """Train on the calibration text, validate on the selection text (other pages of that book), test on the rest."""
+    """Text to train on, to validate on (other pages of that book) and to test on.
+
+    These are the calibration text, the selection text and the rest.
+    """
     return Corpus(
         *map(as_bytes, (texts.calibration, texts.selection, "\n\n".join(texts.tests.values())))
     )

@@ -1,4 +1,7 @@
-"""One training run: a small Llama over bytes, AdamW or Muon, warm-up and cosine, with or without a Balancer."""
+"""One training run of a small Llama over bytes, with or without a Balancer.
+
+AdamW or Muon, warm-up and cosine.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,10 @@ def llama(hidden: int, layers: int, length: int) -> nn.Module:
 
 
 def optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """AdamW for all, or Muon for the matrices inside of blocks and AdamW for the rest, at one rate for both."""
+    """AdamW for all, or Muon for the matrices inside of blocks and AdamW for the rest.
+
+    Both have one rate.
+    """
     options: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "AdamW":
         return [torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), **options)]
@@ -72,10 +78,11 @@ def share_of_rate(step: int, steps: int) -> float:
 def fit(
     model: nn.Module, text: Corpus, recipe: Recipe, rule: Rule | None, look: st.Spec
 ) -> dict[str, Any]:
-    """Train and tell the validation loss (nats a byte) by step, and every layer's alpha before and after.
+    """Train and return the validation loss by step, and alphas before and after.
 
-    ``rule`` scales what it scales of the first optimizer (None: nothing). ``look`` is how alphas are measured for the
-    record, the same for every method.
+    Losses are in nats a byte; alphas are those of every layer. ``rule`` scales what it scales of
+    the first optimizer (None: nothing). ``look`` is how alphas are measured for the record, the
+    same for every method.
     """
     model = model.to(recipe.device).train()
     generator = torch.Generator().manual_seed(recipe.seed)

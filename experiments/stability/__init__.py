@@ -1,1 +1,4 @@
-"""How stable alpha is under choices that should not matter, and how much of it tells the layers apart."""
+"""How stable alpha is under choices that should not matter.
+
+It is compared with how much of alpha tells the layers apart.
+"""

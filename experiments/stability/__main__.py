@@ -1,4 +1,7 @@
-"""``python -m experiments.stability``: measure every real model that is installed, then table, plot and docs page."""
+"""``python -m experiments.stability``: measure every real model that is installed.
+
+Then write the table, the plot and the docs page.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +111,10 @@ def _models(folders: Sequence[Path]) -> tuple[dict[str, Source], list[str]]:
 
 
 def _toy() -> dict[str, Source]:
-    """A model of ten small layers; from one to the next, the scales of the rows lie further apart."""
+    """A model of ten small layers.
+
+    From one to the next, the scales of the rows lie further apart.
+    """
     rng = np.random.default_rng(0)
     shapes = [(96, 64), (64, 64)] * 5
     state = {
@@ -143,7 +149,10 @@ def _collect(name: str, journal: Journal, layers: list[Layer]) -> dict[str, Any]
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Nested dicts of numbers, one per layer -> one nested dict of lists; None where a layer has no number."""
+    """Nested dicts of numbers, one per layer -> one nested dict of lists.
+
+    None where a layer has no number.
+    """
     keys = dict.fromkeys(key for row in rows for key in row)
     nested = {key for key in keys if any(isinstance(row.get(key), dict) for row in rows)}
     return {

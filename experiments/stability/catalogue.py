@@ -1,4 +1,7 @@
-"""The real models that the experiment measures: where each one's weights lie inside of the package that ships them."""
+"""The real models that the experiment measures.
+
+Each entry says where the weights lie inside of the package that ships them.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ CATALOGUE = (
 
 
 def find(model: Model, folders: Sequence[str | Path] = ()) -> Path | None:
-    """Where the model's weights are, in ``folders`` or among the installed packages; None where they are not."""
+    """Where the model's weights are, in ``folders`` or among the installed packages.
+
+    None where they are not.
+    """
     for folder in (*folders, *sys.path):
         path = Path(folder) / model.path
         if path.exists():
@@ -50,9 +56,10 @@ def find(model: Model, folders: Sequence[str | Path] = ()) -> Path | None:
 
 
 def chosen_layers(source: Source, every: int = 1) -> list[Layer]:
-    """Layers that compare (short side at least 64), from every ``every``-th block, without embeddings.
+    """Comparable layers from every ``every``-th block, without embeddings.
 
-    Embeddings stay out for their cost: one table of SmolLM2 has as many windows as all of its blocks.
+    Their short side is at least 64. Embeddings stay out for their cost: one table of SmolLM2 has as
+    many windows as all of its blocks.
     """
     return [
         layer

@@ -231,12 +231,18 @@ def _model_table(results: Mapping[str, Any]) -> str:
 
 
 def _window_model_table(summary: Mapping[str, Any]) -> str:
-    """The median's worst rank correlation between placements, and its signal to noise, by model and window."""
+    """The median's worst rank correlation between placements, and its signal to noise.
+
+    By model and window.
+    """
     rows = [
         [
             name,
             *(
-                f"{_number(worst_placement(rules[rule]['median']), 3)}, {_number(rules[rule]['median']['signal'], 1)}"
+                (
+                    f"{_number(worst_placement(rules[rule]['median']), 3)}, "
+                    f"{_number(rules[rule]['median']['signal'], 1)}"
+                )
                 if rule in rules
                 else "–"
                 for rule in RULES

@@ -1,4 +1,7 @@
-"""One layer under every window, placement and cutoff: the eigenvalues of a window are computed once, fitted often."""
+"""One layer under every window, placement and cutoff.
+
+The eigenvalues of a window are computed once and fitted often.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,8 @@ CUTOFFS: dict[str, Cutoff] = {
 SEARCHING = ("ks", "peak", "peak, published")
 """Cutoffs that fit many tails: their jackknife is taken at the common window only."""
 HALVES = ("tile, black", "tile, white")
-"""The two colours of a chessboard of tiles: two measurements that share no weight where tiles do not overlap."""
+"""The two colours of a chessboard of tiles: two measurements that share no
+weight where tiles do not overlap."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,12 @@ def placement_name(text: str, seed: int) -> str:
 
 
 def measure_layer(layer: Layer, common: int, settings: Settings) -> dict[str, Any]:
-    """Alphas by window side, placement and cutoff; standard errors; seconds per fit; the number of windows.
+    """Alphas by window side, placement and cutoff, with what they cost.
 
-    A side that does not fit is left out. Placements that put the windows where an earlier one has them all are left
-    out too: they would agree by construction.
+    Also standard errors, seconds per fit and the number of windows. The number of windows.
+
+    A side that does not fit is left out. Placements that put the windows where an earlier one
+    has them all are left out too: they would agree by construction.
     """
     matrices = layer.read()
     sides = sorted({common, common // 2, *settings.sides})
@@ -139,7 +145,10 @@ def _chessboard(positions: Sequence[tuple[int, int]]) -> Mapping[str, list[int]]
 
 
 def _errors(matrices: Tensor, window: Window, *, search: bool) -> dict[str, float]:
-    """``alpha_se`` of each cutoff, on the disjoint windows that spectail takes: at most a third of the layer."""
+    """``alpha_se`` of each cutoff, on the disjoint windows that spectail takes.
+
+    They cover at most a third of the layer.
+    """
     rows, cols = matrices.shape[1:]
     side = min(window.rows, rows // MIN_BANDS, cols // MIN_BANDS)
     smaller = Window(side, side)

@@ -1,4 +1,7 @@
-"""From alphas per layer to what the question needs: does the order of the layers hold, and does it inform."""
+"""From alphas per layer to what the question needs.
+
+Does the order of the layers hold, and does it inform?
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ RULES = ("common", "half", "64", "96", "128")
 
 
 def summarise(models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """By model, window rule and cutoff (see ``_at_side``); by model and cutoff, rank correlations between windows."""
+    """By model, window rule and cutoff (see ``_at_side``), with rank correlations.
+
+    The correlations are between windows, by model and cutoff.
+    """
     return {
         "rules": {
             name: {
@@ -42,7 +48,10 @@ def side_of(rule: str, model: Mapping[str, Any]) -> str:
 
 
 def rank_correlation(a: Column, b: Column) -> float | None:
-    """Spearman's correlation over the layers that have both; None below MIN_LAYERS or where one does not vary."""
+    """Spearman's correlation over the layers that have both.
+
+    None below MIN_LAYERS or where one does not vary.
+    """
     pairs = np.array([(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None])
     if len(pairs) < MIN_LAYERS or not pairs.std(axis=0).all():
         return None
@@ -75,7 +84,10 @@ def _at_side(side: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _information(alphas: Column, errors: Column) -> dict[str, Any]:
-    """Least and greatest alpha, its spread over layers, its usual error, and the ratio of the two."""
+    """Least and greatest alpha, its spread over layers, its usual error.
+
+    The last value is the ratio of spread and error.
+    """
     known = [alpha for alpha in alphas if alpha is not None]
     error = middle(errors)
     spread = statistics.stdev(known) if len(known) > 1 else None

@@ -1,1 +1,4 @@
-"""A few windows in place of all of a dense grid: how many --tolerance takes, and whether alpha keeps the promise."""
+"""A few windows in place of all of a dense grid.
+
+How many --tolerance takes, and whether alpha keeps the promise.
+"""

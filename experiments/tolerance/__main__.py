@@ -1,8 +1,9 @@
-"""python -m experiments.tolerance [--quick]: alpha of a dense grid and alpha of the windows that --tolerance takes.
+"""python -m experiments.tolerance [--quick]: alpha of a dense grid and with --tolerance.
 
-The setting of the FARMS paper for language models: 15 x 15 windows (225), each about half as long as the matrix.
-On layers of SmolLM2-135M (windows of half the short side) and on drawn matrices of two sizes; tolerance 1 %. Large
-ones are measured by the smooth cutoffs alone: the others take nearly all windows, and hours.
+The second comes from the windows that --tolerance takes. The setting of the FARMS paper for
+language models: 15 x 15 windows (225), each about half as long as the matrix. On layers of
+SmolLM2-135M (windows of half the short side) and on drawn matrices of two sizes; tolerance 1 %.
+Large ones are measured by the smooth cutoffs alone: the others take nearly all windows, and hours.
 """
 
 from __future__ import annotations
