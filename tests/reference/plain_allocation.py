@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
-
-from numpy.typing import NDArray
+from collections.abc import Sequence
 
 
-def published_ratios(alphas: Any, numel: Any, *, sparsity: float, epsilon: float) -> list[Any]:
+def published_ratios(
+    alphas: Sequence[float], numel: Sequence[int], *, sparsity: float, epsilon: float
+) -> list[float]:
     """AlphaPruning before any clipping: one alpha and one size per layer or block."""
     low, high = min(alphas), max(alphas)
     factors = [(a - low) / (high - low) * 2 * epsilon + 1 - epsilon for a in alphas]
@@ -19,14 +19,20 @@ def published_ratios(alphas: Any, numel: Any, *, sparsity: float, epsilon: float
     return [scale * f for f in factors]
 
 
-def filled(factors: Any, numel: Any, *, budget: float, bounds: Any) -> Any:
+def filled(
+    factors: Sequence[float],
+    numel: Sequence[int],
+    *,
+    budget: float,
+    bounds: tuple[float, float],
+) -> list[float]:
     """clip(c * factor) with the c that meets the budget, by bisection on c."""
     low, high = bounds
 
-    def values(c: Any) -> list[Any]:
+    def values(c: float) -> list[float]:
         return [min(max(c * f, low), high) for f in factors]
 
-    def mean(c: Any) -> Any:
+    def mean(c: float) -> float:
         return sum(v * n for v, n in zip(values(c), numel, strict=True)) / sum(numel)
 
     left, right = 0.0, 1.0
@@ -38,7 +44,7 @@ def filled(factors: Any, numel: Any, *, budget: float, bounds: Any) -> Any:
     return values(right)
 
 
-def standardized_by_kind(kinds: Any, alphas: Any) -> list[Any]:
+def standardized_by_kind(kinds: Sequence[str], alphas: Sequence[float]) -> list[float]:
     """Standard scores within each kind; 0 where a kind has one alpha."""
     found = []
     for kind, alpha in zip(kinds, alphas, strict=True):
@@ -50,8 +56,13 @@ def standardized_by_kind(kinds: Any, alphas: Any) -> list[Any]:
 
 
 def bit_costs(
-    alphas: Any, variances: Any, numel: Any, *, choices: Any, gamma: float
-) -> list[list[Any]]:
+    alphas: Sequence[float],
+    variances: Sequence[float],
+    numel: Sequence[int],
+    *,
+    choices: Sequence[int],
+    gamma: float,
+) -> list[list[float]]:
     """numel (alpha0 / alpha) ** gamma Var 2 ** (-2 b), alpha0 the median."""
     ordered, n = sorted(alphas), len(alphas)
     median = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
@@ -61,7 +72,13 @@ def bit_costs(
     ]
 
 
-def best_bits(costs: Any, numel: Any, *, choices: Any, budget: float) -> Any:
+def best_bits(
+    costs: Sequence[Sequence[float]],
+    numel: Sequence[int],
+    *,
+    choices: Sequence[int],
+    budget: float,
+) -> float:
     """The least total cost over every assignment whose mean width is at most the budget."""
     best = math.inf
     for picks in itertools.product(range(len(choices)), repeat=len(numel)):
@@ -71,30 +88,30 @@ def best_bits(costs: Any, numel: Any, *, choices: Any, budget: float) -> Any:
     return best
 
 
-def plain_linear(alphas: NDArray[Any], low: float, high: float) -> list[float]:
+def plain_linear(alphas: Sequence[float], low: float, high: float) -> list[float]:
     """TempBalance's tb_linear_map."""
     a, b = min(alphas), max(alphas)
     return [low + (high - low) * (x - a) / (b - a) for x in alphas]
 
 
-def plain_sqrt(alphas: NDArray[Any]) -> list[float]:
+def plain_sqrt(alphas: Sequence[float]) -> list[float]:
     """TempBalance's tb_sqrt."""
     total = sum(math.sqrt(x) for x in alphas)
     return [math.sqrt(x) / total * len(alphas) for x in alphas]
 
 
-def plain_log2(alphas: NDArray[Any]) -> list[float]:
+def plain_log2(alphas: Sequence[float]) -> list[float]:
     """TempBalance's tb_log2."""
     total = sum(math.log2(x) for x in alphas)
     return [math.log2(x) / total * len(alphas) for x in alphas]
 
 
-def plain_step(alphas: NDArray[Any], low: float, high: float) -> list[float]:
+def plain_step(alphas: Sequence[float], low: float, high: float) -> list[float]:
     """TempBalance's tb_step, for alphas that are all different."""
     return [low + (high - low) * sum(y < x for y in alphas) / len(alphas) for x in alphas]
 
 
-def plain_sigmoid(alphas: NDArray[Any], down: float, up: float, tau: float) -> list[float]:
+def plain_sigmoid(alphas: Sequence[float], down: float, up: float, tau: float) -> list[float]:
     """ModelBalancing's TB_Sigmoid."""
     mean = sum(alphas) / len(alphas)
     found = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class Fit(NamedTuple):
 
 
 def pooled_eigenvalues(
-    matrices: Sequence[NDArray], shape: tuple[int, int], corners: Iterable[tuple[int, int]]
+    matrices: Sequence[NDArray[Any]], shape: tuple[int, int], corners: Iterable[tuple[int, int]]
 ) -> Array:
     """Squared singular values of every window of every matrix, ascending."""
     rows, cols = shape

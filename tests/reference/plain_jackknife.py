@@ -8,18 +8,17 @@ Miller 2011).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Windows = Mapping[tuple[int, int], Sequence[float] | NDArray[Any]]
 
 
-def standard_error(
-    windows: dict[tuple[int, int], Sequence[float]], alpha: Callable[[Array], float]
-) -> float:
+def standard_error(windows: Windows, alpha: Callable[[Array], float]) -> float:
     """Standard error from eigenvalues by (row band, column band);
     ``alpha`` fits ascending eigenvalues.
     """
@@ -30,7 +29,7 @@ def standard_error(
 
 
 def _variance(
-    windows: dict[str, Any], group_of: Callable, alpha: Callable[[Array], float]
+    windows: Windows, group_of: Callable[[tuple[int, int]], Any], alpha: Callable[[Array], float]
 ) -> float:
     groups = sorted({group_of(place) for place in windows})
     alphas = []
@@ -41,4 +40,4 @@ def _variance(
                 kept += list(eigenvalues)
         alphas.append(alpha(np.array(sorted(kept))))
     mean = sum(alphas) / len(alphas)
-    return (len(groups) - 1) / len(groups) * sum((a - mean) ** 2 for a in alphas)
+    return (len(groups) - 1) / len(groups) * sum([(a - mean) ** 2 for a in alphas])

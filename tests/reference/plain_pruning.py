@@ -4,15 +4,17 @@ obvious, and only for small matrices.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+Array: TypeAlias = NDArray[Any]
 
-def magnitude_mask(weights: torch.Tensor, count: int) -> NDArray[Any]:
+
+def magnitude_mask(weights: Array, count: int) -> Array:
     """The ``count`` smallest absolute values; among equals the first in reading order."""
     rows, cols = weights.shape
     ranked = sorted((abs(weights[i, j]), i, j) for i in range(rows) for j in range(cols))
@@ -22,7 +24,7 @@ def magnitude_mask(weights: torch.Tensor, count: int) -> NDArray[Any]:
     return mask
 
 
-def wanda_scores(weights: torch.Tensor, inputs: torch.Tensor) -> NDArray[Any]:
+def wanda_scores(weights: Array, inputs: Array) -> Array:
     """|W_ij| times the Euclidean norm of feature j over all tokens;
     ``inputs`` is (tokens, cols)."""
     rows, cols = weights.shape
@@ -33,7 +35,7 @@ def wanda_scores(weights: torch.Tensor, inputs: torch.Tensor) -> NDArray[Any]:
     return scores
 
 
-def wanda_mask(weights: torch.Tensor, inputs: torch.Tensor, each: Any) -> NDArray[Any]:
+def wanda_mask(weights: Array, inputs: Array, each: int) -> Array:
     """Every row loses its ``each`` smallest scores."""
     scores = wanda_scores(weights, inputs)
     mask = np.zeros(weights.shape, dtype=bool)
@@ -43,9 +45,7 @@ def wanda_mask(weights: torch.Tensor, inputs: torch.Tensor, each: Any) -> NDArra
     return mask
 
 
-def variant_mask(
-    weights: torch.Tensor, inputs: torch.Tensor, sparsity: float, tolerance: float = 1e-3
-) -> NDArray[Any]:
+def variant_mask(weights: Array, inputs: Array, sparsity: float, tolerance: float = 1e-3) -> Array:
     """Wanda's variant as published: bisect the share of each row's summed score that may go."""
     scores = wanda_scores(weights, inputs)
     low, high, share = 0.0, 0.8, 0.4
@@ -64,7 +64,7 @@ def variant_mask(
     return mask
 
 
-def pattern_mask(scores: torch.Tensor, n: int, m: int) -> NDArray[Any]:
+def pattern_mask(scores: Array, n: int, m: int) -> Array:
     """In every m neighbours the n whose scores have the least sum, by trying all choices."""
     rows, cols = scores.shape
     mask = np.zeros(scores.shape, dtype=bool)
@@ -79,8 +79,13 @@ def pattern_mask(scores: torch.Tensor, n: int, m: int) -> NDArray[Any]:
 
 
 def brain_surgeon(
-    weights: torch.Tensor, inputs: torch.Tensor, choose: Any, *, damping: float, block_size: int
-) -> tuple[Any, NDArray[Any]]:
+    weights: Array,
+    inputs: Array,
+    choose: Callable[[Array, int, int], Array],
+    *,
+    damping: float,
+    block_size: int,
+) -> tuple[Array, Array]:
     """SparseGPT from the formula of optimal brain surgeon, with an explicit inverse for every
     column.
 
@@ -110,7 +115,7 @@ def brain_surgeon(
     return work, mask
 
 
-def outlier_percent(scores: torch.Tensor, m: int) -> Any:
+def outlier_percent(scores: Sequence[Array], m: float) -> float:
     """OWL: percent of all scores of a block above m times their mean;
     ``scores`` is a list of matrices.
     """

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +55,7 @@ def pooled_eigenvalues(m: int, n: int, windows: int, rng: np.random.Generator) -
     return np.sort(torch.linalg.svdvals(drawn).numpy() ** 2, axis=None)
 
 
-def _integral(function: Callable[..., Any], xmin: float, ratio: float) -> float:
+def _integral(function: Callable[[float], float], xmin: float, ratio: float) -> float:
     low, high = edges(ratio)
     value, _ = quad(lambda x: function(x) * density(x, ratio), max(xmin, low), high, limit=400)
-    return value
+    return float(value)

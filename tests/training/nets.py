@@ -39,12 +39,13 @@ def batch(step: int) -> torch.Tensor:
 
 def loss_of(model: nn.Module, step: int) -> torch.Tensor:
     x = batch(step)
-    return (model(x) - x[:, :4].sin()).square().mean()
+    loss: torch.Tensor = (model(x) - x[:, :4].sin()).square().mean()
+    return loss
 
 
 def train(
-    model: torch.nn.Sequential,
-    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    optimizer: Any,
     steps: int,
     *,
     start: int = 0,
@@ -77,7 +78,7 @@ class Lion(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "speed": speed, "counted": 0})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
             group["counted"] += 1
             for p in group["params"]:
@@ -93,23 +94,23 @@ class Around(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: list[torch.nn.Parameter] | list[Any],
-        inner: type[torch.optim.SGD],
-        **options: float,
+        params: Any,
+        inner: type[torch.optim.Optimizer],
+        **options: Any,
     ) -> None:
         super().__init__(params, options)
         self.inner = inner(self.param_groups, **options)
         self.param_groups = self.inner.param_groups
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> None:
         self.inner.step()
 
 
-def matrices(model: torch.nn.Sequential) -> list[torch.nn.Parameter]:
+def matrices(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.ndim == 2]
 
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-2),
     "sgd foreach": lambda ps: torch.optim.SGD(
         ps, lr=0.1, momentum=0.9, foreach=True, weight_decay=1e-2

@@ -7,9 +7,9 @@ the other part is in ``optimizers``.
 
 import math
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -23,10 +23,10 @@ class SAM(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterator[Any],
-        base: type[torch.optim.SGD] = torch.optim.SGD,
+        params: Any,
+        base: type[torch.optim.Optimizer] = torch.optim.SGD,
         rho: float = 0.05,
-        **options: float,
+        **options: Any,
     ) -> None:
         super().__init__(params, {"rho": rho, **options})
         self.base_optimizer = base(self.param_groups, **options)
@@ -57,14 +57,14 @@ class SAM(torch.optim.Optimizer):
                     p.sub_(self.state[p].pop("climbed"))
         self.base_optimizer.step()
 
-    def step(self, closure: Callable[..., Any] | None = None) -> None:
+    def step(self, closure: Any = None) -> None:
         assert closure is not None, "it needs a closure"
         self.first_step()
         with torch.enable_grad():
             closure()
         self.second_step()
 
-    def load_state_dict(self, state_dict: dict[str, dict[int, dict[Any, Any]] | list[Any]]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.base_optimizer.param_groups = self.param_groups
 
@@ -91,16 +91,16 @@ class Lookahead(torch.optim.Optimizer):
 
     def __init__(self, optimizer: torch.optim.Optimizer, k: int = 2) -> None:
         self.optimizer, self.k = optimizer, k
-        self.state = defaultdict(dict)
+        self.state: defaultdict[torch.Tensor, Any] = defaultdict(dict)
         for group in self.param_groups:
             group["counter"] = 0
 
     @property
-    def param_groups(self) -> list[Any]:
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
         return self.optimizer.param_groups
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         loss = self.optimizer.step(closure)
         for group in self.param_groups:
             group["counter"] += 1
@@ -116,10 +116,8 @@ class Hooked(Lookahead):
     """The same, with the hooks of steps and no others."""
 
     def __init__(self, optimizer: Any, k: int = 2) -> None:
-        self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = (
-            OrderedDict(),
-            OrderedDict(),
-        )
+        self._optimizer_step_pre_hooks = OrderedDict()
+        self._optimizer_step_post_hooks = OrderedDict()
         self._patch_step_function()
         super().__init__(optimizer, k)
 
@@ -242,8 +240,8 @@ class Bare:
 class Uninitialised(torch.optim.Optimizer):
     """It never calls its parent's ``__init__``, and holds no other optimizer."""
 
-    __init__ = Bare.__init__
-    step = Bare.step
+    __init__ = Bare.__init__  # type: ignore[assignment]
+    step = Bare.step  # type: ignore[assignment]
 
 
 class Hiding(torch.optim.Optimizer):
@@ -283,9 +281,9 @@ class Several(torch.optim.Optimizer):
 
     def __init__(
         self,
-        groups: Any,
-        matrices: Any = torch.optim.SGD,
-        vectors: Any = torch.optim.AdamW,
+        groups: list[Any],
+        matrices: type[torch.optim.Optimizer] = torch.optim.SGD,
+        vectors: type[torch.optim.Optimizer] = torch.optim.AdamW,
         **options: Any,
     ) -> None:
         groups = [
@@ -304,10 +302,10 @@ class Several(torch.optim.Optimizer):
         }
 
     @property
-    def param_groups(self) -> Any:
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
         return [group for part in self.parts.values() for group in part.param_groups]
 
-    def step(self) -> None:
+    def step(self, closure: Any = None) -> None:
         for part in self.parts.values():
             part.step()
 
@@ -319,6 +317,7 @@ class Case:
     given: Any
     groups: list[dict[str, Any]]
     call: str = "step"
+    outer: Any = None
 
     def step(self, closure: Callable[..., Any]) -> None:
         if self.call == "two calls":
@@ -335,42 +334,45 @@ class Case:
             self.given.step()
 
 
-def sgd(params: Any) -> Any:
+Maker: TypeAlias = Callable[[Any], Case]
+
+
+def sgd(params: Any) -> torch.optim.SGD:
     return torch.optim.SGD(params, lr=0.1, momentum=0.9)
 
 
-def _sam(kind: Any, call: Any, base: Any = torch.optim.SGD) -> Any:
-    def make(params: Any) -> Any:
+def _sam(kind: type[SAM], call: str, base: type[torch.optim.Optimizer] = torch.optim.SGD) -> Maker:
+    def make(params: Any) -> Case:
         sam = kind(params, base, lr=0.05)
         return Case(sam, sam.base_optimizer.param_groups, call)
 
     return make
 
 
-def _base_of_sam(params: Any) -> Any:
+def _base_of_sam(params: Any) -> Case:
     sam = SAM(params, torch.optim.AdamW, lr=0.01)
-    case = Case(sam.base_optimizer, sam.param_groups, "base of two calls")
-    case.outer = sam
-    return case
+    return Case(sam.base_optimizer, sam.param_groups, "base of two calls", sam)
 
 
-def _around(wrap: Any, inner: Any = sgd) -> Any:
-    def make(params: Any) -> Any:
-        base = inner(params)
+def _around(wrap: Callable[[Any], Any]) -> Maker:
+    def make(params: Any) -> Case:
+        base = sgd(params)
         return Case(wrap(base), base.param_groups)
 
     return make
 
 
-def _direct(kind: Any, groups: Any = lambda made: made.param_groups, **options: Any) -> Any:
-    def make(params: Any) -> Any:
-        made = kind(params, **{"lr": 0.1, **options})
+def _direct(
+    kind: Callable[..., Any], groups: Callable[[Any], Any] = lambda made: made.param_groups
+) -> Maker:
+    def make(params: Any) -> Case:
+        made = kind(params, lr=0.1)
         return Case(made, groups(made))
 
     return make
 
 
-WRAPPERS = {
+WRAPPERS: dict[str, Maker] = {
     "sam, closure": _sam(SAM, "closure"),
     "sam, two calls": _sam(SAM, "two calls"),
     "sam, two calls, adam": _sam(SAM, "two calls", torch.optim.AdamW),
@@ -404,6 +406,6 @@ WRAPPERS = {
 }
 
 
-def _plain(params: Any) -> Any:
+def _plain(params: Any) -> list[Any]:
     params = list(params)
     return [group["params"] for group in params] if isinstance(params[0], dict) else params
