@@ -8,10 +8,9 @@ import io
 import math
 from typing import Any
 
-from spectail.models.naming.kinds import kind_of
-
 from spectail.core.spec import Spec
 from spectail.models.naming.blocks import block_of
+from spectail.models.naming.kinds import kind_of
 from spectail.results.records import LayerRecord, Results, RunInfo
 from tests.goldens.published import HERE
 
@@ -19,7 +18,8 @@ from tests.goldens.published import HERE
 def layer(name: str, alpha: float = 2.0, numel: int = 4096, **more: Any) -> LayerRecord:
     """A measured layer; its kind and block by its name."""
     values = {
-        "kind": kind_of(name), "block": block_of(name), "rows": numel // 64, "cols": 64, "n_matrices": 1,
+        "kind": kind_of(name), "block": block_of(name), "rows": numel // 64, "cols": 64,
+        "n_matrices": 1,
         "window_rows": 64, "window_cols": 64, "weight_var": 0.01,
     }  # fmt: skip
     return LayerRecord(name=name, alpha=alpha, numel=numel, **{**values, **more})

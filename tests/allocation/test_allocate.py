@@ -1,4 +1,5 @@
-"""allocate as a user meets it: who takes part, what is missing, names and never positions, and what it says."""
+"""allocate as a user meets it: who takes part, what is missing, names and
+never positions, and what it says."""
 
 import json
 import math
@@ -158,8 +159,9 @@ def _with_gaps():
 @pytest.mark.parametrize("target", TARGETS)
 def test_layers_without_a_comparable_alpha_are_an_error_that_names_them(target):
     message = (
-        r"3 of 6 layers have no comparable alpha: layers\.0\.c \(skipped: short side 8 is below 16\), layers\.1\.b "
-        r"\(not comparable: .* of 64\), layers\.2\.a \(failed: weights hold NaN\); exclude "
+        r"3 of 6 layers have no comparable alpha: "
+        r"layers\.0\.c \(skipped: short side 8 is below 16\), layers\.1\.b \(not "
+        r"comparable: .* of 64\), layers\.2\.a \(failed: weights hold NaN\); exclude "
         r"them, or set missing to mean .* or leave"
     )
     with pytest.raises(AllocationError, match=message):
@@ -234,8 +236,8 @@ def test_mixed_windows_are_flagged():
     ]
     analysis = results(*layers, window=None, spec=Spec(window="whole"))
     assert st.allocate(analysis, target="sparsity", budget=0.5).notes == (
-        "Alphas come from windows of 2 shapes (64 x 64 (2), 64 x 128 (2)): part of their differences is shape. "
-        "One common window removes it.",
+        "Alphas come from windows of 2 shapes (64 x 64 (2), 64 x 128 (2)): "
+        "part of their differences is shape. One common window removes it.",
     )
     turned = [replace(x, window_rows=x.window_cols, window_cols=x.window_rows) for x in layers[2:]]
     assert st.allocate(results(*layers[2:], *turned[:0]), target="sparsity", budget=0.5).notes == ()
@@ -274,9 +276,9 @@ def test_the_summary_says_what_was_reached_and_who_was_left_out():
     assert "8 layers in 4 units, " in text
     assert "to 0.998, mean by number of weights 0.9" in text
     assert (
-        "left out, a router: model.layers.0.mlp.gate, model.layers.1.mlp.gate, model.layers.2.mlp.gate and 1 more"
-        in text
-    )
+        "left out, a router: model.layers.0.mlp.gate, model.layers.1.mlp.gate, "
+        "model.layers.2.mlp.gate and 1 more"
+    ) in text
     assert "note: 2 of 4 units would lie outside 0 to 0.998" in text
 
 

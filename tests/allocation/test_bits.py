@@ -1,4 +1,5 @@
-"""Bits: the least error sum against every assignment, from below the budget, whatever the sizes and gamma."""
+"""Bits: the least error sum against every assignment, from below the budget,
+whatever the sizes and gamma."""
 
 import math
 

@@ -1,4 +1,5 @@
-"""Water-filling: the budget exactly, within bounds, against bisection, in the order of the factors."""
+"""Water-filling: the budget exactly, within bounds, against bisection, in the order of the
+factors."""
 
 import math
 

@@ -1,4 +1,5 @@
-"""Who takes part: whatever has a name, a kind and a shape can be asked about; reasons are values."""
+"""Who takes part: whatever has a name, a kind and a shape can be asked about; reasons are
+values."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,5 @@
-"""What an allocation says about depth: its own block means, ranked by SciPy, and never a single layer."""
+"""What an allocation says about depth: its own block means, ranked by
+SciPy, and never a single layer."""
 
 import json
 from dataclasses import replace
@@ -15,9 +16,16 @@ BLOCKS = 12
 
 
 def made(values, *, alpha=None, settings=None, stacks=("model.layers",), target="sparsity"):
-    """An allocation of two layers of unequal size per block; ``values`` are those of the large ones."""
+    """An allocation of two layers of unequal size per block; ``values`` are those of the large
+    ones."""
     shares = [
-        LayerValue(f"{stack}.{b}.{kind}", value if numel > 1 else 0.0, f"{stack}.{b}", alpha and alpha[b], numel)
+        LayerValue(
+            f"{stack}.{b}.{kind}",
+            value if numel > 1 else 0.0,
+            f"{stack}.{b}",
+            alpha and alpha[b],
+            numel,
+        )
         for stack in stacks
         for b, value in enumerate(values)
         for kind, numel in (("mlp.up_proj", 300), ("self_attn.q_proj", 1))
@@ -82,7 +90,8 @@ def test_a_setting_with_a_number_per_unit_is_what_was_measured():
     assert found.values_measured.rho == pytest.approx(-1)
     assert "in the reverse order of outlier percent" in allocation.summary()
     for lacking in ({**shares, "model.layers.3": None}, {"model.layers.0": 1.0}, {"a": "b"}):
-        assert made(values, settings={"outlier_percent": lacking}).depth_correlations.measured is None  # fmt: skip
+        found = made(values, settings={"outlier_percent": lacking}).depth_correlations
+        assert found.measured is None
 
 
 @pytest.mark.parametrize(
@@ -116,7 +125,11 @@ def test_published_alphas_of_llama_follow_depth():
 def test_bits_go_by_more_than_alpha_and_say_what_each_explains():
     rng = np.random.default_rng(3)
     layers = [
-        layer(f"model.layers.{b}.mlp.{kind}_proj", 2 + rng.random(), weight_var=10 ** rng.uniform(-4, 0))
+        layer(
+            f"model.layers.{b}.mlp.{kind}_proj",
+            2 + rng.random(),
+            weight_var=10 ** rng.uniform(-4, 0),
+        )
         for b in range(24)
         for kind in ("up", "gate", "down")
     ]  # fmt: skip

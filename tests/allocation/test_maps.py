@@ -1,4 +1,5 @@
-"""Maps against their formulas in plain loops, the order they keep, and what they make of equal alphas."""
+"""Maps against their formulas in plain loops, the order they keep, and
+what they make of equal alphas."""
 
 import math
 

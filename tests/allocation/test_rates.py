@@ -1,4 +1,5 @@
-"""Learning rates and weight decays: published numbers, the base value, and what normalising keeps."""
+"""Learning rates and weight decays: published numbers, the base value, and what normalising
+keeps."""
 
 import math
 
@@ -112,7 +113,8 @@ def test_no_published_case_is_left_out():
     "run", RUNS, ids=lambda r: f"{r['assign_func']}-{r['pl_fitting']}-{r['use_sliding_window']}"
 )
 def test_the_published_network_gets_its_learning_rates(run):
-    """Published code leaves out the first and the last layer by position; here they are excluded by name."""
+    """Published code leaves out the first and the last layer by position;
+    here they are excluded by name."""
     alphas = zip(run["longname"], run["alpha"], strict=True)
     analysis = results(*(layer(name, alpha, kind="linear") for name, alpha in alphas))
     published = {group["n_params"]: group["lr"] for group in run["groups"]}

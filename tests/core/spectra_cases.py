@@ -5,7 +5,8 @@ from numpy.typing import NDArray
 
 
 def gaussian_windows(rng: np.random.Generator, size: int) -> NDArray[np.float64]:
-    """What a random matrix shows: about ``size`` squared singular values of 32 x 32 Gaussian windows."""
+    """What a random matrix shows: about ``size`` squared singular values of 32 x 32 Gaussian
+    windows."""
     side = min(32, size)
     windows = rng.standard_normal((max(1, size // side), side, side))
     return np.linalg.svd(windows, compute_uv=False).ravel() ** 2

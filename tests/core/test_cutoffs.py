@@ -123,7 +123,8 @@ def test_a_cutoff_gives_the_plain_fit(kind: str, cutoff: str) -> None:
 
 
 def test_the_legacy_peak_compares_a_logarithm_with_eigenvalues() -> None:
-    """A power law from 3 up, a clump at 100, a foot below 2: the bound of log10(95) lets the law start at 3."""
+    """A power law from 3 up, a clump at 100, a foot below 2: the bound of
+    log10(95) lets the law start at 3."""
     law = 3 * np.linspace(0.003, 1, 300) ** -0.6
     found = np.sort(np.concatenate([np.linspace(0.1, 1.9, 150), law, np.linspace(100, 101, 40)]))
     assert 90 < plain_farms.histogram_peak(found) < 101
@@ -134,7 +135,8 @@ def test_the_legacy_peak_compares_a_logarithm_with_eigenvalues() -> None:
 
 
 def test_peak_takes_its_candidates_from_the_peak_up() -> None:
-    """A spectrum with a heavy foot: the lower bound of 0.95 peak keeps xmin off it, the legacy one lets it in."""
+    """A spectrum with a heavy foot: the lower bound of 0.95 peak keeps xmin off
+    it, the legacy one lets it in."""
     found = np.sort(
         np.concatenate(
             [

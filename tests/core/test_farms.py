@@ -163,7 +163,8 @@ def test_a_low_rank_is_counted_and_told(rank: int) -> None:
 def test_a_low_rank_survives_storage_in_float32_but_not_in_bfloat16(
     dtype: torch.dtype, zeros: int
 ) -> None:
-    """The rounding of float32 squares to less than the Gram route can tell from zero; that of bfloat16 is noise."""
+    """The rounding of float32 squares to less than the Gram route can tell from
+    zero; that of bfloat16 is noise."""
     product = torch.from_numpy(draw(64, 12) @ draw(12, 64, seed=1)).to(dtype)
     assert tail_fit(product, Spec(window="whole")).n_zero == zeros
 
@@ -171,7 +172,10 @@ def test_a_low_rank_survives_storage_in_float32_but_not_in_bfloat16(
 REFUSED = [
     (
         np.zeros(3),
-        "expected a matrix of floating-point numbers (2-D, or 3-D to pool), got torch.float64 of shape (3,)",
+        (
+            "expected a matrix of floating-point numbers (2-D, or 3-D to pool), got torch.float64 "
+            "of shape (3,)"
+        ),
     ),
     (np.zeros((2, 2, 2, 2)), "got torch.float64 of shape (2, 2, 2, 2)"),
     (np.eye(64, dtype=int), "got int64 of shape (64, 64)"),
@@ -198,8 +202,8 @@ def test_a_window_that_does_not_fit_is_refused(shape: tuple[int, int]) -> None:
     with pytest.raises(SpecError) as error:
         tail_fit(draw(*shape), Spec(window=61))
     assert str(error.value) == (
-        f"a window of 61 x 61 does not fit into a matrix of {shape[0]} x {shape[1]}; the largest short side that fits "
-        f"at aspect ratio 1 is 60"
+        f"a window of 61 x 61 does not fit into a matrix of {shape[0]} x {shape[1]}; "
+        f"the largest short side that fits at aspect ratio 1 is 60"
     )
 
 

@@ -1,7 +1,8 @@
-"""Every number that the published code gave on known input, reproduced in legacy mode from the same windows.
+"""Every number that the published code gave on known input, reproduced in
+legacy mode from the same windows.
 
-The bulk goes through the functions that ``tail_fit`` is made of, because its error bar and its null cost far more than
-the fit; a sample goes through ``tail_fit`` itself.
+The bulk goes through the functions that ``tail_fit`` is made of, because its error bar and its
+null cost far more than the fit; a sample goes through ``tail_fit`` itself.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def tolerance(fit: dict[str, Any]) -> float:
 
 
 def check_alpha(alpha: float, ks: float, fit: dict[str, Any]) -> None:
-    """Float64 within 1e-5 in alpha and 2e-5 in the KS distance; float32 within its own rounding of both."""
+    """Float64 within 1e-5 in alpha and 2e-5 in the KS distance; float32
+    within its own rounding of both."""
     assert alpha == pytest.approx(fit["alpha_f64"], rel=1e-5)
     assert alpha == pytest.approx(fit["alpha"], rel=tolerance(fit))
     assert ks == pytest.approx(fit["D_f64"], rel=2e-5)
@@ -185,7 +187,8 @@ def test_tail_fit_gives_the_published_alpha(matrix_id: str, sampling: str, cutof
 
 
 def even_and_full(record: dict[str, Any]) -> bool:
-    """Whether the default windows are the published ones: ratio 1 and a floor stride that reaches the edges."""
+    """Whether the default windows are the published ones: ratio 1 and a floor
+    stride that reaches the edges."""
     if lost_its_ratio(record) or not record["sampling"] or record["sampling"]["Q_ratio"] != 1:
         return False
     known = record["fits"]["none"]
@@ -255,7 +258,8 @@ def test_a_whole_convolution_counts_half(matrix_id: str) -> None:
 def test_the_float32_procedure_gives_the_published_numbers() -> None:
     """Where float64 gives another alpha, the same procedure in float32 gives the published one.
 
-    Bit for bit so on the processor that the goldens come from; elsewhere the last bit may turn a near tie.
+    Bit for bit so on the processor that the goldens come from; elsewhere the
+    last bit may turn a near tie.
     """
     agreed = []
     for matrix_id, record in RECORDS:

@@ -1,7 +1,9 @@
-"""More of the published code: a small network through its learning-rate set-up, and degenerate input.
+"""More of the published code: a small network through its learning-rate
+set-up, and degenerate input.
 
-On degenerate input the published code crashes, gives infinities or measures something else without a word. Here every
-case gets a number that can be trusted, a status with its reason, or a SpecError.
+On degenerate input the published code crashes, gives infinities or measures
+something else without a word. Here every case gets a number that can be
+trusted, a status with its reason, or a SpecError.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ SHAPES = {
     "fc3": (10, 96),
 }
 RATIO_LOST = [("fc3", True)]
-"""64 x 64 windows in a layer of 10 rows: the image code takes what a negative start leaves of them."""
+"""64 x 64 windows in a layer of 10 rows: the image code takes what a
+negative start leaves of them."""
 
 
 def network() -> dict[str, np.ndarray]:
@@ -41,7 +44,8 @@ def network() -> dict[str, np.ndarray]:
 
 
 def layers() -> list[Any]:
-    """(layer, whether windows were used, cutoff, alpha, number of eigenvalues) of every published run."""
+    """(layer, whether windows were used, cutoff, alpha, number of
+    eigenvalues) of every published run."""
     found = []
     for run in published.GOLDENS["tempbalance_cnn"]["runs"]:
         cutoff = published.CUTOFFS[run["pl_fitting"]]

@@ -1,4 +1,5 @@
-"""Power law or not: against the library powerlaw, SciPy, simulation, and samples whose law is known."""
+"""Power law or not: against the library powerlaw, SciPy, simulation, and samples whose law is
+known."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ def student_windows(n: int) -> Array:
 
 
 CASES = {
-    **{f"{kind} {share}": tail_of(kind, 2000, share) for kind in ("lognormal", "uniform", "gaussian windows")
+    **{f"{kind} {share}": tail_of(kind, 2000, share)
+       for kind in ("lognormal", "uniform", "gaussian windows")
        for share in (1.0, 0.5, 0.1)},
     **{f"exponential {share}": 1 + tail_of("exponential", 1000, share) for share in (1.0, 0.3)},
     "student windows": student_windows(2000)[-1000:],
@@ -72,9 +74,10 @@ def compared(tail: Array) -> tuple[powerlaw.Fit, tuple[float, float], tuple[floa
 def test_the_library_powerlaw_agrees(case: str) -> None:
     """Its optimiser stops at about 1e-4 of a ratio.
 
-    Left out is what it cannot compute: densities below 1e-307, which it raises to that (the exponential of a tail over
-    many decades), and lognormals on their way to a power law, where it stops short or, 37 standard deviations out,
-    its normalisation underflows: there the verdict must agree, not the digits.
+    Left out is what it cannot compute: densities below 1e-307, which it raises to that (the
+    exponential of a tail over many decades), and lognormals on their way to a power law, where
+    it stops short or, 37 standard deviations out, its normalisation underflows: there the
+    verdict must agree, not the digits.
     """
     tail = CASES[case]
     found = judge_tail(tail)
@@ -145,7 +148,8 @@ def test_a_lognormal_gives_its_own_parameters_back() -> None:
 
 @pytest.mark.parametrize("n", [50, 130, 1000])
 def test_the_p_value_is_uniform_under_a_power_law_with_xmin_given(n: int) -> None:
-    """The table of quantiles, drawn again: shares at or below each level within four binomial errors."""
+    """The table of quantiles, drawn again: shares at or below each level within four binomial
+    errors."""
     rng = np.random.default_rng(n)
     chances = []
     for _ in range(4000):

@@ -118,7 +118,8 @@ def test_too_few_windows_say_so() -> None:
 
 
 def test_a_layer_that_is_zero_outside_one_band_of_the_disjoint_windows_gets_no_error_bar() -> None:
-    """Of the seven bands of 32 rows in 255 the third begins at row 74; without it nothing is left."""
+    """Of the seven bands of 32 rows in 255 the third begins at row 74; without it nothing is
+    left."""
     matrix = np.zeros((255, 255))
     matrix[74:105] = np.random.default_rng(0).standard_normal((31, 255))
     fit = tail_fit(matrix, Spec(window=64))

@@ -67,7 +67,8 @@ SPECIAL = {
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("kind", SPECIAL)
 def test_the_largest_eigenvalue_of_special_matrices(kind: str, dtype: torch.dtype) -> None:
-    """In float32 the iteration stops early, which shows only where the largest eigenvalues are nearly equal."""
+    """In float32 the iteration stops early, which shows only where the largest
+    eigenvalues are nearly equal."""
     matrices = SPECIAL[kind]().to(dtype)
     tolerance = 1e-7 if kind == "near tie" and dtype == torch.float32 else 1e-8
     assert largest_eigenvalue(matrices) == pytest.approx(dense(matrices), rel=tolerance)

@@ -1,4 +1,5 @@
-"""The null: Marchenko-Pastur against quadrature and dense simulation, and what Gaussian matrices really show."""
+"""The null: Marchenko-Pastur against quadrature and dense simulation, and what
+Gaussian matrices really show."""
 
 from __future__ import annotations
 
@@ -7,9 +8,9 @@ from functools import cache
 
 import numpy as np
 import pytest
-from spectail.core.null import marchenko_pastur_alpha, marchenko_pastur_density
 
 from spectail.core.cutoffs import Cutoff, Fixed, HistogramPeak, KSMinimum, Median, TopFraction
+from spectail.core.null import marchenko_pastur_alpha, marchenko_pastur_density
 from spectail.core.tails import fit_from
 from spectail.core.windows import Window
 from tests.reference import random_matrices
@@ -93,7 +94,8 @@ def test_the_null_is_what_dense_gaussian_windows_show(
 @pytest.mark.parametrize("cutoff", SMOOTH, ids=str)
 @pytest.mark.parametrize("windows", [4, 9])
 def test_the_spread_of_the_null_is_that_of_dense_windows(windows: int, cutoff: Cutoff) -> None:
-    """Each spread comes from few draws: within a factor of 2.2 one by one, within 1.25 on the average."""
+    """Each spread comes from few draws: within a factor of 2.2 one by
+    one, within 1.25 on the average."""
     shapes = [shape for shape in SHAPES if shape[0] >= 32]
     shares = []
     for side, ratio in shapes:

@@ -1,4 +1,5 @@
-"""Fits of a tail: against the formula, the library powerlaw, and samples whose exponent is known."""
+"""Fits of a tail: against the formula, the library powerlaw, and samples whose exponent is
+known."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ def test_the_library_powerlaw_agrees(kind: str, size: int) -> None:
 
 @pytest.mark.parametrize("exponent", [1.5, 2.0, 3.5, 8.0])
 def test_samples_of_a_known_exponent_give_it_back(exponent: float) -> None:
-    """z = (alpha - exponent) sqrt(n) / (exponent - 1) is a standard normal deviate, but for a bias of about 1 / n."""
+    """z = (alpha - exponent) sqrt(n) / (exponent - 1) is a standard normal deviate,
+    but for a bias of about 1 / n."""
     rng = np.random.default_rng(int(10 * exponent))
     deviates = []
     for _ in range(200):
@@ -98,7 +100,8 @@ def test_scaling_by_a_power_of_two_keeps_every_bit(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["lognormal", "gaussian windows", "exponential", "two clusters"])
 def test_a_hundred_thousand_eigenvalues_are_fitted_in_seconds(kind: str) -> None:
-    """Design: well under a second. The bound here is loose, for a busy machine; the plain scan takes minutes."""
+    """Design: well under a second. The bound here is loose, for a busy machine;
+    the plain scan takes minutes."""
     found = spectrum(kind, 100_000)
     before = time.process_time()
     fit_from(found, KSMinimum().start(found))

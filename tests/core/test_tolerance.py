@@ -1,4 +1,5 @@
-"""Windows one after the other: the order, the promise that is kept, and the spec that asks for it."""
+"""Windows one after the other: the order, the promise that is kept, and the spec that asks for
+it."""
 
 from __future__ import annotations
 
@@ -7,13 +8,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from spectail.core.tolerance import CONFIDENCE, FIRST, _change_of_the_rest, spread_order
 
 from experiments.ensembles import gaussian, low_rank, row_scaled, student
 from spectail.core.cutoffs import Median, TopFraction
 from spectail.core.jackknife import tail_alpha
 from spectail.core.measure import tail_fit
 from spectail.core.spec import Spec
+from spectail.core.tolerance import CONFIDENCE, FIRST, _change_of_the_rest, spread_order
 from spectail.core.windows import Grid, Window
 from spectail.errors import SpecError
 

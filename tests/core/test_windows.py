@@ -1,4 +1,5 @@
-"""Windows: the ratio that was asked for, every entry covered, edges touched, and errors that say what would fit."""
+"""Windows: the ratio that was asked for, every entry covered, edges touched, and
+errors that say what would fit."""
 
 from __future__ import annotations
 
@@ -68,8 +69,9 @@ def test_a_window_has_the_ratio_asked_for_or_is_refused(
         with pytest.raises(SpecError) as error:
             window_shape(rows, cols, side, ratio)
         assert str(error.value) == (
-            f"a window of {expected[0]} x {expected[1]} does not fit into a matrix of {rows} x {cols}; the largest "
-            f"short side that fits at aspect ratio {ratio:g} is {plain_windows.largest_fit(rows, cols, ratio)}"
+            f"a window of {expected[0]} x {expected[1]} does not fit into a matrix of "
+            f"{rows} x {cols}; the largest short side that fits at aspect ratio {ratio:g} is "
+            f"{plain_windows.largest_fit(rows, cols, ratio)}"
         )
 
 

@@ -1,4 +1,5 @@
-"""What every experiment shares: JSON that is whole or not there, runs that go on, pages that are filled in."""
+"""What every experiment shares: JSON that is whole or not there, runs that go
+on, pages that are filled in."""
 
 import json
 import math

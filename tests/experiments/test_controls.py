@@ -1,4 +1,5 @@
-"""Controls of learning rates by alpha: the factors stay the same ones, and only their places change."""
+"""Controls of learning rates by alpha: the factors stay the same ones,
+and only their places change."""
 
 import numpy as np
 import pytest
@@ -41,7 +42,8 @@ class Net(nn.Module):
 
 
 def factors(rule, rounds=1):
-    """The factors of each round of measuring; the weights change between rounds, the same way every time."""
+    """The factors of each round of measuring; the weights change between
+    rounds, the same way every time."""
     network = Net()
     balancer = st.Balancer(network, torch.optim.SGD(network.parameters()), rule, every=None)
     found = []

@@ -1,4 +1,5 @@
-"""The calibration of the error bar, and of the tolerance: do the scripts run, and do they see a wrong error bar?"""
+"""The calibration of the error bar, and of the tolerance: do the scripts run,
+and do they see a wrong error bar?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The simulation behind the p-values of the power-law fit agrees with the quantiles in the module."""
+"""The simulation behind the p-values of the power-law fit agrees with the quantiles in the
+module."""
 
 from __future__ import annotations
 

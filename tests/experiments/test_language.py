@@ -1,4 +1,5 @@
-"""The language experiment on written-out sums: data, optimizers, schedule, training, and a whole quick run."""
+"""The language experiment on written-out sums: data, optimizers, schedule,
+training, and a whole quick run."""
 
 import json
 

@@ -1,4 +1,5 @@
-"""The experiment on differential equations: solver, data files, networks, training, and a whole quick run."""
+"""The experiment on differential equations: solver, data files, networks,
+training, and a whole quick run."""
 
 import json
 import math

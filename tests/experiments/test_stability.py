@@ -1,4 +1,5 @@
-"""The stability experiment on a toy model: it runs, goes on after a stop, and measures what spectail measures."""
+"""The stability experiment on a toy model: it runs, goes on after a stop, and
+measures what spectail measures."""
 
 import json
 from dataclasses import replace

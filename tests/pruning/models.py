@@ -1,4 +1,5 @@
-"""Tiny decoders of every architecture that pruning is made for, from configurations, and a tokenizer for them."""
+"""Tiny decoders of every architecture that pruning is made for, from
+configurations, and a tokenizer for them."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ CONFIGS = {
                                     "layer_types": ["sliding_attention", "full_attention"]}),
     "phi3": ("Phi3Config", _GROUPED),
     "opt": ("OPTConfig", {**_COMMON, "ffn_dim": 48, "word_embed_proj_dim": 32}),
-    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 100,
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64,
+                            "vocab_size": 100,
                             "bos_token_id": 1, "eos_token_id": 2}),
     "neox": ("GPTNeoXConfig", {**_COMMON, "intermediate_size": 48}),
     "mixtral": ("MixtralConfig", {**_GROUPED, "num_local_experts": 4}),

@@ -1,4 +1,5 @@
-"""Magnitude on convolutions as (out, in x kernel), recurrent gates and complex weights; depth-wise ones stay dense."""
+"""Magnitude on convolutions as (out, in x kernel), recurrent gates and complex
+weights; depth-wise ones stay dense."""
 
 import copy
 import re
@@ -12,7 +13,10 @@ from spectail.errors import PruneError
 from spectail.models.live.walk import module_source
 from spectail.pruning.layers import weights_of
 
-DEPTHWISE = "a depth-wise convolution or one of a single channel: each output has only its kernel's few weights"
+DEPTHWISE = (
+    "a depth-wise convolution or one of a single channel: each output has only its "
+    "kernel's few weights"
+)
 
 
 class Net(nn.Module):
@@ -57,7 +61,8 @@ def test_the_smallest_of_all_weights_go_and_no_other_changes(kind, ratio):
 
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 def test_a_row_holds_the_weights_of_one_output_channel(kind):
-    """The oracle asks the module: which weights have a gradient when one output channel is summed."""
+    """The oracle asks the module: which weights have a gradient when one output channel is
+    summed."""
     torch.manual_seed(0)
     module = CONVOLUTIONS[kind]()
     model = Net(a=module)
@@ -90,7 +95,8 @@ def test_depth_wise_convolutions_stay_dense_in_every_dimension_unless_they_are_n
     torch.manual_seed(0)
     modules = {
         "one": nn.Conv1d(8, 8, 4, groups=8), "two": nn.Conv2d(8, 8, 3, groups=8),
-        "doubled": nn.Conv2d(8, 16, 3, groups=8), "transposed": nn.ConvTranspose2d(8, 8, 3, groups=8),
+        "doubled": nn.Conv2d(8, 16, 3, groups=8), "transposed": nn.ConvTranspose2d(8, 8, 3,
+                                                                                   groups=8),
         "pointwise": nn.Conv2d(8, 8, 1),
     }  # fmt: skip
     report = st.prune(Net(**modules), 0.5)
@@ -202,6 +208,9 @@ def test_calibration_text_does_not_prune_convolutions():
         "its inputs are not seen: it sits in a Conv1d"
     }
     ratios = {f"layers.{i}.{name}": 0.5 for i in (0, 1) for name in ("conv", "fc")}
-    message = "layers.0.conv and 1 more cannot be pruned by calibration text, its inputs are not seen: it sits in a Conv1d"
+    message = (
+        "layers.0.conv and 1 more cannot be pruned by calibration text, its inputs are "
+        "not seen: it sits in a Conv1d"
+    )
     with pytest.raises(PruneError, match=re.escape(message)):
         st.prune(Model(), ratios, method="wanda", calibration=ids)

@@ -1,4 +1,5 @@
-"""Multi-modal models, hybrids, encoders: what is pruned, what stays dense and why, and inputs block by block."""
+"""Multi-modal models, hybrids, encoders: what is pruned, what stays dense and
+why, and inputs block by block."""
 
 import copy
 import re
@@ -30,7 +31,8 @@ def text():
 
 
 def expected(name, model, *, by_text=False):
-    """Parameters to prune: each Linear's weight and each experts' in the family's blocks, but those named dense."""
+    """Parameters to prune: each Linear's weight and each experts' in the family's
+    blocks, but those named dense."""
     case = FAMILIES[name]
     found = set()
     for path, module in model.named_modules():
@@ -127,7 +129,8 @@ def test_inputs_of_every_block_are_those_of_a_plain_forward_pass(name):
 
 
 def _seen(model, blocks, ids, stack):
-    """What goes into each block in plain calls of the model, or of its language model where it must have images."""
+    """What goes into each block in plain calls of the model, or of its language
+    model where it must have images."""
     runner = (
         model.get_submodule(stack.split(".")[0])
         if name_of(model) in {"Blip2", "Kosmos2"}
@@ -184,7 +187,10 @@ def test_a_tower_is_pruned_by_magnitude_where_it_is_named_and_never_by_text():
     model = model_of("llava")
     report = st.prune(model, 0.5, include=[glob])
     assert sum(layer.name.startswith("model.vision_tower") for layer in report.layers) == 12
-    message = f"include '{glob}' names what calibration text cannot prune (its inputs are not seen: no token"
+    message = (
+        f"include '{glob}' names what calibration text cannot prune (its inputs are not "
+        f"seen: no token"
+    )
     with pytest.raises(PruneError, match=re.escape(message)):
         st.prune(model_of("llava"), 0.5, method="wanda", calibration=text(), include=[glob])
     report = st.prune(model_of("llava"), 0.5, include=[glob], exclude=["model.language_model.*"])
@@ -192,7 +198,8 @@ def test_a_tower_is_pruned_by_magnitude_where_it_is_named_and_never_by_text():
 
 
 def test_inputs_of_weights_whose_module_is_never_called_are_seen_where_they_are_multiplied():
-    """Mamba multiplies by dt_proj's weight; the oracle takes the same input from x_proj's output."""
+    """Mamba multiplies by dt_proj's weight; the oracle takes the same input from x_proj's
+    output."""
     model, ids = model_of("mamba"), text()
     mixer = model.backbone.layers[0].mixer
     rows = []

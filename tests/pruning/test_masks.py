@@ -126,7 +126,8 @@ def test_uniform_half_is_two_of_four_everywhere():
 
 
 PUBLISHED = {0.0: 1, 0.3: 461, 0.5: 769, 0.998: 1533}
-"""Zeros that the published magnitude pruning makes of 1,536 weights (goldens, ``prune_magnitude``); at 1 it fails."""
+"""Zeros that the published magnitude pruning makes of 1,536 weights (goldens,
+``prune_magnitude``); at 1 it fails."""
 
 
 @pytest.mark.parametrize("ratio", [*PUBLISHED, 1.0])

@@ -1,4 +1,5 @@
-"""Pruning touches weight matrices only: tables, tokens, scales and state-space parameters keep every value."""
+"""Pruning touches weight matrices only: tables, tokens, scales and
+state-space parameters keep every value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""SparseGPT against optimal brain surgeon with explicit inverses, and on a real layer against the others."""
+"""SparseGPT against optimal brain surgeon with explicit inverses, and on
+a real layer against the others."""
 
 import re
 
@@ -114,7 +115,8 @@ def test_a_hessian_that_no_damping_mends_is_an_error():
     "quota", [Zeros(576 * 576 // 2), Zeros(576 * 576 * 7 // 10), Pattern(2, 4)], ids=str
 )
 def test_on_a_real_layer_sparsegpt_loses_least_then_wanda_then_magnitude(quota):
-    """The first layer of SmolLM2, whose inputs are normed embeddings, here of drawn words: 2,048 tokens."""
+    """The first layer of SmolLM2, whose inputs are normed embeddings,
+    here of drawn words: 2,048 tokens."""
     weights = torch.from_numpy(matrix("smollm2/model.layers.0.self_attn.q_proj"))
     inputs = _first_inputs()
     seen = Gram(576, torch.device("cpu"))

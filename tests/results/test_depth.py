@@ -1,4 +1,5 @@
-"""Correlations with depth: those of SciPy, partial ones by regression, and no claim from few blocks."""
+"""Correlations with depth: those of SciPy, partial ones by regression,
+and no claim from few blocks."""
 
 import itertools
 import math
@@ -18,7 +19,8 @@ from tests.allocation.conftest import layer, unmeasured
 
 
 def by_regression(x, y, z):
-    """The correlation of the residuals of the ranks of x and y after a straight line over those of z."""
+    """The correlation of the residuals of the ranks of x and y after a
+    straight line over those of z."""
     ranks = [rankdata(values) for values in (x, y, z)]
     line = np.stack([np.ones_like(ranks[2]), ranks[2]], axis=1)
     left = [r - line @ np.linalg.lstsq(line, r, rcond=None)[0] for r in ranks[:2]]
@@ -114,7 +116,10 @@ def test_intervals_hold_their_number_widen_with_level_and_narrow_with_blocks():
     ("units", "expected"),
     [
         (["model.layers.10", "model.layers.2"], [10, 2]),
-        (["encoder.block.0", "encoder.block.1", "decoder.block.0", "decoder.block.1"], [0, 1, 0, 1]),
+        (
+            ["encoder.block.0", "encoder.block.1", "decoder.block.0", "decoder.block.1"],
+            [0, 1, 0, 1],
+        ),
         (["layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0"], [0, 1, 2, 3, 4]),
         (["net.layer2.1", "net.layer1.0", "other.layer1.3"], [2, 0, 3]),
         (["Encoder.encoderblock_3", "Encoder.encoderblock_12"], [3, 12]),
@@ -153,7 +158,10 @@ def test_alpha_with_depth_takes_block_means_and_kinds_out_and_ignores_what_has_n
 def test_what_is_made_from_the_measured_numbers_alone_is_compared_with_depth():
     rng = np.random.default_rng(1)
     alpha = np.arange(24) + 4 * rng.standard_normal(24)
-    for values, order in ((np.sqrt(alpha + 20), "in the order of alpha"), (-alpha, "in the reverse order of alpha")):  # fmt: skip
+    for values, order in (
+        (np.sqrt(alpha + 20), "in the order of alpha"),
+        (-alpha, "in the reverse order of alpha"),
+    ):
         found = depth_correlations(range(24), values, alpha)
         first, second = found.describe("the ratios")
         assert first.startswith("The ratios rise" if values[-1] > values[0] else "The ratios fall")
