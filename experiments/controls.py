@@ -1,8 +1,10 @@
-"""Controls for learning rates by alpha: the same factors, given to the layers without regard to alpha.
+"""Controls for learning rates by alpha.
 
-If a rule by alpha trains better than one rate, the cause may be its factors alone: their mean, the unrest that different
-rates bring, or where they lie in depth. A control keeps the factors that alpha's map gives in every round of measuring and
-gives them out by another order (``ByDepth``, ``Shuffled``, ``ShuffledOnce``), or gives all layers their mean (``Constant``).
+The same factors, given to the layers without regard to alpha. If a rule by alpha trains better than
+one rate, the cause may be its factors alone: their mean, the unrest that different rates bring, or
+where they lie in depth. A control keeps the factors that alpha's map gives in every round of
+measuring and gives them out by another order (``ByDepth``, ``Shuffled``, ``ShuffledOnce``), or
+gives all layers their mean (``Constant``).
 """
 
 from __future__ import annotations
@@ -23,15 +25,24 @@ from spectail.training.rules import Rule
 
 
 class Arrangement(Protocol):
-    """A way to give factors to layers; a frozen dataclass, whose text is part of the rule's settings."""
+    """A way to give factors to layers.
+
+    A frozen dataclass, whose text is part of the rule's settings.
+    """
 
     def arranged(self, factors: Array, names: tuple[str, ...]) -> Array:
-        """Return the factors of the layers ``names``, made from those that alpha's map gives them."""
+        """Return the factors of the layers ``names``.
+
+        They are made from those that alpha's map gives these layers.
+        """
 
 
 @dataclass(frozen=True)
 class ByDepth:
-    """The same factors in the order of depth: the smallest to the first layer if ``rising``, else to the last."""
+    """The same factors in the order of depth.
+
+    The smallest goes to the first layer if ``rising``, else to the last.
+    """
 
     order: tuple[str, ...]
     """Names of all layers in the order in which they run, as ``depth_order`` returns them."""
@@ -74,9 +85,10 @@ class ShuffledOnce:
 class Constant:
     """The mean of the factors for every layer.
 
-    The arithmetic mean, because to first order a step of SGD or Adam lowers the loss by a sum over layers that is linear
-    in their rates. It is also the mean factor of each layer over all shuffles. The geometric mean would be smaller, and
-    the control would train slower than what it controls.
+    The arithmetic mean, because to first order a step of SGD or Adam lowers the loss by a
+    sum over layers that is linear in their rates. It is also the mean factor of each layer
+    over all shuffles. The geometric mean would be smaller, and the control would train
+    slower than what it controls.
     """
 
     def arranged(self, factors: Array, names: tuple[str, ...]) -> Array:
@@ -126,7 +138,8 @@ def control_of(rule: st.TempBalance | st.TBSigmoid, arrangement: Arrangement) ->
 def depth_order(network: nn.Module, example: Tensor) -> tuple[str, ...]:
     """Return the names of the network's modules in the order in which a forward pass enters them.
 
-    The order of ``named_modules`` will not do: an FNO lists all its spectral layers before all its skip connections.
+    The order of ``named_modules`` will not do: an FNO lists all its spectral layers
+    before all its skip connections.
     """
     entered: dict[str, None] = {}
 

@@ -1,1 +1,4 @@
-"""Image classifiers trained with one learning rate, with TempBalance on whole matrices, and on windows."""
+"""Image classifiers trained with one learning rate or with TempBalance.
+
+TempBalance measures whole matrices, or windows.
+"""

@@ -1,4 +1,7 @@
-"""``python -m experiments.images``: train with every method at its best setting, over several seeds; table and plot."""
+"""``python -m experiments.images``: train with every method at its best setting.
+
+Every method has several seeds; a table and a plot are written.
+"""
 
 from __future__ import annotations
 
@@ -56,12 +59,14 @@ class Settings:
 
 
 FULL = Settings(
-    width=64, n_train=50_000, n_validation=10_000, epochs=200, batch=128, window=64, windows=(32, 128),
+    width=64, n_train=50_000, n_validation=10_000, epochs=200, batch=128, window=64,
+    windows=(32, 128),
     ablated=("ResNet-18", "VGG-16"),
     ranges=tuple((round(x, 1), round(2 - x, 1)) for x in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)),
 )  # fmt: skip
 QUICK = Settings(
-    networks=("toy",), width=16, n_train=64, n_validation=32, epochs=1, batch=32, lrs=(0.05,), ranges=((0.5, 1.5),),
+    networks=("toy",), width=16, n_train=64, n_validation=32, epochs=1, batch=32, lrs=(0.05,),
+    ranges=((0.5, 1.5),),
     seeds=2, aspect_ratios=(0.5,), windows=(), ablated=("toy",),
 )  # fmt: skip
 
@@ -98,7 +103,7 @@ class Experiment:
                     yield key, partial(self.final, network, "TempBalance, windows", spec, seed)
 
     def comparison(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        """Settings are searched on validation images with a seed of their own, then every seed is run."""
+        """Search settings on validation images with a seed of their own, then run every seed."""
         for network in self.settings.networks:
             for method, spec in specs(self.settings).items():
                 for lr, limits in self.tried(method):
@@ -182,7 +187,10 @@ def search_key(
 
 
 def tables(done: dict[str, Any], settings: Settings) -> dict[str, str]:
-    """Test accuracy and the spread of alpha across layers, mean and spread over seeds; other windows where complete."""
+    """Test accuracy and the spread of alpha across layers, mean and spread over seeds.
+
+    Other windows are shown where all their runs are complete.
+    """
     rows = []
     for network in settings.networks:
         for kind, names in (("final", specs(settings)), ("ablation", ablations(settings))):
@@ -239,7 +247,8 @@ def draw(done: dict[str, Any], settings: Settings, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing; 0 when all is done, 3 when ``--seconds`` ran out before.
 
-    Results are written as soon as the comparison is complete, without windows that were not tried with all seeds.
+    Results are written as soon as the comparison is complete, without windows that
+    were not tried with all seeds.
     """
     options = _options(arguments)
     settings = QUICK if options.quick else FULL if options.full else Settings()

@@ -1,4 +1,7 @@
-"""Images: Fashion-MNIST from Debian's package or a folder of its files, CIFAR from a folder; the test set apart."""
+"""Images: Fashion-MNIST from Debian's package or a folder of its files, CIFAR from a folder.
+
+The test set is kept apart.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ class Images:
 
 
 def load(folder: Path, *, n_train: int, n_validation: int, n_test: int | None = None) -> Images:
-    """Take training and validation images from the training set (the same every time), and test images in order.
+    """Take training and validation images from the training set, and test images in order.
+
+    The images taken are the same every time.
 
     Raises:
         FileNotFoundError: the folder holds neither data set.
@@ -38,7 +43,8 @@ def load(folder: Path, *, n_train: int, n_validation: int, n_test: int | None = 
         train, test = _cifar(folder)
     else:
         raise FileNotFoundError(
-            f"no Fashion-MNIST or CIFAR files in {folder}: install dataset-fashion-mnist (Debian) or give --data"
+            f"no Fashion-MNIST or CIFAR files in {folder}: install dataset-fashion-mnist "
+            f"(Debian) or give --data"
         )
     order = np.random.default_rng(0).permutation(len(train[1]))
     mean, std = (

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 
 class Residual(nn.Module):
-    """Two 3 x 3 convolutions with a way around them (He et al. 2016), with torchvision's parameter names."""
+    """Two 3 x 3 convolutions with a way around them (He et al.
+
+    2016), with torchvision's parameter names.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -48,7 +51,10 @@ def resnet(
 
 
 def vgg(width: int, channels: int, classes: int) -> nn.Module:
-    """VGG-16 with batch norm and one linear layer (Simonyan and Zisserman 2015); ``width`` 64 is the published one."""
+    """VGG-16 with batch norm and one linear layer (Simonyan and Zisserman 2015).
+
+    ``width`` 64 is the published one.
+    """
     layers: list[nn.Module] = []
     inputs = channels
     for stage, depth in enumerate((2, 2, 3, 3, 3)):

@@ -1,1 +1,4 @@
-"""Networks for partial differential equations, trained with Adam and with TB_Sigmoid on whole matrices or windows."""
+"""Networks for partial differential equations, trained with Adam and with TB_Sigmoid.
+
+TB_Sigmoid measures whole matrices or windows.
+"""

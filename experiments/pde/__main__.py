@@ -1,4 +1,7 @@
-"""``python -m experiments.pde``: train with every method at its best setting, over several seeds; table and plot."""
+"""``python -m experiments.pde``: train with every method at its best setting.
+
+Every method has several seeds; a table and a plot are written.
+"""
 
 from __future__ import annotations
 
@@ -70,17 +73,22 @@ class Settings:
     """Of the sigmoid: factors from 10^(-scale / 2) to 10^(scale / 2)."""
     seeds: int = 3
     window: int = 16
-    """Of the method and of the alphas that are reported; no larger than the narrowest layer that is measured."""
+    """Of the method and of the alphas that are reported; no larger than the
+    narrowest layer that is measured."""
 
 
 FULL = Settings(
-    widths=(64, 32), search_all=True, sizes=(1000, 200, 200), side=32, steps=10_000, batch=16, every=100, seeds=5,
-    amounts=(("Darcy", (10, 25, 50, 100, 200, 400, 800)), ("reaction", (10, 25, 50, 100, 200, 400, 1000)),
+    widths=(64, 32), search_all=True, sizes=(1000, 200, 200), side=32, steps=10_000, batch=16,
+    every=100, seeds=5,
+    amounts=(("Darcy", (10, 25, 50, 100, 200, 400, 800)),
+             ("reaction", (10, 25, 50, 100, 200, 400, 1000)),
              (TUNED, (5, 10, 25, 100))),
-    lrs=(0.0005, 0.001, 0.002, 0.005, 0.0125), tuning_lrs=(0.0001, 0.00025), scales=(0.125, 0.25, 0.5, 1.0, 2.0),
+    lrs=(0.0005, 0.001, 0.002, 0.005, 0.0125), tuning_lrs=(0.0001, 0.00025),
+    scales=(0.125, 0.25, 0.5, 1.0, 2.0),
 )  # fmt: skip
 QUICK = Settings(
-    networks=("U-Net",), widths=(16,), amounts=(("reaction", (4, 8)), (TUNED, (4,))), sizes=(8, 4, 4), side=8, steps=3,
+    networks=("U-Net",), widths=(16,), amounts=(("reaction", (4, 8)), (TUNED, (4,))),
+    sizes=(8, 4, 4), side=8, steps=3,
     batch=4, every=2, lrs=(0.005,), tuning_lrs=(), scales=(0.5,), seeds=2,
 )  # fmt: skip
 
@@ -88,8 +96,8 @@ QUICK = Settings(
 def methods(network: str, settings: Settings) -> dict[str, st.TBSigmoid | None]:
     """The methods: which layers each balances and how it measures alpha; None for one rate for all.
 
-    Layers from 12 eigenvalues take part, as published for PDEs. The layers where fields enter and leave have a side
-    below 16, which no method measures.
+    Layers from 12 eigenvalues take part, as published for PDEs. The layers where fields enter
+    and leave have a side below 16, which no method measures.
     """
     found: dict[str, st.TBSigmoid | None] = {ADAM: None}
     for where, globs in (("", SPECTRAL.get(network, ())), (", spectral too", ())):
@@ -128,7 +136,10 @@ def cells(settings: Settings) -> list[Cell]:
 
 
 def searched(cell: Cell, settings: Settings) -> Cell:
-    """Where the settings of a cell are searched: its smallest number of pairs, unless all are searched."""
+    """Where the settings of a cell are searched.
+
+    At its smallest number of pairs, unless all are searched.
+    """
     return cell if settings.search_all else replace(cell, n=dict(settings.amounts)[cell.task][0])
 
 
@@ -147,7 +158,7 @@ class Experiment:
         self.trained: dict[tuple[str, int], nn.Module] = {}
 
     def steps(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        """Settings are searched on validation pairs with a seed of their own, then every seed is run."""
+        """Search settings on validation pairs with a seed of their own, then run every seed."""
         for cell in cells(self.settings):
             rules = methods(cell.network, self.settings)
             if searched(cell, self.settings) == cell:
@@ -204,7 +215,10 @@ class Experiment:
     def final(
         self, cell: Cell, method: str, rule: st.TBSigmoid | None, seed: int
     ) -> dict[str, Any]:
-        """One seed at the chosen setting; its alphas are measured in windows, whatever the method."""
+        """One seed at the chosen setting.
+
+        Its alphas are measured in windows, whatever the method.
+        """
         lr, scale = self.chosen(cell, method)
         (network, unit), found = self.train(cell, lr, scaled(rule, scale), seed)
         test = nrmse(network, self.problems[cell.task].test, unit)
@@ -224,7 +238,10 @@ class Experiment:
     def train(
         self, cell: Cell, lr: float, rule: st.TBSigmoid | None, seed: int
     ) -> tuple[tuple[nn.Module, Scale], dict[str, float]]:
-        """Train; the seed decides the training pairs, the first weights and the order of the pairs."""
+        """Train.
+
+        The seed decides the training pairs, the first weights and the order of the pairs.
+        """
         problem = self.problems[cell.task]
         network = (
             self.pretrained(cell.network, seed)
@@ -252,7 +269,10 @@ class Experiment:
         return NETWORKS[network](self.settings.widths[self.settings.networks.index(network)])
 
     def pretrained(self, network: str, seed: int) -> nn.Module:
-        """A copy of the network that was trained on all pairs of the source equation with Adam at the middle rate."""
+        """A copy of the network that Adam trained on the source equation.
+
+        It was trained on all pairs at the middle rate.
+        """
         if (network, seed) not in self.trained:
             self.trained[network, seed] = model = self.fresh(network, seed)
             lr = sorted(self.settings.lrs)[len(self.settings.lrs) // 2]
@@ -271,7 +291,10 @@ def search_key(cell: Cell, method: str, lr: float, scale: float | None) -> str:
 
 
 def tables(done: dict[str, Any], settings: Settings) -> dict[str, str]:
-    """By method and cell: test errors; less Adam's, as chosen and at the same base rate; spread of alpha; settings."""
+    """By method and cell: test errors; less Adam's, as chosen and at the same base rate.
+
+    Spread of alpha; settings.
+    """
     columns = [(task, n) for task, amounts in settings.amounts for n in amounts]
     rows: dict[str, list[list[str]]] = {
         name: [] for name in ("results", "differences", "same rate", "spread", "settings")
@@ -319,7 +342,7 @@ def draw(done: dict[str, Any], settings: Settings, path: Path) -> None:
             found = [_tests(done, Cell(task, n, network), method, settings, kind) for n in amounts]
             at = [k + 0.09 * (j - (len(series) - 1) / 2) for k in range(len(amounts))]
             means, bars = [fmean(errors) for errors in found], [stdev(errors) for errors in found]
-            look = {
+            look: dict[str, Any] = {
                 "markersize": 4,
                 "capsize": 2,
                 "linewidth": 1,

@@ -1,4 +1,7 @@
-"""Pairs of fields: Darcy flow as neuraloperator 0.3.0 ships it, and reaction and diffusion from our solver."""
+"""Pairs of fields: Darcy flow, and reaction and diffusion.
+
+Darcy flow is as neuraloperator 0.3.0 ships it; the other comes from our solver.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,8 @@ class Scale:
 def darcy(folder: Path) -> Problem:
     """Coefficient to pressure on 16 x 16 points: 800 training, 200 validation and 50 test pairs.
 
-    ``folder`` holds ``darcy_train_16.pt`` and ``darcy_test_16.pt``, or the wheel of neuraloperator 0.3.0 with them.
+    ``folder`` holds ``darcy_train_16.pt`` and ``darcy_test_16.pt``, or the wheel of
+    neuraloperator 0.3.0 with them.
 
     Raises:
         FileNotFoundError: the folder holds neither.
@@ -63,7 +67,10 @@ def darcy(folder: Path) -> Problem:
 def reaction(
     equation: Equation, sizes: tuple[int, int, int], *, side: int, grid: int = 32, seed: int = 0
 ) -> Problem:
-    """From u(0) to u(T): ``sizes`` training, validation and test pairs, solved on ``grid`` points, seen on ``side``."""
+    """Pairs from u(0) to u(T).
+
+    ``sizes`` training, validation and test pairs, solved on ``grid`` points, seen on ``side``.
+    """
     start = random_fields(sum(sizes), grid, seed)
     every = grid // side
     fields = [
@@ -90,8 +97,8 @@ def _stored(folder: Path, name: str) -> dict[str, Any]:
             content = wheel.read(INSIDE + name)
     else:
         raise FileNotFoundError(
-            f"no {name} and no {WHEEL} in {folder}: pip download neuraloperator==0.3.0 --no-deps -d {folder}, "
-            "or give --data"
+            f"no {name} and no {WHEEL} in {folder}: "
+            f"pip download neuraloperator==0.3.0 --no-deps -d {folder}, or give --data"
         )
     stored: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
     return stored

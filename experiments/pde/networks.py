@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 NO_OPERATOR = (
-    "the FNO needs neuraloperator: pip install --no-deps neuraloperator==2.0.0 tensorly-torch==0.5.0, after "
-    "pip install requests pyyaml tensorly==0.10.0 opt-einsum==3.4.0 (what else it asks for is not used here)"
+    "the FNO needs neuraloperator: "
+    "pip install --no-deps neuraloperator==2.0.0 tensorly-torch==0.5.0, after "
+    "pip install requests pyyaml tensorly==0.10.0 opt-einsum==3.4.0 "
+    "(what else it asks for is not used here)"
 )
 
 
@@ -25,10 +27,12 @@ def block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """U-Net (Ronneberger et al. 2015) of ``depth`` halvings, for fields (n, 1, side, side); side a multiple of 2^depth.
+    """U-Net (Ronneberger et al. 2015) of ``depth`` halvings, for fields (n, 1, side, side).
 
-    Norms are group norms, sides are halved by means. As in the FNO, edges are joined and the coordinates are two more
-    channels of the input.
+    Side a multiple of 2^depth.
+
+    Norms are group norms, sides are halved by means. As in the FNO, edges are joined and the
+    coordinates are two more channels of the input.
     """
 
     def __init__(self, width: int, depth: int = 2) -> None:
@@ -63,7 +67,9 @@ def coordinates(x: Tensor) -> Tensor:
 
 
 def fno(width: int, modes: int = 6) -> nn.Module:
-    """Fourier neural operator (Li et al. 2021) of neuraloperator, four layers; its MLPs are ``width`` and twice that.
+    """Fourier neural operator (Li et al. 2021) of neuraloperator, four layers.
+
+    Its MLPs are ``width`` and twice that.
 
     Raises:
         ModuleNotFoundError: neuraloperator is not installed.

@@ -1,6 +1,7 @@
-"""A small solver: reaction and diffusion of one substance on a periodic square, u_t = D (u_xx + u_yy) + r u (1 - u).
+"""A small solver: reaction and diffusion of one substance on a periodic square.
 
-Fisher's equation. Fields are (..., side, side) in float64, values at evenly spaced points of the unit square.
+It solves u_t = D (u_xx + u_yy) + r u (1 - u), Fisher's equation. Fields are (..., side, side) in
+float64, values at evenly spaced points of the unit square.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ class Equation:
 def solve(start: Fields, equation: Equation, *, steps: int = 50) -> Fields:
     """The field after ``equation.time``, by Strang's splitting.
 
-    Half a step of growth, a step of diffusion in Fourier space, half a step of growth; each part is solved exactly, so
-    that the error is of second order in the step and zero where one of the two is absent.
+    Half a step of growth, a step of diffusion in Fourier space, half a step of
+    growth; each part is solved exactly, so that the error is of second order in the
+    step and zero where one of the two is absent.
     """
     step = equation.time / steps
     kernel = np.exp(-equation.diffusivity * step * squared_wave_numbers(start.shape[-1]))
@@ -54,7 +56,8 @@ def squared_wave_numbers(side: int) -> Fields:
 def random_fields(n: int, side: int, seed: int, *, smooth: float = 3.0) -> Fields:
     """Fields between 0 and 1, shape (n, side, side): a logistic function of Gaussian random fields.
 
-    Their power falls as (|k|^2 + 9)^-smooth with |k| in cycles, to unit variance; the square is mostly empty.
+    Their power falls as (|k|^2 + 9)^-smooth with |k| in cycles, to unit
+    variance; the square is mostly empty.
     """
     noise = np.fft.rfft2(np.random.default_rng(seed).standard_normal((n, side, side)))
     power = (squared_wave_numbers(side) / (2 * math.pi) ** 2 + 9) ** -smooth

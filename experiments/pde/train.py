@@ -1,7 +1,11 @@
-"""One training run: Adam with a cosine schedule, with or without a Balancer, and the error of what came out."""
+"""One training run, and the error of what came out.
+
+Adam with a cosine schedule, with or without a Balancer.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +13,8 @@ from torch import Tensor, nn
 
 import spectail as st
 from experiments.pde.data import Pairs, Scale
+from spectail.training.history import Update
+from spectail.training.rules import Rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +31,19 @@ class Recipe:
     device: str = "cpu"
 
 
-def fit(network: nn.Module, pairs: Pairs, recipe: Recipe, rule: st.TBSigmoid | None) -> Scale:
-    """Train on the pairs, with the relative L2 error as loss; the scale tells how to use the network.
+def fit(
+    network: nn.Module,
+    pairs: Pairs,
+    recipe: Recipe,
+    rule: Rule | None,
+    on_update: Callable[[Update], None] | None = None,
+) -> Scale:
+    """Train on the pairs, with the relative L2 error as loss.
 
-    The learning rates of ``rule`` change every ``recipe.every`` steps, the first time before the first step (None: one
-    rate for all).
+    The scale tells how to use the network.
+
+    The learning rates of ``rule`` change every ``recipe.every`` steps, the first time before the
+    first step (None: one rate for all). ``on_update`` is called with every change.
     """
     network.to(recipe.device).train()
     scale = Scale.of(pairs)
@@ -37,7 +51,9 @@ def fit(network: nn.Module, pairs: Pairs, recipe: Recipe, rule: st.TBSigmoid | N
         network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.steps)
-    balancer = st.Balancer(network, optimizer, rule, every=None) if rule else None
+    balancer = (
+        st.Balancer(network, optimizer, rule, every=None, on_update=on_update) if rule else None
+    )
     generator = torch.Generator().manual_seed(recipe.seed)
     waiting: list[Tensor] = []
     for step in range(recipe.steps):
@@ -58,7 +74,10 @@ def fit(network: nn.Module, pairs: Pairs, recipe: Recipe, rule: st.TBSigmoid | N
 
 
 def predicted(network: nn.Module, inputs: Tensor, scale: Scale) -> Tensor:
-    """Solutions in their own unit, by a network that sees and gives values of mean 0 and standard deviation 1."""
+    """Solutions in their own unit.
+
+    The network sees and gives values of mean 0 and standard deviation 1.
+    """
     (mean, deviation), (offset, size) = scale.inputs, scale.solutions
     found: Tensor = network((inputs - mean) / deviation) * size + offset
     return found

@@ -1,1 +1,4 @@
-"""Does alpha in windows prune a language model better? Methods x allocations, settings chosen on text of their own."""
+"""Whether alpha in windows prunes a language model better.
+
+Methods x allocations; settings are chosen on text of their own.
+"""

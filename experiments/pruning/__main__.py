@@ -1,4 +1,7 @@
-"""``python -m experiments.pruning``: prune one language model by every allocation; table, plot and docs page."""
+"""``python -m experiments.pruning``: prune one language model by every allocation.
+
+Table, plot and docs page.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ QUICK = Settings(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is missing and write what is complete; 0 when all is done, 3 when ``--seconds`` ran out before."""
+    """Run what is missing and write what is complete.
+
+    0 when all is done, 3 when ``--seconds`` ran out before.
+    """
     options = _options(arguments)
     settings = QUICK if options.quick else FULL if options.full else Settings()
     model, tokenizer, texts = _inputs(options, settings)

@@ -16,7 +16,7 @@ from spectail.allocation.targets import Sparsity
 from spectail.allocation.units import standardized_by_kind
 from spectail.core.windows import Grid
 from spectail.models.naming.blocks import unit_of
-from spectail.pruning.owl import owl_ratios
+from spectail.pruning.allocators.by_activations import falling_ratios
 from spectail.results.records import LayerRecord
 
 Outliers = Mapping[str, float]
@@ -27,7 +27,10 @@ Change = Callable[[tuple[LayerRecord, ...], Outliers], tuple[LayerRecord, ...]]
 
 @dataclass(frozen=True)
 class Rule:
-    """How layers get their ratio: by the alphas of ``spec`` (None: by none), as they are or changed."""
+    """How layers get their ratio: by the alphas of ``spec``, as they are or changed.
+
+    None: by no alphas.
+    """
 
     spec: st.Spec | None = None
     level: str = "block"
@@ -47,7 +50,8 @@ def ratios(
 ) -> st.Allocation | dict[str, float]:
     """Ratios between about sparsity (1 - eps) and sparsity (1 + eps) that meet the budget.
 
-    ``even`` is the uniform allocation; it says which layers there are, and what a rule without eps gives.
+    ``even`` is the uniform allocation; it says which layers there are,
+    and what a rule without eps gives.
     """
     if eps is None:
         return even
@@ -70,13 +74,16 @@ def by_outliers(owl: Outliers, even: st.Allocation, lam: float) -> dict[str, flo
         sizes[share.unit] = sizes.get(share.unit, 0) + share.numel
     found, numel = (np.array([x[unit] for unit in sizes], dtype=np.float64) for x in (owl, sizes))
     by_block = dict(
-        zip(sizes, owl_ratios(found, numel, sparsity=even.budget, lam=lam), strict=True)
+        zip(sizes, falling_ratios(found, numel, sparsity=even.budget, lam=lam), strict=True)
     )
     return {share.name: float(by_block[share.unit]) for share in even.shares}
 
 
 def shrunk(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord, ...]:
-    """Alphas pulled to the mean of their kind, the more the wider their error bar (empirical Bayes)."""
+    """Alphas pulled to the mean of their kind.
+
+    The more, the wider their error bar (empirical Bayes).
+    """
     found = list(layers)
     for kind in {layer.kind for layer in layers}:
         chosen = [i for i, layer in enumerate(layers) if layer.kind == kind and unit_of(layer.name)]
@@ -93,7 +100,10 @@ def shrunk(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord,
 
 
 def with_variance(layers: tuple[LayerRecord, ...], owl: Outliers) -> tuple[LayerRecord, ...]:
-    """Blocks by alpha and by the spread of their weights: heavy tails and large weights are both kept."""
+    """Blocks by alpha and by the spread of their weights.
+
+    Heavy tails and large weights are both kept.
+    """
     return _by_block(
         layers, {unit: -np.log(np.mean(v)) for unit, v in _columns(layers, "weight_var").items()}
     )
@@ -132,8 +142,9 @@ PARTS: dict[str, Rule] = {
     "windows, peak": Rule(st.Spec(cutoff="peak")),
     "windows, top 10 %": Rule(st.Spec(cutoff="top:0.1")),
 }
-"""What another grid changes, what the windows bring and what the cutoff brings; AlphaPruning and the default are the
-other two of the six."""
+"""What another grid changes, what the windows bring and what the cutoff brings; AlphaPruning and
+the default are the other two of the six.
+"""
 
 VARIANTS: dict[str, Rule] = {
     "per layer": Rule(presets.FARMS, level="layer"),
@@ -181,7 +192,10 @@ def _columns(layers: tuple[LayerRecord, ...], column: str) -> dict[str, list[flo
 def _by_block(
     layers: tuple[LayerRecord, ...], other: Mapping[str, float]
 ) -> tuple[LayerRecord, ...]:
-    """Every alpha replaced by the sum of its block's standard scores in mean alpha and in ``other``."""
+    """Every alpha replaced by the sum of two standard scores of its block.
+
+    These are its scores in mean alpha and in ``other``.
+    """
     alphas = block_alphas(layers)
     both = _scores(np.array(list(alphas.values()))) + _scores(
         np.array([other[unit] for unit in alphas])

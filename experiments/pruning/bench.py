@@ -1,4 +1,7 @@
-"""A model that is pruned or rounded again and again, and put back each time; perplexity of drawn token blocks."""
+"""A model that is pruned or rounded again and again, and put back each time.
+
+Perplexity of drawn token blocks.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,10 @@ class Bench:
                     weight.write(values)
 
     def perplexity(self, tokens: Tensor) -> float:
-        """Exp of the mean negative log-likelihood of blocks (n, length), their first tokens apart."""
+        """Exp of the mean negative log-likelihood of blocks (n, length).
+
+        Their first tokens are not scored.
+        """
         with torch.inference_mode():
             losses = [
                 loss
@@ -58,7 +64,10 @@ class Bench:
         return float(Perplexity(losses, seq_len=tokens.shape[1]))
 
     def statistics(self, tokens: Tensor) -> Mapping[Any, Statistic]:
-        """Sums of squares of every layer's inputs in the dense model: Wanda's scores without going block by block."""
+        """Sums of squares of every layer's inputs in the dense model.
+
+        They give Wanda's scores without going block by block.
+        """
         with torch.inference_mode(), watching(self.weights, Squares) as seen:
             for batch in torch.split(tokens, AT_ONCE):
                 self.model.base_model(batch.to(self.device), use_cache=False)
@@ -93,7 +102,10 @@ class Bench:
 
 
 def rounded(weights: Tensor, bits: int, group: int = GROUP) -> Tensor:
-    """Round to nearest, 2^bits levels from the least to the largest of every ``group`` neighbours along the input."""
+    """Round to nearest, with 2^bits levels in every group.
+
+    The levels go from the least to the largest of ``group`` neighbours along the input.
+    """
     rows, cols = weights.shape
     pieces = functional.pad(weights.float(), (0, -cols % group), mode="replicate").reshape(
         rows, -1, group

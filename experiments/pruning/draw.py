@@ -82,7 +82,10 @@ def _bits(found: Mapping[str, Any]) -> str:
 
 
 def compared_in(summary: Mapping[str, Any]) -> list[str]:
-    """The allocations of the comparison, and the second grid and the finalists where they were tested."""
+    """The allocations of the comparison.
+
+    Also the second grid and the finalists where they were tested.
+    """
     found = [
         name
         for name in (OTHER_GRID, *summary["finalists"])

@@ -1,4 +1,7 @@
-"""What is measured, step by step: each step is kept when it is done, later ones read earlier ones from the journal."""
+"""What is measured, step by step.
+
+Each step is kept when it is done; later ones read earlier ones from the journal.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,9 @@ from experiments.pruning.texts import Texts
 from spectail import presets
 from spectail.allocation.targets import Bits
 from spectail.allocation.units import standardized_by_kind
+from spectail.pruning.allocators import uniform
+from spectail.pruning.allocators.by_activations import measure_blocks, outlier_percent
 from spectail.pruning.calibration import calibration_tokens
-from spectail.pruning.owl import outlier_shares, uniform
 
 BITS: dict[str, tuple[st.Spec, tuple[float, ...]] | None] = {
     "uniform": None,
@@ -37,7 +41,8 @@ FINALISTS = 2
 class Settings:
     """Sizes of a run; the defaults are the grid whose results are kept here.
 
-    float32 on a CPU: bfloat16 is twice as fast on those that compute with it, and many times slower on others.
+    float32 on a CPU: bfloat16 is twice as fast on those that compute with it,
+    and many times slower on others.
     """
 
     targets: tuple[tuple[str, float], ...] = (
@@ -56,7 +61,10 @@ class Settings:
     dtype: str = "float32"
 
     def eps_of(self, method: str, name: str) -> tuple[float | None, ...]:
-        """The candidates, the same for every allocation but the uniform one, which has nothing to choose."""
+        """The candidates, the same for every allocation but the uniform one.
+
+        The uniform one has nothing to choose.
+        """
         if name == "uniform":
             return (None,)
         return self.eps_magnitude if method == "magnitude" else self.eps
@@ -99,7 +107,10 @@ class Experiment:
         self._seen: dict[int, Any] = {}
 
     def steps(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        """The comparison; on selection text what windows and cutoff bring each, and attempts to do better; bits."""
+        """The comparison.
+
+        On selection text what windows and cutoff bring each, and attempts to do better; bits.
+        """
         for seed in range(self.settings.seeds):
             yield f"dense | {seed}", partial(self.dense, seed)
             yield f"outliers | {seed}", partial(self.outliers, seed)
@@ -110,7 +121,10 @@ class Experiment:
         yield from self._bits()
 
     def finals(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        """Once all steps are done: the best of them on test text, then all that the windows and the cutoff bring."""
+        """Once all steps are done, test the best of them.
+
+        First the best on test text, then all that the windows and the cutoff bring.
+        """
         yield from self._tested(finalists(self.journal.done, self.settings))
         yield from self._tested(PARTS)
 
@@ -160,7 +174,7 @@ class Experiment:
 
     def outliers(self, seed: int) -> dict[str, float]:
         """OWL's percent of outliers by block."""
-        found = outlier_shares(self.bench.model, self._tokens("calibration", seed), m=presets.OWL_M)
+        found = measure_blocks(self.bench.model, self._tokens("calibration", seed), outlier_percent)
         return dict(found)
 
     def alphas(self, name: str) -> dict[str, float]:
@@ -180,7 +194,10 @@ class Experiment:
             return self.bench.perplexity(self._tokens("selection", 0))
 
     def test(self, method: str, sparsity: float, name: str, seed: int) -> dict[str, Any]:
-        """Perplexity on test texts with the eps that selection text chose, pruned block by block."""
+        """Perplexity on test texts with the eps that selection text chose.
+
+        The model is pruned block by block.
+        """
         eps = self.chosen(method, sparsity, name)
         with self.bench.borrowed():
             shared = self._ratios(name, sparsity, eps, seed)
@@ -278,7 +295,10 @@ class Experiment:
 def selections(
     done: Mapping[str, Any], settings: Settings
 ) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Selection perplexity by target, allocation and eps, of the allocations for which all are there."""
+    """Selection perplexity by target, allocation and eps.
+
+    Of the allocations for which all are there.
+    """
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for method, sparsity in settings.targets:
         for name in RULES if method != "sparsegpt" else ():
@@ -295,7 +315,10 @@ def selections(
 def over_default(
     selection: Mapping[str, Mapping[str, Mapping[str, float | None]]],
 ) -> dict[str, dict[str, float]]:
-    """Of what is not in the comparison: best selection perplexity over that of the default, by target."""
+    """Best selection perplexity over that of the default, by target.
+
+    Of what is not in the comparison.
+    """
     names = [
         name for name in (*PARTS, *VARIANTS) if all(name in found for found in selection.values())
     ]
@@ -309,7 +332,10 @@ def over_default(
 
 
 def finalists(done: Mapping[str, Any], settings: Settings) -> list[str]:
-    """The two that are best on selection text, in the geometric mean of their ratios over the targets."""
+    """The two that are best on selection text.
+
+    In the geometric mean of their ratios over the targets.
+    """
     ratios = over_default(selections(done, settings))
     return sorted(ratios, key=lambda name: math.prod(ratios[name].values()))[:FINALISTS]
 

@@ -1,4 +1,7 @@
-"""From the steps to numbers: perplexity per allocation with its spread over seeds, and ratios to the baseline."""
+"""From the steps to numbers: perplexity per allocation, and ratios to the baseline.
+
+Perplexities have their spread over seeds.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,10 @@ def complete_seeds(done: Mapping[str, Any], keys: Sequence[str], seeds: int) -> 
 
 
 def against_baseline(found: dict[str, dict[str, Any]]) -> None:
-    """Add ``ratio`` to every allocation: its perplexity over the baseline's, seed by seed, with mean and spread."""
+    """Add ``ratio`` to every allocation: its perplexity over the baseline's.
+
+    Seed by seed, with mean and spread.
+    """
     for row in found.values():
         logs = [
             math.log(a / b) for a, b in zip(row["seeds"], found[BASELINE]["seeds"], strict=False)
@@ -79,7 +85,10 @@ def against_baseline(found: dict[str, dict[str, Any]]) -> None:
 def _tested(
     done: Mapping[str, Any], key: str, seeds: int, sources: Sequence[str]
 ) -> dict[str, Any]:
-    """Perplexities by source and seed, and their geometric mean over sources with its spread over seeds."""
+    """Perplexities by source and seed, and their geometric mean over sources.
+
+    The mean has its spread over seeds.
+    """
     rows = [done[f"{key} | {seed}"] for seed in range(seeds)]
     by_source = {source: [_number(row[source]) for row in rows] for source in sources}
     means = [

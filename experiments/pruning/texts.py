@@ -1,4 +1,7 @@
-"""The texts, each for one end: calibration, choosing settings, tests; of installed packages, or files."""
+"""The texts, each for one end: calibration, choosing settings, tests.
+
+Of installed packages, or files.
+"""
 
 from __future__ import annotations
 
