@@ -148,6 +148,14 @@ def test_words_say_what_zeros_are_worth_and_which_perplexity_is_which():
         assert text in body, text
 
 
+def test_the_page_says_how_far_the_ratios_follow_depth():
+    done = pruned()
+    assert "follow depth" not in body_of(html(done))
+    depth = done.allocation.depth_correlations
+    body = body_of(html(replace(done, report=replace(done.report, depth=depth))))
+    assert "The ratios rise with depth: rank correlation 1.00" in body
+
+
 def test_without_choice_or_test_text_the_page_says_so():
     page = html(pruned(chosen=False, evaluated=0))
     assert set(data_of(page)["figures"]) == {"ratios"}

@@ -17,6 +17,7 @@ from spectail.models.live.weights import editable, owners
 from spectail.pruning.layers import coverage_of, make_targets
 from spectail.pruning.methods import SparseGPT, Wanda, method_names
 from spectail.pruning.prune import PruningInterrupted
+from spectail.pruning.report import Note
 from spectail.pruning.statistics import Gram, site_of, watching
 from tests.pruning.models import CONFIGS, decoder, tokens
 from tests.reference import plain_pruning as plain
@@ -177,7 +178,7 @@ def test_an_expert_without_tokens_is_pruned_by_magnitude_and_says_so():
     ]
     assert unseen
     more = f" and {len(unseen) - 1} more" if len(unseen) > 1 else ""
-    assert report.notes == (f"{unseen[0].name}{more}: {unseen[0].note}",)
+    assert report.notes == (Note(f"{unseen[0].name}{more}", unseen[0].note),)
     assert f"note: {report.notes[0]}" in report.summary()
     assert report.realised == 0.5
 
@@ -463,9 +464,12 @@ def test_blocks_that_share_a_weight_are_pruned_once_and_it_is_said():
         "model.layers.0.mlp.up_proj"
     ]
     assert report.realised == 0.5
-    assert report.notes == (
-        "model.layers.0.mlp.up_proj: shared by 2 modules: pruned by the inputs of the first",
+    # A note may hold a colon itself.
+    shared = Note(
+        "model.layers.0.mlp.up_proj", "shared by 2 modules: pruned by the inputs of the first"
     )
+    assert report.notes == (shared,)
+    assert report.to_dict()["notes"] == [f"{shared.subject}: {shared.text}"]
 
 
 def test_left_out_layers_are_told_with_their_reasons():

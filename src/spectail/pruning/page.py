@@ -286,6 +286,8 @@ def _words(done: Pruned) -> list[tuple[str, str]]:
             " ".join([_rule(done.plan, allocation), *allocation.deviations, *allocation.notes]),
         ),
     ]
+    if report.depth:
+        found.append(("Depth", " ".join(report.depth.describe("the ratios"))))
     if report.selected:
         found.append(("Choice of eps", _choice(report.selected)))
     found += [
@@ -297,7 +299,7 @@ def _words(done: Pruned) -> list[tuple[str, str]]:
     if not report.evaluated:
         unknown = "not measured: `--evaluate FILE` measures it on a test text before and after."
         found.append(("Perplexity", unknown))
-    found += [("Remark", "`{}`: {}.".format(*text.split(": ", 1))) for text in report.notes]
+    found += [("Remark", f"`{note.subject}`: {note.text}.") for note in report.notes]
     if allocation.left_out:
         reasons = Counter(layer.reason for layer in allocation.left_out)
         counts = "; ".join(f"{plural(n, 'layer')}: {reason}" for reason, n in reasons.items())

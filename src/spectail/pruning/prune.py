@@ -23,8 +23,9 @@ from spectail.pruning.methods import Method, as_method
 from spectail.pruning.owl import uniform
 from spectail.pruning.quotas import Pattern, Quota, Zeros
 from spectail.pruning.reach import check_reached, scope_of
-from spectail.pruning.report import PrunedLayer, PruneReport
+from spectail.pruning.report import Note, PrunedLayer, PruneReport
 from spectail.pruning.statistics import Statistic, check_seen, site_of, watching
+from spectail.results.depth import DepthCorrelations
 
 SHARED = "pruned by the inputs of the first"
 """Note on a weight that several blocks share."""
@@ -101,7 +102,8 @@ def prune(
     tokens = as_tokens(calibration, model, rule.name) if rule.statistic else None
     # All checks come before the first weight is changed.
     targets, left_out = _choose(model, allocation, groups_of, tokens, scope=(include, exclude))
-    return _Job(model, rule, groups_of, tokens, targets, left_out).run(progress)
+    depth = allocation.depth_correlations if isinstance(allocation, Allocation) else None
+    return _Job(model, rule, groups_of, tokens, targets, left_out, depth).run(progress)
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class _Job:
     tokens: Tensor | None
     targets: list[PruningTarget]
     left_out: tuple[LeftOut, ...]
+    depth: DepthCorrelations | None
 
     def run(self, progress: LayerProgress | None) -> PruneReport:
         """Prune all targets; on Ctrl-C raise PruningInterrupted with what was done so far."""
@@ -153,7 +156,8 @@ class _Job:
             seconds=round(time.perf_counter() - began, 3),
             complete=complete,
             left_out=self.left_out,
-            remarks=(f"calibration: {lacking}",) if lacking else (),
+            remarks=(Note("calibration", lacking),) if lacking else (),
+            depth=self.depth,
         )
 
 

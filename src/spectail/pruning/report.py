@@ -17,6 +17,7 @@ from spectail.basics.json_values import plain
 from spectail.basics.texts import first_names
 from spectail.evaluation import Perplexity, Rule
 from spectail.evaluation.bos import WORDS
+from spectail.results.depth import DepthCorrelations
 from spectail.results.table import table_html
 
 _FORMAT = "spectail pruning"
@@ -25,6 +26,19 @@ NO_GAIN = (
     "dense model, unless a sparse format or kernel uses them."
 )
 """The caveat at the end of every summary and at the top of every page."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a user should know, and what it is about."""
+
+    subject: str
+    """A part of the run (``calibration``), or names of layers."""
+    text: str
+
+    def __str__(self) -> str:
+        """Write the note in one line."""
+        return f"{self.subject}: {self.text}"
 
 
 @dataclass(frozen=True)
@@ -132,8 +146,10 @@ class PruneReport:
     bos: Rule | None = None
     """Where the beginning-of-sequence token (BOS) stood in the texts of the run; None if no text,
     or only token ids, were given."""
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[Note, ...] = ()
     """What a user should know about the run as a whole."""
+    depth: DepthCorrelations | None = None
+    """How the allocation goes with depth; None where it has no such number, or is no allocation."""
 
     @property
     def numel(self) -> int:
@@ -152,17 +168,17 @@ class PruneReport:
         return sum(layer.zeros for layer in self.layers) / max(1, self.numel)
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[Note, ...]:
         """Remarks on the run, then on layers (raised damping, experts without tokens).
 
-        Each one starts with what it is about and a colon. Layers with the same note share a line.
+        Layers with the same note share one.
         """
         # Hundreds of experts may have the same note.
         noted: dict[str, list[str]] = {}
         for layer in self.layers:
             if layer.note:
                 noted.setdefault(layer.note, []).append(layer.name)
-        return self.remarks + tuple(f"{first_names(n)}: {note}" for note, n in noted.items())
+        return self.remarks + tuple(Note(first_names(n), note) for note, n in noted.items())
 
     def describe_bos(self) -> str:
         """Return a phrase that says where BOS stood in the texts of the run."""
@@ -179,7 +195,7 @@ class PruneReport:
         return pd.DataFrame([dataclasses.asdict(layer) for layer in self.layers], columns=names)
 
     def summary(self) -> str:
-        """Return a few lines: method, sparsity asked for and reached, time, perplexity, notes."""
+        """Return a few lines: method, sparsity asked for and reached, depth, perplexity, notes."""
         how = self.method + (f" {self.pattern}" if self.pattern else "")
         text = (
             f", {self.calibration[0]} x {self.calibration[1]} calibration tokens"
@@ -195,6 +211,8 @@ class PruneReport:
                 f"sparsity {self.realised:.6f} (asked {self.requested:.6f}), "
                 f"layers from {min(ratios):.4f} to {max(ratios):.4f}"
             )
+        if self.depth:
+            lines += self.depth.describe("the ratios")
         if self.bos:
             lines.append(f"BOS: {self.describe_bos()}")
         lines += describe_left_out(self.left_out)
@@ -209,12 +227,13 @@ class PruneReport:
         lists = {
             "layers": [dataclasses.asdict(layer) for layer in self.layers],
             "left_out": [layer.to_dict() for layer in self.left_out],
-            "notes": list(self.notes),
-            "remarks": list(self.remarks),
+            "notes": [str(note) for note in self.notes],
+            "remarks": [str(note) for note in self.remarks],
         }
         texts = {
             "evaluated": [evaluated.to_dict() for evaluated in self.evaluated],
             "selected": self.selected.to_dict() if self.selected else None,
+            "depth": self.depth.to_dict() if self.depth else None,
         }
         shape = list(self.calibration) if self.calibration else None
         totals = {"requested": self.requested, "realised": self.realised, "numel": self.numel}
