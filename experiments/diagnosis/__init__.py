@@ -1,1 +1,4 @@
-"""Which number finds a damaged or under-trained layer: faults are planted at known places in trained models."""
+"""Which number finds a damaged or under-trained layer.
+
+Faults are planted at known places in trained models.
+"""

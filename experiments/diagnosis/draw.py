@@ -178,7 +178,10 @@ def _control_table(models: Mapping[str, Any]) -> str:
 
 
 def _alarm_table(models: Mapping[str, Any], view: str) -> str:
-    """Per cent of healthy layers flagged, mean over models; and how the number follows the aspect ratio."""
+    """Per cent of healthy layers flagged, mean over models.
+
+    The last column says how the number follows the aspect ratio.
+    """
 
     def cell(name: str, share: int, group: str) -> str:
         found = average(
@@ -207,7 +210,10 @@ def _alarm_table(models: Mapping[str, Any], view: str) -> str:
 
 
 def shape_correlation(model: Mapping[str, Any], name: str) -> float | None:
-    """Size of the rank correlation between a number and the aspect ratio over the healthy layers."""
+    """Size of the rank correlation between a number and the aspect ratio.
+
+    It is taken over the healthy layers.
+    """
     sides = [[int(side) for side in shape.split("x")] for shape in model["shapes"]]
     ratios = [max(pair) / min(pair) for pair in sides]
     found = float(spearmanr(ratios, model["healthy"][name]).statistic)

@@ -1,7 +1,7 @@
 """Faults that are planted in a layer, and harmless changes that no number should take for a fault.
 
-Each works on the matrices of one layer, shape (n, rows, cols), and returns new ones. A convolution has
-one matrix per kernel position.
+Each works on the matrices of one layer, shape (n, rows, cols), and returns new ones. A
+convolution has one matrix per kernel position.
 """
 
 from __future__ import annotations
@@ -55,18 +55,23 @@ def faults(initial: Initialisation) -> tuple[State, ...]:
 
 
 CONTROLS = (
-    State("unchanged", "", lambda matrices, _: matrices.clone()),
+    State("unchanged", "", lambda matrices, _: matrices),
     State("permuted", "", lambda matrices, generator: permuted(matrices, generator)),
     State("scaled", "x 2", lambda matrices, _: 2 * matrices),
 )
-"""Changes that are no faults. Permuting neurons, and scaling where a norm or the next layer undoes it,
-leave what a network computes as it is."""
+"""Changes that are no faults. Permuting neurons, and scaling where a norm or the next layer
+undoes it, leave what a network computes as it is.
+"""
 CUTS = {"cut to a half": 2, "cut to a quarter": 4}
-"""Healthy layers of another shape: the part of the short side's neurons that is left is 1 in so many."""
+"""Healthy layers of another shape: the part of the short side's neurons
+that is left is 1 in so many."""
 
 
 def generator_for(*names: str) -> Generator:
-    """A random generator that depends on the names only, so that every layer and change has its own."""
+    """A random generator that depends on the names only.
+
+    So every layer and change has its own.
+    """
     return torch.Generator().manual_seed(zlib.crc32(" | ".join(names).encode()))
 
 

@@ -38,7 +38,10 @@ CATALOGUE = tuple(_KNOWN[name] for name in INITIAL)
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to plant faults in: all layers that are measured, and every which block gets faults."""
+    """A model to plant faults in.
+
+    It names all layers that are measured, and how far the blocks that get faults lie apart.
+    """
 
     name: str
     layers: tuple[Layer, ...]
@@ -58,7 +61,10 @@ class Subject:
         )
 
     def cut_window(self, layer: Layer, part: int) -> int | None:
-        """The common window when this layer's short side is cut to 1 in ``part``; None if too short to compare."""
+        """The common window when this layer's short side is cut to 1 in ``part``.
+
+        None if too short to compare.
+        """
         short = short_side(layer) // part
         return min(self.window, short) if short >= COMPARABLE_SIDE else None
 
@@ -74,7 +80,10 @@ def short_side(layer: Layer) -> int:
 
 
 def subject(name: str, path: Path, every: int = 1) -> Subject:
-    """Open a model; its layers are those that compare (short side at least 64), without embeddings."""
+    """Open a model.
+
+    Its layers are those that compare (short side at least 64), without embeddings.
+    """
     layers = tuple(chosen_layers(open_source(path)))
     return Subject(name, layers, INITIAL.get(name, normal_002), every)
 
@@ -82,8 +91,8 @@ def subject(name: str, path: Path, every: int = 1) -> Subject:
 def installed(folders: Sequence[Path], every: int) -> tuple[list[Subject], list[str]]:
     """The models of the catalogue that are found, and a line for each that is not.
 
-    Faults are planted in every ``every``-th block of SmolLM2 and in every second of ViT-S and AntiBERTy, whose
-    blocks are many and alike; in all blocks of all models if ``every`` is 1.
+    Faults are planted in every ``every``-th block of SmolLM2 and in every second of ViT-S and
+    AntiBERTy, whose blocks are many and alike; in all blocks of all models if ``every`` is 1.
     """
     found, missing = [], []
     thinned = {"SmolLM2-135M": every, "ViT-S": min(every, 2), "AntiBERTy": min(every, 2)}

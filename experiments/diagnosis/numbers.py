@@ -13,12 +13,16 @@ from spectail import presets
 from spectail.core.farms import TailFit, tail_of
 from spectail.core.measure import FARMS, measure
 from spectail.core.metrics import entropy
+from spectail.core.published import CONVOLUTION_FACTOR
 from spectail.core.spec import Spec
 
 
 @dataclass(frozen=True)
 class Number:
-    """A number of a layer: the side on which theory expects a bad layer, and whether to take its logarithm."""
+    """A number of a layer, and how it is judged.
+
+    It has the side on which theory expects a bad layer, and says whether to take its logarithm.
+    """
 
     worse: int
     log: bool = False
@@ -36,14 +40,19 @@ NUMBERS: Mapping[str, Number] = {
     "Var(W)": Number(-1, log=True),
     "largest eigenvalue": Number(-1, log=True),
 }
-"""Heavy-tailed self-regularization expects a badly trained layer to look more like a random one: light tails
-(high alpha, null_z near 0), a flat spectrum (high stable rank and entropy), small weights that did not grow."""
+"""Heavy-tailed self-regularization expects a badly trained layer to look more like a random
+one: light tails (high alpha, null_z near 0), a flat spectrum (high stable rank and
+entropy), small weights that did not grow.
+"""
 OF_WINDOWS = ("alpha, windows", "alpha, windows, top 10 %", "null_z")
 """Numbers that depend on the window of the run."""
 
 
 def measure_windows(matrices: Tensor, window: int) -> dict[str, float]:
-    """The numbers of OF_WINDOWS for one layer, shape (n, rows, cols), at the run's common window."""
+    """The numbers of OF_WINDOWS for one layer at the run's common window.
+
+    Its shape is (n, rows, cols).
+    """
     fit = measure(matrices, presets.FARMS, window)
     error = math.hypot(fit.alpha_se, fit.alpha_null_sd)
     tail = _alpha(fit, presets.FARMS_TAIL)
@@ -54,12 +63,11 @@ def measure_windows(matrices: Tensor, window: int) -> dict[str, float]:
 def measure_all(matrices: Tensor, window: int, *, convolution: bool) -> dict[str, float]:
     """All numbers of one layer, shape (n, rows, cols); NaN for one that cannot be measured."""
     whole = FARMS.whole(matrices, presets.FULL)
-    published = measure(matrices, presets.ALPHAPRUNING, convolution=convolution, error_bar=False)
     weights = matrices.double()
     squares, largest = float(weights.square().sum()), float(np.max(whole.eigenvalues))
     return measure_windows(matrices, window) | {
         "alpha, whole, median": _short(_alpha(whole, presets.FULL)),
-        "alpha, whole, peak": _short(published.alpha),
+        "alpha, whole, peak": _short(_published_peak(matrices, whole, convolution)),
         "alpha, whole, KS": _short(_alpha(whole, presets.WEIGHTWATCHER)),
         "stable rank": _short(squares / largest),
         "entropy": _short(entropy(whole.eigenvalues)),
@@ -68,8 +76,21 @@ def measure_all(matrices: Tensor, window: int, *, convolution: bool) -> dict[str
     }
 
 
+def _published_peak(matrices: Tensor, whole: TailFit, convolution: bool) -> float:
+    """Alpha as AlphaPruning's code gives it, which keeps numerical zeros."""
+    if whole.n_zero:
+        fit = measure(matrices, presets.ALPHAPRUNING, convolution=convolution, error_bar=False)
+        return fit.alpha
+    # Without zeros the eigenvalues known already are the same, and the slow SVD is not needed.
+    factor = CONVOLUTION_FACTOR if convolution else 1.0
+    return tail_of(factor * whole.eigenvalues, presets.ALPHAPRUNING.cutoff).alpha
+
+
 def _alpha(fit: TailFit, spec: Spec) -> float:
-    """Alpha of the same eigenvalues at another cutoff; NaN where ``analyze`` finds the tail too small."""
+    """Alpha of the same eigenvalues at another cutoff.
+
+    NaN where ``analyze`` finds the tail too small.
+    """
     tail = tail_of(fit.eigenvalues, spec.cutoff)
     return tail.alpha if tail.n_tail >= spec.cutoff.min_tail else math.nan
 

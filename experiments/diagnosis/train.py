@@ -40,7 +40,10 @@ class Recipe:
 
 
 def slow_layers(recipe: Recipe, seed: int) -> list[str]:
-    """One layer of every kind, each in a block drawn by the seed; no block twice while there are enough."""
+    """One layer of every kind, each in a block drawn by the seed.
+
+    No block twice while there are enough.
+    """
     generator = torch.Generator().manual_seed(seed)
     order = torch.cat([torch.randperm(recipe.layers, generator=generator) for _ in KINDS])
     return [f"model.layers.{int(block)}.{kind}" for kind, block in zip(KINDS, order, strict=False)]
@@ -51,8 +54,9 @@ def train(
 ) -> tuple[nn.Module, float]:
     """Train with AdamW, warm-up and cosine; the model and its validation loss in nats a byte.
 
-    Layers named in ``slow`` train at SLOW of the rate. The seed gives initial weights and batches, so the
-    same seed with and without slow layers starts from the same weights and sees the same text.
+    Layers named in ``slow`` train at SLOW of the rate. The seed gives initial weights
+    and batches, so the same seed with and without slow layers starts from the same
+    weights and sees the same text.
     """
     torch.manual_seed(seed)
     model = llama(recipe.hidden, recipe.layers, recipe.length).train()
@@ -97,7 +101,10 @@ def loss(model: nn.Module, text: Tensor, recipe: Recipe) -> float:
 def saved(
     folder: Path, recipe: Recipe, seed: int, slow: Collection[str], read: TextReader
 ) -> tuple[Path, float]:
-    """The trained weights as a file in ``folder``, trained unless the file is there, and the validation loss."""
+    """The trained weights as a file in ``folder``, and the validation loss.
+
+    The model is trained unless the file is there.
+    """
     path = folder / f"llama-{seed}{'-slow' if slow else ''}.pt"
     if not path.exists():
         model, found = train(recipe, seed, slow, read)
