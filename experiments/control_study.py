@@ -1,0 +1,297 @@
+"""Training with a rule by alpha and with all its controls.
+
+Candidates, the choice among them, and tables. Every candidate (an arrangement of the factors, a
+base rate, a map) is trained with every seed, and each run keeps its validation and its test result.
+The setting of a rule for one seed is the candidate that is best in the mean validation result of
+all the *other* seeds: no run takes part in choosing itself, and test data choose nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+import spectail as st
+from experiments.common import (
+    Journal,
+    environment,
+    fill_page,
+    markdown_table,
+    mean_and_spread,
+    run_steps,
+)
+from experiments.controls import (
+    Arrangement,
+    ByDepth,
+    Constant,
+    Shuffled,
+    ShuffledOnce,
+    control_of,
+    depth_order,
+)
+from spectail.training.history import Update
+from spectail.training.rules import Rule
+
+ALPHA = "by alpha"
+PLAIN = "plain"
+"""One rate for all layers; each experiment shows it by a name of its own."""
+RULES: dict[str, tuple[str, ...]] = {
+    PLAIN: (PLAIN,),
+    ALPHA: (ALPHA,),
+    "by depth": ("rising with depth", "falling with depth"),
+    "shuffled every round": ("shuffled every round",),
+    "shuffled once": ("shuffled once",),
+    "mean factor": ("mean factor",),
+}
+"""The arrangements that each rule may choose from; all have the same base rates and maps."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One setting of a rule."""
+
+    arrangement: str
+    lr: float
+    map: str = ""
+    """The map from alpha to factors; empty for one rate."""
+
+    def __str__(self) -> str:
+        return " | ".join(filter(None, (self.arrangement, f"{self.lr:g}", self.map)))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What all rules of a case choose from."""
+
+    lrs: tuple[float, ...]
+    maps: tuple[str, ...]
+
+    def candidates(self, rule: str) -> list[Candidate]:
+        """The settings of a rule."""
+        maps = ("",) if rule == PLAIN else self.maps
+        return [
+            Candidate(arrangement, lr, how)
+            for arrangement in RULES[rule]
+            for lr in self.lrs
+            for how in maps
+        ]
+
+
+@dataclass(frozen=True)
+class Study:
+    """The cases (a network and a task), their grids, and how results compare."""
+
+    grids: Mapping[str, Grid]
+    seeds: int
+    plain: str
+    """How tables call one rate for all layers."""
+    best: Callable[..., Candidate]
+    """``max`` where results are accuracies, ``min`` where they are errors."""
+
+    def steps(self, train: Callable[[str, Candidate, int], dict[str, Any]]) -> Iterator[Any]:
+        """All runs: case by case, and in each case seed by seed."""
+        yield "environment", environment
+        for case, grid in self.grids.items():
+            for seed in range(self.seeds):
+                for rule in RULES:
+                    for candidate in grid.candidates(rule):
+                        yield key(case, candidate, seed), partial(train, case, candidate, seed)
+
+    def complete(self, done: Mapping[str, Any], case: str) -> int:
+        """The number of seeds that have been run with all candidates."""
+        every = [c for rule in RULES for c in self.grids[case].candidates(rule)]
+        missing = (
+            seed
+            for seed in range(self.seeds)
+            if not all(key(case, candidate, seed) in done for candidate in every)
+        )
+        return next(missing, self.seeds)
+
+    def chosen(self, done: Mapping[str, Any], case: str, rule: str, seed: int) -> Candidate:
+        """The candidate of the best mean validation result over all complete seeds but this one."""
+        others = [other for other in range(self.complete(done, case)) if other != seed]
+        return self.best(
+            self.grids[case].candidates(rule),
+            key=lambda c: fmean(done[key(case, c, other)]["validation"] for other in others),
+        )
+
+
+def key(case: str, candidate: Candidate, seed: int) -> str:
+    """The step of one run."""
+    return f"{case} | {candidate} | {seed}"
+
+
+def rule_of(
+    candidate: Candidate,
+    rule: st.TempBalance | st.TBSigmoid,
+    network: nn.Module,
+    example: Tensor,
+    seed: int,
+) -> Rule | None:
+    """Return the rule of a candidate; ``rule`` goes by alpha with the map of the candidate.
+
+    None for one rate.
+    """
+    if candidate.arrangement == PLAIN:
+        return None
+    if candidate.arrangement == ALPHA:
+        return rule
+    order = depth_order(network, example)
+    arrangements: dict[str, Arrangement] = {
+        "rising with depth": ByDepth(order, rising=True),
+        "falling with depth": ByDepth(order, rising=False),
+        "shuffled every round": Shuffled(seed),
+        "shuffled once": ShuffledOnce(seed),
+        "mean factor": Constant(),
+    }
+    return control_of(rule, arrangements[candidate.arrangement])
+
+
+def of_factors(updates: Sequence[Update], order: Sequence[str]) -> dict[str, float]:
+    """Return, in the mean over rounds, the mean factor and alpha's rank correlation with depth."""
+    if not updates:
+        return {}
+    depths = [
+        spearmanr([order.index(name) for name in update.alphas], list(update.alphas.values()))
+        for update in updates
+    ]
+    return {
+        "mean factor": fmean(fmean(update.factors.values()) for update in updates),
+        "alpha and depth": float(np.mean([found.statistic for found in depths])),
+    }
+
+
+def tables(done: Mapping[str, Any], study: Study, digits: int) -> dict[str, str]:
+    """Return three tables of settings.
+
+    The chosen settings, that of alpha's setting for all, and that of every setting.
+    """
+    parts: dict[str, list[list[str]]] = {"controls": [], "same setting": [], "every setting": []}
+    for case in study.grids:
+        seeds = range(study.complete(done, case))
+        if len(seeds) < 2:
+            continue
+        chosen = {rule: [study.chosen(done, case, rule, seed) for seed in seeds] for rule in RULES}
+        parts["controls"] += _rows(done, study, case, chosen, digits)
+        parts["same setting"] += _rows(done, study, case, _as_alpha(chosen[ALPHA]), digits)
+        parts["every setting"] += _every(done, study, case, digits)
+    head = ["case: rule", "seeds", "test", "less alpha's", "less one rate's", "settings chosen"]
+    heads = {
+        "controls": head,
+        "same setting": head,
+        "every setting": ["case: setting", "validation", "test", "mean factor", "alpha and depth"],
+    }
+    return {name: markdown_table(heads[name], rows) for name, rows in parts.items()}
+
+
+def run(
+    study: Study,
+    train: Callable[[str, Candidate, int], dict[str, Any]],
+    options: argparse.Namespace,
+    settings: Mapping[str, Any],
+    digits: int,
+) -> int:
+    """Run what the journal lacks, fill the page and print the tables.
+
+    0 when all is done, else 3.
+    """
+    journal = Journal.open(options.journal, settings, fresh=options.fresh)
+    finished = run_steps(journal, study.steps(train), seconds=options.seconds)
+    parts = tables(journal.done, study, digits)
+    if options.page:
+        fill_page(options.page, parts)
+    print("\n\n".join(parts.values()))
+    return 0 if finished else 3
+
+
+def options_of(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, folder: Path, page: Path
+) -> argparse.Namespace:
+    """Options of a study.
+
+    Its journal lies in the experiment's folder, so that it can go on anywhere.
+    """
+    parser.add_argument(
+        "--seconds", type=float, help="stop after so long; the same command goes on"
+    )
+    parser.add_argument("--fresh", action="store_true", help="forget what was run before")
+    parser.add_argument("--quick", action="store_true", help="a toy run; needs --out")
+    parser.add_argument("--out", type=Path, help="folder of the journal; the docs stay as they are")
+    options = parser.parse_args(arguments)
+    if options.quick and not options.out:
+        parser.error(
+            "--quick needs --out, so that the toy's journal does not mix with the real one"
+        )
+    options.journal = (options.out or folder) / "controls.jsonl"
+    options.page = None if options.out else page
+    return options
+
+
+def _as_alpha(chosen: Sequence[Candidate]) -> dict[str, list[Candidate]]:
+    """Every arrangement at the base rate and the map that alpha has chosen, by seed."""
+    arrangements = [arrangement for names in RULES.values() for arrangement in names]
+    return {
+        name: [Candidate(name, c.lr, "" if name == PLAIN else c.map) for c in chosen]
+        for name in arrangements
+    }
+
+
+def _rows(
+    done: Mapping[str, Any],
+    study: Study,
+    case: str,
+    chosen: Mapping[str, Sequence[Candidate]],
+    digits: int,
+) -> list[list[str]]:
+    """Mean and spread over seeds of each rule, and of its differences seed by seed."""
+    tests = {
+        rule: [done[key(case, c, seed)]["test"] for seed, c in enumerate(candidates)]
+        for rule, candidates in chosen.items()
+    }
+    rows = []
+    for rule, found in tests.items():
+        less = [
+            mean_and_spread([a - b for a, b in zip(found, tests[base], strict=True)], digits, "+")
+            for base in (ALPHA, PLAIN)
+        ]
+        settings = Counter(str(c).removeprefix(f"{rule} | ") for c in chosen[rule])
+        shown = "; ".join(f"{setting} ({n})" for setting, n in settings.items())
+        rows.append(
+            [
+                f"{case}: {study.plain if rule == PLAIN else rule}",
+                str(len(found)),
+                mean_and_spread(found, digits),
+                *("" if rule == base else text for base, text in zip((ALPHA, PLAIN), less)),
+                shown.replace(" | ", ", "),
+            ]
+        )
+    return rows
+
+
+def _every(done: Mapping[str, Any], study: Study, case: str, digits: int) -> list[list[str]]:
+    """Mean and spread over seeds of every candidate."""
+    seeds = range(study.complete(done, case))
+    rows = []
+    for rule in RULES:
+        for candidate in study.grids[case].candidates(rule):
+            runs = [done[key(case, candidate, seed)] for seed in seeds]
+            name = str(candidate).replace(PLAIN, study.plain).replace(" | ", ", ")
+            results = [
+                mean_and_spread([r[w] for r in runs], digits) for w in ("validation", "test")
+            ]
+            more = [
+                mean_and_spread([r[w] for r in runs], 2) if rule != PLAIN else ""
+                for w in ("mean factor", "alpha and depth")
+            ]
+            rows.append([f"{case}: {name}", *results, *more])
+    return rows

@@ -1,0 +1,108 @@
+"""``python -m experiments.images.controls``: TempBalance against its controls.
+
+The controls give the same factors to the layers in other ways.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import spectail as st
+from experiments.common import ROOT
+from experiments.control_study import (
+    Candidate,
+    Grid,
+    Study,
+    of_factors,
+    options_of,
+    rule_of,
+    run,
+)
+from experiments.controls import depth_order
+from experiments.images.data import FASHION, Images, drawn, load
+from experiments.images.networks import NETWORKS
+from experiments.images.train import Recipe, accuracy, fit
+from spectail.training.history import Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Sizes of a run; networks, data and training as in ``experiments.images``."""
+
+    grids: dict[str, Grid] = field(
+        default_factory=lambda: {"VGG-16": Grid((0.05,), ("linear:0.5:1.5",))}
+    )
+    """By network. Alphas are those of whole matrices, which gained most there."""
+    width: int = 16
+    n_train: int = 5000
+    n_validation: int = 2000
+    epochs: int = 6
+    batch: int = 64
+    seeds: int = 6
+
+
+QUICK = Settings(
+    grids={"toy": Grid((0.05,), ("linear:0.5:1.5",))},
+    n_train=64,
+    n_validation=32,
+    epochs=2,
+    batch=32,
+    seeds=2,
+)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run from scratch.
+
+    The seed decides the first weights, the order of the images and the shuffles.
+    """
+
+    images: Images
+    settings: Settings
+
+    def __call__(self, network: str, candidate: Candidate, seed: int) -> dict[str, Any]:
+        """Train, and return accuracies in per cent and what the factors were."""
+        pixels = self.images.train[0]
+        torch.manual_seed(seed)
+        model = NETWORKS[network](self.settings.width, pixels.shape[1], self.images.classes)
+        by_alpha = st.TempBalance(
+            map=candidate.map or "linear:0.5:1.5", spec=st.presets.TEMPBALANCE
+        )
+        recipe = Recipe(
+            epochs=self.settings.epochs, batch=self.settings.batch, lr=candidate.lr, seed=seed
+        )
+        updates: list[Update] = []
+        rule = rule_of(candidate, by_alpha, model, pixels[:2], seed)
+        found = fit(model, self.images, recipe, rule, None, updates.append)
+        return {
+            "validation": found["validation"],
+            "test": accuracy(model, self.images.test),
+            **of_factors(updates, depth_order(model, pixels[:2])),
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is missing; 0 when all is done, 3 when ``--seconds`` ran out before."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.images.controls")
+    parser.add_argument(
+        "--data", type=Path, default=FASHION, help="folder of Fashion-MNIST's files"
+    )
+    page = ROOT / "docs" / "images-results.md"
+    options = options_of(parser, arguments, Path(__file__).parent, page)
+    settings = QUICK if options.quick else Settings()
+    sizes = {"n_train": settings.n_train, "n_validation": settings.n_validation}
+    images = drawn(settings.n_train) if options.quick else load(options.data, **sizes)
+    study = Study(settings.grids, settings.seeds, plain="one rate", best=max)
+    return run(study, Training(images, settings), options, asdict(settings), digits=2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
