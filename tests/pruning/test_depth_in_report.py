@@ -1,4 +1,5 @@
-"""What ``prune`` says about depth: the numbers of its allocation, in words and in the stored report."""
+"""What ``prune`` says about depth: the numbers of its allocation, in
+words and in the stored report."""
 
 import json
 
