@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from spectail.basics.json_values import plain, read_json
 
 
-def test_numbers_that_json_lacks_become_null_at_any_depth():
+def test_numbers_that_json_lacks_become_null_at_any_depth() -> None:
     found = plain({"a": [math.nan, (math.inf, {"b": -math.inf})], 3: np.float64("nan"), "c": 0.1})
     assert json.dumps(found, allow_nan=False) == (
         '{"a": [null, [null, {"b": null}]], "3": null, "c": 0.1}'
@@ -15,12 +16,12 @@ def test_numbers_that_json_lacks_become_null_at_any_depth():
 
 
 @pytest.mark.parametrize("value", [True, None, 0, 2**70, "NaN", 1e308])
-def test_what_json_can_hold_stays_as_it_is(value):
+def test_what_json_can_hold_stays_as_it_is(value: float | str | None) -> None:
     assert plain(value) is value
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"3", b"\xff\xfe", b'"text"'])
-def test_a_file_without_the_value_counts_as_empty(tmp_path, content):
+def test_a_file_without_the_value_counts_as_empty(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "config.json"
     if content is not None:
         path.write_bytes(content)
@@ -29,7 +30,9 @@ def test_a_file_without_the_value_counts_as_empty(tmp_path, content):
 
 
 @pytest.mark.parametrize(("text", "value"), [('{"a": "α"}', {"a": "α"}), ("[1, 2]", [1, 2])])
-def test_a_value_is_read_as_the_type_it_has(tmp_path, text, value):
+def test_a_value_is_read_as_the_type_it_has(
+    tmp_path: Path, text: str, value: dict[str, str] | list[int]
+) -> None:
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
     assert read_json(tmp_path / "config.json", type(value)) == value
     other = list if isinstance(value, dict) else dict

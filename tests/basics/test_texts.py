@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from spectail.basics.texts import first_names
@@ -14,5 +16,5 @@ from spectail.basics.texts import first_names
         ({"a": 1, "b": 2}, 2, "a, b"),
     ],
 )
-def test_first_names(names, most, text):
+def test_first_names(names: Any, most: int, text: str) -> None:
     assert first_names(names, most) == text

@@ -5,6 +5,7 @@ import itertools
 import pickle
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -80,7 +81,9 @@ def blocks_by_hand(text: str, seq_len: int, rule: str, opening: list[int]) -> li
 
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("kind", GEMMAS)
-def test_every_gemma_gets_bos_in_every_block_whatever_its_tokenizer_adds(kind, adds):
+def test_every_gemma_gets_bos_in_every_block_whatever_its_tokenizer_adds(
+    kind: Any, adds: bool
+) -> None:
     assert len(GEMMAS) > 10
     assert resolve("auto", tokenizer(bos=adds), of_type(kind)) == Bos("every", (BOS,))
 
@@ -98,23 +101,25 @@ def test_every_gemma_gets_bos_in_every_block_whatever_its_tokenizer_adds(kind, a
         ("lfm2", True, "every"),
     ],
 )
-def test_others_go_by_what_their_tokenizer_adds_and_by_the_published_tables(kind, adds, rule):
+def test_others_go_by_what_their_tokenizer_adds_and_by_the_published_tables(
+    kind: str, adds: bool, rule: str
+) -> None:
     assert resolve("auto", tokenizer(bos=adds), of_type(kind)).rule == rule
 
 
-def test_the_text_part_of_a_multi_modal_model_counts():
+def test_the_text_part_of_a_multi_modal_model_counts() -> None:
     for kind, adds, rule in (("gemma2", False, "every"), ("llama", True, "first")):
         model = of_type("llava", text_config=SimpleNamespace(model_type=kind, vocab_size=7))
         assert resolve("auto", tokenizer(bos=adds), model).rule == rule
         assert text_setting(model, "vocab_size") == 7
 
 
-def test_a_wrapped_model_is_asked_for_the_model_inside():
+def test_a_wrapped_model_is_asked_for_the_model_inside() -> None:
     model = torch.nn.DataParallel(gemma())
     assert resolve("auto", tokenizer(), model).rule == "every"
 
 
-def test_without_a_model_type_the_tokenizer_decides():
+def test_without_a_model_type_the_tokenizer_decides() -> None:
     inner = tokenizer().backend_tokenizer
     ours = GemmaTokenizerOfOurs(tokenizer_object=inner, bos_token="<s>", unk_token="<unk>")
     assert resolve("auto", ours).rule == "every"
@@ -124,7 +129,7 @@ def test_without_a_model_type_the_tokenizer_decides():
     assert resolve("auto", tokenizer()).rule == "none"
 
 
-def test_the_flag_of_a_gguf_file_counts_where_the_call_adds_nothing():
+def test_the_flag_of_a_gguf_file_counts_where_the_call_adds_nothing() -> None:
     flagged = tokenizer()
     object.__setattr__(flagged, "_add_bos_token", True)
     assert flagged("w0")["input_ids"] == ids_of("w0")
@@ -134,13 +139,13 @@ def test_the_flag_of_a_gguf_file_counts_where_the_call_adds_nothing():
     assert first.tokens(flagged, "w1 w2") == ids_of("w1 w2")
 
 
-def test_a_template_with_bos_counts_where_the_flag_is_false():
+def test_a_template_with_bos_counts_where_the_flag_is_false() -> None:
     templated = tokenizer(bos=True)
     assert not templated.add_bos_token
     assert resolve("auto", templated, of_type("cohere")).rule == "every"
 
 
-def test_an_end_token_that_is_also_bos_is_no_bos_in_front():
+def test_an_end_token_that_is_also_bos_is_no_bos_in_front() -> None:
     both = tokenizer()
     both.eos_token = "<s>"
     both.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -154,7 +159,9 @@ def test_an_end_token_that_is_also_bos_is_no_bos_in_front():
 @pytest.mark.parametrize("rule", ["first", "every", "none"])
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("seq_len", [2, 3, 10, 33])
-def test_blocks_hold_bos_where_the_rule_says_and_the_text_without_a_gap(rule, adds, seq_len):
+def test_blocks_hold_bos_where_the_rule_says_and_the_text_without_a_gap(
+    rule: str, adds: bool, seq_len: int
+) -> None:
     tok, text = tokenizer(bos=adds), words(100)
     found = resolve(rule, tok).cut(resolve(rule, tok).tokens(tok, text), seq_len)
     assert found.tolist() == blocks_by_hand(text, seq_len, rule, [BOS])
@@ -162,7 +169,7 @@ def test_blocks_hold_bos_where_the_rule_says_and_the_text_without_a_gap(rule, ad
     assert seen == ids_of(text)[: len(seen)]
 
 
-def test_bos_that_is_written_in_the_text_stays():
+def test_bos_that_is_written_in_the_text_stays() -> None:
     for adds, rule in ((False, "none"), (True, "none"), (False, "every"), (True, "first")):
         tok = tokenizer(bos=adds)
         assert resolve(rule, tok).tokens(tok, "<s> w1 w2") == [BOS, *ids_of("w1 w2")]
@@ -179,7 +186,9 @@ def test_bos_that_is_written_in_the_text_stays():
         (llama, False, "none"),
     ],
 )
-def test_losses_are_what_transformers_computes_on_such_blocks(make, adds, auto, rule, batch_size):
+def test_losses_are_what_transformers_computes_on_such_blocks(
+    make: Any, adds: bool, auto: str, rule: str, batch_size: int
+) -> None:
     model, text = make().eval(), words(120, seed=2)
     ppl = st.perplexity(
         model,
@@ -198,7 +207,7 @@ def test_losses_are_what_transformers_computes_on_such_blocks(make, adds, auto, 
     assert (ppl.bos, ppl.n_tokens, ppl.seq_len) == (used, 4 * 23, 24)
 
 
-def test_under_every_the_first_word_of_a_block_is_predicted_from_bos():
+def test_under_every_the_first_word_of_a_block_is_predicted_from_bos() -> None:
     n = len(WORDS)
     chances = (
         torch.rand(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.1
@@ -216,7 +225,9 @@ def test_under_every_the_first_word_of_a_block_is_predicted_from_bos():
 
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("kind", ["glm", "glm4", "glm4_moe", "glm_moe_dsa", "chatglm"])
-def test_glm_starts_every_block_with_its_two_tokens_which_are_not_predicted(kind, adds):
+def test_glm_starts_every_block_with_its_two_tokens_which_are_not_predicted(
+    kind: str, adds: bool
+) -> None:
     tok, model, text = glm_tokenizer(adds=adds), llama().eval(), "w5 w6 w7 " * 10
     opening = ids_of("w0 w1")
     model.config.model_type = kind
@@ -233,7 +244,7 @@ def test_glm_starts_every_block_with_its_two_tokens_which_are_not_predicted(kind
     assert st.perplexity(model, tok, text, seq_len=8, bos="none").n_tokens == 3 * 7
 
 
-def test_glm_without_its_tokens_in_the_vocabulary_is_as_any_other():
+def test_glm_without_its_tokens_in_the_vocabulary_is_as_any_other() -> None:
     assert resolve("auto", tokenizer(), of_type("glm4")).rule == "none"
     assert resolve("auto", without_bos(), of_type("glm4")) == Bos("none")
 
@@ -258,18 +269,20 @@ def test_glm_without_its_tokens_in_the_vocabulary_is_as_any_other():
         (gemma, tokenizer, {"seq_len": 65}, "the model has 64 positions, fewer than seq_len 65"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_one_line(model, tok, options, message):
+def test_what_cannot_be_is_one_line(
+    model: Any, tok: Any, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(EvaluationError, match=re.escape(message)) as error:
         st.perplexity(model(), tok(), words(30), **{"seq_len": 10} | options)
     assert "\n" not in str(error.value)
 
 
-def test_a_block_as_long_as_the_models_positions_holds_bos_too():
+def test_a_block_as_long_as_the_models_positions_holds_bos_too() -> None:
     ppl = st.perplexity(gemma(), tokenizer(), words(63), seq_len=64)
     assert (len(ppl.losses), ppl.n_tokens) == (1, 63)
 
 
-def test_no_room_beside_the_two_tokens_of_glm():
+def test_no_room_beside_the_two_tokens_of_glm() -> None:
     with pytest.raises(
         EvaluationError, match="seq_len must be at least 3 with BOS in every block, not 2"
     ):
@@ -279,7 +292,9 @@ def test_no_room_beside_the_two_tokens_of_glm():
 @pytest.mark.parametrize(
     ("rule", "shown"), [("every", "every block"), ("first", "start of the text"), ("none", "none")]
 )
-def test_the_result_says_which_rule_was_used_also_as_json_and_after_a_copy(rule, shown):
+def test_the_result_says_which_rule_was_used_also_as_json_and_after_a_copy(
+    rule: str, shown: str
+) -> None:
     ppl = st.perplexity(llama(), tokenizer(), words(100), seq_len=20, bos=rule)
     assert ppl.describe().endswith(f" sequences of 20 tokens, BOS: {shown})")
     assert ppl.to_dict()["bos"] == rule

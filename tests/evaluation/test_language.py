@@ -1,6 +1,9 @@
 """Language models from a folder: model and tokenizer, dtypes, the order of modules, and what cannot
 be opened."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,7 +14,7 @@ from tests.language import llama, tokenizer
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("language") / "llama"
     llama().to(torch.bfloat16).save_pretrained(path)
     tokenizer().save_pretrained(path)
@@ -22,7 +25,9 @@ def folder(tmp_path_factory):
     ("dtype", "expected"),
     [("auto", torch.bfloat16), ("float32", torch.float32), ("float16", torch.float16)],
 )
-def test_a_folder_gives_model_and_tokenizer(folder, dtype, expected):
+def test_a_folder_gives_model_and_tokenizer(
+    folder: Path, dtype: str, expected: torch.dtype
+) -> None:
     model, tok = st.open_language_model(folder, dtype)
     assert model.dtype == expected
     assert not model.training
@@ -31,7 +36,7 @@ def test_a_folder_gives_model_and_tokenizer(folder, dtype, expected):
     assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
 
 
-def test_names_of_modules_come_in_the_models_order_without_weights(folder):
+def test_names_of_modules_come_in_the_models_order_without_weights(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "away")
     names = list(module_names(folder))
     (folder / "away").rename(folder / "model.safetensors")
@@ -41,7 +46,9 @@ def test_names_of_modules_come_in_the_models_order_without_weights(folder):
     )
 
 
-def test_no_bar_is_drawn_not_even_by_the_reader_of_gguf_files(capfd):
+def test_no_bar_is_drawn_not_even_by_the_reader_of_gguf_files(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     from transformers import modeling_gguf_pytorch_utils as reader
     from transformers.utils import logging
 
@@ -53,7 +60,9 @@ def test_no_bar_is_drawn_not_even_by_the_reader_of_gguf_files(capfd):
     assert (reader.tqdm, logging.is_progress_bar_enabled()) == before
 
 
-def test_what_cannot_be_opened_is_one_line(folder, tmp_path, monkeypatch):
+def test_what_cannot_be_opened_is_one_line(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file.safetensors").touch()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")

@@ -4,6 +4,8 @@ be evaluated."""
 import math
 import pickle
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from spectail.evaluation import Perplexity, token_blocks
 from tests.language import WORDS, bigram, llama, tokenizer, words
 
 
-def test_a_uniform_head_gives_the_size_of_the_vocabulary():
+def test_a_uniform_head_gives_the_size_of_the_vocabulary() -> None:
     model = llama()
     torch.nn.init.zeros_(model.lm_head.weight)
     ppl = st.perplexity(model, tokenizer(), words(100), seq_len=20)
@@ -23,7 +25,7 @@ def test_a_uniform_head_gives_the_size_of_the_vocabulary():
     assert (len(ppl.losses), ppl.seq_len, ppl.n_tokens) == (5, 20, 95)
 
 
-def test_a_bigram_model_gives_what_its_table_says():
+def test_a_bigram_model_gives_what_its_table_says() -> None:
     n = len(WORDS)
     chances = (
         torch.rand(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.1
@@ -42,7 +44,7 @@ def test_a_bigram_model_gives_what_its_table_says():
     assert ppl.se == pytest.approx(ppl * float(means.std()) / math.sqrt(3), rel=1e-3)
 
 
-def test_it_is_what_transformers_computes_block_by_block_and_the_published_formula():
+def test_it_is_what_transformers_computes_block_by_block_and_the_published_formula() -> None:
     model, tok, text = llama().eval(), tokenizer(bos=True), words(300)
     ids = torch.tensor(tok(text)["input_ids"])
     assert ids[0] == 0
@@ -55,14 +57,16 @@ def test_it_is_what_transformers_computes_block_by_block_and_the_published_formu
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 100])
-def test_batches_and_pieces_of_positions_change_nothing(batch_size, monkeypatch):
+def test_batches_and_pieces_of_positions_change_nothing(
+    batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = st.perplexity(llama(), tokenizer(), words(300), seq_len=64)
     monkeypatch.setattr(sys.modules["spectail.evaluation.perplexity"], "POSITIONS", 7)
     other = st.perplexity(llama(), tokenizer(), words(300), seq_len=64, batch_size=batch_size)
     assert other.losses == pytest.approx(whole.losses, rel=1e-5)
 
 
-def test_only_the_first_sequences_with_progress():
+def test_only_the_first_sequences_with_progress() -> None:
     seen = []
     ppl = st.perplexity(
         llama(),
@@ -79,7 +83,7 @@ def test_only_the_first_sequences_with_progress():
     )
 
 
-def test_text_as_one_text_a_list_or_a_file(tmp_path):
+def test_text_as_one_text_a_list_or_a_file(tmp_path: Path) -> None:
     parts = [words(50, seed) for seed in range(3)]
     path = tmp_path / "text.txt"
     path.write_text("\n\n".join(parts))
@@ -89,7 +93,7 @@ def test_text_as_one_text_a_list_or_a_file(tmp_path):
         assert torch.equal(token_blocks(tokenizer(), text, 40), expected)
 
 
-def test_the_model_keeps_its_modes_and_weights():
+def test_the_model_keeps_its_modes_and_weights() -> None:
     model = llama(attention_dropout=0.5)
     model.model.layers[0].eval()
     modes = [module.training for module in model.modules()]
@@ -100,9 +104,9 @@ def test_the_model_keeps_its_modes_and_weights():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_plain_module_that_gives_logits():
+def test_a_plain_module_that_gives_logits() -> None:
     class Plain(torch.nn.Module):
-        def forward(self, ids):
+        def forward(self, ids: Any) -> torch.Tensor:
             return torch.zeros(*ids.shape, 32, dtype=torch.bfloat16)
 
     assert st.perplexity(Plain(), tokenizer(), words(100), seq_len=20) == pytest.approx(
@@ -110,7 +114,7 @@ def test_a_plain_module_that_gives_logits():
     )
 
 
-def test_the_result_is_a_number_that_survives_a_copy():
+def test_the_result_is_a_number_that_survives_a_copy() -> None:
     ppl = Perplexity([1.0, 1.5], seq_len=8)
     copy = pickle.loads(pickle.dumps(ppl))
     assert (copy, copy.losses, copy.seq_len) == (ppl, ppl.losses, 8)
@@ -121,7 +125,7 @@ def test_the_result_is_a_number_that_survives_a_copy():
     assert math.isnan(Perplexity([1e4, 1.0], seq_len=8).se)
 
 
-def _broken():
+def _broken() -> Any:
     model = llama()
     torch.nn.init.constant_(model.model.layers[1].mlp.up_proj.weight, math.nan)
     return model
@@ -164,21 +168,23 @@ def _broken():
         ),
     ],
 )
-def test_what_cannot_be_evaluated_is_one_line(model, text, options, message):
+def test_what_cannot_be_evaluated_is_one_line(
+    model: Any, text: Any, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(EvaluationError) as error:
         st.perplexity(model(), tokenizer(), text, **options)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_another_models_tokenizer():
+def test_another_models_tokenizer() -> None:
     model = llama()
     model.config.vocab_size = 10
     with pytest.raises(EvaluationError, match="gives token 31, but the model knows 10: is it the"):
         st.perplexity(model, tokenizer(), "w29 " * 20, seq_len=10)
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"cannot read .*none.txt: No such file"):
         token_blocks(tokenizer(), tmp_path / "none.txt", 4)
     (tmp_path / "latin").write_bytes("Übung".encode("latin-1"))

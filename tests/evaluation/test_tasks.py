@@ -3,6 +3,7 @@ downloaded."""
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ metric_list:
 
 
 @pytest.fixture
-def tasks(tmp_path, monkeypatch):
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Ten questions, in four of which the answer is the word that the model expects."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -42,7 +43,7 @@ def tasks(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_task_whose_answer_is_known(tasks):
+def test_a_task_whose_answer_is_known(tasks: Path) -> None:
     pytest.importorskip("lm_eval")
     chances = torch.full((len(WORDS), len(WORDS)), 0.01)
     chances[:, WORDS.index("w2")] = 1 - 0.01 * (len(WORDS) - 1)
@@ -61,7 +62,7 @@ def test_a_task_whose_answer_is_known(tasks):
         st.evaluate_tasks(llama(), tokenizer(), ["no_such"])
 
 
-def test_without_lm_eval(monkeypatch):
+def test_without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(
         EvaluationError, match=r"tasks need lm-eval: pip install 'spectail\[eval\]'"

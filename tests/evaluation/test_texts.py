@@ -1,7 +1,9 @@
 """Texts: files, and datasets of the hub as the datasets library gives them."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,16 +14,16 @@ from spectail.evaluation.texts import read_text
 class Rows:
     column_names = ("text", "title")
 
-    def __getitem__(self, column):
+    def __getitem__(self, column: str) -> Any:
         return {"text": ["one", "two"], "title": ["a", "b"]}[column]
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Stands in for the library: notes what is asked for."""
     calls = []
 
-    def load_dataset(name, config, *, split):
+    def load_dataset(name: str, config: Any, *, split: Any) -> Rows:
         calls.append((name, config, split))
         if name == "no/such":
             raise FileNotFoundError("not on the hub\nand more")
@@ -31,7 +33,7 @@ def asked(monkeypatch):
     return calls
 
 
-def test_a_file_is_read_as_it_is(tmp_path):
+def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("á\n\nb", encoding="utf-8")
     assert read_text(path) == read_text(str(path)) == "á\n\nb"
@@ -46,12 +48,16 @@ def test_a_file_is_read_as_it_is(tmp_path):
         ("org/name:raw:train:title", ("org/name", "raw", "train"), "a\n\nb"),
     ],
 )
-def test_a_dataset_is_joined_by_empty_lines(asked, given, call, text):
+def test_a_dataset_is_joined_by_empty_lines(
+    asked: list[Any], given: str, call: tuple[str, str | None, str], text: str
+) -> None:
     assert read_text(given) == text
     assert asked == [call]
 
 
-def test_a_file_of_a_datasets_name_wins(asked, tmp_path, monkeypatch):
+def test_a_file_of_a_datasets_name_wins(
+    asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org").mkdir()
     (tmp_path / "org" / "name").write_text("mine")
@@ -71,12 +77,14 @@ def test_a_file_of_a_datasets_name_wins(asked, tmp_path, monkeypatch):
         ("none.txt", r"no text file at none.txt; expected a UTF-8 file, or a hub dataset"),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_line(asked, given, message):
+def test_what_cannot_be_read_is_said_in_one_line(
+    asked: list[Any], given: str, message: str
+) -> None:
     with pytest.raises(SourceError, match=message):
         read_text(given)
 
 
-def test_without_the_library_it_is_named(monkeypatch):
+def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
         SourceError, match=r"no file org/name, and a hub dataset needs datasets: pip install"
@@ -84,7 +92,7 @@ def test_without_the_library_it_is_named(monkeypatch):
         read_text("org/name")
 
 
-def test_bytes_are_no_text(tmp_path):
+def test_bytes_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(SourceError, match="is no text in UTF-8"):
         read_text(tmp_path / "b")

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from spectail.report.compare_page import compare_html
 from spectail.report.curves import shown_range, spectrum_curves
 from spectail.report.run_page import report_html
 from spectail.results.compare import pair_layers
+from spectail.results.records import Results
 from tests.pruning import test_page as prune_page
 
 WIDE, PHONE = (1280, 900), (390, 844)
@@ -21,7 +24,7 @@ DRAWN = (
 )
 
 
-def until(page, expression, seconds=5.0):
+def until(page: Any, expression: Any, seconds: float = 5.0) -> None:
     """Wait for a condition from outside: the page's policy lets Playwright's
     own waiting evaluate nothing."""
     end = time.monotonic() + seconds
@@ -33,7 +36,7 @@ def until(page, expression, seconds=5.0):
 class Opened:
     """A page that was opened from disk, and everything that went wrong in it."""
 
-    def __init__(self, browser, path: Path, size=WIDE, scheme="light"):
+    def __init__(self, browser: Any, path: Path, size: int = WIDE, scheme: str = "light") -> None:
         self.errors: list[str] = []
         self.context = browser.new_context(
             viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, offline=True
@@ -49,17 +52,24 @@ class Opened:
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("html[data-ready=yes]", timeout=30_000)
 
-    def _refuse(self, route):
+    def _refuse(self, route: Any) -> None:
         self.errors.append(f"asked the network for {route.request.url}")
         route.abort()
 
-    def close(self):
+    def close(self) -> None:
         self.context.close()
         assert self.errors == []
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory, transformer, cnn, failed, hostile, huge):
+def pages(
+    tmp_path_factory: pytest.TempPathFactory,
+    transformer: Results,
+    cnn: Results,
+    failed: Results,
+    hostile: Results,
+    huge: Results,
+) -> dict[str, Any]:
     """Every page once, on disk."""
     folder = tmp_path_factory.mktemp("pages")
     runs = {
@@ -83,11 +93,11 @@ def pages(tmp_path_factory, transformer, cnn, failed, hostile, huge):
 
 
 @pytest.fixture
-def opened(browser, pages):
+def opened(browser: Any, pages: dict[str, Any]) -> Iterator[Any]:
     """Opens a page by name; afterwards nothing may have gone wrong in it."""
     seen = []
 
-    def open_page(name, size=WIDE, scheme="light"):
+    def open_page(name: str, size: int = WIDE, scheme: str = "light") -> Any:
         seen.append(Opened(browser, pages[name], size, scheme))
         return seen[-1].page
 
@@ -97,7 +107,7 @@ def opened(browser, pages):
 
 
 @pytest.fixture(scope="module")
-def shared(browser, pages):
+def shared(browser: Any, pages: dict[str, Any]) -> Iterator[Any]:
     """The transformer's page at full width: plotly.js takes seconds to start,
     so that many tests share one."""
     one = Opened(browser, pages["transformer"])
@@ -106,7 +116,7 @@ def shared(browser, pages):
 
 
 @pytest.fixture
-def report(shared):
+def report(shared: Any) -> Iterator[Any]:
     """The shared page with its filters cleared; the test may not leave an error behind."""
     page = shared.page
     page.fill("#filter", "")
@@ -117,7 +127,7 @@ def report(shared):
 
 
 @pytest.mark.parametrize("name", ["transformer", "cnn", "failed"])
-def test_opens_without_error_or_sideways_scroll(opened, name):
+def test_opens_without_error_or_sideways_scroll(opened: Any, name: str) -> None:
     page = opened(name, PHONE, "dark")
     assert page.evaluate(OVERFLOW)
     page.check("#wide")
@@ -128,11 +138,11 @@ def test_opens_without_error_or_sideways_scroll(opened, name):
     assert page.locator("tbody tr").count() > 0
 
 
-def test_the_wide_page_has_no_sideways_scroll(report):
+def test_the_wide_page_has_no_sideways_scroll(report: Any) -> None:
     assert report.evaluate(OVERFLOW)
 
 
-def test_the_scheme_changes_page_and_charts(report):
+def test_the_scheme_changes_page_and_charts(report: Any) -> None:
     look = (
         "[getComputedStyle(document.body).backgroundColor, "
         "document.getElementById('depth').layout.font.color]"
@@ -149,7 +159,7 @@ def test_the_scheme_changes_page_and_charts(report):
     assert light[1] != dark[1]
 
 
-def test_choosing_a_layer_draws_the_curves_of_its_record(report, transformer):
+def test_choosing_a_layer_draws_the_curves_of_its_record(report: Any, transformer: Results) -> None:
     page = report
     before = page.evaluate(DRAWN)
     index = next(
@@ -171,7 +181,7 @@ def test_choosing_a_layer_draws_the_curves_of_its_record(report, transformer):
     assert f"{layer.alpha:.3f} ± 0.020" in page.inner_text("#facts")
 
 
-def test_arrows_rows_and_points_choose_too(report, transformer):
+def test_arrows_rows_and_points_choose_too(report: Any, transformer: Results) -> None:
     page = report
     first = page.input_value("#layer")
     page.click("#next")
@@ -200,7 +210,7 @@ def test_arrows_rows_and_points_choose_too(report, transformer):
     )
 
 
-def test_keyboard_alone_sorts_and_chooses(report):
+def test_keyboard_alone_sorts_and_chooses(report: Any) -> None:
     page = report
     page.focus("th button >> text=Kind")
     page.keyboard.press("Enter")
@@ -211,13 +221,13 @@ def test_keyboard_alone_sorts_and_chooses(report):
     assert page.locator("tbody tr:nth-child(3)").get_attribute("class") == "current"
 
 
-def column(page, n):
+def column(page: Any, n: int) -> Any:
     return page.eval_on_selector_all(
         f"tbody td:nth-child({n})", "cells => cells.map(c => c.textContent)"
     )
 
 
-def test_sorting_goes_both_ways_and_missing_values_stay_last(report):
+def test_sorting_goes_both_ways_and_missing_values_stay_last(report: Any) -> None:
     page = report
     page.click("th button >> text=Alpha")
     up = column(page, 2)
@@ -232,7 +242,7 @@ def test_sorting_goes_both_ways_and_missing_values_stay_last(report):
     assert names.index("model.layers.2.router") < names.index("model.layers.10.router")
 
 
-def test_filters_narrow_the_table_and_say_how_far(report):
+def test_filters_narrow_the_table_and_say_how_far(report: Any) -> None:
     page = report
     page.fill("#filter", "layers.3. PROJ")
     assert page.locator("tbody tr").count() == 7
@@ -250,7 +260,7 @@ def test_filters_narrow_the_table_and_say_how_far(report):
     assert column(page, 1) == ["model.head.conv2"]
 
 
-def test_legend_buttons_hide_and_show_a_kind(report):
+def test_legend_buttons_hide_and_show_a_kind(report: Any) -> None:
     page = report
     button = page.locator("[data-legend=depth] button", has_text="gate")
     button.click()
@@ -264,7 +274,7 @@ def test_legend_buttons_hide_and_show_a_kind(report):
     assert page.evaluate(state) == [True]
 
 
-def test_hostile_names_are_shown_and_never_run(opened, hostile):
+def test_hostile_names_are_shown_and_never_run(opened: Any, hostile: Results) -> None:
     page = opened("hostile")
     assert page.evaluate("window.hacked === undefined")
     assert page.locator("main script, main img, main u").count() == 0
@@ -278,7 +288,7 @@ def test_hostile_names_are_shown_and_never_run(opened, hostile):
         page.select_option("#layer", str(i))
 
 
-def test_two_thousand_layers_stay_usable(opened):
+def test_two_thousand_layers_stay_usable(opened: Any) -> None:
     page = opened("huge", PHONE)
     assert page.locator("tbody tr").count() == 2000
     page.fill("#filter", "layers.39. experts.7.")
@@ -288,7 +298,7 @@ def test_two_thousand_layers_stay_usable(opened):
     assert page.evaluate(OVERFLOW)
 
 
-def test_comparison_page_sorts_and_marks_the_row_of_a_point(opened):
+def test_comparison_page_sorts_and_marks_the_row_of_a_point(opened: Any) -> None:
     page = opened("compare")
     page.click("th button >> text=Change")
     change = [float(x) for x in column(page, 6) if x != "–"]
@@ -303,7 +313,7 @@ def test_comparison_page_sorts_and_marks_the_row_of_a_point(opened):
     until(page, OVERFLOW)
 
 
-def test_pruning_page_draws_its_charts_and_a_point_opens_its_row(opened):
+def test_pruning_page_draws_its_charts_and_a_point_opens_its_row(opened: Any) -> None:
     page = opened("prune", PHONE)
     assert page.evaluate("document.getElementById('ratios').data.length") == 6
     assert page.evaluate("document.getElementById('selection').data[0].y.length") == 2
@@ -320,7 +330,7 @@ def test_pruning_page_draws_its_charts_and_a_point_opens_its_row(opened):
     until(page, OVERFLOW)
 
 
-def test_printing_turns_charts_light_and_shows_the_whole_table(report):
+def test_printing_turns_charts_light_and_shows_the_whole_table(report: Any) -> None:
     ink = "document.getElementById('depth').layout.font.color"
     light = report.evaluate(ink)
     report.emulate_media(color_scheme="dark")

@@ -5,6 +5,8 @@ import json
 import math
 import random
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,28 +15,29 @@ from spectail.errors import RunError
 from spectail.report.compare_page import compare_html
 from spectail.report.evidence import threshold
 from spectail.results.compare import pair_layers
+from spectail.results.records import Results
 
 from .conftest import build_transformer, missing, ok_layer, run_of
 
 
-def renamed(results, change):
+def renamed(results: Any, change: Callable[..., Any]) -> Any:
     return dataclasses.replace(
         results, layers=tuple(dataclasses.replace(x, name=change(x.name)) for x in results.layers)
     )
 
 
-def shifted(results, by):
+def shifted(results: Any, by: Any) -> Any:
     """The same run with other weights: alpha moved by ``by(i)``."""
     layers = [dataclasses.replace(x, alpha=x.alpha + by(i)) for i, x in enumerate(results.layers)]
     return run_of(layers, fingerprint="sha256:other")
 
 
-def pairs(comparison):
+def pairs(comparison: Any) -> dict[str, Any]:
     both = comparison.table[(comparison.table["name_a"] != "") & (comparison.table["name_b"] != "")]
     return dict(zip(both["name_a"], both["name_b"], strict=True))
 
 
-def test_pairs_by_name_and_never_by_position():
+def test_pairs_by_name_and_never_by_position() -> None:
     a = build_transformer(4)
     mixed = list(a.layers)
     random.Random(0).shuffle(mixed)
@@ -47,14 +50,14 @@ def test_pairs_by_name_and_never_by_position():
 @pytest.mark.parametrize(
     "prefix", ["model.", "base_model.model.", "transformer.", "base_model.model.model."]
 )
-def test_a_leading_prefix_does_not_part_a_pair(prefix):
+def test_a_leading_prefix_does_not_part_a_pair(prefix: str) -> None:
     a = run_of([ok_layer(f"layers.{i}.q", i, "q") for i in range(3)])
     b = renamed(a, lambda name: prefix + name)
     assert pairs(pair_layers(a, b)) == {x.name: prefix + x.name for x in a.layers}
     assert pairs(pair_layers(b, a)) == {prefix + x.name: x.name for x in a.layers}
 
 
-def test_an_ambiguous_prefix_pairs_nothing():
+def test_an_ambiguous_prefix_pairs_nothing() -> None:
     a = run_of([ok_layer("head", None, "head"), ok_layer("w", None, "linear")])
     b = run_of([ok_layer(x, None, "linear") for x in ("model.w", "transformer.w", "head")])
     comparison = pair_layers(a, b)
@@ -68,18 +71,18 @@ def test_an_ambiguous_prefix_pairs_nothing():
     }
 
 
-def test_an_exact_name_goes_before_a_prefix():
+def test_an_exact_name_goes_before_a_prefix() -> None:
     a = run_of([ok_layer(x, None, "linear") for x in ("w", "model.w")])
     assert pairs(pair_layers(a, a)) == {"w": "w", "model.w": "model.w"}
 
 
-def test_fused_experts_pair_with_separate_ones():
+def test_fused_experts_pair_with_separate_ones() -> None:
     a = run_of([ok_layer("model.layers.0.mlp.experts.gate_up_proj[3].gate", 0, "gate")])
     b = run_of([ok_layer("model.layers.0.mlp.experts.3.gate_proj", 0, "gate")])
     assert pairs(pair_layers(a, b)) == {a.layers[0].name: b.layers[0].name}
 
 
-def test_change_and_z_are_b_minus_a_over_the_combined_error():
+def test_change_and_z_are_b_minus_a_over_the_combined_error() -> None:
     a = run_of([ok_layer("w", None, "linear", alpha=2.0, alpha_se=0.03)])
     b = run_of(
         [ok_layer("w", None, "linear", alpha=1.9, alpha_se=0.04)], fingerprint="sha256:other"
@@ -91,7 +94,7 @@ def test_change_and_z_are_b_minus_a_over_the_combined_error():
     assert row["stable_rank_b"] == b.layers[0].stable_rank
 
 
-def test_no_error_bar_gives_a_change_without_z():
+def test_no_error_bar_gives_a_change_without_z() -> None:
     a = run_of([ok_layer("w", None, "linear", alpha=2.0, alpha_se=math.nan)])
     [row] = pair_layers(a, shifted(a, lambda i: 0.1)).table.to_dict("records")
     assert row["alpha_change"] == pytest.approx(0.1)
@@ -114,7 +117,9 @@ def test_no_error_bar_gives_a_change_without_z():
         ),
     ],
 )
-def test_what_cannot_be_compared_says_why(change, status, reason):
+def test_what_cannot_be_compared_says_why(
+    change: dict[str, float | str], status: str, reason: str
+) -> None:
     a = run_of([ok_layer("w", None, "linear")])
     b = run_of([dataclasses.replace(a.layers[0], **change)], fingerprint="sha256:other")
     comparison = pair_layers(a, b)
@@ -126,7 +131,7 @@ def test_what_cannot_be_compared_says_why(change, status, reason):
     assert f"1 {status}" in comparison.warnings[-1]
 
 
-def test_alphas_of_two_cutoffs_are_never_subtracted():
+def test_alphas_of_two_cutoffs_are_never_subtracted() -> None:
     a = run_of([ok_layer("w", None, "linear")])
     b = run_of(list(a.layers), spec=Spec(cutoff="ks"), fingerprint="sha256:other")
     comparison = pair_layers(a, b)
@@ -135,7 +140,7 @@ def test_alphas_of_two_cutoffs_are_never_subtracted():
     assert "The runs differ in cutoff: median in A, ks in B." in comparison.warnings
 
 
-def test_warnings_name_every_difference():
+def test_warnings_name_every_difference() -> None:
     a = run_of([ok_layer("w", None, "linear"), ok_layer("only", None, "linear")])
     b = run_of([ok_layer("w", None, "linear")], spec=Spec(placement="grid:3"), window=32)
     text = " ".join(pair_layers(a, b).warnings)
@@ -149,7 +154,7 @@ def test_warnings_name_every_difference():
     assert pair_layers(a, shifted(a, lambda i: 0.1)).warnings == ()
 
 
-def test_moved_is_sorted_by_size_and_leaves_out_what_did_not_move():
+def test_moved_is_sorted_by_size_and_leaves_out_what_did_not_move() -> None:
     a = build_transformer(2)
     b = shifted(a, lambda i: (0.0, 0.3, -0.5)[i % 3])
     moved = pair_layers(a, b).moved(1000)
@@ -160,7 +165,7 @@ def test_moved_is_sorted_by_size_and_leaves_out_what_did_not_move():
     assert len(pair_layers(a, a).moved(3)) == 0
 
 
-def test_no_shared_layer_is_one_clear_error():
+def test_no_shared_layer_is_one_clear_error() -> None:
     a, b = (run_of([ok_layer(name, None, "linear")]) for name in ("x", "y"))
     with pytest.raises(
         RunError, match=r"the two analyses share no layer: A has 'x' and others, B has 'y'"
@@ -169,11 +174,11 @@ def test_no_shared_layer_is_one_clear_error():
     assert "\n" not in str(caught.value)
 
 
-def page_data(page):
+def page_data(page: Any) -> Any:
     return json.loads(re.findall(r'id="data">(.*?)</script>', page, re.DOTALL)[0])
 
 
-def test_the_page_holds_the_table_and_says_what_moved():
+def test_the_page_holds_the_table_and_says_what_moved() -> None:
     a = build_transformer(3)
     b = shifted(a, lambda i: 0.5 if i == 4 else 0.001)
     comparison = pair_layers(a, b)
@@ -189,13 +194,13 @@ def test_the_page_holds_the_table_and_says_what_moved():
     assert f"<code>{a.layers[4].name}</code> (+0.500)" in page
 
 
-def test_the_page_of_two_runs_that_share_only_failures():
+def test_the_page_of_two_runs_that_share_only_failures() -> None:
     a = run_of([missing("w", 0, "linear", "failed", "NaN")])
     page = compare_html(pair_layers(a, a), a, a)
     assert "no layer was measured in the same window in both runs" in page
 
 
-def test_hostile_names_stay_text(hostile):
+def test_hostile_names_stay_text(hostile: Results) -> None:
     page = compare_html(pair_layers(hostile, hostile), hostile, hostile)
     assert page.count("</script>") == 3
     assert "<img" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ SIZES = {
 }
 
 
-def test_a_file_and_its_live_model_are_the_same_layers(tmp_path):
+def test_a_file_and_its_live_model_are_the_same_layers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = transformers.ViTConfig(image_size=8, patch_size=4, **SIZES)
     model = transformers.ViTForImageClassification(config).eval()
@@ -34,7 +36,7 @@ def test_a_file_and_its_live_model_are_the_same_layers(tmp_path):
     assert names["vit.layers.1.attention.o_proj"] == "vit.encoder.layer.1.attention.output.dense"
 
 
-def test_a_layer_with_two_possible_partners_says_so():
+def test_a_layer_with_two_possible_partners_says_so() -> None:
     first = ("layers.0.fc1", "x.layers.1.fc1")
     second = ("left.layers.0.fc1", "right.layers.0.fc1", "x.layers.1.fc1")
     runs = [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,16 +19,16 @@ from spectail.report.plots import (
 )
 from spectail.report.spectrum_plot import layer_spectrum
 from spectail.report.theme import kind_styles
-from spectail.results.records import Spectrum
+from spectail.results.records import Results, Spectrum
 
 from .conftest import HOSTILE, NULL, ok_layer, run_of
 
 
-def traces(fig, meta):
+def traces(fig: Any, meta: Any) -> list[Any]:
     return [trace for trace in fig.data if trace.meta == meta]
 
 
-def test_depth_draws_every_measured_layer_once_at_its_block(transformer):
+def test_depth_draws_every_measured_layer_once_at_its_block(transformer: Results) -> None:
     fig = alpha_by_depth(transformer)
     drawn = [
         (i, x, y)
@@ -42,7 +43,9 @@ def test_depth_draws_every_measured_layer_once_at_its_block(transformer):
         assert x == layer.block if layer.block is not None else x in (-1, 12, 13, 14, 15)
 
 
-def test_depth_error_bars_are_the_standard_errors_and_missing_ones_are_none(transformer):
+def test_depth_error_bars_are_the_standard_errors_and_missing_ones_are_none(
+    transformer: Results,
+) -> None:
     fig = alpha_by_depth(transformer)
     [q] = [t for t in traces(fig, "layers") if t.name == "q"]
     assert list(q.error_y.array) == [0.02] * 12
@@ -52,7 +55,7 @@ def test_depth_error_bars_are_the_standard_errors_and_missing_ones_are_none(tran
     assert "not comparable" in opened.hovertext[0]
 
 
-def test_depth_null_is_a_band_of_two_standard_deviations(transformer):
+def test_depth_null_is_a_band_of_two_standard_deviations(transformer: Results) -> None:
     low, high, middle = [t for t in alpha_by_depth(transformer).data if t.legendgroup == "null"]
     assert np.allclose(middle.y, NULL)
     assert np.allclose(low.y, NULL - 0.016)
@@ -62,12 +65,12 @@ def test_depth_null_is_a_band_of_two_standard_deviations(transformer):
     assert len(low.x) == len(low.y)
 
 
-def test_depth_null_without_a_spread_is_a_line(single):
+def test_depth_null_without_a_spread_is_a_line(single: Results) -> None:
     bare = run_of([dataclasses.replace(single.layers[0], alpha_null_sd=math.nan)])
     assert len([t for t in alpha_by_depth(bare).data if t.legendgroup == "null"]) == 1
 
 
-def test_depth_joins_means_where_a_block_holds_several_of_a_kind(huge):
+def test_depth_joins_means_where_a_block_holds_several_of_a_kind(huge: Results) -> None:
     fig = alpha_by_depth(huge)
     [line] = [t for t in fig.data if t.legendgroup == "gate" and t.mode == "lines"]
     alphas = [x.alpha for x in huge.layers if x.kind == "gate" and x.block == 3]
@@ -75,13 +78,13 @@ def test_depth_joins_means_where_a_block_holds_several_of_a_kind(huge):
 
 
 @pytest.mark.parametrize("figure", [alpha_by_depth, block_kind_heatmap, farms_against_full])
-def test_nothing_to_draw_is_said(figure, failed):
+def test_nothing_to_draw_is_said(figure: Any, failed: Results) -> None:
     fig = figure(failed)
     assert not fig.data
     assert fig.layout.annotations[0].text.startswith("no ")
 
 
-def test_heatmap_cells_are_means_over_block_and_kind(huge):
+def test_heatmap_cells_are_means_over_block_and_kind(huge: Results) -> None:
     fig = block_kind_heatmap(huge)
     z = np.array(fig.data[0].z, dtype=float)
     kinds = list(fig.layout.yaxis.ticktext)
@@ -91,7 +94,7 @@ def test_heatmap_cells_are_means_over_block_and_kind(huge):
     assert "mean alpha" in fig.data[0].hovertext[kinds.index("up")][11]
 
 
-def test_heatmap_leaves_cells_open_that_are_not_comparable():
+def test_heatmap_leaves_cells_open_that_are_not_comparable() -> None:
     layers = [
         ok_layer(f"layers.{b}.{k}", b, k, comparable=k == "q") for b in range(2) for k in ("q", "v")
     ]
@@ -100,14 +103,14 @@ def test_heatmap_leaves_cells_open_that_are_not_comparable():
     assert list(zip(fig.data[1].x, fig.data[1].y)) == [(0, 1), (1, 1)]
 
 
-def test_full_against_windows(transformer):
+def test_full_against_windows(transformer: Results) -> None:
     fig = farms_against_full(transformer)
     for trace in traces(fig, "layers"):
         for i, x, y in zip(trace.customdata, trace.x, trace.y):
             assert (x, y) == (transformer.layers[i].alpha_full, transformer.layers[i].alpha)
 
 
-def test_spectrum_curves_hold_together(transformer):
+def test_spectrum_curves_hold_together(transformer: Results) -> None:
     layer = transformer.layers[1]
     curves = spectrum_curves(layer, layer.spectrum)
     edges, density = curves["histogram"]
@@ -125,7 +128,7 @@ def test_spectrum_curves_hold_together(transformer):
     assert curves["xmin"].x.tolist() == [layer.xmin, layer.xmin]
 
 
-def test_null_curve_fits_the_histogram_of_a_random_layer():
+def test_null_curve_fits_the_histogram_of_a_random_layer() -> None:
     layer = ok_layer("w", None, "linear", 0.0, seed=3)
     curves = spectrum_curves(layer, layer.spectrum)
     at = np.array([rank for rank, _ in layer.spectrum.top]) / 576
@@ -136,7 +139,7 @@ def test_null_curve_fits_the_histogram_of_a_random_layer():
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.5, 0.1])
-def test_null_shape_is_a_density_whose_survival_matches(ratio):
+def test_null_shape_is_a_density_whose_survival_matches(ratio: float) -> None:
     shape = null_shape(ratio)
     steps = (shape.density[1:] + shape.density[:-1]) / 2 * np.diff(shape.log10)
     assert steps.sum() == pytest.approx(1, abs=0.01)
@@ -151,7 +154,7 @@ def test_null_shape_is_a_density_whose_survival_matches(ratio):
     assert 1 + 1 / mean_log == pytest.approx(marchenko_pastur_alpha(ratio, fraction=0.5), rel=0.02)
 
 
-def test_layer_spectrum_says_what_is_missing(transformer):
+def test_layer_spectrum_says_what_is_missing(transformer: Results) -> None:
     with pytest.raises(SpectailError, match=r"no layer is called 'lm_hed'; did you mean lm_head\?"):
         layer_spectrum(transformer, "lm_hed")
     with pytest.raises(
@@ -160,7 +163,7 @@ def test_layer_spectrum_says_what_is_missing(transformer):
         layer_spectrum(transformer, "model.layers.0.router")
 
 
-def test_degenerate_spectra_draw():
+def test_degenerate_spectra_draw() -> None:
     one = Spectrum((0.0, 0.0), (5,), ((1, 1.0),))
     layer = ok_layer(
         "w", None, "linear", spectrum=one, alpha=math.nan, xmin=math.nan, weight_var=0.0
@@ -171,14 +174,14 @@ def test_degenerate_spectra_draw():
     layer_spectrum(run_of([layer]), "w")
 
 
-def test_hostile_names_are_text_in_every_figure(hostile):
+def test_hostile_names_are_text_in_every_figure(hostile: Results) -> None:
     for fig in (alpha_by_depth(hostile), layer_spectrum(hostile, HOSTILE[0])):
         text = fig.to_json()
         for tag in ("<script", "</script", "<img", "<b>bold"):
             assert tag not in text.replace("\\u003c", "<")
 
 
-def test_stacks_with_equal_indices_are_different_places():
+def test_stacks_with_equal_indices_are_different_places() -> None:
     depth = depth_of(
         [
             ("encoder.block.0.q", 0),
@@ -191,7 +194,7 @@ def test_stacks_with_equal_indices_are_different_places():
     assert depth.labels == {0: "block.0", 1: "block.1", 2: "block.0", 3: ""}
 
 
-def test_one_stack_keeps_its_indices_and_what_is_outside_goes_around_it():
+def test_one_stack_keeps_its_indices_and_what_is_outside_goes_around_it() -> None:
     depth = depth_of(
         [("embed", None), ("layers.4.q", 4), ("layers.6.q", 6), ("layers.6.k", 6), ("head", None)]
     )
@@ -199,7 +202,7 @@ def test_one_stack_keeps_its_indices_and_what_is_outside_goes_around_it():
     assert depth.ticks()[0] == [4, 6]
 
 
-def test_known_kinds_look_the_same_everywhere_and_all_differ():
+def test_known_kinds_look_the_same_everywhere_and_all_differ() -> None:
     few, many = (
         kind_styles(["v", "conv"]),
         kind_styles(["conv", "q", "k", "v", "o", "gate", "up", "down", "head"]),

@@ -4,32 +4,33 @@ nothing is asked of the network."""
 import json
 import re
 import time
+from typing import Any
 
 import pytest
 
 from spectail.core.spec import Spec
 from spectail.report.page import embed
 from spectail.report.run_page import command, report_html, spectra_data
-from spectail.results.records import COLUMNS, LayerRecord
+from spectail.results.records import COLUMNS, LayerRecord, Results
 
 from .conftest import run_of
 
 CASES = ["transformer", "cnn", "single", "failed", "random_model", "hostile"]
 
 
-def data_of(page):
+def data_of(page: Any) -> Any:
     [found] = re.findall(
         r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL
     )
     return json.loads(found)
 
 
-def without_scripts(page):
+def without_scripts(page: Any) -> Any:
     return re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_embedded_rows_are_the_records(case, request):
+def test_embedded_rows_are_the_records(case: str, request: pytest.FixtureRequest) -> None:
     results = request.getfixturevalue(case)
     table = data_of(report_html(results))["table"]
     assert tuple(table["columns"]) == COLUMNS
@@ -39,19 +40,19 @@ def test_embedded_rows_are_the_records(case, request):
 
 
 @pytest.mark.parametrize(("cutoff", "main"), [("ks", True), ("median", False), ("top:0.1", False)])
-def test_the_verdict_is_a_main_column_where_the_cutoff_asks_for_it(cutoff, main):
+def test_the_verdict_is_a_main_column_where_the_cutoff_asks_for_it(cutoff: str, main: bool) -> None:
     view = data_of(report_html(run_of([], spec=Spec(cutoff=cutoff))))["table"]["view"]
     assert {column["key"]: column["main"] for column in view}["tail_verdict"] is main
 
 
-def test_every_column_of_the_page_is_one_of_the_table():
+def test_every_column_of_the_page_is_one_of_the_table() -> None:
     view = data_of(report_html(run_of([])))["table"]["view"]
     keys = [column["key"] for column in view if column["key"] != "shape"]
     assert sorted({*COLUMNS} - {*keys}) == ["cols", "comparable", "rows"]
     assert len(keys) == len(set(keys))
 
 
-def test_embedded_spectra_are_those_of_the_records(transformer):
+def test_embedded_spectra_are_those_of_the_records(transformer: Results) -> None:
     spectra = data_of(report_html(transformer))["spectra"]
     drawable = [i for i, layer in enumerate(transformer.layers) if layer.spectrum]
     assert [int(i) for i in spectra["layers"]] == drawable
@@ -68,7 +69,7 @@ def test_embedded_spectra_are_those_of_the_records(transformer):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_nothing_comes_from_elsewhere(case, request):
+def test_nothing_comes_from_elsewhere(case: str, request: pytest.FixtureRequest) -> None:
     html = without_scripts(report_html(request.getfixturevalue(case)))
     assert not re.search(
         r"""<(script|link|img|iframe|object|base|form)\b|\b(src|href)=["'](?!#)|@import|url\(""",
@@ -77,7 +78,7 @@ def test_nothing_comes_from_elsewhere(case, request):
     assert "default-src 'none'" in html
 
 
-def test_hostile_text_opens_no_element(hostile):
+def test_hostile_text_opens_no_element(hostile: Results) -> None:
     page = report_html(hostile)
     assert page.count("</script>") == 3
     assert "<!--" not in without_scripts(page)
@@ -88,7 +89,7 @@ def test_hostile_text_opens_no_element(hostile):
     page.encode("utf-8")
 
 
-def test_embed_is_safe_json():
+def test_embed_is_safe_json() -> None:
     values = {
         "a": float("nan"),
         "b": ["</script>", "<!--", "\u2028", "\udc80"],
@@ -100,7 +101,9 @@ def test_embed_is_safe_json():
     assert json.loads(text) == {"a": None, "b": values["b"], "c": [1, None]}
 
 
-def test_sections_follow_what_the_run_holds(transformer, cnn, failed):
+def test_sections_follow_what_the_run_holds(
+    transformer: Results, cnn: Results, failed: Results
+) -> None:
     charts = {case: set(data_of(report_html(results))["figures"]) for case, results in
               (("transformer", transformer), ("cnn", cnn), ("failed", failed))}  # fmt: skip
     assert charts == {
@@ -110,7 +113,7 @@ def test_sections_follow_what_the_run_holds(transformer, cnn, failed):
     }
 
 
-def test_the_page_says_what_was_asked_and_how_to_repeat_it(transformer):
+def test_the_page_says_what_was_asked_and_how_to_repeat_it(transformer: Results) -> None:
     body = without_scripts(report_html(transformer))
     for text in (
         "sha256:0123abcd",
@@ -122,7 +125,7 @@ def test_the_page_says_what_was_asked_and_how_to_repeat_it(transformer):
         assert text in body
 
 
-def test_command_quotes_and_carries_every_option():
+def test_command_quotes_and_carries_every_option() -> None:
     results = run_of(
         [], source="my model/x.pt", include=("*q*",), exclude=("lm head",), full_spectrum=True
     )
@@ -132,14 +135,14 @@ def test_command_quotes_and_carries_every_option():
     )
 
 
-def test_a_spec_that_the_command_line_cannot_give_is_repeated_in_python():
+def test_a_spec_that_the_command_line_cannot_give_is_repeated_in_python() -> None:
     text = command(run_of([], spec=Spec(legacy=True, window=32)).run)
     assert text.startswith("import spectail as st")
     assert "legacy=True" in text
     assert "window=32" in text
 
 
-def test_two_thousand_layers_take_seconds_and_few_megabytes(huge):
+def test_two_thousand_layers_take_seconds_and_few_megabytes(huge: Results) -> None:
     report_html(run_of([]))
     start = time.perf_counter()
     page = report_html(huge)

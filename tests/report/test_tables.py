@@ -4,11 +4,11 @@ heavy-tailed."""
 import pandas as pd
 import pytest
 
-from spectail.results.records import COLUMNS
+from spectail.results.records import COLUMNS, Results
 from spectail.results.table import extremes, layer_table
 
 
-def test_columns_and_types(transformer):
+def test_columns_and_types(transformer: Results) -> None:
     table = layer_table(transformer)
     assert tuple(table.columns) == COLUMNS
     assert len(table) == len(transformer.layers)
@@ -24,7 +24,7 @@ def test_columns_and_types(transformer):
     assert {name: str(table[name].dtype) for name in kinds} == kinds
 
 
-def test_values_are_those_of_the_records(transformer):
+def test_values_are_those_of_the_records(transformer: Results) -> None:
     table = layer_table(transformer)
     for i in (0, 5, len(table) - 1):
         record = transformer.layers[i]
@@ -36,13 +36,13 @@ def test_values_are_those_of_the_records(transformer):
 
 
 @pytest.mark.parametrize("case", ["cnn", "single", "failed", "hostile", "huge"])
-def test_every_shape_of_run_has_a_table(case, request):
+def test_every_shape_of_run_has_a_table(case: str, request: pytest.FixtureRequest) -> None:
     results = request.getfixturevalue(case)
     names = [layer.name.replace("\udc80", "?") for layer in results.layers]
     assert [*layer_table(results)["name"]] == names
 
 
-def test_extremes_rank_only_ok_and_comparable_rows(transformer):
+def test_extremes_rank_only_ok_and_comparable_rows(transformer: Results) -> None:
     table = layer_table(transformer)
     heavy, light = extremes(table, 3)
     ranked = sorted(x.alpha for x in transformer.layers if x.status == "ok" and x.comparable)
@@ -53,6 +53,6 @@ def test_extremes_rank_only_ok_and_comparable_rows(transformer):
     assert set(everyone["status"]) == {"ok"}
 
 
-def test_extremes_of_a_run_without_measured_layers(failed):
+def test_extremes_of_a_run_without_measured_layers(failed: Results) -> None:
     heavy, light = extremes(layer_table(failed))
     assert len(heavy) == len(light) == 0

@@ -3,9 +3,11 @@ and no claim from few blocks."""
 
 import itertools
 import math
+from typing import TypeAlias
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy.stats import rankdata, spearmanr
 
 from spectail.results.depth import (
@@ -17,19 +19,23 @@ from spectail.results.depth import (
 )
 from tests.allocation.conftest import layer, unmeasured
 
+Array: TypeAlias = NDArray[np.float64]
 
-def by_regression(x, y, z):
+
+def by_regression(x: Array, y: Array, z: Array) -> float:
     """The correlation of the residuals of the ranks of x and y after a
     straight line over those of z."""
     ranks = [rankdata(values) for values in (x, y, z)]
     line = np.stack([np.ones_like(ranks[2]), ranks[2]], axis=1)
     left = [r - line @ np.linalg.lstsq(line, r, rcond=None)[0] for r in ranks[:2]]
-    return np.corrcoef(left)[0, 1]
+    return float(np.corrcoef(left)[0, 1])
 
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("n", [4, 5, 9, 60])
-def test_plain_and_partial_correlations_are_those_of_scipy_and_of_regression(n, ties):
+def test_plain_and_partial_correlations_are_those_of_scipy_and_of_regression(
+    n: int, ties: bool
+) -> None:
     rng = np.random.default_rng(n)
     x, y, z = rng.standard_normal((3, n))
     x, y = x + z, y + z + 0.5 * x
@@ -53,17 +59,17 @@ def test_plain_and_partial_correlations_are_those_of_scipy_and_of_regression(n, 
         ([1, 2, 3, 4], [3e-5, 3e-5 + 1e-20, 3e-5, 3e-5]),
     ],
 )
-def test_too_few_blocks_or_no_spread_have_no_correlation(x, y):
+def test_too_few_blocks_or_no_spread_have_no_correlation(x: list[int], y: list[float]) -> None:
     assert rank_correlation(x, y) is None
     assert rank_correlation(y, x) is None
     assert depth_correlations(x, y) is None
 
 
-def test_small_numbers_that_do_differ_have_one():
+def test_small_numbers_that_do_differ_have_one() -> None:
     assert rank_correlation(range(5), [1e-7, 3e-7, 2e-7, 5e-7, 4e-7]).rho == pytest.approx(0.8)
 
 
-def test_a_partial_correlation_needs_five_blocks_and_something_that_is_left():
+def test_a_partial_correlation_needs_five_blocks_and_something_that_is_left() -> None:
     x, z = [1, 3, 2, 5, 4, 6], [1, 2, 3, 4, 5, 6]
     assert rank_correlation(x[:4], [2, 1, 4, 3], given=z[:4]) is None
     assert rank_correlation(x, z, given=z) is None
@@ -72,14 +78,16 @@ def test_a_partial_correlation_needs_five_blocks_and_something_that_is_left():
 
 
 @pytest.mark.parametrize("n", [4, 5, 6])
-def test_what_chance_gives_in_one_order_of_twenty_is_not_clear(n):
+def test_what_chance_gives_in_one_order_of_twenty_is_not_clear(n: int) -> None:
     """Over all orders of few blocks, at most 5 % may be called a trend."""
     found = [rank_correlation(range(n), order) for order in itertools.permutations(range(n))]
     assert sum(x.clear for x in found) <= 0.05 * math.factorial(n)
 
 
 @pytest.mark.parametrize("n", [8, 32])
-def test_five_percent_of_unrelated_numbers_look_clear_and_the_interval_holds_the_truth(n):
+def test_five_percent_of_unrelated_numbers_look_clear_and_the_interval_holds_the_truth(
+    n: int,
+) -> None:
     rng = np.random.default_rng(n)
     draws, clear, partial, covered = 500, 0, 0, 0
     # The rank correlation of two normal variables of correlation 0.8.
@@ -96,7 +104,7 @@ def test_five_percent_of_unrelated_numbers_look_clear_and_the_interval_holds_the
     assert 0.92 < covered / draws < 1
 
 
-def test_intervals_hold_their_number_widen_with_level_and_narrow_with_blocks():
+def test_intervals_hold_their_number_widen_with_level_and_narrow_with_blocks() -> None:
     for rho in (-1.0, -0.7, 0.0, 0.3, 0.95, 1.0):
         for n in (4, 6, 30):
             low, high = RankCorrelation(rho, n).interval()
@@ -126,11 +134,13 @@ def test_intervals_hold_their_number_widen_with_level_and_narrow_with_blocks():
         (["lm_head"], []),
     ],
 )  # fmt: skip
-def test_depth_counts_in_each_stack_and_on_through_stages(units, expected):
+def test_depth_counts_in_each_stack_and_on_through_stages(
+    units: list[str], expected: list[int]
+) -> None:
     assert list(depths(units).values()) == expected
 
 
-def test_alpha_with_depth_takes_block_means_and_kinds_out_and_ignores_what_has_no_alpha():
+def test_alpha_with_depth_takes_block_means_and_kinds_out_and_ignores_what_has_no_alpha() -> None:
     rng = np.random.default_rng(0)
     noise = rng.standard_normal(8)
     layers = [layer("model.embed_tokens", 9.0), layer("lm_head", 1.0)]
@@ -155,7 +165,7 @@ def test_alpha_with_depth_takes_block_means_and_kinds_out_and_ignores_what_has_n
     assert alpha_with_depth([]) is None
 
 
-def test_what_is_made_from_the_measured_numbers_alone_is_compared_with_depth():
+def test_what_is_made_from_the_measured_numbers_alone_is_compared_with_depth() -> None:
     rng = np.random.default_rng(1)
     alpha = np.arange(24) + 4 * rng.standard_normal(24)
     for values, order in (
@@ -170,7 +180,7 @@ def test_what_is_made_from_the_measured_numbers_alone_is_compared_with_depth():
         assert "Given" not in second
 
 
-def test_other_values_say_what_each_explains_given_the_other():
+def test_other_values_say_what_each_explains_given_the_other() -> None:
     rng = np.random.default_rng(2)
     depth, alpha = np.arange(24), rng.standard_normal(24)
     found = depth_correlations(depth, depth + 5 * alpha, alpha, name="outlier percent")
@@ -190,7 +200,7 @@ def test_other_values_say_what_each_explains_given_the_other():
     assert "Given depth, alpha can explain nothing more." in " ".join(line.describe())
 
 
-def test_a_straight_line_is_named_from_a_clear_correlation_of_080_on():
+def test_a_straight_line_is_named_from_a_clear_correlation_of_080_on() -> None:
     rng = np.random.default_rng(3)
     depth = np.arange(30)
     for noise in (1, 8, 20, 100):
@@ -200,7 +210,7 @@ def test_a_straight_line_is_named_from_a_clear_correlation_of_080_on():
     assert "straight line" not in depth_correlations(range(4), range(4)).describe()[0]
 
 
-def test_stored_numbers_are_those_of_the_correlations():
+def test_stored_numbers_are_those_of_the_correlations() -> None:
     found = depth_correlations(range(6), [1, 2, 3, 5, 4, 6], [2, 1, 3, 4, 6, 5])
     stored = found.to_dict()
     low, high = found.values_depth.interval()
