@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 class Fourier(nn.Module):
     """A layer with complex weights, as neuraloperator's SpectralConv."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(3, 5, 4, 2, dtype=torch.complex64))
 
@@ -20,7 +20,7 @@ class Fourier(nn.Module):
 class RealViewFourier(nn.Module):
     """The same stored as pairs of real numbers, as tensorly's dense complex tensors are."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Module()
         self.weight.tensor = nn.Parameter(torch.randn(3, 5, 4, 2, 2))
@@ -29,7 +29,7 @@ class RealViewFourier(nn.Module):
 class Transformer(nn.Module):
     """Fused projections under usual names, and parameters that are not called weight."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.cls_token = nn.Parameter(torch.randn(1, 1, 8))
         self.pos_embed = nn.Parameter(torch.randn(1, 5, 8))
@@ -49,7 +49,7 @@ class Transformer(nn.Module):
 class Tied(nn.Module):
     """An output layer that shares the embedding's storage."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(12, 8)
         self.lm_head = nn.Linear(8, 12, bias=False)

@@ -9,6 +9,8 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ transformers = pytest.importorskip("transformers")
 class Net(nn.Module):
     """One layer of each type that adapters are attached to."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(30, 16)
         self.square = nn.Linear(16, 16)
@@ -38,7 +40,7 @@ class Case:
     """One adapter: how peft makes it, and what its file and its live model must give."""
 
     config: str
-    options: dict = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     targets: tuple[str, ...] = ("square", "wide")
     file: str = "equal"
     """equal; base: equal only with the base model; else a word of the failed row's reason."""
@@ -139,7 +141,7 @@ CASES: dict[str, Case] = {
 }
 
 
-def quietly(function, *given, **named):
+def quietly(function: Callable[..., Any], *given: Any, **named: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return function(*given, **named)
@@ -181,7 +183,7 @@ def matrices(change: torch.Tensor) -> torch.Tensor:
     return change.flatten(2).permute(2, 0, 1) if change.ndim > 2 else change.unsqueeze(0)
 
 
-def assert_rows(source, model, case, *, strict):
+def assert_rows(source: Any, model: Any, case: Any, *, strict: bool) -> None:
     rows = {layer.name: layer for layer in source.layers if layer.kind == "lora"}
     assert set(rows) == {f"{target}.lora" for target in case.targets}
     expected = changes(model)
@@ -196,7 +198,7 @@ def assert_rows(source, model, case, *, strict):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_live(name):
+def test_live(name: str) -> None:
     case = CASES[name]
     model = make(case)
     state = {key: value.clone() for key, value in model.state_dict().items()}
@@ -219,7 +221,7 @@ def test_live(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_file(name, tmp_path):
+def test_file(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     model = make(case)
     quietly(model.save_pretrained, tmp_path)
@@ -243,7 +245,7 @@ def test_file(name, tmp_path):
 
 @pytest.mark.parametrize("place", ["beside", "named", "relative"])
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.file == "base"])
-def test_file_with_its_base_model(name, place, tmp_path):
+def test_file_with_its_base_model(name: Any, place: str, tmp_path: Path) -> None:
     case = CASES[name]
     model = make(case)
     adapter = tmp_path / "adapter"
@@ -277,7 +279,7 @@ NO_CHANGE_OF_A_WEIGHT = {
 }
 
 
-def test_every_form_of_the_installed_peft_is_in_the_table():
+def test_every_form_of_the_installed_peft_is_in_the_table() -> None:
     kinds = {
         kind.value: config.__name__
         for kind, config in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()

@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from safetensors.torch import save_file
 from spectail.models.open import open_source
 
 
-def rand(*shape):
+def rand(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=rand.generator)
 
 
@@ -39,16 +41,16 @@ EXPERT_A, EXPERT_B = rand(4, 3, 6), rand(4, 8, 3)
 MAGNITUDE, BASE = rand(8).abs() + 1, rand(8, 6)
 
 
-def conv(a, b):
+def conv(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.stack([b[:, :, 0, 0] @ a[:, :, i, j] for i in range(3) for j in range(3)])
 
 
-def tucker(core, a, b):
+def tucker(core: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Sum over both ranks, one kernel position after the other."""
     return torch.stack([a.T @ core[:, :, i, j] @ b for i in range(3) for j in range(3)])
 
 
-def decomposed(change):
+def decomposed(change: Callable[..., Any]) -> torch.Tensor:
     """DoRA, row by row."""
     rows = []
     for magnitude, old, new in zip(
@@ -64,7 +66,7 @@ class Case:
 
     state: dict[str, torch.Tensor]
     changes: dict[str, torch.Tensor]
-    config: dict | None = None
+    config: dict[str, Any] | None = None
     note: str = ""
     notes: tuple[str, ...] = ()
     others: tuple[str, ...] = field(default=())
@@ -352,7 +354,7 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_change_of_every_weight(name, tmp_path):
+def test_change_of_every_weight(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     file = tmp_path / NAMES[list(CASES).index(name) % len(NAMES)]
     save_file({key: value.contiguous().clone() for key, value in case.state.items()}, file)
@@ -373,7 +375,7 @@ def test_change_of_every_weight(name, tmp_path):
     assert all(word in note for word, note in zip(case.notes, source.notes, strict=True))
 
 
-def test_the_configuration_that_diffusers_puts_into_the_header(tmp_path):
+def test_the_configuration_that_diffusers_puts_into_the_header(tmp_path: Path) -> None:
     targets = {"unet.attn1.to_q": 2.0, "unet.attn1.to_k": 0.5, "text_encoder.q_proj": 1.0}
     state = {
         f"{t}.lora_{side}.weight": v.clone() for t in targets for side, v in (("A", A), ("B", B))
@@ -392,7 +394,9 @@ def test_the_configuration_that_diffusers_puts_into_the_header(tmp_path):
 @pytest.mark.parametrize(
     "setting", [{"use_qalora": True}, {"kasa_config": {"beta": 1}}, {"velora_config": {"scale": 1}}]
 )
-def test_variants_of_lora_whose_change_is_another_are_failed_rows(setting, tmp_path):
+def test_variants_of_lora_whose_change_is_another_are_failed_rows(
+    setting: dict[str, bool | dict[str, int]], tmp_path: Path
+) -> None:
     save_file(
         {f"{PEFT}.lora_A.weight": A, f"{PEFT}.lora_B.weight": B},
         tmp_path / "adapter_model.safetensors",
@@ -404,7 +408,7 @@ def test_variants_of_lora_whose_change_is_another_are_failed_rows(setting, tmp_p
     assert next(iter(setting)) in row.problem
 
 
-def test_a_configuration_beside_a_whole_model_changes_nothing(tmp_path):
+def test_a_configuration_beside_a_whole_model_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps(RANK_3 | {"peft_type": "LORA"}))
     torch.save(
         {"layers.0.experts.gate_up_proj": torch.randn(2, 8, 4)}, tmp_path / "consolidated.00.pth"
@@ -413,7 +417,7 @@ def test_a_configuration_beside_a_whole_model_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "unheard-of"])
-def test_an_adapter_of_llama_cpp(architecture, tmp_path):
+def test_an_adapter_of_llama_cpp(architecture: str, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(tmp_path / "lora.gguf", architecture)
     writer.add_string("general.type", "adapter")
@@ -470,7 +474,7 @@ UNKNOWN: dict[str, tuple[dict[str, torch.Tensor], str]] = {
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_unknown_forms_are_failed_rows(name, tmp_path):
+def test_unknown_forms_are_failed_rows(name: str, tmp_path: Path) -> None:
     state, word = UNKNOWN[name]
     save_file(state, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "NOVA", "r": 3}')
@@ -480,7 +484,7 @@ def test_unknown_forms_are_failed_rows(name, tmp_path):
     assert row.kind == "lora"
 
 
-def test_prompts_are_no_weights(tmp_path):
+def test_prompts_are_no_weights(tmp_path: Path) -> None:
     state = {
         "prompt_embeddings": rand(5, 8),
         "base_model.model.layers.0.self_attn.adaption_prompt": rand(1, 5, 8),
@@ -491,7 +495,7 @@ def test_prompts_are_no_weights(tmp_path):
     assert all("prompts are inputs" in layer.no_weight for layer in layers)
 
 
-def test_names_that_only_look_like_pieces_are_layers():
+def test_names_that_only_look_like_pieces_are_layers() -> None:
     state = {
         "net.m.0.weight": BASE,
         "m.weight": BASE,
@@ -517,8 +521,10 @@ def test_names_that_only_look_like_pieces_are_layers():
         ("consolidated.00.pth", "adapter_0.pt"),
     ],
 )
-def test_a_whole_model_is_opened_before_an_adapter_beside_it(whole, adapter, tmp_path):
-    def save(state, name):
+def test_a_whole_model_is_opened_before_an_adapter_beside_it(
+    whole: str, adapter: str, tmp_path: Path
+) -> None:
+    def save(state: Any, name: str) -> None:
         write: Callable = save_file if name.endswith(".safetensors") else torch.save
         write(state, tmp_path / name)
 
@@ -531,7 +537,7 @@ def test_a_whole_model_is_opened_before_an_adapter_beside_it(whole, adapter, tmp
     ]
 
 
-def test_the_last_of_several_steps_of_an_adapter_is_opened(tmp_path):
+def test_the_last_of_several_steps_of_an_adapter_is_opened(tmp_path: Path) -> None:
     for i, name in enumerate(("adapters.safetensors", "0000100_adapters.safetensors")):
         save_file(
             {f"{MLX}.lora_a": A.T.contiguous() * (i + 1), f"{MLX}.lora_b": B.T.contiguous()},

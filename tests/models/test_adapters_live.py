@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 
-def adapted(**options):
+def adapted(**options: Any) -> tuple[Any, set[Any]]:
     sizes = {
         "hidden_size": 8,
         "intermediate_size": 12,
@@ -36,13 +38,13 @@ def adapted(**options):
     return adapt(base, **options), names
 
 
-def adapt(base, **options):
+def adapt(base: Any, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return peft.get_peft_model(base, peft.LoraConfig(**options))
 
 
-def save(model, folder):
+def save(model: Any, folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save_pretrained(folder)
@@ -60,7 +62,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("case", OPTIONS)
-def test_live_adapter_equals_its_folder_and_pefts_own_delta(case, tmp_path):
+def test_live_adapter_equals_its_folder_and_pefts_own_delta(case: str, tmp_path: Path) -> None:
     model, base_names = adapted(**OPTIONS[case])
     save(model, tmp_path)
     live = {layer.name: layer for layer in open_source(model).layers}
@@ -78,7 +80,7 @@ def test_live_adapter_equals_its_folder_and_pefts_own_delta(case, tmp_path):
         assert torch.equal(stored[name].read(), layer.read())
 
 
-def test_base_weights_are_those_of_the_base_model():
+def test_base_weights_are_those_of_the_base_model() -> None:
     model, _ = adapted()
     (layer,) = [
         item for item in open_source(model).layers if item.name == "model.layers.0.self_attn.q_proj"
@@ -88,7 +90,7 @@ def test_base_weights_are_those_of_the_base_model():
     )
 
 
-def test_gpt2_adapter_is_output_by_input():
+def test_gpt2_adapter_is_output_by_input() -> None:
     base = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2)
     )
@@ -103,7 +105,7 @@ def test_gpt2_adapter_is_output_by_input():
     assert "transformer.h.0.attn.c_attn.q" in layers
 
 
-def test_modules_that_are_saved_whole_keep_their_name(tmp_path):
+def test_modules_that_are_saved_whole_keep_their_name(tmp_path: Path) -> None:
     model, _ = adapted(modules_to_save=["lm_head"])
     save(model, tmp_path)
     live = {layer.name: layer for layer in open_source(model).layers}
@@ -118,7 +120,7 @@ def test_modules_that_are_saved_whole_keep_their_name(tmp_path):
     assert [name for name, layer in live.items() if layer.no_weight] == ["lm_head.original_module"]
 
 
-def test_convolution_adapter():
+def test_convolution_adapter() -> None:
     model = adapt(
         nn.Sequential(nn.Conv2d(3, 5, 3)), r=2, target_modules=["0"], init_lora_weights=False
     )
@@ -128,7 +130,7 @@ def test_convolution_adapter():
     torch.testing.assert_close(delta.read().float(), expected)
 
 
-def test_two_adapters_are_told_apart():
+def test_two_adapters_are_told_apart() -> None:
     model, _ = adapted()
     model.add_adapter(
         "second", peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
@@ -139,7 +141,7 @@ def test_two_adapters_are_told_apart():
     assert "model.layers.0.mlp.down_proj.lora" in names
 
 
-def test_adapter_file_without_its_configuration_says_so(tmp_path):
+def test_adapter_file_without_its_configuration_says_so(tmp_path: Path) -> None:
     model, _ = adapted()
     save(model, tmp_path)
     (tmp_path / "adapter_config.json").unlink()
@@ -151,7 +153,7 @@ def test_adapter_file_without_its_configuration_says_so(tmp_path):
     torch.testing.assert_close(layer.read()[0] * 4, target.get_delta_weight("default").double())
 
 
-def test_scaling_is_alpha_over_rank():
+def test_scaling_is_alpha_over_rank() -> None:
     factors = {
         "base_model.model.q.lora_A.weight": torch.ones(2, 3),
         "base_model.model.q.lora_B.weight": torch.ones(4, 2),
@@ -168,13 +170,15 @@ def test_scaling_is_alpha_over_rank():
         ((2, 3), None, "lora_B is missing"),
     ],
 )
-def test_factors_that_make_no_delta_keep_a_row(a, b, problem):
+def test_factors_that_make_no_delta_keep_a_row(
+    a: tuple[int, int], b: tuple[int, int] | None, problem: str
+) -> None:
     state = {"q.lora_A.weight": torch.ones(a)} | ({"q.lora_B.weight": torch.ones(b)} if b else {})
     (layer,) = open_source(state).layers
     assert problem in layer.problem
 
 
-def test_adapter_of_fused_experts_is_not_multiplied_across_experts(tmp_path):
+def test_adapter_of_fused_experts_is_not_multiplied_across_experts(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 4}')
     from safetensors.torch import save_file
 
@@ -187,7 +191,7 @@ def test_adapter_of_fused_experts_is_not_multiplied_across_experts(tmp_path):
     assert "fused parameter" in layer.problem
 
 
-def test_an_adapter_says_whether_the_model_uses_it():
+def test_an_adapter_says_whether_the_model_uses_it() -> None:
     model, _ = adapted()
     model.add_adapter(
         "second", peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
@@ -203,7 +207,7 @@ def test_an_adapter_says_whether_the_model_uses_it():
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
-def test_a_merged_adapter_gives_the_same_change_and_says_so(use_dora):
+def test_a_merged_adapter_gives_the_same_change_and_says_so(use_dora: bool) -> None:
     model, _ = adapted(use_dora=use_dora)
     before = {layer.name: layer.read().clone() for layer in open_source(model).layers}
     model.merge_adapter()
@@ -217,7 +221,7 @@ def test_a_merged_adapter_gives_the_same_change_and_says_so(use_dora):
     torch.testing.assert_close(after[name].read().double(), merged, rtol=1e-4, atol=1e-6)
 
 
-def test_adapters_of_two_forms_on_one_layer():
+def test_adapters_of_two_forms_on_one_layer() -> None:
     model, _ = adapted()
     options = {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False}
     model.add_adapter("second", peft.LoraConfig(use_dora=True, **options))
@@ -230,7 +234,7 @@ def test_adapters_of_two_forms_on_one_layer():
     torch.testing.assert_close(rows[f"{name}.lora.second"].read()[0], layer.weight.detach() - base)
 
 
-def experts_adapted(parameters):
+def experts_adapted(parameters: Any) -> Any:
     sizes = {
         "hidden_size": 8,
         "intermediate_size": 16,
@@ -251,7 +255,9 @@ def experts_adapted(parameters):
 @pytest.mark.parametrize(
     "parameters", [["gate_up_proj", "down_proj"], ["gate_up_proj"], ["down_proj"]]
 )
-def test_adapters_of_fused_experts_give_a_change_for_each_expert(parameters, tmp_path):
+def test_adapters_of_fused_experts_give_a_change_for_each_expert(
+    parameters: list[str], tmp_path: Path
+) -> None:
     model = experts_adapted(parameters)
     save(model, tmp_path)
     base = copy.deepcopy(model).unload().model.layers[0].mlp.experts
@@ -277,7 +283,7 @@ def test_adapters_of_fused_experts_give_a_change_for_each_expert(parameters, tmp
     assert "model.layers.0.mlp.experts.gate_up_proj[0].gate" in names
 
 
-def test_tokens_that_are_trained_change_the_embedding_once():
+def test_tokens_that_are_trained_change_the_embedding_once() -> None:
     sizes = {
         "hidden_size": 8,
         "intermediate_size": 12,
@@ -309,9 +315,9 @@ def test_tokens_that_are_trained_change_the_embedding_once():
     torch.testing.assert_close(rows["model.embed_tokens.lora"].read()[0].float(), change)
 
 
-def test_attention_module_adapter(tmp_path):
+def test_attention_module_adapter(tmp_path: Path) -> None:
     class Net(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.mha = nn.MultiheadAttention(8, 2)
 
@@ -329,7 +335,7 @@ def test_attention_module_adapter(tmp_path):
         )
 
 
-def test_prompts_leave_the_names_of_the_base_model():
+def test_prompts_leave_the_names_of_the_base_model() -> None:
     sizes = {
         "hidden_size": 8,
         "intermediate_size": 12,
@@ -352,7 +358,7 @@ def test_prompts_leave_the_names_of_the_base_model():
     ]
 
 
-def test_a_base_weight_that_is_not_in_memory_is_said():
+def test_a_base_weight_that_is_not_in_memory_is_said() -> None:
     model, _ = adapted(use_dora=True)
     target = model.base_model.model.model.layers[0].self_attn.q_proj
     target.base_layer.to("meta")
@@ -363,14 +369,14 @@ def test_a_base_weight_that_is_not_in_memory_is_said():
 class LoraLinear(nn.Module):
     """As in torchtune: the factors are modules beside the weight."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(5, 4))
         self.rank, self.alpha = 2, 6.0
         self.lora_a, self.lora_b = nn.Linear(4, 2, bias=False), nn.Linear(2, 5, bias=False)
 
 
-def test_modules_of_other_libraries_state_their_scale():
+def test_modules_of_other_libraries_state_their_scale() -> None:
     model = nn.ModuleDict({"q_proj": LoraLinear()})
     rows = {layer.name: layer for layer in open_source(model).layers}
     assert set(rows) == {"q_proj", "q_proj.lora"}
@@ -380,7 +386,7 @@ def test_modules_of_other_libraries_state_their_scale():
     )
 
 
-def test_adapters_that_are_nested_in_each_other():
+def test_adapters_that_are_nested_in_each_other() -> None:
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(6, 8))
     lora = peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False)

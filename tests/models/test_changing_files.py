@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,20 +33,20 @@ def data_file(path: Path) -> Path:
     return next(path.parent.glob("*.distcp"), path)
 
 
-def smaller(path):
+def smaller(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-def larger(path):
+def larger(path: Path) -> None:
     with path.open("ab") as file:
         file.write(b"0" * 4096)
 
 
-def emptied(path):
+def emptied(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def overwritten(path):
+def overwritten(path: Path) -> None:
     content = path.read_bytes()
     with path.open("r+b") as file:
         file.write(content[:-40] + bytes(40))
@@ -54,7 +55,7 @@ def overwritten(path):
 CHANGES = {"smaller": smaller, "larger": larger, "empty": emptied, "same size": overwritten}
 
 
-def renamed_over(path):
+def renamed_over(path: Path) -> None:
     other = path.with_name("other")
     other.write_bytes(path.read_bytes()[:50])
     other.replace(path)
@@ -63,13 +64,13 @@ def renamed_over(path):
 KEPT = {"deleted": os.unlink, "another file renamed over it": renamed_over}
 
 
-def values_of(source):
+def values_of(source: Any) -> list[Any]:
     return [layer.read()[0].numpy().copy() for layer in source.layers]
 
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("case", WRITERS)
-def test_a_file_that_is_written_in_place_is_refused(case, change, tmp_path):
+def test_a_file_that_is_written_in_place_is_refused(case: Any, change: str, tmp_path: Path) -> None:
     path = WRITERS[case](tmp_path, state())
     source = open_source(path)
     before = values_of(source)
@@ -87,7 +88,7 @@ def test_a_file_that_is_written_in_place_is_refused(case, change, tmp_path):
 
 @pytest.mark.parametrize("change", KEPT)
 @pytest.mark.parametrize("case", WRITERS)
-def test_what_was_opened_stays_readable(case, change, tmp_path):
+def test_what_was_opened_stays_readable(case: Any, change: str, tmp_path: Path) -> None:
     path = WRITERS[case](tmp_path, state())
     source = open_source(path)
     before = values_of(source)
@@ -96,7 +97,7 @@ def test_what_was_opened_stays_readable(case, change, tmp_path):
 
 
 @pytest.mark.parametrize("case", WRITERS)
-def test_python_survives_a_truncation(case, tmp_path):
+def test_python_survives_a_truncation(case: Any, tmp_path: Path) -> None:
     path = WRITERS[case](tmp_path, state(rows=4096))
     code = (
         "import os, sys\n"
@@ -115,7 +116,7 @@ def test_python_survives_a_truncation(case, tmp_path):
     assert ("has changed since" in done.stdout) == (case not in IN_MEMORY)
 
 
-def test_an_epoch_saved_over_the_last_never_mixes_values_and_fingerprints(tmp_path):
+def test_an_epoch_saved_over_the_last_never_mixes_values_and_fingerprints(tmp_path: Path) -> None:
     opened = []
     for epoch in range(5):
         path = write_safetensors(tmp_path, state(epoch))
@@ -132,11 +133,13 @@ def test_an_epoch_saved_over_the_last_never_mixes_values_and_fingerprints(tmp_pa
         )  # saved by renaming: the old file is still open
 
 
-def test_fingerprint_and_header_come_from_one_content(tmp_path, monkeypatch):
+def test_fingerprint_and_header_come_from_one_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_safetensors(tmp_path, state())
     original = folders.fingerprint_files
 
-    def late(files):
+    def late(files: Any) -> Any:
         overwritten(path)
         return original(files)
 
@@ -145,13 +148,13 @@ def test_fingerprint_and_header_come_from_one_content(tmp_path, monkeypatch):
         open_source(path)
 
 
-def test_a_run_stops_where_its_file_changes(tmp_path):
+def test_a_run_stops_where_its_file_changes(tmp_path: Path) -> None:
     path = write_safetensors(tmp_path, state(rows=64))
     with pytest.raises(SourceChangedError, match="open it again"):
         st.analyze(path, progress=lambda layer, done, total: overwritten(path))
 
 
-def test_a_layer_that_was_sent_elsewhere_refuses_another_content(tmp_path):
+def test_a_layer_that_was_sent_elsewhere_refuses_another_content(tmp_path: Path) -> None:
     path = write_safetensors(tmp_path, state())
     sent = pickle.dumps(open_source(path).layers)
     overwritten(path)
@@ -162,7 +165,7 @@ def test_a_layer_that_was_sent_elsewhere_refuses_another_content(tmp_path):
         pickle.loads(sent)
 
 
-def test_a_write_right_after_opening_is_noticed(tmp_path):
+def test_a_write_right_after_opening_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a"
     for _ in range(20):
         path.write_bytes(b"1" * 100)
@@ -172,7 +175,7 @@ def test_a_write_right_after_opening_is_noticed(tmp_path):
             file.read(0, 10)
 
 
-def test_an_old_file_is_opened_without_a_pause(tmp_path):
+def test_an_old_file_is_opened_without_a_pause(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"1")
     os.utime(path, (1, 1))
@@ -182,7 +185,7 @@ def test_an_old_file_is_opened_without_a_pause(tmp_path):
     assert time.perf_counter() - started < 0.2
 
 
-def test_files_are_closed_without_a_warning(tmp_path):
+def test_files_are_closed_without_a_warning(tmp_path: Path) -> None:
     path = write_safetensors(tmp_path, state())
     source = open_source(path)
     held = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
@@ -197,7 +200,7 @@ def test_files_are_closed_without_a_warning(tmp_path):
         assert str(path) not in open_files
 
 
-def test_a_stream_reads_as_a_file_does(tmp_path):
+def test_a_stream_reads_as_a_file_does(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(bytes(range(200)))
     stream = OpenFile(path).stream(50, 100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from spectail.models.formats.open_file import OpenFile
 from spectail.models.open import open_source
 
 
-def test_place_and_time_do_not_enter(tmp_path):
+def test_place_and_time_do_not_enter(tmp_path: Path) -> None:
     save_file({"a": torch.ones(3, 4)}, tmp_path / "m.safetensors")
     (tmp_path / "other").mkdir()
     shutil.copy(tmp_path / "m.safetensors", tmp_path / "other")
@@ -28,7 +29,7 @@ def test_place_and_time_do_not_enter(tmp_path):
     assert first.fingerprint.startswith("sha256:")
 
 
-def test_one_value_enters(tmp_path):
+def test_one_value_enters(tmp_path: Path) -> None:
     weight = torch.ones(3, 4)
     save_file({"a": weight}, tmp_path / "m.safetensors")
     before = open_source(tmp_path / "m.safetensors").fingerprint
@@ -38,7 +39,9 @@ def test_one_value_enters(tmp_path):
 
 
 @pytest.mark.parametrize("position", [0, 3 * 2**20 + 100, 5 * 2**20 + 6])
-def test_large_files_are_sampled(tmp_path, monkeypatch, position):
+def test_large_files_are_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, position: int
+) -> None:
     monkeypatch.setattr(fingerprint, "WHOLE_FILE", 2**20)
     path = tmp_path / "large"
     content = bytearray(5 * 2**20 + 7)
@@ -49,7 +52,7 @@ def test_large_files_are_sampled(tmp_path, monkeypatch, position):
     assert fingerprint.fingerprint_files([("large", OpenFile(path))]) != before
 
 
-def test_live_weights_enter_and_training_mode_does_not():
+def test_live_weights_enter_and_training_mode_does_not() -> None:
     model = nn.Linear(3, 4)
     before = open_source(model).fingerprint
     assert open_source(model.eval()).fingerprint == before
@@ -61,18 +64,18 @@ def test_live_weights_enter_and_training_mode_does_not():
 @pytest.mark.parametrize(
     "dtype", [torch.bfloat16, torch.complex64, torch.float8_e4m3fn, torch.int64, torch.bool]
 )
-def test_all_types_can_be_hashed(dtype):
+def test_all_types_can_be_hashed(dtype: torch.dtype) -> None:
     assert open_source({"a.weight": torch.ones(2, 2), "b": torch.ones(2, 2).to(dtype)}).fingerprint
 
 
-def test_large_tensors_are_sampled_in_every_column():
+def test_large_tensors_are_sampled_in_every_column() -> None:
     state = {"a.weight": torch.zeros(2048, 2048)}
     before = open_source(state).fingerprint
     state["a.weight"][:, 7] = 1
     assert open_source(state).fingerprint != before
 
 
-def test_tensors_that_are_conjugated_or_negated_later_enter_with_their_values():
+def test_tensors_that_are_conjugated_or_negated_later_enter_with_their_values() -> None:
     values = torch.randn(20, 24, dtype=torch.complex64)
     late = {"a.weight": values.conj(), "b.weight": values.conj().imag}
     now = {"a.weight": values.conj().resolve_conj(), "b.weight": (-values.imag).contiguous()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,26 +20,26 @@ from spectail.models.open import open_source
 from .format_cases import WRITERS, state
 
 
-def values_of(source):
+def values_of(source: Any) -> dict[str, Any]:
     return {f"{layer.name}.weight": layer.read()[0].numpy() for layer in source.layers}
 
 
-def weights(values):
+def weights(values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value.ndim > 1}
 
 
-def same(found, expected):
+def same(found: Any, expected: Any) -> Any:
     return found.keys() == expected.keys() and all(
         np.array_equal(found[name], expected[name]) for name in expected
     )
 
 
-def test_every_format_has_a_writer_here():
+def test_every_format_has_a_writer_here() -> None:
     assert {name.partition(",")[0] for name in WRITERS} == {form.name for form in FORMATS}
 
 
 @pytest.mark.parametrize("case", WRITERS)
-def test_names_orientation_and_values_come_back(case, tmp_path):
+def test_names_orientation_and_values_come_back(case: Any, tmp_path: Path) -> None:
     path = WRITERS[case](tmp_path, state())
     source = open_source(path)
     assert same(values_of(source), weights(state()))
@@ -46,7 +48,7 @@ def test_names_orientation_and_values_come_back(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", WRITERS)
-def test_a_folder_of_the_format_is_opened(case, tmp_path):
+def test_a_folder_of_the_format_is_opened(case: Any, tmp_path: Path) -> None:
     WRITERS[case](tmp_path, state())
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -54,7 +56,7 @@ def test_a_folder_of_the_format_is_opened(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", WRITERS)
-def test_content_counts_where_the_ending_is_none_or_another(case, tmp_path):
+def test_content_counts_where_the_ending_is_none_or_another(case: Any, tmp_path: Path) -> None:
     path = WRITERS[case](tmp_path, state())
     if case == "a msgpack file of Flax":
         pytest.skip("nothing at its beginning tells a msgpack file")
@@ -64,7 +66,7 @@ def test_content_counts_where_the_ending_is_none_or_another(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", WRITERS)
-def test_saving_again_in_the_same_process_gives_the_new_values(case, tmp_path):
+def test_saving_again_in_the_same_process_gives_the_new_values(case: Any, tmp_path: Path) -> None:
     path = WRITERS[case](tmp_path, state(1))
     first = open_source(path)
     assert same(values_of(first), weights(state(1)))
@@ -75,14 +77,14 @@ def test_saving_again_in_the_same_process_gives_the_new_values(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", WRITERS)
-def test_layers_can_be_sent_to_another_process(case, tmp_path):
+def test_layers_can_be_sent_to_another_process(case: Any, tmp_path: Path) -> None:
     source = open_source(WRITERS[case](tmp_path, state()))
     for layer, copy in zip(source.layers, pickle.loads(pickle.dumps(source.layers)), strict=True):
         assert torch.equal(layer.read(), copy.read())
 
 
 @pytest.mark.parametrize("case", WRITERS)
-def test_a_file_that_ends_early_is_one_line(case, tmp_path):
+def test_a_file_that_ends_early_is_one_line(case: Any, tmp_path: Path) -> None:
     path = WRITERS[case](tmp_path, state())
     content = path.read_bytes()
     cut = path.with_name("cut" + path.suffix if path.suffix else "cut.metadata")
@@ -94,7 +96,7 @@ def test_a_file_that_ends_early_is_one_line(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", WRITERS)
-def test_damage_is_an_error_of_ours_or_other_values(case, tmp_path):
+def test_damage_is_an_error_of_ours_or_other_values(case: Any, tmp_path: Path) -> None:
     path = WRITERS[case](tmp_path, state())
     content = bytearray(path.read_bytes())
     generator = np.random.default_rng(0)
@@ -117,11 +119,13 @@ def test_damage_is_an_error_of_ours_or_other_values(case, tmp_path):
 @pytest.mark.parametrize(
     "case", ["a safetensors file", "a file of torch.save", "a GGUF file", "a file of numpy"]
 )
-def test_a_slice_reads_its_own_bytes_only(case, tmp_path, monkeypatch):
+def test_a_slice_reads_its_own_bytes_only(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read = []
     original = StoredArray.read
 
-    def spy(array, index=()):
+    def spy(array: Any, index: Any = ()) -> Any:
         piece = original(array, index)
         read.append(piece.untyped_storage().nbytes())
         return piece
@@ -148,7 +152,9 @@ INDICES = [
 
 @pytest.mark.parametrize("index", [*INDICES, (slice(3, 1),), (slice(None, None, -1),), (0, 0, 0)])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_every_index_gives_what_numpy_gives(index, order, tmp_path):
+def test_every_index_gives_what_numpy_gives(
+    index: tuple[Any, ...], order: str, tmp_path: Path
+) -> None:
     values = np.asarray(np.random.default_rng(0).standard_normal((4, 5, 6)), order=order)
     np.save(tmp_path / "a.npy", values)
     tensor = open_source(tmp_path / "a.npy").layers[0].tensor

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from pathlib import Path
+from typing import Any
 
 import h5py
 import msgpack
@@ -20,11 +22,11 @@ from spectail.models.open import open_source
 from .format_cases import packed_array
 
 
-def random(*shape):
+def random(*shape: int) -> Any:
     return np.random.default_rng(sum(shape)).standard_normal(shape, np.float32)
 
 
-def flax(path, tree, **options):
+def flax(path: Path, tree: Any, **options: Any) -> dict[str, Any] | Path:
     """Write nested dicts of arrays as flax.serialization documents it."""
     packed = {
         key: flax(None, value) if isinstance(value, dict) else packed_array(value)
@@ -36,18 +38,18 @@ def flax(path, tree, **options):
     return path
 
 
-def keras(path, arrays):
+def keras(path: Path, arrays: Any) -> Path:
     with h5py.File(path, "w") as file:
         for name, value in arrays.items():
             file[name] = value
     return path
 
 
-def by_name(source):
+def by_name(source: Any) -> dict[str, Any]:
     return {layer.name: layer for layer in source.layers}
 
 
-def stored(source):
+def stored(source: Any) -> dict[str, Any]:
     """The tensors under torch's names, as they are before they are cut into matrices."""
     return {layer.name: layer.tensor for layer in source.layers}
 
@@ -62,7 +64,7 @@ DENSE, CONV, CONV1, HEADS, OUT = (
 
 
 @pytest.fixture(params=["flax", "keras 2", "keras 3"])
-def layers(request, tmp_path):
+def layers(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
     """One model in each of the three ways of naming its variables."""
     if request.param == "flax":
         tree = {
@@ -108,7 +110,7 @@ def layers(request, tmp_path):
     return stored(open_source(keras(tmp_path / "m.weights.h5", arrays)))
 
 
-def test_names(layers):
+def test_names(layers: Any) -> None:
     assert set(layers) == {
         "dense",
         "conv2d",
@@ -120,13 +122,13 @@ def test_names(layers):
     assert layers["embedding"].layout == "embedding"
 
 
-def test_dense(layers):
+def test_dense(layers: Any) -> None:
     x = random(3, 7)
     product = functional.linear(torch.from_numpy(x), layers["dense"].read(()))
     np.testing.assert_allclose(product.numpy(), x @ DENSE, rtol=1e-5)
 
 
-def test_convolutions(layers):
+def test_convolutions(layers: Any) -> None:
     """A convolution over channels-last data, written out."""
     x = random(1, 3, 2, 4)
     expected = np.einsum("nhwi,hwio->no", x, CONV)
@@ -137,7 +139,7 @@ def test_convolutions(layers):
     np.testing.assert_allclose(found[..., 0].numpy(), np.einsum("nki,kio->no", x, CONV1), rtol=1e-4)
 
 
-def test_attention_with_a_dimension_for_heads(layers):
+def test_attention_with_a_dimension_for_heads(layers: Any) -> None:
     x = random(3, 8)
     found = functional.linear(torch.from_numpy(x), layers["attention.query"].read(()))
     np.testing.assert_allclose(
@@ -151,7 +153,7 @@ def test_attention_with_a_dimension_for_heads(layers):
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "simple_rnn"])
-def test_recurrent_layers_of_keras(kind, tmp_path):
+def test_recurrent_layers_of_keras(kind: str, tmp_path: Path) -> None:
     gates = {"lstm": "ifgo", "gru": "zrn", "simple_rnn": "h"}[kind]  # in Keras' order
     kernel, recurrent = random(6, 4 * len(gates)), random(4, 4 * len(gates))
     arrays = {
@@ -170,7 +172,7 @@ def test_recurrent_layers_of_keras(kind, tmp_path):
         )
 
 
-def test_depthwise_and_separable_convolutions(tmp_path):
+def test_depthwise_and_separable_convolutions(tmp_path: Path) -> None:
     depth, point = random(3, 3, 4, 2), random(1, 1, 8, 5)
     arrays = {
         "layers/separable_conv2d/vars/0": depth,
@@ -190,7 +192,7 @@ def test_depthwise_and_separable_convolutions(tmp_path):
     )
 
 
-def test_an_array_in_chunks(tmp_path):
+def test_an_array_in_chunks(tmp_path: Path) -> None:
     """Flax cuts arrays above a limit into flat chunks."""
     value = random(7, 5)
     pieces = [value.reshape(-1)[:20], value.reshape(-1)[20:]]
@@ -206,7 +208,7 @@ def test_an_array_in_chunks(tmp_path):
     assert np.array_equal(layer.read()[0].numpy(), value.T)
 
 
-def test_every_form_of_a_msgpack_value_is_stepped_over(tmp_path):
+def test_every_form_of_a_msgpack_value_is_stepped_over(tmp_path: Path) -> None:
     others = {
         "numbers": [
             0,
@@ -237,7 +239,7 @@ def test_every_form_of_a_msgpack_value_is_stepped_over(tmp_path):
     assert np.array_equal(layer.read()[0].numpy(), value.T)
 
 
-def test_transformers_names_meet_those_of_torch(tmp_path):
+def test_transformers_names_meet_those_of_torch(tmp_path: Path) -> None:
     prefix = "bert/tf_bert_model/bert/encoder/layer_._3/attention/self/query/"
     path = keras(
         tmp_path / "tf_model.h5", {f"{prefix}kernel:0": DENSE, f"{prefix}bias:0": random(5)}
@@ -251,7 +253,7 @@ def test_transformers_names_meet_those_of_torch(tmp_path):
 
 
 @pytest.mark.parametrize("compress", [False, True])
-def test_keras_archives_and_compressed_arrays(compress, tmp_path):
+def test_keras_archives_and_compressed_arrays(compress: bool, tmp_path: Path) -> None:
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         file.create_dataset(
@@ -270,13 +272,15 @@ def test_keras_archives_and_compressed_arrays(compress, tmp_path):
     ("name", "message"),
     [("m.msgpack", "msgpack file of Flax"), ("m.h5", "HDF5"), ("m.npz", "numpy")],
 )
-def test_empty_files(name, message, tmp_path):
+def test_empty_files(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(SourceError, match=f"is empty; expected .*{message}"):
         open_source(tmp_path / name)
 
 
-def test_a_missing_library_gives_the_command(tmp_path, monkeypatch):
+def test_a_missing_library_gives_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = keras(tmp_path / "m.h5", {"dense/kernel:0": DENSE})
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     with pytest.raises(SourceError, match="pip install h5py"):
@@ -285,7 +289,7 @@ def test_a_missing_library_gives_the_command(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("separator", ["/", "."])
 @pytest.mark.parametrize("ending", ["npz", "safetensors"])
-def test_models_of_jax_in_other_files(ending, separator, tmp_path):
+def test_models_of_jax_in_other_files(ending: str, separator: str, tmp_path: Path) -> None:
     """Google publishes ViT as .npz, transformers wrote Flax models as safetensors too."""
     tree = {
         "enc/block_0/Attention_1/query/kernel": HEADS,
@@ -315,7 +319,7 @@ def test_models_of_jax_in_other_files(ending, separator, tmp_path):
         np.testing.assert_array_equal(found[name].read().numpy(), values)
 
 
-def test_kernels_beside_weights_stay_as_they_are(tmp_path):
+def test_kernels_beside_weights_stay_as_they_are(tmp_path: Path) -> None:
     np.savez(tmp_path / "m.npz", **{"a.kernel": DENSE, "b.weight": DENSE})
     assert [layer.read().shape for layer in open_source(tmp_path / "m.npz").layers] == [
         (1, 7, 5)
@@ -323,7 +327,7 @@ def test_kernels_beside_weights_stay_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("mlx", [True, False])
-def test_convolutions_of_mlx_are_channels_last(mlx, tmp_path):
+def test_convolutions_of_mlx_are_channels_last(mlx: bool, tmp_path: Path) -> None:
     state = {
         "encoder.conv1.weight": random(6, 3, 4),
         "patch_embed.proj.weight": random(6, 2, 3, 4),

@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,11 +32,11 @@ from .format_cases import (
 )
 
 
-def model(**names):
+def model(**names: str) -> dict[str, torch.Tensor]:
     return {"a.weight": torch.full((4, 6), 1.0), "b.weight": torch.full((3, 4), 2.0)}
 
 
-def put(folder, name, value=None):
+def put(folder: Path, name: str, value: Any = None) -> Path:
     """Save a small model under a name."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,14 +45,14 @@ def put(folder, name, value=None):
     return path
 
 
-def text(folder, name, content="{}"):
+def text(folder: Path, name: str, content: str = "{}") -> Path:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
     return folder
 
 
-def hub_cache(folder, *, refs=True, snapshots=1):
+def hub_cache(folder: Path, *, refs: bool = True, snapshots: int = 1) -> Path:
     root = folder / "models--org--name"
     for number in range(snapshots):
         put(root, f"snapshots/{number}abc/model.safetensors")
@@ -60,7 +62,7 @@ def hub_cache(folder, *, refs=True, snapshots=1):
     return root
 
 
-def pipeline(folder, *, index=True):
+def pipeline(folder: Path, *, index: int = True) -> Path:
     """What diffusers saves: each component in a folder, the scheduler and tokenizer without
     weights."""
     put(
@@ -97,7 +99,7 @@ def pipeline(folder, *, index=True):
     return folder
 
 
-def trainer_run(folder, *, final):
+def trainer_run(folder: Path, *, final: Any) -> Path:
     for step in (5, 100, 20):
         put(folder, f"checkpoint-{step}/model.safetensors")
     if final:
@@ -106,7 +108,7 @@ def trainer_run(folder, *, final):
     return folder
 
 
-def deepspeed(folder, *, stage):
+def deepspeed(folder: Path, *, stage: Any) -> Path:
     """ZeRO-1 and 2 keep the whole module in one file; ZeRO-3 spreads it."""
     names = {
         "module": model(),
@@ -132,7 +134,7 @@ def deepspeed(folder, *, stage):
     return text(folder, "zero_to_fp32.py", "")
 
 
-def deepspeed_of_lightning(folder):
+def deepspeed_of_lightning(folder: Path) -> Path:
     """Lightning names the step ``checkpoint``, in a folder that ends like a file."""
     run = folder / "last.ckpt"
     values = {f"_forward_module.model.{name}": value for name, value in model().items()}
@@ -146,7 +148,7 @@ def deepspeed_of_lightning(folder):
     return text(run, "latest", "checkpoint")
 
 
-def accelerate_fsdp(folder):
+def accelerate_fsdp(folder: Path) -> Path:
     """accelerate's save_state under FSDP: model and optimizer are distributed checkpoints."""
     for name, values in {
         "pytorch_model_fsdp_0": {"model": model()},
@@ -159,7 +161,7 @@ def accelerate_fsdp(folder):
     return folder
 
 
-def neuralop(folder):
+def neuralop(folder: Path) -> Path:
     """What save_checkpoint of neuraloperator writes."""
     put(folder, "model_state_dict.pt", model() | {"_metadata": {"activation": nn.functional.gelu}})
     put(folder, "optimizer.pt", {"state": {0: torch.ones(7, 7)}})
@@ -169,7 +171,7 @@ def neuralop(folder):
     return folder
 
 
-def accelerate_state(folder):
+def accelerate_state(folder: Path) -> Path:
     put(folder, "model.safetensors")
     for name in (
         "optimizer.bin",
@@ -182,14 +184,14 @@ def accelerate_state(folder):
     return folder
 
 
-def adapter_and_model(folder):
+def adapter_and_model(folder: Path) -> Path:
     put(folder, "adapter_model.safetensors", {"base_model.model.a.lora_A.weight": torch.ones(2, 6)})
     text(folder, "adapter_config.json", json.dumps({"r": 2, "lora_alpha": 2}))
     put(folder, "pytorch_model.bin")
     return folder
 
 
-def several_formats(folder):
+def several_formats(folder: Path) -> Path:
     values = state()
     for write in (write_onnx, write_flax, write_keras, write_numpy):
         write(folder, values)
@@ -198,7 +200,7 @@ def several_formats(folder):
     return folder
 
 
-def flax_shards(folder):
+def flax_shards(folder: Path) -> Path:
     values = state()
     for number in (0, 1):
         (folder / f"{number}").mkdir()
@@ -216,7 +218,7 @@ def flax_shards(folder):
     return folder
 
 
-def sentence_transformer(folder):
+def sentence_transformer(folder: Path) -> Path:
     put(folder, "model.safetensors")
     put(folder, "2_Dense/model.safetensors", {"linear.weight": torch.ones(5, 4)})
     text(folder, "1_Pooling/config.json")
@@ -270,7 +272,7 @@ OPENED = {
 
 
 @pytest.mark.parametrize("case", OPENED)
-def test_what_is_opened(case, tmp_path):
+def test_what_is_opened(case: str, tmp_path: Path) -> None:
     make, names = OPENED[case]
     source = open_source(make(tmp_path))
     assert sorted(layer.name for layer in source.layers) == sorted(names)
@@ -278,7 +280,9 @@ def test_what_is_opened(case, tmp_path):
         assert layer.read().isfinite().all()
 
 
-def test_each_model_of_a_pipeline_has_its_own_configuration_and_can_be_chosen(tmp_path):
+def test_each_model_of_a_pipeline_has_its_own_configuration_and_can_be_chosen(
+    tmp_path: Path,
+) -> None:
     source = open_source(pipeline(tmp_path))
     kinds = {layer.name: (layer.kind, layer.rows, layer.cols) for layer in source.layers}
     assert kinds["text_encoder.h.0.attn.c_attn.k"] == ("k", 8, 8)
@@ -288,27 +292,27 @@ def test_each_model_of_a_pipeline_has_its_own_configuration_and_can_be_chosen(tm
     assert source.fingerprint != open_source(tmp_path / "unet").fingerprint
 
 
-def test_a_pipeline_is_known_by_its_folders(tmp_path):
+def test_a_pipeline_is_known_by_its_folders(tmp_path: Path) -> None:
     assert len(open_source(pipeline(tmp_path, index=False)).layers) == 5
 
 
-def test_a_hub_cache_is_called_as_on_the_hub(tmp_path):
+def test_a_hub_cache_is_called_as_on_the_hub(tmp_path: Path) -> None:
     assert open_source(hub_cache(tmp_path)).label == "org/name"
 
 
-def foreign(folder, *names):
+def foreign(folder: Path, *names: str) -> Path:
     for name in names:
         text(folder, name, "x")
     return folder
 
 
-def exported(folder):
+def exported(folder: Path) -> Path:
     program = torch.export.export(nn.Linear(6, 4), (torch.ones(2, 6),))
     torch.export.save(program, folder / "net.pt2")
     return folder
 
 
-def lfs(folder, name):
+def lfs(folder: Path, name: str) -> Path:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 29\n"
     return text(folder, name, pointer)
 
@@ -425,7 +429,7 @@ NOT_OPENED = {
 
 
 @pytest.mark.parametrize("case", NOT_OPENED)
-def test_what_is_not_opened_is_named_with_what_to_do(case, tmp_path):
+def test_what_is_not_opened_is_named_with_what_to_do(case: str, tmp_path: Path) -> None:
     make, *parts = NOT_OPENED[case]
     with pytest.raises(SourceError) as caught:
         open_source(make(tmp_path))
@@ -435,7 +439,7 @@ def test_what_is_not_opened_is_named_with_what_to_do(case, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_every_foreign_thing_is_a_case_here():
+def test_every_foreign_thing_is_a_case_here() -> None:
     texts = " ".join(part for _, *parts in NOT_OPENED.values() for part in parts)
     for known in FOREIGN:
         words = known.what.split()
@@ -444,7 +448,7 @@ def test_every_foreign_thing_is_a_case_here():
         ), known.what
 
 
-def test_missing_shards_of_a_distributed_checkpoint_are_named(tmp_path):
+def test_missing_shards_of_a_distributed_checkpoint_are_named(tmp_path: Path) -> None:
     WRITERS["a distributed checkpoint of torch"](tmp_path, state())
     (tmp_path / "__0_0.distcp").unlink()
     with pytest.raises(
@@ -453,7 +457,7 @@ def test_missing_shards_of_a_distributed_checkpoint_are_named(tmp_path):
         open_source(tmp_path)
 
 
-def test_pieces_of_several_processes_are_put_together(tmp_path):
+def test_pieces_of_several_processes_are_put_together(tmp_path: Path) -> None:
     """A tensor written in two pieces, as two processes would: the metadata is torch's own."""
     from torch.distributed.checkpoint import metadata as meta
 
@@ -481,7 +485,7 @@ def test_pieces_of_several_processes_are_put_together(tmp_path):
     assert torch.equal(layer.read()[0], whole)
 
 
-def test_formats_are_preferred_in_the_order_of_the_table(tmp_path):
+def test_formats_are_preferred_in_the_order_of_the_table(tmp_path: Path) -> None:
     write_safetensors(tmp_path, state(1))
     write_torch(tmp_path, state(2))
     assert np.array_equal(open_source(tmp_path).layers[0].read()[0], state(1)["layers.0.weight"])

@@ -7,6 +7,9 @@ compute what the graph computes.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -20,11 +23,11 @@ from spectail.errors import SourceError
 from spectail.models.open import open_source
 
 
-def random(*shape, dtype=np.float32):
+def random(*shape: int, dtype: Any = np.float32) -> Any:
     return np.random.default_rng(sum(shape)).standard_normal(shape).astype(dtype)
 
 
-def save(path, nodes, constants, shape, **options):
+def save(path: Path, nodes: Any, constants: Any, shape: tuple[int, int], **options: Any) -> Path:
     """Write a graph from x to y; constants are arrays by name."""
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
@@ -37,15 +40,17 @@ def save(path, nodes, constants, shape, **options):
     return path
 
 
-def node(kind, inputs, outputs, name="", **attributes):
+def node(
+    kind: str, inputs: list[str], outputs: list[str], name: str = "", **attributes: Any
+) -> Any:
     return helper.make_node(kind, inputs, outputs, name, **attributes)
 
 
-def run(path, x):
+def run(path: Path, x: Any) -> Any:
     return torch.from_numpy(np.array(ReferenceEvaluator(str(path)).run(None, {"x": x})[0]))
 
 
-def by_name(source):
+def by_name(source: Any) -> dict[str, Any]:
     return {layer.name: layer for layer in source.layers}
 
 
@@ -75,7 +80,7 @@ LINEAR = {
 
 
 @pytest.mark.parametrize("case", LINEAR)
-def test_a_linear_layer_is_out_by_in(case, tmp_path):
+def test_a_linear_layer_is_out_by_in(case: str, tmp_path: Path) -> None:
     nodes, stored = LINEAR[case]
     weight = random(5, 7)  # (out, in)
     x = random(7, 3) if stored is None else random(3, 7)
@@ -92,7 +97,7 @@ def test_a_linear_layer_is_out_by_in(case, tmp_path):
     torch.testing.assert_close(product, run(path, x))
 
 
-def test_convolutions_embeddings_and_parameters(tmp_path):
+def test_convolutions_embeddings_and_parameters(tmp_path: Path) -> None:
     constants = {
         "conv.weight": random(6, 4, 3, 3),
         "up.weight": random(6, 2, 2, 2),
@@ -133,7 +138,9 @@ SCOPES = {
 
 
 @pytest.mark.parametrize("case", SCOPES)
-def test_a_name_that_an_exporter_made_up_is_replaced_by_the_module(case, tmp_path):
+def test_a_name_that_an_exporter_made_up_is_replaced_by_the_module(
+    case: str, tmp_path: Path
+) -> None:
     scope, name = SCOPES[case]
     nodes = [node("MatMul", ["x", "onnx::MatMul_12"], ["y"], scope)]
     (layer,) = open_source(
@@ -142,7 +149,7 @@ def test_a_name_that_an_exporter_made_up_is_replaced_by_the_module(case, tmp_pat
     assert layer.name == name
 
 
-def test_the_bias_beside_it_tells_the_name(tmp_path):
+def test_the_bias_beside_it_tells_the_name(tmp_path: Path) -> None:
     nodes = [
         node("MatMul", ["x", "val_3"], ["a"], "node_7"),
         node("Add", ["h.2.mlp.fc.bias", "a"], ["y"]),
@@ -152,7 +159,7 @@ def test_the_bias_beside_it_tells_the_name(tmp_path):
     assert (layer.name, layer.block) == ("h.2.mlp.fc", 2)
 
 
-def test_a_bias_that_an_exporter_merged_tells_nothing(tmp_path):
+def test_a_bias_that_an_exporter_merged_tells_nothing(tmp_path: Path) -> None:
     """Equal constants (biases of zeros) become one, under the name of the first."""
     nodes = [
         node("MatMul", ["x", "val_1"], ["a"], "/layers.0/fc/MatMul"),
@@ -165,7 +172,9 @@ def test_a_bias_that_an_exporter_merged_tells_nothing(tmp_path):
     assert list(layers) == ["layers.0.fc", "val_2"]
 
 
-def test_an_output_layer_that_is_tied_to_the_embedding_has_no_row_of_its_own(tmp_path):
+def test_an_output_layer_that_is_tied_to_the_embedding_has_no_row_of_its_own(
+    tmp_path: Path,
+) -> None:
     table = random(9, 5)
     nodes = [
         node("Gather", ["lm_head.weight", "ids"], ["e"], "/wte/Gather"),
@@ -185,7 +194,7 @@ def test_an_output_layer_that_is_tied_to_the_embedding_has_no_row_of_its_own(tmp
     ]
 
 
-def test_scopes_of_torch_export_and_names_of_tensorflow(tmp_path):
+def test_scopes_of_torch_export_and_names_of_tensorflow(tmp_path: Path) -> None:
     scoped = node("MatMul", ["x", "val_2"], ["a"], "node_MatMul_7")
     scoped.metadata_props.add(
         key="pkg.torch.onnx.name_scopes", value="['', 'att.0', 'att.0.q', 'linear_4']"
@@ -200,7 +209,7 @@ def test_scopes_of_torch_export_and_names_of_tensorflow(tmp_path):
     assert list(layers) == ["att.0.q", "model.dense_1"]
 
 
-def test_one_module_that_multiplies_twice(tmp_path):
+def test_one_module_that_multiplies_twice(tmp_path: Path) -> None:
     nodes = [
         node("MatMul", ["x", "1"], ["a"], "/att/MatMul"),
         node("MatMul", ["a", "2"], ["y"], "/att/MatMul_1"),
@@ -214,14 +223,14 @@ def test_one_module_that_multiplies_twice(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-def test_recurrent_layers_have_torchs_names_and_gates(kind, tmp_path):
+def test_recurrent_layers_have_torchs_names_and_gates(kind: str, tmp_path: Path) -> None:
     """Compared with torch's own module, whose gates are put into the
     order of ONNX's specification."""
     module = getattr(nn, kind)(4, 3, bidirectional=True, bias=False)
     order = {"LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2], "RNN": [0]}[kind]
     state = module.state_dict()
 
-    def stacked(which):
+    def stacked(which: Any) -> Any:
         ways = [state[f"weight_{which}_l0"], state[f"weight_{which}_l0_reverse"]]
         return torch.stack(
             [torch.cat([way.chunk(len(order))[i] for i in order]) for way in ways]
@@ -242,7 +251,7 @@ def test_recurrent_layers_have_torchs_names_and_gates(kind, tmp_path):
 
 @pytest.mark.parametrize("per_axis", [False, True])
 @pytest.mark.parametrize("zero", [0, 3])
-def test_integers_with_scales_are_dequantised(per_axis, zero, tmp_path):
+def test_integers_with_scales_are_dequantised(per_axis: bool, zero: int, tmp_path: Path) -> None:
     weight = np.random.default_rng(0).integers(-100, 100, (7, 5)).astype(np.int8)
     scale = random(5) ** 2 + 0.01 if per_axis else np.float32(0.02)
     zeros = np.full(5, zero, np.int8) if per_axis else np.int8(zero)
@@ -263,7 +272,7 @@ def test_integers_with_scales_are_dequantised(per_axis, zero, tmp_path):
     )
 
 
-def test_onnx_runtimes_dynamic_quantisation_and_packed_weights(tmp_path):
+def test_onnx_runtimes_dynamic_quantisation_and_packed_weights(tmp_path: Path) -> None:
     weight = np.random.default_rng(0).integers(0, 255, (7, 5)).astype(np.uint8)
     constants = {
         "fc.weight_quantized": weight,
@@ -282,7 +291,7 @@ def test_onnx_runtimes_dynamic_quantisation_and_packed_weights(tmp_path):
     assert "integers of the operator MatMulNBits" in layers["B"].problem
 
 
-def test_weights_in_a_file_of_their_own_are_read_by_ranges(tmp_path):
+def test_weights_in_a_file_of_their_own_are_read_by_ranges(tmp_path: Path) -> None:
     values = random(40, 50)
     nodes = [node("MatMul", ["x", "fc.weight"], ["y"])]
     save(
@@ -307,7 +316,7 @@ def test_weights_in_a_file_of_their_own_are_read_by_ranges(tmp_path):
         open_source(tmp_path / "m.onnx")
 
 
-def test_weights_outside_of_the_folder_are_refused(tmp_path):
+def test_weights_outside_of_the_folder_are_refused(tmp_path: Path) -> None:
     path = save(
         tmp_path / "m.onnx", [node("MatMul", ["x", "w"], ["y"])], {"w": random(4, 5)}, [3, 4]
     )
@@ -321,7 +330,7 @@ def test_weights_outside_of_the_folder_are_refused(tmp_path):
         open_source(path)
 
 
-def test_branches_and_constant_nodes(tmp_path):
+def test_branches_and_constant_nodes(tmp_path: Path) -> None:
     inner = helper.make_graph(
         [
             node(
@@ -342,7 +351,7 @@ def test_branches_and_constant_nodes(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_types(dtype, tmp_path):
+def test_types(dtype: str, tmp_path: Path) -> None:
     values = torch.randn(4, 5).to(getattr(torch, dtype))
     number = {"float16": 10, "bfloat16": 16, "float64": 11}[dtype]
     path = save(
@@ -358,7 +367,9 @@ def test_types(dtype, tmp_path):
     )
 
 
-def test_a_missing_library_gives_the_command(tmp_path, monkeypatch):
+def test_a_missing_library_gives_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = save(
         tmp_path / "m.onnx", [node("MatMul", ["x", "w"], ["y"])], {"w": random(4, 5)}, [3, 4]
     )
@@ -367,6 +378,6 @@ def test_a_missing_library_gives_the_command(tmp_path, monkeypatch):
         open_source(path)
 
 
-def test_a_graph_without_weights_is_refused(tmp_path):
+def test_a_graph_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="an ONNX graph without weights"):
         open_source(save(tmp_path / "m.onnx", [node("Relu", ["x"], ["y"])], {}, [3]))

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,11 +33,11 @@ FLAG = "spectail_ran"
 class Runs:
     """An object whose pickle calls a function of the user."""
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, tuple[int]]:
         return (set_flag, (3,))
 
 
-def set_flag(value):
+def set_flag(value: Any) -> Any:
     setattr(sys, FLAG, value)
     return value
 
@@ -43,25 +45,25 @@ def set_flag(value):
 class Settings:
     """A class of the user with plain attributes."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.rate, self.names = 0.1, ["a"]
 
 
 class Calls:
     """A pickle that calls a given function."""
 
-    def __init__(self, function, *args):
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         self.given = function, args
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return self.given
 
 
-def weights():
+def weights() -> dict[str, torch.Tensor]:
     return {"a.weight": torch.randn(4, 6), "b.weight": torch.randn(3, 4)}
 
 
-def kinds_of_tensors():
+def kinds_of_tensors() -> dict[str, Any]:
     """Every way of storing a dense tensor that torch.load gives back with weights_only."""
     base = torch.randn(6, 8)
     return {
@@ -87,7 +89,7 @@ def kinds_of_tensors():
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_tensors_are_those_of_torch_load(old, tmp_path):
+def test_tensors_are_those_of_torch_load(old: bool, tmp_path: pathlib.Path) -> None:
     state = kinds_of_tensors()
     if old:
         del (
@@ -109,7 +111,7 @@ def test_tensors_are_those_of_torch_load(old, tmp_path):
     assert found["view"].identity != found["plain"].identity
 
 
-def test_an_archive_that_was_packed_again_with_compression(tmp_path):
+def test_an_archive_that_was_packed_again_with_compression(tmp_path: pathlib.Path) -> None:
     state = weights()
     torch.save(state, tmp_path / "m.pt")
     with (
@@ -122,7 +124,7 @@ def test_an_archive_that_was_packed_again_with_compression(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", range(2, 6))
-def test_a_pickle_that_torch_did_not_write(protocol, tmp_path):
+def test_a_pickle_that_torch_did_not_write(protocol: int, tmp_path: pathlib.Path) -> None:
     state = weights() | {
         "c.weight": np.arange(12.0).reshape(3, 4),
         "d.weight": np.ones((2, 3), ">f4", order="F"),
@@ -156,7 +158,9 @@ HARMLESS = {
 
 @pytest.mark.parametrize("case", HARMLESS)
 @pytest.mark.parametrize("old", [False, True])
-def test_harmless_objects_are_left_out_without_a_word(case, old, tmp_path):
+def test_harmless_objects_are_left_out_without_a_word(
+    case: str, old: bool, tmp_path: pathlib.Path
+) -> None:
     state = weights()
     torch.save(
         {"state_dict": state, "extra": HARMLESS[case]},
@@ -170,7 +174,7 @@ def test_harmless_objects_are_left_out_without_a_word(case, old, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["in the state dict", "beside it", "as an attribute"])
-def test_what_is_no_tensor_is_left_out_with_a_note(place, tmp_path):
+def test_what_is_no_tensor_is_left_out_with_a_note(place: str, tmp_path: pathlib.Path) -> None:
     state = collections.OrderedDict(weights())
     saved = {"model": state}
     things = {
@@ -219,7 +223,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_refusal_names_the_class(case, tmp_path):
+def test_a_refusal_names_the_class(case: str, tmp_path: pathlib.Path) -> None:
     value, name = REFUSED[case]
     torch.save(value, tmp_path / "m.pt")
     with pytest.raises(SourceError) as caught:
@@ -230,7 +234,7 @@ def test_a_refusal_names_the_class(case, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_is_imported(tmp_path):
+def test_nothing_is_imported(tmp_path: pathlib.Path) -> None:
     for name in ("antigravity", "turtle"):
         sys.modules.pop(name, None)
     (tmp_path / "m.pt").write_bytes(
@@ -244,7 +248,7 @@ def test_nothing_is_imported(tmp_path):
     assert not {"antigravity", "turtle"} & sys.modules.keys()
 
 
-def array_bytes():
+def array_bytes() -> Any:
     """The opcodes of a 2 x 2 array, without frame and end."""
     return pickle.dumps(np.ones((2, 2)), 2)[2:-1]
 
@@ -263,14 +267,14 @@ ATTACKS = {
 }
 
 
-def everything_of_ours():
+def everything_of_ours() -> dict[str, dict[str, Any]]:
     """What the classes of the reader hold."""
     names = {**vars(unpickle), **vars(pickled)}
     return {name: dict(vars(value)) for name, value in names.items() if isinstance(value, type)}
 
 
 @pytest.mark.parametrize("case", ATTACKS)
-def test_a_pickle_changes_nothing_of_ours(case, tmp_path):
+def test_a_pickle_changes_nothing_of_ours(case: str, tmp_path: pathlib.Path) -> None:
     before = everything_of_ours()
     (tmp_path / "m.pt").write_bytes(b"\x80\x02" + ATTACKS[case])
     with pytest.raises(SourceError):
@@ -280,7 +284,7 @@ def test_a_pickle_changes_nothing_of_ours(case, tmp_path):
     assert len(open_source(tmp_path / "n.pt").layers) == 2
 
 
-def test_quantised_tensors_of_torch_are_dequantised(tmp_path):
+def test_quantised_tensors_of_torch_are_dequantised(tmp_path: pathlib.Path) -> None:
     values = torch.randn(6, 8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -294,7 +298,7 @@ def test_quantised_tensors_of_torch_are_dequantised(tmp_path):
     torch.testing.assert_close(layers["b"], rows.dequantize())
 
 
-def test_tensors_without_readable_values_keep_a_row(tmp_path):
+def test_tensors_without_readable_values_keep_a_row(tmp_path: pathlib.Path) -> None:
     state = {
         "a.weight": torch.eye(3).to_sparse(),
         "b.weight": torch.empty(3, 4, device="meta"),
@@ -309,7 +313,7 @@ def test_tensors_without_readable_values_keep_a_row(tmp_path):
     assert problems["d"] is None
 
 
-def test_objects_with_tensors_inside_a_state_dict_keep_a_failed_row(tmp_path):
+def test_objects_with_tensors_inside_a_state_dict_keep_a_failed_row(tmp_path: pathlib.Path) -> None:
     packed = Settings()
     packed.codes, packed.scale = torch.ones(4, 8, dtype=torch.uint8), torch.ones(4)
     torch.save({"a.weight": torch.ones(2, 3), "b.weight": packed}, tmp_path / "m.pt")
@@ -318,7 +322,7 @@ def test_objects_with_tensors_inside_a_state_dict_keep_a_failed_row(tmp_path):
     assert f"class {__name__}.Settings" in layers["b"].problem
 
 
-def test_lists_of_tensors_are_state_dicts_too(tmp_path):
+def test_lists_of_tensors_are_state_dicts_too(tmp_path: pathlib.Path) -> None:
     torch.save({"params": [torch.ones(2, 3), torch.ones(4, 2)]}, tmp_path / "m.pt")
     assert [layer.name for layer in open_source(tmp_path / "m.pt").layers] == ["0", "1"]
 
@@ -327,7 +331,9 @@ def test_lists_of_tensors_are_state_dicts_too(tmp_path):
     ("first", "shape", "strides"),
     [(0, (9, 4), (4, 1)), (10, (4, 4), (4, 1)), (-1, (2, 2), (4, 1)), (0, (4, 4), (-4, 1))],
 )
-def test_a_tensor_outside_of_its_storage_is_refused(first, shape, strides):
+def test_a_tensor_outside_of_its_storage_is_refused(
+    first: int, shape: tuple[int, int], strides: tuple[int, int]
+) -> None:
     storage = pickled.Storage(torch.float32, MemoryFile(pathlib.Path("a"), bytes(1000)), 40, 16 * 4)
     with pytest.raises(ValueError, match=r"an array at|does not fit into its storage"):
         pickled.TensorRef(shape, torch.float32, storage, first, strides).array()

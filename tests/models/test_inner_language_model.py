@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from transformers import (
     Blip2Config,
@@ -17,7 +19,7 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 @pytest.fixture(scope="module")
-def blip():
+def blip() -> Any:
     return Blip2ForConditionalGeneration(
         Blip2Config(
             vision_config=SMALL | {"intermediate_size": 64, "image_size": 32, "patch_size": 8},
@@ -29,7 +31,7 @@ def blip():
     )
 
 
-def test_without_globs_it_is_the_whole_model(blip):
+def test_without_globs_it_is_the_whole_model(blip: Any) -> None:
     assert inner_language_model(blip) is blip
 
 
@@ -42,7 +44,7 @@ def test_without_globs_it_is_the_whole_model(blip):
         {"exclude": ["vision_model.*", "qformer.*", "query_tokens", "language_projection.*"]},
     ],
 )
-def test_the_named_layers_choose_the_language_model(blip, globs):
+def test_the_named_layers_choose_the_language_model(blip: Any, globs: dict[str, list[str]]) -> None:
     names = {name.partition(".")[0] for name, _ in blip.named_parameters()}
     if "exclude" in globs:
         kept = [g for g in globs["exclude"] if g.partition(".")[0] in names]
@@ -50,7 +52,7 @@ def test_the_named_layers_choose_the_language_model(blip, globs):
     assert inner_language_model(blip, **globs) is blip.language_model
 
 
-def test_a_model_with_one_head_at_the_top_stays_whole():
+def test_a_model_with_one_head_at_the_top_stays_whole() -> None:
     text = {"model_type": "llama", "vocab_size": 64, "intermediate_size": 64} | SMALL
     vision = {"intermediate_size": 64, "image_size": 32, "patch_size": 8} | SMALL
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=63)
@@ -60,7 +62,7 @@ def test_a_model_with_one_head_at_the_top_stays_whole():
         inner_language_model(model, ["*vision_tower*"])
 
 
-def test_a_glob_that_matches_nothing_is_named(blip):
+def test_a_glob_that_matches_nothing_is_named(blip: Any) -> None:
     with pytest.raises(SourceError, match=r"^--include 'decoder\.\*' matches none of the \d+ par"):
         inner_language_model(blip, ["decoder.*"])
     with pytest.raises(SourceError, match=r"^--exclude 'decoder\.\*' matches none .* look like .+"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -12,16 +14,16 @@ from spectail.models.open import open_source
 from .cases import PLAIN, TRANSFORMERS
 
 
-def by_name(source):
+def by_name(source: Any) -> dict[str, Any]:
     return {layer.name: layer for layer in open_source(source).layers}
 
 
-def matrix(source, name):
+def matrix(source: Any, name: str) -> Any:
     (found,) = by_name(source)[name].read()
     return found
 
 
-def test_lstm_gates():
+def test_lstm_gates() -> None:
     model = nn.LSTM(3, 5, proj_size=2)
     layers = by_name(model)
     assert list(layers) == [
@@ -32,18 +34,18 @@ def test_lstm_gates():
     assert {layer.kind for layer in layers.values()} == {"recurrent"}
 
 
-def test_gru_gates():
+def test_gru_gates() -> None:
     model = nn.GRU(3, 5, bidirectional=True)
     assert torch.equal(matrix(model, "weight_hh_l0_reverse.n"), model.weight_hh_l0_reverse[10:])
 
 
-def test_attention_in_projection():
+def test_attention_in_projection() -> None:
     model = nn.MultiheadAttention(8, 2)
     assert torch.equal(matrix(model, "in_proj_weight.k"), model.in_proj_weight[8:16])
     assert [layer.kind for layer in by_name(model).values()] == ["q", "k", "v", "o"]
 
 
-def test_grouped_and_transposed_convolutions_keep_their_stored_shape():
+def test_grouped_and_transposed_convolutions_keep_their_stored_shape() -> None:
     model = PLAIN["convolutions"]()
     shapes = {
         name: (layer.n_matrices, layer.rows, layer.cols) for name, layer in by_name(model).items()
@@ -58,7 +60,7 @@ def test_grouped_and_transposed_convolutions_keep_their_stored_shape():
     assert torch.equal(by_name(model)["0"].read()[5], model[0].weight[:, :, 1, 2])
 
 
-def test_raw_audio_and_long_positional_convolutions_are_convolutions():
+def test_raw_audio_and_long_positional_convolutions_are_convolutions() -> None:
     state = {"a.weight": torch.zeros(40, 1, 100), "b.weight": torch.zeros(256, 4, 128)}
     assert [(layer.kind, layer.n_matrices) for layer in open_source(state).layers] == [
         ("conv", 100),
@@ -66,12 +68,12 @@ def test_raw_audio_and_long_positional_convolutions_are_convolutions():
     ]
 
 
-def test_other_three_dimensional_parameters_are_stacks():
+def test_other_three_dimensional_parameters_are_stacks() -> None:
     layers = by_name(PLAIN["transformer"]())
     assert (layers["mixers.w1[1]"].rows, layers["mixers.w1[1]"].cols) == (40, 48)
 
 
-def test_tables_and_tokens_are_no_weight_matrices():
+def test_tables_and_tokens_are_no_weight_matrices() -> None:
     layers = by_name(PLAIN["transformer"]())
     assert {name for name, layer in layers.items() if layer.kind == "parameter"} == {
         "cls_token",
@@ -89,7 +91,7 @@ def test_tables_and_tokens_are_no_weight_matrices():
 
 
 @pytest.mark.parametrize("case", ["fourier", "real view fourier"])
-def test_one_complex_matrix_per_mode(case):
+def test_one_complex_matrix_per_mode(case: str) -> None:
     model = PLAIN[case]()
     weight = model.weight if case == "fourier" else torch.view_as_complex(model.weight.tensor)
     (layer,) = open_source(model).layers
@@ -98,7 +100,7 @@ def test_one_complex_matrix_per_mode(case):
     assert torch.equal(layer.read()[3], weight[:, :, 1, 1].T)
 
 
-def test_gpt2_is_transposed_and_split():
+def test_gpt2_is_transposed_and_split() -> None:
     pytest.importorskip("transformers")
     model = TRANSFORMERS["gpt2"]()
     stored = model.transformer.h[1].attn.c_attn.weight
@@ -115,7 +117,7 @@ def test_gpt2_is_transposed_and_split():
         assert names["transformer.h.0.mlp.c_proj"].kind == "fc2"
 
 
-def test_nanogpt_is_not_transposed():
+def test_nanogpt_is_not_transposed() -> None:
     state = {
         "transformer.h.0.attn.c_attn.weight": torch.randn(24, 8),
         "transformer.h.0.attn.c_proj.weight": torch.randn(8, 8),
@@ -133,7 +135,7 @@ def test_nanogpt_is_not_transposed():
     assert layers["transformer.h.0.mlp.c_fc"].rows == 32
 
 
-def test_mixtral_experts():
+def test_mixtral_experts() -> None:
     pytest.importorskip("transformers")
     model = TRANSFORMERS["mixtral"]()
     experts = model.model.layers[1].mlp.experts
@@ -144,7 +146,7 @@ def test_mixtral_experts():
     assert by_name(model)["model.layers.1.mlp.gate"].kind == "router"
 
 
-def test_gpt_oss_experts_are_transposed_and_interleaved():
+def test_gpt_oss_experts_are_transposed_and_interleaved() -> None:
     pytest.importorskip("transformers")
     model = TRANSFORMERS["gpt-oss"]()
     experts = model.model.layers[1].mlp.experts
@@ -160,7 +162,7 @@ def test_gpt_oss_experts_are_transposed_and_interleaved():
         assert prefix + "gate_up_proj_bias" not in by_name(source)
 
 
-def test_llama4_experts_are_transposed_only():
+def test_llama4_experts_are_transposed_only() -> None:
     state = {
         "model.layers.0.feed_forward.experts.gate_up_proj": torch.randn(2, 8, 24),
         "model.layers.0.feed_forward.experts.down_proj": torch.randn(2, 12, 8),
@@ -170,7 +172,7 @@ def test_llama4_experts_are_transposed_only():
     assert torch.equal(found, stored[1, :, 12:].T)
 
 
-def test_grouped_query_attention_is_split_where_the_heads_are_known():
+def test_grouped_query_attention_is_split_where_the_heads_are_known() -> None:
     pytest.importorskip("transformers")
     model = TRANSFORMERS["phi3"]()
     layers = by_name(model)
@@ -180,7 +182,7 @@ def test_grouped_query_attention_is_split_where_the_heads_are_known():
     assert by_name({name + ".weight": torch.randn(32, 16)})[name].kind == "qkv"
 
 
-def test_gpt_neox_is_split_head_by_head():
+def test_gpt_neox_is_split_head_by_head() -> None:
     pytest.importorskip("transformers")
     model = TRANSFORMERS["gpt-neox"]()
     weight = model.gpt_neox.layers[0].attention.query_key_value.weight
@@ -188,7 +190,7 @@ def test_gpt_neox_is_split_head_by_head():
     assert torch.equal(found, torch.cat([weight[4:8], weight[16:20]]))
 
 
-def test_pieces_of_weight_norm_from_old_torch():
+def test_pieces_of_weight_norm_from_old_torch() -> None:
     v, g = torch.randn(6, 4, 3), torch.rand(6, 1, 1)
     state = {"conv.weight_g": g, "conv.weight_v": v, "conv.bias": torch.zeros(6)}
     source = open_source(state)
@@ -198,7 +200,7 @@ def test_pieces_of_weight_norm_from_old_torch():
     assert source.n_vectors == 1
 
 
-def test_float8_experts_are_scaled_one_by_one():
+def test_float8_experts_are_scaled_one_by_one() -> None:
     gate_up, down = (
         torch.randn(2, 24, 8).to(torch.float8_e4m3fn),
         torch.randn(2, 8, 12).to(torch.float8_e4m3fn),
@@ -213,7 +215,7 @@ def test_float8_experts_are_scaled_one_by_one():
     assert torch.equal(found, gate_up[1, 12:].float() * scale[1])
 
 
-def test_values_that_do_not_exist_are_a_problem_of_the_row():
+def test_values_that_do_not_exist_are_a_problem_of_the_row() -> None:
     with torch.device("meta"):
         meta = nn.Linear(3, 4)
     assert "meta device" in open_source(meta).layers[0].problem
@@ -222,7 +224,7 @@ def test_values_that_do_not_exist_are_a_problem_of_the_row():
     assert "sparse" in open_source({"a.weight": torch.eye(3).to_sparse()}).layers[0].problem
 
 
-def test_what_is_no_weight_is_left_out():
+def test_what_is_no_weight_is_left_out() -> None:
     state = {
         "h.0.attn.bias": torch.ones(1, 1, 9, 9),
         "bn.running_mean": torch.ones(4),
@@ -236,6 +238,6 @@ def test_what_is_no_weight_is_left_out():
     assert source.n_vectors == 0
 
 
-def test_two_names_of_one_layer_stay_apart():
+def test_two_names_of_one_layer_stay_apart() -> None:
     source = open_source({"a": torch.ones(2, 3), "a.weight": torch.zeros(3, 4)})
     assert [(layer.name, layer.rows) for layer in source.layers] == [("a", 2), ("a.weight", 3)]

@@ -4,6 +4,8 @@ file, or kept whole and said so."""
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ H, S, WIDTH = 4, 8, 32
 """Heads, rows of a head, inputs."""
 
 
-def folder(path, state, config):
+def folder(path: Path, state: Any, config: Any) -> Path:
     save_file(
         {name: tensor.contiguous().clone() for name, tensor in state.items()},
         path / "model.safetensors",
@@ -26,7 +28,7 @@ def folder(path, state, config):
     return path
 
 
-def parts(source, weight):
+def parts(source: Any, weight: torch.Tensor) -> tuple[dict[str, Any], list[Any]]:
     """Matrices of a fused weight by the name of the part, and the notes."""
     stem = weight.removesuffix(".weight")
     found = {
@@ -39,14 +41,14 @@ def parts(source, weight):
     ]
 
 
-def same(found, expected):
+def same(found: Any, expected: Any) -> Any:
     return set(found) == set(expected) and all(
         torch.equal(found[name], expected[name]) for name in expected
     )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_families_of_transformers(family, tmp_path):
+def test_families_of_transformers(family: Any, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     case = FAMILIES[family]
     model = case.build()
@@ -62,7 +64,7 @@ def test_families_of_transformers(family, tmp_path):
 
 @pytest.mark.parametrize("family", [name for name, case in FAMILIES.items() if case.output])
 @torch.no_grad()
-def test_the_parts_do_in_the_model_what_their_names_say(family):
+def test_the_parts_do_in_the_model_what_their_names_say(family: Any) -> None:
     """Without values the heads put out nothing; without queries the keys have no effect."""
     pytest.importorskip("transformers")
     case = FAMILIES[family]
@@ -77,7 +79,7 @@ def test_the_parts_do_in_the_model_what_their_names_say(family):
     module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
     ids = torch.arange(5)[None] + 1
 
-    def heads_out():
+    def heads_out() -> Any:
         model(input_ids=ids)
         return seen.pop()
 
@@ -95,7 +97,7 @@ def test_the_parts_do_in_the_model_what_their_names_say(family):
     assert torch.equal(other_keys, heads_out())
 
 
-def rows(count):
+def rows(count: int) -> torch.Tensor:
     return torch.randn(count, WIDTH)
 
 
@@ -245,7 +247,7 @@ REMOTE = {
 
 
 @pytest.mark.parametrize("case", REMOTE)
-def test_families_of_remote_code(case, tmp_path):
+def test_families_of_remote_code(case: str, tmp_path: Path) -> None:
     name, count, config, oracle = REMOTE[case]
     if not any(isinstance(value, dict) and "model_type" in value for value in config.values()):
         config = {"model_type": case.partition(",")[0]} | config
@@ -326,7 +328,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("case", WHOLE)
-def test_what_does_not_fit_stays_whole_and_says_why(case, tmp_path):
+def test_what_does_not_fit_stays_whole_and_says_why(case: str, tmp_path: Path) -> None:
     name, count, config, why = WHOLE[case]
     weight = rows(count)
     (layer,) = open_source(folder(tmp_path, {f"{name}.weight": weight}, config)).layers
@@ -335,7 +337,7 @@ def test_what_does_not_fit_stays_whole_and_says_why(case, tmp_path):
     assert torch.equal(layer.read()[0], weight)
 
 
-def test_three_equal_blocks_need_no_configuration():
+def test_three_equal_blocks_need_no_configuration() -> None:
     state = {
         "blocks.1.attn.qkv.weight": rows(96),
         "stages.0.attn.qkv.weight": torch.randn(192, 32),
@@ -355,7 +357,7 @@ def test_three_equal_blocks_need_no_configuration():
             )
 
 
-def test_attention_with_its_own_key_and_value_sizes():
+def test_attention_with_its_own_key_and_value_sizes() -> None:
     model = torch.nn.MultiheadAttention(8, 2, kdim=6, vdim=5)
     kinds = {layer.name: (layer.kind, layer.cols) for layer in open_source(model).layers}
     assert kinds == {
@@ -366,7 +368,7 @@ def test_attention_with_its_own_key_and_value_sizes():
     }
 
 
-def test_levit_tells_its_heads_by_its_bias_table():
+def test_levit_tells_its_heads_by_its_bias_table() -> None:
     # heads 3, keys of 4 rows, values of 8: view(3, 16), then split([4, 4, 8])
     state = {
         "blocks.1.attn.attention_biases": torch.randn(3, 49),
@@ -379,14 +381,14 @@ def test_levit_tells_its_heads_by_its_bias_table():
         assert torch.equal(found[kind], piece.reshape(-1, 24))
 
 
-def test_a_fused_key_and_value_is_cut_beside_its_query():
+def test_a_fused_key_and_value_is_cut_beside_its_query() -> None:
     state = {"layers.0.attn.to_kv.weight": rows(48), "layers.0.attn.to_q.weight": rows(24)}
     found, _ = parts(state, "layers.0.attn.to_kv")
     assert torch.equal(found["k"], state["layers.0.attn.to_kv.weight"][:24])
     assert torch.equal(found["v"], state["layers.0.attn.to_kv.weight"][24:])
 
 
-def test_input_projections_of_other_layers_are_no_attention():
+def test_input_projections_of_other_layers_are_no_attention() -> None:
     state = {
         f"layers.0.{owner}.in_proj.weight": rows(96) for owner in ("mixer", "mamba", "conv", "mlp")
     }
@@ -394,7 +396,7 @@ def test_input_projections_of_other_layers_are_no_attention():
     assert not any(layer.note for layer in open_source(state).layers)
 
 
-def test_latent_attention_keeps_its_names():
+def test_latent_attention_keeps_its_names() -> None:
     transformers = pytest.importorskip("transformers")
     sizes = {
         "q_lora_rank": 12,

@@ -4,6 +4,8 @@ of the layers' own forward passes."""
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from spectail.models.open import open_source
 from .fused import FEW_LAYERS, build
 
 
-def folder(path, state, config):
+def folder(path: Path, state: Any, config: Any) -> Path:
     save_file(
         {name: tensor.contiguous().clone() for name, tensor in state.items()},
         path / "model.safetensors",
@@ -23,19 +25,19 @@ def folder(path, state, config):
     return path
 
 
-def layers_of(source):
+def layers_of(source: Any) -> dict[str, Any]:
     return {layer.name: layer for layer in open_source(source).layers}
 
 
-def upper(weight):
+def upper(weight: torch.Tensor) -> dict[str, Any]:
     return {"gate": weight.chunk(2)[0], "up": weight.chunk(2)[1]}
 
 
-def lower(weight):
+def lower(weight: torch.Tensor) -> dict[str, Any]:
     return {"gate": weight.chunk(2)[1], "up": weight.chunk(2)[0]}
 
 
-def in_turn(weight):
+def in_turn(weight: torch.Tensor) -> dict[str, Any]:
     return {"gate": weight[::2], "up": weight[1::2]}
 
 
@@ -73,7 +75,7 @@ GATED = {
 }
 
 
-def pair(name, down, *, rows=48, taken=24):
+def pair(name: str, down: Any, *, rows: int = 48, taken: int = 24) -> dict[str, torch.Tensor]:
     stem = name.rpartition(".")[0]
     down_name = (
         f"{stem.rpartition('.')[0].rpartition('.')[0]}.{down[3:]}"
@@ -84,7 +86,7 @@ def pair(name, down, *, rows=48, taken=24):
 
 
 @pytest.mark.parametrize("case", GATED)
-def test_gate_and_up(case, tmp_path):
+def test_gate_and_up(case: str, tmp_path: Path) -> None:
     name, down, model_type, oracle = GATED[case]
     state = pair(name, down)
     layers = layers_of(folder(tmp_path, state, {"model_type": model_type}))
@@ -110,7 +112,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("case", WHOLE)
-def test_what_is_not_surely_gate_and_up_stays_whole(case):
+def test_what_is_not_surely_gate_and_up_stays_whole(case: str) -> None:
     name, down, rows, why, kind = WHOLE[case]
     state = pair(name, down, rows=rows)
     layer = layers_of(state)[name]
@@ -119,7 +121,7 @@ def test_what_is_not_surely_gate_and_up_stays_whole(case):
     assert torch.equal(layer.read()[0], state[f"{name}.weight"])
 
 
-def test_the_audio_part_of_phi4_has_the_gate_below():
+def test_the_audio_part_of_phi4_has_the_gate_below() -> None:
     config = {
         "model_type": "phi4_multimodal",
         "audio_config": {"model_type": "phi4_multimodal_audio"},
@@ -140,7 +142,7 @@ def test_the_audio_part_of_phi4_has_the_gate_below():
     assert torch.equal(layers[f"{audio}.gate"].read()[0], state[f"{audio}.weight"][24:])
 
 
-def test_a_stack_of_gated_layers_is_cut_one_by_one(tmp_path):
+def test_a_stack_of_gated_layers_is_cut_one_by_one(tmp_path: Path) -> None:
     fused, down = torch.randn(3, 48, 40), torch.randn(3, 40, 24)
     name = "depth_decoder.layers.0.mlp.fc1"
     state = {f"{name}.weight": fused, "depth_decoder.layers.0.mlp.fc2.weight": down}
@@ -209,7 +211,7 @@ INWARD, ALTERNATING = {"llama4", "aria", "openai_privacy_filter", "gpt_oss"}, {"
 
 
 @pytest.mark.parametrize("case", MIXTURES)
-def test_stacked_experts_live_and_from_a_file(case, tmp_path):
+def test_stacked_experts_live_and_from_a_file(case: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     make, path = MIXTURES[case]
     model = make()
@@ -229,7 +231,7 @@ def test_stacked_experts_live_and_from_a_file(case, tmp_path):
             assert torch.equal(layers[f"{name.replace('gate_up', 'down')}[{i}]"].read()[0], down[i])
 
 
-def test_dbrx_stacks_experts_in_two_dimensions(tmp_path):
+def test_dbrx_stacks_experts_in_two_dimensions(tmp_path: Path) -> None:
     prefix = "transformer.blocks.0.ffn.experts.mlp."
     state = {f"{prefix}{name}": torch.randn(3 * 24, 16) for name in ("w1", "v1", "w2")}
     config = {"model_type": "dbrx", "ffn_config": {"moe_num_experts": 3}}
@@ -249,7 +251,7 @@ def test_dbrx_stacks_experts_in_two_dimensions(tmp_path):
     assert whole.rows == 72
 
 
-def test_experts_of_attention_heads_are_no_gates():
+def test_experts_of_attention_heads_are_no_gates() -> None:
     pytest.importorskip("transformers")
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 40}
     model = build(
@@ -275,7 +277,7 @@ def test_experts_of_attention_heads_are_no_gates():
         assert layers["model.layers.0.mlp.output_linear[1]"].kind == "down"
 
 
-def test_experts_of_an_unnamed_gguf_architecture():
+def test_experts_of_an_unnamed_gguf_architecture() -> None:
     state = {
         "blk.0.ffn_up_exps.weight": torch.randn(8, 6, 5),
         "blk.0.ffn_gate_up_exps.weight": torch.randn(8, 6, 5),
@@ -287,7 +289,7 @@ def test_experts_of_an_unnamed_gguf_architecture():
 
 
 @pytest.mark.parametrize("outer", ["mlp", "block_sparse_moe"])
-def test_experts_of_mlx_are_no_convolutions(outer):
+def test_experts_of_mlx_are_no_convolutions(outer: str) -> None:
     """mlx-lm stacks (experts, out, in) in a module switch_mlp, and pairs with transformers'
     names."""
     prefix = f"model.layers.0.{outer}.switch_mlp."
@@ -304,7 +306,7 @@ def test_experts_of_mlx_are_no_convolutions(outer):
             assert layer.kind == name.split(".")[-2].removesuffix("_proj")
 
 
-def test_a_stack_whose_order_only_custom_tells_says_so():
+def test_a_stack_whose_order_only_custom_tells_says_so() -> None:
     name = "model.layers.0.mlp.experts.gate_up_proj"
     alone = layers_of({name: torch.randn(3, 64, 96)})
     assert "no configuration and no output projection" in alone[f"{name}[0].gate"].note

@@ -3,6 +3,8 @@ the model's own contractions."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,11 +13,11 @@ from spectail.models.open import open_source
 from .fused import build
 
 
-def layers_of(source):
+def layers_of(source: Any) -> dict[str, Any]:
     return {layer.name: layer for layer in open_source(source).layers}
 
 
-def test_xlnet_projects_head_by_head():
+def test_xlnet_projects_head_by_head() -> None:
     pytest.importorskip("transformers")
     # The head size of 8 would be a kernel of eight positions.
     model = build(
@@ -37,7 +39,7 @@ def test_xlnet_projects_head_by_head():
         assert not any(layer.kind == "conv" for layer in layers.values())
 
 
-def test_funnel_projects_positions_head_by_head():
+def test_funnel_projects_positions_head_by_head() -> None:
     pytest.importorskip("transformers")
     sizes = {
         "block_sizes": [1],
@@ -55,7 +57,7 @@ def test_funnel_projects_positions_head_by_head():
 
 
 @pytest.mark.parametrize(("heads", "lora", "size"), [(4, 16, 8), (128, 512, 128), (64, 40, 32)])
-def test_split_latent_projections_of_llama_cpp(heads, lora, size):
+def test_split_latent_projections_of_llama_cpp(heads: int, lora: int, size: int) -> None:
     state = {
         "blk.0.attn_k_b.weight": torch.randn(heads, lora, size),
         "blk.0.attn_v_b.weight": torch.randn(heads, size, lora),
@@ -68,7 +70,7 @@ def test_split_latent_projections_of_llama_cpp(heads, lora, size):
         assert torch.equal(layer.read(), stored)
 
 
-def test_transformer_lens_stores_inputs_first():
+def test_transformer_lens_stores_inputs_first() -> None:
     state = {f"blocks.0.attn.W_{kind}": torch.randn(4, 32, 8) for kind in "QKV"}
     state["blocks.0.attn.W_O"] = torch.randn(4, 8, 32)
     layers = layers_of(state)
@@ -80,7 +82,7 @@ def test_transformer_lens_stores_inputs_first():
     assert torch.equal(layers["blocks.0.attn.W_K"].read()[2], state["blocks.0.attn.W_K"][2].T)
 
 
-def test_what_is_not_called_weight_is_no_convolution():
+def test_what_is_not_called_weight_is_no_convolution() -> None:
     state = {
         "rg_lru.recurrent_gate_weight": torch.randn(4, 8, 8),
         "codebooks_head.weight": torch.randn(40, 16, 20),

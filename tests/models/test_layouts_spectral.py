@@ -3,6 +3,9 @@ that the layer computes with."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -13,7 +16,7 @@ SHAPE = (3, 5, 4, 2)
 """Inputs, outputs and modes."""
 
 
-def einsum_of(form, core, factors):
+def einsum_of(form: str, core: Any, factors: Any) -> torch.Tensor:
     """The definition: one sum over all ranks."""
     order = len(factors)
     sizes, ranks = "abcde"[:order], "uvwxyz"[: order + 1]
@@ -26,10 +29,12 @@ def einsum_of(form, core, factors):
     return torch.einsum(f"{','.join(terms)}->{sizes}", *factors)
 
 
-def factors_of(form, shape, ranks=(2, 3, 4, 2, 3)):
+def factors_of(
+    form: str, shape: tuple[int, int], ranks: Any = (2, 3, 4, 2, 3)
+) -> tuple[Any, list[Any]] | tuple[None, list[Any]]:
     """Random factors of a form, as tensorly-torch shapes them; the core or the weights first."""
 
-    def random(*sizes):
+    def random(*sizes: int) -> torch.Tensor:
         return torch.randn(*sizes, dtype=torch.complex64)
 
     if form == "Tucker":
@@ -42,7 +47,14 @@ def factors_of(form, shape, ranks=(2, 3, 4, 2, 3)):
     return None, [random(ends[i], n, ends[i + 1]) for i, n in enumerate(shape)]
 
 
-def state_of(form, shape, *, stem="fno_blocks.convs.0.weight", number="factor_", pairs=False):
+def state_of(
+    form: str,
+    shape: tuple[int, int],
+    *,
+    stem: str = "fno_blocks.convs.0.weight",
+    number: int | str = "factor_",
+    pairs: bool = False,
+) -> tuple[dict[str, Any], torch.Tensor]:
     """A state dict in a form, and the dense weight by its definition."""
     core, factors = factors_of(form, shape)
     named = {f"{stem}.factors.{number}{i}": factor for i, factor in enumerate(factors)}
@@ -57,7 +69,7 @@ def state_of(form, shape, *, stem="fno_blocks.convs.0.weight", number="factor_",
 class Tree(nn.Module):
     """A module with these parameters, as the state dict's names nest them."""
 
-    def __init__(self, state):
+    def __init__(self, state: Any) -> None:
         super().__init__()
         for name, tensor in state.items():
             *path, last = name.split(".")
@@ -72,7 +84,7 @@ class Tree(nn.Module):
 @pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("number", ["factor_", ""])
 @pytest.mark.parametrize("form", ["Tucker", "CP", "TT"])
-def test_factors_make_up_one_weight(form, number, pairs, tmp_path):
+def test_factors_make_up_one_weight(form: str, number: str, pairs: bool, tmp_path: Path) -> None:
     state, dense = state_of(form, SHAPE, number=number, pairs=pairs)
     # A live module knows the owners of its parameters, and a list of factors is no Linear.
     state["lifting.weight"] = torch.randn(4, 2)
@@ -92,7 +104,7 @@ def test_factors_make_up_one_weight(form, number, pairs, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["Tucker", "CP", "TT"])
-def test_one_dimension_and_three(form):
+def test_one_dimension_and_three(form: str) -> None:
     for shape in ((3, 5, 4), (3, 5, 4, 2, 3)):
         state, dense = state_of(form, shape)
         (layer,) = open_source(state).layers
@@ -100,7 +112,7 @@ def test_one_dimension_and_three(form):
 
 
 @pytest.mark.parametrize("form", ["Tucker", "CP", "TT"])
-def test_a_joint_weight_holds_several_layers(form):
+def test_a_joint_weight_holds_several_layers(form: str) -> None:
     state, dense = state_of(form, (6, *SHAPE), stem="convs.weight", pairs=True)
     state["convs.bias"] = torch.zeros(2, 5, 1, 1)
     layers = {layer.name: layer for layer in open_source(state).layers}
@@ -111,7 +123,7 @@ def test_a_joint_weight_holds_several_layers(form):
 
 
 @pytest.mark.parametrize("form", ["dense", "Tucker", "CP", "TT"])
-def test_a_separable_weight_keeps_channels_apart(form):
+def test_a_separable_weight_keeps_channels_apart(form: str) -> None:
     shape = (5, 4, 3)
     if form == "dense":
         dense = torch.randn(shape, dtype=torch.complex64)
@@ -124,7 +136,7 @@ def test_a_separable_weight_keeps_channels_apart(form):
     torch.testing.assert_close(layer.read()[:, :, 0], dense.flatten(1).T)
 
 
-def test_a_separable_weight_of_one_dimension():
+def test_a_separable_weight_of_one_dimension() -> None:
     dense = torch.randn(5, 4, dtype=torch.complex64)
     (layer,) = open_source(
         {"convs.0.weight.tensor": dense, "convs.0.bias": torch.zeros(5, 1)}
@@ -132,7 +144,7 @@ def test_a_separable_weight_of_one_dimension():
     assert torch.equal(layer.read()[:, :, 0], dense.T)
 
 
-def test_a_spherical_weight_has_a_matrix_for_each_degree():
+def test_a_spherical_weight_has_a_matrix_for_each_degree() -> None:
     dense = torch.randn(5, 5, 4, dtype=torch.complex64)
     (layer,) = open_source(
         {"convs.0.weight.tensor": dense, "convs.0.bias": torch.zeros(5, 1, 1)}
@@ -141,7 +153,7 @@ def test_a_spherical_weight_has_a_matrix_for_each_degree():
     assert "separable" in layer.note
 
 
-def test_a_list_of_factorised_weights():
+def test_a_list_of_factorised_weights() -> None:
     state, dense = state_of("Tucker", SHAPE, stem="convs.weight.1")
     state |= state_of("Tucker", SHAPE, stem="convs.weight.0")[0]
     state["convs.bias"] = torch.zeros(2, 5, 1, 1)
@@ -150,7 +162,7 @@ def test_a_list_of_factorised_weights():
     torch.testing.assert_close(layers["convs.weight.1"].read()[0], dense[:, :, 0, 0].T)
 
 
-def test_real_factors_and_factors_that_do_not_fit_are_failed_rows():
+def test_real_factors_and_factors_that_do_not_fit_are_failed_rows() -> None:
     state, _ = state_of("Tucker", SHAPE)
     real = {name: tensor.real.clone() for name, tensor in state.items()}
     (layer,) = open_source(real).layers

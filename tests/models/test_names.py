@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -62,11 +63,11 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("name", "block", "kind"), NAMES)
-def test_block_and_kind(name, block, kind):
+def test_block_and_kind(name: str, block: int | None, kind: str) -> None:
     assert (block_of(name), kind_of(name)) == (block, kind)
 
 
-def test_units_of_one_index_have_names_of_their_own():
+def test_units_of_one_index_have_names_of_their_own() -> None:
     assert unit_of("layer2.0.conv1") == "layer2.0"
     assert unit_of("decoder.block.0.layer.1.EncDecAttention.q") == "decoder.block.0"
     assert unit_of("model.embed_tokens") is None
@@ -93,12 +94,12 @@ CANONICAL = {
 
 
 @pytest.mark.parametrize("name", CANONICAL)
-def test_canonical_name(name):
+def test_canonical_name(name: str) -> None:
     assert canonical_name(name) == CANONICAL[name]
     assert canonical_name(CANONICAL[name]) == CANONICAL[name]
 
 
-def test_wrappers_are_taken_off():
+def test_wrappers_are_taken_off() -> None:
     assert clean_names(["module._orig_mod.a.weight", "module.b"]) == ["a.weight", "b"]
     assert clean_names(["module.a", "b"]) == ["module.a", "b"]
     peft = ["base_model.model.q.base_layer.weight", "base_model.model.q.lora_A.default.weight"]
@@ -106,12 +107,12 @@ def test_wrappers_are_taken_off():
     assert clean_names(["base_model.model.q.weight"]) == ["base_model.model.q.weight"]
 
 
-def test_a_name_that_cleaning_would_double_stays():
+def test_a_name_that_cleaning_would_double_stays() -> None:
     names = ["a._orig_mod.weight", "a.weight", "b._orig_mod.weight"]
     assert clean_names(names) == ["a._orig_mod.weight", "a.weight", "b.weight"]
 
 
-def test_layer_name():
+def test_layer_name() -> None:
     assert [
         layer_name(name)
         for name in ("a.weight", "weight", "a.weight.tensor", "weight_ih_l0", "a.weights1")
@@ -124,11 +125,11 @@ def test_layer_name():
     ]
 
 
-def test_natural_order():
+def test_natural_order() -> None:
     assert sorted(["l.10.a", "l.2.a", "l.b"], key=natural_key) == ["l.2.a", "l.10.a", "l.b"]
 
 
-def test_names_and_blocks_need_no_torch():
+def test_names_and_blocks_need_no_torch() -> None:
     modules = "spectail.models.naming.names, spectail.models.naming.kinds, spectail.models.source"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert (
@@ -140,7 +141,7 @@ def test_names_and_blocks_need_no_torch():
 
 
 @pytest.fixture
-def layers():
+def layers() -> Any:
     names = [
         "embed",
         *(f"layers.{i}.{part}" for i in range(3) for part in ("q", "k")),
@@ -161,11 +162,11 @@ def layers():
         ([], ["nothing"], 8),
     ],
 )
-def test_select(layers, include, exclude, expected):
+def test_select(layers: Any, include: list[str], exclude: list[str], expected: int) -> None:
     assert len(select(layers, include, exclude)) == expected
 
 
-def test_a_glob_that_matches_nothing_names_itself_and_three_layers(layers):
+def test_a_glob_that_matches_nothing_names_itself_and_three_layers(layers: Any) -> None:
     with pytest.raises(
         SpecError, match=r"'\*q_proj' matches none of the 8 layers; .* embed, layers\.1\.k, experts"
     ):
@@ -183,5 +184,5 @@ def test_a_glob_that_matches_nothing_names_itself_and_three_layers(layers):
         ("layers_norm", None),
     ],
 )
-def test_blocks_of_flax_are_numbered_in_the_name_itself(name, block):
+def test_blocks_of_flax_are_numbered_in_the_name_itself(name: str, block: int | None) -> None:
     assert block_of(name) == block

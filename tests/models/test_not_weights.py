@@ -87,22 +87,22 @@ TABLES = {
 
 
 @pytest.mark.parametrize("name", MATRICES)
-def test_matrices(name):
+def test_matrices(name: str) -> None:
     assert no_matrix(name, MATRICES[name]) is None
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_tables_tokens_and_scales(name):
+def test_tables_tokens_and_scales(name: str) -> None:
     assert no_matrix(name, TABLES[name])
 
 
-def test_complex_tensors_of_three_dimensions_are_fourier_layers():
+def test_complex_tensors_of_three_dimensions_are_fourier_layers() -> None:
     assert no_matrix("conv.theta", (8, 8, 5), is_complex=True) is None
     assert no_matrix("conv.theta", (8, 8, 5)) is not None
     assert no_matrix("freqs", (2048, 64), is_complex=True) is not None
 
 
-def test_names_that_say_nothing_are_matrices_only_where_no_tensor_is_called_weight():
+def test_names_that_say_nothing_are_matrices_only_where_no_tensor_is_called_weight() -> None:
     assert no_matrix("layers.0.theta", (8, 8)) is not None
     assert no_matrix("layers.0.theta", (8, 8), among_weights=False) is None
     assert no_matrix("cls_token", (2, 8), among_weights=False) is not None
@@ -113,7 +113,7 @@ def test_names_that_say_nothing_are_matrices_only_where_no_tensor_is_called_weig
 class Mixer(nn.Module):
     """A block of modules and parameters, as state-space models have them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.in_proj = nn.Linear(32, 64)
         self.A_log = nn.Parameter(torch.randn(64, 16))
@@ -122,7 +122,7 @@ class Mixer(nn.Module):
         self.pos_embed = nn.Embedding(20, 32)
 
 
-def test_the_owning_module_decides_in_a_live_model():
+def test_the_owning_module_decides_in_a_live_model() -> None:
     model = nn.Module()
     model.layers = nn.ModuleList([Mixer()])
     layers = {layer.name.removeprefix("layers.0."): layer for layer in open_source(model).layers}
@@ -140,7 +140,7 @@ def test_the_owning_module_decides_in_a_live_model():
     assert layers["norm"].no_weight == "no weight matrix: the scale of LayerNorm"
 
 
-def test_what_is_no_matrix_has_a_skipped_row_and_no_say_in_the_window():
+def test_what_is_no_matrix_has_a_skipped_row_and_no_say_in_the_window() -> None:
     matrix = torch.randn(256, 256)
     state = {
         "layers.0.q.weight": matrix,
@@ -156,7 +156,7 @@ def test_what_is_no_matrix_has_a_skipped_row_and_no_say_in_the_window():
     assert list(rows["status"]) == ["ok", "ok", "skipped"]
 
 
-def test_no_glob_brings_back_what_is_no_matrix():
+def test_no_glob_brings_back_what_is_no_matrix() -> None:
     state = {
         "layers.0.q.weight": torch.ones(8, 8),
         "layers.0.A_log": torch.ones(8, 8),

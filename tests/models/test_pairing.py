@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +42,7 @@ PAIRS = {
 
 @pytest.mark.parametrize("case", PAIRS)
 @pytest.mark.parametrize("turned", [False, True])
-def test_forms_of_one_name(case, turned):
+def test_forms_of_one_name(case: str, turned: bool) -> None:
     left, right = PAIRS[case][::-1] if turned else PAIRS[case]
     found = pair_names([left, "left.alone"], ["right.alone.too", right])
     assert (found.pairs, found.left_only, found.right_only) == (
@@ -59,12 +61,12 @@ APART = {
 
 
 @pytest.mark.parametrize("case", APART)
-def test_other_layers_do_not_pair(case):
+def test_other_layers_do_not_pair(case: str) -> None:
     left, right = APART[case]
     assert pair_names([left], [right]).pairs == {}
 
 
-def test_two_possible_partners_are_none():
+def test_two_possible_partners_are_none() -> None:
     found = pair_names(
         ["encoder.layer.0.output.dense"],
         ["text.encoder.layer.0.output.dense", "image.encoder.layer.0.output.dense"],
@@ -78,13 +80,13 @@ def test_two_possible_partners_are_none():
     }
 
 
-def test_the_strictest_form_wins_and_each_layer_has_one_partner():
+def test_the_strictest_form_wins_and_each_layer_has_one_partner() -> None:
     left = ["model.layers.0.fc", "layers.0.fc"]
     assert pair_names(left, left[::-1]).pairs == {name: name for name in left}
     assert pair_names(left, ["layers.0.fc"]).left_only == ("model.layers.0.fc",)
 
 
-def test_names_in_the_saved_file_pair_even_where_they_swap():
+def test_names_in_the_saved_file_pair_even_where_they_swap() -> None:
     live = ["decoder.layers.0.fc", "encoder.layers.0.fc"]
     saved = {
         "decoder.layers.0.fc": "model.layers.0.fc",
@@ -101,7 +103,7 @@ def test_names_in_the_saved_file_pair_even_where_they_swap():
     }
 
 
-def test_pairing_needs_no_torch():
+def test_pairing_needs_no_torch() -> None:
     code = (
         "import sys, spectail.models.naming.pairing, spectail.models.naming.not_weights; "
         "print('torch' in sys.modules)"
@@ -114,7 +116,7 @@ def test_pairing_needs_no_torch():
     )
 
 
-def vit():
+def vit() -> Any:
     from transformers import ViTConfig, ViTForImageClassification
 
     sizes = {
@@ -126,7 +128,7 @@ def vit():
     return ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, **sizes))
 
 
-def llava():
+def llava() -> Any:
     from transformers import (
         CLIPVisionConfig,
         LlamaConfig,
@@ -147,7 +149,7 @@ def llava():
     )
 
 
-def qwen2_moe():
+def qwen2_moe() -> Any:
     from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
     sizes = {
@@ -162,7 +164,7 @@ def qwen2_moe():
     return Qwen2MoeForCausalLM(config)
 
 
-def ernie_vl():
+def ernie_vl() -> Any:
     from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeForConditionalGeneration
 
     text = {
@@ -189,7 +191,7 @@ SAVED = {"vit": vit, "llava": llava, "qwen2 moe": qwen2_moe, "ernie vl": ernie_v
 
 
 @pytest.mark.parametrize("case", SAVED)
-def test_a_live_model_pairs_with_its_saved_file_by_value(case, tmp_path):
+def test_a_live_model_pairs_with_its_saved_file_by_value(case: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     torch.manual_seed(0)
     model = SAVED[case]().eval()

@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +33,7 @@ def state_of(case: Case) -> dict[str, Tensor]:
     return {**own, **OTHERS}
 
 
-def check(case: Case, source) -> None:
+def check(case: Case, source: Any) -> None:
     """Exactly the rows of the case, and the values or the text that it expects."""
     rows = {layer.name: layer for layer in source.layers}
     assert set(rows) == {*case.names, "layers.0.o_proj"}
@@ -54,14 +56,14 @@ def check(case: Case, source) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_tensors_in_memory(name):
+def test_tensors_in_memory(name: Any) -> None:
     case = CASES[name]
     tensors = [in_memory(full, tensor) for full, tensor in state_of(case).items()]
     check(case, build_source("test", "", tensors, config=case.config))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_folder(name, tmp_path):
+def test_a_folder(name: Any, tmp_path: Path) -> None:
     case = CASES[name]
     save_file(
         {full: tensor.clone().contiguous() for full, tensor in state_of(case).items()},
@@ -89,7 +91,9 @@ def test_a_folder(name, tmp_path):
         ("config.json", {"text_config": {"quantization_config": {"checkpoint_format": "gptq_v2"}}}),
     ],
 )
-def test_the_quantisers_own_file_is_read(file, content, tmp_path):
+def test_the_quantisers_own_file_is_read(
+    file: str, content: dict[str, Any], tmp_path: Path
+) -> None:
     case = CASES["GPTQ version 2"]
     save_file(state_of(case), tmp_path / "model.safetensors")
     before = open_source(tmp_path)
@@ -127,14 +131,14 @@ def is_one_module(case: Case) -> bool:
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if is_one_module(case)])
-def test_buffers_of_a_live_module(name):
+def test_buffers_of_a_live_module(name: Any) -> None:
     case = CASES[name]
     model = with_buffers(state_of(case))
     model.config = dict(case.config)
     check(case, open_source(model))
 
 
-def test_one_expert_is_unpacked_at_a_time(monkeypatch):
+def test_one_expert_is_unpacked_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = torch.zeros(5, 8, 2, 16, dtype=torch.uint8)
     state = {
         "experts.down_proj_blocks": blocks,
@@ -150,7 +154,7 @@ def test_one_expert_is_unpacked_at_a_time(monkeypatch):
     assert (blocks.shape, (3,)) in read
 
 
-def test_helpers_never_set_the_common_window():
+def test_helpers_never_set_the_common_window() -> None:
     state = {f"layers.{i}.o_proj.weight": torch.randn(96, 96) for i in range(2)}
     state |= {f"{Q}.B": torch.zeros(66, 70, dtype=torch.int32), f"{Q}.s": torch.ones(65, 68)}
     state |= {f"layers.1.q_proj.{n}": t for n, t in CASES["GPTQ 4 bits"].tensors.items()}
@@ -162,7 +166,7 @@ def test_helpers_never_set_the_common_window():
     )  # the unpacked weight has 64 rows and takes part
 
 
-def test_what_selects_or_counts_leaves_no_row():
+def test_what_selects_or_counts_leaves_no_row() -> None:
     state = {
         "layers.0.attn.relative_position_index": torch.zeros(49, 49, dtype=torch.int64),
         "layers.0.attn.bias": torch.ones(1, 1, 9, 9, dtype=torch.uint8),
@@ -176,7 +180,7 @@ def test_what_selects_or_counts_leaves_no_row():
     assert [layer.name for layer in open_source(state).layers] == ["layers.0.o_proj"]
 
 
-def test_two_modules_do_not_take_each_others_scales():
+def test_two_modules_do_not_take_each_others_scales() -> None:
     weight, scale = torch.randn(16, 32).to(torch.float8_e4m3fn), torch.rand(16)
     state = {f"layers.0.{name}.weight": weight for name in ("a", "b")} | {
         "layers.0.a.weight_scale": scale
@@ -187,7 +191,7 @@ def test_two_modules_do_not_take_each_others_scales():
     assert torch.equal(second.read()[0], weight.float())
 
 
-def test_scales_in_a_part_of_their_own():
+def test_scales_in_a_part_of_their_own() -> None:
     weight = torch.randn(16, 32).to(torch.float8_e4m3fn)
     state = {"layers.0.a.weight": weight, "scales.layers.0.a.weight": torch.rand(16)}
     (layer,) = open_source(state).layers
@@ -198,7 +202,7 @@ def test_scales_in_a_part_of_their_own():
 @pytest.mark.parametrize(
     "name", [n for n in dir(torch) if isinstance(getattr(torch, n), torch.dtype)]
 )
-def test_every_type_of_torch_opens(name):
+def test_every_type_of_torch_opens(name: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tensor = torch.empty(8, 16, dtype=getattr(torch, name))
@@ -214,7 +218,7 @@ def test_every_type_of_torch_opens(name):
     assert floating or tensor.is_quantized or "dequantise it first" in layer.problem
 
 
-def test_one_of_two_experts_without_its_scale_fails():
+def test_one_of_two_experts_without_its_scale_fails() -> None:
     state = {
         "layers.0.experts.up_proj": torch.randn(2, 16, 32).to(torch.float8_e4m3fn),
         "layers.0.experts.down_proj": torch.randn(2, 32, 16).to(torch.float8_e4m3fn),
@@ -230,7 +234,7 @@ def test_one_of_two_experts_without_its_scale_fails():
     assert "down_proj_descale" in rows["layers.0.experts.down_proj"].problem
 
 
-def test_tied_quantised_weights_appear_once():
+def test_tied_quantised_weights_appear_once() -> None:
     state = {
         f"{name}.{key}": t
         for name in ("embed_tokens", "lm_head")
@@ -239,7 +243,7 @@ def test_tied_quantised_weights_appear_once():
     assert [layer.name for layer in open_source(state).layers] == ["embed_tokens"]
 
 
-def test_torch_quantised_modules_are_dequantised(tmp_path):
+def test_torch_quantised_modules_are_dequantised(tmp_path: Path) -> None:
     if "x86" not in torch.backends.quantized.supported_engines:
         pytest.skip("this torch has no quantised kernels")
     plain = nn.ModuleDict({"fc": nn.Linear(24, 16), "lstm": nn.LSTM(16, 20)})
@@ -266,9 +270,9 @@ def test_torch_quantised_modules_are_dequantised(tmp_path):
         assert torch.equal(layer.read(), rows["fc"].read())
 
 
-def test_buffers_that_a_kernel_has_reordered_fail():
+def test_buffers_that_a_kernel_has_reordered_fail() -> None:
     class MarlinQuantLinear(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.out_features, self.in_features = 64, 128
             for name, tensor in CASES["GPTQ 4 bits"].tensors.items():
@@ -279,7 +283,7 @@ def test_buffers_that_a_kernel_has_reordered_fail():
     assert "MarlinQuantLinear" in layer.problem
 
 
-def test_scales_on_the_meta_device_say_so():
+def test_scales_on_the_meta_device_say_so() -> None:
     with torch.device("meta"):
         state = {
             f"a.{name}": torch.empty_like(t, device="meta")

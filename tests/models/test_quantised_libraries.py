@@ -7,6 +7,8 @@ checks the same forms without any.
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,11 +25,11 @@ CLOSE = {"rtol": 2e-5, "atol": 1e-6}
 CLOSE_HALF = {"rtol": 4e-3, "atol": 2e-3}
 
 
-def matrix(rows=64, cols=256):
+def matrix(rows: int = 64, cols: int = 256) -> torch.Tensor:
     return torch.randn(rows, cols, generator=torch.Generator().manual_seed(3)) * 0.1
 
 
-def only_layer(state, config=None):
+def only_layer(state: Any, config: Any = None) -> Any:
     source = build_source(
         "test", "", [in_memory(name, tensor) for name, tensor in state.items()], config=config
     )
@@ -38,11 +40,11 @@ def only_layer(state, config=None):
     return source.layers[0]
 
 
-def named(state, prefix=NAME):
+def named(state: Any, prefix: str = NAME) -> dict[str, Any]:
     return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
 
 
-def in_decoder(layer):
+def in_decoder(layer: Any) -> nn.Module:
     """Put a module where ``NAME`` says."""
     model = nn.Module()
     model.model = nn.Module()
@@ -52,7 +54,7 @@ def in_decoder(layer):
     return model
 
 
-def live_layer(layer):
+def live_layer(layer: Any) -> Any:
     source = open_source(in_decoder(layer))
     assert [found.name for found in source.layers] == [NAME], [
         found.name for found in source.layers
@@ -67,7 +69,7 @@ def live_layer(layer):
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("nested", [False, True])
-def test_bitsandbytes_4bit(kind, nested):
+def test_bitsandbytes_4bit(kind: str, nested: bool) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
     layer = bitsandbytes.nn.Linear4bit(
         256, 64, bias=False, quant_type=kind, compress_statistics=nested
@@ -81,7 +83,7 @@ def test_bitsandbytes_4bit(kind, nested):
     torch.testing.assert_close(stored.read()[0], expected.float(), **CLOSE)
 
 
-def test_bitsandbytes_8bit():
+def test_bitsandbytes_8bit() -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
     layer = bitsandbytes.nn.Linear8bitLt(256, 64, bias=False, has_fp16_weights=False)
     layer.load_state_dict({"weight": matrix()})
@@ -100,7 +102,7 @@ def test_bitsandbytes_8bit():
 
 @pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_hqq(bits, axis):
+def test_hqq(bits: int, axis: int) -> None:
     quantize = pytest.importorskip("hqq.core.quantize")
     config = quantize.BaseQuantizeConfig(nbits=bits, group_size=64, axis=axis)
     linear = nn.Linear(256, 64, bias=False)
@@ -115,7 +117,7 @@ def test_hqq(bits, axis):
 
 
 @pytest.mark.parametrize("kind", ["qint8", "qfloat8_e4m3fn", "qfloat8_e5m2", "qint4", "qint2"])
-def test_quanto(kind):
+def test_quanto(kind: str) -> None:
     quanto = pytest.importorskip("optimum.quanto")
     layer = nn.Sequential(nn.Linear(256, 64, bias=False))
     layer[0].weight.data = matrix()
@@ -138,7 +140,7 @@ def test_quanto(kind):
 @pytest.mark.parametrize(
     "kind", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig", "IntxWeightOnlyConfig"]
 )
-def test_torchao(kind):
+def test_torchao(kind: str) -> None:
     quantization = pytest.importorskip("torchao.quantization")
     options = {"weight_dtype": torch.int4} if kind.startswith("Intx") else {}
     model = in_decoder(nn.Linear(256, 64, bias=False).to(torch.bfloat16))
@@ -153,7 +155,7 @@ def test_torchao(kind):
 
 
 @pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig"])
-def test_torchao_in_safetensors(kind, tmp_path):
+def test_torchao_in_safetensors(kind: str, tmp_path: Path) -> None:
     quantization = pytest.importorskip("torchao.quantization")
     support = pytest.importorskip("torchao.prototype.safetensors.safetensors_support")
     model = in_decoder(nn.Linear(256, 64, bias=False).to(torch.bfloat16))
@@ -170,7 +172,7 @@ def test_torchao_in_safetensors(kind, tmp_path):
     torch.testing.assert_close(layer.read()[0], expected, **CLOSE_HALF)
 
 
-def test_torchao_nf4():
+def test_torchao_nf4() -> None:
     nf4 = pytest.importorskip("torchao.quantization.quantize_.workflows.nf4.nf4_tensor")
     weight = nf4.to_nf4(matrix(64, 256).to(torch.bfloat16), 64, 64)
     layer = nn.Linear(256, 64, bias=False)
@@ -183,7 +185,7 @@ def test_torchao_nf4():
 # compressed-tensors
 
 
-def compressed(scheme_args, compressor, *, asymmetric=False):
+def compressed(scheme_args: Any, compressor: Any, *, asymmetric: bool = False) -> tuple[Any, Any]:
     """Quantise and compress with the library; returns state and the
     weight that it decompresses to."""
     quantization = pytest.importorskip("compressed_tensors.quantization")
@@ -215,20 +217,20 @@ def compressed(scheme_args, compressor, *, asymmetric=False):
 
 @pytest.mark.parametrize("bits", [4, 8, 3, 2])
 @pytest.mark.parametrize("asymmetric", [False, True])
-def test_compressed_tensors_packed(bits, asymmetric):
+def test_compressed_tensors_packed(bits: int, asymmetric: bool) -> None:
     args = {"num_bits": bits, "type": "int", "strategy": "group", "group_size": 64}
     state, expected = compressed(args, "PackedQuantizationCompressor", asymmetric=asymmetric)
     torch.testing.assert_close(only_layer(named(state)).read()[0], expected.float(), **CLOSE)
 
 
 @pytest.mark.parametrize("asymmetric", [False, True])
-def test_compressed_tensors_plain_integers(asymmetric):
+def test_compressed_tensors_plain_integers(asymmetric: bool) -> None:
     args = {"num_bits": 8, "type": "int", "strategy": "channel"}
     state, expected = compressed(args, "IntQuantizationCompressor", asymmetric=asymmetric)
     torch.testing.assert_close(only_layer(named(state)).read()[0], expected.float(), **CLOSE)
 
 
-def test_compressed_tensors_nvfp4():
+def test_compressed_tensors_nvfp4() -> None:
     helpers = pytest.importorskip("compressed_tensors.compressors.nvfp4.helpers")
     codes = torch.randint(0, 16, (64, 256), generator=torch.Generator().manual_seed(0))
     table = torch.tensor(
@@ -251,7 +253,7 @@ def test_compressed_tensors_nvfp4():
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("group", [32, 64, 128])
-def test_mlx(bits, group, tmp_path):
+def test_mlx(bits: int, group: int, tmp_path: Path) -> None:
     mlx = pytest.importorskip("mlx.core")
     words, scales, biases = mlx.quantize(mlx.array(matrix().numpy()), group_size=group, bits=bits)
     expected = torch.tensor(
@@ -267,7 +269,7 @@ def test_mlx(bits, group, tmp_path):
     torch.testing.assert_close(layer.read()[0], expected, **CLOSE)
 
 
-def test_mlx_mxfp4(tmp_path):
+def test_mlx_mxfp4(tmp_path: Path) -> None:
     mlx = pytest.importorskip("mlx.core")
     words, scales = mlx.quantize(mlx.array(matrix().numpy()), group_size=32, bits=4, mode="mxfp4")
     expected = torch.tensor(
@@ -283,7 +285,7 @@ def test_mlx_mxfp4(tmp_path):
 # transformers' own
 
 
-def test_mxfp4_of_transformers():
+def test_mxfp4_of_transformers() -> None:
     mxfp4 = pytest.importorskip("transformers.integrations.mxfp4")
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randint(0, 256, (3, 64, 2, 16), dtype=torch.uint8, generator=generator)
@@ -302,7 +304,7 @@ def test_mxfp4_of_transformers():
     assert torch.equal(found["mlp.experts.gate_up_proj[1].up"].read()[0], expected[1, :, 1::2].T)
 
 
-def test_fp8_of_transformers():
+def test_fp8_of_transformers() -> None:
     fp8 = pytest.importorskip("transformers.integrations.finegrained_fp8")
     layer = fp8.FP8Linear(256, 192, block_size=(128, 128))
     layer.weight.data = torch.randn(192, 256).to(torch.float8_e4m3fn)
@@ -314,7 +316,7 @@ def test_fp8_of_transformers():
     assert torch.equal(found.read()[0], layer.weight.float() * scale)
 
 
-def test_bitnet_of_transformers():
+def test_bitnet_of_transformers() -> None:
     bitnet = pytest.importorskip("transformers.integrations.bitnet")
     weight = torch.randint(-1, 2, (64, 32), generator=torch.Generator().manual_seed(0)).float()
     layer = bitnet.BitLinear(32, 64, bias=False, dtype=torch.float32)
@@ -330,7 +332,7 @@ def test_bitnet_of_transformers():
 # GPTQ and AWQ
 
 
-def grouped_scales(weight, groups, bits):
+def grouped_scales(weight: torch.Tensor, groups: Any, bits: int) -> tuple[Any, Any]:
     """Scales and zero points, (out, groups), of an asymmetric quantiser."""
     spans = weight.reshape(weight.shape[0], groups, -1)
     low, high = spans.amin(-1).clamp(max=0), spans.amax(-1).clamp(min=0)
@@ -340,7 +342,7 @@ def grouped_scales(weight, groups, bits):
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("ordered", [False, True])
-def test_gptqmodel(bits, ordered):
+def test_gptqmodel(bits: int, ordered: bool) -> None:
     qlinear = pytest.importorskip("gptqmodel.nn_modules.qlinear.torch")
     layer = qlinear.TorchLinear(
         bits=bits,
@@ -374,7 +376,7 @@ def test_gptqmodel(bits, ordered):
         )
 
 
-def test_awq_of_gptqmodel():
+def test_awq_of_gptqmodel() -> None:
     qlinear = pytest.importorskip("gptqmodel.nn_modules.qlinear.torch_awq")
     packing = pytest.importorskip("gptqmodel.quantization.awq.utils.packing_utils")
     layer = qlinear.AwqTorchLinear(
@@ -397,7 +399,7 @@ def test_awq_of_gptqmodel():
     )
 
 
-def test_aqlm():
+def test_aqlm() -> None:
     utils = pytest.importorskip("aqlm.utils")
     codes = torch.randint(-128, 128, (16, 8, 2), dtype=torch.int8)
     books, scales = torch.randn(2, 256, 1, 8), torch.rand(16, 1, 1, 1)

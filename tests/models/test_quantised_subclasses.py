@@ -3,6 +3,9 @@ names the class; never a crash."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,14 +23,20 @@ class Wrapper(Tensor):
     and computes with nothing else."""
 
     @staticmethod
-    def __new__(cls, inner, scale):
+    def __new__(cls: Any, inner: Any, scale: float) -> Any:
         return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=torch.float32)
 
-    def __init__(self, inner, scale):
+    def __init__(self, inner: Any, scale: float) -> None:
         self.inner, self.scale = inner, scale
 
     @classmethod
-    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        cls,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Any = None,
+    ) -> Any:
         if function is torch.ops.aten.detach.default:
             return cls(args[0].inner, args[0].scale)
         raise NotImplementedError(f"{cls.__name__} does not compute")
@@ -36,24 +45,24 @@ class Wrapper(Tensor):
 class Quantised(Wrapper):
     """One that can be dequantised and flattened."""
 
-    def dequantize(self):
+    def dequantize(self) -> Any:
         return self.inner.to(torch.float32) * self.scale
 
-    def __tensor_flatten__(self):
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
         return ["inner"], None
 
 
 class Nested(Wrapper):
     """One whose method gives another subclass."""
 
-    def dequantize(self):
+    def dequantize(self) -> Quantised:
         return Quantised(self.inner, self.scale)
 
 
 class Broken(Wrapper):
     """One whose method fails."""
 
-    def dequantize(self):
+    def dequantize(self) -> None:
         raise RuntimeError("no kernel for this device\nand a second line")
 
 
@@ -61,7 +70,13 @@ class Functions(Tensor):
     """A subclass with a storage of its own that gives torch's functions another meaning."""
 
     @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        cls,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Any = None,
+    ) -> Any:
         return super().__torch_function__(function, types, args, kwargs or {})
 
 
@@ -69,21 +84,21 @@ class Marked(Tensor):
     """A subclass that changes nothing."""
 
 
-def wrapped(kind):
+def wrapped(kind: str) -> tuple[Any, torch.Tensor]:
     values = torch.randint(-8, 8, (24, 32), generator=torch.Generator().manual_seed(0)).to(
         torch.int8
     )
     return kind(values, 0.25), values.float() * 0.25
 
 
-def model_of(weight):
+def model_of(weight: torch.Tensor) -> nn.Sequential:
     model = nn.Sequential(nn.Linear(32, 24, bias=False), nn.Linear(24, 20, bias=False))
     model[0].weight = nn.Parameter(weight, requires_grad=False)
     return model
 
 
 @pytest.mark.parametrize("kind", [Quantised, Nested])
-def test_one_that_dequantises_is_read_by_its_own_method(kind):
+def test_one_that_dequantises_is_read_by_its_own_method(kind: Any) -> None:
     weight, expected = wrapped(kind)
     for source in (
         open_source(model_of(weight)),
@@ -99,7 +114,7 @@ def test_one_that_dequantises_is_read_by_its_own_method(kind):
 
 
 @pytest.mark.parametrize("kind", [Wrapper, Functions])
-def test_one_of_an_unknown_class_is_a_failed_row_that_names_it(kind):
+def test_one_of_an_unknown_class_is_a_failed_row_that_names_it(kind: Any) -> None:
     weight = wrapped(kind)[0] if kind is Wrapper else torch.randn(24, 32).as_subclass(Functions)
     layer, other = open_source({"0.weight": weight, "1.weight": torch.ones(20, 24)}).layers
     assert (layer.rows, layer.cols, other.problem) == (24, 32, None)
@@ -107,7 +122,7 @@ def test_one_of_an_unknown_class_is_a_failed_row_that_names_it(kind):
     assert "dequantise it first" in layer.problem
 
 
-def test_a_method_that_fails_is_one_line_of_its_row():
+def test_a_method_that_fails_is_one_line_of_its_row() -> None:
     weight, _ = wrapped(Broken)
     (layer, _) = open_source(model_of(weight)).layers
     with pytest.raises(SourceError) as caught:
@@ -119,14 +134,14 @@ def test_a_method_that_fails_is_one_line_of_its_row():
     assert "no kernel for this device" in table.loc["0", "reason"]
 
 
-def test_a_class_that_changes_nothing_is_read_as_it_is():
+def test_a_class_that_changes_nothing_is_read_as_it_is() -> None:
     weight = torch.randn(24, 32)
     (layer,) = open_source({"a.weight": weight.as_subclass(Marked)}).layers
     assert torch.equal(layer.read()[0], weight)
     assert type(layer.tensor.memory) is Tensor
 
 
-def test_fingerprints_tell_values_apart_and_never_fail():
+def test_fingerprints_tell_values_apart_and_never_fail() -> None:
     one, same, other = (
         wrapped(Quantised)[0],
         wrapped(Quantised)[0],
@@ -138,7 +153,7 @@ def test_fingerprints_tell_values_apart_and_never_fail():
     assert fingerprint_tensors([in_memory("a", wrapped(Wrapper)[0])])
 
 
-def test_tied_subclasses_are_one_layer():
+def test_tied_subclasses_are_one_layer() -> None:
     weight, _ = wrapped(Quantised)
     model = nn.ModuleDict({"a": nn.Linear(32, 24, bias=False), "b": nn.Linear(32, 24, bias=False)})
     model["a"].weight = model["b"].weight = nn.Parameter(weight, requires_grad=False)
@@ -147,14 +162,14 @@ def test_tied_subclasses_are_one_layer():
     assert [layer.name for layer in open_source(state).layers] == ["a"]
 
 
-def test_a_quantised_weight_is_never_edited():
+def test_a_quantised_weight_is_never_edited() -> None:
     model = model_of(wrapped(Quantised)[0])
     layer = open_source(model).layers[0]
     with pytest.raises(SourceError, match="quantised or computed"):
         editable(layer, owners(model))
 
 
-def test_a_distributed_tensor_is_gathered():
+def test_a_distributed_tensor_is_gathered() -> None:
     distributed = pytest.importorskip("torch.distributed")
     if not distributed.is_available():
         pytest.skip("this torch has no torch.distributed")

@@ -7,7 +7,10 @@ import json
 import math
 import pickle
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,15 +24,15 @@ from spectail.models.open import open_source
 from .cases import PLAIN, TRANSFORMERS
 
 
-def weights(source):
+def weights(source: Any) -> list[Any]:
     return [layer for layer in open_source(source).layers if not layer.no_weight]
 
 
-def contiguous(state):
+def contiguous(state: Any) -> dict[str, Any]:
     return {name: tensor.clone().contiguous() for name, tensor in state.items()}
 
 
-def save_sharded(state, folder):
+def save_sharded(state: Any, folder: Path) -> Path:
     names = sorted(state)
     weight_map = {}
     for number, chosen in enumerate((names[::2], names[1::2]), start=1):
@@ -41,7 +44,7 @@ def save_sharded(state, folder):
     return index
 
 
-def stored_ways(model, folder):
+def stored_ways(model: Any, folder: Path) -> Iterator[Any]:
     """Save a model in every way that keeps its names."""
     model.eval()
     state = model.state_dict()
@@ -70,7 +73,7 @@ def stored_ways(model, folder):
 
 
 @pytest.mark.parametrize("case", PLAIN)
-def test_every_way_in_gives_the_same_layers(case, tmp_path):
+def test_every_way_in_gives_the_same_layers(case: Any, tmp_path: Path) -> None:
     model = PLAIN[case]()
     live = open_source(model)
     assert live.layers
@@ -101,7 +104,7 @@ def test_every_way_in_gives_the_same_layers(case, tmp_path):
 
 
 @pytest.mark.parametrize("case", PLAIN)
-def test_load_gives_what_was_announced(case):
+def test_load_gives_what_was_announced(case: Any) -> None:
     for layer in weights(PLAIN[case]()):
         matrices = layer.read()
         assert tuple(matrices.shape) == (layer.n_matrices, layer.rows, layer.cols)
@@ -118,7 +121,7 @@ def test_load_gives_what_was_announced(case):
 
 
 @pytest.mark.parametrize("case", TRANSFORMERS)
-def test_transformers_models_equal_their_saved_folder(case, tmp_path):
+def test_transformers_models_equal_their_saved_folder(case: Any, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     model = TRANSFORMERS[case]().eval()
     model.save_pretrained(tmp_path)
@@ -136,7 +139,7 @@ def test_transformers_models_equal_their_saved_folder(case, tmp_path):
     assert open_source(model).n_vectors == open_source(tmp_path).n_vectors
 
 
-def test_opening_and_loading_changes_nothing():
+def test_opening_and_loading_changes_nothing() -> None:
     model = PLAIN["normed"]().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for layer in open_source(model).layers:
@@ -145,9 +148,9 @@ def test_opening_and_loading_changes_nothing():
     assert all(module.training for module in model.modules())
 
 
-def test_a_parametrisation_of_the_user_is_computed_by_the_module():
+def test_a_parametrisation_of_the_user_is_computed_by_the_module() -> None:
     class Symmetric(nn.Module):
-        def forward(self, weight):
+        def forward(self, weight: torch.Tensor) -> Any:
             return weight.triu() + weight.triu(1).T
 
     model = nn.Sequential(nn.Linear(4, 4))
@@ -160,12 +163,12 @@ def test_a_parametrisation_of_the_user_is_computed_by_the_module():
     assert "parametrised" in stored.layers[0].problem
 
 
-def test_tied_weights_appear_once_under_their_first_name():
+def test_tied_weights_appear_once_under_their_first_name() -> None:
     assert [layer.name for layer in open_source(PLAIN["tied"]()).layers] == ["embed_tokens"]
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
-def test_wrappers_do_not_show(wrap):
+def test_wrappers_do_not_show(wrap: Any) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 2)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -173,7 +176,7 @@ def test_wrappers_do_not_show(wrap):
     assert open_source(wrapped).layers == open_source(model).layers
 
 
-def test_a_tensor_that_only_the_index_knows_is_noted(tmp_path):
+def test_a_tensor_that_only_the_index_knows_is_noted(tmp_path: Path) -> None:
     index = save_sharded({"a.weight": torch.ones(2, 3), "b.weight": torch.ones(2, 3)}, tmp_path)
     content = json.loads(index.read_text())
     content["weight_map"]["c.weight"] = "model-00001-of-00002.safetensors"
@@ -181,7 +184,9 @@ def test_a_tensor_that_only_the_index_knows_is_noted(tmp_path):
     assert open_source(tmp_path).notes == ("the index names c.weight, which no shard holds",)
 
 
-def test_one_part_of_a_large_tensor_is_read_at_a_time(tmp_path, monkeypatch):
+def test_one_part_of_a_large_tensor_is_read_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = {
         "mlp.experts.gate_up_proj": torch.randn(4, 24, 8),
         "mlp.experts.down_proj": torch.randn(4, 8, 12),
@@ -190,7 +195,7 @@ def test_one_part_of_a_large_tensor_is_read_at_a_time(tmp_path, monkeypatch):
     read = []
     original = StoredArray.read
 
-    def spy(array, index=()):
+    def spy(array: Any, index: Any = ()) -> Any:
         piece = original(array, index)
         read.append((tuple(piece.shape), piece.untyped_storage().nbytes()))
         return piece
@@ -202,7 +207,7 @@ def test_one_part_of_a_large_tensor_is_read_at_a_time(tmp_path, monkeypatch):
     assert set(read) == {((12, 8), 12 * 8 * 4), ((8, 12), 8 * 12 * 4)}
 
 
-def test_layers_can_be_sent_to_another_process(tmp_path):
+def test_layers_can_be_sent_to_another_process(tmp_path: Path) -> None:
     for case, make in PLAIN.items():
         model = make()
         torch.save(model.state_dict(), tmp_path / "m.pt")
@@ -213,7 +218,7 @@ def test_layers_can_be_sent_to_another_process(tmp_path):
                 assert torch.allclose(before.read(), after.read()), case
 
 
-def test_buffers_are_no_layers():
+def test_buffers_are_no_layers() -> None:
     model = nn.Linear(3, 4)
     model.register_buffer("mask", torch.ones(4, 4))
     assert [layer.name for layer in open_source(model).layers] == ["weight"]

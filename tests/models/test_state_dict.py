@@ -3,6 +3,9 @@ key, and averages of the weights."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +14,7 @@ from spectail.errors import SourceError
 from spectail.models.open import open_source
 
 
-def trained(optimizer: str = "Adam") -> tuple[nn.Module, dict]:
+def trained(optimizer: str = "Adam") -> tuple[nn.Module, dict[str, Any]]:
     model = nn.Sequential(nn.Linear(20, 24), nn.Linear(24, 20))
     made = getattr(torch.optim, optimizer)(model.parameters(), lr=0.1)
     model(torch.randn(4, 20)).sum().backward()
@@ -22,7 +25,9 @@ def trained(optimizer: str = "Adam") -> tuple[nn.Module, dict]:
 @pytest.mark.parametrize(
     "key", ["g_optim", "adam", "opt", "d_opt", "generator_optimizer", "trainer"]
 )
-def test_an_optimizer_is_known_by_its_groups_whatever_it_is_called(key, tmp_path):
+def test_an_optimizer_is_known_by_its_groups_whatever_it_is_called(
+    key: str, tmp_path: Path
+) -> None:
     (model, state), (other, _) = trained(), trained()
     saved = {"g": model.state_dict(), "d": other.state_dict(), key: state}
     torch.save(saved, tmp_path / "both.pt")
@@ -31,7 +36,7 @@ def test_an_optimizer_is_known_by_its_groups_whatever_it_is_called(key, tmp_path
     assert [layer.name for layer in open_source(tmp_path / "both.pt").layers] == names
 
 
-def test_optimizers_in_a_list_or_dict_are_passed_over():
+def test_optimizers_in_a_list_or_dict_are_passed_over() -> None:
     model, state = trained("SGD")
     _, other = trained("AdamW")
     saved = {"net_G": model.state_dict(), "training": {"steps": 3, "a": state, "b": other}}
@@ -41,7 +46,7 @@ def test_optimizers_in_a_list_or_dict_are_passed_over():
 @pytest.mark.parametrize(
     "key", ["params_ema", "model_ema", "ema", "ema_state_dict", "state_dict_ema", "ema_model"]
 )
-def test_averaged_weights_alone_are_the_model(key):
+def test_averaged_weights_alone_are_the_model(key: str) -> None:
     model, _ = trained()
     assert [layer.name for layer in open_source({"epoch": 3, key: model.state_dict()}).layers] == [
         "0",
@@ -54,7 +59,7 @@ def test_averaged_weights_alone_are_the_model(key):
     torch.testing.assert_close(open_source(both).layers[0].read()[0], model[0].weight.detach())
 
 
-def test_state_dicts_in_a_list_are_numbered():
+def test_state_dicts_in_a_list_are_numbered() -> None:
     (model, state), (other, _) = trained(), trained()
     saved = [model.state_dict(), other.state_dict(), state, {"epoch": 3}]
     assert [layer.name for layer in open_source({"nets": saved}).layers] == [
@@ -63,13 +68,13 @@ def test_state_dicts_in_a_list_are_numbered():
 
 
 @pytest.mark.parametrize("kind", [list, tuple])
-def test_a_file_may_hold_a_list_of_a_state_dict_and_other_things(kind, tmp_path):
+def test_a_file_may_hold_a_list_of_a_state_dict_and_other_things(kind: Any, tmp_path: Path) -> None:
     model, state = trained()
     torch.save(kind([model.state_dict(), state, {"epoch": 3}]), tmp_path / "m.pt")
     assert [layer.name for layer in open_source(tmp_path / "m.pt").layers] == ["0.0", "0.1"]
 
 
-def test_an_optimizer_alone_is_no_model(tmp_path):
+def test_an_optimizer_alone_is_no_model(tmp_path: Path) -> None:
     _, state = trained()
     torch.save(state, tmp_path / "optimizer.pt")
     for source in (state, tmp_path / "optimizer.pt"):

@@ -9,6 +9,7 @@ default configurations with few layers (see ``sweep``), and compared with what
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,7 @@ UNPAIRED = {
 
 
 @pytest.fixture(scope="module")
-def results():
+def results() -> dict[str, Any]:
     from .sweep.swept import Swept, sweep, without_partner
 
     found = {
@@ -80,7 +81,7 @@ def results():
     return found
 
 
-def test_the_sweep_is_complete(results):
+def test_the_sweep_is_complete(results: Any) -> None:
     from .sweep.classes import LIBRARIES
 
     assert results["built"] > 1500
@@ -88,16 +89,16 @@ def test_the_sweep_is_complete(results):
     assert set(results["missing"]) <= set(LIBRARIES)
 
 
-def test_owners_and_names_agree_on_what_a_weight_matrix_is(results):
+def test_owners_and_names_agree_on_what_a_weight_matrix_is(results: Any) -> None:
     assert {k: v for k, v in results["roles"].items() if k not in ROLES} == {}
     assert set(results["roles"]) == set(ROLES)
 
 
-def test_file_names_meet_live_names(results):
+def test_file_names_meet_live_names(results: Any) -> None:
     assert results["pairs wrong"] == {}
     assert {k: v for k, v in results["alone"].items() if k not in UNPAIRED} == {}
     assert set(results["alone"]) == set(UNPAIRED)
 
 
-def test_a_sparsity_covers_weight_matrices_only(results):
+def test_a_sparsity_covers_weight_matrices_only(results: Any) -> None:
     assert results["covered"] == {}

@@ -7,6 +7,8 @@ import functools
 import socket
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,14 +22,14 @@ from spectail.models.open import open_source
 
 
 class Block(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.attn = nn.ModuleDict({"q_proj": nn.Linear(8, 8), "o_proj": nn.Linear(8, 8)})
         self.mlp = nn.Linear(8, 8)
 
 
 class Net(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(9, 8)
         self.encoder = nn.ModuleDict(
@@ -41,7 +43,7 @@ class LightningModule(nn.Module):
 
 
 class Lit(LightningModule):
-    def __init__(self, attribute, net):
+    def __init__(self, attribute: Any, net: Any) -> None:
         super().__init__()
         setattr(self, attribute, net)
 
@@ -52,10 +54,10 @@ def compiled(module: nn.Module) -> nn.Module:
         return torch.compile(module)
 
 
-def inside(wrap, *paths):
+def inside(wrap: Callable[..., Any], *paths: Any) -> Callable[..., Any]:
     """Wrap some modules inside of a model, the innermost first."""
 
-    def apply(net):
+    def apply(net: Any) -> Any:
         for path in sorted(paths, key=len, reverse=True):
             parent, _, name = path.rpartition(".")
             setattr(net.get_submodule(parent), name, wrap(net.get_submodule(path)))
@@ -64,7 +66,7 @@ def inside(wrap, *paths):
     return apply
 
 
-def both(first, second):
+def both(first: Any, second: Any) -> Callable[..., Any]:
     return lambda net: second(first(net))
 
 
@@ -91,18 +93,18 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-def layers_of(source) -> dict:
+def layers_of(source: Any) -> dict[str, Any]:
     return {layer.name: layer for layer in source.layers}
 
 
 @pytest.fixture(scope="module")
-def plain():
+def plain() -> Any:
     torch.manual_seed(0)
     return open_source(Net())
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
-def test_live_and_saved_names_are_those_of_the_model(name, plain, tmp_path):
+def test_live_and_saved_names_are_those_of_the_model(name: str, plain: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = WRAPPERS[name](Net())
     state = model.state_dict()
@@ -116,7 +118,7 @@ def test_live_and_saved_names_are_those_of_the_model(name, plain, tmp_path):
         )
 
 
-def lightning(state: Mapping) -> dict:
+def lightning(state: Mapping) -> dict[str, Any]:
     """A checkpoint as Lightning writes it."""
     return {
         "epoch": 1,
@@ -126,7 +128,7 @@ def lightning(state: Mapping) -> dict:
     }
 
 
-def test_a_lightning_module_of_several_parts_keeps_their_names(tmp_path):
+def test_a_lightning_module_of_several_parts_keeps_their_names(tmp_path: Path) -> None:
     model = Lit("generator", nn.Linear(4, 4))
     model.model = nn.Linear(4, 5)
     torch.save(lightning(model.state_dict()), tmp_path / "m.ckpt")
@@ -170,12 +172,12 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("names", "expected"), NAMES)
-def test_names(names, expected):
+def test_names(names: list[str], expected: list[str] | None) -> None:
     assert clean_names(names) == (expected or names)
 
 
 @pytest.mark.parametrize("name", ["LevitForImageClassification", "LlamaForCausalLM", "BertModel"])
-def test_names_of_transformers_models_stay(name):
+def test_names_of_transformers_models_stay(name: str) -> None:
     transformers = pytest.importorskip("transformers")
     config = getattr(transformers, name).config_class
     with torch.device("meta"):
@@ -186,7 +188,7 @@ def test_names_of_transformers_models_stay(name):
 EMPTY = torch.empty(0)
 
 
-def transformer(**changed):
+def transformer(**changed: Any) -> dict[str, Any]:
     """Two blocks and what is around them; the changed tensors are stored otherwise."""
     state = {
         "model.embed_tokens.weight": torch.randn(9, 8),
@@ -201,7 +203,7 @@ def transformer(**changed):
     }
 
 
-def _matches(name, words):
+def _matches(name: str, words: str) -> bool:
     return any(word in name for word in words)
 
 
@@ -217,7 +219,7 @@ ZERO3: dict[str, tuple[tuple[str, ...], tuple[int, int]]] = {
 
 @pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
 @pytest.mark.parametrize("name", ZERO3)
-def test_empty_weights_of_zero3_are_failed_rows(name, suffix, tmp_path):
+def test_empty_weights_of_zero3_are_failed_rows(name: str, suffix: str, tmp_path: Path) -> None:
     words, size = ZERO3[name]
     state = transformer(**dict.fromkeys(words))
     path = tmp_path / f"model{suffix}"
@@ -237,7 +239,7 @@ def test_empty_weights_of_zero3_are_failed_rows(name, suffix, tmp_path):
     assert size == (first.rows, first.cols)
 
 
-def test_a_live_model_that_zero3_has_split_is_failed_rows():
+def test_a_live_model_that_zero3_has_split_is_failed_rows() -> None:
     model = Net()
     for parameter in model.parameters():
         parameter.ds_shape = parameter.shape
@@ -251,7 +253,7 @@ def test_a_live_model_that_zero3_has_split_is_failed_rows():
     assert all("ZeRO-3" in layer.problem for layer in layers)
 
 
-def test_gathered_parameters_of_zero3_are_read():
+def test_gathered_parameters_of_zero3_are_read() -> None:
     model = Net()
     for parameter in model.parameters():
         parameter.ds_shape = parameter.shape
@@ -259,7 +261,7 @@ def test_gathered_parameters_of_zero3_are_read():
 
 
 @pytest.mark.parametrize("ending", ["_flat_param", "flat_param", "flat_param_0"])
-def test_flat_parameters_of_fsdp_are_one_failed_row(ending, tmp_path):
+def test_flat_parameters_of_fsdp_are_one_failed_row(ending: str, tmp_path: Path) -> None:
     state = {
         f"_fsdp_wrapped_module.layers.{i}._fsdp_wrapped_module.{ending}": torch.randn(40)
         for i in range(3)
@@ -271,7 +273,7 @@ def test_flat_parameters_of_fsdp_are_one_failed_row(ending, tmp_path):
     assert "FULL_STATE_DICT" in layer.problem
 
 
-def describe_in_two_processes(rank, port, use_orig_params, queue):
+def describe_in_two_processes(rank: int, port: int, use_orig_params: Any, queue: Any) -> None:
     """Put what a process sees of a model that FSDP has split onto a queue."""
     store = torch.distributed.TCPStore("127.0.0.1", port, 2, is_master=rank == 0)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2, store=store)
@@ -287,7 +289,7 @@ def describe_in_two_processes(rank, port, use_orig_params, queue):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("use_orig_params", [True, False])
-def test_a_live_model_that_fsdp_has_split_is_failed_rows(use_orig_params):
+def test_a_live_model_that_fsdp_has_split_is_failed_rows(use_orig_params: bool) -> None:
     context = torch.multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     with socket.socket() as free:
@@ -305,7 +307,7 @@ def test_a_live_model_that_fsdp_has_split_is_failed_rows(use_orig_params):
 @pytest.mark.parametrize(
     "how", [torch.jit.script, lambda net: torch.jit.trace(net, torch.randn(2, 3, 9, 9))]
 )
-def test_scripted_modules_have_the_layers_of_the_module(how, part):
+def test_scripted_modules_have_the_layers_of_the_module(how: Any, part: bool) -> None:
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(294, 8))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated

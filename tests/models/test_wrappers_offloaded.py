@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ accelerate = pytest.importorskip("accelerate")
 transformers = pytest.importorskip("transformers")
 
 
-def llama(**options):
+def llama(**options: Any) -> Any:
     torch.manual_seed(0)
     sizes = {
         "hidden_size": 8,
@@ -26,7 +29,7 @@ def llama(**options):
     return transformers.LlamaForCausalLM(config).eval()
 
 
-def mixed(**places):
+def mixed(**places: Any) -> dict[str, Any]:
     parts = (
         "model.embed_tokens",
         "model.layers.0",
@@ -50,11 +53,11 @@ WAYS = {
 }
 
 
-def dispatch(model, folder, **places):
+def dispatch(model: Any, folder: Path, **places: Any) -> Any:
     return accelerate.dispatch_model(model, mixed(**places), main_device="cpu", offload_dir=folder)
 
 
-def quietly(function, *given, **named):
+def quietly(function: Callable[..., Any], *given: Any, **named: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return function(*given, **named)
@@ -62,7 +65,7 @@ def quietly(function, *given, **named):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("way", WAYS)
-def test_offloaded_weights_are_those_of_the_model(way, tied, tmp_path):
+def test_offloaded_weights_are_those_of_the_model(way: str, tied: bool, tmp_path: Path) -> None:
     plain = open_source(llama(tie_word_embeddings=tied))
     model = quietly(WAYS[way], llama(tie_word_embeddings=tied), tmp_path) or None
     devices = {name: parameter.device for name, parameter in model.named_parameters()}
@@ -80,7 +83,7 @@ def test_offloaded_weights_are_those_of_the_model(way, tied, tmp_path):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_model_that_transformers_loads_onto_disk(tied, tmp_path):
+def test_a_model_that_transformers_loads_onto_disk(tied: bool, tmp_path: Path) -> None:
     model = llama(tie_word_embeddings=tied)
     plain = open_source(model)
     model.save_pretrained(tmp_path / "model")
@@ -93,8 +96,8 @@ def test_a_model_that_transformers_loads_onto_disk(tied, tmp_path):
         assert torch.equal(layer.read(), expected.read()), layer.name
 
 
-def test_convolutions_and_hooks_in_sequence(tmp_path):
-    def make():
+def test_convolutions_and_hooks_in_sequence(tmp_path: Path) -> None:
+    def make() -> nn.Sequential:
         torch.manual_seed(0)
         return nn.Sequential(
             nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
@@ -110,7 +113,7 @@ def test_convolutions_and_hooks_in_sequence(tmp_path):
     )
 
 
-def test_what_was_never_loaded_stays_a_failed_row():
+def test_what_was_never_loaded_stays_a_failed_row() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(4, 5))
     (layer,) = open_source(model).layers
