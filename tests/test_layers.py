@@ -5,6 +5,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,7 +72,7 @@ def _imports(tree: ast.AST) -> list[tuple[ast.stmt, str]]:
 
 
 @pytest.mark.parametrize("path", _files(), ids=_module)
-def test_imports_point_downward(path):
+def test_imports_point_downward(path: Any) -> None:
     own = _unit(_module(path))
     for _, module in _imports(ast.parse(path.read_text())):
         other = _unit(module)
@@ -81,7 +82,7 @@ def test_imports_point_downward(path):
 
 
 @pytest.mark.parametrize("path", sorted((SRC / "models").rglob("*.py")), ids=_module)
-def test_imports_inside_of_models_point_downward(path):
+def test_imports_inside_of_models_point_downward(path: Any) -> None:
     own = _module(path).split(".")[2:3]
     for _, module in _imports(ast.parse(path.read_text())):
         other = module.split(".")[2:3] if module.startswith("spectail.models.") else []
@@ -92,7 +93,7 @@ def test_imports_inside_of_models_point_downward(path):
 
 
 @pytest.mark.parametrize("path", _files(), ids=_module)
-def test_no_own_import_is_hidden_in_a_function(path):
+def test_no_own_import_is_hidden_in_a_function(path: Any) -> None:
     tree = ast.parse(path.read_text())
     inside = [
         node for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for node, _ in _imports(f)
@@ -100,7 +101,7 @@ def test_no_own_import_is_hidden_in_a_function(path):
     assert not inside, f"{_module(path)} line {inside[0].lineno} imports inside a function"
 
 
-def test_modules_import_each_other_in_no_circle():
+def test_modules_import_each_other_in_no_circle() -> None:
     edges = {_module(p): {m for _, m in _imports(ast.parse(p.read_text()))} for p in _files()}
     done: set[str] = set()
 
@@ -123,19 +124,19 @@ def test_modules_import_each_other_in_no_circle():
         "import spectail; spectail.allocate; spectail.Allocation; spectail.maps; spectail.targets",
     ],
 )
-def test_results_load_without_torch(statement):
+def test_results_load_without_torch(statement: str) -> None:
     code = f"import sys; {statement}; assert 'torch' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_public_names_all_resolve():
+def test_public_names_all_resolve() -> None:
     import spectail
 
     assert all(getattr(spectail, name) is not None for name in spectail.__all__)
     assert callable(spectail.analyze)
 
 
-def test_whatever_a_caller_can_catch_is_a_public_name():
+def test_whatever_a_caller_can_catch_is_a_public_name() -> None:
     import spectail
     from spectail import errors
 

@@ -2,11 +2,13 @@
 factors."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from spectail.allocation.budgets import fill
 from spectail.errors import AllocationError
@@ -14,7 +16,7 @@ from tests.reference.plain_allocation import filled
 
 
 @st.composite
-def problems(draw):
+def problems(draw: Any) -> tuple[NDArray[Any], NDArray[Any], dict[str, Any]]:
     n = draw(st.integers(1, 30))
     factors = draw(st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 1e6)), min_size=n, max_size=n))
     factors[draw(st.integers(0, n - 1))] = draw(st.floats(0.1, 10))
@@ -31,7 +33,7 @@ def problems(draw):
 
 @settings(max_examples=400)
 @given(problems())
-def test_the_budget_is_met_within_the_bounds_and_in_order(problem):
+def test_the_budget_is_met_within_the_bounds_and_in_order(problem: Any) -> None:
     factors, numel, asked = problem
     values = fill(factors, numel, **asked)
     low, high = asked["bounds"]
@@ -45,7 +47,7 @@ def test_the_budget_is_met_within_the_bounds_and_in_order(problem):
 
 
 @given(problems())
-def test_as_bisection_finds_it(problem):
+def test_as_bisection_finds_it(problem: Any) -> None:
     factors, numel, asked = problem
     factors = np.maximum(factors, 1e-6)
     found, expected = fill(factors, numel, **asked), filled(factors, numel, **asked)
@@ -54,7 +56,7 @@ def test_as_bisection_finds_it(problem):
     assert (np.abs(found - expected) <= tolerance).all()
 
 
-def test_thousands_of_random_allocations_meet_the_budget():
+def test_thousands_of_random_allocations_meet_the_budget() -> None:
     rng = np.random.default_rng(1)
     for _ in range(3000):
         n = rng.integers(1, 200)
@@ -69,21 +71,21 @@ def test_thousands_of_random_allocations_meet_the_budget():
         assert values.max() <= 0.998
 
 
-def test_the_excess_goes_to_the_others_in_the_ratio_of_their_factors():
+def test_the_excess_goes_to_the_others_in_the_ratio_of_their_factors() -> None:
     values = fill(
         np.array([1.0, 2.0, 10.0]), np.array([1.0, 1.0, 1.0]), budget=0.5, bounds=(0.0, 0.9)
     )
     np.testing.assert_allclose(values, [0.2, 0.4, 0.9])
 
 
-def test_factors_of_zero_rise_together_when_all_others_are_full():
+def test_factors_of_zero_rise_together_when_all_others_are_full() -> None:
     values = fill(
         np.array([0.0, 0.0, 1.0]), np.array([1.0, 3.0, 4.0]), budget=0.75, bounds=(0.0, 1.0)
     )
     np.testing.assert_allclose(values, [0.5, 0.5, 1.0])
 
 
-def test_rounding_at_the_upper_bound_does_not_keep_the_others_down():
+def test_rounding_at_the_upper_bound_does_not_keep_the_others_down() -> None:
     factors = np.array([1.875, 12507.0] + [0.0] * 23)
     np.testing.assert_allclose(
         fill(factors, np.ones(25), budget=0.75, bounds=(0.0, 0.75)), 0.75, rtol=1e-14
@@ -91,23 +93,23 @@ def test_rounding_at_the_upper_bound_does_not_keep_the_others_down():
 
 
 @pytest.mark.parametrize("budget", [0.2, 0.9])
-def test_a_budget_at_a_bound_gives_every_unit_the_bound(budget):
+def test_a_budget_at_a_bound_gives_every_unit_the_bound(budget: float) -> None:
     values = fill(np.array([1.0, 2.0, 3.0]), np.ones(3), budget=budget, bounds=(0.2, 0.9))
     np.testing.assert_allclose(values, budget, rtol=1e-15)
 
 
-def test_a_budget_of_nothing():
+def test_a_budget_of_nothing() -> None:
     assert (fill(np.array([1.0, 2.0]), np.ones(2), budget=0.0, bounds=(0.0, 0.9)) == 0).all()
 
 
-def test_the_input_is_left_as_it_is():
+def test_the_input_is_left_as_it_is() -> None:
     factors = np.array([0.0, 2.0, 1e-200])
     fill(factors, np.ones(3), budget=0.5, bounds=(0.0, 1.0))
     assert factors.tolist() == [0.0, 2.0, 1e-200]
 
 
 @pytest.mark.parametrize("budget", [0.1, 0.95])
-def test_bounds_that_cannot_meet_the_budget(budget):
+def test_bounds_that_cannot_meet_the_budget(budget: float) -> None:
     with pytest.raises(
         AllocationError,
         match=rf"values from 0.2 to 0.9 cannot have the mean {budget}: widen the bounds",

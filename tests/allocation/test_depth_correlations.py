@@ -3,6 +3,8 @@ SciPy, and never a single layer."""
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,14 @@ from tests.allocation.conftest import layer, llama, results, transformer
 BLOCKS = 12
 
 
-def made(values, *, alpha=None, settings=None, stacks=("model.layers",), target="sparsity"):
+def made(
+    values: Any,
+    *,
+    alpha: float | None = None,
+    settings: Any = None,
+    stacks: Any = ("model.layers",),
+    target: str = "sparsity",
+) -> Allocation:
     """An allocation of two layers of unequal size per block; ``values`` are those of the large
     ones."""
     shares = [
@@ -33,7 +42,7 @@ def made(values, *, alpha=None, settings=None, stacks=("model.layers",), target=
     return Allocation(target=target, budget=0.5, settings=settings or {}, shares=tuple(shares))
 
 
-def test_a_block_counts_once_by_the_mean_of_its_weights():
+def test_a_block_counts_once_by_the_mean_of_its_weights() -> None:
     values = list(np.random.default_rng(0).uniform(0.2, 0.8, BLOCKS))
     found = made(values).depth_correlations
     assert found.values_depth.rho == pytest.approx(spearmanr(range(BLOCKS), values).statistic)
@@ -41,7 +50,7 @@ def test_a_block_counts_once_by_the_mean_of_its_weights():
     assert found.measured is None
 
 
-def test_names_and_not_positions_say_where_a_block_lies():
+def test_names_and_not_positions_say_where_a_block_lies() -> None:
     allocation = made([0.1 + 0.05 * b for b in range(BLOCKS)])
     mixed = replace(allocation, shares=tuple(sorted(allocation.shares, key=lambda s: s.name)))
     assert [s.unit for s in mixed.shares][:4:2] == ["model.layers.0", "model.layers.1"]
@@ -50,13 +59,13 @@ def test_names_and_not_positions_say_where_a_block_lies():
     assert allocation.depth_correlations.values_depth.rho == 1
 
 
-def test_two_stacks_each_begin_at_their_first_block():
+def test_two_stacks_each_begin_at_their_first_block() -> None:
     found = made([0.1 + 0.05 * b for b in range(6)], stacks=("encoder.layers", "decoder.layers"))
     assert found.depth_correlations.values_depth.rho == pytest.approx(1)
     assert found.depth_correlations.values_depth.n_blocks == 12
 
 
-def test_layers_in_no_block_have_no_depth():
+def test_layers_in_no_block_have_no_depth() -> None:
     allocation = made([0.1 + 0.05 * b for b in range(BLOCKS)])
     odd = [LayerValue(name, 0.9, name, None, 500) for name in ("lm_head", "stem.conv")]
     assert replace(allocation, shares=(*odd, *allocation.shares)).depth_correlations == (
@@ -65,12 +74,12 @@ def test_layers_in_no_block_have_no_depth():
 
 
 @pytest.mark.parametrize("allocation", [made([0.5] * BLOCKS), made([0.1, 0.2, 0.3])])
-def test_uniform_ratios_and_few_blocks_have_no_number_and_no_words(allocation):
+def test_uniform_ratios_and_few_blocks_have_no_number_and_no_words(allocation: Any) -> None:
     assert allocation.depth_correlations is None
     assert "depth" not in allocation.summary()
 
 
-def test_alpha_is_what_was_measured_where_all_units_have_one():
+def test_alpha_is_what_was_measured_where_all_units_have_one() -> None:
     alpha = list(np.random.default_rng(1).uniform(1.5, 4, BLOCKS))
     values = list(np.random.default_rng(2).uniform(0.2, 0.8, BLOCKS))
     given = {"score": {f"model.layers.{b}": 9.0 - b for b in range(BLOCKS)}}
@@ -80,7 +89,7 @@ def test_alpha_is_what_was_measured_where_all_units_have_one():
     assert found.values_measured.rho == pytest.approx(spearmanr(values, alpha).statistic)
 
 
-def test_a_setting_with_a_number_per_unit_is_what_was_measured():
+def test_a_setting_with_a_number_per_unit_is_what_was_measured() -> None:
     shares = {f"model.layers.{b}": float((5 * b) % BLOCKS) for b in range(BLOCKS)}
     values = [0.7 - 0.02 * share for share in shares.values()]
     settings = {"rule": "owl", "m": 5.0, "bounds": [0, 0.9], "outlier_percent": shares}
@@ -104,13 +113,13 @@ def test_a_setting_with_a_number_per_unit_is_what_was_measured():
         ("toy", "The values rise with depth"),
     ],
 )
-def test_the_summary_names_the_values_and_draws_the_line(target, words):
+def test_the_summary_names_the_values_and_draws_the_line(target: str, words: str) -> None:
     text = made([0.1 + 0.05 * b for b in range(BLOCKS)], target=target).summary()
     assert words in text
     assert "A straight line over depth, which reads no weights" in text
 
 
-def test_published_alphas_of_llama_follow_depth():
+def test_published_alphas_of_llama_follow_depth() -> None:
     """The block means of LLaMA-7B, which issue 14 gives as 0.80 for whole matrices."""
     allocation = st.allocate(llama("llama-7b", "alpha_full"), target="sparsity", budget=0.7)
     found = allocation.depth_correlations
@@ -122,7 +131,7 @@ def test_published_alphas_of_llama_follow_depth():
     )
 
 
-def test_bits_go_by_more_than_alpha_and_say_what_each_explains():
+def test_bits_go_by_more_than_alpha_and_say_what_each_explains() -> None:
     rng = np.random.default_rng(3)
     layers = [
         layer(
@@ -138,7 +147,7 @@ def test_bits_go_by_more_than_alpha_and_say_what_each_explains():
     assert "Given alpha, depth explains" in text
 
 
-def test_files_keep_their_format(tmp_path):
+def test_files_keep_their_format(tmp_path: Path) -> None:
     allocation = st.allocate(transformer(8), target="sparsity", budget=0.5)
     stored = json.loads(allocation.save(tmp_path / "a.json").read_text())
     assert not [key for key in stored if "depth" in key]

@@ -2,6 +2,7 @@
 what they make of equal alphas."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,18 +29,18 @@ MAPS = [case[0] for case in CASES]
 ALPHAS = st.lists(st.floats(1.01, 50), min_size=1, max_size=40)
 
 
-def test_every_map_is_a_case():
+def test_every_map_is_a_case() -> None:
     assert {type(how) for how in MAPS} == set(Map.__args__)
 
 
 @pytest.mark.parametrize(("how", "text", "oracle"), CASES, ids=[c[1] for c in CASES])
-def test_factors_are_those_of_the_formula(how, text, oracle):
+def test_factors_are_those_of_the_formula(how: Any, text: str, oracle: Any) -> None:
     alphas = np.random.default_rng(0).uniform(1.2, 7, 50)
     np.testing.assert_allclose(how.factors(alphas), oracle(list(alphas)), rtol=1e-12)
 
 
 @pytest.mark.parametrize(("how", "text", "oracle"), CASES, ids=[c[1] for c in CASES])
-def test_text_and_back(how, text, oracle):
+def test_text_and_back(how: Any, text: str, oracle: Any) -> None:
     assert parse_map(text) == how
     assert parse_map(str(how)) == how
     assert as_map(how) is how
@@ -47,7 +48,7 @@ def test_text_and_back(how, text, oracle):
 
 @pytest.mark.parametrize("how", MAPS, ids=str)
 @given(alphas=ALPHAS)
-def test_factors_never_decrease_in_alpha_and_ties_share_one(how, alphas):
+def test_factors_never_decrease_in_alpha_and_ties_share_one(how: Any, alphas: Any) -> None:
     factors = how.factors(np.array(alphas))
     assert np.isfinite(factors).all()
     assert (factors >= 0).all()
@@ -59,34 +60,34 @@ def test_factors_never_decrease_in_alpha_and_ties_share_one(how, alphas):
 
 @pytest.mark.parametrize("how", MAPS, ids=str)
 @pytest.mark.parametrize("n", [1, 3])
-def test_equal_alphas_stand_out_nowhere(how, n):
+def test_equal_alphas_stand_out_nowhere(how: Any, n: int) -> None:
     np.testing.assert_allclose(how.factors(np.full(n, 2.5)), np.ones(n), rtol=1e-15)
 
 
-def test_equal_alphas_stay_in_a_range_without_1():
+def test_equal_alphas_stay_in_a_range_without_1() -> None:
     assert Linear(2.0, 3.0).factors(np.array([2.5]))[0] == 2.0
     assert Step(0.1, 0.9).factors(np.array([2.5]))[0] == 0.9
 
 
-def test_ties_share_the_mean_of_their_steps():
+def test_ties_share_the_mean_of_their_steps() -> None:
     np.testing.assert_allclose(
         Step(0.0, 2.0).factors(np.array([3.0, 2.0, 3.0, 9.0])), [0.75, 0.0, 0.75, 1.5]
     )
 
 
-def test_a_sigmoid_of_far_alphas_neither_overflows_nor_warns():
+def test_a_sigmoid_of_far_alphas_neither_overflows_nor_warns() -> None:
     np.testing.assert_allclose(Sigmoid(1.0, 1.0).factors(np.array([1.0, 1e6])), [10**-0.5, 10**0.5])
 
 
 @pytest.mark.parametrize("name", presets.MAPS)
-def test_published_names_are_maps(name):
+def test_published_names_are_maps(name: Any) -> None:
     assert str(parse_map(name)) == presets.MAPS[name]
 
 
 @pytest.mark.parametrize(
     "text", ["", "linear", "linear:a", "linear:1:2:3", "sqrt:2", "cube", "sigmoid", "step"]
 )
-def test_a_text_that_is_no_map_is_answered_with_the_forms(text):
+def test_a_text_that_is_no_map_is_answered_with_the_forms(text: str) -> None:
     with pytest.raises(
         AllocationError, match=r"map must be one of linear:EPS, .* or alphapruning, .*, not '"
     ):
@@ -96,7 +97,7 @@ def test_a_text_that_is_no_map_is_answered_with_the_forms(text):
 @pytest.mark.parametrize(
     "text", ["linear:1.5", "linear:2:1", "step:-1:1", "linear:nan", "linear:0:inf", "linear:0:0"]
 )
-def test_a_range_that_makes_no_sense_is_refused(text):
+def test_a_range_that_makes_no_sense_is_refused(text: str) -> None:
     kind = text.partition(":")[0]
     with pytest.raises(
         AllocationError,
@@ -105,7 +106,7 @@ def test_a_range_that_makes_no_sense_is_refused(text):
         parse_map(text)
 
 
-def test_bad_numbers_of_a_sigmoid():
+def test_bad_numbers_of_a_sigmoid() -> None:
     with pytest.raises(
         AllocationError, match=r"needs finite numbers of at least 0, not -1\.0, 1\.0, 10\.0"
     ):
@@ -114,7 +115,7 @@ def test_bad_numbers_of_a_sigmoid():
         Sigmoid(1.0, 900.0)
 
 
-def test_log2_refuses_alphas_that_published_code_turns_negative():
+def test_log2_refuses_alphas_that_published_code_turns_negative() -> None:
     with pytest.raises(
         AllocationError,
         match=r"map log2 needs alphas above 1, the smallest here is 0\.5; use linear or",
@@ -122,11 +123,11 @@ def test_log2_refuses_alphas_that_published_code_turns_negative():
         Log2().factors(np.array([0.5, 2.0]))
 
 
-def test_what_is_no_map():
+def test_what_is_no_map() -> None:
     with pytest.raises(AllocationError, match=r"one of spectail\.maps or its short text, not 3"):
         as_map(3)
 
 
-def test_the_plain_step_ranks_from_below():
+def test_the_plain_step_ranks_from_below() -> None:
     assert plain.plain_step([5.0, 1.0], 0.0, 1.0) == [0.5, 0.0]
     assert math.isclose(plain.plain_sigmoid([2.0, 2.0], 1, 1, 10)[0], 1.0)

@@ -2,6 +2,7 @@
 keeps."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,19 +23,19 @@ FUNCTIONS = {
 }
 
 
-def _map(case):
+def _map(case: Any) -> Any:
     kind = FUNCTIONS[case["func"]]
     low = case["lr_min_ratio"]
     high = case.get("lr_max_ratio", low + case.get("lr_slope", 0))
     return f"{kind}:{low}:{high}" if kind in ("linear", "step") else kind
 
 
-def _rates(alphas, how, budget=0.1, **more):
+def _rates(alphas: Any, how: str, budget: float = 0.1, **more: Any) -> st.Allocation:
     layers = [layer(f"linear{i}", alpha, 1000 * (i + 1)) for i, alpha in enumerate(alphas)]
     return st.allocate(results(*layers), target="lr", budget=budget, map=how, **more)
 
 
-def _kind(case):
+def _kind(case: Any) -> str:
     """Whether the published answer is one to give back."""
     scores = case["scores"]
     if any(isinstance(score, str) for score in scores):
@@ -50,7 +51,7 @@ def _kind(case):
     )
 
 
-def _cases(kind):
+def _cases(kind: str) -> list[Any]:
     return [
         pytest.param(case, id=f"{i}-{case['func']}")
         for i, case in enumerate(TEMPS)
@@ -59,14 +60,14 @@ def _cases(kind):
 
 
 @pytest.mark.parametrize("case", _cases("published"))
-def test_published_learning_rates_come_back(case):
+def test_published_learning_rates_come_back(case: Any) -> None:
     allocation = _rates(case["scores"], _map(case), case["untuned_lr"])
     np.testing.assert_allclose(list(allocation.values()), case["temps"], rtol=1e-9)
     assert allocation.deviations == ()
 
 
 @pytest.mark.parametrize("case", _cases("ties"))
-def test_ties_share_a_step(case):
+def test_ties_share_a_step(case: Any) -> None:
     allocation = _rates(case["scores"], _map(case), case["untuned_lr"])
     scores, published = np.array(case["scores"]), np.array(case["temps"])
     expected = [published[scores == score].mean() for score in scores]
@@ -77,20 +78,20 @@ def test_ties_share_a_step(case):
 
 
 @pytest.mark.parametrize("case", _cases("one alpha"))
-def test_one_alpha_for_all_keeps_the_base(case):
+def test_one_alpha_for_all_keeps_the_base(case: Any) -> None:
     allocation = _rates(case["scores"], _map(case), case["untuned_lr"])
     assert set(allocation.values()) == {case["untuned_lr"]}
     assert "keep the base value" in allocation.deviations[0]
 
 
 @pytest.mark.parametrize("case", _cases("log2 of 1 or less"))
-def test_negative_learning_rates_are_refused(case):
+def test_negative_learning_rates_are_refused(case: Any) -> None:
     with pytest.raises(AllocationError, match="map log2 needs alphas above 1"):
         _rates(case["scores"], _map(case), case["untuned_lr"])
 
 
 @pytest.mark.parametrize("case", _cases("not finite"))
-def test_alphas_that_are_not_finite_are_named(case):
+def test_alphas_that_are_not_finite_are_named(case: Any) -> None:
     with pytest.raises(
         AllocationError,
         match=r"1 of 3 layers have no comparable alpha: linear1 \(alpha is (nan|inf)\)",
@@ -98,7 +99,7 @@ def test_alphas_that_are_not_finite_are_named(case):
         _rates([float(score) for score in case["scores"]], _map(case), case["untuned_lr"])
 
 
-def test_no_published_case_is_left_out():
+def test_no_published_case_is_left_out() -> None:
     kinds = [_kind(case) for case in TEMPS]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
         "published": 26,
@@ -112,7 +113,7 @@ def test_no_published_case_is_left_out():
 @pytest.mark.parametrize(
     "run", RUNS, ids=lambda r: f"{r['assign_func']}-{r['pl_fitting']}-{r['use_sliding_window']}"
 )
-def test_the_published_network_gets_its_learning_rates(run):
+def test_the_published_network_gets_its_learning_rates(run: Any) -> None:
     """Published code leaves out the first and the last layer by position;
     here they are excluded by name."""
     alphas = zip(run["longname"], run["alpha"], strict=True)
@@ -132,7 +133,7 @@ def test_the_published_network_gets_its_learning_rates(run):
 
 @pytest.mark.parametrize("target", ["lr", "weight-decay"])
 @pytest.mark.parametrize("how", ["linear:0.5", "sqrt", "log2", "step:0.5", "sigmoid:1", "llr"])
-def test_normalised_values_keep_the_ratios_and_the_mean(target, how):
+def test_normalised_values_keep_the_ratios_and_the_mean(target: str, how: str) -> None:
     kind = st.targets.LearningRate if target == "lr" else st.targets.WeightDecay
     plain = st.allocate(transformer(), target=kind(map=how), budget=0.02)
     kept = st.allocate(transformer(), target=kind(map=how, normalize=True), budget=0.02)
@@ -144,7 +145,7 @@ def test_normalised_values_keep_the_ratios_and_the_mean(target, how):
     )
 
 
-def test_defaults_are_the_published_maps():
+def test_defaults_are_the_published_maps() -> None:
     analysis = transformer()
     rates = st.allocate(analysis, target="lr", budget=0.1)
     assert (min(rates.values()), max(rates.values())) == pytest.approx((0.05, 0.15))
@@ -152,7 +153,7 @@ def test_defaults_are_the_published_maps():
     assert (min(decays.values()), max(decays.values())) == pytest.approx((0.0666, 0.3))
 
 
-def test_a_block_shares_one_rate():
+def test_a_block_shares_one_rate() -> None:
     rates = st.allocate(transformer(), target="lr", budget=0.1, map="sigmoid:1", level="block")
     assert rates.table.groupby("unit")["value"].nunique().max() == 1
 
@@ -161,7 +162,7 @@ def test_a_block_shares_one_rate():
 @pytest.mark.parametrize(
     ("target", "word"), [("lr", "learning rate"), ("weight-decay", "weight decay")]
 )
-def test_a_base_value_that_makes_no_sense(budget, target, word):
+def test_a_base_value_that_makes_no_sense(budget: float, target: str, word: str) -> None:
     with pytest.raises(
         AllocationError,
         match=rf"a base {word} must be a finite number of at least 0, not {budget!r}",

@@ -1,6 +1,7 @@
 """Sparsity: the published ratios where the published rule holds, the budget where it does not."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ TOLERANCE = 1e-6
 """The published code scales in float32."""
 
 
-def _analysis(case):
+def _analysis(case: Any) -> Any:
     """The golden's network as an analysis: blocks of a few layers, shapes repeated."""
     sizes = [rows * cols for rows, cols in case["layer_shapes"]]
     alphas = iter(case["alphas"])
@@ -29,19 +30,19 @@ def _analysis(case):
     )
 
 
-def _allocate(case):
+def _allocate(case: Any) -> st.Allocation:
     rule = st.targets.Sparsity(
         map=f"linear:{case['epsilon']}", bounds=(0.0, _cut(case["sparsity_ratio"]))
     )
     return st.allocate(_analysis(case), target=rule, budget=case["sparsity_ratio"])
 
 
-def _cut(sparsity):
+def _cut(sparsity: float) -> float:
     """Where the published code cuts ratios off."""
     return 0.99999 if sparsity == 0.7 else 0.998
 
 
-def _id(case):
+def _id(case: Any) -> str:
     return f"{case['case']}-{case['sparsity_ratio']}-{case['epsilon']}"
 
 
@@ -50,12 +51,12 @@ CLIPPED = [case for case in GOLDENS if case.get("n_clipped")]
 DEGENERATE = [case for case in GOLDENS if "n_clipped" not in case]
 
 
-def test_every_golden_is_in_one_of_the_tests():
+def test_every_golden_is_in_one_of_the_tests() -> None:
     assert (len(PLAIN), len(CLIPPED), len(DEGENERATE)) == (23, 18, 24)
 
 
 @pytest.mark.parametrize("case", PLAIN, ids=_id)
-def test_published_ratios_come_back(case):
+def test_published_ratios_come_back(case: Any) -> None:
     allocation = _allocate(case)
     np.testing.assert_allclose(list(allocation.values()), case["ratios"], rtol=TOLERANCE)
     assert allocation.deviations == ()
@@ -63,7 +64,9 @@ def test_published_ratios_come_back(case):
 
 
 @pytest.mark.parametrize("case", CLIPPED, ids=_id)
-def test_where_published_code_cuts_off_the_budget_holds_and_the_departure_is_told(case):
+def test_where_published_code_cuts_off_the_budget_holds_and_the_departure_is_told(
+    case: Any,
+) -> None:
     allocation = _allocate(case)
     published = np.array(case["ratios"])
     assert abs(allocation.realised - case["sparsity_ratio"]) < 1e-9
@@ -76,7 +79,7 @@ def test_where_published_code_cuts_off_the_budget_holds_and_the_departure_is_tol
 
 
 @pytest.mark.parametrize("case", CLIPPED, ids=_id)
-def test_the_published_rule_with_its_cut_is_the_rule_that_is_departed_from(case):
+def test_the_published_rule_with_its_cut_is_the_rule_that_is_departed_from(case: Any) -> None:
     analysis = _analysis(case)
     size = sum(rows * cols for rows, cols in case["layer_shapes"])
     n = len(case["layer_shapes"])
@@ -89,7 +92,7 @@ def test_the_published_rule_with_its_cut_is_the_rule_that_is_departed_from(case)
 
 
 @pytest.mark.parametrize("case", DEGENERATE, ids=_id)
-def test_one_alpha_for_all_gives_the_budget_where_published_code_gives_nan(case):
+def test_one_alpha_for_all_gives_the_budget_where_published_code_gives_nan(case: Any) -> None:
     assert set(case["ratios"]) == {"nan"}
     allocation = _allocate(case)
     np.testing.assert_allclose(list(allocation.values()), case["sparsity_ratio"], rtol=1e-15)
@@ -101,7 +104,9 @@ def test_one_alpha_for_all_gives_the_budget_where_published_code_gives_nan(case)
 @pytest.mark.parametrize(
     ("sparsity", "eps", "cut"), [(0.7, 0.6, (5, 0.6883)), (0.85, 0.2, (2, 0.8486))]
 )
-def test_llama_7b_gets_back_what_the_farms_scripts_lost(sparsity, eps, cut):
+def test_llama_7b_gets_back_what_the_farms_scripts_lost(
+    sparsity: float, eps: float, cut: tuple[int, float]
+) -> None:
     rule = st.targets.Sparsity(map=st.maps.Linear(1 - eps, 1 + eps), bounds=(0.0, _cut(sparsity)))
     allocation = st.allocate(llama("llama-7b", "alpha_farms_10x10"), target=rule, budget=sparsity)
     blocks, realised = cut
@@ -115,7 +120,7 @@ def test_llama_7b_gets_back_what_the_farms_scripts_lost(sparsity, eps, cut):
 
 @pytest.mark.parametrize("level", ["block", "layer"])
 @pytest.mark.parametrize("model", ["llama-7b", "llama-13b"])
-def test_ratios_of_real_alphas_against_the_oracle_and_in_order(model, level):
+def test_ratios_of_real_alphas_against_the_oracle_and_in_order(model: str, level: str) -> None:
     analysis = llama(model, "alpha_farms_15x15" if model == "llama-7b" else "alpha_full")
     allocation = st.allocate(
         analysis, target="sparsity", budget=0.85, map="linear:0.5", level=level
@@ -130,7 +135,7 @@ def test_ratios_of_real_alphas_against_the_oracle_and_in_order(model, level):
     assert (np.diff(units.sort_values("alpha")["value"]) >= 0).all()
 
 
-def test_thousands_of_random_models_meet_the_budget():
+def test_thousands_of_random_models_meet_the_budget() -> None:
     rng = np.random.default_rng(2)
     for _ in range(300):
         layers = [
@@ -149,7 +154,7 @@ def test_thousands_of_random_models_meet_the_budget():
         assert (np.diff(table["value"]) >= -1e-15).all()
 
 
-def test_within_kinds_against_the_plain_loop():
+def test_within_kinds_against_the_plain_loop() -> None:
     analysis = llama("llama-7b", "alpha_farms_15x15")
     allocation = st.allocate(
         analysis, target="sparsity", budget=0.7, map="linear:0.4", standardize_by_kind=True
@@ -171,14 +176,14 @@ def test_within_kinds_against_the_plain_loop():
     assert allocation.settings["standardize_by_kind"] is True
 
 
-def test_within_kinds_a_kind_counts_alike_however_low_or_spread_its_alphas_are():
+def test_within_kinds_a_kind_counts_alike_however_low_or_spread_its_alphas_are() -> None:
     rng = np.random.default_rng(3)
     alphas = {
         name: rng.uniform(1.5, 3, 6)
         for name in ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")
     }
 
-    def ratios(q_scale, q_shift):
+    def ratios(q_scale: Any, q_shift: Any) -> list[Any]:
         moved = {**alphas, "self_attn.q_proj": alphas["self_attn.q_proj"] * q_scale + q_shift}
         layers = [
             layer(f"model.layers.{b}.{name}", float(moved[name][b]))
@@ -194,7 +199,7 @@ def test_within_kinds_a_kind_counts_alike_however_low_or_spread_its_alphas_are()
     np.testing.assert_allclose(ratios(0.2, 1.1), ratios(1, 0), rtol=1e-9)
 
 
-def test_within_kinds_one_alpha_in_a_kind_or_in_all():
+def test_within_kinds_one_alpha_in_a_kind_or_in_all() -> None:
     alphas = {"self_attn.q_proj": (2.0, 2.0, 2.0), "mlp.up_proj": (1.5, 3.0, 2.0)}
     layers = [
         layer(f"model.layers.{b}.{name}", alphas[name][b]) for b in range(3) for name in alphas
@@ -210,7 +215,7 @@ def test_within_kinds_one_alpha_in_a_kind_or_in_all():
     assert set(same.values()) == {0.5}
 
 
-def test_within_kinds_is_for_sparsity_and_for_maps_that_take_any_number():
+def test_within_kinds_is_for_sparsity_and_for_maps_that_take_any_number() -> None:
     layers = [layer(f"model.layers.{b}.mlp.up_proj", 1.0 + 99 * (b == 0)) for b in range(9)]
     layers += [layer(f"model.layers.{b}.mlp.down_proj", 100 - 99 * (b == 0)) for b in range(9)]
     with pytest.raises(
@@ -228,7 +233,7 @@ def test_within_kinds_is_for_sparsity_and_for_maps_that_take_any_number():
         st.allocate(results(*layers), target="bits", budget=3, standardize_by_kind=True)
 
 
-def test_stages_that_count_anew_are_different_blocks():
+def test_stages_that_count_anew_are_different_blocks() -> None:
     layers = [
         layer(f"layer{s}.{b}.conv1", 2.0 + s + b / 3, 1000, kind="conv")
         for s in (1, 2)
@@ -239,7 +244,7 @@ def test_stages_that_count_anew_are_different_blocks():
     assert len(set(allocation.values())) == 4
 
 
-def test_bounds_hold_from_below_too():
+def test_bounds_hold_from_below_too() -> None:
     rule = st.targets.Sparsity(map="linear:1", bounds=(0.4, 0.8))
     allocation = st.allocate(transformer(6), target=rule, budget=0.6, exclude=["*.gate"])
     assert math.isclose(min(allocation.values()), 0.4)
@@ -247,14 +252,14 @@ def test_bounds_hold_from_below_too():
 
 
 @pytest.mark.parametrize("budget", [-0.1, 1.0, 1.7, math.nan])
-def test_a_sparsity_outside_0_to_1(budget):
+def test_a_sparsity_outside_0_to_1(budget: float) -> None:
     with pytest.raises(
         AllocationError, match=rf"a sparsity must be at least 0 and below 1, not {budget!r}"
     ):
         st.allocate(transformer(), target="sparsity", budget=budget, exclude=["*.gate"])
 
 
-def test_a_budget_beyond_the_bounds():
+def test_a_budget_beyond_the_bounds() -> None:
     with pytest.raises(
         AllocationError,
         match=r"values from 0 to 0\.998 cannot have the mean 0\.999: widen the bounds",
@@ -263,7 +268,7 @@ def test_a_budget_beyond_the_bounds():
 
 
 @pytest.mark.parametrize("bounds", [(-0.1, 0.5), (0.6, 0.5), (0.0, 1.1), (0.5,), 0.5])
-def test_bounds_that_make_no_sense(bounds):
+def test_bounds_that_make_no_sense(bounds: tuple[float, ...] | float) -> None:
     with pytest.raises(
         AllocationError,
         match=r"bounds of sparsity must be \(LOW, HIGH\), 0 <= LOW <= HIGH <= 1, not ",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ COMMON = [
 
 @pytest.mark.parametrize(("shapes", "settings", "expected"), COMMON)
 def test_the_common_window_is_the_smallest_of_the_large(
-    shapes: list, settings: dict, expected: int | None
+    shapes: list[Any], settings: dict[str, Any], expected: int | None
 ) -> None:
     assert common_window(shapes, Spec(**settings)) == expected
 

@@ -204,7 +204,7 @@ def even_and_full(record: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize(("matrix_id", "record"), cases(even_and_full))
 def test_the_default_route_agrees_where_its_windows_are_the_published_ones(
-    matrix_id: str, record: dict
+    matrix_id: str, record: dict[str, Any]
 ) -> None:
     matrix = torch.from_numpy(published.matrix(matrix_id))
     side = min(record["windows"]["real_shape"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -65,7 +66,7 @@ NONSENSE = [
 
 
 @pytest.mark.parametrize(("settings", "message"), NONSENSE)
-def test_nonsense_is_refused_by_name(settings: dict, message: str) -> None:
+def test_nonsense_is_refused_by_name(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError) as error:
         Spec(**settings)
     assert str(error.value) == message

@@ -4,6 +4,7 @@ it."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def test_positions_that_repeat_come_once_each(doubles: list[tuple[int, int]]) ->
 
 
 @pytest.mark.parametrize("cutoff", [Median(), TopFraction(0.1)])
-def test_the_bound_is_the_textbook_interval(cutoff) -> None:
+def test_the_bound_is_the_textbook_interval(cutoff: Any) -> None:
     rng = np.random.default_rng(0)
     found = np.sort(rng.gamma(2.0, size=(6, 1, 50)), axis=-1)
     zero = np.zeros(found.shape, dtype=bool)
@@ -51,7 +52,7 @@ def test_the_bound_is_the_textbook_interval(cutoff) -> None:
 
 
 @pytest.mark.parametrize("draw", [gaussian, student, row_scaled, low_rank])
-def test_few_windows_stay_within_the_tolerance(draw) -> None:
+def test_few_windows_stay_within_the_tolerance(draw: Any) -> None:
     within = []
     for seed in range(10):
         matrix = draw(np.random.default_rng(seed), (200, 320))
@@ -100,6 +101,6 @@ def test_the_same_weights_take_the_same_windows() -> None:
         ),
     ],
 )
-def test_a_tolerance_that_makes_no_sense_is_refused(options: dict, message: str) -> None:
+def test_a_tolerance_that_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         Spec(**options)

@@ -4,6 +4,7 @@ errors that say what would fit."""
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -107,7 +108,7 @@ def test_tiles_and_grids_are_even_and_symmetric(
 
 @given(fitting(), st.integers(2, 9))
 def test_a_grid_has_as_many_windows_as_asked_where_there_is_room(
-    case: tuple, per_side: int
+    case: tuple[Any, ...], per_side: int
 ) -> None:
     rows, cols, _, window = case
     corners = Grid(per_side).positions(rows, cols, window)
@@ -118,7 +119,9 @@ def test_a_grid_has_as_many_windows_as_asked_where_there_is_room(
 
 
 @given(fitting(), st.integers(1, 70))
-def test_steps_start_at_the_corner_and_stop_before_the_edge(case: tuple, stride: int) -> None:
+def test_steps_start_at_the_corner_and_stop_before_the_edge(
+    case: tuple[Any, ...], stride: int
+) -> None:
     rows, cols, _, window = case
     corners = Step(stride).positions(rows, cols, window)
     plain_windows.times_seen(rows, cols, window, corners)
@@ -131,7 +134,7 @@ def test_steps_start_at_the_corner_and_stop_before_the_edge(case: tuple, stride:
 
 @given(fitting(), st.integers(1, 20), st.integers(0, 5))
 def test_random_windows_lie_inside_and_repeat_with_the_seed(
-    case: tuple, count: int, seed: int
+    case: tuple[Any, ...], count: int, seed: int
 ) -> None:
     rows, cols, _, window = case
     corners = RandomPlacement(count).positions(rows, cols, window, seed)
@@ -150,7 +153,7 @@ def test_another_seed_gives_other_random_windows() -> None:
 )
 @given(fitting(st.just(1.0)))
 def test_the_transpose_has_transposed_windows_at_ratio_one(
-    placement: Tile | Grid | Step, case: tuple
+    placement: Tile | Grid | Step, case: tuple[Any, ...]
 ) -> None:
     rows, cols, _, window = case
     turned = window_shape(cols, rows, min(window))

@@ -3,6 +3,8 @@
 import doctest
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +24,13 @@ from experiments.common import ROOT
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("aspect_ratio")
     assert main(["--quick", "--out", str(folder)]) == 0
     return folder / "quick"
 
 
-def test_a_quick_run_writes_results_tables_and_pictures(quick):
+def test_a_quick_run_writes_results_tables_and_pictures(quick: Any) -> None:
     results = json.loads((quick / "results.json").read_text())
     assert set(results["alphas"]) == {"shapes", "sizes", "alone", "pieces"}
     assert set(results["alphas"]["shapes"]) == set(LAWS)
@@ -41,7 +43,7 @@ def test_a_quick_run_writes_results_tables_and_pictures(quick):
         assert (quick / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_stopped_run_goes_on_to_the_same_results(quick, tmp_path):
+def test_a_stopped_run_goes_on_to_the_same_results(quick: Any, tmp_path: Path) -> None:
     arguments = ["--quick", "--out", str(tmp_path)]
     assert main([*arguments, "--seconds", "0.05"]) == 3
     assert main(arguments) == 0
@@ -52,7 +54,7 @@ def test_a_stopped_run_goes_on_to_the_same_results(quick, tmp_path):
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_laws_keep_their_variance_and_their_seed(law):
+def test_laws_keep_their_variance_and_their_seed(law: str) -> None:
     wide, square = drawn(law, 256, 1024, 0), drawn(law, 512, 512, 0)
     assert wide.dtype == np.float32
     assert wide.shape == (256, 1024)
@@ -61,7 +63,7 @@ def test_laws_keep_their_variance_and_their_seed(law):
     assert np.median(np.abs(wide)) == pytest.approx(np.median(np.abs(square)), rel=0.1)
 
 
-def test_the_low_rank_term_has_its_rank_and_share():
+def test_the_low_rank_term_has_its_rank_and_share() -> None:
     law = drawn("rank 16 plus noise", 400, 400, 0).astype(np.float64)
     values = np.linalg.svd(law, compute_uv=False)
     assert law.var() == pytest.approx(1, rel=0.1)
@@ -70,7 +72,7 @@ def test_the_low_rank_term_has_its_rank_and_share():
     assert (values[:RANK] ** 2).sum() / (values**2).sum() == pytest.approx(SHARE, abs=0.1)
 
 
-def test_scaled_rows_and_columns_are_each_others_transpose():
+def test_scaled_rows_and_columns_are_each_others_transpose() -> None:
     rows, columns = (np.random.default_rng(0), np.random.default_rng(0))
     assert np.array_equal(
         LAWS["rows of different scale"].draw(rows, 20, 30),
@@ -78,7 +80,7 @@ def test_scaled_rows_and_columns_are_each_others_transpose():
     )
 
 
-def test_full_settings_name_the_shapes_of_the_docs():
+def test_full_settings_name_the_shapes_of_the_docs() -> None:
     settings = Settings()
     assert len(settings.shapes()) == 20
     assert (128, 2048) in settings.shapes()
@@ -91,7 +93,7 @@ def test_full_settings_name_the_shapes_of_the_docs():
     assert settings.crops(1536, 576)[-1] == (1536, 384)
 
 
-def test_pieces_lie_inside_and_differ_by_seed():
+def test_pieces_lie_inside_and_differ_by_seed() -> None:
     matrix = np.arange(600, dtype=np.float32).reshape(20, 30)
     cut = piece(matrix, 5, 7, 0)
     top, left = divmod(int(cut[0, 0]), 30)
@@ -99,7 +101,7 @@ def test_pieces_lie_inside_and_differ_by_seed():
     assert cut[0, 0] != piece(matrix, 5, 7, 1)[0, 0]
 
 
-def test_alphas_are_those_of_tail_fit():
+def test_alphas_are_those_of_tail_fit() -> None:
     matrix = drawn("Student-t, 3 degrees", 64, 256, 0)
     found = shape_alphas(matrix, 32, whole=True)
     for cutoff in found["windows"]:
@@ -119,14 +121,14 @@ def test_alphas_are_those_of_tail_fit():
     assert alone_alphas(matrix, (64,))["64"]["median"] == pytest.approx(np.mean(single), rel=1e-5)
 
 
-def test_keys_become_branches():
+def test_keys_become_branches() -> None:
     assert _nested({"a/b/c": 1, "a/b/d": 2, "e/f": 3}) == {
         "a": {"b": {"c": 1, "d": 2}},
         "e": {"f": 3},
     }
 
 
-def test_one_law_agrees_across_shapes_in_windows_and_not_whole():
+def test_one_law_agrees_across_shapes_in_windows_and_not_whole() -> None:
     """The claim of the docs page, small: means over seeds, median cutoff, windows of 64."""
     shapes, seeds = [(128, 128), (128, 512), (256, 1024)], range(4)
     found = [
@@ -141,7 +143,7 @@ def test_one_law_agrees_across_shapes_in_windows_and_not_whole():
     assert max(whole) / min(whole) > 1.5
 
 
-def test_the_code_of_the_docs_page_runs():
+def test_the_code_of_the_docs_page_runs() -> None:
     text = (ROOT / "docs" / "aspect-ratio.md").read_text()
     code = "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
     test = doctest.DocTestParser().get_doctest(code, {}, "aspect-ratio.md", None, 0)
@@ -156,6 +158,6 @@ RESULTS = ROOT / "experiments" / "aspect_ratio" / "results.json"
 @pytest.mark.skipif(
     not RESULTS.exists(), reason="a source distribution holds no results of experiments"
 )
-def test_the_committed_results_are_those_of_the_present_settings():
+def test_the_committed_results_are_those_of_the_present_settings() -> None:
     results = json.loads(RESULTS.read_text())
     assert results["settings"] == json.loads(json.dumps(Settings().to_dict()))

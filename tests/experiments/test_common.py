@@ -11,7 +11,7 @@ import pytest
 from experiments.common import Journal, environment, fill_page, markdown_table, run_steps, save_json
 
 
-def test_environment_tells_versions_and_no_host():
+def test_environment_tells_versions_and_no_host() -> None:
     found = environment()
     assert {"python", "spectail", "torch", "numpy"} <= set(found["versions"])
     assert found["cores"] >= 1
@@ -20,7 +20,7 @@ def test_environment_tells_versions_and_no_host():
     assert str(Path.home()) + "/" not in text
 
 
-def test_saved_json_comes_back_with_nan_as_null_and_flat_lists_on_one_line(tmp_path):
+def test_saved_json_comes_back_with_nan_as_null_and_flat_lists_on_one_line(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.json"
     save_json(path, {"x": [1.5, math.nan, "a b"], "y": {"z": [[1, 2], [3]]}, 3: (), "empty": []})
     assert json.loads(path.read_text()) == {
@@ -33,14 +33,14 @@ def test_saved_json_comes_back_with_nan_as_null_and_flat_lists_on_one_line(tmp_p
     assert [file.name for file in path.parent.iterdir()] == ["a.json"]
 
 
-def test_what_cannot_be_saved_leaves_the_old_file(tmp_path):
+def test_what_cannot_be_saved_leaves_the_old_file(tmp_path: Path) -> None:
     save_json(tmp_path / "a.json", [1])
     with pytest.raises(TypeError):
         save_json(tmp_path / "a.json", [object()])
     assert (tmp_path / "a.json").read_text() == "[1]\n"
 
 
-def test_a_journal_goes_on_after_a_line_that_a_kill_cut(tmp_path):
+def test_a_journal_goes_on_after_a_line_that_a_kill_cut(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     journal = Journal.open(path, {"seed": 1})
     journal.add("a", {"alpha": (1.0, math.inf)})
@@ -53,7 +53,7 @@ def test_a_journal_goes_on_after_a_line_that_a_kill_cut(tmp_path):
     assert Journal.open(path, {"seed": 1}, fresh=True).done == {}
 
 
-def test_a_journal_refuses_other_settings(tmp_path):
+def test_a_journal_refuses_other_settings(tmp_path: Path) -> None:
     Journal.open(tmp_path / "run.jsonl", {"seed": 1})
     with pytest.raises(
         ValueError,
@@ -62,7 +62,9 @@ def test_a_journal_refuses_other_settings(tmp_path):
         Journal.open(tmp_path / "run.jsonl", {"seed": 2})
 
 
-def test_steps_are_done_once_and_stop_when_time_is_up(tmp_path, capsys):
+def test_steps_are_done_once_and_stop_when_time_is_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     journal = Journal.open(tmp_path / "run.jsonl", {})
     calls = []
     steps = [(name, lambda name=name: calls.append(name)) for name in "abc"]
@@ -77,7 +79,7 @@ def test_steps_are_done_once_and_stop_when_time_is_up(tmp_path, capsys):
     assert "[3/3] c: 0.0 s" in capsys.readouterr().out
 
 
-def test_tables_and_pages(tmp_path):
+def test_tables_and_pages(tmp_path: Path) -> None:
     table = markdown_table(["", "alpha"], [["q", "2.1"]])
     assert table.splitlines() == ["|  | alpha |", "| --- | ---: |", "| q | 2.1 |"]
     page = tmp_path / "page.md"

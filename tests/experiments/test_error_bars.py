@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,12 +17,12 @@ from experiments.tolerance import __main__ as tolerance
 
 
 @pytest.fixture(autouse=True)
-def scratch(monkeypatch, tmp_path):
+def scratch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for module in (error_bars, tolerance):
         monkeypatch.setattr(module, "WORK", tmp_path)
 
 
-def test_error_bars_run_and_keep_every_setting(tmp_path):
+def test_error_bars_run_and_keep_every_setting(tmp_path: Path) -> None:
     error_bars.main(["--quick", "--out", str(tmp_path / "out.json")])
     found = json.loads((tmp_path / "out.json").read_text())
     assert set(found["environment"]) == set(common.environment())
@@ -31,7 +32,7 @@ def test_error_bars_run_and_keep_every_setting(tmp_path):
     assert set(found["results"]["real | median"]) == {"gate", "up", "down"}
 
 
-def test_an_error_bar_twice_too_large_shows(monkeypatch):
+def test_an_error_bar_twice_too_large_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"draws": 20, "seed": 0}
     honest = error_bars.calibrate("gaussian", (96, 96), 32, "median", settings)
     assert 0.5 < honest["ratio"] < 2
@@ -46,7 +47,7 @@ def test_an_error_bar_twice_too_large_shows(monkeypatch):
     ] == pytest.approx(2 * honest["ratio"])
 
 
-def test_tolerance_runs_and_counts_windows(tmp_path):
+def test_tolerance_runs_and_counts_windows(tmp_path: Path) -> None:
     tolerance.main(["--quick", "--out", str(tmp_path / "out.json")])
     found = json.loads((tmp_path / "out.json").read_text())["results"]
     assert set(found) == {f"drawn 96 | {law}" for law in tolerance.LAWS}

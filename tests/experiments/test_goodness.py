@@ -14,7 +14,9 @@ from spectail.core.goodness import _CHANCES, _DISTANCES, ks_p_value
 from spectail.core.tails import fit_from
 
 
-def test_the_quick_run_prints_quantiles_that_agree_within_sampling_error(capsys):
+def test_the_quick_run_prints_quantiles_that_agree_within_sampling_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     goodness.main(["--quick"])
     rows = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\| \d", line)]
     assert len(rows) == len(_CHANCES) - 1
@@ -26,7 +28,7 @@ def test_the_quick_run_prints_quantiles_that_agree_within_sampling_error(capsys)
 
 
 @pytest.mark.parametrize("n", [50, 1000])
-def test_the_quantiles_in_the_module_are_exceeded_as_often_as_it_says(n):
+def test_the_quantiles_in_the_module_are_exceeded_as_often_as_it_says(n: int) -> None:
     draws = 20_000
     distances = goodness.scaled_distances(n, draws, seed=1)
     for chance, distance in zip(_CHANCES[1:], _DISTANCES[1:], strict=True):
@@ -37,7 +39,7 @@ def test_the_quantiles_in_the_module_are_exceeded_as_often_as_it_says(n):
         assert abs(exceeded - chance) < sampling + shift * slope, (chance, exceeded)
 
 
-def test_the_simulated_distance_is_that_of_the_module():
+def test_the_simulated_distance_is_that_of_the_module() -> None:
     n = 200
     distances = goodness.ks_distances(np.random.default_rng(0), n, 5)
     tails = np.exp(np.sort(np.random.default_rng(0).exponential(size=(5, n)), axis=1))

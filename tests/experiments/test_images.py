@@ -4,6 +4,8 @@ import gzip
 import json
 import pickle
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +20,13 @@ from experiments.images.train import Recipe, fit, spread
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("images")
     assert main(["--quick", "--out", str(folder)]) == 0
     return folder / "quick"
 
 
-def test_a_quick_run_trains_every_method_with_every_seed(quick):
+def test_a_quick_run_trains_every_method_with_every_seed(quick: Any) -> None:
     runs = json.loads((quick / "results.json").read_text())["runs"]
     finals = [key for key in runs if key.startswith("final")]
     assert len(finals) == 3 * 2
@@ -32,7 +34,7 @@ def test_a_quick_run_trains_every_method_with_every_seed(quick):
     assert (quick / "images.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_results_are_written_when_the_comparison_is_complete(quick, tmp_path):
+def test_results_are_written_when_the_comparison_is_complete(quick: Any, tmp_path: Path) -> None:
     lines = (quick / "images.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "quick").mkdir()
     again = ["--quick", "--out", str(tmp_path), "--seconds", "0"]
@@ -43,7 +45,7 @@ def test_results_are_written_when_the_comparison_is_complete(quick, tmp_path):
         assert (tmp_path / "quick" / "results.json").exists() is written
 
 
-def test_training_learns_and_repeats_and_follows_its_rule():
+def test_training_learns_and_repeats_and_follows_its_rule() -> None:
     images = drawn(96)
     recipe = Recipe(epochs=6, batch=32, lr=0.05, seed=0)
     found = []
@@ -61,7 +63,7 @@ def test_training_learns_and_repeats_and_follows_its_rule():
     assert balanced["alphas before"] == one["alphas before"]
 
 
-def test_every_method_chooses_from_the_same_grid(tmp_path):
+def test_every_method_chooses_from_the_same_grid(tmp_path: Path) -> None:
     settings = replace(QUICK, lrs=(0.1, 0.2), ranges=((0.1, 1.9), (0.5, 1.5)), search_seeds=2)
     experiment = Experiment(drawn(8), settings, Journal.open(tmp_path / "j", {}), "cpu")
     tried = {method: experiment.tried(method) for method in specs(settings)}
@@ -76,7 +78,7 @@ def test_every_method_chooses_from_the_same_grid(tmp_path):
     )
 
 
-def test_networks_have_their_layers_and_give_scores():
+def test_networks_have_their_layers_and_give_scores() -> None:
     x = torch.zeros(2, 3, 32, 32)
     for network, layers in ((resnet, 21), (vgg, 14)):
         model = network(4, 3, 10)
@@ -85,7 +87,7 @@ def test_networks_have_their_layers_and_give_scores():
     assert vgg(4, 1, 10)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 
-def test_fashion_files_are_read_and_split_apart(tmp_path):
+def test_fashion_files_are_read_and_split_apart(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 256, (20, 5, 6), np.uint8), rng.integers(0, 3, 20, np.uint8)
     for name in ("train", "t10k"):
@@ -108,7 +110,7 @@ def test_fashion_files_are_read_and_split_apart(tmp_path):
     )
 
 
-def test_cifar_files_are_read(tmp_path):
+def test_cifar_files_are_read(tmp_path: Path) -> None:
     for i in [*range(1, 6), 0]:
         data = {"data": np.full((2, 3072), i, np.uint8), "labels": [i, 1]}
         (tmp_path / (f"data_batch_{i}" if i else "test_batch")).write_bytes(pickle.dumps(data))
@@ -117,12 +119,12 @@ def test_cifar_files_are_read(tmp_path):
     assert len(images.test[1]) == 2
 
 
-def test_missing_data_names_the_package(tmp_path):
+def test_missing_data_names_the_package(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="install dataset-fashion-mnist"):
         load(tmp_path, n_train=1, n_validation=1)
 
 
-def test_augmentation_shifts_and_mirrors():
+def test_augmentation_shifts_and_mirrors() -> None:
     images = torch.arange(2 * 36.0).reshape(2, 1, 6, 6)
     found = augmented(images, torch.Generator().manual_seed(0))
     assert found.shape == images.shape

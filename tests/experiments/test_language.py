@@ -2,6 +2,8 @@
 training, and a whole quick run."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,19 +19,21 @@ RECIPE = Recipe(optimizer="AdamW", lr=0.003, seed=0, steps=12, batch=8, length=3
 WINDOWS = st.presets.FARMS
 
 
-def trained(rule, recipe=RECIPE):
+def trained(rule: Any, recipe: Any = RECIPE) -> Any:
     torch.manual_seed(0)
     return fit(llama(64, 2, 32), drawn(), recipe, rule, WINDOWS)
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("language")
     assert main(["--quick", "--out", str(folder)]) == 0
     return folder / "quick"
 
 
-def test_seeds_that_all_methods_have_are_written(quick, tmp_path, capsys):
+def test_seeds_that_all_methods_have_are_written(
+    quick: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = (quick / "language.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "quick").mkdir()
     for left_out, shown in (
@@ -47,7 +51,7 @@ def test_seeds_that_all_methods_have_are_written(quick, tmp_path, capsys):
         assert (tmp_path / "quick" / "results.json").exists() is bool(shown)
 
 
-def test_a_quick_run_trains_every_method_with_every_seed(quick):
+def test_a_quick_run_trains_every_method_with_every_seed(quick: Any) -> None:
     runs = json.loads((quick / "results.json").read_text())["runs"]
     finals = [run for key, run in runs.items() if key.startswith("final")]
     assert len(finals) == 2 * 6 * 2
@@ -56,7 +60,7 @@ def test_a_quick_run_trains_every_method_with_every_seed(quick):
     assert (quick / "language.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_training_learns_and_repeats_and_follows_its_rule():
+def test_training_learns_and_repeats_and_follows_its_rule() -> None:
     one, again = trained(None), trained(None)
     scaled = trained(st.LLR(transition=0, min_eigenvalues=0))
     decayed = trained(st.AlphaDecay(min_eigenvalues=0))
@@ -66,7 +70,7 @@ def test_training_learns_and_repeats_and_follows_its_rule():
     assert len({found["losses"][12] for found in (one, scaled, decayed)}) == 3
 
 
-def test_muon_takes_the_matrices_inside_of_blocks_and_adamw_the_rest():
+def test_muon_takes_the_matrices_inside_of_blocks_and_adamw_the_rest() -> None:
     model = llama(64, 2, 32)
     muon, adamw = optimizers(model, Recipe(**{**vars(RECIPE), "optimizer": "Muon"}))
     assert isinstance(muon, torch.optim.Muon)
@@ -78,7 +82,7 @@ def test_muon_takes_the_matrices_inside_of_blocks_and_adamw_the_rest():
     assert {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"} <= taken[1]
 
 
-def test_the_rate_warms_up_and_ends_at_a_tenth():
+def test_the_rate_warms_up_and_ends_at_a_tenth() -> None:
     shares = [share_of_rate(step, 100) for step in range(101)]
     assert shares[0] == pytest.approx(0.1)
     assert max(shares) == shares[9] == shares[10] == pytest.approx(1)
@@ -86,7 +90,7 @@ def test_the_rate_warms_up_and_ends_at_a_tenth():
     assert shares[100] == pytest.approx(0.1)
 
 
-def test_the_least_validation_loss_chooses_and_a_diverged_run_never(tmp_path):
+def test_the_least_validation_loss_chooses_and_a_diverged_run_never(tmp_path: Path) -> None:
     settings = type(QUICK)(lrs=(0.1, 0.2, 0.3))
     experiment = Experiment(drawn(), settings, Journal.open(tmp_path / "j", {}), "cpu")
     for lr, value in zip(settings.lrs, (2.0, float("nan"), 1.5), strict=True):
@@ -94,7 +98,7 @@ def test_the_least_validation_loss_chooses_and_a_diverged_run_never(tmp_path):
     assert experiment.chosen("AdamW", "one rate") == 0.3
 
 
-def test_all_methods_differ_in_their_rule_alone():
+def test_all_methods_differ_in_their_rule_alone() -> None:
     found = rules(QUICK)
     assert [rule and (rule.name, rule.spec.window) for rule in found.values()] == [
         None,
@@ -106,7 +110,7 @@ def test_all_methods_differ_in_their_rule_alone():
     ]
 
 
-def test_before_training_whole_matrices_have_the_factors_of_their_shapes():
+def test_before_training_whole_matrices_have_the_factors_of_their_shapes() -> None:
     torch.manual_seed(0)
     model = llama(256, 7, 128)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -118,7 +122,7 @@ def test_before_training_whole_matrices_have_the_factors_of_their_shapes():
         assert 4.4 < factor <= 5 if ".mlp." in name else 1 <= factor < 1.3
 
 
-def test_texts_are_bytes_in_pieces_of_their_own_use():
+def test_texts_are_bytes_in_pieces_of_their_own_use() -> None:
     text = corpus(Texts(calibration="äb", selection="cd", tests={"one": "e", "two": "f"}))
     assert text.train.tolist() == [0xC3, 0xA4, ord("b")]
     assert bytes(text.test.tolist()) == b"e\n\nf"
@@ -129,7 +133,7 @@ def test_texts_are_bytes_in_pieces_of_their_own_use():
     assert (pieces.diff() == 1).all()
 
 
-def test_the_loss_is_the_mean_over_all_pieces():
+def test_the_loss_is_the_mean_over_all_pieces() -> None:
     text = drawn().test
     torch.manual_seed(0)
     model = llama(64, 1, 32)
@@ -139,6 +143,6 @@ def test_the_loss_is_the_mean_over_all_pieces():
     assert loss(model, text, RECIPE) == pytest.approx(by_hand.item(), rel=1e-5)
 
 
-def test_texts_are_given_together_or_not_at_all():
+def test_texts_are_given_together_or_not_at_all() -> None:
     with pytest.raises(SystemExit, match="give --train, --validation and --test together"):
         main(["--train", "a.txt"])

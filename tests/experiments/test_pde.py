@@ -6,6 +6,7 @@ import math
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,21 +39,21 @@ SCRATCH = Cell("reaction", 4, "U-Net")
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("pde")
     assert main(["--quick", "--out", str(folder)]) == 0
     return folder / "quick"
 
 
 @pytest.fixture
-def experiment(tmp_path):
+def experiment(tmp_path: Path) -> Any:
     return Experiment(problems_of(QUICK, tmp_path), QUICK, Journal.open(tmp_path / "j", {}), "cpu")
 
 
 # The solver
 
 
-def test_diffusion_alone_damps_a_sine_as_it_should():
+def test_diffusion_alone_damps_a_sine_as_it_should() -> None:
     x = np.arange(32) / 32
     wave = 0.5 + 0.3 * np.sin(2 * math.pi * (2 * x[:, None] + 3 * x[None, :]))
     found = solve(wave, Equation(diffusivity=0.01, rate=0, time=0.7), steps=3)
@@ -61,7 +62,7 @@ def test_diffusion_alone_damps_a_sine_as_it_should():
     np.testing.assert_allclose(found, 0.5 + damping * (wave - 0.5), atol=1e-13)
 
 
-def test_growth_alone_is_logistic():
+def test_growth_alone_is_logistic() -> None:
     start = np.stack([np.full((8, 8), u) for u in (0.0, 0.1, 0.6, 1.0)])
     found = solve(start, Equation(diffusivity=0.3, rate=2, time=1.5), steps=4)
     growth = math.exp(2 * 1.5)
@@ -69,7 +70,7 @@ def test_growth_alone_is_logistic():
         np.testing.assert_allclose(field, u * growth / (1 - u + u * growth), atol=1e-13)
 
 
-def test_both_together_agree_with_small_explicit_steps():
+def test_both_together_agree_with_small_explicit_steps() -> None:
     start = random_fields(1, 16, seed=1)[0]
     equation = Equation(diffusivity=0.002, rate=2, time=0.5)
     square = (2 * math.pi) ** 2 * (
@@ -83,7 +84,7 @@ def test_both_together_agree_with_small_explicit_steps():
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.25)  # second order
 
 
-def test_fields_lie_between_0_and_1_and_repeat():
+def test_fields_lie_between_0_and_1_and_repeat() -> None:
     fields = random_fields(50, 32, seed=3)
     assert fields.min() > 0
     assert fields.max() < 1
@@ -96,7 +97,7 @@ def test_fields_lie_between_0_and_1_and_repeat():
 # Data
 
 
-def test_parts_are_apart_and_follow_the_equation():
+def test_parts_are_apart_and_follow_the_equation() -> None:
     equation = Equation(diffusivity=0.001, rate=2)
     problem = reaction(equation, (5, 3, 2), side=16)
     parts = (problem.train, problem.validation, problem.test)
@@ -109,7 +110,7 @@ def test_parts_are_apart_and_follow_the_equation():
     np.testing.assert_allclose(solutions, solve(start, equation)[:, ::2, ::2], atol=1e-6)
 
 
-def test_a_draw_takes_pairs_together_by_the_seed():
+def test_a_draw_takes_pairs_together_by_the_seed() -> None:
     pairs = torch.arange(20.0), 10 * torch.arange(20.0)
     inputs, solutions = drawn(pairs, 6, seed=1)
     assert torch.equal(solutions, 10 * inputs)
@@ -118,7 +119,7 @@ def test_a_draw_takes_pairs_together_by_the_seed():
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_darcy_is_read_from_the_wheel_or_its_files(tmp_path, packed):
+def test_darcy_is_read_from_the_wheel_or_its_files(tmp_path: Path, packed: bool) -> None:
     x = torch.arange(210.0)[:, None, None].expand(210, 4, 4)
     with zipfile.ZipFile(tmp_path / WHEEL, "w") as wheel:
         for part, n in (("train", 210), ("test", 7)):
@@ -135,7 +136,7 @@ def test_darcy_is_read_from_the_wheel_or_its_files(tmp_path, packed):
     assert len(problem.test[0]) == 7
 
 
-def test_missing_data_says_what_to_download(tmp_path):
+def test_missing_data_says_what_to_download(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"pip download neuraloperator==0\.3\.0 --no-deps"):
         darcy(tmp_path)
 
@@ -143,13 +144,13 @@ def test_missing_data_says_what_to_download(tmp_path):
 # Networks and training
 
 
-def test_the_unet_gives_fields_and_has_its_layers():
+def test_the_unet_gives_fields_and_has_its_layers() -> None:
     network = UNet(16)
     assert network(torch.zeros(2, 1, 16, 16)).shape == (2, 1, 16, 16)
     assert sum(p.ndim > 1 for p in network.parameters()) == 2 * 5 + 1
 
 
-def test_the_fno_shows_its_spectral_weights_to_the_balancer():
+def test_the_fno_shows_its_spectral_weights_to_the_balancer() -> None:
     pytest.importorskip("neuralop")
     network = fno(20)
     assert network(torch.zeros(2, 1, 16, 16)).shape == (2, 1, 16, 16)
@@ -169,13 +170,13 @@ def test_the_fno_shows_its_spectral_weights_to_the_balancer():
     assert len(balanced["TB_Sigmoid, windows"]) == 4 * 3 + 2
 
 
-def test_a_missing_neuraloperator_says_how_to_install(monkeypatch):
+def test_a_missing_neuraloperator_says_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "neuralop.models", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install --no-deps neuraloperator==2\.0\.0"):
         fno(20)
 
 
-def test_errors_are_relative_by_pair():
+def test_errors_are_relative_by_pair() -> None:
     true = torch.ones(2, 1, 3, 3) * torch.tensor([1.0, 10.0]).view(2, 1, 1, 1)
     same = torch.nn.Identity()
     same.register_parameter("unused", torch.nn.Parameter(torch.zeros(1)))
@@ -187,7 +188,7 @@ def test_errors_are_relative_by_pair():
     assert error_of_mean((true[:1], true[:1]), pairs) == pytest.approx(0.45)
 
 
-def test_training_learns_and_repeats_and_follows_its_rule():
+def test_training_learns_and_repeats_and_follows_its_rule() -> None:
     problem = reaction(Equation(diffusivity=0.001, rate=2), (24, 1, 8), side=8)
     recipe = Recipe(steps=40, batch=8, lr=0.01, seed=0, every=10)
     rule = st.TBSigmoid(spec=st.Spec(window=16), include_first_last=True, min_eigenvalues=12)
@@ -204,7 +205,7 @@ def test_training_learns_and_repeats_and_follows_its_rule():
 # The experiment
 
 
-def test_every_method_chooses_from_the_same_grid(experiment):
+def test_every_method_chooses_from_the_same_grid(experiment: Any) -> None:
     experiment.settings = replace(QUICK, lrs=(0.1, 0.2), scales=(0.5, 1.0))
     tried = {method: experiment.tried(SCRATCH, method) for method in methods("FNO", QUICK)}
     assert len(tried) == 5
@@ -223,7 +224,7 @@ def test_every_method_chooses_from_the_same_grid(experiment):
     assert experiment.chosen(replace(SCRATCH, n=8), "TB_Sigmoid, windows") == (0.2, 0.5)
 
 
-def test_adam_at_the_same_rate_is_trained_only_where_it_is_not_known(experiment):
+def test_adam_at_the_same_rate_is_trained_only_where_it_is_not_known(experiment: Any) -> None:
     experiment.settings = replace(QUICK, lrs=(0.002, 0.005))
     for method in methods("U-Net", QUICK):
         for lr, scale in experiment.tried(SCRATCH, method):
@@ -245,14 +246,14 @@ def test_adam_at_the_same_rate_is_trained_only_where_it_is_not_known(experiment)
     assert experiment.same_rate(SCRATCH, "TB_Sigmoid, windows", 0)["test"] == 0.375
 
 
-def test_settings_are_searched_where_the_settings_say():
+def test_settings_are_searched_where_the_settings_say() -> None:
     few, many = replace(SCRATCH, n=5), replace(SCRATCH, n=100)
     assert searched(many, Settings()) == few
     assert searched(many, FULL) == many
     assert many in cells(FULL)
 
 
-def test_fine_tuning_starts_from_the_source_and_leaves_it_untouched(experiment):
+def test_fine_tuning_starts_from_the_source_and_leaves_it_untouched(experiment: Any) -> None:
     first = experiment.pretrained("U-Net", 0)
     with torch.no_grad():
         for p in first.parameters():
@@ -267,7 +268,7 @@ def test_fine_tuning_starts_from_the_source_and_leaves_it_untouched(experiment):
     assert "test" not in scratch
 
 
-def test_a_quick_run_trains_every_method_with_every_seed(quick):
+def test_a_quick_run_trains_every_method_with_every_seed(quick: Any) -> None:
     runs = json.loads((quick / "results.json").read_text())["runs"]
     finals = {key: run for key, run in runs.items() if key.startswith("final")}
     assert len(finals) == 3 * 3 * 2
@@ -276,7 +277,7 @@ def test_a_quick_run_trains_every_method_with_every_seed(quick):
     assert (quick / "pde.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_tables_pair_the_seeds():
+def test_tables_pair_the_seeds() -> None:
     settings = replace(QUICK, amounts=(("reaction", (4,)),))
     done = {f"mean | {SCRATCH} | {seed}": 0.5 for seed in range(2)}
     for method, tests in (
@@ -304,7 +305,7 @@ def test_tables_pair_the_seeds():
     assert "| U-Net: TB_Sigmoid, windows | 0.01, 0.5 |" in found["settings"]
 
 
-def test_darcy_is_asked_for_before_anything_is_trained(tmp_path):
+def test_darcy_is_asked_for_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=Path(WHEEL).name):
         main(["--data", str(tmp_path), "--out", str(tmp_path)])
     assert not list(tmp_path.iterdir())

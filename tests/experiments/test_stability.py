@@ -3,6 +3,8 @@ measures what spectail measures."""
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,13 +28,13 @@ from spectail.models.open import open_source
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("stability")
     assert main(["--quick", "--out", str(folder)]) == 0
     return folder / "quick"
 
 
-def test_a_quick_run_writes_results_tables_and_picture(quick):
+def test_a_quick_run_writes_results_tables_and_picture(quick: Any) -> None:
     results = json.loads((quick / "results.json").read_text())
     assert set(results) == {"environment", "settings", "not installed", "models", "summary"}
     toy = results["models"]["toy"]
@@ -46,7 +48,9 @@ def test_a_quick_run_writes_results_tables_and_picture(quick):
     assert (quick / "stability.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_stopped_run_goes_on_to_the_same_results(quick, tmp_path, capsys):
+def test_a_stopped_run_goes_on_to_the_same_results(
+    quick: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--quick", "--out", str(tmp_path)]
     assert main([*arguments, "--seconds", "0.01"]) == 3
     assert "run again to go on" in capsys.readouterr().out
@@ -63,7 +67,7 @@ def test_a_stopped_run_goes_on_to_the_same_results(quick, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("shape", [(100, 130), (64, 256), (3, 64, 96)])
-def test_alphas_and_errors_are_those_of_tail_fit(shape):
+def test_alphas_and_errors_are_those_of_tail_fit(shape: tuple[int, ...]) -> None:
     weight = np.random.default_rng(1).standard_t(3, shape)
     weight = weight if weight.ndim == 3 else weight[None]
     layer = open_source(
@@ -83,7 +87,7 @@ def test_alphas_and_errors_are_those_of_tail_fit(shape):
         )
 
 
-def test_a_side_that_does_not_fit_and_a_placement_of_the_same_windows_are_left_out():
+def test_a_side_that_does_not_fit_and_a_placement_of_the_same_windows_are_left_out() -> None:
     layer = open_source({"a.weight": np.random.default_rng(0).standard_normal((64, 64))}).layers[0]
     found = measure_layer(layer, 64, Settings(sides=(32, 96)))["sides"]
     assert list(found) == ["32", "64"]
@@ -91,7 +95,7 @@ def test_a_side_that_does_not_fit_and_a_placement_of_the_same_windows_are_left_o
     assert {"tile", *HALVES} <= set(found["32"]["alpha"])
 
 
-def test_the_two_colours_share_no_weight_and_hold_every_window():
+def test_the_two_colours_share_no_weight_and_hold_every_window() -> None:
     positions = Tile().positions(96, 160, Window(32, 32))
     colours = _chessboard(positions)
     assert sorted(colours[HALVES[0]] + colours[HALVES[1]]) == list(range(15))
@@ -105,7 +109,7 @@ def test_the_two_colours_share_no_weight_and_hold_every_window():
     assert _chessboard(Grid(1).positions(96, 160, Window(32, 32))) == {}
 
 
-def test_rank_correlation_is_the_correlation_of_the_ranks_where_both_are_known():
+def test_rank_correlation_is_the_correlation_of_the_ranks_where_both_are_known() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.random(20), rng.random(20)
     expected = np.corrcoef(rankdata(a[1:-1]), rankdata(b[1:-1]))[0, 1]
@@ -114,13 +118,13 @@ def test_rank_correlation_is_the_correlation_of_the_ranks_where_both_are_known()
     assert rank_correlation([1.0] * 20, b) is None
 
 
-def test_columns_hold_none_where_a_layer_has_no_number():
+def test_columns_hold_none_where_a_layer_has_no_number() -> None:
     assert _columns([{"a": {"x": 1}}, {}, {"a": {"x": 2, "y": 3}}]) == {
         "a": {"x": [1, None, 2], "y": [None, None, 3]}
     }
 
 
-def test_every_k_th_block_and_no_embedding_or_small_layer():
+def test_every_k_th_block_and_no_embedding_or_small_layer() -> None:
     state = {f"layers.{i}.fc1.weight": np.ones((64, 64)) for i in range(6)}
     state |= {
         "embed_tokens.weight": np.ones((99, 64)),
@@ -131,7 +135,9 @@ def test_every_k_th_block_and_no_embedding_or_small_layer():
     assert names == ["layers.0.fc1", "layers.3.fc1", "head"]
 
 
-def test_a_model_that_is_not_installed_is_named(tmp_path, monkeypatch, capsys):
+def test_a_model_that_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     absent = Model("Absent", "no-such-package==1", "no_such_package/weights.pth")
     assert find(absent, [tmp_path]) is None
     present = replace(absent, path="weights.pth")
@@ -144,6 +150,6 @@ def test_a_model_that_is_not_installed_is_named(tmp_path, monkeypatch, capsys):
     assert "none of the models is installed; see experiments/stability/README.md" in shown.err
 
 
-def test_the_readme_names_every_package():
+def test_the_readme_names_every_package() -> None:
     text = (catalogue.Path(catalogue.__file__).parent / "README.md").read_text()
     assert all(model.package in text for model in catalogue.CATALOGUE)

@@ -26,7 +26,7 @@ def random(*shape: int) -> Any:
     return np.random.default_rng(sum(shape)).standard_normal(shape, np.float32)
 
 
-def flax(path: Path, tree: Any, **options: Any) -> dict[str, Any] | Path:
+def flax(path: Path | None, tree: Any, **options: Any) -> Any:
     """Write nested dicts of arrays as flax.serialization documents it."""
     packed = {
         key: flax(None, value) if isinstance(value, dict) else packed_array(value)

@@ -46,7 +46,7 @@ CONFIGS = {
 """Name -> class of the configuration, its arguments."""
 
 
-def decoder(name: str, seed: int = 0):
+def decoder(name: str, seed: int = 0) -> torch.nn.Module:
     """A model with drawn weights; skips where transformers lacks the architecture."""
     transformers = pytest.importorskip("transformers")
     kind, arguments = CONFIGS[name]
@@ -61,6 +61,6 @@ def decoder(name: str, seed: int = 0):
     return model.eval()
 
 
-def tokens(samples: int = 5, length: int = 24, seed: int = 1):
+def tokens(samples: int = 5, length: int = 24, seed: int = 1) -> torch.Tensor:
     """Token ids that every one of these models knows."""
     return torch.randint(3, 100, (samples, length), generator=torch.Generator().manual_seed(seed))

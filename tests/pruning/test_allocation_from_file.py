@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
@@ -20,18 +23,18 @@ SIZES = {
 }
 
 
-def bert():
+def bert() -> Any:
     return transformers.BertForSequenceClassification(
         transformers.BertConfig(vocab_size=40, **SIZES)
     )
 
 
-def vit():
+def vit() -> Any:
     config = transformers.ViTConfig(image_size=8, patch_size=4, **SIZES)
     return transformers.ViTForImageClassification(config)
 
 
-def mixtral():
+def mixtral() -> Any:
     config = transformers.MixtralConfig(
         vocab_size=40, num_key_value_heads=1, num_local_experts=2, **SIZES
     )
@@ -41,7 +44,7 @@ def mixtral():
 MODELS = {"bert": bert, "vit": vit, "mixtral": mixtral}
 
 
-def allocation_from(folder):
+def allocation_from(folder: Path) -> st.Allocation:
     """Different ratios for the layers of a file, so that a wrong pair shows."""
     spec = Spec(window=16)
     return st.allocate(
@@ -51,7 +54,7 @@ def allocation_from(folder):
 
 @pytest.mark.parametrize("case", MODELS)
 @pytest.mark.parametrize("base", [False, True])
-def test_prune_the_live_model_by_its_file(case, base, tmp_path):
+def test_prune_the_live_model_by_its_file(case: str, base: bool, tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = MODELS[case]().eval()
     for parameter in model.parameters():
@@ -71,12 +74,12 @@ def test_prune_the_live_model_by_its_file(case, base, tmp_path):
         assert unpaired.pop(same[0]) == target.ratio
 
 
-def llama():
+def llama() -> Any:
     config = transformers.LlamaConfig(vocab_size=40, num_key_value_heads=1, **SIZES)
     return transformers.LlamaForCausalLM(config)
 
 
-def test_a_multi_token_prediction_block_lies_in_the_file_only():
+def test_a_multi_token_prediction_block_lies_in_the_file_only() -> None:
     model = llama()
     state = dict(model.state_dict())
     state |= {
@@ -99,7 +102,7 @@ def test_a_multi_token_prediction_block_lies_in_the_file_only():
     )
 
 
-def test_what_could_be_several_layers_is_refused_with_all_of_them():
+def test_what_could_be_several_layers_is_refused_with_all_of_them() -> None:
     model = torch.nn.Module()
     for tower in ("text", "image"):
         inner = torch.nn.Module()

@@ -3,6 +3,8 @@ weights; depth-wise ones stay dense."""
 
 import copy
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ DEPTHWISE = (
 class Net(nn.Module):
     """Blocks of given modules, which are never called."""
 
-    def __init__(self, **modules):
+    def __init__(self, **modules: Any) -> None:
         super().__init__()
         self.blocks = nn.ModuleList([nn.ModuleDict(modules)])
 
@@ -42,7 +44,7 @@ CONVOLUTIONS = {
 
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.77])
-def test_the_smallest_of_all_weights_go_and_no_other_changes(kind, ratio):
+def test_the_smallest_of_all_weights_go_and_no_other_changes(kind: str, ratio: float) -> None:
     torch.manual_seed(0)
     model = Net(a=CONVOLUTIONS[kind](), b=nn.Linear(5, 7))
     before = copy.deepcopy(model.state_dict())
@@ -60,7 +62,7 @@ def test_the_smallest_of_all_weights_go_and_no_other_changes(kind, ratio):
 
 
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
-def test_a_row_holds_the_weights_of_one_output_channel(kind):
+def test_a_row_holds_the_weights_of_one_output_channel(kind: str) -> None:
     """The oracle asks the module: which weights have a gradient when one output channel is
     summed."""
     torch.manual_seed(0)
@@ -80,7 +82,7 @@ def test_a_row_holds_the_weights_of_one_output_channel(kind):
             module.weight.copy_(kept)
 
 
-def test_two_of_four_along_the_inputs_of_each_output():
+def test_two_of_four_along_the_inputs_of_each_output() -> None:
     torch.manual_seed(0)
     model = Net(a=nn.Conv2d(8, 4, 3), b=nn.ConvTranspose2d(8, 4, 3))
     report = st.prune(model, 0.5, pattern="2:4")
@@ -91,7 +93,7 @@ def test_two_of_four_along_the_inputs_of_each_output():
     assert ((groups == 0).sum(2) == 2).all()
 
 
-def test_depth_wise_convolutions_stay_dense_in_every_dimension_unless_they_are_named():
+def test_depth_wise_convolutions_stay_dense_in_every_dimension_unless_they_are_named() -> None:
     torch.manual_seed(0)
     modules = {
         "one": nn.Conv1d(8, 8, 4, groups=8), "two": nn.Conv2d(8, 8, 3, groups=8),
@@ -106,7 +108,7 @@ def test_depth_wise_convolutions_stay_dense_in_every_dimension_unless_they_are_n
     assert {layer.name for layer in named.layers} == {"blocks.0.two", "blocks.0.pointwise"}
 
 
-def test_gates_of_an_lstm_are_pruned_as_matrices():
+def test_gates_of_an_lstm_are_pruned_as_matrices() -> None:
     torch.manual_seed(0)
     model = Net(a=nn.LSTM(6, 8))
     report = st.prune(model, 0.5)
@@ -118,12 +120,12 @@ def test_gates_of_an_lstm_are_pruned_as_matrices():
 class Spectral(nn.Module):
     """A layer with complex weights, (in, out, modes)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(4, 6, 5, dtype=torch.complex64))
 
 
-def test_complex_weights_stay_dense_unless_they_are_named_and_then_go_by_modulus():
+def test_complex_weights_stay_dense_unless_they_are_named_and_then_go_by_modulus() -> None:
     torch.manual_seed(0)
     model = Net(a=Spectral(), b=nn.Linear(5, 7))
     report = st.prune(model, 0.5)
@@ -138,7 +140,7 @@ def test_complex_weights_stay_dense_unless_they_are_named_and_then_go_by_modulus
     assert torch.equal(weight[~zeros], dense[~zeros])
 
 
-def _resnet():
+def _resnet() -> Any:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     torch.manual_seed(0)
@@ -146,7 +148,7 @@ def _resnet():
     return ResNetForImageClassification(ResNetConfig(layer_type="basic", **sizes)).eval()
 
 
-def test_a_resnet_is_pruned_exactly_and_an_allocation_of_its_file_fits(tmp_path):
+def test_a_resnet_is_pruned_exactly_and_an_allocation_of_its_file_fits(tmp_path: Path) -> None:
     model = _resnet()
     covered = {
         name
@@ -174,28 +176,28 @@ def test_a_resnet_is_pruned_exactly_and_an_allocation_of_its_file_fits(tmp_path)
         assert abs(layer.zeros - allocation[layer.name] * layer.numel) < 1
 
 
-def test_a_pattern_says_what_it_cannot_do_to_a_stem_of_three_channels():
+def test_a_pattern_says_what_it_cannot_do_to_a_stem_of_three_channels() -> None:
     """27 weights per output hold six whole groups; the rest stays, and the total is told."""
     report = st.prune(Net(a=nn.Conv2d(3, 8, 3)), 0.5, pattern="2:4")
     assert report.layers[0].zeros == 8 * 12
     assert report.realised == pytest.approx(96 / 216)
 
 
-def test_calibration_text_does_not_prune_convolutions():
+def test_calibration_text_does_not_prune_convolutions() -> None:
     class Block(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.conv, self.fc = nn.Conv1d(8, 8, 1), nn.Linear(8, 8)
 
-        def forward(self, states):
+        def forward(self, states: Any) -> Any:
             return self.fc(self.conv(states.mT).mT)
 
     class Model(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.embed, self.layers = nn.Embedding(100, 8), nn.ModuleList([Block(), Block()])
 
-        def forward(self, ids):
+        def forward(self, ids: Any) -> Any:
             states = self.embed(ids)
             for layer in self.layers:
                 states = layer(states)

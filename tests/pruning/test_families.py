@@ -4,6 +4,8 @@ why, and inputs block by block."""
 import copy
 import re
 from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,12 +27,12 @@ pytestmark = pytest.mark.filterwarnings(
 )  # transformers warns of kernels that are not installed
 
 
-def text():
+def text() -> Any:
     """Token ids below those that mean an image."""
     return tokens(4, 16) % 90 + 3
 
 
-def expected(name, model, *, by_text=False):
+def expected(name: str, model: Any, *, by_text: bool = False) -> set[Any]:
     """Parameters to prune: each Linear's weight and each experts' in the family's
     blocks, but those named dense."""
     case = FAMILIES[name]
@@ -52,7 +54,7 @@ def expected(name, model, *, by_text=False):
     return found
 
 
-def pruned(report, model):
+def pruned(report: Any, model: Any) -> set[Any]:
     source = module_source(model, fingerprint=False)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return {
@@ -61,7 +63,7 @@ def pruned(report, model):
     }
 
 
-def check_left_out(report, patterns):
+def check_left_out(report: Any, patterns: Any) -> None:
     for glob, reason in patterns.items():
         found = [layer for layer in report.left_out if fnmatchcase(layer.name, glob)]
         assert found, glob
@@ -69,7 +71,7 @@ def check_left_out(report, patterns):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_magnitude_prunes_the_blocks_of_the_language_model_and_says_what_stays(name):
+def test_magnitude_prunes_the_blocks_of_the_language_model_and_says_what_stays(name: Any) -> None:
     model = model_of(name)
     before = copy.deepcopy(model.state_dict())
     report = st.prune(model, 0.5)
@@ -85,7 +87,9 @@ def test_magnitude_prunes_the_blocks_of_the_language_model_and_says_what_stays(n
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-def test_calibration_text_finds_the_blocks_that_it_passes_or_is_refused_in_one_line(name, method):
+def test_calibration_text_finds_the_blocks_that_it_passes_or_is_refused_in_one_line(
+    name: Any, method: str
+) -> None:
     case, model = FAMILIES[name], model_of(name)
     before = copy.deepcopy(model.state_dict())
     if case.refused:
@@ -110,7 +114,7 @@ def test_calibration_text_finds_the_blocks_that_it_passes_or_is_refused_in_one_l
 @pytest.mark.parametrize(
     "name", [param for param in CASES if not FAMILIES[param.values[0]].refused]
 )
-def test_inputs_of_every_block_are_those_of_a_plain_forward_pass(name):
+def test_inputs_of_every_block_are_those_of_a_plain_forward_pass(name: Any) -> None:
     """Blocks of different kinds get different arguments; the model itself is the oracle."""
     model, ids = model_of(name), text()
     scope, source = scope_of(model, ids), module_source(model, fingerprint=False)
@@ -128,7 +132,7 @@ def test_inputs_of_every_block_are_those_of_a_plain_forward_pass(name):
     )
 
 
-def _seen(model, blocks, ids, stack):
+def _seen(model: Any, blocks: int, ids: Any, stack: Any) -> list[list[Any]]:
     """What goes into each block in plain calls of the model, or of its language
     model where it must have images."""
     runner = (
@@ -153,14 +157,14 @@ def _seen(model, blocks, ids, stack):
     return found
 
 
-def name_of(model):
+def name_of(model: Any) -> Any:
     return type(model).__name__.removesuffix("ForConditionalGeneration")
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_an_allocation_of_the_saved_folder_prunes_the_same_weights_of_the_live_model(
-    name, tmp_path
-):
+    name: Any, tmp_path: Path
+) -> None:
     model = model_of(name)
     model.save_pretrained(tmp_path)
     analysis = st.analyze(str(tmp_path), spec=st.presets.FULL)
@@ -172,7 +176,7 @@ def test_an_allocation_of_the_saved_folder_prunes_the_same_weights_of_the_live_m
     )
 
 
-def test_half_of_an_encoder_decoder_at_a_time():
+def test_half_of_an_encoder_decoder_at_a_time() -> None:
     for half, other in (("encoder", "decoder"), ("decoder", "encoder")):
         model = model_of("bart")
         report = st.prune(
@@ -182,7 +186,7 @@ def test_half_of_an_encoder_decoder_at_a_time():
         assert all(layer.name.startswith(f"model.{half}.layers") for layer in report.layers)
 
 
-def test_a_tower_is_pruned_by_magnitude_where_it_is_named_and_never_by_text():
+def test_a_tower_is_pruned_by_magnitude_where_it_is_named_and_never_by_text() -> None:
     glob = "model.vision_tower.encoder.layers.*"
     model = model_of("llava")
     report = st.prune(model, 0.5, include=[glob])
@@ -197,7 +201,9 @@ def test_a_tower_is_pruned_by_magnitude_where_it_is_named_and_never_by_text():
     assert all(layer.name.startswith("model.vision_tower") for layer in report.layers)
 
 
-def test_inputs_of_weights_whose_module_is_never_called_are_seen_where_they_are_multiplied():
+def test_inputs_of_weights_whose_module_is_never_called_are_seen_where_they_are_multiplied() -> (
+    None
+):
     """Mamba multiplies by dt_proj's weight; the oracle takes the same input from x_proj's
     output."""
     model, ids = model_of("mamba"), text()
@@ -221,11 +227,11 @@ def test_inputs_of_weights_whose_module_is_never_called_are_seen_where_they_are_
     )
 
 
-def _covered(model):
+def _covered(model: Any) -> list[Any]:
     return [layer.name for layer in scope_of(model, None).cover(module_source(model)).layers]
 
 
-def test_the_command_prunes_a_multi_modal_folder_and_keeps_the_rest(tmp_path):
+def test_the_command_prunes_a_multi_modal_folder_and_keeps_the_rest(tmp_path: Path) -> None:
     folder, out = tmp_path / "model", tmp_path / "out"
     model = model_of("llava")
     model.save_pretrained(folder)

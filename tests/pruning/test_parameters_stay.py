@@ -3,6 +3,8 @@ state-space parameters keep every value."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,28 +14,28 @@ from spectail.models.live.walk import module_source
 transformers = pytest.importorskip("transformers")
 
 
-def mamba():
+def mamba() -> Any:
     config = transformers.MambaConfig(
         vocab_size=40, hidden_size=32, state_size=16, num_hidden_layers=2
     )
     return transformers.MambaForCausalLM(config)
 
 
-def rwkv():
+def rwkv() -> Any:
     config = transformers.RwkvConfig(
         vocab_size=40, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32
     )
     return transformers.RwkvForCausalLM(config)
 
 
-def swin():
+def swin() -> Any:
     config = transformers.SwinConfig(
         image_size=16, patch_size=2, embed_dim=16, depths=[1, 1], num_heads=[2, 2]
     )
     return transformers.SwinForImageClassification(config)
 
 
-def beit():
+def beit() -> Any:
     sizes = {
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -46,7 +48,7 @@ def beit():
     return transformers.BeitForImageClassification(config)
 
 
-def convnext():
+def convnext() -> Any:
     config = transformers.ConvNextV2Config(
         image_size=16, hidden_sizes=[16, 32], depths=[1, 1], num_stages=2
     )
@@ -57,7 +59,7 @@ MODELS = {"mamba": mamba, "rwkv": rwkv, "swin": swin, "beit": beit, "convnext": 
 
 
 @pytest.mark.parametrize("case", MODELS)
-def test_what_is_no_weight_matrix_keeps_its_values(case):
+def test_what_is_no_weight_matrix_keeps_its_values(case: str) -> None:
     torch.manual_seed(0)
     model = MODELS[case]().eval()
     for parameter in model.parameters():

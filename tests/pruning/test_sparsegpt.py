@@ -2,6 +2,7 @@
 a real layer against the others."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +17,13 @@ from tests.goldens.published import matrix
 from tests.reference import plain_pruning as plain
 
 
-def _case(seed=0, rows=7, cols=24, tokens=60):
+def _case(seed: int = 0, rows: int = 7, cols: int = 24, tokens: int = 60) -> tuple[Any, Any]:
     rng = np.random.default_rng(seed)
     mixing = rng.standard_normal((cols, cols))
     return rng.standard_normal((rows, cols)), rng.standard_normal((tokens, cols)) @ mixing
 
 
-def _smallest(costs, count):
+def _smallest(costs: Any, count: int) -> Any:
     mask = np.zeros(costs.size, dtype=bool)
     mask[np.argsort(costs, axis=None, kind="stable")[:count]] = True
     return mask.reshape(costs.shape)
@@ -30,11 +31,13 @@ def _smallest(costs, count):
 
 @pytest.mark.parametrize("block_size", [24, 8, 7, 1])
 @pytest.mark.parametrize("ratio", [0.25, 0.6])
-def test_unstructured_is_brain_surgeon_with_explicit_inverses(block_size, ratio):
+def test_unstructured_is_brain_surgeon_with_explicit_inverses(
+    block_size: int, ratio: float
+) -> None:
     weights, inputs = _case()
     count = round(ratio * weights.size)
 
-    def choose(costs, left, right):
+    def choose(costs: Any, left: torch.Tensor, right: torch.Tensor) -> Any:
         return _smallest(costs, count * right // 24 - count * left // 24)
 
     expected, mask = plain.brain_surgeon(
@@ -48,11 +51,11 @@ def test_unstructured_is_brain_surgeon_with_explicit_inverses(block_size, ratio)
 
 
 @pytest.mark.parametrize(("n", "m", "cols"), [(2, 4, 24), (1, 2, 24), (4, 8, 24), (2, 5, 24)])
-def test_patterns_are_brain_surgeon_group_by_group(n, m, cols):
+def test_patterns_are_brain_surgeon_group_by_group(n: int, m: int, cols: int) -> None:
     weights, inputs = _case(cols=cols)
     whole = cols // m * m
 
-    def choose(costs, left, right):
+    def choose(costs: Any, left: torch.Tensor, right: torch.Tensor) -> Any:
         return (
             plain.pattern_mask(costs, n, m)
             if right - left == m
@@ -67,7 +70,7 @@ def test_patterns_are_brain_surgeon_group_by_group(n, m, cols):
     assert not found.mask[:, whole:].any()
 
 
-def test_input_and_gram_stay_as_they_are():
+def test_input_and_gram_stay_as_they_are() -> None:
     weights, inputs = (torch.from_numpy(x) for x in _case())
     gram = inputs.T @ inputs
     before = weights.clone(), gram.clone()
@@ -76,7 +79,7 @@ def test_input_and_gram_stay_as_they_are():
     assert torch.equal(gram, before[1])
 
 
-def test_dead_inputs_go_first_and_those_that_stay_are_not_written():
+def test_dead_inputs_go_first_and_those_that_stay_are_not_written() -> None:
     weights, inputs = _case()
     inputs[:, [3, 4]] = 0
     gram = torch.from_numpy(inputs.T @ inputs)
@@ -89,7 +92,7 @@ def test_dead_inputs_go_first_and_those_that_stay_are_not_written():
     assert int(many.mask.sum()) == 100
 
 
-def test_a_hessian_that_is_not_positive_definite_gets_more_damping_and_says_so():
+def test_a_hessian_that_is_not_positive_definite_gets_more_damping_and_says_so() -> None:
     weights, _ = _case()
     gram = torch.eye(24, dtype=torch.float64)
     gram[0, 1] = gram[1, 0] = 1.5
@@ -100,7 +103,7 @@ def test_a_hessian_that_is_not_positive_definite_gets_more_damping_and_says_so()
     assert int(outcome.mask.sum()) == 80
 
 
-def test_a_hessian_that_no_damping_mends_is_an_error():
+def test_a_hessian_that_no_damping_mends_is_an_error() -> None:
     weights, _ = _case()
     gram = torch.full((24, 24), 1e6, dtype=torch.float64)
     gram.fill_diagonal_(1.0)
@@ -114,7 +117,7 @@ def test_a_hessian_that_no_damping_mends_is_an_error():
 @pytest.mark.parametrize(
     "quota", [Zeros(576 * 576 // 2), Zeros(576 * 576 * 7 // 10), Pattern(2, 4)], ids=str
 )
-def test_on_a_real_layer_sparsegpt_loses_least_then_wanda_then_magnitude(quota):
+def test_on_a_real_layer_sparsegpt_loses_least_then_wanda_then_magnitude(quota: Any) -> None:
     """The first layer of SmolLM2, whose inputs are normed embeddings,
     here of drawn words: 2,048 tokens."""
     weights = torch.from_numpy(matrix("smollm2/model.layers.0.self_attn.q_proj"))
@@ -136,7 +139,7 @@ def test_on_a_real_layer_sparsegpt_loses_least_then_wanda_then_magnitude(quota):
     assert losses[1] < 0.9 * losses[2]
 
 
-def _first_inputs():
+def _first_inputs() -> torch.Tensor:
     gguf = pytest.importorskip("gguf")
     from tests.goldens.published import _gguf_tensors
 
