@@ -66,6 +66,7 @@ app = typer.Typer(
     cls=_Commands,
     help=SUMMARY,
     no_args_is_help=True,
+    # An error that nobody foresaw keeps Python's traceback, which a bug report needs as it is.
     pretty_exceptions_enable=False,
 )
 
@@ -118,11 +119,12 @@ def run(arguments: list[str]) -> int:
             "; the same command goes on where it stopped" if arguments[:1] == ["analyze"] else ""
         )
         errors.print(f"interrupted{goes_on}", markup=False)
-        return 130
+        return 130  # 128 + SIGINT, as a shell reports an interrupted command
     except UsageProblem as error:
         problem = error.format_message()
     except SpectailError as error:
         problem = str(error)
+    # The run writes and reads in many places; a full disk or a missing permission may meet any.
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         hint = (

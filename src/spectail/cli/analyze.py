@@ -118,6 +118,7 @@ class _Bar(Bar):
         )
 
     def __call__(self, layer: Layer | None, done: int, total: int) -> None:
+        # Names of layers differ at their end; 44 columns leave room for the bar in a line of 80.
         self.show(layer.name[-44:] if layer else "writing the report", done, total)
 
 
@@ -128,6 +129,7 @@ def _show(console: Console, analysis: Analysis, out: Path) -> None:
         ("Heaviest tails (lowest alpha)", heaviest),
         ("Lightest tails (highest alpha)", lightest),
     ):
+        # Every layer may have failed or be too small.
         if not len(rows):
             continue
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spectail.analysis import Analysis
+from spectail.basics.files import write_text
 from spectail.cli.options import Quiet
 from spectail.report.compare_page import compare_html
 from spectail.results.compare import pair_layers
@@ -26,11 +27,9 @@ def compare(
     """Pair the layers of two analyses by name, show what moved most, and write a page."""
     first, second = Analysis.load(a), Analysis.load(b)
     comparison = pair_layers(first, second)
+    # B is the later run. Its analysis.json may be given in place of its folder.
     page = out or (b if b.is_dir() else b.parent) / "compare.html"
-    # Make the page before the folder, so that a failure leaves nothing behind.
-    html = compare_html(comparison, first, second)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(html, encoding="utf-8")
+    write_text(page, compare_html(comparison, first, second))
     console = Console(quiet=quiet, soft_wrap=True)
     for warning in comparison.warnings:
         console.print(f"note: {warning}", highlight=False, markup=False)

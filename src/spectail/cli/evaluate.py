@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
 from spectail.basics.files import write_text
+from spectail.cli.bar import Bar
 from spectail.cli.options import Device, Quiet
 from spectail.errors import EvaluationError
 from spectail.evaluation import CHOICES, evaluate_tasks, perplexity
@@ -90,11 +89,11 @@ def evaluate(
     model, tokenizer = open_language_model(source, dtype, device)
     model = inner_language_model(model, include or (), exclude or ())
     if passage is not None:
-        with _bar(quiet=quiet) as bar:
+        with Bar(quiet=quiet) as bar:
             ppl = perplexity(
                 model, tokenizer, passage, seq_len=2048 if seq_len is None else seq_len,
                 max_sequences=max_sequences, batch_size=batch_size,
-                bos="auto" if bos is None else bos, progress=bar,
+                bos="auto" if bos is None else bos, progress=partial(bar.show, "perplexity"),
             )  # fmt: skip
         words, result = ppl.describe(), ppl.to_dict()
     else:
@@ -121,17 +120,10 @@ def _check_used(option: str, given: object, **others: object) -> None:
 
 def _line(task: str, scores: dict[str, float]) -> str:
     """Describe a task with its metrics and their standard errors, if there are any."""
+    # lm-eval names the standard error of ``acc`` ``acc_stderr``.
     errors = {name: scores.get(f"{name}_stderr") for name in scores if not name.endswith("_stderr")}
     parts = (
         f"{name} {scores[name]:.4g}" + (f" +- {e:.2g}" if e is not None else "")
         for name, e in errors.items()
     )
     return f"{task}: {', '.join(parts)}"
-
-
-@contextmanager
-def _bar(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on standard error that disappears when it is done."""
-    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
-        task = progress.add_task("perplexity", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -122,6 +122,8 @@ def _row(a: LayerRecord | None, b: LayerRecord | None, unlike: str = "") -> dict
     status, reason = _status(a, b)
     if status == PAIRED and unlike:
         status, reason = "not comparable", unlike
+    # Variances add up for independent weights. Two versions of one model share most of theirs, so
+    # that their z is too small rather than too large.
     change = b.alpha - a.alpha if a and b and status == PAIRED else math.nan
     error = math.hypot(a.alpha_se, b.alpha_se) if a and b else math.nan
     row: dict[str, object] = {
@@ -157,6 +159,7 @@ def _status(a: LayerRecord | None, b: LayerRecord | None) -> tuple[str, str]:
             if x.status != "ok"
         ]
         return "not comparable", "; ".join(unmeasured)
+    # Windows turn with a transposed matrix.
     if sorted((a.window_rows, a.window_cols)) != sorted((b.window_rows, b.window_cols)):
         before, now = (f"{x.window_rows} x {x.window_cols}" for x in (a, b))
         return "not comparable", f"windows of {before} in A, {now} in B"

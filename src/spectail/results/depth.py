@@ -49,6 +49,7 @@ def depths(units: Iterable[str]) -> dict[str, int]:
     sizes: dict[tuple[str, int], int] = {}
     for stack, stage, number in places.values():
         sizes[stack, stage] = max(sizes.get((stack, stage), 0), number + 1)
+    # Blocks of all earlier stages of a stack lie before a block.
     before = {
         (stack, stage): sum(size for (s, i), size in sizes.items() if s == stack and i < stage)
         for stack, stage in sizes
@@ -130,6 +131,7 @@ def rank_correlation(
     r = np.asarray(np.corrcoef(np.stack(ranks)))
     rho = float(r[0, 1])
     if given is not None:
+        # The textbook formula of a partial correlation, here of ranks.
         left = (1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2)
         # Where one follows the given one exactly, only rounding is left to be correlated.
         if left < 1e-9:

@@ -293,6 +293,7 @@ class RunInfo:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunInfo:
         """Restore a run from ``to_dict``."""
+        # JSON gives lists, which never equal the tuples of the run that was saved.
         lists = {k: tuple(values[k]) for k in ("include", "exclude", "notes")}
         return cls(**{**values, **lists, "spec": Spec(**values["spec"])})
 

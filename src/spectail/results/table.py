@@ -29,6 +29,7 @@ def layer_table(results: Results) -> pd.DataFrame:
     rows = [layer.row() for layer in results.layers]
     columns = {name: [row[name] for row in rows] for name in COLUMNS}
     for name, dtype in COLUMN_DTYPES.items():
+        # One such name would make to_csv and to_parquet fail after the run has been measured.
         if dtype == "str":
             columns[name] = [storable(text) for text in columns[name]]
     # Start from objects: pandas would turn a column of integers and None into floats.
