@@ -13,8 +13,7 @@ from spectail.allocation.allocate import allocate as make_allocation
 from spectail.allocation.targets import as_target, target_names
 from spectail.allocation.units import FALLBACKS
 from spectail.analysis import Analysis
-from spectail.cli.options import Exclude, Quiet
-from spectail.cli.settings import read_settings
+from spectail.cli.options import Exclude, Quiet, read_settings
 from spectail.errors import AllocationError
 from spectail.results.table import storable
 

@@ -12,8 +12,7 @@ from rich.console import Console
 from spectail import export as tools
 from spectail.allocation.allocation import Allocation
 from spectail.basics.files import write_text
-from spectail.cli.options import Quiet
-from spectail.cli.settings import read_settings
+from spectail.cli.options import Quiet, read_settings
 from spectail.errors import ExportError
 from spectail.export import Tool, tool_names
 

@@ -1,13 +1,44 @@
-"""Options that several sub-commands share."""
+"""Options that several sub-commands share, and ``--option NAME=VALUE`` for all others."""
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeAlias
 
 import typer
+
+from spectail.errors import SpectailError
 
 Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
 Exclude: TypeAlias = Annotated[
     list[str] | None, typer.Option(help="Leave out layers whose name matches this glob.")
 ]
 Device: TypeAlias = Annotated[str, typer.Option(help="cpu, cuda...")]
+
+
+def read_settings(
+    texts: Sequence[str] | None, problem: type[SpectailError], *, known: Sequence[str]
+) -> dict[str, Any]:
+    """Read ``NAME=VALUE`` texts; values are JSON (``0.5``, ``[2, 4]``, ``true``) or plain text.
+
+    Raises:
+        SpectailError: a text of another form, a name twice, or one that has a flag of its own
+            (``known``); of the type ``problem``.
+
+    """
+    found: dict[str, Any] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not (name.isidentifier() and equals):
+            raise problem(f"--option must be NAME=VALUE, not {text!r}")
+        if name in found or name in known:
+            own = f"give it as --{name.replace('_', '-')}" if name in known else "give it once"
+            raise problem(f"--option {text!r}: {own}")
+        # What is no JSON is text, so that names of formats need no quotes within the shell's.
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
