@@ -83,6 +83,8 @@ class Farms:
 
     exact_zeros = False
     """Whether to use an SVD, which keeps exact zeros exact and takes twice the time."""
+    convolution_factor = 1.0
+    """What the eigenvalues of convolutions are multiplied by; only a fixed xmin notices it."""
 
     def too_small(self, shape: tuple[int, int], spec: Spec) -> str:
         """Return why a matrix of this shape cannot be measured, or an empty string if it can."""
@@ -164,6 +166,8 @@ class Farms:
         """Cut windows, compute their eigenvalues and fit the tail; the matrices must be usable."""
         window, positions = self.place((matrices.shape[1], matrices.shape[2]), spec, common)
         taken, found = self.solve(matrices, window, positions, spec)
+        if convolution:
+            found = self.convolution_factor * found
         fit = self.with_tail(self.pooled(found, window), spec, variance)
         # The error bar can reuse the eigenvalues of windows that do not overlap.
         known = dict(zip(taken, found, strict=True))

@@ -30,15 +30,13 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = NDArray[np.float64]
 
-CONVOLUTION_FACTOR = 0.5
-"""Eigenvalues of convolutions are halved (``conv_norm`` in the published code). Alpha does not
-change."""
-
 
 class Published(Farms):
     """The published procedures: overrides of the steps in which they differ from the default."""
 
     exact_zeros = True
+    convolution_factor = 0.5
+    """``conv_norm`` in the published code, which multiplies the weights by sqrt(1/2)."""
 
     def too_small(self, shape: tuple[int, int], spec: Spec) -> str:
         """Return a reason for an empty matrix only: every other shape is measured."""
@@ -65,28 +63,23 @@ class Published(Farms):
         error_bar: bool,
         variance: float,
     ) -> TailFit:
-        """Fit a layer; a convolution has halved eigenvalues and averages alpha over its divisions.
-
-        A convolution that is measured whole has no divisions.
-        """
-        if not convolution:
-            return super().fit(
-                matrices, spec, common, convolution=False, error_bar=error_bar, variance=variance
-            )
-        if spec.window != "whole":
+        """Fit a layer; a convolution that is cut averages alpha over its divisions."""
+        if convolution and spec.window != "whole":
             return self._fit_divisions(matrices, spec)
-        window, positions = self.place((matrices.shape[1], matrices.shape[2]), spec, common)
-        # The factor applies to eigenvalues here, sqrt(1/2) to weights in the published code.
-        found = CONVOLUTION_FACTOR * self.solve(matrices, window, positions, spec)[1]
-        fit = self.with_tail(self.pooled(found, window), spec, variance)
-        known = dict(zip(positions, found, strict=True)) if error_bar else None
-        return self.with_error(fit, spec, matrices, known)
+        return super().fit(
+            matrices,
+            spec,
+            common,
+            convolution=convolution,
+            error_bar=error_bar,
+            variance=variance,
+        )
 
     def _fit_divisions(self, matrices: Tensor, spec: Spec) -> TailFit:
         """Average alpha over the divisions of a convolution."""
         upright, window, positions = published_divisions(matrices, spec)
-        found = CONVOLUTION_FACTOR * window_eigenvalues(
-            upright, window, positions, exact_zeros=True
+        found = self.convolution_factor * window_eigenvalues(
+            upright, window, positions, exact_zeros=self.exact_zeros
         )
         fit = self.pooled(found, window)
         tail = average_over_divisions(found, spec.cutoff)
