@@ -101,6 +101,12 @@ OWL_LAMBDA = 0.08
 """Half the range of OWL's ratios across blocks. This is its default; M and lambda were tuned per
 model."""
 
+DLP_WIDTH = 0.15
+"""Half the range of DLP's ratios across blocks, its alpha (arXiv 2505.23807)."""
+
+DSA_LAMBDA = 0.07
+"""Half the range of the ratios that DSA takes over from OWL (NeurIPS 2024)."""
+
 LLR_TRANSITION = 50
 """Steps over which LLR moves from one set of rates to the next (arXiv 2605.22297; 20 in its shorter
 runs)."""

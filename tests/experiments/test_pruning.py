@@ -3,6 +3,8 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,28 +20,28 @@ from experiments.pruning.steps import Experiment, Settings, best, finalists, sel
 from experiments.pruning.summary import against_baseline
 from experiments.pruning.texts import Texts, given, read_html
 from experiments.pruning.toy import toy
-from spectail.pruning.owl import owl, uniform
+from spectail.pruning.allocators import as_allocator, uniform
 from spectail.pruning.scores import wanda
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("pruning")
     assert main(["--quick", "--out", str(folder)]) == 0
     return folder / "quick"
 
 
 @pytest.fixture
-def bench():
+def bench() -> Any:
     return Bench(toy()[0])
 
 
 @pytest.fixture(scope="module")
-def analysis():
+def analysis() -> st.Analysis:
     return st.analyze(toy()[0], spec=st.Spec(window=32), include=["model.layers.*"])
 
 
-def test_a_quick_run_compares_everything_at_one_sparsity(quick):
+def test_a_quick_run_compares_everything_at_one_sparsity(quick: Any) -> None:
     results = json.loads((quick / "results.json").read_text())
     assert list(results["tests"]) == ["magnitude 0.5", "wanda 0.6", "sparsegpt 0.6"]
     for target, found in results["tests"].items():
@@ -56,7 +58,7 @@ def test_a_quick_run_compares_everything_at_one_sparsity(quick):
     assert "| per layer |" in text
 
 
-def test_a_stopped_run_goes_on_to_the_same_results(quick, tmp_path):
+def test_a_stopped_run_goes_on_to_the_same_results(quick: Any, tmp_path: Path) -> None:
     arguments = ["--quick", "--out", str(tmp_path)]
     while main([*arguments, "--seconds", "2"]) == 3:
         pass
@@ -66,7 +68,7 @@ def test_a_stopped_run_goes_on_to_the_same_results(quick, tmp_path):
     assert one == two
 
 
-def test_finalists_are_the_best_on_selection_text_of_all_methods():
+def test_finalists_are_the_best_on_selection_text_of_all_methods() -> None:
     settings, done = Settings(eps=(0.1, 0.3), eps_magnitude=(0.1,)), {}
     for name in RULES:
         for method, sparsity in settings.targets[:2]:
@@ -81,7 +83,7 @@ def test_finalists_are_the_best_on_selection_text_of_all_methods():
     assert finalists(done, settings) == ["per layer", "KS"]
 
 
-def test_perplexity_is_that_of_the_package():
+def test_perplexity_is_that_of_the_package() -> None:
     model, letters, texts = toy()
     text = texts.tests["one"]
     expected = st.perplexity(model, lambda text, **_: letters(text), text, seq_len=32)
@@ -90,7 +92,7 @@ def test_perplexity_is_that_of_the_package():
     assert Bench(model).perplexity(blocks) == pytest.approx(expected, rel=1e-5)
 
 
-def test_borrowed_weights_come_back(bench):
+def test_borrowed_weights_come_back(bench: Any) -> None:
     before = {name: value.clone() for name, value in bench.model.state_dict().items()}
     with bench.borrowed():
         bench.prune_at_once(0.5, "magnitude", None)
@@ -100,7 +102,7 @@ def test_borrowed_weights_come_back(bench):
     assert all(torch.equal(value, before[name]) for name, value in bench.model.state_dict().items())
 
 
-def test_pruning_at_once_uses_the_inputs_of_the_dense_model(bench):
+def test_pruning_at_once_uses_the_inputs_of_the_dense_model(bench: Any) -> None:
     tokens = torch.randint(256, (3, 16), generator=torch.Generator().manual_seed(0))
     layer, inputs = bench.model.model.layers[2].mlp.down_proj, []
     hook = layer.register_forward_pre_hook(
@@ -122,7 +124,7 @@ def test_pruning_at_once_uses_the_inputs_of_the_dense_model(bench):
     assert (gone <= kept).all()
 
 
-def test_rounding_is_to_the_nearest_level():
+def test_rounding_is_to_the_nearest_level() -> None:
     weights = torch.randn(5, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = rounded(weights, 2, group=4)
     for row in range(5):
@@ -135,17 +137,17 @@ def test_rounding_is_to_the_nearest_level():
     assert torch.equal(rounded(torch.ones(2, 8), 3), torch.ones(2, 8))
 
 
-def test_outliers_give_the_ratios_of_owl():
+def test_outliers_give_the_ratios_of_owl() -> None:
     model, _, _ = toy()
     tokens = torch.randint(256, (4, 32), generator=torch.Generator().manual_seed(1))
-    expected = owl(model, 0.6, calibration=tokens, lam=0.12)
-    shares = expected.settings["outlier_percent"]
+    expected = as_allocator("owl").prepare(model, 0.6, calibration=tokens)(0.2)
+    shares = expected.settings["by block"]
     found = by_outliers(shares, uniform(model, 0.6), 0.12)
     assert found == pytest.approx(dict(expected), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_every_allocation_meets_the_budget(name, analysis):
+def test_every_allocation_meets_the_budget(name: Any, analysis: st.Analysis) -> None:
     even = uniform(toy()[0], 0.6)
     shares = {share.unit: float(i) for i, share in enumerate(even.shares)}
     found = allocations.ratios(RULES[name], 0.3, 0.6, analysis=analysis, even=even, owl=shares)
@@ -155,7 +157,7 @@ def test_every_allocation_meets_the_budget(name, analysis):
     assert mean == pytest.approx(0.6, abs=1e-9)
 
 
-def test_shrinking_pulls_the_uncertain_ones_most(analysis):
+def test_shrinking_pulls_the_uncertain_ones_most(analysis: st.Analysis) -> None:
     noisy = tuple(
         replace(
             layer, alpha=2.0 + 0.1 * (layer.block or 0), alpha_se=0.01 if layer.block != 3 else 0.2
@@ -171,14 +173,14 @@ def test_shrinking_pulls_the_uncertain_ones_most(analysis):
     )
 
 
-def test_more_outliers_mean_a_lower_score(analysis):
+def test_more_outliers_mean_a_lower_score(analysis: st.Analysis) -> None:
     even = tuple(replace(layer, alpha=2.0) for layer in analysis.layers)
     units = list(block_alphas(even))
     found = block_alphas(with_outliers(even, {unit: float(i) for i, unit in enumerate(units)}))
     assert [found[unit] for unit in units] == sorted(found.values(), reverse=True)
 
 
-def test_sparsegpt_takes_what_wanda_chose(tmp_path):
+def test_sparsegpt_takes_what_wanda_chose(tmp_path: Path) -> None:
     model, letters, texts = toy()
     journal = Journal.open(tmp_path / "j.jsonl", {})
     settings = replace(QUICK, eps=(0.1, 0.3))
@@ -191,7 +193,7 @@ def test_sparsegpt_takes_what_wanda_chose(tmp_path):
     assert experiment.chosen("wanda", 0.6, "uniform") is None
 
 
-def test_ratios_are_taken_seed_by_seed():
+def test_ratios_are_taken_seed_by_seed() -> None:
     found = {allocations.BASELINE: {"seeds": [10.0, 40.0]}, "other": {"seeds": [5.0, 10.0]}}
     against_baseline(found)
     assert found["other"]["ratio"] == pytest.approx(math.sqrt(0.5 * 0.25))
@@ -199,10 +201,11 @@ def test_ratios_are_taken_seed_by_seed():
     assert best({"0.1": None, "0.2": 3.0}) == 3.0
 
 
-def test_pages_lose_their_tags_and_texts_keep_their_names(tmp_path):
+def test_pages_lose_their_tags_and_texts_keep_their_names(tmp_path: Path) -> None:
     page = tmp_path / "a.html"
     page.write_text(
-        "<html><head><title>no</title></head><body><p>One &amp; <b>two</b></p><script>no</script>three"
+        "<html><head><title>no</title></head><body><p>One &amp; "
+        "<b>two</b></p><script>no</script>three"
     )
     assert read_html(page) == "One &\ntwo\nthree"
     for name in "abc":
@@ -212,6 +215,6 @@ def test_pages_lose_their_tags_and_texts_keep_their_names(tmp_path):
     )
 
 
-def test_texts_are_given_together_or_not_at_all(tmp_path):
+def test_texts_are_given_together_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no text may serve two ends"):
         main(["--calibration", str(tmp_path / "a"), "--out", str(tmp_path)])

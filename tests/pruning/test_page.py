@@ -1,25 +1,29 @@
-"""The page of a pruning run: its rows are the report's, its lines the allocations', and zeros are no gain."""
+"""The page of a pruning run: its rows are the report's, its lines the
+allocations', and zeros are no gain."""
 
 import json
 import math
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from spectail.allocation.allocation import Allocation, LayerValue
 from spectail.allocation.left_out import Code, LeftOut, Reason
 from spectail.evaluation import Perplexity
+from spectail.pruning.allocators import as_allocator
 from spectail.pruning.methods import as_method
 from spectail.pruning.page import COLUMNS, perplexity_by_eps, prune_html, ratios_by_depth
 from spectail.pruning.pipeline import Pruned, PruningPlan
 from spectail.pruning.report import NO_GAIN, Evaluated, PrunedLayer, PruneReport, Selected
+from spectail.pruning.setting import Setting
 
 BLOCKS, KINDS = 6, {"self_attn.q_proj": 400, "mlp.up_proj": 1200}
 HOSTILE = "model.layers.5.<script>alert(1)</script>"
 
 
-def allocation(eps: float, **settings) -> Allocation:
+def allocation(eps: float, **settings: Any) -> Allocation:
     """Ratios that rise with the block."""
     shares = [
         LayerValue(
@@ -34,7 +38,8 @@ def allocation(eps: float, **settings) -> Allocation:
     ]
     given = {"map": f"linear:{1 - eps}:{1 + eps}", "level": "block", **settings}
     return Allocation(
-        target="sparsity", budget=0.5, settings=given, shares=tuple(shares), source="LlamaForCausalLM",
+        target="sparsity", budget=0.5, settings=given, shares=tuple(shares),
+        source="LlamaForCausalLM",
         left_out=(
             LeftOut("model.embed_tokens", Reason(Code.EMBEDDING, "an embedding")),
             LeftOut(HOSTILE, Reason(Code.ROUTER, "a router")),
@@ -47,21 +52,24 @@ def pruned(*, chosen: bool = True, evaluated: int = 1) -> Pruned:
     """A run by alpha with eps 0.3, its perplexities made up."""
     used = allocation(0.3)
     layers = [
-        PrunedLayer(s.name, s.value, round(s.value * s.numel) / s.numel, round(s.value * s.numel), s.numel, "n",
+        PrunedLayer(s.name, s.value, round(s.value * s.numel) / s.numel, round(s.value * s.numel),
+                    s.numel, "n",
                     "damping raised" if s.name.endswith("3.mlp.up_proj") else "")
         for s in used.shares
     ]  # fmt: skip
     dense, after = Perplexity([3.0, 3.2], seq_len=512), Perplexity([3.5, 3.7], seq_len=512)
-    scores = ((0.1, 40.0), (0.3, 35.5), (0.6, math.nan))
+    scores = ((Setting(0.1), 40.0), (Setting(0.3), 35.5), (Setting(0.6), math.nan))
     report = PruneReport(
-        method="sparsegpt", settings={}, pattern=None, layers=tuple(layers), calibration=(32, 512), seconds=1.5,
+        method="sparsegpt", settings={}, pattern=None, layers=tuple(layers), calibration=(32, 512),
+        seconds=1.5,
         evaluated=tuple(Evaluated(f"test{i}.txt", dense, after) for i in range(evaluated)),
-        selected=Selected("the last 10% of <b>text</b>.txt", 0.3, dense, scores) if chosen else None,
+        selected=Selected("the last 10% of <b>text</b>.txt", Setting(0.3), dense, scores)
+        if chosen else None,
     )  # fmt: skip
     plan = PruningPlan(
         method=as_method("sparsegpt"),
         sparsity=0.5,
-        allocation="farms",
+        allocator=as_allocator("farms"),
         eps="auto" if chosen else 0.3,
     )
     others = {"eps 0.1": allocation(0.1), "eps 0.6": allocation(0.6), "uniform": allocation(0.0)}
@@ -74,7 +82,7 @@ def html(done: Pruned) -> str:
     )
 
 
-def data_of(text: str):
+def data_of(text: str) -> Any:
     [found] = re.findall(
         r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL
     )
@@ -85,7 +93,7 @@ def body_of(text: str) -> str:
     return re.sub(r"<(script|style).*?</\1>", "", text, flags=re.DOTALL)
 
 
-def test_rows_are_the_layers_and_those_left_out():
+def test_rows_are_the_layers_and_those_left_out() -> None:
     done = pruned()
     table = data_of(html(done))["table"]
     assert tuple(table["columns"]) == COLUMNS
@@ -99,7 +107,7 @@ def test_rows_are_the_layers_and_those_left_out():
     assert (rows[0]["block"], rows[0]["kind"]) == (0, "q")
 
 
-def test_lines_are_block_means_of_every_allocation_and_points_what_was_reached():
+def test_lines_are_block_means_of_every_allocation_and_points_what_was_reached() -> None:
     done = pruned()
     fig = ratios_by_depth(done.allocation, done.report, done.others)
     lines = {trace.name: trace for trace in fig.data}
@@ -112,7 +120,7 @@ def test_lines_are_block_means_of_every_allocation_and_points_what_was_reached()
     assert list(lines["reached, each layer"].customdata) == list(range(len(done.report.layers)))
 
 
-def test_a_block_whose_layers_differ_is_drawn_by_its_weights():
+def test_a_block_whose_layers_differ_is_drawn_by_its_weights() -> None:
     done = pruned()
     shares = [
         replace(s, value=0.8) if s.name == "model.layers.2.mlp.up_proj" else s
@@ -125,22 +133,36 @@ def test_a_block_whose_layers_differ_is_drawn_by_its_weights():
     )
 
 
-def test_the_choice_of_eps_is_drawn_without_the_candidate_that_gave_nan():
+def test_the_choice_of_eps_is_drawn_without_the_candidate_that_gave_nan() -> None:
     fig = perplexity_by_eps(pruned().report.selected)
     assert list(fig.data[0].x) == [0.1, 0.3]
     assert list(fig.data[0].y) == [40.0, 35.5]
     assert (fig.data[1].x, fig.data[1].y) == ((0.3,), (35.5,))
-    lost = replace(pruned().report.selected, perplexities=((0.1, math.inf), (0.3, math.inf)))
+    lost = replace(
+        pruned().report.selected, perplexities=((Setting(0.1), math.inf), (Setting(0.3), math.inf))
+    )
     assert not perplexity_by_eps(lost).data
     assert (
         perplexity_by_eps(lost).layout.annotations[0].text == "no candidate has a finite perplexity"
     )
 
 
-def test_words_say_what_zeros_are_worth_and_which_perplexity_is_which():
+def test_forms_of_a_rule_are_drawn_apart_and_the_chosen_one_is_named() -> None:
+    first, rising = Setting(0.3, "first"), Setting(0.3, "rising")
+    scores = ((first, 40.0), (Setting(0.6, "first"), 38.0), (rising, 35.5))
+    chosen = replace(pruned().report.selected, setting=rising, perplexities=scores)
+    fig = perplexity_by_eps(chosen)
+    assert [trace.name for trace in fig.data] == ["first", "rising", "chosen"]
+    assert list(fig.data[0].y) == [40.0, 38.0]
+    assert "rising, eps 0.3 chosen by selection perplexity" in chosen.describe()
+    assert chosen.to_dict()["candidates"][2] == {"eps": 0.3, "form": "rising", "perplexity": 35.5}
+
+
+def test_words_say_what_zeros_are_worth_and_which_perplexity_is_which() -> None:
     body = body_of(html(pruned(evaluated=2)))
     for text in (
-        NO_GAIN, "my-model", "This is no test result.", "test0.txt (test text)", "test1.txt (test text)",
+        NO_GAIN, "my-model", "This is no test result.", "test0.txt (test text)",
+        "test1.txt (test text)",
         "22.2 → 36.6", "dense 22.198, pruned 36.598 (1.65 times)",
         "0.3 (chosen)", "0.6: no number", "1 of 6 units would lie outside.", "damping raised",
         "spectail prune path/to/my-model --out DIR", "32 × 512 tokens",
@@ -148,7 +170,7 @@ def test_words_say_what_zeros_are_worth_and_which_perplexity_is_which():
         assert text in body, text
 
 
-def test_the_page_says_how_far_the_ratios_follow_depth():
+def test_the_page_says_how_far_the_ratios_follow_depth() -> None:
     done = pruned()
     assert "follow depth" not in body_of(html(done))
     depth = done.allocation.depth_correlations
@@ -156,14 +178,14 @@ def test_the_page_says_how_far_the_ratios_follow_depth():
     assert "The ratios rise with depth: rank correlation 1.00" in body
 
 
-def test_without_choice_or_test_text_the_page_says_so():
+def test_without_choice_or_test_text_the_page_says_so() -> None:
     page = html(pruned(chosen=False, evaluated=0))
     assert set(data_of(page)["figures"]) == {"ratios"}
     assert "Not measured: <code>--evaluate FILE</code>" in body_of(page)
     assert "no test result" not in body_of(page)
 
 
-def test_hostile_text_opens_no_element_and_nothing_is_fetched():
+def test_hostile_text_opens_no_element_and_nothing_is_fetched() -> None:
     page = html(pruned())
     assert page.count("</script>") == 3
     body = body_of(page)

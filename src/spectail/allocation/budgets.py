@@ -54,6 +54,29 @@ def fill(factors: Array, weights: Array, *, budget: float, bounds: tuple[float, 
     )
 
 
+def shift(values: Array, weights: Array, *, budget: float, bounds: tuple[float, float]) -> Array:
+    """Return clip(values + c, low, high), where c makes the mean by ``weights`` the budget.
+
+    Raises:
+        AllocationError: no values within the bounds have that mean.
+
+    >>> shift(np.array([0.1, 0.2, 0.9]), np.ones(3), budget=0.5, bounds=(0.0, 0.9)).round(6)
+    array([0.25, 0.35, 0.9 ])
+
+    """
+    low, high = bounds
+    if not low <= budget <= high:
+        raise AllocationError(
+            f"values from {low:g} to {high:g} cannot have the mean {budget:g}: widen the bounds"
+        )
+    share = weights / weights.sum()
+    # The mean is piecewise linear in c and bends only where some value meets a bound, so
+    # interpolating between these corners solves for it exactly.
+    corners = np.unique(np.concatenate([low - values, high - values]))
+    means = [float(share @ np.clip(values + corner, low, high)) for corner in corners]
+    return np.asarray(np.clip(values + np.interp(budget, means, corners), low, high))
+
+
 def _scale(relative: Array, share: Array, *, budget: float, bounds: tuple[float, float]) -> float:
     """Find the c of ``fill``.
 

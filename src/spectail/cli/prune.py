@@ -17,7 +17,13 @@ from spectail.errors import PruneError
 from spectail.evaluation.bos import CHOICES, check_choice
 from spectail.evaluation.texts import HOW
 from spectail.models.live.language import open_language_model
-from spectail.pruning.baselines import BASELINES, check_eps, check_known, check_takes_eps
+from spectail.pruning.allocators import (
+    Allocator,
+    allocator_names,
+    as_allocator,
+    check_eps,
+    check_takes_eps,
+)
 from spectail.pruning.folders import PAGE_FILE, check_free, save_pruned
 from spectail.pruning.methods import as_method, method_names
 from spectail.pruning.page import prune_html
@@ -56,9 +62,6 @@ Sparsity: TypeAlias = Annotated[
 Out: TypeAlias = Annotated[
     Path, typer.Option(help="The folder to write; it must not exist, or be empty.")
 ]
-AllocationName: TypeAlias = Annotated[
-    str, typer.Option(help=f"{', '.join(BASELINES)}, or a file of spectail allocate.")
-]
 Calibration: TypeAlias = Annotated[
     str | None, typer.Option(help=f"Text: {HOW}; all but magnitude need it.")
 ]
@@ -86,9 +89,15 @@ def prune(
     source: Source,
     sparsity: Sparsity,
     out: Out,
-    # Written out here, the help is made when the command runs: it names methods added at run time.
+    # Written out here, the help is made when the command runs: it names methods and allocators
+    # added at run time.
     method: Annotated[str, typer.Option(help=f"{', '.join(method_names())}.")] = "wanda",
-    allocation: AllocationName = "farms",
+    allocation: Annotated[
+        str,
+        typer.Option(
+            help=f"{', '.join(allocator_names())}, depth:FORM, or a file of spectail allocate."
+        ),
+    ] = "farms",
     calibration: Calibration = None,
     pattern: PatternText = None,
     include: Include = None,
@@ -107,13 +116,13 @@ def prune(
     """Prune a language model by an allocation of sparsities and write it with a report."""
     # Everything that can be refused is refused before the model is loaded, which takes long.
     check_free(out)
-    check_known(allocation)
+    allocator = as_allocator(allocation)
     check_choice(bos)
     if not 0 <= sparsity < 1:
         raise PruneError(f"a sparsity must be at least 0 and below 1, not {sparsity!r}")
     plan = PruningPlan(
-        method=as_method(method), sparsity=sparsity, allocation=allocation,
-        eps=_eps(eps, allocation), pattern=Pattern.parse(pattern) if pattern else None,
+        method=as_method(method), sparsity=sparsity, allocator=allocator,
+        eps=_eps(eps, allocator), pattern=Pattern.parse(pattern) if pattern else None,
         samples=samples, seq_len=seq_len, max_sequences=max_sequences, seed=seed, bos=bos,
         include=tuple(include or ()), exclude=tuple(exclude or ()),
     )  # fmt: skip
@@ -129,7 +138,7 @@ def _check_texts(
     """Raise PruneError if a needed text is missing, or --bos is given and no text is read."""
     if plan.calibrates and calibration is None:
         raise PruneError(
-            f"{method} with the allocation {plan.allocation} needs calibration text: "
+            f"{method} with the allocation {plan.allocator.name} needs calibration text: "
             "give --calibration FILE"
         )
     if plan.bos != "auto" and not (plan.calibrates or plan.eps == "auto" or tests):
@@ -174,11 +183,11 @@ def _prune(
     return 0
 
 
-def _eps(given: str | None, allocation: str) -> float | Literal["auto"] | None:
+def _eps(given: str | None, allocator: Allocator) -> float | Literal["auto"] | None:
     """Parse ``--eps``: a number, ``auto`` or nothing."""
     if given is None:
         return None
-    check_takes_eps(allocation)
+    check_takes_eps(allocator)
     if given == "auto":
         return "auto"
     try:

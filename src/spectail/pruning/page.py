@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
+from plotly.colors import qualitative, sample_colorscale
 
 from spectail.allocation.allocation import Allocation
 from spectail.evaluation import Rule
@@ -180,8 +180,8 @@ def _by_place(allocation: Allocation, place: Mapping[str, int]) -> dict[int, flo
 
 def perplexity_by_eps(selected: Selected) -> go.Figure:
     """Draw the selection perplexity of every candidate that has one, and mark the chosen one."""
-    tried = [eps for eps, _ in selected.perplexities]
-    scored = {eps: value for eps, value in selected.perplexities if math.isfinite(value)}
+    tried = sorted({setting.eps for setting, _ in selected.perplexities})
+    scored = {s: value for s, value in selected.perplexities if math.isfinite(value)}
     # A linear axis would press the good candidates into one line beside a broken one.
     wide = bool(scored) and max(scored.values()) > 20 * min(scored.values())
     fig = figure(
@@ -191,15 +191,18 @@ def perplexity_by_eps(selected: Selected) -> go.Figure:
     )
     if not scored:
         return note(fig, "no candidate has a finite perplexity")
+    # A rule with several forms has a line for each; the colours go around.
+    for i, form in enumerate(dict.fromkeys(setting.form for setting in scored)):
+        points = {s.eps: value for s, value in scored.items() if s.form == form}
+        colour = ACCENT if not form else qualitative.Safe[i % len(qualitative.Safe)]
+        fig.add_scatter(
+            x=list(points), y=list(points.values()), mode="lines+markers",
+            name=form or "pruned", legendgroup=form or "pruned",
+            line={"color": colour, "width": 2}, marker={"color": colour, "size": 9},
+            hovertemplate=f"{form} eps %{{x:g}}: %{{y:.5g}}<extra></extra>",
+        )  # fmt: skip
     fig.add_scatter(
-        x=list(scored), y=list(scored.values()), mode="lines+markers",
-        name="pruned", legendgroup="pruned",
-        line={"color": ACCENT, "width": 2},
-        marker={"color": ACCENT, "size": 9},
-        hovertemplate="eps %{x:g}: %{y:.5g}<extra></extra>",
-    )  # fmt: skip
-    fig.add_scatter(
-        x=[selected.eps], y=[scored[selected.eps]], mode="markers",
+        x=[selected.setting.eps], y=[scored[selected.setting]], mode="markers",
         name="chosen", legendgroup="chosen",
         marker={"color": FIT, "symbol": "diamond", "size": 13}, hoverinfo="skip",
     )  # fmt: skip
@@ -258,10 +261,10 @@ def _spec(done: Pruned) -> list[tuple[str, str]]:
     parts = [("method", done.report.method), ("sparsity", f"{plan.sparsity:g}")]
     if done.report.pattern:
         parts.append(("pattern", done.report.pattern))
-    parts.append(("allocation", shorten(plan.allocation)))
+    parts.append(("allocation", shorten(plan.allocator.name)))
     if plan.eps is not None:
         chosen = done.report.selected
-        parts.append(("eps", f"{chosen.eps:g} (chosen)" if chosen else f"{plan.eps}"))
+        parts.append(("eps", f"{chosen.setting.key} (chosen)" if chosen else f"{plan.eps}"))
     if done.report.calibration:
         samples, length = done.report.calibration
         parts.append(("calibration", f"{samples} × {length} tokens"))
@@ -322,32 +325,28 @@ def _method(done: Pruned) -> str:
 
 def _rule(plan: PruningPlan, allocation: Allocation) -> str:
     """Describe how the allocation chose the ratios."""
-    settings, name = allocation.settings, f"`{plan.allocation}`"
-    if settings.get("rule") == "uniform":
-        return f"{name}: one ratio for all layers."
-    if settings.get("rule") == "owl":
-        return (
-            f"{name}: fewer zeros in blocks with more outliers, scores above {settings['m']:g} "
-            f"times the block's mean; lambda {settings['lambda']:g}."
-        )
-    how = (
-        f"per {settings['level']}, map {settings['map']}"
-        if "map" in settings
-        else "as its file says"
-    )
+    settings, name = allocation.settings, f"`{plan.allocator.name}`"
+    if "map" not in settings:
+        numbers = [
+            f"{word} {settings[word]:g}" if word != "form" else f"form {settings[word]}"
+            for word in ("form", "eps", "lambda")
+            if word in settings
+        ]
+        return f"{name}: goes by {'; '.join([plan.allocator.meaning, *numbers])}."
+    how = f"per {settings['level']}, map {settings['map']}"
     within = " within its kind of layer" if settings.get("standardize_by_kind") else ""
     return f"{name}: more zeros where alpha is higher{within}, {how}."
 
 
 def _choice(selected: Selected) -> str:
     scores = ", ".join(
-        f"{eps:g}: {value:.5g}" if math.isfinite(value) else f"{eps:g}: no number"
-        for eps, value in selected.perplexities
+        f"{s.key}: {value:.5g}" if math.isfinite(value) else f"{s.key}: no number"
+        for s, value in selected.perplexities
     )
     return (
-        f"{selected.eps:g}, the candidate of the lowest selection perplexity ({scores}; dense "
-        f"{selected.dense:.5g}) on {selected.text}, each pruned by the same method on the same "
-        "calibration text. This is no test result."
+        f"{selected.setting.key}, the candidate of the lowest selection perplexity ({scores}; "
+        f"dense {selected.dense:.5g}) on {selected.text}, each pruned by the same method on the "
+        "same calibration text. This is no test result."
     )
 
 

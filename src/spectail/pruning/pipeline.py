@@ -12,27 +12,20 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from spectail import presets
 from spectail.allocation.allocation import Allocation
 from spectail.errors import EvaluationError
 from spectail.evaluation import Perplexity, perplexity
 from spectail.evaluation.bos import Rule, resolve
-from spectail.pruning.baselines import (
-    BY_EPS,
-    NEEDS_TEXT,
-    allocation_named,
-    allocations_by_eps,
-    check_takes_globs,
-)
+from spectail.pruning.allocators import Allocator, uniform
 from spectail.pruning.calibration import calibration_tokens
+from spectail.pruning.choice import SEQUENCES, Choice, choose, perplexity_or_nan, with_choice
 from spectail.pruning.layers import Scope
 from spectail.pruning.methods import Method
-from spectail.pruning.owl import uniform
 from spectail.pruning.prune import PruningInterrupted, prune
 from spectail.pruning.quotas import Pattern
 from spectail.pruning.reach import scope_of
 from spectail.pruning.report import Evaluated, PruneReport, Selected
-from spectail.pruning.selection import SEQUENCES, ChosenEps, choose_eps, perplexity_or_nan
+from spectail.pruning.setting import Setting
 from spectail.pruning.texts import Text, Texts
 
 
@@ -49,8 +42,8 @@ class PruningPlan:
 
     method: Method
     sparsity: float
-    allocation: str
-    """The name of an allocation in ``baselines``, or the path of an allocation file."""
+    allocator: Allocator
+    """The rule that shares out the sparsity."""
     eps: float | Literal["auto"] | None = None
     """A value, ``auto`` to choose one on the selection text, or None for the published default."""
     pattern: Pattern | None = None
@@ -72,7 +65,7 @@ class PruningPlan:
     @property
     def calibrates(self) -> bool:
         """Whether calibration text is needed."""
-        return self.method.statistic is not None or self.allocation in NEEDS_TEXT
+        return self.method.statistic is not None or self.allocator.needs_text
 
 
 @dataclass(frozen=True)
@@ -100,21 +93,21 @@ def run(
     tokens = _calibration(model, tokenizer, plan, texts)
     # One scope for all allocations, so that they differ in their ratios alone.
     scope = scope_of(model, tokens, plan.include, plan.exclude)
-    check_takes_globs(plan.allocation, scope)
+    plan.allocator.check_scope(scope)
     scores = _Scores(model, tokenizer, plan, progress)
     # Before pruning, because the model is pruned in place.
     dense = [scores.dense(text, plan.max_sequences) for text in texts.tests]
     # A fixed eps needs no selection, whatever texts were given.
     selection = texts.selection if plan.eps == "auto" else None
     dense_selection = scores.dense(selection, SEQUENCES) if selection else None
-    progress(f"sharing out the sparsity: {plan.allocation}", 0, None)
+    progress(f"sharing out the sparsity: {plan.allocator.name}", 0, None)
     candidates, chosen = _allocations(model, plan, tokens, scope)
     apply = partial(prune, model, method=plan.method, calibration=tokens, pattern=plan.pattern)
     selected = None
     if selection and dense_selection:
-        found = _choose(scores, selection, candidates, apply)
-        chosen = found.allocation
-        selected = Selected(selection.name, found.eps, dense_selection, found.scores)
+        choice = _choose(scores, selection, candidates, apply)
+        chosen = with_choice(candidates, choice)
+        selected = Selected(selection.name, choice.best, dense_selection, choice.scores)
     report = apply(
         chosen, progress=lambda name, done, total: progress(name or "pruned", done, total)
     )
@@ -122,11 +115,15 @@ def run(
         Evaluated(text.name, before, scores.pruned(text, plan.max_sequences))
         for text, before in zip(texts.tests, dense, strict=True)
     )
-    # These cost no further measurement, and the page shows them as lines for comparison.
+    # These cost no further measurement, and the page shows them as lines for comparison. Of a rule
+    # with several forms only those of the form used: all of them would hide each other.
     others = {
-        f"eps {eps:g}": other for eps, other in candidates.items() if dict(other) != dict(chosen)
+        str(setting): other
+        for setting, other in candidates.items()
+        if dict(other) != dict(chosen)
+        and setting.form == (chosen.settings.get("form", "") if setting.form else "")
     }
-    if plan.allocation != "uniform":
+    if plan.allocator.name != "uniform":
         others["uniform"] = uniform(model, plan.sparsity, scope=scope)
     report = replace(report, evaluated=evaluated, selected=selected, bos=bos)
     return Pruned(plan, chosen, report, others)
@@ -158,16 +155,12 @@ def _calibration(
 
 def _allocations(
     model: nn.Module, plan: PruningPlan, tokens: Tensor | None, scope: Scope
-) -> tuple[Mapping[float, Allocation], Allocation]:
-    """Return the allocations by candidate eps (none if eps has no meaning), and the planned one."""
-    if plan.allocation not in BY_EPS:
-        return {}, allocation_named(plan.allocation, model, plan.sparsity, scope=scope)
-    by_eps = allocations_by_eps(
-        plan.allocation, model, plan.sparsity, calibration=tokens, scope=scope
-    )
+) -> tuple[Mapping[Setting, Allocation], Allocation]:
+    """Return the allocations by setting (none if there is nothing to set), and the planned one."""
+    make = plan.allocator.prepare(model, plan.sparsity, calibration=tokens, scope=scope)
     # Computed even if eps is given: the page shows them beside it.
-    candidates = {eps: by_eps(eps) for eps in presets.PRUNE_EPS_CANDIDATES}
-    return candidates, by_eps(None if plan.eps == "auto" else plan.eps)
+    candidates = {setting: make(setting) for setting in make.settings}
+    return candidates, make(None if plan.eps == "auto" else plan.eps)
 
 
 @dataclass(frozen=True)
@@ -201,19 +194,19 @@ class _Scores:
 def _choose(
     scores: _Scores,
     text: Text,
-    candidates: Mapping[float, Allocation],
+    candidates: Mapping[Setting, Allocation],
     apply: Callable[..., PruneReport],
-) -> ChosenEps:
-    """Choose eps on the selection text; each candidate is pruned as the model will be."""
+) -> Choice[Setting]:
+    """Choose the setting on the selection text; each one is pruned as the model will be."""
     in_hand = ""
 
-    def next_one(eps: float, number: int, total: int) -> None:
+    def next_one(setting: Setting, number: int, total: int) -> None:
         nonlocal in_hand
-        in_hand = f"eps {eps:g} ({number + 1} of {total})"
+        in_hand = f"{setting} ({number + 1} of {total})"
 
-    def prune_with(allocation: Allocation) -> object:
+    def prune_with(setting: Setting) -> object:
         return apply(
-            allocation,
+            candidates[setting],
             progress=lambda name, *done: scores.progress(f"{in_hand}: {name or 'pruned'}", *done),
         )
 
@@ -221,8 +214,12 @@ def _choose(
         return scores.pruned(text, SEQUENCES, of=in_hand)
 
     try:
-        return choose_eps(
-            scores.model, candidates, prune_with=prune_with, score=score, progress=next_one
+        return choose(
+            scores.model,
+            tuple(candidates),
+            prune_with=prune_with,
+            score=score,
+            progress=next_one,
         )
     except PruningInterrupted:
         # The report of a candidate is of no use: its weights are restored.

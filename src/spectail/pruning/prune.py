@@ -16,11 +16,11 @@ from spectail.allocation.left_out import LeftOut
 from spectail.errors import PruneError
 from spectail.models.live.eval_mode import evaluating
 from spectail.models.naming.blocks import unit_of
+from spectail.pruning.allocators.uniform import uniform
 from spectail.pruning.blocks import find_blocks, start
 from spectail.pruning.calibration import as_tokens, missing_bos
 from spectail.pruning.layers import PruningTarget, choose_targets
 from spectail.pruning.methods import Method, as_method
-from spectail.pruning.owl import uniform
 from spectail.pruning.quotas import Pattern, Quota, Zeros
 from spectail.pruning.reach import check_reached, scope_of
 from spectail.pruning.report import Note, PrunedLayer, PruneReport

@@ -17,6 +17,7 @@ from spectail.basics.json_values import plain
 from spectail.basics.texts import first_names
 from spectail.evaluation import Perplexity, Rule
 from spectail.evaluation.bos import WORDS
+from spectail.pruning.setting import Setting
 from spectail.results.depth import DepthCorrelations
 from spectail.results.table import table_html
 
@@ -83,34 +84,36 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Selected:
-    """How eps was chosen."""
+    """How the allocation's setting was chosen."""
 
     text: str
     """The name of the selection text, or which part of the calibration text it is."""
-    eps: float
+    setting: Setting
     """The candidate with the lowest perplexity."""
     dense: Perplexity
     """The perplexity of the model before pruning, on the selection text."""
-    perplexities: tuple[tuple[float, float], ...]
-    """(eps, perplexity on the selection text) of every candidate; NaN if the pruned model's logits
-    are NaN."""
+    perplexities: tuple[tuple[Setting, float], ...]
+    """(setting, perplexity on the selection text) of every candidate; NaN if the pruned model's
+    logits are NaN."""
 
     def describe(self) -> str:
         """Return one line with the choice and the perplexities of all candidates."""
-        shown = ", ".join(f"{eps:g}: {value:.5g}" for eps, value in self.perplexities)
+        shown = ", ".join(f"{s.key}: {value:.5g}" for s, value in self.perplexities)
         return (
-            f"eps {self.eps:g} chosen by selection perplexity (not a test result) on "
+            f"{self.setting} chosen by selection perplexity (not a test result) on "
             f"{self.text}: {shown}"
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, with null for perplexities that are not finite."""
-        scores = plain([{"eps": eps, "perplexity": value} for eps, value in self.perplexities])
+        candidates = [
+            {**setting.to_dict(), "perplexity": value} for setting, value in self.perplexities
+        ]
         return {
             "text": self.text,
-            "eps": self.eps,
+            **self.setting.to_dict(),
             "dense": self.dense.to_dict(),
-            "candidates": scores,
+            "candidates": plain(candidates),
         }
 
 

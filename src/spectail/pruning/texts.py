@@ -5,6 +5,7 @@ They must not overlap; otherwise the result would be tested on text that it was 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,7 +13,10 @@ from pathlib import Path
 
 from spectail.errors import PruneError
 from spectail.evaluation.texts import read_text
-from spectail.pruning.selection import HELD_OUT, hold_out
+
+HELD_OUT = 0.1
+"""The part at the end of a calibration text that eps is chosen by if no selection text is given. It
+is not used for calibration then."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,19 @@ def read_texts(
             Text(f"the last {HELD_OUT:.0%} of {whole.name}", last),
         )
     return Texts(whole, chosen_by, tuple(text for option, text in found if option == "--evaluate"))
+
+
+def hold_out(text: str) -> tuple[str, str]:
+    """Cut a text at white space into the first nine tenths, to calibrate, and the rest, to select.
+
+    >>> hold_out("a b c d e f g h i j")
+    ('a b c d e f g h i', ' j')
+    """
+    start = round((1 - HELD_OUT) * len(text))
+    # At white space, so that no word is cut in two.
+    space = re.compile(r"\s").search(text, start)
+    cut = space.start() if space else start
+    return text[:cut], text[cut:]
 
 
 def _check_selection(calibration: str | None, selection: str | None, *, choosing: bool) -> None:

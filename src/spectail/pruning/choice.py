@@ -1,4 +1,4 @@
-"""Choose a setting by pruning with each candidate and scoring the pruned model.
+"""Choose among allocations by pruning with each one and scoring the pruned model.
 
 The score must not come from the test text; use text that is held out for the choice.
 """
@@ -6,17 +6,24 @@ The score must not come from the test text; use text that is held out for the ch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
-from spectail.errors import PruneError
+from spectail.allocation.allocation import Allocation
+from spectail.errors import EvaluationError, PruneError
+from spectail.evaluation import Perplexity, Progress, perplexity
+from spectail.evaluation.bos import resolve
+from spectail.pruning.setting import Setting
 
 T = TypeVar("T")
+
+SEQUENCES = 16
+"""The most sequences, from the start of the selection text, that a candidate is scored on."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,48 @@ def choose(
             "the score is NaN for every candidate: check the selection text and the model"
         )
     return Choice(min(usable, key=lambda pair: pair[1])[0], tuple(found))
+
+
+def with_choice(allocations: Mapping[Setting, Allocation], choice: Choice[Setting]) -> Allocation:
+    """Return the chosen allocation, whose settings hold how it was chosen.
+
+    Its file then has the chosen ``eps`` (and ``form``), and as ``eps_scores`` the scores of all
+    settings, null if not finite.
+    """
+    scores = {s.key: value if math.isfinite(value) else None for s, value in choice.scores}
+    best, setting = allocations[choice.best], choice.best
+    form = {"form": setting.form} if setting.form else {}
+    settings = {**best.settings, "eps": setting.eps, **form, "eps_scores": scores}
+    return replace(best, settings=settings)
+
+
+def perplexity_or_nan(
+    model: nn.Module,
+    tokenizer: Any,
+    text: str,
+    *,
+    seq_len: int,
+    max_sequences: int | None = None,
+    bos: str = "auto",
+    progress: Progress | None = None,
+) -> Perplexity:
+    """Return the perplexity of a pruned model, or NaN if its logits are NaN.
+
+    A broken candidate then loses the selection; an error would end the run. Faults of the text
+    are found before, when ``perplexity`` evaluates the dense model on it.
+    """
+    try:
+        return perplexity(
+            model,
+            tokenizer,
+            text,
+            seq_len=seq_len,
+            max_sequences=max_sequences,
+            bos=bos,
+            progress=progress,
+        )
+    except EvaluationError:
+        return Perplexity([math.nan], seq_len=seq_len, bos=resolve(bos, tokenizer, model).rule)
 
 
 @contextmanager

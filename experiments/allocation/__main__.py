@@ -1,0 +1,77 @@
+"""``python -m experiments.allocation``: whether any rule is better than those that read no weights.
+
+First every rule with every eps on selection text, then the chosen settings on test text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.allocation.steps import Experiment, Settings, finalists
+from experiments.allocation.subjects import MODELS, Subject, open_model
+from experiments.common import ROOT, WORK, Journal, run_steps
+from experiments.pruning.texts import Texts, installed
+from experiments.pruning.toy import toy
+
+QUICK = Settings(eps=(0.2, 0.5), draws=2, seq_len=32, calibration=4, selection=2, tests=2)
+JOURNALS = ROOT / "experiments" / "allocation" / "journals"
+"""Kept in the repository: a run of many hours goes on anywhere."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is missing; 0 if all is done, 3 if ``--seconds`` ran out before."""
+    options = _options(arguments)
+    settings = QUICK if options.quick else Settings()
+    torch.manual_seed(0)
+    model, tokenizer, texts = _inputs(options)
+    sizes = {"calibration": texts.calibration, "selection": texts.selection, **texts.tests}
+    kept = settings.to_dict() | {"texts": {name: len(text) for name, text in sizes.items()}}
+    folder = WORK / "quick" if options.quick else JOURNALS
+    journal = Journal.open(folder / f"{Path(options.model).stem}.jsonl", kept, fresh=options.fresh)
+    experiment = Experiment(Subject(model), tokenizer, texts, settings=settings, journal=journal)
+    return 0 if _run(experiment, options.seconds) else 3
+
+
+def _run(experiment: Experiment, seconds: float | None) -> bool:
+    """Do the steps in their order; False if the time ran out before the last."""
+    until = None if seconds is None else time.monotonic() + seconds
+
+    def run(steps: Any) -> bool:
+        left = None if until is None else max(0.0, until - time.monotonic())
+        return run_steps(experiment.journal, steps, seconds=left)
+
+    targets, done = experiment.settings.targets, experiment.journal.done
+    return (
+        run(experiment.measuring())
+        and all(run(experiment.selecting(target)) for target in targets)
+        and all(
+            run(experiment.testing(target, finalists(done, experiment.settings, target)))
+            for target in targets
+        )
+    )
+
+
+def _inputs(options: argparse.Namespace) -> tuple[Any, Any, Texts]:
+    return toy() if options.quick else (*open_model(options.model), installed())
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments.allocation", description=__doc__)
+    parser.add_argument(
+        "--model", default=MODELS[0], help=f"{', '.join(MODELS)}, or what spectail prune opens"
+    )
+    parser.add_argument("--seconds", type=float, help="stop after so long; run again to go on")
+    parser.add_argument("--fresh", action="store_true", help="forget an earlier run")
+    parser.add_argument("--quick", action="store_true", help="a toy model, for a minute")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""An allocation that ``spectail allocate`` wrote to a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from spectail.allocation.allocation import Allocation
+from spectail.errors import AllocationError, PruneError
+from spectail.pruning.allocators.base import FixedAllocator, Make
+from spectail.pruning.layers import Scope
+
+
+@dataclass(frozen=True)
+class FromFile(FixedAllocator):
+    """The ratios of a file, which must have the sparsity asked for."""
+
+    name: str
+    """The path of the file."""
+
+    meaning = "the ratios of a file"
+
+    def check_scope(self, scope: Scope) -> None:
+        """Refuse globs: the file names its layers itself."""
+        if scope.include or scope.exclude:
+            raise PruneError(
+                "include and exclude go with a named allocation: "
+                f"the file {self.name} names its layers itself"
+            )
+
+    def measure(
+        self, model: nn.Module, sparsity: float, *, tokens: Tensor | None, scope: Scope
+    ) -> Make:
+        """Read the file."""
+        allocation = Allocation.load(self.name)
+        if allocation.target != "sparsity":
+            raise AllocationError(
+                f"{self.name} allocates {allocation.target}: expected an allocation of sparsity"
+            )
+        # Allocations meet their budget far more closely than this.
+        if abs(allocation.realised - sparsity) > 1e-6:
+            raise PruneError(
+                f"{self.name} has a sparsity of {allocation.realised:g}, "
+                f"not the {sparsity:g} asked for"
+            )
+        return lambda _: allocation
