@@ -1,4 +1,7 @@
-"""``python -m experiments.diagnosis``: train, plant faults, measure, then tables, plot and docs page."""
+"""``python -m experiments.diagnosis``: train, plant faults, measure.
+
+Then write tables, plot and docs page.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ from spectail.models.source import Layer
 
 SMALL = "small Llama"
 FAULTS = tuple(state.name for state in faults(lambda _: 1.0))
+STATES = (*FAULTS, *(state.name for state in CONTROLS), *CUTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subjects = [*found, experiment.small()]
     if not run_steps(experiment.journal, experiment.steps(subjects), seconds=options.seconds):
         return 3
-    results = {
+    results: dict[str, Any] = {
         "settings": asdict(settings),
         "not installed": missing,
         "faults": FAULTS,
@@ -68,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     draw(results, options.image)
     parts = tables(results)
-    publish(options, results, parts)
+    kept = {key: compact(model) for key, model in results["models"].items()}
+    publish(options, {**results, "states": STATES, "models": kept}, parts)
     (options.out / "tables.md").write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
     return 0
 
@@ -124,13 +129,14 @@ class Experiment:
             found[f"window {window}"] = measure_windows(matrices.to(self.device), window)
         if layer not in one.planted:
             return found
-        for state in (*faults(one.initial), *CONTROLS):
+        found[CONTROLS[0].name] = found["healthy"]
+        for state in (*faults(one.initial), *CONTROLS[1:]):
             changed = state.change(matrices, generator_for(one.name, layer.name, state.name))
             found[state.name] = self.measure(changed, layer, one.window)
         for name, part in CUTS.items():
-            if window := one.cut_window(layer, part):
+            if imposed := one.cut_window(layer, part):
                 changed = cut(matrices, generator_for(one.name, layer.name, name), part)
-                found[name] = self.measure(changed, layer, window)
+                found[name] = self.measure(changed, layer, imposed)
         return found
 
     def measure(self, matrices: Tensor, layer: Layer, window: int) -> dict[str, float]:
@@ -154,7 +160,10 @@ class Experiment:
         }
 
     def trained(self) -> dict[str, Any]:
-        """Losses, and AUCs of slow layers and of the same layers trained at the full rate, by seed."""
+        """Losses, and AUCs of slow layers, by seed.
+
+        The same layers trained at the full rate have AUCs beside them.
+        """
         found: dict[str, Any] = {}
         for key, seed, slow in self.runs():
             run = self.journal.done[key]
@@ -168,9 +177,32 @@ class Experiment:
         return found
 
 
+def compact(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's results with lists in place of dicts of areas.
+
+    The lists are in the order of ``states`` and of the model's kinds.
+    """
+    kinds = list(dict.fromkeys(model["kinds by layer"]))
+
+    def listed(areas: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+        return {
+            view: {
+                side: {name: [row.get(key) for key in keys] for name, row in numbers.items()}
+                for side, numbers in sides.items()
+            }
+            for view, sides in areas.items()
+        }
+
+    return {
+        **model,
+        "kinds": kinds,
+        "aucs": listed(model["aucs"], STATES),
+        "aucs by kind of layer": listed(model["kinds"], kinds),
+    }
+
+
 def measured(one: Subject, rows: Sequence[Mapping[str, Mapping[str, float | None]]]) -> Measured:
     """Arrays from the journal's rows, one row per layer."""
-    states = (*FAULTS, *(state.name for state in CONTROLS), *CUTS)
     windows = one.other_windows(tuple(CUTS.values()))
     return Measured(
         names=tuple(layer.name for layer in one.layers),
@@ -187,7 +219,7 @@ def measured(one: Subject, rows: Sequence[Mapping[str, Mapping[str, float | None
                 for i, row in enumerate(rows)
                 if state in row
             }
-            for state in states
+            for state in STATES
         },
         cut_windows={
             name: {

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from spectail import presets
 from spectail.core.farms import TailFit, tail_of
-from spectail.core.measure import FARMS, measure
+from spectail.core.measure import FARMS, PUBLISHED, measure
 from spectail.core.metrics import entropy
-from spectail.core.published import CONVOLUTION_FACTOR
 from spectail.core.spec import Spec
 
 
@@ -82,7 +81,7 @@ def _published_peak(matrices: Tensor, whole: TailFit, convolution: bool) -> floa
         fit = measure(matrices, presets.ALPHAPRUNING, convolution=convolution, error_bar=False)
         return fit.alpha
     # Without zeros the eigenvalues known already are the same, and the slow SVD is not needed.
-    factor = CONVOLUTION_FACTOR if convolution else 1.0
+    factor = PUBLISHED.convolution_factor if convolution else 1.0
     return tail_of(factor * whole.eigenvalues, presets.ALPHAPRUNING.cutoff).alpha
 
 

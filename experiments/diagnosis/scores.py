@@ -1,8 +1,9 @@
 """From numbers of healthy and changed layers to how well each number finds the changed one.
 
-A layer is scored by its robust z: the distance from the median, in units of 1.4826 median absolute
-deviations, either within its own kind of layer or over all layers of the model. The area under the ROC
-curve (AUC) is the chance that a faulty layer scores higher than a healthy one of the same model.
+A layer is scored by its robust z: the distance from the median, in units of 1.4826 median
+absolute deviations, either within its own kind of layer or over all layers of the model.
+The area under the ROC curve (AUC) is the chance that a faulty layer scores higher than a
+healthy one of the same model.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ Array: TypeAlias = NDArray[np.float64]
 VIEWS = ("by kind", "all kinds")
 SIDES = ("two-sided", "one-sided")
 MIN_KIND = 5
-"""A median over fewer layers of one kind says little: such layers are left out of the view by kind."""
+"""A median over fewer layers of one kind says little: such layers are
+left out of the view by kind."""
 FOUND = (80, 95)
 """Shares of the faults, in per cent, at whose thresholds false alarms are counted."""
 UNUSUAL = 1.5
-"""A layer has an unusual shape if its aspect ratio differs from the model's median by more than this factor."""
+"""A layer has an unusual shape if its aspect ratio differs from the model's
+median by more than this factor."""
 MAD_TO_SD = 1.4826
 """The standard deviation of a normal variable over its median absolute deviation."""
 
@@ -52,8 +55,8 @@ class Measured:
 def robust_z(values: Array, groups: Sequence[str], least: int = 1) -> Array:
     """Distance from the median of the group, in median absolute deviations as standard deviations.
 
-    NaN for values that are not finite and in groups of fewer than ``least`` finite values. Where more than
-    half of a group are equal, every other value is infinitely far.
+    NaN for values that are not finite and in groups of fewer than ``least`` finite values. Where
+    more than half of a group are equal, every other value is infinitely far.
     """
     labels = np.asarray(groups)
     found = np.full(values.shape, math.nan)
@@ -74,7 +77,10 @@ def sided(z: Array, number: Number) -> dict[str, Array]:
 
 
 def auc(bad: float, healthy: Array) -> float:
-    """Share of the healthy scores below ``bad``, equal ones counted half; one half if there is no score."""
+    """Share of the healthy scores below ``bad``, equal ones counted half.
+
+    One half if there is no score.
+    """
     known = healthy[~np.isnan(healthy)]
     if math.isnan(bad) or not known.size:
         return 0.5
@@ -106,7 +112,10 @@ def eligible(model: Measured, layer: int, view: str) -> bool:
 def planted_scores(
     model: Measured, state: str, view: str, name: str
 ) -> Iterator[tuple[int, dict[str, tuple[float, float]]]]:
-    """Each changed layer with its score and its AUC by side; the medians see the changed layer, as a user's do."""
+    """Each changed layer with its score and its AUC by side.
+
+    The medians see the changed layer, as a user's do.
+    """
     number = NUMBERS[name]
     for layer, values in model.states[state].items():
         if not eligible(model, layer, view):
@@ -129,9 +138,9 @@ def planted_scores(
 def score_model(model: Measured, faults: Sequence[str]) -> dict[str, Any]:
     """All that the tables need of one model: AUCs by state and by kind, and false alarms.
 
-    ``aucs``: view -> side -> number -> state -> mean over planted layers. ``kinds``: the same with kinds, mean
-    over faults and layers. ``alarms``: view -> side -> number -> share of faults found -> group of healthy
-    layers -> share flagged, mean over the faults.
+    ``aucs``: view -> side -> number -> state -> mean over planted layers. ``kinds``: the same
+    with kinds, mean over faults and layers. ``alarms``: view -> side -> number -> share of
+    faults found -> group of healthy layers -> share flagged, mean over the faults.
     """
     found: dict[str, Any] = {"aucs": {}, "kinds": {}, "alarms": {}}
     for view in VIEWS:
@@ -156,20 +165,27 @@ def score_model(model: Measured, faults: Sequence[str]) -> dict[str, Any]:
 
 
 def threshold(scores: Sequence[float], share: int) -> float:
-    """The highest score that at least ``share`` per cent of the faults reach; a fault without a score reaches none."""
+    """The highest score that at least ``share`` per cent of the faults reach.
+
+    A fault without a score reaches none.
+    """
     ranked = sorted((-math.inf if math.isnan(score) else score for score in scores), reverse=True)
     return ranked[math.ceil(len(ranked) * share / 100) - 1]
 
 
 def unusual(model: Measured) -> NDArray[np.bool_]:
-    """Which layers have an aspect ratio more than UNUSUAL times the median one, or less than one in so many."""
+    """Which layers have an unusual aspect ratio.
+
+    More than UNUSUAL times the median one, or less than one in so many.
+    """
     ratios = np.array([max(shape) / min(shape) for shape in model.shapes])
     away = ratios / np.median(ratios)
-    return np.maximum(away, 1 / away) > UNUSUAL
+    odd: NDArray[np.bool_] = np.maximum(away, 1 / away) > UNUSUAL
+    return odd
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean, to four digits; None of nothing."""
+    """The mean, to four decimals; None of nothing."""
     return round(float(np.mean(values)), 4) if values else None
 
 
@@ -211,7 +227,10 @@ def _alarms(
 def trained_aucs(
     rows: Mapping[str, Mapping[str, float]], kinds: Sequence[str], slow: Sequence[str]
 ) -> dict[str, Any]:
-    """View -> side -> number -> AUC of the layers in ``slow`` against the others of the same run."""
+    """View -> side -> number -> AUC of the layers in ``slow``.
+
+    They are compared with the others of the same run.
+    """
     names = list(rows)
     bad = [names.index(name) for name in slow]
     model = Measured(tuple(names), tuple(kinds), (), {}, {}, {}, {})
