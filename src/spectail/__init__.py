@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     from spectail.pruning import methods
     from spectail.pruning.calibration import calibration_tokens
     from spectail.pruning.prune import PruningInterrupted, prune
-    from spectail.pruning.report import PrunedLayer, PruneReport
+    from spectail.pruning.report import Note, PrunedLayer, PruneReport
     from spectail.results.compare import Comparison
+    from spectail.results.depth import DepthCorrelations, RankCorrelation
     from spectail.results.records import LayerRecord, Results, RunInfo
     from spectail.training.balancer import Balancer
     from spectail.training.history import History
@@ -55,6 +56,7 @@ _WHERE = {
     "Analysis": "spectail.analysis",
     "Balancer": "spectail.training.balancer",
     "Comparison": "spectail.results.compare",
+    "DepthCorrelations": "spectail.results.depth",
     "EvaluationError": "spectail.errors",
     "ExportError": "spectail.errors",
     "History": "spectail.training.history",
@@ -62,11 +64,13 @@ _WHERE = {
     "LayerRecord": "spectail.results.records",
     "LayerValue": "spectail.allocation.allocation",
     "LeftOut": "spectail.allocation.left_out",
+    "Note": "spectail.pruning.report",
     "Perplexity": "spectail.evaluation.perplexity",
     "PruneError": "spectail.errors",
     "PruneReport": "spectail.pruning.report",
     "PrunedLayer": "spectail.pruning.report",
     "PruningInterrupted": "spectail.pruning.prune",
+    "RankCorrelation": "spectail.results.depth",
     "Results": "spectail.results.records",
     "RunError": "spectail.errors",
     "RunInfo": "spectail.results.records",
@@ -109,17 +113,20 @@ __all__ = [
     "Analysis",
     "Balancer",
     "Comparison",
+    "DepthCorrelations",
     "EvaluationError",
     "ExportError",
     "History",
     "LayerRecord",
     "LayerValue",
     "LeftOut",
+    "Note",
     "Perplexity",
     "PruneError",
     "PruneReport",
     "PrunedLayer",
     "PruningInterrupted",
+    "RankCorrelation",
     "Results",
     "RunError",
     "RunInfo",

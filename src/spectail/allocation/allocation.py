@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -95,7 +94,7 @@ class Allocation(Mapping[str, float]):
     @cached_property
     def realised(self) -> float:
         """The mean of the values, weighted by numel."""
-        return _mean(self.shares)
+        return _mean(self.shares, self._values)
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -107,9 +106,9 @@ class Allocation(Mapping[str, float]):
     def depth_correlations(self) -> DepthCorrelations | None:
         """Rank correlations of the values with depth and with what was measured, over the blocks.
 
-        A block's value is the mean over its weights, and what was measured the mean over its
-        layers: alpha, or a setting with a number per unit (OWL's ``outlier_percent``). The result
-        is None for fewer than four blocks, and if all blocks have one value.
+        What was measured is alpha, or a setting with a number per unit (OWL's
+        ``outlier_percent``). A block has the means of its layers, weighted by numel. The result is
+        None for fewer than four blocks, and if all blocks have one value.
         """
         blocks: dict[str, list[LayerValue]] = {}
         for share in self.shares:
@@ -120,7 +119,7 @@ class Allocation(Mapping[str, float]):
         name, numbers = _measured(self.settings, blocks)
         return depth_correlations(
             [depth[block] for block in blocks],
-            [_mean(group) for group in blocks.values()],
+            [_mean(group, self._values) for group in blocks.values()],
             numbers,
             name=name,
         )
@@ -224,11 +223,11 @@ class Allocation(Mapping[str, float]):
         return table_html(self.table)
 
 
-def _mean(shares: Sequence[LayerValue]) -> float:
-    """Return the mean of the values, weighted by numel."""
+def _mean(shares: Sequence[LayerValue], numbers: Mapping[str, float]) -> float:
+    """Return the mean over layers of ``numbers``, given by name, weighted by numel."""
     total = sum(share.numel for share in shares)
     # fsum adds without rounding: budgets are met, and tested, to 1e-9.
-    return math.fsum(share.value * share.numel for share in shares) / total
+    return math.fsum(numbers[share.name] * share.numel for share in shares) / total
 
 
 def _measured(
@@ -239,10 +238,9 @@ def _measured(
     given: dict[str, Mapping[str, Any]] = {"alpha": {x.unit: x.alpha for x in shares}}
     given |= {name: found for name, found in settings.items() if isinstance(found, Mapping)}
     for name, found in given.items():
-        numbers = {x.unit: found[x.unit] for x in shares if _is_number(found.get(x.unit))}
-        if len(numbers) == len({share.unit for share in shares}):
-            means = [fmean(numbers[x.unit] for x in group) for group in blocks.values()]
-            return name.replace("_", " "), means
+        numbers = {x.name: found[x.unit] for x in shares if _is_number(found.get(x.unit))}
+        if len(numbers) == len(shares):
+            return name.replace("_", " "), [_mean(group, numbers) for group in blocks.values()]
     return "", None
 
 
