@@ -26,35 +26,53 @@ from spectail.results.table import extremes
 
 Source: TypeAlias = Annotated[
     str,
-    typer.Argument(help="demo, a model folder, a checkpoint file, module:function or a hub id."),
+    typer.Argument(
+        metavar="SOURCE",
+        help="demo, a model folder, a checkpoint file, module:function or a hub id.",
+    ),
 ]
 Out: TypeAlias = Annotated[
     Path, typer.Option(help="Folder for tables and report; a killed run continues there.")
 ]
-Preset: TypeAlias = Annotated[str, typer.Option(help=", ".join(presets.BY_NAME))]
+Preset: TypeAlias = Annotated[
+    str, typer.Option(help=f"The settings of a paper or tool: {', '.join(presets.BY_NAME)}.")
+]
 AspectRatio: TypeAlias = Annotated[
     float | None, typer.Option(help="Long side / short side of the windows.")
 ]
 WindowSize: TypeAlias = Annotated[
-    str | None, typer.Option(help="Short side of the windows, or common, fit, whole.")
+    str | None, typer.Option(help="Short side of the windows: a number, common, fit or whole.")
 ]
 PlacementText: TypeAlias = Annotated[
-    str | None, typer.Option(help="tile, grid:K, step:S or random:N.")
+    str | None, typer.Option(help="Where windows are placed: tile, grid:K, step:S or random:N.")
 ]
 Tolerance: TypeAlias = Annotated[
     float | None,
-    typer.Option(help="Stop a layer when the remaining windows would move alpha by less."),
+    typer.Option(
+        help="Measure no more windows of a layer when the rest would change its alpha by less than "
+        "this ratio; 0.01 is 1 %."
+    ),
 ]
-Device: TypeAlias = Annotated[str, typer.Option(help="auto, cpu, cuda...")]
+Device: TypeAlias = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda...")]
 Include: TypeAlias = Annotated[
     list[str] | None, typer.Option(help="Measure only layers whose name matches this glob.")
 ]
-EngineName: TypeAlias = Annotated[str, typer.Option(help="local or ray.")]
+EngineName: TypeAlias = Annotated[
+    str, typer.Option(help="What runs the measurement: local or ray.")
+]
 FullSpectrum: TypeAlias = Annotated[
-    bool, typer.Option("--full-spectrum", help="Also measure without windows.")
+    bool, typer.Option("--full-spectrum", help="Also measure whole matrices, without windows.")
+]
+QuantizationErrors: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--quantization-errors",
+        help="Also measure the error of each format, for allocate --target bits; "
+        "a finished run is completed.",
+    ),
 ]
 Fresh: TypeAlias = Annotated[
-    bool, typer.Option("--fresh", help="Replace the run that the folder holds.")
+    bool, typer.Option("--fresh", help="Replace the run in the folder in place of continuing it.")
 ]
 
 
@@ -66,13 +84,16 @@ def analyze(
     window: WindowSize = None,
     placement: PlacementText = None,
     # Written out here, the help is made when the command runs: it names cutoffs added at run time.
-    cutoff: Annotated[str | None, typer.Option(help=f"{cutoff_forms()}.")] = None,
+    cutoff: Annotated[
+        str | None, typer.Option(help=f"Where the tail starts: {cutoff_forms()}.")
+    ] = None,
     tolerance: Tolerance = None,
     device: Device = "auto",
     include: Include = None,
     exclude: Exclude = None,
     engine: EngineName = "local",
     full_spectrum: FullSpectrum = False,
+    quantization_errors: QuantizationErrors = False,
     fresh: Fresh = False,
     quiet: Quiet = False,
 ) -> int:
@@ -91,6 +112,7 @@ def analyze(
             include=include or (),
             exclude=exclude or (),
             full_spectrum=full_spectrum,
+            quantization_errors=quantization_errors,
         )
     with _Bar(quiet=quiet) as bar:
         analysis = run_plan(plan, measure, out=out, progress=bar, fresh=fresh)

@@ -17,8 +17,8 @@ from spectail.results.compare import pair_layers
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="DIR_A", help="Folder of an analysis: before.")],
-    b: Annotated[Path, typer.Argument(metavar="DIR_B", help="Folder of an analysis: after.")],
+    a: Annotated[Path, typer.Argument(metavar="DIR_A", help="Folder of the first analysis.")],
+    b: Annotated[Path, typer.Argument(metavar="DIR_B", help="Folder of the second analysis.")],
     out: Annotated[
         Path | None, typer.Option(help="The page to write; by default compare.html in DIR_B.")
     ] = None,

@@ -26,13 +26,16 @@ _BOS = (
 )
 
 Source: TypeAlias = Annotated[
-    str, typer.Argument(help="demo, a model folder that transformers loads, or a .gguf file.")
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="demo, a model folder that transformers loads, or a .gguf file."
+    ),
 ]
 Text: TypeAlias = Annotated[str | None, typer.Option(help=f"Text for token perplexity: {HOW}.")]
-SeqLen: TypeAlias = Annotated[
-    int | None, typer.Option(help="Tokens in a block; 2048 unless given.")
+SeqLen: TypeAlias = Annotated[int | None, typer.Option(help="Tokens in a block; by default 2048.")]
+MaxSequences: TypeAlias = Annotated[
+    int | None, typer.Option(help="Use only the first blocks of the text.")
 ]
-MaxSequences: TypeAlias = Annotated[int | None, typer.Option(help="Use only the first blocks.")]
 Bos: TypeAlias = Annotated[str | None, typer.Option(help=_BOS)]
 Tasks: TypeAlias = Annotated[
     str | None, typer.Option(help="Tasks of lm-eval, as hellaswag,winogrande.")
@@ -48,10 +51,12 @@ BatchSize: TypeAlias = Annotated[int, typer.Option(help="Sequences per forward p
 Dtype: TypeAlias = Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}.")]
 Include: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option(help="Evaluate the language model inside that holds the layers of this glob."),
+    typer.Option(
+        help="Evaluate the language model, inside a larger one, whose layers match this glob."
+    ),
 ]
 Exclude: TypeAlias = Annotated[
-    list[str] | None, typer.Option(help="Do not count the layers of this glob for --include.")
+    list[str] | None, typer.Option(help="Leave layers that match this glob out of --include.")
 ]
 Out: TypeAlias = Annotated[
     Path | None, typer.Option(help="Also write the numbers to this file, as JSON.")

@@ -27,15 +27,17 @@ Out: TypeAlias = Annotated[Path, typer.Option(help="The file to write.")]
 Model: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="The model's folder, for llm-compressor: the order and names of its modules."
+        help="The model's folder, from which llm-compressor's order and names of modules are taken."
     ),
 ]
 Method: TypeAlias = Annotated[
-    str | None, typer.Option(help="llm-compressor: wanda or sparsegpt, for bits rtn or gptq.")
+    str | None, typer.Option(help="For llm-compressor: wanda or sparsegpt; for bits rtn or gptq.")
 ]
 GroupSize: TypeAlias = Annotated[
     int | None,
-    typer.Option(help="Weights that share a scale: 32 for torchao, 128 for llm-compressor."),
+    typer.Option(
+        help="How many weights share a scale; by default 32 for torchao, 128 for llm-compressor."
+    ),
 ]
 Option: TypeAlias = Annotated[
     list[str] | None,
@@ -47,7 +49,7 @@ Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Replace the fil
 def export(
     file: File,
     # Written out here, the help is made when the command runs: it names tools added at run time.
-    to: Annotated[str, typer.Option(help=f"{', '.join(tool_names())}.")],
+    to: Annotated[str, typer.Option(help=f"The tool: {', '.join(tool_names())}.")],
     out: Out,
     model: Model = None,
     method: Method = None,

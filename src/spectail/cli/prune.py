@@ -35,16 +35,16 @@ from spectail.results.table import storable
 _EPS = (
     "Strength of the allocation: ratios range over the mean times 1 +- EPS (for owl, lambda is EPS "
     "x the sparsity). auto chooses from "
-    f"{', '.join(map(str, presets.PRUNE_EPS_CANDIDATES))} on the selection text. Unless given, "
-    "the published settings."
+    f"{', '.join(map(str, presets.PRUNE_EPS_CANDIDATES))} on the selection text. By "
+    "default, the published setting."
 )
 _BOS = (
     f"Where the beginning-of-sequence token goes in every text: {', '.join(CHOICES)}; see spectail "
     "evaluate. Calibration samples start with it only for every."
 )
 _INCLUDE = (
-    "Also prune layers whose name matches this glob and that stay dense unless named "
-    "(a vision tower)."
+    "Also prune layers that stay dense by default, such as a vision tower, if their name matches "
+    "this glob."
 )
 _SELECTION = (
     "Text on which --eps auto compares its candidates; by default the last 10 % of --calibration, "
@@ -54,7 +54,10 @@ _SELECTION = (
 # Every option has a type of its own here, so that the command's signature can be read at a glance.
 Source: TypeAlias = Annotated[
     str,
-    typer.Argument(help="demo, a model folder that transformers loads, a .gguf file or a hub id."),
+    typer.Argument(
+        metavar="SOURCE",
+        help="demo, a model folder that transformers loads, a .gguf file or a hub id.",
+    ),
 ]
 Sparsity: TypeAlias = Annotated[
     float, typer.Option(help="Ratio of zeros over all matrices inside blocks.")
@@ -73,7 +76,9 @@ Eps: TypeAlias = Annotated[str | None, typer.Option(help=_EPS)]
 Selection: TypeAlias = Annotated[str | None, typer.Option(help=_SELECTION)]
 Evaluate: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option(help="Test text for the perplexity before and after; can be given several times."),
+    typer.Option(
+        help="Text to measure perplexity on, before and after; can be given several times."
+    ),
 ]
 Samples: TypeAlias = Annotated[int, typer.Option(help="Number of calibration sequences.")]
 SeqLen: TypeAlias = Annotated[int, typer.Option(help="Tokens in each sequence of every text.")]
@@ -91,11 +96,14 @@ def prune(
     out: Out,
     # Written out here, the help is made when the command runs: it names methods and allocators
     # added at run time.
-    method: Annotated[str, typer.Option(help=f"{', '.join(method_names())}.")] = "wanda",
+    method: Annotated[
+        str, typer.Option(help=f"Which weights become zero: {', '.join(method_names())}.")
+    ] = "wanda",
     allocation: Annotated[
         str,
         typer.Option(
-            help=f"{', '.join(allocator_names())}, depth:FORM, or a file of spectail allocate."
+            help="How many zeros each layer gets: "
+            f"{', '.join(allocator_names())}, depth:FORM, or a file of spectail allocate."
         ),
     ] = "farms",
     calibration: Calibration = None,
