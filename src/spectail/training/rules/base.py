@@ -5,6 +5,7 @@ A new rule is one file with one class, and one line in the table of ``spectail.t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -46,8 +47,8 @@ class Rule:
     """
     include_first_last: bool = False
     """Whether the first and the last layer of the model take part too."""
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
     min_eigenvalues: int = presets.MIN_EIGENVALUES
     """Layers with fewer eigenvalues keep factor 1."""
     spec: Spec = presets.FARMS
