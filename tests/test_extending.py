@@ -308,6 +308,6 @@ class TestATargetAndATool:
         st.allocate(transformer(3), target="rank", budget=8).save(made)
         command = ["export", str(made), "--to", "table", "--out", str(folder / "o")]
         assert run([*command, "--option", "depth=2"]) == 2
-        assert "--option depth says nothing to table" in capsys.readouterr().err
+        assert "--option depth has no effect on table" in capsys.readouterr().err
         assert run([*command, "--method", "rtn"]) == 2
-        assert "--method says nothing to table" in capsys.readouterr().err
+        assert "--method has no effect on table" in capsys.readouterr().err

@@ -84,12 +84,12 @@ def test_the_other_tools(
         (
             "bits.json",
             ["torchao", "--method", "rtn"],
-            "--method says nothing to torchao for this allocation: leave",
+            "--method has no effect on torchao for this allocation: leave",
         ),
         (
             "bits.json",
             ["llama.cpp", "--group-size", "8"],
-            "--group-size says nothing to llama.cpp for this allocation",
+            "--group-size has no effect on llama.cpp for this allocation",
         ),
         (
             "bits.json",

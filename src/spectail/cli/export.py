@@ -88,5 +88,5 @@ def _check_used(kind: type[Tool], allocation: Allocation, given: dict[str, Any])
         if name not in kind.options_for(allocation):
             flag = _FLAGS.get(name, f"option {name}")
             raise ExportError(
-                f"--{flag} says nothing to {kind.name} for this allocation: leave it out"
+                f"--{flag} has no effect on {kind.name} for this allocation: leave it out"
             )
