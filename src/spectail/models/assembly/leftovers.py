@@ -16,15 +16,19 @@ from spectail.models.lazy_tensor import LazyTensor
 from spectail.models.naming.blocks import block_of
 
 _NOT_WEIGHTS = re.compile(
-    r"(?:^|\.)(?:running_mean|running_var|num_batches_tracked|position_ids|token_type_ids|inv_freq|masked_bias"
-    r"|relative_coords_table|relative_position_index|attn_mask|causal_mask|_float_tensor|original_inv_freq)$"
+    r"(?:^|\.)(?:running_mean|running_var|num_batches_tracked|position_ids|token_type_ids|inv_freq"
+    r"|masked_bias"
+    r"|relative_coords_table|relative_position_index|attn_mask|causal_mask|_float_tensor"
+    r"|original_inv_freq)$"
 )
 """Statistics, indices and masks of common modules."""
 _OF_QUANTISERS = re.compile(r"(?:^|[._])(?:quantizer|fake_quant)\.\w+$")
 """State of modules that observe or round a layer's weight, input or output."""
 _SCALE = re.compile(
-    r"(?<![a-z])(?:de|re|un)?scal(?:e|es|ing\w*)(?![a-z])|absmax|amax|(?<![a-z])q?zeros?(?![a-z])|zero_?point|dequant"
-    r"|codebook|centroid|look_?up|(?<![a-z])lut(?![a-z])|exponent|step_?size|(?<![a-z])scb(?![a-z])|(?:^|[._])s$",
+    r"(?<![a-z])(?:de|re|un)?scal(?:e|es|ing\w*)(?![a-z])|absmax|amax|(?<![a-z])q?zeros?(?![a-z])"
+    r"|zero_?point|dequant"
+    r"|codebook|centroid|look_?up|(?<![a-z])lut(?![a-z])|exponent|step_?size"
+    r"|(?<![a-z])scb(?![a-z])|(?:^|[._])s$",
     re.IGNORECASE,
 )
 """Words for scales, zero points and codebooks."""
@@ -35,15 +39,20 @@ _OF_OTHERS = re.compile(
 )
 """Scales of a layer's input, output or bias, and of attention scores."""
 _HELPER = re.compile(
-    r"scale|zero|absmax|amax|quant|g_idx|(?:^|[._])(?:inv)?perm|SCB|scaling|codebook|centroid|lut|lookup|workspace"
-    r"|bitmask|hadamard|row_offsets|col_vals|(?:^|[._])meta|packing|group|nbits|axis|^parametrizations\.|(?:^|[._])(?:s|su|sv)$"
+    r"scale|zero|absmax|amax|quant|g_idx|(?:^|[._])(?:inv)?perm|SCB|scaling|codebook|centroid|lut"
+    r"|lookup|workspace"
+    r"|bitmask|hadamard|row_offsets|col_vals|(?:^|[._])meta|packing|group|nbits|axis"
+    r"|^parametrizations\.|(?:^|[._])(?:s|su|sv)$"
 )
 """Tensors that serve to unpack a quantised weight of the same module."""
 _INDICES = re.compile(
     r"(?:^|[._])(?:"
-    r"(?:position|token_type|token|input|cache|segment|modality|label|class|expert|node|edge|ids?)_?ids?"
-    r"|ids|\w*ind(?:ex|ices|exes)(?:_\w+)?(?:\.\w+)?|idx|idxs|positions?|coords?|coordinates|grid|offsets?|\w*mask\w*|num_batches_tracked"
-    r"|counts?|tokens?(?:_per_expert)?|steps?|lengths?|bins|buckets|vocab\w*|tid2eid|permutation|lattice|lags"
+    r"(?:position|token_type|token|input|cache|segment|modality|label|class|expert|node|edge"
+    r"|ids?)_?ids?"
+    r"|ids|\w*ind(?:ex|ices|exes)(?:_\w+)?(?:\.\w+)?|idx|idxs|positions?|coords?|coordinates|grid"
+    r"|offsets?|\w*mask\w*|num_batches_tracked"
+    r"|counts?|tokens?(?:_per_expert)?|steps?|lengths?|bins|buckets|vocab\w*|tid2eid|permutation"
+    r"|lattice|lags"
     r")$"
 )
 """Integer tensors that select or count: indices into tables, positions, masks, histories. They take

@@ -13,7 +13,8 @@ _NUMBERED = re.compile(r"(?:^|\.)([^.]+)\.(\d+)(?=\.)")
 _FLAX = re.compile(r"(?:^|\.)(?:encoderblock|decoderblock|layers)_(\d+)(?=\.)")
 """How Flax names the blocks of ViT and T5: the number is part of the module's own name."""
 _NOT_REPEATED = re.compile(
-    r"^(?:mlp|fc|classifier|head|heads|conv|net|proj|projector|to_out|downsample|act|expert|experts|adapters?|lora_\w+)$"
+    r"^(?:mlp|fc|classifier|head|heads|conv|net|proj|projector|to_out|downsample|act|expert"
+    r"|experts|adapters?|lora_\w+)$"
 )
 """Numbered modules that are no blocks: the layers of an MLP, experts, adapters."""
 

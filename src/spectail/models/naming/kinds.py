@@ -17,22 +17,26 @@ _ATTENTION = re.compile(
 _KINDS: tuple[tuple[str, str], ...] = (
     (
         "router",
-        r"(router(\.\w+)?|(mlp|\w*moe|feed_forward|ffn|mixer)\.gate|shared_expert_gate|ffn_gate_inp)",
+        r"(router(\.\w+)?|(mlp|\w*moe|feed_forward|ffn|mixer)\.gate|shared_expert_gate"
+        r"|ffn_gate_inp)",
     ),
     (
         "q",
-        r"(q_proj(_weight)?|query|q|wq|to_q|q_lin|q_attn|query_proj|attn_q|q_a_proj|q_b_proj|linear_q|q_linear|attn_q_[ab])",
+        r"(q_proj(_weight)?|query|q|wq|to_q|q_lin|q_attn|query_proj|attn_q|q_a_proj|q_b_proj"
+        r"|linear_q|q_linear|attn_q_[ab])",
     ),
     ("k", r"(k_proj(_weight)?|key|k|wk|to_k|k_lin|key_proj|attn_k|linear_k|attn_k_b)"),
     ("v", r"(v_proj(_weight)?|value|v|wv|to_v|v_lin|value_proj|attn_v|linear_v|attn_v_b)"),
     (
         "qkv",
-        r"(qkv|qkv_proj|query_key_value|[wW]qkv|W_pack|to_qkv|in_proj_weight|attn_qkv|c_attn|qkv_linear|linear_qkv)",
+        r"(qkv|qkv_proj|query_key_value|[wW]qkv|W_pack|to_qkv|in_proj_weight|attn_qkv|c_attn"
+        r"|qkv_linear|linear_qkv)",
     ),
     # Multi-head latent attention (DeepSeek): key and value before and after the latent vector.
     (
         "kv",
-        r"(kv_a_proj_with_mqa|kv_b_proj|kv_proj|to_kv|kv|kv_linear|key_value|linear_kv|attn_kv_a_mqa|attn_kv_b)",
+        r"(kv_a_proj_with_mqa|kv_b_proj|kv_proj|to_kv|kv|kv_linear|key_value|linear_kv"
+        r"|attn_kv_a_mqa|attn_kv_b)",
     ),
     ("gate_up", r"(gate_up_proj|up_gate_proj|w12|weights_in|ffn_gate_up_exps)"),
     (
@@ -42,28 +46,34 @@ _KINDS: tuple[tuple[str, str], ...] = (
     ("up", r"(up_proj|(experts\.\d+|feed_forward|mlp|ffn|cond_ffn)\.w3|wi_1|ffn_up|ffn_up_exps)"),
     (
         "down",
-        r"(down_proj|(experts\.\d+|feed_forward|mlp|ffn|cond_ffn)\.w2|DenseReluDense\.wo|ffn_down|ffn_down_exps|output_linear)",
+        r"(down_proj|(experts\.\d+|feed_forward|mlp|ffn|cond_ffn)\.w2|DenseReluDense\.wo|ffn_down"
+        r"|ffn_down_exps|output_linear)",
     ),
     (
         "fc1",
-        r"(fc1|c_fc|lin1|linear1|dense_h_to_4h|wi|Wi|intermediate\.dense|intermediate_dense|pwconv1|fc_in|ff\.layer_1)",
+        r"(fc1|c_fc|lin1|linear1|dense_h_to_4h|wi|Wi|intermediate\.dense|intermediate_dense"
+        r"|pwconv1|fc_in|ff\.layer_1)",
     ),
     (
         "fc2",
-        r"(fc2|lin2|linear2|dense_4h_to_h|\d+\.output\.dense|fc_out|output_dense|pwconv2|ff\.layer_2|mlp\.(c_proj|Wo))",
+        r"(fc2|lin2|linear2|dense_4h_to_h|\d+\.output\.dense|fc_out|output_dense|pwconv2"
+        r"|ff\.layer_2|mlp\.(c_proj|Wo))",
     ),
     (
         "o",
-        r"(o_proj|out_proj|wo|to_out(\.0)?|out_lin|attn_output|o|out|attention\.output\.dense|attention\.dense|self_attention\.dense)",
+        r"(o_proj|out_proj|wo|to_out(\.0)?|out_lin|attn_output|o|out|attention\.output\.dense"
+        r"|attention\.dense|self_attention\.dense)",
     ),
     ("o", r"\w*att\w*\.(c_proj|proj|dense|wo|Wo)"),
     (
         "head",
-        r"(lm_head|embed_out|classifier|score|head|output|_?fc|classifier\.\d+|head\.\d+|heads\.head|logits)",
+        r"(lm_head|embed_out|classifier|score|head|output|_?fc|classifier\.\d+|head\.\d+"
+        r"|heads\.head|logits)",
     ),
     (
         "embedding",
-        r"(\w*embed\w*|wte|wpe|relative_attention_bias|attn_rel_b|shared|\w*embeddings?\.\w+|token_embd|position_embd|token_types|patch_embed\.proj)",
+        r"(\w*embed\w*|wte|wpe|relative_attention_bias|attn_rel_b|shared|\w*embeddings?\.\w+"
+        r"|token_embd|position_embd|token_types|patch_embed\.proj)",
     ),
 )
 """Each kind with a pattern for the end of a layer's name. The first pattern that fits decides, so

@@ -11,13 +11,16 @@ from collections import Counter
 from collections.abc import Sequence
 
 _WRAPPERS = re.compile(
-    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|_fpw_module)\."
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module"
+    r"|_fpw_module)\."
 )
 """Modules that torch.compile, FSDP, activation checkpointing and training frameworks insert into
 names."""
 _PEFT = re.compile(
-    r"^base_model\.(?:model\..*\.(?:base_layer|lora|lora_\w+|hada_\w+|lokr_\w+|modules_to_save|token_adapter|ia3_l|oft_R"
-    r"|\w+_(?:A|B|R|P|u|s|lambda_\w|logits_\w|spectrum|kernel|block|delta|bias|theta|values)|\w+_layers)(?:\.|$)"
+    r"^base_model\.(?:model\..*\.(?:base_layer|lora|lora_\w+|hada_\w+|lokr_\w+|modules_to_save"
+    r"|token_adapter|ia3_l|oft_R"
+    r"|\w+_(?:A|B|R|P|u|s|lambda_\w|logits_\w|spectrum|kernel|block|delta|bias|theta|values)"
+    r"|\w+_layers)(?:\.|$)"
     r"|\w+_(?:A|B|bank|theta_d)(?:\.|$))"
 )
 """Names that only peft writes: its prefix ``base_model.`` together with a piece of an adapter."""

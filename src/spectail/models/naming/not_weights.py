@@ -29,7 +29,8 @@ _NORM = re.compile(
 )
 """The scale of a normalisation layer."""
 _MIXING = re.compile(
-    r"(?:^|\.)(?:time_mix_(?:lerp\w*|first|decay|[kr]_[ka]|[wavk]0|ln)|channel_mix_lerp\w*)\.weight$"
+    r"(?:^|\.)(?:time_mix_(?:lerp\w*|first|decay|[kr]_[ka]|[wavk]0|ln)"
+    r"|channel_mix_lerp\w*)\.weight$"
 )
 """RWKV's mixing factors, whose names also end in ``weight`` in llama.cpp's files."""
 _POSITION = re.compile(

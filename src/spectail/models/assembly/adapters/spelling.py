@@ -141,7 +141,8 @@ _UNKNOWN_NAME = re.compile(
 )
 """Names of pieces of forms that are not computed."""
 _KOHYA = re.compile(
-    r"^(?P<target>lora_(?:unet|te\d*|transformer|prior_unet)_\w+|lycoris_\w+|diffusion_model\.[\w.]+)\.(?P<piece>\w+)$"
+    r"^(?P<target>lora_(?:unet|te\d*|transformer|prior_unet)_\w+|lycoris_\w+"
+    r"|diffusion_model\.[\w.]+)\.(?P<piece>\w+)$"
 )
 """Names in the style of kohya's scripts, of LyCORIS and of ComfyUI."""
 _PROMPTS = re.compile(
