@@ -39,11 +39,12 @@ def pooled(matrix: torch.Tensor) -> torch.Tensor:
 
 def one_result(arguments: list[str], path: Path) -> dict[str, Any]:
     benchmarks.main([*arguments, "--quick", "--result", str(path)])
-    result: dict[str, dict[str, Any]] = json.loads(path.read_text())
+    result = json.loads(path.read_text())
     assert result["benchmark"] == arguments[0]
     assert result["quick"]
     assert result["environment"]["cores"] >= 1
-    return result["results"]
+    results: dict[str, Any] = result["results"]
+    return results
 
 
 class TestPlain:

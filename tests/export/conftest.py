@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from spectail.allocation.allocation import Allocation, LayerValue
 
 LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
@@ -9,7 +11,7 @@ LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_att
 
 
 def allocation(
-    values: dict[str, float], target: str = "sparsity", numel: dict[str, int] | None = None
+    values: Mapping[str, float], target: str = "sparsity", numel: dict[str, int] | None = None
 ) -> Allocation:
     """These values, every layer of 4096 weights unless ``numel`` says otherwise."""
     shares = tuple(

@@ -20,7 +20,9 @@ TENSORS += [(family, f"{stem}.weight") for family in FAMILIES for stem in FAMILI
 
 @pytest.mark.parametrize(("architecture", "tensor"), TENSORS, ids="/".join)
 def test_names_go_back_to_where_they_came_from(architecture: str, tensor: str) -> None:
-    name = layer_name(hf_name(architecture, tensor).name.replace("{}", "5"))
+    named = hf_name(architecture, tensor)
+    assert named is not None
+    name = layer_name(named.name.replace("{}", "5"))
     assert gguf_tensor(name) == tensor
 
 
@@ -54,10 +56,14 @@ def test_the_narrowest_type_of_at_least_the_width(width: int, kind: str) -> None
 def test_every_pattern_finds_its_tensor_and_no_other() -> None:
     names = [f"model.layers.{i}.{n.split('.', 3)[3]}" for i in (1, 11, 111) for n in llama_names(1)]
     widths = {name: (2, 3, 4, 8)[i % 4] for i, name in enumerate(names)}
-    found = dict(argument.rsplit("=", 1) for argument in tensor_types(allocation(widths, "bits")))
+    found = {}
+    for argument in tensor_types(allocation(widths, "bits")):
+        pattern, kind = argument.rsplit("=", 1)
+        found[pattern] = kind
     assert list(found)[0] == r"^blk\.1\.ffn_down\.weight$"  # noqa: RUF015
     for name, width in widths.items():
         tensor = gguf_tensor(name)
+        assert tensor is not None
         assert [kind for pattern, kind in found.items() if re.search(pattern, tensor)] == [
             tensor_type(width)
         ]

@@ -116,7 +116,7 @@ def test_what_has_no_recipe() -> None:
         with pytest.raises(
             ExportError, match=f"group_size must be a whole number of weights, not {size}"
         ):
-            quantization_recipe(bits, group_size=size)
+            quantization_recipe(bits, group_size=size)  # type: ignore[arg-type]
 
 
 def _oneshot(tmp_path: Path, recipe: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_what_torchao_cannot_say(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_torchao_gives_every_module_its_width() -> None:
     quantization = pytest.importorskip("torchao.quantization")
-    model = llama()
+    model: Any = llama()
     before = {name: model.get_submodule(name).weight.detach().clone() for name in BITS}
     config = torchao.fqn_to_config(torchao.widths(allocation(BITS, "bits")))
     quantization.quantize_(model, config, filter_fn=None)

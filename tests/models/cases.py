@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -74,14 +75,15 @@ def normed() -> nn.Module:
         {
             "new": norm.weight_norm(nn.Linear(5, 7)),
             "conv": norm.weight_norm(nn.Conv1d(4, 6, 3), dim=2),
-            "whole": norm.weight_norm(nn.Linear(5, 7), dim=None),
+            "whole": norm.weight_norm(nn.Linear(5, 7), dim=None),  # type: ignore[arg-type]
             "spectral": norm.spectral_norm(nn.Linear(5, 7)),
             "pruned": nn.Linear(6, 8),
         }
     )
     prune.random_unstructured(model["pruned"], "weight", 0.5)
     # Away from the initial value, where g is the norm of v and the two are one.
-    model["new"].parametrizations.weight.original0.data *= torch.rand(7, 1)
+    new: Any = model["new"]
+    new.parametrizations.weight.original0.data *= torch.rand(7, 1)
     return model
 
 
@@ -97,7 +99,7 @@ def gpt2() -> nn.Module:
 def mixtral() -> nn.Module:
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 8,
         "intermediate_size": 12,
         "num_hidden_layers": 2,
@@ -111,7 +113,7 @@ def mixtral() -> nn.Module:
 def qwen3_moe() -> nn.Module:
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 8,
         "intermediate_size": 16,
         "num_hidden_layers": 2,
@@ -127,7 +129,7 @@ def qwen3_moe() -> nn.Module:
 def gpt_oss() -> nn.Module:
     from transformers import GptOssConfig, GptOssForCausalLM
 
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 8,
         "intermediate_size": 12,
         "num_hidden_layers": 2,
@@ -142,7 +144,7 @@ def gpt_oss() -> nn.Module:
 def phi3() -> nn.Module:
     from transformers import Phi3Config, Phi3ForCausalLM
 
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 16,
         "intermediate_size": 12,
         "num_hidden_layers": 1,
@@ -156,7 +158,7 @@ def phi3() -> nn.Module:
 def gpt_neox() -> nn.Module:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 8,
         "intermediate_size": 16,
         "num_hidden_layers": 1,

@@ -121,4 +121,4 @@ def outlier_percent(scores: Sequence[Array], m: float) -> float:
     """
     everything = [x for matrix in scores for row in matrix for x in row]
     mean = sum(everything) / len(everything)
-    return 100 * sum(x > m * mean for x in everything) / len(everything)
+    return float(100 * sum(x > m * mean for x in everything) / len(everything))

@@ -16,7 +16,7 @@ last.
 """
 
 
-def net(seed: int = 0) -> nn.Sequential:
+def net(seed: int = 0) -> Any:
     """Layers 0, 3, 5, 7, 8 with two norms; the window is 64."""
     torch.manual_seed(seed)
     return nn.Sequential(
@@ -78,7 +78,7 @@ class Lion(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "speed": speed, "counted": 0})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             group["counted"] += 1
             for p in group["params"]:
@@ -102,7 +102,7 @@ class Around(torch.optim.Optimizer):
         self.inner = inner(self.param_groups, **options)
         self.param_groups = self.inner.param_groups
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         self.inner.step()
 
 

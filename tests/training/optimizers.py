@@ -50,7 +50,7 @@ class ScheduleFree(torch.optim.Optimizer):
                 group["train_mode"] = train
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         if not self.param_groups[0]["train_mode"]:
             raise RuntimeError("not in train mode")
         for group in self.param_groups:
@@ -73,15 +73,15 @@ class PerGroup(torch.optim.Optimizer):
     """SGD whose rate is divided by what ``count`` keeps in the group."""
 
     def __init__(
-        self, params: Iterator[Any] | list[Any], lr: float | torch.Tensor = 0.1, **more: Any
+        self, params: Iterator[Any] | list[Any], lr: float | torch.Tensor | None = 0.1, **more: Any
     ) -> None:
         super().__init__(params, {"lr": lr, **more})
 
-    def count(self, group: Any) -> None:
+    def count(self, group: dict[str, Any]) -> Any:
         raise NotImplementedError
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             divisor = self.count(group)
             for p in group["params"]:
@@ -94,7 +94,8 @@ class Travelled(PerGroup):
 
     def count(self, group: dict[str, Any]) -> float | torch.Tensor:
         group["travelled"] = group.get("travelled", 1.0) + group["lr"]
-        return group["travelled"]
+        result: float | torch.Tensor = group["travelled"]
+        return result
 
 
 class TravelledTensor(PerGroup):
@@ -102,7 +103,8 @@ class TravelledTensor(PerGroup):
 
     def count(self, group: dict[str, Any]) -> torch.Tensor:
         group.setdefault("travelled", torch.ones(())).add_(float(group["lr"]))
-        return group["travelled"]
+        result: torch.Tensor = group["travelled"]
+        return result
 
 
 class Counted(PerGroup):
@@ -110,7 +112,8 @@ class Counted(PerGroup):
 
     def count(self, group: dict[str, Any]) -> torch.Tensor:
         group.setdefault("step", torch.zeros(())).add_(1)
-        return group["step"]
+        result: torch.Tensor = group["step"]
+        return result
 
 
 class CountedByNorm(PerGroup):
@@ -120,7 +123,8 @@ class CountedByNorm(PerGroup):
         norm = sum(p.grad.square().sum() for p in group["params"] if p.grad is not None)
         group["norms"] = [*group.get("norms", []), float(norm)][-3:]
         group["norm"] = group.get("norm", torch.tensor(1.0)) + norm
-        return group["norm"] + sum(group["norms"])
+        result: torch.Tensor = group["norm"] + sum(group["norms"])
+        return result
 
 
 class Remembering(PerGroup):
@@ -134,12 +138,12 @@ class Remembering(PerGroup):
 class Switched(PerGroup):
     """A key that comes and goes."""
 
-    def count(self, group: dict[str, float | list[torch.nn.Parameter]]) -> float:
+    def count(self, group: dict[str, Any]) -> float:
         if group["lr"] > 0.1 and "fast" not in group:
             group["fast"] = 2.0
         elif group["lr"] <= 0.1:
             group.pop("fast", None)
-        return 1.0 + group.get("fast", 0.0)
+        return 1.0 + float(group.get("fast", 0.0))
 
 
 class Decaying(PerGroup):
@@ -157,13 +161,13 @@ class ByName(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Callable[..., Any] | None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             for p, name in zip(group["params"], group["param_names"], strict=True):
                 p.sub_(p.grad * (group["lr"] * (0.5 if name.endswith("bias") else 1.0)))
 
 
-STATEFUL = {
+STATEFUL: dict[str, Callable[[Any], Any]] = {
     "schedule-free": ScheduleFree,
     "travelled": Travelled,
     "travelled, tensor": TravelledTensor,
@@ -183,12 +187,12 @@ class ListOfStates(PerGroup):
         super().__init__(params, lr)
         self.counts = [0] * len(self.param_groups)
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for i, _ in enumerate(self.param_groups):
             self.counts[i] += 1
         super().step()
 
-    def count(self, group: dict[str, float | list[torch.nn.Parameter]]) -> float:
+    def count(self, group: dict[str, Any]) -> float:
         return 1.0
 
 
@@ -197,7 +201,7 @@ class Paired(ListOfStates):
     ends."""
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group, _ in zip(self.param_groups, self.counts, strict=False):
             for p in group["params"]:
                 p.sub_(p.grad * group["lr"])
@@ -208,12 +212,12 @@ class OneRate(PerGroup):
     differ in it (as D-Adaptation does).
     """
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         if len({group["lr"] for group in self.param_groups}) > 1:
             raise RuntimeError("different rates are not supported")
         super().step()
 
-    def count(self, group: dict[str, float | list[torch.nn.Parameter]]) -> float:
+    def count(self, group: dict[str, Any]) -> float:
         return 1.0
 
 
@@ -221,7 +225,7 @@ class FirstRate(PerGroup):
     """It takes the first group's rate for all."""
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             for p in group["params"]:
                 p.sub_(p.grad * self.param_groups[0]["lr"])
@@ -230,13 +234,13 @@ class FirstRate(PerGroup):
 class Absolute(PerGroup):
     """It sets the rate by the number of steps."""
 
-    def count(self, group: dict[str, float | list[torch.nn.Parameter]]) -> float:
+    def count(self, group: dict[str, Any]) -> float:
         group["k"] = group.get("k", 0) + 1
         group["lr"] = 0.1 / group["k"]
         return 1.0
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "one rate": (
         OneRate,
         "OneRate cannot be balanced by 'lr': .* step\\(\\) raises RuntimeError: different rates",
@@ -274,7 +278,7 @@ class Deaf(torch.optim.Optimizer):
         self.lr = lr
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             for p in group["params"]:
                 p.sub_(p.grad * self.lr)
@@ -288,7 +292,7 @@ class Anew(torch.optim.SGD):
         self.kept = self.__dict__.pop("param_groups")
 
     @property
-    def param_groups(self) -> list[Any] | list[Any] | None:
+    def param_groups(self) -> list[dict[str, Any]]:
         return [dict(group) for group in self.__dict__.get("kept", [])] or self.__dict__[
             "param_groups"
         ]
@@ -298,7 +302,7 @@ class Anew(torch.optim.SGD):
         self.__dict__["param_groups"] = groups
 
 
-WITHOUT_EFFECT = {
+WITHOUT_EFFECT: dict[str, Callable[[Any], Any]] = {
     "deaf": Deaf,
     "rprop": lambda ps: torch.optim.Rprop(ps, lr=0.01),
     "deaf inside": lambda ps: Lookahead(Deaf(ps)),

@@ -52,7 +52,7 @@ def balanced(
     if hasattr(case.given, "train"):
         case.given.train()
     balancer = st.Balancer(model, case.given, rule, every=EVERY)
-    told = []
+    told: list[Any] = []
     run(
         model,
         case,

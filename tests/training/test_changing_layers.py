@@ -27,13 +27,13 @@ def set_trained(model: torch.nn.Sequential, name: str, trained: bool) -> None:
 
 
 def frozen_net(*names: str) -> torch.nn.Sequential:
-    model = net()
+    model: torch.nn.Sequential = net()
     for name in names:
         set_trained(model, name, False)
     return model
 
 
-def sgd(model: torch.nn.Sequential, **more: float) -> torch.optim.SGD:
+def sgd(model: torch.nn.Sequential, **more: Any) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=0.1, **more)
 
 
@@ -263,7 +263,8 @@ def gradual(
             model = net(seed=9) if unfrozen_when_built and step > UNFREEZE else frozen_net("5")
             optimizer = sgd(model, momentum=0.9)
             balancer = st.Balancer(model, optimizer, "tempbalance", every=2)
-            pieces = list(zip((model, optimizer, balancer), stored, strict=True))
+            made: tuple[Any, ...] = (model, optimizer, balancer)
+            pieces = list(zip(made, stored, strict=True))
             for piece, state in pieces if order == "last" else reversed(pieces):
                 piece.load_state_dict(state)
         if step >= UNFREEZE:

@@ -44,7 +44,7 @@ def alphas_by_hand(model: torch.nn.Sequential) -> NDArray[Any]:
     return np.array(found)
 
 
-RULES_BY_HAND = {
+RULES_BY_HAND: dict[str, Any] = {
     "tempbalance": lambda a: plain_linear(a, 0.5, 1.5),
     "tempbalance:linear:0.1:1.9": lambda a: plain_linear(a, 0.1, 1.9),
     "tempbalance:sqrt": plain_sqrt,
@@ -140,7 +140,7 @@ def test_block_level_and_normalisation() -> None:
         values[f"blocks.{i}.b"] for i in range(3)
     ]
     assert [values[f"blocks.{i}.a"] for i in range(3)] == pytest.approx(
-        plain_sigmoid(means, 1.0, 1.0, 10.0)
+        plain_sigmoid(means.tolist(), 1.0, 1.0, 10.0)
     )
     model = net()
     balancer = st.Balancer(model, sgd(model), TempBalance(normalize=True), every=None)
@@ -207,26 +207,29 @@ def run(
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.5)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         balancer = st.Balancer(model, optimizer, rule, every=3, background=background)
-        for piece, state in zip((model, optimizer, scheduler, balancer), states, strict=True):
+        made: tuple[Any, ...] = (model, optimizer, scheduler, balancer)
+        for piece, state in zip(made, states, strict=True):
             piece.load_state_dict(state)
     return model, factors, balancer
 
 
 def through_a_file(state: dict[str, Any], how: str) -> dict[str, Any]:
     if how == "json":
-        return json.loads(json.dumps(state, allow_nan=False, sort_keys=True))
+        plain: dict[str, Any] = json.loads(json.dumps(state, allow_nan=False, sort_keys=True))
+        return plain
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
-    return torch.load(file, weights_only=True)
+    loaded: dict[str, Any] = torch.load(file, weights_only=True)
+    return loaded
 
 
 @pytest.mark.parametrize("background", [False, True], ids=["waiting", "background"])
 @pytest.mark.parametrize("rule", ["tempbalance", "llr:linear:1.0:5.0"])
 def test_a_resumed_run_is_the_same_bit_by_bit(rule: str, background: bool) -> None:
     steps = 14
-    rule = as_rule(rule) if rule == "tempbalance" else LLR(transition=4)
-    model, factors, balancer = run(steps, rule=rule, background=background)
+    made = as_rule(rule) if rule == "tempbalance" else LLR(transition=4)
+    model, factors, balancer = run(steps, rule=made, background=background)
     assert factors[0] != factors[-1]
     rng = random.Random(0)
     for through in ("torch", "json", "torch"):
@@ -280,11 +283,12 @@ def test_measuring_in_the_background_sets_no_number_of_threads(
     table = st.analyze(model).table.set_index("name")
     balancer = st.Balancer(model, sgd(model), "tempbalance", every=None, background=True)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    told = []
+    told: list[Any] = []
     monkeypatch.setattr(torch, "set_num_threads", told.append)
     assert balancer.update() is None
     update = balancer.update()
     balancer.state_dict()
+    assert update is not None
     assert update.step == 0
     assert not told
     assert update.alphas == pytest.approx(dict(table["alpha"][["1", "2"]]), rel=1e-9)
@@ -302,7 +306,7 @@ def test_a_weight_that_gets_other_memory_is_measured_as_it_is() -> None:
 
 
 def test_history_is_kept_saved_plotted_and_compared(tmp_path: Path) -> None:
-    told = []
+    told: list[Any] = []
     model = net()
     balancer = st.Balancer(model, sgd(model), "tempbalance", every=2, on_update=told.append)
     train(model, balancer.optimizer, 6)
@@ -341,7 +345,7 @@ def test_history_is_kept_saved_plotted_and_compared(tmp_path: Path) -> None:
 def test_scalars_go_to_a_tensorboard_writer() -> None:
     class Writer:
         def __init__(self) -> None:
-            self.got = []
+            self.got: list[tuple[str, float, int]] = []
 
         def add_scalar(self, tag: str, value: float, step: int) -> None:
             self.got.append((tag, value, step))
@@ -363,6 +367,8 @@ def test_rules_from_text_and_their_settings() -> None:
         0,
         "weight_decay",
     )
-    for rule in RULES:
+    kinds: Any = RULES
+    for rule in kinds:
         json.dumps(rule().settings(), allow_nan=False)
-    assert math.isclose(float(np.max(TBSigmoid().map.factors(np.array([1.0, 9.0])))), 10**0.5)
+    sigmoid: Any = TBSigmoid().map
+    assert math.isclose(float(np.max(sigmoid.factors(np.array([1.0, 9.0])))), 10**0.5)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 def model() -> torch.nn.Module:
     torch.manual_seed(0)
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 64,
         "intermediate_size": 96,
         "num_hidden_layers": 2,
@@ -31,7 +31,7 @@ def model() -> torch.nn.Module:
     return LlamaForCausalLM(LlamaConfig(vocab_size=40, **sizes))
 
 
-class Words(torch.utils.data.Dataset):
+class Words(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return 24
 
@@ -40,8 +40,8 @@ class Words(torch.utils.data.Dataset):
         return {"input_ids": ids, "labels": ids}
 
 
-def trainer(folder: Path, callback: BalancerCallback, **more: float | str) -> Any:
-    options = {
+def trainer(folder: Path, callback: BalancerCallback, **more: Any) -> Any:
+    options: dict[str, Any] = {
         "max_steps": 9,
         "save_steps": 4,
         "per_device_train_batch_size": 4,
@@ -68,6 +68,7 @@ def test_a_trainer_with_the_callback(tmp_path: Path) -> None:
     run = trainer(tmp_path, callback)
     run.train()
     balancer = callback.balancer
+    assert balancer is not None
     assert [update.step for update in balancer.history] == [3, 6, 9]
     assert len(balancer.factors) == 14
     assert balancer.left_out["lm_head"] == "the output head"
@@ -91,6 +92,8 @@ def test_a_resumed_trainer_is_the_same(tmp_path: Path, rule: str | LLR) -> None:
     assert stored["stateful_callbacks"]["BalancerCallback"]["attributes"]["stored"]["steps"] == 4
     second = trainer(tmp_path / "again", resumed)
     second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.balancer is not None
+    assert whole.balancer is not None
     assert whole.balancer.factors == resumed.balancer.factors
     assert same(weights_of(first.model), weights_of(second.model))
     assert resumed.balancer.history.table.equals(whole.balancer.history.table)
@@ -113,6 +116,7 @@ def test_once_per_epoch(tmp_path: Path) -> None:
     trainer(
         tmp_path, callback, max_steps=-1, num_train_epochs=2, weight_decay=0.1, save_strategy="no"
     ).train()
+    assert callback.balancer is not None
     assert [update.step for update in callback.balancer.history] == [6, 12]
 
 

@@ -32,10 +32,12 @@ def test_the_callback_builds_measures_stores_and_goes() -> None:
     callback.on_train_start(trainer, model)
     train(model, trainer.optimizers[0], 2)
     callback.on_train_epoch_end(trainer, model)
+    assert callback.balancer is not None
     assert [update.step for update in callback.balancer.history] == [2]
     again, other = BalancerCallback("tempbalance"), net()
     again.load_state_dict(callback.state_dict())
     again.on_train_start(around(other), other)
+    assert again.balancer is not None
     assert again.balancer.factors == callback.balancer.factors
     callback.on_train_end(trainer, model)
     assert not trainer.optimizers[0]._optimizer_step_pre_hooks
@@ -53,11 +55,11 @@ def test_several_optimizers_need_a_choice() -> None:
 def fit(folder: Path, epochs: Any, every: Any, checkpoint: Path | None = None) -> Any:
     import lightning.pytorch as lightning
 
-    class Module(lightning.LightningModule):
+    class Module(lightning.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.net = net()
-            self.rates = []
+            self.rates: list[list[float]] = []
 
         def training_step(self, step: Any, _: Any) -> Any:
             x = batch(int(step))
@@ -78,8 +80,9 @@ def fit(folder: Path, epochs: Any, every: Any, checkpoint: Path | None = None) -
         enable_checkpointing=False,
         callbacks=[callback],
     )
-    steps = torch.utils.data.DataLoader(torch.arange(5), batch_size=1)
-    trainer.fit(module, steps, ckpt_path=checkpoint)
+    steps: Any = torch.arange(5)
+    loader = torch.utils.data.DataLoader(steps, batch_size=1)
+    trainer.fit(module, loader, ckpt_path=checkpoint)
     trainer.save_checkpoint(folder / "last.ckpt")
     return module, callback
 
@@ -105,10 +108,11 @@ def test_a_lightning_trainer_resumes_exactly(tmp_path: Path, every: str | int) -
 def test_the_optimizer_that_lightning_hands_out_is_followed() -> None:
     import lightning.pytorch as lightning
 
-    class Module(lightning.LightningModule):
+    class Module(lightning.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.net, self.balancer, self.automatic_optimization = net(), None, False
+            self.net, self.automatic_optimization = net(), False
+            self.balancer: Balancer | None = None
 
         def training_step(self, step: Any, _: Any) -> None:
             optimizer = self.optimizers()
@@ -125,10 +129,12 @@ def test_the_optimizer_that_lightning_hands_out_is_followed() -> None:
     trainer = lightning.Trainer(
         max_epochs=1, enable_progress_bar=False, enable_model_summary=False, **options
     )
-    trainer.fit(module, torch.utils.data.DataLoader(torch.arange(6), batch_size=1))
+    steps: Any = torch.arange(6)
+    trainer.fit(module, torch.utils.data.DataLoader(steps, batch_size=1))
     other = net()
     optimizer = torch.optim.AdamW(other.parameters(), lr=0.01)
     balancer = Balancer(other, optimizer, "tempbalance", every=2)
     train(other, optimizer, 6)
+    assert module.balancer is not None
     assert module.balancer.steps == balancer.steps == 6
     assert same(weights_of(module.net), weights_of(other))

@@ -131,7 +131,7 @@ def closures(made: Any, groups: Any = None) -> Any:
     return Case(made, groups or made.param_groups, "closure")
 
 
-OF_PYTORCH_OPTIMIZER = {
+OF_PYTORCH_OPTIMIZER: dict[str, Any] = {
     "SAM": lambda o, ps: closures(o.SAM(ps, torch.optim.SGD, lr=0.05)),
     "adaptive SAM": lambda o, ps: closures(o.SAM(ps, torch.optim.AdamW, adaptive=True, lr=0.01)),
     "SAM in two calls": lambda o, ps: Case(

@@ -134,7 +134,7 @@ def test_a_fused_parameter_takes_the_mean_alpha_of_its_parts() -> None:
 def test_a_language_model_leaves_out_embeddings_head_and_norms() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,

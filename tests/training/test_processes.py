@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.fsdp import fully_shard
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import spectail as st
@@ -58,16 +58,25 @@ def full(tensor: Any) -> Any:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def work(rank: Any, how: Any, port: Any, folder: Path) -> None:
+def remember_what_is_measured(names: list[str]) -> None:
+    """Append the name of every layer that this process measures."""
+    module: Any = measuring
+    inner = module.measure_layer
+
+    def measure_layer(layer: Any, plan: Any) -> Any:
+        names.append(layer.name)
+        return inner(layer, plan)
+
+    module.measure_layer = measure_layer
+
+
+def work(rank: int, how: str, port: int, folder: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
     try:
-        measured = []
-        inner = measuring.measure_layer
-        measuring.measure_layer = lambda layer, plan: (
-            measured.append(layer.name) or inner(layer, plan)
-        )
+        measured: list[str] = []
+        remember_what_is_measured(measured)
         model = wrapped(how)
         optimizer = optimizer_of(model)
         balancer = st.Balancer(model, optimizer, "tempbalance", every=EVERY)
@@ -89,17 +98,17 @@ def work(rank: Any, how: Any, port: Any, folder: Path) -> None:
         dist.destroy_process_group()
 
 
-def work_with_a_trainer(rank: Any, port: Any, folder: Path) -> None:
+def work_with_a_trainer(rank: int, port: int, folder: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    measured = []
-    inner = measuring.measure_layer
-    measuring.measure_layer = lambda layer, plan: measured.append(layer.name) or inner(layer, plan)
+    measured: list[str] = []
+    remember_what_is_measured(measured)
     callback = BalancerCallback("tempbalance", every=2)
     run = trainer(folder, callback, ddp_backend="gloo", max_steps=4)
     run.train()
+    assert callback.balancer is not None
     torch.save({"factors": callback.balancer.factors, "measured": measured}, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -107,7 +116,7 @@ def work_with_a_trainer(rank: Any, port: Any, folder: Path) -> None:
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+        return int(s.getsockname()[1])
 
 
 @functools.cache
@@ -121,7 +130,7 @@ def alone() -> tuple[st.Balancer, list[torch.Tensor]]:
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
 def test_two_processes_do_what_one_does(how: str, tmp_path: Path) -> None:
-    mp.spawn(work, (how, free_port(), tmp_path), nprocs=2)
+    spawn(work, (how, free_port(), tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     balancer, weights = alone()
     assert first["factors"] == second["factors"] == first["resumed factors"]
@@ -169,7 +178,7 @@ def work_with_zero(rank: Any, port: Any, folder: Path) -> None:
 
 
 def test_an_optimizer_that_is_shared_out_between_processes(tmp_path: Path) -> None:
-    mp.spawn(work_with_zero, (free_port(), tmp_path), nprocs=2)
+    spawn(work_with_zero, (free_port(), tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     balancer, weights = alone()
     assert first["held"] + second["held"] == len(weights), "each process steps its share"
@@ -182,7 +191,7 @@ def test_an_optimizer_that_is_shared_out_between_processes(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_a_trainer_shares_the_layers_out(tmp_path: Path) -> None:
-    mp.spawn(work_with_a_trainer, (free_port(), tmp_path), nprocs=2)
+    spawn(work_with_a_trainer, (free_port(), tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first["factors"] == second["factors"]
     assert len(first["factors"]) == len(first["measured"]) == len(second["measured"]) == 14

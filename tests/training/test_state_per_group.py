@@ -57,7 +57,8 @@ def test_a_resumed_run_is_the_same_with_state_per_group(
         return Case(made, made.param_groups, "two calls" if name == "sam" else "step")
 
     whole, _, _, _ = balanced(make)
-    model, states = net(), []
+    model = net()
+    states: list[Any] = []
     for start, stop in ((0, 4), (4, 5), (5, STEPS)):
         case = make(model.parameters())
         balancer = st.Balancer(model, case.given, "tempbalance", every=EVERY)
@@ -94,7 +95,7 @@ def test_a_value_that_the_user_sets_counts_for_all_parts() -> None:
     st.Balancer(model, optimizer, "tempbalance", every=2)
     train(model, optimizer, 4)
     optimizer.param_groups[0]["travelled"] = 7.0
-    seen = []
+    seen: list[Any] = []
     optimizer.register_step_pre_hook(
         lambda *_: seen.extend(g["travelled"] for g in optimizer.param_groups)
     )

@@ -116,7 +116,7 @@ def test_what_an_optimizer_counts_in_its_groups_is_kept() -> None:
     assert optimizer.param_groups[0]["counted"] == STEPS
 
 
-SCHEDULERS = {
+SCHEDULERS: dict[str, Any] = {
     "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
     "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, STEPS),
     "warm-up": lambda o: lr_scheduler.SequentialLR(
@@ -154,7 +154,8 @@ def test_schedulers_see_and_set_the_base_rate(name: str, first: str) -> None:
             )
 
         def after(step: int) -> None:
-            scheduler.step(*([1.0] if name == "plateau" else []))
+            plateau: Any = [1.0] if name == "plateau" else []
+            scheduler.step(*plateau)
             rates.append(scheduler.get_last_lr())
 
         train(model, optimizer, STEPS, after=after)
@@ -167,6 +168,7 @@ def test_schedulers_see_and_set_the_base_rate(name: str, first: str) -> None:
     assert lowest == pytest.approx(rates[-2][0] * 0.5), (
         "the factor is taken of the base rate of the step"
     )
+    assert balancer is not None
     assert len(balancer.history) == STEPS // EVERY
 
 
@@ -193,6 +195,7 @@ def test_clipping_and_a_scaler_work_unchanged() -> None:
     model, balancer = run(True)
     other, _ = run(False)
     assert same(weights_of(model), weights_of(other))
+    assert balancer is not None
     assert balancer.steps == 5, "a step that the scaler skips does not count"
 
 
@@ -245,10 +248,11 @@ class Breaking(torch.optim.SGD):
 
     breaks = False
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         if self.breaks:
             raise RuntimeError("out of memory")
-        return super().step(closure)
+        result: Any = super().step(closure)
+        return result
 
 
 def test_the_step_after_one_that_raised_repairs_the_groups() -> None:
@@ -279,7 +283,8 @@ def test_a_closure_sees_the_base_groups(given: str) -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     balancer = st.Balancer(model, optimizer, "tempbalance", every=1)
-    seen, fails = [], []
+    seen: list[list[float]] = []
+    fails: list[bool] = []
 
     def closure() -> torch.Tensor:
         seen.append([group["lr"] for group in optimizer.param_groups])
@@ -291,7 +296,10 @@ def test_a_closure_sees_the_base_groups(given: str) -> None:
         return loss
 
     def step() -> torch.Tensor:
-        return optimizer.step(closure) if given == "by place" else optimizer.step(closure=closure)
+        result: torch.Tensor = (
+            optimizer.step(closure) if given == "by place" else optimizer.step(closure=closure)
+        )
+        return result
 
     assert step() > 0
     before = weights_of(model)
@@ -308,7 +316,7 @@ def test_a_closure_sees_the_base_groups(given: str) -> None:
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
 def test_steps_that_only_initialise_the_optimizer_do_not_count(
-    kind: type[torch.optim.Optimizer],
+    kind: Any,
 ) -> None:
     model = net()
     optimizer = kind(model.parameters(), lr=0.1)
@@ -343,7 +351,7 @@ class Late(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "k": 0})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             for p in group["params"]:
                 p.sub_(p.grad * group["lr"])
@@ -367,7 +375,7 @@ def test_an_optimizer_that_sets_the_rate_itself_is_an_error(rate: float | torch.
 
 def test_a_step_that_calls_its_parents_step_counts_once() -> None:
     class Louder(Lion):
-        def step(self, closure: None = None) -> None:
+        def step(self, closure: Any = None) -> Any:
             super().step()
 
     Lion(net().parameters())

@@ -59,28 +59,30 @@ def test_gradients_that_are_there_already_stay() -> None:
 UNUSED = "but not in step() of the SGD that the Balancer is on"
 
 
-def made_anew(model: torch.nn.Sequential, optimizer: torch.optim.SGD) -> Callable[..., Any]:
+def made_anew(model: torch.nn.Sequential, optimizer: Any) -> Callable[..., Any]:
     return torch.optim.SGD(model.parameters(), lr=0.1).step
 
 
-def step_of_its_own(model: torch.nn.Sequential, optimizer: torch.optim.SGD) -> Callable[..., Any]:
+def step_of_its_own(model: torch.nn.Sequential, optimizer: Any) -> Callable[..., Any]:
     def step() -> None:
         with torch.no_grad():
             for p in model.parameters():
+                assert p.grad is not None
                 p.sub_(p.grad, alpha=0.1)
 
     return step
 
 
-def through_data(model: torch.nn.Sequential, optimizer: torch.optim.SGD) -> Callable[..., Any]:
+def through_data(model: torch.nn.Sequential, optimizer: Any) -> Callable[..., Any]:
     def step() -> None:
         for p in model.parameters():
+            assert p.grad is not None
             p.data = p.data - 0.1 * p.grad
 
     return step
 
 
-def unhooked(model: torch.nn.Sequential, optimizer: torch.optim.SGD) -> Callable[..., Any]:
+def unhooked(model: torch.nn.Sequential, optimizer: Any) -> Callable[..., Any]:
     return lambda: type(optimizer).step.__wrapped__(optimizer)
 
 

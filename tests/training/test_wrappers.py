@@ -55,10 +55,13 @@ def test_schedulers_in_a_hook_see_the_users_groups() -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-    rates = []
-    optimizer.register_step_post_hook(
-        lambda *_: (scheduler.step(), rates.append(scheduler.get_last_lr()))
-    )
+    rates: list[Any] = []
+
+    def after(*_: Any) -> None:
+        scheduler.step()
+        rates.append(scheduler.get_last_lr())
+
+    optimizer.register_step_post_hook(after)
     st.Balancer(model, optimizer, "tempbalance", every=2)
     train(model, optimizer, 4)
     assert rates == pytest.approx(np.array([[0.1 / 2], [0.1 / 3], [0.1 / 4], [0.1 / 5]]))
@@ -67,7 +70,7 @@ def test_schedulers_in_a_hook_see_the_users_groups() -> None:
 @pytest.mark.parametrize("scheduler", ["lambda", "one cycle"])
 @pytest.mark.parametrize("first", ["scheduler", "balancer"])
 def test_schedulers_on_a_wrapper(first: str, scheduler: str) -> None:
-    kinds = {
+    kinds: dict[str, Any] = {
         "lambda": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
         "one cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(
             o, 0.1, total_steps=STEPS + 1, cycle_momentum=False
@@ -152,7 +155,7 @@ def test_an_optimizer_that_accelerate_prepares(built: str) -> None:
 
 def test_a_balancer_is_copied_and_stored_with_nothing() -> None:
     model = net()
-    given = Averaging(torch.optim.SGD(model.parameters(), lr=0.1))
+    given: Any = Averaging(torch.optim.SGD(model.parameters(), lr=0.1))
     balancer = st.Balancer(model, given, "tempbalance", every=2)
     twin, other = copy.deepcopy((given, model))
     assert twin.step.__self__ is twin
@@ -225,7 +228,7 @@ def test_steps_of_other_threads_are_not_disturbed() -> None:
             balancer.remove()
         done.append(balancer.steps)
 
-    done = []
+    done: list[Any] = []
     threads = [threading.Thread(target=train_alone, args=(seed, done)) for seed in range(4)]
     for thread in threads:
         thread.start()

@@ -57,7 +57,7 @@ class SAM(torch.optim.Optimizer):
                     p.sub_(self.state[p].pop("climbed"))
         self.base_optimizer.step()
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         assert closure is not None, "it needs a closure"
         self.first_step()
         with torch.enable_grad():
@@ -89,7 +89,7 @@ class SAMWithCopies(SAM):
 class Lookahead(torch.optim.Optimizer):
     """Every k steps the weights go half the way back; it never calls its parent's ``__init__``."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, k: int = 2) -> None:
+    def __init__(self, optimizer: Any, k: int = 2) -> None:
         self.optimizer, self.k = optimizer, k
         self.state: defaultdict[torch.Tensor, Any] = defaultdict(dict)
         for group in self.param_groups:
@@ -97,7 +97,8 @@ class Lookahead(torch.optim.Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        return self.optimizer.param_groups
+        groups: list[dict[str, Any]] = self.optimizer.param_groups
+        return groups
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -138,7 +139,7 @@ class Averaging:
         return self.base.param_groups
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         beta, state = self.momentum, self.base.state
         for group in self.param_groups:
             for p in group["params"]:
@@ -184,7 +185,7 @@ class ByNumber(torch.optim.Optimizer):
         self.param_groups = self._optimizer.param_groups
         self.gains = [1.0 + 0.0 * i for i in range(len(self.param_groups))]
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         before = [group["lr"] for group in self.param_groups]
         for i, group in enumerate(self.param_groups):
             group["lr"] = group["lr"] * self.gains[i]
@@ -240,7 +241,7 @@ class Bare:
 class Uninitialised(torch.optim.Optimizer):
     """It never calls its parent's ``__init__``, and holds no other optimizer."""
 
-    __init__ = Bare.__init__  # type: ignore[assignment]
+    __init__ = Bare.__init__
     step = Bare.step  # type: ignore[assignment]
 
 
@@ -254,7 +255,7 @@ class Hiding(torch.optim.Optimizer):
         inner = base(
             [dict(group) for group in self.param_groups] if copied else self.param_groups, **options
         )
-        self.hidden = lambda: inner
+        self.hidden: Callable[[], Any] = lambda: inner
 
     def step(self, closure: Any = None) -> Any:
         return self.hidden().step(closure)
@@ -305,7 +306,7 @@ class Several(torch.optim.Optimizer):
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
         return [group for part in self.parts.values() for group in part.param_groups]
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for part in self.parts.values():
             part.step()
 
