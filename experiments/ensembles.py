@@ -38,7 +38,8 @@ def low_rank(rng: np.random.Generator, shape: tuple[int, int], share: float = 0.
     """
     rank = max(1, round(share * min(shape)))
     product: Array = gaussian(rng, (shape[0], rank)) @ gaussian(rng, (rank, shape[1]))
-    return gaussian(rng, shape) + product / np.sqrt(rank)
+    result: Array = gaussian(rng, shape) + product / np.sqrt(rank)
+    return result
 
 
 LAWS: dict[str, Law] = {

@@ -40,7 +40,7 @@ def test_a_tutorial_runs_and_writes_what_it_says(page: Any, tmp_path: Path) -> N
     text = page.read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert len(blocks) >= 3
-    names = {}
+    names: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, page.name, "exec"), names)
     files = re.findall(r'(?:write_html|save|save_pretrained)\("([^"]+)"\)', text)

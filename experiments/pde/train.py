@@ -85,7 +85,8 @@ def predicted(network: nn.Module, inputs: Tensor, scale: Scale) -> Tensor:
 
 def relative_error(found: Tensor, true: Tensor) -> Tensor:
     """||found - true||_2 / ||true||_2 of each pair, shape (n,)."""
-    return (found - true).flatten(1).norm(dim=1) / true.flatten(1).norm(dim=1)
+    result: Tensor = (found - true).flatten(1).norm(dim=1) / true.flatten(1).norm(dim=1)
+    return result
 
 
 def nrmse(network: nn.Module, pairs: Pairs, scale: Scale) -> float:

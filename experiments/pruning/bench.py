@@ -113,4 +113,5 @@ def rounded(weights: Tensor, bits: int, group: int = GROUP) -> Tensor:
     low = pieces.amin(dim=-1, keepdim=True)
     step = (pieces.amax(dim=-1, keepdim=True) - low) / (2**bits - 1)
     levels = torch.where(step > 0, ((pieces - low) / step).round(), torch.zeros_like(pieces))
-    return (low + levels * step).reshape(rows, -1)[:, :cols].to(weights.dtype)
+    result: Tensor = (low + levels * step).reshape(rows, -1)[:, :cols].to(weights.dtype)
+    return result

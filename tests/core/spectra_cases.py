@@ -1,5 +1,7 @@
 """Spectra of many kinds, as data: ascending positive eigenvalues."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,7 +14,7 @@ def gaussian_windows(rng: np.random.Generator, size: int) -> NDArray[np.float64]
     return np.linalg.svd(windows, compute_uv=False).ravel() ** 2
 
 
-KINDS = {
+KINDS: dict[str, Any] = {
     "pareto": lambda rng, n: 1 / rng.random(n) ** rng.uniform(0.3, 2),
     "lognormal": lambda rng, n: np.exp(rng.normal(0, rng.uniform(0.1, 4), n)),
     "uniform": lambda rng, n: rng.random(n) + 1e-9,

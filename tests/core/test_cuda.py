@@ -40,7 +40,8 @@ def test_a_stack_that_does_not_fit_is_halved_until_it_does(monkeypatch: pytest.M
         sizes.append(len(grams))
         if len(grams) > 5:
             raise torch.cuda.OutOfMemoryError
-        return solve(grams)
+        result: torch.Tensor = solve(grams)
+        return result
 
     monkeypatch.setattr(torch.linalg, "eigvalsh", small_memory)
     found = cuda.stacked_eigenvalues(matrices, window, positions, scale=1.0, exact_zeros=False)

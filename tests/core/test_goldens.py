@@ -87,7 +87,7 @@ def cached_eigenvalues(
 
 def tolerance(fit: dict[str, Any]) -> float:
     """How far float32 may be off: three times its measured distance from float64, at least 1e-5."""
-    return max(1e-5, 3 * fit["f32_f64_rel"])
+    return float(max(1e-5, 3 * fit["f32_f64_rel"]))
 
 
 def check_alpha(alpha: float, ks: float, fit: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,7 @@ def test_scaling_by_a_power_of_two_keeps_every_bit(power: int, cutoff: str) -> N
 @pytest.mark.parametrize("factor", [1e-9, 0.3, 3.0, 1e7])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=["float64", "float32"])
 def test_scaling_leaves_alpha_as_it_is(factor: float, cutoff: str, dtype: type) -> None:
-    matrix = draw(150, 120).astype(dtype)
+    matrix: Any = draw(150, 120).astype(dtype)
     scaled = matrix * dtype(factor) if dtype is np.float64 else matrix.astype(np.float64) * factor
     before, after = (tail_fit(m, Spec(window=40, cutoff=cutoff)) for m in (matrix, scaled))
     assert after.alpha == pytest.approx(before.alpha, rel=1e-6)

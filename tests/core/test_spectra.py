@@ -138,7 +138,7 @@ def test_tail_fit_leaves_its_input_alone(dtype: torch.dtype, cutoff: str) -> Non
     assert fit.alpha == pytest.approx(wide.alpha, rel=1e-12)
 
 
-ARRAYS = {
+ARRAYS: dict[str, Any] = {
     "float16": lambda a: a.astype(np.float16),
     "float32": lambda a: a.astype(np.float32),
     "Fortran order": np.asfortranarray,
@@ -162,7 +162,7 @@ def test_tail_fit_takes_every_kind_of_array(kind: str) -> None:
     assert tail_fit(ARRAYS[kind](matrix), Spec(window=32)).alpha == pytest.approx(known, rel=1e-2)
 
 
-TENSORS = {
+TENSORS: dict[str, Any] = {
     "transposed view": lambda t: t.mT.contiguous().mT,
     "wants a gradient": lambda t: t.clone().requires_grad_(),
     "a parameter": lambda t: torch.nn.Parameter(t.clone()),
@@ -187,13 +187,13 @@ def test_products_shared_by_overlapping_windows_are_those_of_each_window(
 ) -> None:
     rng = np.random.default_rng(len(lefts))
     width, rows = 50, 12
-    matrix = rng.standard_normal((rows, 120)).astype(dtype)
+    matrix: Any = rng.standard_normal((rows, 120)).astype(dtype)
     if dtype is np.complex128:
         matrix += 1j * rng.standard_normal(matrix.shape)
     matrix[:, lefts[0]] *= (
         1e8  # a large column that later windows do not have must leave nothing behind
     )
-    grams = np.empty((len(lefts), rows, rows), dtype)
+    grams: Any = np.empty((len(lefts), rows, rows), dtype)
     shared_grams(matrix[:, lefts[0] : lefts[-1] + width], lefts, width, out=grams)
     for left, gram in zip(lefts, grams, strict=True):
         columns = matrix[:, left : left + width]

@@ -39,7 +39,8 @@ def gemma(seed: int = 0) -> Gemma3ForCausalLM:
         num_key_value_heads=2, head_dim=8, intermediate_size=48, max_position_embeddings=64,
         bos_token_id=BOS, eos_token_id=1, pad_token_id=1, sliding_window=16,
     )  # fmt: skip
-    return Gemma3ForCausalLM(config).eval()
+    result: Gemma3ForCausalLM = Gemma3ForCausalLM(config).eval()
+    return result
 
 
 def without_bos() -> PreTrainedTokenizerFast:
@@ -286,7 +287,7 @@ def test_no_room_beside_the_two_tokens_of_glm() -> None:
     with pytest.raises(
         EvaluationError, match="seq_len must be at least 3 with BOS in every block, not 2"
     ):
-        resolve("auto", glm_tokenizer(adds=False), of_type("glm")).cut([1, 2, 3], 2)
+        resolve("auto", glm_tokenizer(adds=False), of_type("glm")).cut([1, 2, 3], 2)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

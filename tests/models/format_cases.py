@@ -6,6 +6,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import h5py
@@ -117,7 +118,7 @@ def write_keras(folder: Path, values: State) -> Path:
     return folder / "model.h5"
 
 
-def write_numpy(folder: Path, values: State) -> Path:
+def write_numpy(folder: Path, values: dict[str, Any]) -> Path:
     np.savez(folder / "weights.npz", **values)
     return folder / "weights.npz"
 

@@ -15,8 +15,13 @@ import torch
 from torch import Tensor, nn
 
 Parts = dict[str, Tensor]
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 40}
-FEW_LAYERS = SIZES | {"intermediate_size": 48}
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 40,
+}
+FEW_LAYERS: dict[str, Any] = SIZES | {"intermediate_size": 48}
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ def build(config: str, model: str, **settings: Any) -> Callable[[], nn.Module]:
 
         torch.manual_seed(0)
         made = getattr(transformers, model)(getattr(transformers, config)(**settings))
-        return made.eval()
+        result: nn.Module = made.eval()
+        return result
 
     return make
 
@@ -91,13 +97,13 @@ def qwen3_next(weight: Tensor) -> Parts:
     }
 
 
-LINEAR_HEADS = {
+LINEAR_HEADS: dict[str, Any] = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 4,
 }
-FALCON = {
+FALCON: dict[str, Any] = {
     "config": "FalconConfig",
     "model": "FalconForCausalLM",
     "alibi": False,
@@ -106,9 +112,21 @@ FALCON = {
 }
 FALCON_WEIGHT = "transformer.h.1.self_attention.query_key_value.weight"
 FALCON_OUTPUT = "transformer.h.1.self_attention.dense"
-BIGCODE = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 40, "n_positions": 16}
+BIGCODE: dict[str, Any] = {
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "vocab_size": 40,
+    "n_positions": 16,
+}
 BIGCODE_WEIGHT, BIGCODE_OUTPUT = "transformer.h.1.attn.c_attn.weight", "transformer.h.1.attn.c_proj"
-VISION = {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 32, "intermediate_size": 48}
+VISION: dict[str, Any] = {
+    "depth": 2,
+    "embed_dim": 32,
+    "num_heads": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+}
 
 FAMILIES: dict[str, Fused] = {
     "bloom": Fused(

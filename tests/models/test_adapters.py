@@ -164,7 +164,8 @@ def make(case: Case) -> nn.Module:
                 parameter.copy_(
                     torch.randn_like(parameter) * (0.3 if "magnitude" not in name else 1.0)
                 )
-    return model.eval()
+    result: nn.Module = model.eval()
+    return result
 
 
 def changes(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -236,7 +237,9 @@ def test_file(name: str, tmp_path: Path) -> None:
         assert rows
         assert [layer.name for layer in source.layers if layer not in rows] == []
         if case.file != "base":
-            assert all(case.file in row.problem and "live model" in row.problem for row in rows)
+            assert all(
+                case.file in str(row.problem) and "live model" in str(row.problem) for row in rows
+            )
         elif "dora" in name:
             assert all("magnitude" in row.note for row in rows)
         else:

@@ -405,7 +405,7 @@ def test_variants_of_lora_whose_change_is_another_are_failed_rows(
         json.dumps(RANK_3 | {"peft_type": "LORA"} | setting)
     )
     (row,) = open_source(tmp_path).layers
-    assert next(iter(setting)) in row.problem
+    assert next(iter(setting)) in str(row.problem)
 
 
 def test_a_configuration_beside_a_whole_model_changes_nothing(tmp_path: Path) -> None:
@@ -479,8 +479,8 @@ def test_unknown_forms_are_failed_rows(name: str, tmp_path: Path) -> None:
     save_file(state, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "NOVA", "r": 3}')
     (row,) = open_source(tmp_path).layers
-    assert word in row.problem
-    assert "live model" in row.problem
+    assert word in str(row.problem)
+    assert "live model" in str(row.problem)
     assert row.kind == "lora"
 
 
@@ -492,7 +492,7 @@ def test_prompts_are_no_weights(tmp_path: Path) -> None:
     save_file(state, tmp_path / "adapter_model.safetensors")
     layers = open_source(tmp_path).layers
     assert len(layers) == 2
-    assert all("prompts are inputs" in layer.no_weight for layer in layers)
+    assert all("prompts are inputs" in str(layer.no_weight) for layer in layers)
 
 
 def test_names_that_only_look_like_pieces_are_layers() -> None:

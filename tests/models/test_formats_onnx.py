@@ -380,4 +380,4 @@ def test_a_missing_library_gives_the_command(
 
 def test_a_graph_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="an ONNX graph without weights"):
-        open_source(save(tmp_path / "m.onnx", [node("Relu", ["x"], ["y"])], {}, [3]))
+        open_source(save(tmp_path / "m.onnx", [node("Relu", ["x"], ["y"])], {}, [3]))  # type: ignore[arg-type]

@@ -307,9 +307,9 @@ def test_tensors_without_readable_values_keep_a_row(tmp_path: pathlib.Path) -> N
     }
     torch.save(state, tmp_path / "m.pt")
     problems = {layer.name: layer.problem for layer in open_source(tmp_path / "m.pt").layers}
-    assert "sparse_coo" in problems["a"]
-    assert "meta device" in problems["b"]
-    assert "resolve_conj" in problems["c"]
+    assert "sparse_coo" in str(problems["a"])
+    assert "meta device" in str(problems["b"])
+    assert "resolve_conj" in str(problems["c"])
     assert problems["d"] is None
 
 
@@ -319,7 +319,7 @@ def test_objects_with_tensors_inside_a_state_dict_keep_a_failed_row(tmp_path: pa
     torch.save({"a.weight": torch.ones(2, 3), "b.weight": packed}, tmp_path / "m.pt")
     layers = {layer.name: layer for layer in open_source(tmp_path / "m.pt").layers}
     assert (layers["b"].rows, layers["b"].cols) == (4, 8)
-    assert f"class {__name__}.Settings" in layers["b"].problem
+    assert f"class {__name__}.Settings" in str(layers["b"].problem)
 
 
 def test_lists_of_tensors_are_state_dicts_too(tmp_path: pathlib.Path) -> None:

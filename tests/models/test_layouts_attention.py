@@ -28,7 +28,7 @@ def folder(path: Path, state: Any, config: Any) -> Path:
     return path
 
 
-def parts(source: Any, weight: torch.Tensor) -> tuple[dict[str, Any], list[Any]]:
+def parts(source: Any, weight: Any) -> tuple[dict[str, Any], list[Any]]:
     """Matrices of a fused weight by the name of the part, and the notes."""
     stem = weight.removesuffix(".weight")
     found = {
@@ -51,7 +51,7 @@ def same(found: Any, expected: Any) -> Any:
 def test_families_of_transformers(family: Any, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     case = FAMILIES[family]
-    model = case.build()
+    model: Any = case.build()
     expected = case.oracle(model.state_dict()[case.weight])
     files = folder(
         tmp_path, model.state_dict(), json.loads(model.config.to_json_string(use_diff=False))
@@ -344,7 +344,7 @@ def test_three_equal_blocks_need_no_configuration() -> None:
         "stages.0.attn.proj.weight": torch.randn(64, 64),
         "text.in_proj_weight": rows(96),
     }
-    layers = {x.name: x for x in open_source(state).layers}
+    layers: Any = {x.name: x for x in open_source(state).layers}
     for name, height in (
         ("blocks.1.attn.qkv", 32),
         ("stages.0.attn.qkv", 64),

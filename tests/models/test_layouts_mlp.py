@@ -214,7 +214,7 @@ INWARD, ALTERNATING = {"llama4", "aria", "openai_privacy_filter", "gpt_oss"}, {"
 def test_stacked_experts_live_and_from_a_file(case: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     make, path = MIXTURES[case]
-    model = make()
+    model: Any = make()
     state = model.state_dict()
     name = next(key for key in state if key.endswith(f"{path}gate_up_proj"))
     up = [w.T if case in INWARD else w for w in state[name]]

@@ -20,7 +20,7 @@ def layers_of(source: Any) -> dict[str, Any]:
 def test_xlnet_projects_head_by_head() -> None:
     pytest.importorskip("transformers")
     # The head size of 8 would be a kernel of eight positions.
-    model = build(
+    model: Any = build(
         "XLNetConfig", "XLNetModel", vocab_size=40, d_model=32, n_layer=1, n_head=4, d_inner=48
     )()
     attention = model.layer[0].rel_attn
@@ -49,7 +49,7 @@ def test_funnel_projects_positions_head_by_head() -> None:
         "d_head": 8,
         "d_inner": 48,
     }
-    model = build("FunnelConfig", "FunnelBaseModel", vocab_size=40, **sizes)()
+    model: Any = build("FunnelConfig", "FunnelBaseModel", vocab_size=40, **sizes)()
     kernel = model.encoder.blocks[0][0].attention.r_kernel.detach()
     layer = next(x for name, x in layers_of(model).items() if name.endswith("r_kernel"))
     inputs = torch.randn(32)

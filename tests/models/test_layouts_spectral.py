@@ -166,7 +166,7 @@ def test_real_factors_and_factors_that_do_not_fit_are_failed_rows() -> None:
     state, _ = state_of("Tucker", SHAPE)
     real = {name: tensor.real.clone() for name, tensor in state.items()}
     (layer,) = open_source(real).layers
-    assert "a real weight in Tucker form" in layer.problem
+    assert "a real weight in Tucker form" in str(layer.problem)
     del state["fno_blocks.convs.0.weight.factors.factor_3"]
     (layer,) = open_source(state).layers
-    assert "do not fit each other" in layer.problem
+    assert "do not fit each other" in str(layer.problem)

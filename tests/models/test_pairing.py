@@ -119,7 +119,7 @@ def test_pairing_needs_no_torch() -> None:
 def vit() -> Any:
     from transformers import ViTConfig, ViTForImageClassification
 
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 16,
         "intermediate_size": 24,
         "num_hidden_layers": 2,
@@ -136,7 +136,7 @@ def llava() -> Any:
         LlavaForConditionalGeneration,
     )
 
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 16,
         "intermediate_size": 24,
         "num_hidden_layers": 2,
@@ -152,7 +152,7 @@ def llava() -> Any:
 def qwen2_moe() -> Any:
     from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": 16,
         "intermediate_size": 24,
         "num_hidden_layers": 2,

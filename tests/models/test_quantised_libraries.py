@@ -21,8 +21,8 @@ from spectail.models.open import open_source
 
 NAME = "model.layers.0.mlp.up_proj"
 # bitsandbytes and HQQ compute in float32 here, the others in the type of their scales.
-CLOSE = {"rtol": 2e-5, "atol": 1e-6}
-CLOSE_HALF = {"rtol": 4e-3, "atol": 2e-3}
+CLOSE: dict[str, Any] = {"rtol": 2e-5, "atol": 1e-6}
+CLOSE_HALF: dict[str, Any] = {"rtol": 4e-3, "atol": 2e-3}
 
 
 def matrix(rows: int = 64, cols: int = 256) -> torch.Tensor:
@@ -119,7 +119,7 @@ def test_hqq(bits: int, axis: int) -> None:
 @pytest.mark.parametrize("kind", ["qint8", "qfloat8_e4m3fn", "qfloat8_e5m2", "qint4", "qint2"])
 def test_quanto(kind: str) -> None:
     quanto = pytest.importorskip("optimum.quanto")
-    layer = nn.Sequential(nn.Linear(256, 64, bias=False))
+    layer: Any = nn.Sequential(nn.Linear(256, 64, bias=False))
     layer[0].weight.data = matrix()
     quanto.quantize(layer, weights=getattr(quanto, kind))
     quanto.freeze(layer)
@@ -129,7 +129,7 @@ def test_quanto(kind: str) -> None:
     if kind in {"qint4", "qint2"}:
         (row,) = build_source("test", "", [in_memory(n, t) for n, t in state.items()]).layers
         assert row.name == NAME
-        assert "optimum-quanto" in row.problem
+        assert "optimum-quanto" in str(row.problem)
         return
     torch.testing.assert_close(only_layer(state).read()[0], expected, **CLOSE)
 
@@ -145,7 +145,7 @@ def test_torchao(kind: str) -> None:
     options = {"weight_dtype": torch.int4} if kind.startswith("Intx") else {}
     model = in_decoder(nn.Linear(256, 64, bias=False).to(torch.bfloat16))
     quantization.quantize_(model, getattr(quantization, kind)(**options))
-    weight = model.get_submodule(NAME).weight
+    weight: Any = model.get_submodule(NAME).weight
     (layer,) = open_source(model).layers
     assert layer.name == NAME
     assert layer.tensor.memory is None
@@ -158,7 +158,7 @@ def test_torchao(kind: str) -> None:
 def test_torchao_in_safetensors(kind: str, tmp_path: Path) -> None:
     quantization = pytest.importorskip("torchao.quantization")
     support = pytest.importorskip("torchao.prototype.safetensors.safetensors_support")
-    model = in_decoder(nn.Linear(256, 64, bias=False).to(torch.bfloat16))
+    model: Any = in_decoder(nn.Linear(256, 64, bias=False).to(torch.bfloat16))
     quantization.quantize_(model, getattr(quantization, kind)())
     state, metadata = support.flatten_tensor_state_dict(model.state_dict())
     save_file(

@@ -57,6 +57,7 @@ def test_embedded_spectra_are_those_of_the_records(transformer: Results) -> None
     drawable = [i for i, layer in enumerate(transformer.layers) if layer.spectrum]
     assert [int(i) for i in spectra["layers"]] == drawable
     stored, kept = spectra["layers"][str(drawable[3])], transformer.layers[drawable[3]].spectrum
+    assert kept is not None
     assert tuple(stored["counts"]) == kept.counts
     assert list(zip(stored["ranks"], stored["values"], strict=True)) == [
         (r, pytest.approx(x, rel=1e-4)) for r, x in kept.top

@@ -73,6 +73,7 @@ def test_kinds_are_grouped_by_what_their_errors_tell_apart(transformer: Results)
 
 def test_depth_trend_is_that_of_the_blocks(transformer: Results) -> None:
     trend = depth_trend(sort_run(transformer).ranked)
+    assert trend is not None
     assert trend.correlation.rho < -0.8
     assert trend.correlation.n_blocks == 12
     assert "heavier with depth" in by_topic(transformer)["Depth"]

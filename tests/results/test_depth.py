@@ -44,6 +44,7 @@ def test_plain_and_partial_correlations_are_those_of_scipy_and_of_regression(
     assert rank_correlation(x, y).rho == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
     if n > 4:
         partial = rank_correlation(x, y, given=z)
+        assert partial is not None
         assert partial.rho == pytest.approx(by_regression(x, y, z), abs=1e-9)
         assert (partial.n_blocks, partial.n_given) == (n, 1)
 
@@ -159,6 +160,7 @@ def test_alpha_with_depth_takes_block_means_and_kinds_out_and_ignores_what_has_n
         for b in range(8)
     ]  # fmt: skip
     found = alpha_with_depth(layers)
+    assert found is not None
     assert found.rho == pytest.approx(spearmanr(range(8), expected).statistic)
     assert found.n_blocks == 8
     assert alpha_with_depth(layers[:11]) is None
@@ -173,6 +175,7 @@ def test_what_is_made_from_the_measured_numbers_alone_is_compared_with_depth() -
         (-alpha, "in the reverse order of alpha"),
     ):
         found = depth_correlations(range(24), values, alpha)
+        assert found is not None
         first, second = found.describe("the ratios")
         assert first.startswith("The ratios rise" if values[-1] > values[0] else "The ratios fall")
         assert order in second
@@ -184,7 +187,10 @@ def test_other_values_say_what_each_explains_given_the_other() -> None:
     rng = np.random.default_rng(2)
     depth, alpha = np.arange(24), rng.standard_normal(24)
     found = depth_correlations(depth, depth + 5 * alpha, alpha, name="outlier percent")
+    assert found is not None
     text = " ".join(found.describe())
+    assert found.values_depth_given_measured is not None
+    assert found.values_measured_given_depth is not None
     given_depth, given_alpha = (
         found.values_measured_given_depth.rho,
         found.values_depth_given_measured.rho,
@@ -194,8 +200,10 @@ def test_other_values_say_what_each_explains_given_the_other() -> None:
     assert f"Given depth, outlier percent explains {100 * given_depth**2:.0f} % of the rest" in text
     assert f"Given outlier percent, depth explains {100 * given_alpha**2:.0f} % of the rest" in text
     unrelated = depth_correlations(depth, depth + rng.standard_normal(24), alpha)
+    assert unrelated is not None
     assert "Given depth, alpha explains no clear part" in " ".join(unrelated.describe())
     line = depth_correlations(depth, depth, alpha)
+    assert line is not None
     assert line.values_measured_given_depth is None
     assert "Given depth, alpha can explain nothing more." in " ".join(line.describe())
 
@@ -205,6 +213,7 @@ def test_a_straight_line_is_named_from_a_clear_correlation_of_080_on() -> None:
     depth = np.arange(30)
     for noise in (1, 8, 20, 100):
         found = depth_correlations(depth, depth + noise * rng.standard_normal(30))
+        assert found is not None
         [line] = found.describe()
         assert ("straight line" in line) == (abs(found.values_depth.rho) >= 0.8)
     assert "straight line" not in depth_correlations(range(4), range(4)).describe()[0]
@@ -212,6 +221,7 @@ def test_a_straight_line_is_named_from_a_clear_correlation_of_080_on() -> None:
 
 def test_stored_numbers_are_those_of_the_correlations() -> None:
     found = depth_correlations(range(6), [1, 2, 3, 5, 4, 6], [2, 1, 3, 4, 6, 5])
+    assert found is not None
     stored = found.to_dict()
     low, high = found.values_depth.interval()
     assert stored["values_depth"] == {

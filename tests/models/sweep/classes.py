@@ -131,7 +131,8 @@ def build(case: Case) -> nn.Module:
     model_class = getattr(transformers, case.class_name)
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
-        return model_class(_config(case, model_class))
+        result: nn.Module = model_class(_config(case, model_class))
+        return result
 
 
 def _config(case: Case, model_class: Any) -> Any:

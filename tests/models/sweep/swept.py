@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 
@@ -108,7 +109,7 @@ def sweep() -> Iterator[Swept | tuple[Case, str]]:
             yield case, next((name for name in LIBRARIES if name in str(error)), str(error))
 
 
-def swept(case: Case, model: nn.Module) -> Swept:
+def swept(case: Case, model: Any) -> Swept:
     """Look at one model; its parameters lose their shape's memory."""
     saved = saved_tensors(model)
     places = list(parameters(model))
