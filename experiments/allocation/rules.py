@@ -19,6 +19,7 @@ from spectail import presets
 from spectail.allocation.budgets import fill, shift
 from spectail.allocation.depth import FORMS, depth_scores
 from spectail.allocation.maps import Linear
+from spectail.allocation.scores import first_kept, standardized
 from spectail.core.spec import Spec
 from spectail.pruning.allocators.by_activations import falling_ratios
 from spectail.pruning.allocators.by_shape import erdos_renyi
@@ -115,21 +116,12 @@ class Measured:
         return -np.array([self.blocks[name][unit] for unit in self.units])
 
 
-def z(values: Array) -> Array:
-    """Standard scores; zeros if all values are equal."""
-    spread = float(values.std())
-    return np.asarray((values - values.mean()) / spread if spread > 0 else values * 0)
+z = standardized
 
 
 def keep_first(values: Array) -> Array:
-    """Protect the first block.
-
-    It lies at the low end, the others in the upper half of the range.
-    """
-    others = values[1:]
-    spread = float(np.ptp(others))
-    place = (others - others.min()) / spread if spread > 0 else np.ones_like(others)
-    return np.array([0.0, *(0.5 + place / 2)])
+    """Put the first block at the low end, and the others into the upper half of the range."""
+    return first_kept(values, np.arange(values.size) == 0)
 
 
 def smoothed(values: Array) -> Array:

@@ -7,6 +7,8 @@ import pickle
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,16 +22,16 @@ from tests.allocation.conftest import layer, results, transformer, unmeasured
 TARGETS = {"sparsity": 0.5, "bits": 3.5, "lr": 0.1, "weight-decay": 0.1}
 
 
-def _left_out(allocation):
+def _left_out(allocation: Any) -> dict[str, Any]:
     return {x.name: x.reason for x in allocation.left_out}
 
 
-def test_every_target_is_swept():
+def test_every_target_is_swept() -> None:
     assert set(TARGETS) == set(st.targets.target_names())
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_embeddings_head_and_routers_stay_out(target):
+def test_embeddings_head_and_routers_stay_out(target: str) -> None:
     allocation = st.allocate(transformer(2), target=target, budget=TARGETS[target])
     assert list(allocation) == [
         f"model.layers.{b}.{name}" for b in (0, 1) for name in ("self_attn.q_proj", "mlp.up_proj")
@@ -43,7 +45,7 @@ def test_embeddings_head_and_routers_stay_out(target):
 
 
 @pytest.mark.parametrize("target", ["sparsity", "bits"])
-def test_layers_in_no_block_stay_out_of_compression(target):
+def test_layers_in_no_block_stay_out_of_compression(target: str) -> None:
     analysis = results(
         layer("stem.conv", kind="conv"),
         layer("layers.0.a"),
@@ -57,7 +59,7 @@ def test_layers_in_no_block_stay_out_of_compression(target):
 
 
 @pytest.mark.parametrize("target", ["lr", "weight-decay"])
-def test_layers_in_no_block_are_trained_by_their_alpha(target):
+def test_layers_in_no_block_are_trained_by_their_alpha(target: str) -> None:
     analysis = results(
         layer("stem.conv", 3.0, kind="conv"), layer("layers.0.a"), layer("a.lora", kind="lora")
     )
@@ -66,7 +68,7 @@ def test_layers_in_no_block_are_trained_by_their_alpha(target):
     assert _left_out(allocation) == {"a.lora": "a LoRA delta"}
 
 
-def test_include_adds_and_exclude_leaves_out():
+def test_include_adds_and_exclude_leaves_out() -> None:
     allocation = st.allocate(
         transformer(2),
         target="sparsity",
@@ -83,7 +85,7 @@ def test_include_adds_and_exclude_leaves_out():
     assert allocation.table.set_index("name")["unit"]["lm_head"] == "lm_head"
 
 
-def test_include_all():
+def test_include_all() -> None:
     analysis = results(layer("model.embed_tokens"), layer("fc"), layer("layers.0.a"))
     assert len(st.allocate(analysis, target="sparsity", budget=0.5, include=["*"])) == 3
     assert (
@@ -92,7 +94,7 @@ def test_include_all():
     )
 
 
-def test_parts_of_fused_weights_are_matched_by_their_brackets():
+def test_parts_of_fused_weights_are_matched_by_their_brackets() -> None:
     analysis = results(
         layer("layers.0.experts.down_proj[3]"), layer("layers.0.experts.down_proj[4]")
     )
@@ -122,12 +124,12 @@ def test_parts_of_fused_weights_are_matched_by_their_brackets():
         ),
     ],
 )
-def test_globs_that_change_nothing_or_leave_nothing(globs, message):
+def test_globs_that_change_nothing_or_leave_nothing(globs: dict[str, Any], message: str) -> None:
     with pytest.raises(AllocationError, match=message):
         st.allocate(transformer(2), target="sparsity", budget=0.5, **globs)
 
 
-def test_a_model_without_blocks_is_told_what_to_do():
+def test_a_model_without_blocks_is_told_what_to_do() -> None:
     analysis = results(layer("conv1", kind="conv"), layer("conv2", kind="conv"))
     with pytest.raises(
         AllocationError,
@@ -140,7 +142,7 @@ def test_a_model_without_blocks_is_told_what_to_do():
         st.allocate(results(), target="lr", budget=0.5)
 
 
-def _with_gaps():
+def _with_gaps() -> Any:
     return results(
         layer("layers.0.a", 2.0),
         layer("layers.0.b", 3.0, 8192),
@@ -157,7 +159,7 @@ def _with_gaps():
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_layers_without_a_comparable_alpha_are_an_error_that_names_them(target):
+def test_layers_without_a_comparable_alpha_are_an_error_that_names_them(target: str) -> None:
     message = (
         r"3 of 6 layers have no comparable alpha: "
         r"layers\.0\.c \(skipped: short side 8 is below 16\), layers\.1\.b \(not "
@@ -168,7 +170,7 @@ def test_layers_without_a_comparable_alpha_are_an_error_that_names_them(target):
         st.allocate(_with_gaps(), target=target, budget=TARGETS[target])
 
 
-def test_a_missing_alpha_takes_the_mean_of_its_block_else_of_all():
+def test_a_missing_alpha_takes_the_mean_of_its_block_else_of_all() -> None:
     allocation = st.allocate(_with_gaps(), target="lr", budget=1.0, map="sqrt", missing="mean")
     alphas = dict(zip(allocation.table["name"], allocation.table["alpha"], strict=True))
     assert alphas["layers.0.c"] == 2.5
@@ -179,7 +181,7 @@ def test_a_missing_alpha_takes_the_mean_of_its_block_else_of_all():
     )
 
 
-def test_a_missing_alpha_does_not_move_its_block():
+def test_a_missing_alpha_does_not_move_its_block() -> None:
     filled = st.allocate(
         _with_gaps(), target="sparsity", budget=0.5, missing="mean", exclude=["*.2.*"]
     )
@@ -188,7 +190,7 @@ def test_a_missing_alpha_does_not_move_its_block():
     assert abs(filled.realised - 0.5) < 1e-9
 
 
-def test_layers_without_an_alpha_may_be_left():
+def test_layers_without_an_alpha_may_be_left() -> None:
     allocation = st.allocate(_with_gaps(), target="sparsity", budget=0.5, missing="leave")
     assert set(allocation) == {"layers.0.a", "layers.0.b", "layers.1.a"}
     assert _left_out(allocation)["layers.2.a"] == "no alpha: failed: weights hold NaN"
@@ -196,7 +198,7 @@ def test_layers_without_an_alpha_may_be_left():
 
 
 @pytest.mark.parametrize("missing", ["mean", "leave"])
-def test_no_alpha_at_all(missing):
+def test_no_alpha_at_all(missing: str) -> None:
     analysis = results(*(unmeasured(f"layers.{i}.a") for i in range(12)))
     with pytest.raises(
         AllocationError, match=r"not one of the 12 layers has a comparable alpha: .* and 4 more"
@@ -206,7 +208,7 @@ def test_no_alpha_at_all(missing):
 
 @pytest.mark.parametrize("level", ["block", "layer"])
 @pytest.mark.parametrize("target", TARGETS)
-def test_values_go_by_name_whatever_the_order(target, level):
+def test_values_go_by_name_whatever_the_order(target: str, level: str) -> None:
     analysis = transformer(5)
     shuffled = [
         analysis.layers[i] for i in np.random.default_rng(0).permutation(len(analysis.layers))
@@ -219,7 +221,7 @@ def test_values_go_by_name_whatever_the_order(target, level):
     assert dict(first) == pytest.approx(dict(second), rel=1e-14)
 
 
-def test_blocks_of_an_encoder_and_a_decoder_are_different_units():
+def test_blocks_of_an_encoder_and_a_decoder_are_different_units() -> None:
     layers = [
         layer(f"{stack}.layers.{b}.fc1", 2.0 + b)
         for stack in ("encoder", "decoder")
@@ -229,7 +231,7 @@ def test_blocks_of_an_encoder_and_a_decoder_are_different_units():
     assert allocation.table["unit"].nunique() == 4
 
 
-def test_mixed_windows_are_flagged():
+def test_mixed_windows_are_flagged() -> None:
     layers = [
         layer(f"layers.{i}.a", 2.0 + i, window_rows=64 * (1 + i // 2), window_cols=64)
         for i in range(4)
@@ -253,25 +255,29 @@ def test_mixed_windows_are_flagged():
         ({"missing": "zero"}, r"missing must be one of error, mean, leave, not 'zero'"),
         ({"map": "cubic"}, r"map must be one of linear:EPS, .*, not 'cubic'"),
         ({"budget": "half"}, r"the budget must be a number, not 'half'"),
-        ({"target": "bits", "map": "sqrt"}, r"target bits takes choices, gamma, level, but no map"),
+        (
+            {"target": "bits", "map": "sqrt"},
+            r"target bits takes choices, error, gamma, level, but no map",
+        ),
     ],
 )
-def test_options_that_make_no_sense(options, message):
+def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(AllocationError, match=message):
         st.allocate(transformer(), **{"target": "sparsity", "budget": 0.5, **options})
 
 
-def test_what_is_no_analysis():
+def test_what_is_no_analysis() -> None:
     with pytest.raises(
         AllocationError, match=r"expected an analysis, as st\.analyze or .* gives it, not 'run'"
     ):
-        st.allocate("run", target="sparsity", budget=0.5)
+        st.allocate("run", target="sparsity", budget=0.5)  # type: ignore[arg-type]
 
 
-def test_the_summary_says_what_was_reached_and_who_was_left_out():
+def test_the_summary_says_what_was_reached_and_who_was_left_out() -> None:
     text = st.allocate(transformer(4), target="sparsity", budget=0.9, map="linear:0.6").summary()
     assert (
-        text.splitlines()[0] == "sparsity 0.9 (map linear:0.4:1.6, level block, bounds 0 to 0.998)"
+        text.splitlines()[0]
+        == "sparsity 0.9 (map linear:0.4:1.6, level block, bounds 0 to 0.998, by alpha)"
     )
     assert "8 layers in 4 units, " in text
     assert "to 0.998, mean by number of weights 0.9" in text
@@ -283,7 +289,7 @@ def test_the_summary_says_what_was_reached_and_who_was_left_out():
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_saved_and_loaded_it_is_the_same(target, tmp_path):
+def test_saved_and_loaded_it_is_the_same(target: str, tmp_path: Path) -> None:
     allocation = st.allocate(transformer(), target=target, budget=TARGETS[target])
     again = st.Allocation.load(allocation.save(tmp_path / "new" / "a.json"))
     assert again == allocation
@@ -298,21 +304,21 @@ def test_saved_and_loaded_it_is_the_same(target, tmp_path):
     assert pickle.loads(pickle.dumps(allocation)) == allocation
 
 
-def test_an_allocation_is_a_mapping_that_nothing_changes():
+def test_an_allocation_is_a_mapping_that_nothing_changes() -> None:
     allocation = st.allocate(transformer(), target="sparsity", budget=0.5)
     assert (
         allocation["model.layers.0.mlp.up_proj"] == dict(allocation)["model.layers.0.mlp.up_proj"]
     )
     assert "lm_head" not in allocation
-    assert list(allocation.table.columns) == ["name", "value", "unit", "alpha", "numel"]
+    assert list(allocation.table.columns) == ["name", "value", "unit", "alpha", "numel", "format"]
     assert "model.layers.0.mlp.up_proj" in allocation._repr_html_()
     with pytest.raises(AttributeError):
-        allocation.budget = 0.6
+        allocation.budget = 0.6  # type: ignore[misc]
     with pytest.raises(TypeError):
-        allocation["x"] = 0.5
+        allocation["x"] = 0.5  # type: ignore[index]
 
 
-def test_an_existing_allocation_is_replaced_and_nothing_else(tmp_path):
+def test_an_existing_allocation_is_replaced_and_nothing_else(tmp_path: Path) -> None:
     allocation = st.allocate(transformer(), target="sparsity", budget=0.5)
     path = allocation.save(tmp_path / "a.json")
     allocation.save(path)
@@ -330,7 +336,7 @@ def test_an_existing_allocation_is_replaced_and_nothing_else(tmp_path):
         assert (tmp_path / name).read_bytes() == content
 
 
-def _stored(**changes):
+def _stored(**changes: Any) -> dict[str, Any]:
     return {**st.allocate(transformer(), target="sparsity", budget=0.5).to_dict(), **changes}
 
 
@@ -356,13 +362,13 @@ SHARE = {"name": "a", "value": 0.5, "unit": "a", "alpha": 2.0, "numel": 4}
         ),
     ],
 )
-def test_a_file_that_is_no_allocation(content, message, tmp_path):
+def test_a_file_that_is_no_allocation(content: Any, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(AllocationError, match=message):
         st.Allocation.load(tmp_path / "a.json")
 
 
-def test_no_file(tmp_path):
+def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(
         AllocationError,
         match=r"no allocation at .*none\.json: expected a file that spectail allocate",
@@ -370,7 +376,7 @@ def test_no_file(tmp_path):
         st.Allocation.load(tmp_path / "none.json")
 
 
-def test_importing_a_module_of_the_package_first_does_not_hide_the_function():
+def test_importing_a_module_of_the_package_first_does_not_hide_the_function() -> None:
     code = (
         "import sys, spectail.allocation.maps, spectail; assert callable(spectail.allocate); "
         "assert 'torch' not in sys.modules"
@@ -378,7 +384,7 @@ def test_importing_a_module_of_the_package_first_does_not_hide_the_function():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def _depthwise(name, channels=64):
+def _depthwise(name: str, channels: int = 64) -> LayerRecord:
     return LayerRecord(
         name=name,
         block=0,
@@ -392,7 +398,7 @@ def _depthwise(name, channels=64):
 
 
 @pytest.mark.parametrize("target", ["sparsity", "bits"])
-def test_depth_wise_convolutions_and_complex_weights_are_not_compressed(target):
+def test_depth_wise_convolutions_and_complex_weights_are_not_compressed(target: str) -> None:
     short = layer("layers.0.mixer.ssm_conv1d", rows=64, cols=4)
     analysis = results(
         _depthwise("layers.0.mixer.conv1d"),
@@ -410,7 +416,7 @@ def test_depth_wise_convolutions_and_complex_weights_are_not_compressed(target):
     }
 
 
-def test_layers_that_are_trained_are_not_left_out_for_their_shape_or_their_tower():
+def test_layers_that_are_trained_are_not_left_out_for_their_shape_or_their_tower() -> None:
     analysis = results(
         layer("visual.blocks.0.fc1"),
         layer("model.layers.0.a"),
@@ -494,7 +500,9 @@ TOWERS = {
 
 
 @pytest.mark.parametrize("case", TOWERS)
-def test_the_language_model_of_a_multi_modal_model_takes_part_and_its_towers_do_not(case):
+def test_the_language_model_of_a_multi_modal_model_takes_part_and_its_towers_do_not(
+    case: str,
+) -> None:
     text, towers, outside = TOWERS[case]
     names = [f"{stack}.{i}.mlp.up" for stack in (*text, *towers) for i in (0, 1)]
     allocation = st.allocate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from numbers import Real
@@ -51,7 +52,9 @@ def allocate(
     coverage = cover(
         analysis.layers, inside_blocks=rule.inside_blocks, include=include, exclude=exclude
     )
-    layers, without_alpha, remarks = with_alphas(coverage.layers, missing)
+    layers, without_alpha, remarks = (
+        with_alphas(coverage.layers, missing) if rule.needs_alpha else (coverage.layers, (), ())
+    )
     shares, deviations = _shares(layers, rule, float(budget))
     return Allocation(
         target=rule.name,
@@ -60,7 +63,7 @@ def allocate(
         shares=shares,
         left_out=(*coverage.left_out, *without_alpha),
         deviations=deviations,
-        notes=(*remarks, *_mixed_windows(layers)),
+        notes=(*remarks, *(_mixed_windows(layers) if rule.needs_alpha else ())),
         source=analysis.run.source,
         fingerprint=analysis.run.fingerprint,
         spec=analysis.run.spec.to_dict(),
@@ -91,8 +94,9 @@ def _shares(
         for unit, members, value, alpha, chosen in zip(
             units.names, units.members, values, units.alpha, formats, strict=True
         ):
+            found = float(alpha) if math.isfinite(alpha) else None
             for layer in members:
-                yield LayerValue(layer.name, float(value), unit, float(alpha), layer.numel, chosen)
+                yield LayerValue(layer.name, float(value), unit, found, layer.numel, chosen)
 
     # Units gather the layers of a block from wherever they stand; the result keeps their own order.
     given = {share.name: share for share in of_units()}

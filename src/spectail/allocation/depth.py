@@ -43,16 +43,16 @@ FORMS: dict[str, Callable[[int], Array]] = {
     "falling": lambda n: _rising(n)[::-1],
     "first": _first,
     "last": lambda n: _first(n)[::-1],
-    "first+last": _first_and_last,
-    "first+rising": _first_then_rising,
-    "first+falling": _first_then_falling,
+    "first-last": _first_and_last,
+    "first-rising": _first_then_rising,
+    "first-falling": _first_then_falling,
 }
 """The forms by name: from a number of blocks to a number from 0 to 1 for each, in order of depth.
 
 A block with a higher number is pruned more. ``rising`` and ``falling`` are straight lines.
-``first`` keeps the first block, ``last`` the last one, ``first+last`` both; the others are treated
-alike. ``first+rising`` keeps the first block and lets the others rise over the upper half;
-``first+falling`` keeps the first and lets the others fall over the whole range.
+``first`` keeps the first block, ``last`` the last one, ``first-last`` both; the others are treated
+alike. ``first-rising`` keeps the first block and lets the others rise over the upper half;
+``first-falling`` keeps the first and lets the others fall over the whole range.
 """
 
 
@@ -76,15 +76,17 @@ def depth_scores(units: Sequence[str], form: str) -> Array:
     """
     if form not in FORMS:
         raise AllocationError(f"a form of depth must be one of {', '.join(FORMS)}, not {form!r}")
-    stacks: dict[str, list[tuple[int, int]]] = {}
+    stacks: dict[str, dict[int, list[int]]] = {}
     for place, unit in enumerate(units):
         if match := _BLOCK.fullmatch(unit):
-            stacks.setdefault(match["stack"], []).append((int(match["number"]), place))
+            blocks = stacks.setdefault(match["stack"], {})
+            # Several units may have one block's name: its layers, where each is a unit.
+            blocks.setdefault(int(match["number"]), []).append(place)
     scores = np.full(len(units), 0.5)
     for blocks in stacks.values():
-        # By number and not by place in the list: files may hold block 10 before block 2.
-        places = [place for _, place in sorted(blocks)]
         # A block without neighbours is neither early nor late.
-        if len(places) > 1:
-            scores[places] = FORMS[form](len(places))
+        if len(blocks) > 1:
+            # By number and not by place in the list: files may hold block 10 before block 2.
+            for number, score in zip(sorted(blocks), FORMS[form](len(blocks)), strict=True):
+                scores[blocks[number]] = score
     return scores

@@ -31,6 +31,11 @@ class Target(ABC):
     level: str
     """``block`` or ``layer``: what gets one value."""
 
+    @property
+    def needs_alpha(self) -> bool:
+        """Whether every layer needs an alpha; by default it does."""
+        return True
+
     @abstractmethod
     def values(self, units: Units, budget: float) -> tuple[Array, tuple[str, ...]]:
         """Return one value per unit, and sentences on how they deviate from the published rule.

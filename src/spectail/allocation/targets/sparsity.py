@@ -14,6 +14,7 @@ import numpy as np
 from spectail import presets
 from spectail.allocation.budgets import fill
 from spectail.allocation.maps import Map, as_map
+from spectail.allocation.scores import check_by, needs_alpha, scores_of
 from spectail.allocation.targets.base import L, Target
 from spectail.allocation.units import Array, Units, check_level, standardized_by_kind
 from spectail.errors import AllocationError
@@ -41,10 +42,13 @@ class Sparsity(Target):
 
     No published rule does so.
     """
+    by: str = "alpha"
+    """What the ratios go by: see ``allocation.scores``. ``depth:FORM`` looks at no alpha."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "map", as_map(self.map))
         check_level(self.level)
+        check_by(self.by)
         given = tuple(self.bounds) if isinstance(self.bounds, tuple | list) else ()
         if len(given) != 2 or not 0 <= given[0] <= given[1] <= 1:
             raise AllocationError(
@@ -53,25 +57,34 @@ class Sparsity(Target):
             )
         object.__setattr__(self, "bounds", (float(given[0]), float(given[1])))
 
+    @property
+    def needs_alpha(self) -> bool:
+        """Whether the ratios go by alpha, among others."""
+        return needs_alpha(self.by)
+
     def prepared(self, layers: Sequence[L]) -> Sequence[L]:
         """Return the layers, with alphas standardized by kind if that is asked for."""
-        return standardized_by_kind(layers) if self.standardize_by_kind else layers
+        by_kind = self.standardize_by_kind and self.needs_alpha
+        return standardized_by_kind(layers) if by_kind else layers
 
     def values(self, units: Units, budget: float) -> tuple[Array, tuple[str, ...]]:
         """Return one ratio per unit, and how they deviate from the published rule."""
         # At 1 every weight would be zero.
         if not 0 <= budget < 1:
             raise AllocationError(f"a sparsity must be at least 0 and below 1, not {budget!r}")
-        factors = as_map(self.map).factors(units.alpha)
+        scores = scores_of(units, self.by)
+        factors = as_map(self.map).factors(scores)
         ratios = fill(factors, units.numel, budget=budget, bounds=self.bounds)
-        return ratios, self._deviations(units, factors, budget)
+        return ratios, self._deviations(units, scores, factors, budget)
 
-    def _deviations(self, units: Units, factors: Array, budget: float) -> tuple[str, ...]:
+    def _deviations(
+        self, units: Units, scores: Array, factors: Array, budget: float
+    ) -> tuple[str, ...]:
         """Say what the published rule would have done differently."""
-        if not np.ptp(units.alpha) > 0:
+        if not np.ptp(scores) > 0:
             return (
-                "All units have one alpha and get the budget; "
-                "the published rule divides by zero there.",
+                f"All units have one {'alpha' if self.by == 'alpha' else 'score'} and get the "
+                "budget; the published rule divides by zero there.",
             )
         share = units.numel / units.numel.sum()
         # The formula of the class, before bounds.

@@ -30,19 +30,22 @@ class ByAlpha(Allocator):
     spec: Spec
     standardize_by_kind: bool = False
     """Whether an alpha is compared with those of the same kind of layer only."""
+    by: str = "alpha"
+    """What the ratios go by beside alpha: see ``allocation.scores``."""
 
     def measure(
         self, model: nn.Module, sparsity: float, *, tokens: Tensor | None, scope: Scope
     ) -> Make:
         """Measure the alphas of the model once."""
         analysis = analyze(model, spec=self.spec)
-        return partial(_make, analysis, sparsity, self.standardize_by_kind, scope)
+        target = Sparsity(standardize_by_kind=self.standardize_by_kind, by=self.by)
+        return partial(_make, analysis, sparsity, target, scope)
 
 
 def _make(
     analysis: Analysis,
     sparsity: float,
-    standardize_by_kind: bool,
+    target: Sparsity,
     scope: Scope,
     setting: Setting | None,
 ) -> Allocation:
@@ -50,7 +53,7 @@ def _make(
     eps = presets.PRUNE_EPS if setting is None else check_eps(setting.eps)
     found = allocate(
         analysis,
-        target=Sparsity(map=Linear(1 - eps, 1 + eps), standardize_by_kind=standardize_by_kind),
+        target=replace(target, map=Linear(1 - eps, 1 + eps)),
         budget=sparsity,
         include=scope.include,
         exclude=(*scope.exclude, *scope.unseen),
