@@ -19,7 +19,7 @@ from spectail import presets
 from spectail.allocation.budgets import fill, shift
 from spectail.allocation.depth import FORMS, depth_scores
 from spectail.allocation.maps import Linear
-from spectail.allocation.scores import first_kept, standardized
+from spectail.allocation.scores import standardized, with_kept
 from spectail.core.spec import Spec
 from spectail.pruning.allocators.by_activations import falling_ratios
 from spectail.pruning.allocators.by_shape import erdos_renyi
@@ -121,7 +121,13 @@ z = standardized
 
 def keep_first(values: Array) -> Array:
     """Put the first block at the low end, and the others into the upper half of the range."""
-    return first_kept(values, np.arange(values.size) == 0)
+    return with_kept(values, np.arange(values.size) == 0)
+
+
+def keep_ends(values: Array) -> Array:
+    """The same with the first and the last block."""
+    place = np.arange(values.size)
+    return with_kept(values, (place == 0) | (place == values.size - 1))
 
 
 def smoothed(values: Array) -> Array:
@@ -160,6 +166,11 @@ TRIALS: dict[str, Score] = {
     "first, FARMS default": lambda m: keep_first(m.alpha("median")),
     "first, tail": lambda m: keep_first(m.tail()),
     "first, tail + Var(W)": lambda m: keep_first(z(m.tail()) + z(m.variance())),
+    "ends, Var(W)": lambda m: keep_ends(m.variance()),
+    "ends, OWL": lambda m: keep_ends(m.activations("owl")),
+    "ends, FARMS default": lambda m: keep_ends(m.alpha("median")),
+    "ends, tail": lambda m: keep_ends(m.tail()),
+    "ends, tail + Var(W)": lambda m: keep_ends(z(m.tail()) + z(m.variance())),
     "tail, smoothed": lambda m: smoothed(m.tail()),
     "first, tail smoothed": lambda m: keep_first(smoothed(m.tail())),
     "rising + residual of tail": lambda m: z(m.depth()) + z(residual(m.tail(), m.depth())),
@@ -170,8 +181,10 @@ TRIALS: dict[str, Score] = {
 WITH_OFFSETS: dict[str, Score] = {
     "offsets alone": lambda m: np.ones(len(m.units)),
     "first, offsets": lambda m: depth_scores(m.units, "first"),
+    "ends, offsets": lambda m: depth_scores(m.units, "first-last"),
     "tail, offsets": Measured.tail,
     "first, tail, offsets": lambda m: keep_first(m.tail()),
+    "ends, tail, offsets": lambda m: keep_ends(m.tail()),
 }
 """Scores whose ratios differ between kinds of layers by ``OFFSETS``."""
 
@@ -180,7 +193,7 @@ CONTROLS = ("uniform", *DEPTH, *ACTIVATIONS, *FIXED, "er")
 RULES = (*CONTROLS, *ALPHA, *TRIALS, *WITH_OFFSETS)
 """All rules, controls first."""
 WITHOUT_EPS = ("uniform", *FIXED, "er", "offsets alone")
-READS_NO_WEIGHTS = ("uniform", *DEPTH, "er", "offsets alone", "first, offsets")
+READS_NO_WEIGHTS = ("uniform", *DEPTH, "er", "offsets alone", "first, offsets", "ends, offsets")
 
 
 def ratios(rule: str, eps: float | None, sparsity: float, measured: Measured) -> dict[str, float]:

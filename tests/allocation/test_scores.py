@@ -91,6 +91,8 @@ def test_sums_are_of_standard_scores_and_first_keeps_the_first_block() -> None:
     assert first[0] == 0
     others = both[1:]
     np.testing.assert_allclose(first[1:], 0.5 + 0.5 * (others - others.min()) / np.ptp(others))
+    ends = scores_of(units, "ends+alpha")
+    assert (ends[0], ends[-1], ends[1:-1].min(), ends[1:-1].max()) == (0, 0, 0.5, 1)
     # A layer's own ratio: every layer of the first block is kept.
     by_layer = make_units(layers, "layer")
     found = dict(zip(by_layer.names, scores_of(by_layer, "first+alpha"), strict=True))
@@ -110,7 +112,7 @@ def test_every_part_and_pair_is_a_score_and_meets_the_budget() -> None:
     analysis = transformer(blocks=4)
     names = list(PARTS)
     texts = names + [f"{a}+{b}" for a in names for b in names if a != b]
-    for text in [*texts, *(f"first+{name}" for name in names)]:
+    for text in [*texts, *(f"{kept}+{name}" for kept in ("first", "ends") for name in names)]:
         assert check_by(text) == text
         found = st.allocate(analysis, target=Sparsity(by=text), budget=0.5)
         assert abs(found.realised - 0.5) < 1e-9, text

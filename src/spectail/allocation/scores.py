@@ -1,7 +1,7 @@
 """Scores: what the sparsity of a unit goes by: alpha, variance, its place in depth, or a sum.
 
 A higher score means a higher ratio. A score is written as its parts joined by ``+``: ``alpha``,
-``alpha+variance``, ``depth:falling``, ``first+alpha``.
+``alpha+variance``, ``depth:falling``, ``ends+alpha``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ from spectail.models.naming.blocks import unit_of
 
 Array: TypeAlias = NDArray[np.float64]
 
-FIRST = "first"
-"""Written in front of other parts: the first block of every stack is pruned least of all."""
+KEPT = {"first": "first", "ends": "first-last"}
+"""What may be written in front of other parts, and the form of depth that it stands for.
+
+``first+alpha`` prunes the first block of every stack least of all and the others by alpha;
+``ends+alpha`` does the same with the first block and the last one.
+"""
 
 
 def _variance(units: Units) -> Array:
@@ -46,12 +50,12 @@ PARTS: dict[str, Callable[[Units], Array]] = {
 def check_by(by: object) -> str:
     """Return the text of a score; AllocationError if it is none."""
     names = by.split("+") if isinstance(by, str) and by not in PARTS else [by]
-    if names[0] == FIRST:
+    if names[0] in KEPT:
         names = names[1:]
     if not names or any(name not in PARTS for name in names) or len(set(names)) < len(names):
         raise AllocationError(
-            f"by must be {', '.join(PARTS)}, or several joined by +, with first+ in front to keep "
-            f"the first block, not {by!r}"
+            f"by must be {', '.join(PARTS)}, or several joined by +, with first+ or ends+ in front "
+            f"to keep the first block, or the first and the last, not {by!r}"
         )
     return str(by)
 
@@ -66,15 +70,15 @@ def scores_of(units: Units, by: str) -> Array:
 
     A single part is taken as it is. Several are standardised (mean 0, standard deviation 1 over the
     units) and added. After ``first+`` the first block has the lowest score, and the others share
-    the upper half of the range.
+    the upper half of the range; after ``ends+`` the last block is kept like the first.
     """
     if by in PARTS:
         return PARTS[by](units)
     names = by.split("+")
-    keep_first = names[0] == FIRST
-    parts = [PARTS[name](units) for name in names[keep_first:]]
+    form = KEPT.get(names[0])
+    parts = [PARTS[name](units) for name in (names[1:] if form else names)]
     found = parts[0] if len(parts) == 1 else np.sum([standardized(p) for p in parts], axis=0)
-    return first_kept(found, depth_scores(_blocks(units), FIRST) == 0) if keep_first else found
+    return with_kept(found, depth_scores(_blocks(units), form) == 0) if form else found
 
 
 def standardized(values: Array) -> Array:
@@ -85,15 +89,15 @@ def standardized(values: Array) -> Array:
     return np.asarray((values - values.mean()) / values.std())
 
 
-def first_kept(values: Array, first: NDArray[np.bool_]) -> Array:
-    """Return 0 where ``first``, and the other values moved linearly to 1/2 to 1."""
-    others = values[~first]
+def with_kept(values: Array, kept: NDArray[np.bool_]) -> Array:
+    """Return 0 where ``kept``, and the other values moved linearly to 1/2 to 1."""
+    others = values[~kept]
     if others.size == 0:
         return np.zeros_like(values)
     spread = float(np.ptp(others))
     place = (others - others.min()) / spread if spread > 0 else np.ones_like(others)
     found = np.zeros_like(values)
-    found[~first] = 0.5 + place / 2
+    found[~kept] = 0.5 + place / 2
     return found
 
 
