@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 
 def first_names(names: Iterable[str], most: int = 1) -> str:
@@ -35,3 +36,28 @@ def type_and_line(error: Exception) -> str:
     """
     kind, line = type(error).__name__, first_line(error)
     return f"{kind}: {line}" if str(error).strip() else kind
+
+
+def joined(texts: Sequence[str]) -> str:
+    """Join texts by commas, the last one by ``and``.
+
+    >>> joined(["q"]), joined(["q", "k", "v"])
+    ('q', 'q, k and v')
+    """
+    if len(texts) < 2:
+        return "".join(texts)
+    return f"{', '.join(texts[:-1])} and {texts[-1]}"
+
+
+def plural(n: int, word: str) -> str:
+    """Write a count with its noun: ``1 layer``, ``2,000 layers``."""
+    return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
+
+
+def with_error(value: float, error: float) -> str:
+    """Write a number with its error, or alone if the error is not known.
+
+    >>> with_error(3.21, 0.0123), with_error(3.21, math.nan)
+    ('3.210 ± 0.012', '3.210')
+    """
+    return f"{value:.3f} ± {error:.3f}" if math.isfinite(error) else f"{value:.3f}"

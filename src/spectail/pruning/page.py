@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative, sample_colorscale
 
 from spectail.allocation.allocation import Allocation
+from spectail.basics.texts import plural
 from spectail.evaluation import Rule
 from spectail.models.naming.blocks import block_of
 from spectail.models.naming.kinds import kind_of
@@ -22,7 +23,6 @@ from spectail.report.depth import depth_of
 from spectail.report.page import Chart, Column, Page, Paragraph, Section
 from spectail.report.plots import shorten
 from spectail.report.theme import ACCENT, FIT, HEAT_SCALE, NULL, axis, figure, note, safe
-from spectail.report.words import plural
 
 VIEW = (
     Column("name", "Layer", "name"),

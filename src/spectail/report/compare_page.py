@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from spectail.basics.texts import plural
 from spectail.report import page
 from spectail.report.depth import depth_of
 from spectail.report.evidence import CLEAR, threshold
 from spectail.report.page import Chart, Column, Page, Paragraph, Section
 from spectail.report.run_page import model_name, spec_line
 from spectail.report.theme import NULL, axis, figure, kind_styles, note, safe
-from spectail.report.words import plural
 from spectail.results.compare import PAIRED, Comparison
 from spectail.results.records import Results
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from spectail.basics.texts import plural, with_error
 from spectail.report.depth import Depth, depth_of
 from spectail.report.theme import (
     GRID,
@@ -82,11 +83,12 @@ def alpha_by_depth(results: Results) -> go.Figure:
 
 def hover(layer: LayerRecord) -> str:
     """Write the text that a point shows when the pointer is over it; names in it are escaped."""
-    error = f" ± {layer.alpha_se:.3f}" if math.isfinite(layer.alpha_se) else " (no error bar)"
+    alpha = with_error(layer.alpha, layer.alpha_se)
+    bare = "" if math.isfinite(layer.alpha_se) else " (no error bar)"
     null = f"null {layer.alpha_null:.3f}" if math.isfinite(layer.alpha_null) else "no null"
     lines = [
         f"<b>{safe(shorten(layer.name))}</b>",
-        f"alpha {layer.alpha:.3f}{error} · {null}",
+        f"alpha {alpha}{bare} · {null}",
         f"{layer.rows} {TIMES} {layer.cols} · {windows_text(layer)}",
     ]
     if not layer.comparable:
@@ -98,8 +100,8 @@ def hover(layer: LayerRecord) -> str:
 
 def windows_text(layer: LayerRecord) -> str:
     """Say how a layer was cut: ``9 windows of 64 x 64``."""
-    plural = "window" if layer.n_windows == 1 else "windows"
-    return f"{layer.n_windows:,} {plural} of {layer.window_rows} {TIMES} {layer.window_cols}"
+    windows = plural(layer.n_windows, "window")
+    return f"{windows} of {layer.window_rows} {TIMES} {layer.window_cols}"
 
 
 def shorten(text: str, most: int = 64) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import math
 from typing import TYPE_CHECKING
 
+from spectail.basics.texts import with_error
 from spectail.errors import SpectailError
 from spectail.report.curves import Curve, shown_range, spectrum_curves
 from spectail.report.plots import shorten
@@ -82,8 +82,7 @@ def layer_spectrum(results: Results, name: str) -> go.Figure:
     fig = spectrum_figure(curves)
     # A few eigenvalues may lie decades below the rest; without limits they squeeze the picture.
     fig.update_xaxes(range=shown_range(spectrum, curves))
-    error = f" ± {layer.alpha_se:.3f}" if math.isfinite(layer.alpha_se) else ""
-    title = f"{safe(shorten(name, 80))}, alpha {layer.alpha:.3f}{error}"
+    title = f"{safe(shorten(name, 80))}, alpha {with_error(layer.alpha, layer.alpha_se)}"
     fig.update_layout(title={"text": title, "font": {"size": 15}}, margin={"t": 88})
     return fig
 

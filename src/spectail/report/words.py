@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from spectail.basics.texts import joined, plural, with_error
 from spectail.core.goodness import LEVEL, two_sided
 from spectail.report.evidence import (
     CLEAR,
@@ -61,24 +62,18 @@ def titled_findings(results: Results) -> list[Finding]:
     return [part for part in parts if part is not None]
 
 
-def plural(n: int, word: str) -> str:
-    """Write a count with its noun: ``1 layer``, ``2,000 layers``."""
-    return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
-
-
 def listed(names: Sequence[str], most: int = 4) -> str:
     """List at most ``most`` names between backticks, and count the rest."""
     shown = [f"`{name}`" for name in names[:most]]
     rest = len(names) - len(shown)
     if rest:
         shown.append(f"{rest:,} more")
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+    return joined(shown)
 
 
 def _alpha(layer: LayerRecord) -> str:
     """Write a layer's name, alpha and error."""
-    error = f" ± {layer.alpha_se:.3f}" if math.isfinite(layer.alpha_se) else ""
-    return f"`{layer.name}` ({layer.alpha:.3f}{error})"
+    return f"`{layer.name}` ({with_error(layer.alpha, layer.alpha_se)})"
 
 
 def _scope(run: Run) -> Finding:
@@ -228,7 +223,7 @@ def _kinds(run: Run) -> Finding | None:
 def _mean_texts(means: Sequence[KindMean]) -> str:
     """List kinds with their means."""
     texts = [f"{x.kind} ({x.mean:.3f} ± {x.error:.3f}, n = {x.n})" for x in means]
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+    return joined(texts)
 
 
 def _depth(run: Run) -> Finding | None:
