@@ -14,9 +14,19 @@ from typing import Any
 
 import torch
 
+from experiments.allocation import profiles
 from experiments.allocation.steps import Experiment, Settings, finalists
 from experiments.allocation.subjects import MODELS, Subject, open_model
-from experiments.common import ROOT, WORK, Journal, run_steps
+from experiments.allocation.summary import draw, read, results, tables
+from experiments.common import (
+    ROOT,
+    WORK,
+    Journal,
+    environment,
+    fill_page,
+    run_steps,
+    save_json,
+)
 from experiments.pruning.texts import Texts, installed
 from experiments.pruning.toy import toy
 
@@ -29,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing; 0 if all is done, 3 if ``--seconds`` ran out before."""
     options = _options(arguments)
     settings = QUICK if options.quick else Settings()
+    if options.tables:
+        publish_all(settings)
+        return 0
     torch.manual_seed(0)
     model, tokenizer, texts = _inputs(options)
     sizes = {"calibration": texts.calibration, "selection": texts.selection, **texts.tests}
@@ -36,7 +49,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = WORK / "quick" if options.quick else JOURNALS
     journal = Journal.open(folder / f"{Path(options.model).stem}.jsonl", kept, fresh=options.fresh)
     experiment = Experiment(Subject(model), tokenizer, texts, settings=settings, journal=journal)
-    return 0 if _run(experiment, options.seconds) else 3
+    finished = _run(experiment, options.seconds)
+    if not options.quick:
+        publish_all(settings)
+    return 0 if finished else 3
+
+
+def publish_all(settings: Settings) -> None:
+    """Write results, tables, picture and page from the journals of all models."""
+    journals = {
+        name: read(path) for name in MODELS if (path := JOURNALS / f"{name}.jsonl").exists()
+    }
+    parts = tables(journals, settings) | profiles.main()
+    here = JOURNALS.parent
+    save_json(here / "results.json", {"environment": environment(), **results(journals, settings)})
+    (here / "tables.md").write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
+    fill_page(ROOT / "docs" / "allocation-results.md", parts)
+    draw(journals, settings, ROOT / "docs" / "images" / "allocation.png")
 
 
 def _run(experiment: Experiment, seconds: float | None) -> bool:
@@ -69,6 +98,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, help="stop after so long; run again to go on")
     parser.add_argument("--fresh", action="store_true", help="forget an earlier run")
+    parser.add_argument("--tables", action="store_true", help="only write what the journals give")
     parser.add_argument("--quick", action="store_true", help="a toy model, for a minute")
     return parser.parse_args(arguments)
 

@@ -1,0 +1,267 @@
+"""From the journals to the tables and the picture of ``docs/allocation-results.md``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from experiments.allocation.rules import ACTIVATIONS, ALPHA, DEPTH, READS_NO_WEIGHTS, RULES
+from experiments.allocation.steps import Settings, finalists, scores, selected_by, test_key
+from experiments.common import markdown_table, mean_and_spread
+from experiments.drawing import COLOURS, QUIET, panels, save
+from spectail.models.naming.blocks import unit_of
+from spectail.results.depth import rank_correlation
+
+TEXTS = ("handbook", "Shakespeare")
+"""The test texts; a perplexity of the tables is the geometric mean over them."""
+NAMES = {"smollm2": "SmolLM2-135M", "gemma": "Gemma-3-270M"}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The steps of a journal by key."""
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    return dict(json.loads(line) for line in lines)
+
+
+def tables(journals: Mapping[str, Mapping[str, Any]], settings: Settings) -> dict[str, str]:
+    """Markdown by the name of its place on the page."""
+    return {
+        "answer": _answer(journals, settings),
+        "tested": _tested(journals, settings),
+        "selection": _selection(journals, settings),
+        "labels": _labels(journals, settings),
+        "depth": _with_depth(journals),
+    }
+
+
+def results(journals: Mapping[str, Mapping[str, Any]], settings: Settings) -> dict[str, Any]:
+    """The numbers behind the tables: test perplexities by target, rule and draw."""
+    return {
+        model: {
+            name: {
+                rule: {"eps": _eps(done, target, rule), "draws": found}
+                for rule in RULES
+                if (found := test_draws(done, settings, target, rule))
+            }
+            for name, target in _targets(settings)
+        }
+        for model, done in journals.items()
+    }
+
+
+def test_draws(
+    done: Mapping[str, Any], settings: Settings, target: tuple[str, float], rule: str
+) -> list[float]:
+    """The test perplexity of every draw that is done: the geometric mean over the texts."""
+    found = []
+    for draw in range(settings.draws):
+        row = done.get(test_key(target, rule, draw))
+        if row is not None:
+            by_text = [row[text] if row[text] is not None else math.inf for text in TEXTS]
+            found.append(math.exp(fmean(map(math.log, by_text))))
+    return found
+
+
+def best_control(done: Mapping[str, Any], settings: Settings, target: tuple[str, float]) -> str:
+    """The form of depth that selection text chose."""
+    best = {
+        rule: min(found.values(), default=math.inf)
+        for rule in DEPTH
+        for found in [scores(done, settings, selected_by(target), rule)]
+    }
+    return min(best, key=lambda rule: best[rule])
+
+
+def _targets(settings: Settings) -> Iterator[tuple[str, tuple[str, float]]]:
+    for target in settings.targets:
+        yield f"{target[0]} {target[1]:g}", target
+
+
+def _selected(done: Mapping[str, Any], settings: Settings, target: tuple[str, float]) -> bool:
+    """Whether every rule was scored on selection text for this target."""
+    by = selected_by(target)
+    return all(
+        len(scores(done, settings, by, rule)) == len(settings.candidates(rule)) for rule in RULES
+    )
+
+
+def _eps(done: Mapping[str, Any], target: tuple[str, float], rule: str) -> float | None:
+    row = done.get(test_key(target, rule, 0))
+    return None if row is None else row["eps"]
+
+
+def _columns(
+    journals: Mapping[str, Mapping[str, Any]], settings: Settings
+) -> list[tuple[str, Mapping[str, Any], tuple[str, float]]]:
+    """The pairs of model and target that were scored, with their headings."""
+    return [
+        (f"{NAMES.get(model, model)}, {name}", done, target)
+        for model, done in journals.items()
+        for name, target in _targets(settings)
+        if _selected(done, settings, target)
+    ]
+
+
+def _answer(journals: Mapping[str, Mapping[str, Any]], settings: Settings) -> str:
+    """Of every target: the best control by depth, the best rule by alpha, and the best of all."""
+    rows = []
+    for heading, done, target in _columns(journals, settings):
+        control = best_control(done, settings, target)
+        base = test_draws(done, settings, target, control)
+        if len(base) < settings.draws:
+            continue
+        row = [heading, f"{control} {fmean(base):.4g}"]
+        tested = finalists(done, settings, target)
+        groups: dict[str, Sequence[str]] = {
+            "as they stand": tuple(ALPHA),
+            "activations": ACTIVATIONS,
+            "attempts": [r for r in tested if r not in (*ALPHA, *ACTIVATIONS, *READS_NO_WEIGHTS)],
+        }
+        for rules in groups.values():
+            row.append(_best_of(done, settings, target, rules, base))
+        rows.append(row)
+    header = ["", "best rule by depth", "best by alpha", "best of OWL, DLP, DSA", "best attempt"]
+    return markdown_table(header, rows)
+
+
+def _best_of(
+    done: Mapping[str, Any],
+    settings: Settings,
+    target: tuple[str, float],
+    rules: Sequence[str],
+    base: Sequence[float],
+) -> str:
+    """The rule of the lowest mean, and its draws over those of the control."""
+    found = {rule: test_draws(done, settings, target, rule) for rule in rules}
+    complete = {rule: draws for rule, draws in found.items() if len(draws) == settings.draws}
+    if not complete:
+        return "-"
+    rule = min(complete, key=lambda rule: fmean(complete[rule]))
+    return f"{rule} {fmean(complete[rule]):.4g}, {_ratio(complete[rule], base)}"
+
+
+def _ratio(draws: Sequence[float], base: Sequence[float]) -> str:
+    """Perplexity over the control's, draw by draw: mean (least to largest)."""
+    found = [a / b for a, b in zip(draws, base, strict=False)]
+    mean = math.exp(fmean(map(math.log, found)))
+    return f"x {mean:.3f} ({min(found):.3f} to {max(found):.3f})"
+
+
+def _tested(journals: Mapping[str, Mapping[str, Any]], settings: Settings) -> str:
+    """Test perplexities of all rules that were tested."""
+    columns = _columns(journals, settings)
+
+    def cell(done: Mapping[str, Any], target: tuple[str, float], rule: str) -> str:
+        draws = test_draws(done, settings, target, rule)
+        if not draws:
+            return ""
+        eps = _eps(done, target, rule)
+        digits = 0 if fmean(draws) >= 100 else 1
+        return mean_and_spread(draws, digits) + ("" if eps is None else f" ({eps:g})")
+
+    rows = [
+        [_label(rule), *(cell(done, target, rule) for _, done, target in columns)] for rule in RULES
+    ]
+    return markdown_table(
+        ["rule", *(heading for heading, _, _ in columns)], [row for row in rows if any(row[1:])]
+    )
+
+
+def _selection(journals: Mapping[str, Mapping[str, Any]], settings: Settings) -> str:
+    """The lowest perplexity of every rule on selection text, with its eps."""
+    columns = [c for c in _columns(journals, settings) if c[2][0] != "sparsegpt"]
+
+    def cell(done: Mapping[str, Any], target: tuple[str, float], rule: str) -> str:
+        found = scores(done, settings, target, rule)
+        eps = min(found, key=lambda e: found[e])
+        return f"{found[eps]:.4g}" + ("" if eps is None else f" ({eps:g})")
+
+    return markdown_table(
+        ["rule", *(heading for heading, _, _ in columns)],
+        [[_label(r), *(cell(done, target, r) for _, done, target in columns)] for r in RULES],
+    )
+
+
+def _labels(journals: Mapping[str, Mapping[str, Any]], settings: Settings) -> str:
+    """What choosing eps by NeuroAL's distance costs over choosing it by perplexity."""
+    rows = []
+    for heading, done, target in _columns(journals, settings):
+        if target[0] == "sparsegpt":
+            continue
+        costs = []
+        for rule in RULES:
+            if len(settings.candidates(rule)) > 1:
+                by_text = scores(done, settings, target, rule)
+                blind = scores(done, settings, target, rule, by=1)
+                pick = min(blind, key=lambda e: blind[e])
+                costs.append(by_text[pick] / min(by_text.values()))
+        same = sum(cost == 1 for cost in costs)
+        mean = math.exp(fmean(map(math.log, costs)))
+        rows.append([heading, f"{same} of {len(costs)}", f"{mean:.3f}", f"{max(costs):.3g}"])
+    return markdown_table(["", "same eps", "perplexity over the best, mean", "worst"], rows)
+
+
+def _with_depth(journals: Mapping[str, Mapping[str, Any]]) -> str:
+    """The rank correlation of block alphas with depth, by model and cutoff."""
+    rows = []
+    for model, done in journals.items():
+        for spec in ("whole, peak", "published windows", "median", "tail"):
+            alphas: dict[str, list[float]] = {}
+            for name, alpha in done[f"alphas | {spec}"].items():
+                alphas.setdefault(unit_of(name) or name, []).append(alpha)
+            means = [fmean(values) for values in alphas.values()]
+            found = rank_correlation(means, range(len(means)))
+            rows.append([NAMES.get(model, model), spec, f"{found.rho:.2f}" if found else "-"])
+    return markdown_table(["model", "alpha", "rank correlation with depth"], rows)
+
+
+def _label(rule: str) -> str:
+    """A rule's name; those that read no weights are in italics."""
+    return f"*{rule}*" if rule in READS_NO_WEIGHTS else rule
+
+
+def draw(journals: Mapping[str, Mapping[str, Any]], settings: Settings, path: Path) -> None:
+    """Draw the test perplexity of every rule over that of the best rule by depth."""
+    columns = [
+        c
+        for c in _columns(journals, settings)
+        if len(test_draws(c[1], settings, c[2], best_control(c[1], settings, c[2])))
+        == settings.draws
+    ]
+    if not columns:
+        return
+    rows = -(-len(columns) // 3)
+    fig, axes = panels(rows, min(3, len(columns)), size=(3.8 * min(3, len(columns)), 4.2 * rows))
+    for axis, (heading, done, target) in zip(axes, columns, strict=False):
+        base = test_draws(done, settings, target, best_control(done, settings, target))
+        found = {r: test_draws(done, settings, target, r) for r in RULES}
+        ratios = {
+            rule: [a / b for a, b in zip(draws, base, strict=True)]
+            for rule, draws in found.items()
+            if len(draws) == settings.draws
+        }
+        order = sorted(ratios, key=lambda rule: -fmean(ratios[rule]))
+        for place, rule in enumerate(order):
+            colour = QUIET if rule in READS_NO_WEIGHTS else COLOURS[0 if _by_alpha(rule) else 1]
+            axis.plot(ratios[rule], [place] * settings.draws, "-", color=colour, linewidth=1)
+            axis.plot(fmean(ratios[rule]), place, "o", color=colour, markersize=5)
+        axis.axvline(1, color=QUIET, linewidth=1, linestyle="--")
+        axis.set_yticks(range(len(order)), order)
+        axis.set_xscale("log")
+        axis.set_xticks([], minor=True)
+        low, high = min(map(min, ratios.values())), max(map(max, ratios.values()))
+        ticks = [x for x in (0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 5, 10) if low / 1.1 < x < high * 1.1]
+        axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axis.set_title(heading)
+    for axis in axes[len(columns) :]:
+        axis.set_visible(False)
+    axes[0].set_xlabel("perplexity over that of the best rule by depth")
+    save(fig, path)
+
+
+def _by_alpha(rule: str) -> bool:
+    return rule in ALPHA or any(word in rule for word in ("tail", "FARMS"))
