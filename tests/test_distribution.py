@@ -79,7 +79,7 @@ def python(wheel: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder, with_pip=False, symlinks=True)
     interpreter = folder / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--quiet", "--python", interpreter]
+    pip: list[Any] = [sys.executable, "-m", "pip", "--quiet", "--python", interpreter]
     run(*pip, "install", "--no-deps", "--no-index", wheel, cwd=folder)
     (packages,) = folder.glob("lib/python*/site-packages")
     # A folder that a .pth file names is searched, but the .pth files in it, such as that of an
@@ -170,9 +170,7 @@ def test_the_lowest_versions_are_those_that_the_project_names() -> None:
         *PROJECT["dependencies"],
         *(extra for name in ("hf", "gguf", "onnx", "tf") for extra in extras[name]),
     ]
-    bounds = dict(
-        re.fullmatch(r"([\w-]+)>=([\d.]+)", requirement).groups() for requirement in named
-    )
+    bounds = dict(re.findall(r"^([\w-]+)>=([\d.]+)$", requirement)[0] for requirement in named)
     assert bounds.keys() - tested.keys() == set()
     for name, bound in bounds.items():
         assert re.sub(r"(\.0)+$", "", tested[name]) == re.sub(r"(\.0)+$", "", bound), name

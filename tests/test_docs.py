@@ -54,24 +54,24 @@ def test_a_tutorial_runs_and_writes_what_it_says(page: Any, tmp_path: Path) -> N
         check(names)
 
 
-def the_frozen_layer_lies_on_its_null(names: list[str]) -> None:
+def the_frozen_layer_lies_on_its_null(names: dict[str, Any]) -> None:
     z = names["table"]["null_z"]
     assert abs(z["4"]) < 3
     assert (z.drop("4") < -3).all()
 
 
-def stripes_are_learned(names: list[str]) -> None:
+def stripes_are_learned(names: dict[str, Any]) -> None:
     model, (images, labels) = names["model"], names["stripes"](256)
     assert (model(images).argmax(dim=1) == labels).float().mean() > 0.6
     assert len(names["balancer"].history) == 6
 
 
-def heat_is_learned(names: list[str]) -> None:
+def heat_is_learned(names: dict[str, Any]) -> None:
     found = names["error"](names["model"](names["test"]), names["answers"])
     assert found < names["error"](names["test"], names["answers"]) / 2
 
 
-def zeros_are_counted(names: list[str]) -> None:
+def zeros_are_counted(names: dict[str, Any]) -> None:
     weights = [names["model"].get_submodule(name).weight for name in names["ratios"]]
     zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
     assert zeros == pytest.approx(0.6, abs=1e-4)

@@ -106,7 +106,7 @@ class TestAPruningMethod:
         monkeypatch.setattr(pruning_methods, "METHODS", [*pruning_methods.METHODS, Largest()])
 
     def test_prunes_a_live_model_by_its_name(self) -> None:
-        model = decoder("llama")
+        model: Any = decoder("llama")
         before = model.model.layers[1].mlp.up_proj.weight.detach().clone()
         report = st.prune(model, 0.25, method="largest", calibration=tokens())
         stays = before.abs() <= before.abs().flatten().kthvalue(before.numel() * 3 // 4).values

@@ -57,7 +57,7 @@ def _module(path: Path) -> str:
 
 
 def _imports(tree: ast.AST) -> list[tuple[ast.stmt, str]]:
-    found = []
+    found: list[tuple[ast.stmt, str]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("spectail"):
             if node.module == "spectail":

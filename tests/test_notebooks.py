@@ -2,6 +2,7 @@
 committed as they ran, with pictures.
 """
 
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ pytest.importorskip("nbclient")
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("jupytext")
 
-from docs.notebooks import NOTEBOOKS, PLOTLY, TUTORIALS, notebook, run  # noqa: E402
+docs: Any = import_module("docs.notebooks")
 
 
 def outputs(found: Any) -> list[Any]:
@@ -18,19 +19,23 @@ def outputs(found: Any) -> list[Any]:
 
 
 def pictures(found: Any) -> list[Any]:
-    return [output.data[PLOTLY] for output in outputs(found) if PLOTLY in output.get("data", {})]
+    return [
+        output.data[docs.PLOTLY]
+        for output in outputs(found)
+        if docs.PLOTLY in output.get("data", {})
+    ]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", docs.TUTORIALS, ids=lambda page: page.stem)
 def test_a_notebook_is_its_tutorial_and_runs(page: Any) -> None:
-    committed = nbformat.read(NOTEBOOKS / f"{page.stem}.ipynb", as_version=4)
-    made = notebook(page)
+    committed = nbformat.read(docs.NOTEBOOKS / f"{page.stem}.ipynb", as_version=4)
+    made = docs.notebook(page)
     sources = [(cell.cell_type, cell.source) for cell in made.cells]
     assert [(cell.cell_type, cell.source) for cell in committed.cells] == sources, (
         "run make notebooks"
     )
-    run(made)
+    docs.run(made)
     for found in (made, committed):
         assert {output.output_type for output in outputs(found)} <= {
             "stream",

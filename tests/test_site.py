@@ -25,7 +25,7 @@ class _Loaded(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.addresses = []
+        self.addresses: list[str] = []
 
     def handle_starttag(self, tag: Any, attrs: Any) -> None:
         named = dict(attrs)
@@ -60,7 +60,9 @@ def test_every_command_and_public_name_has_a_section(site: Any) -> None:
     pages = {page: page.read_text() for page in (site / "reference").glob("*.html")}
     for name in st.__all__:
         link = rf'href="(\w+\.html)#([\w.]+)"><code>st\.{name}</code>'
-        page, anchor = re.search(link, pages[site / "reference" / "python.html"]).groups()
+        found = re.search(link, pages[site / "reference" / "python.html"])
+        assert found is not None
+        page, anchor = found.groups()
         assert f'id="{anchor}"' in pages[site / "reference" / page]
 
 

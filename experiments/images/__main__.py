@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from matplotlib.ticker import MaxNLocator
 from torch import nn
 
 import spectail as st
@@ -237,7 +238,7 @@ def draw(done: dict[str, Any], settings: Settings, path: Path) -> None:
                 list(run["alphas"].values()), "o-", color=COLOURS[i], markersize=3, label=method
             )
         axis.set_title(network)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("layer, in the order of the network")
     axes[0].set_ylabel("alpha")
     axes[0].legend(fontsize=7)

@@ -75,8 +75,10 @@ def drawn(n: int, seed: int = 0) -> Images:
     phase = 6 * torch.rand(3 * n, 1, 1, generator=generator)
     pixels = (torch.einsum("nd,dhw->nhw", waves[labels], grid) + phase).sin()[:, None]
     pixels = pixels + 0.5 * torch.randn(pixels.shape, generator=generator)
-    parts = [(pixels[i::3].contiguous(), labels[i::3].contiguous()) for i in range(3)]
-    return Images(*parts, classes=4)
+    train, validation, test = (
+        (pixels[i::3].contiguous(), labels[i::3].contiguous()) for i in range(3)
+    )
+    return Images(train=train, validation=validation, test=test, classes=4)
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -20,7 +20,7 @@ BLOCKS = 12
 def made(
     values: Any,
     *,
-    alpha: float | None = None,
+    alpha: Any = None,
     settings: Any = None,
     stacks: Any = ("model.layers",),
     target: str = "sparsity",
@@ -45,6 +45,7 @@ def made(
 def test_a_block_counts_once_by_the_mean_of_its_weights() -> None:
     values = list(np.random.default_rng(0).uniform(0.2, 0.8, BLOCKS))
     found = made(values).depth_correlations
+    assert found is not None
     assert found.values_depth.rho == pytest.approx(spearmanr(range(BLOCKS), values).statistic)
     assert found.values_depth.n_blocks == BLOCKS
     assert found.measured is None
@@ -56,11 +57,13 @@ def test_names_and_not_positions_say_where_a_block_lies() -> None:
     assert [s.unit for s in mixed.shares][:4:2] == ["model.layers.0", "model.layers.1"]
     assert mixed.shares[4].unit == "model.layers.10"
     assert mixed.depth_correlations == allocation.depth_correlations
+    assert allocation.depth_correlations is not None
     assert allocation.depth_correlations.values_depth.rho == 1
 
 
 def test_two_stacks_each_begin_at_their_first_block() -> None:
     found = made([0.1 + 0.05 * b for b in range(6)], stacks=("encoder.layers", "decoder.layers"))
+    assert found.depth_correlations is not None
     assert found.depth_correlations.values_depth.rho == pytest.approx(1)
     assert found.depth_correlations.values_depth.n_blocks == 12
 
@@ -84,8 +87,11 @@ def test_alpha_is_what_was_measured_where_all_units_have_one() -> None:
     values = list(np.random.default_rng(2).uniform(0.2, 0.8, BLOCKS))
     given = {"score": {f"model.layers.{b}": 9.0 - b for b in range(BLOCKS)}}
     found = made(values, alpha=alpha, settings=given).depth_correlations
+    assert found is not None
     assert found.measured == "alpha"
+    assert found.measured_depth is not None
     assert found.measured_depth.rho == pytest.approx(spearmanr(range(BLOCKS), alpha).statistic)
+    assert found.values_measured is not None
     assert found.values_measured.rho == pytest.approx(spearmanr(values, alpha).statistic)
 
 
@@ -95,7 +101,9 @@ def test_a_setting_with_a_number_per_unit_is_what_was_measured() -> None:
     settings = {"rule": "owl", "m": 5.0, "bounds": [0, 0.9], "outlier_percent": shares}
     allocation = made(values, settings=settings)
     found = allocation.depth_correlations
+    assert found is not None
     assert found.measured == "outlier percent"
+    assert found.values_measured is not None
     assert found.values_measured.rho == pytest.approx(-1)
     assert "in the reverse order of outlier percent" in allocation.summary()
     for lacking in ({**shares, "model.layers.3": None}, {"model.layers.0": 1.0}, {"a": "b"}):
@@ -123,8 +131,12 @@ def test_published_alphas_of_llama_follow_depth() -> None:
     """The block means of LLaMA-7B, which issue 14 gives as 0.80 for whole matrices."""
     allocation = st.allocate(llama("llama-7b", "alpha_full"), target="sparsity", budget=0.7)
     found = allocation.depth_correlations
+    assert found.measured_depth is not None
+    assert found is not None
     assert found.measured_depth.rho == pytest.approx(0.80, abs=0.005)
+    assert found.values_measured is not None
     assert found.values_measured.rho == pytest.approx(1)
+    assert found.values_depth is not None
     assert found.values_depth.rho == pytest.approx(found.measured_depth.rho)
     assert "They are in the order of alpha, whose rank correlation with depth is 0.80" in (
         allocation.summary()

@@ -125,7 +125,7 @@ def test_log2_refuses_alphas_that_published_code_turns_negative() -> None:
 
 def test_what_is_no_map() -> None:
     with pytest.raises(AllocationError, match=r"one of spectail\.maps or its short text, not 3"):
-        as_map(3)
+        as_map(3)  # type: ignore[arg-type]
 
 
 def test_the_plain_step_ranks_from_below() -> None:

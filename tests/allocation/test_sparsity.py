@@ -129,8 +129,9 @@ def test_ratios_of_real_alphas_against_the_oracle_and_in_order(model: str, level
         {"alpha": "first", "numel": "sum", "value": "first"}
     )
     assert allocation.table.groupby("unit")["value"].nunique().max() == 1
-    factors = np.interp(units["alpha"], [units["alpha"].min(), units["alpha"].max()], [0.5, 1.5])
-    expected = filled(list(factors), list(units["numel"]), budget=0.85, bounds=(0.0, 0.998))
+    alphas = units["alpha"].to_numpy()
+    factors = np.interp(alphas, [alphas.min(), alphas.max()], [0.5, 1.5]).tolist()
+    expected = filled(factors, list(units["numel"]), budget=0.85, bounds=(0.0, 0.998))
     np.testing.assert_allclose(units["value"], expected, rtol=1e-9)
     assert (np.diff(units.sort_values("alpha")["value"]) >= 0).all()
 
@@ -162,7 +163,7 @@ def test_within_kinds_against_the_plain_loop() -> None:
     scores = standardized_by_kind(
         [x.kind for x in analysis.layers], [x.alpha for x in analysis.layers]
     )
-    blocks = {}
+    blocks: dict[str, Any] = {}
     for x, score in zip(analysis.layers, scores, strict=True):
         blocks.setdefault(x.block, []).append((score, x.numel))
     means = [sum(score for score, _ in of_block) / len(of_block) for of_block in blocks.values()]
@@ -273,4 +274,4 @@ def test_bounds_that_make_no_sense(bounds: tuple[float, ...] | float) -> None:
         AllocationError,
         match=r"bounds of sparsity must be \(LOW, HIGH\), 0 <= LOW <= HIGH <= 1, not ",
     ):
-        st.targets.Sparsity(bounds=bounds)
+        st.targets.Sparsity(bounds=bounds)  # type: ignore[arg-type]

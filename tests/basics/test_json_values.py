@@ -1,6 +1,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ def test_a_value_is_read_as_the_type_it_has(
     tmp_path: Path, text: str, value: dict[str, str] | list[int]
 ) -> None:
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
-    assert read_json(tmp_path / "config.json", type(value)) == value
-    other = list if isinstance(value, dict) else dict
+    kind: Any = type(value)
+    assert read_json(tmp_path / "config.json", kind) == value
+    other: Any = list if isinstance(value, dict) else dict
     assert read_json(tmp_path / "config.json", other) == other()

@@ -156,8 +156,9 @@ def test_a_bad_source_is_one_line_and_exit_code_2(
     folder = tmp_path / "inputs"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    if BAD_FILES[name]:
-        BAD_FILES[name](folder / name, checkpoint)
+    write = BAD_FILES[name]
+    if write:
+        write(folder / name, checkpoint)
     source = name if ":" in name else str(folder / name)
     assert run(["analyze", source, "--out", str(tmp_path / "run")]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
@@ -277,10 +278,10 @@ def test_what_needs_no_model_imports_nothing_heavy(option: str) -> None:
     code = (
         f"import sys, spectail.cli; spectail.cli.run([{option!r}]); print('MODULES', *sys.modules)"
     )
-    modules = subprocess.run(
+    shown = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout
-    modules = modules.split("MODULES")[1].split()
+    modules = shown.split("MODULES")[1].split()
     heavy = {"torch", "numpy", "scipy", "pandas", "plotly", "transformers"}
     assert not heavy & {module.partition(".")[0] for module in modules}
 

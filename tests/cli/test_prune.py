@@ -4,6 +4,8 @@ wrong."""
 import importlib
 import json
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,28 @@ command = importlib.import_module("spectail.cli.prune")
 perplexity = importlib.import_module("spectail.evaluation.perplexity")
 WORDS = [f"w{i}" for i in range(90)]
 TEXT = " ".join(WORDS[(7 * i * i + i) % 90] for i in range(400))
+
+
+def remember(
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    name: str,
+    *,
+    results: list[Any] | None = None,
+    second_arguments: list[Any] | None = None,
+) -> None:
+    """Append what a function gives, or its second argument, to a list at every call."""
+    inner = getattr(module, name)
+
+    def remembering(*given: Any, **named: Any) -> Any:
+        found = inner(*given, **named)
+        if results is not None:
+            results.append(found)
+        if second_arguments is not None:
+            second_arguments.append(given[1])
+        return found
+
+    monkeypatch.setattr(module, name, remembering)
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +311,7 @@ def test_eps_is_chosen_on_the_end_of_the_calibration_text_and_the_result_tested(
     assert list(candidates) == list(st.presets.PRUNE_EPS_CANDIDATES)
     assert (
         report["selected"]["eps"]
-        == min(candidates, key=candidates.get)
+        == min(candidates, key=lambda eps: candidates[eps])
         == allocation.settings["eps"]
     )
     assert allocation.settings["eps_scores"] == {
@@ -314,10 +338,8 @@ def test_eps_is_chosen_on_the_end_of_the_calibration_text_and_the_result_tested(
 def test_calibration_never_sees_the_text_that_eps_is_chosen_by(
     folder: Path, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, inner = [], pipeline.calibration_tokens
-    monkeypatch.setattr(
-        pipeline, "calibration_tokens", lambda *a, **k: seen.append(inner(*a, **k)) or seen[-1]
-    )
+    seen: list[Any] = []
+    remember(monkeypatch, pipeline, "calibration_tokens", results=seen)
     words = [
         "--calibration",
         str(text),
@@ -402,17 +424,10 @@ def test_one_rule_for_bos_holds_for_all_texts_and_is_told(
     rule: str,
     shown: str,
 ) -> None:
-    drawn, read, calibrate, losses = [], [], pipeline.calibration_tokens, perplexity.batch_losses
-    monkeypatch.setattr(
-        pipeline,
-        "calibration_tokens",
-        lambda *a, **k: drawn.append(calibrate(*a, **k)) or drawn[-1],
-    )
-    monkeypatch.setattr(
-        perplexity,
-        "batch_losses",
-        lambda m, batch, **k: read.append(batch) or losses(m, batch, **k),
-    )
+    drawn: list[Any] = []
+    read: list[Any] = []
+    remember(monkeypatch, pipeline, "calibration_tokens", results=drawn)
+    remember(monkeypatch, perplexity, "batch_losses", second_arguments=read)
     test = tmp_path / "test.txt"
     test.write_text(" ".join(reversed(TEXT.split())))
     options = [

@@ -11,7 +11,8 @@ def gaussian_windows(rng: np.random.Generator, size: int) -> NDArray[np.float64]
     windows."""
     side = min(32, size)
     windows = rng.standard_normal((max(1, size // side), side, side))
-    return np.linalg.svd(windows, compute_uv=False).ravel() ** 2
+    singular: NDArray[np.float64] = np.linalg.svd(windows, compute_uv=False).ravel()
+    return singular**2
 
 
 KINDS: dict[str, Any] = {

@@ -209,10 +209,9 @@ def test_the_default_route_agrees_where_its_windows_are_the_published_ones(
     matrix = torch.from_numpy(published.matrix(matrix_id))
     side = min(record["windows"]["real_shape"])
     spec = spec_of(record, legacy=False)
-    window = window_shape(*matrix.shape, side)
-    found = window_eigenvalues(
-        matrix[None], window, spec.placement.positions(*matrix.shape, window)
-    )
+    rows, cols = matrix.shape
+    window = window_shape(rows, cols, side)
+    found = window_eigenvalues(matrix[None], window, spec.placement.positions(rows, cols, window))
     zero = numerical_zeros(found, window)
     kept = np.sort(found[~zero])
     assert not zero.any()

@@ -46,7 +46,7 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize(("shape", "window"), SHAPES)
 def test_eigenvalues_are_squared_singular_values(
-    shape: tuple[Any, ...], window: Window, exact: bool, dtype: torch.dtype
+    shape: tuple[int, int], window: Window, exact: bool, dtype: torch.dtype
 ) -> None:
     matrices = draw((2, *shape), dtype)
     before = matrices.clone()
@@ -203,7 +203,7 @@ def test_products_shared_by_overlapping_windows_are_those_of_each_window(
 
 @pytest.mark.parametrize("shape", [(300, 200), (200, 300)])
 def test_a_dense_grid_gives_the_eigenvalues_of_each_window_in_the_order_of_the_positions(
-    shape: tuple[Any, ...],
+    shape: tuple[int, int],
 ) -> None:
     matrices = torch.from_numpy(np.random.default_rng(0).standard_normal((2, *shape)))
     window = Window(60, 90) if shape[1] > shape[0] else Window(90, 60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,9 +114,12 @@ def test_ks_search_on_a_power_law_throughout_computes_few_distances(
 ) -> None:
     eigenvalues = np.sort(np.random.default_rng(0).pareto(1.5, 100_000) + 1)
     full = tails._gaps
-    computed = []
-    monkeypatch.setattr(
-        tails, "_gaps", lambda logs, alpha: computed.append(logs.size) or full(logs, alpha)
-    )
+    computed: list[int] = []
+
+    def gaps(logs: Any, alpha: float) -> Any:
+        computed.append(logs.size)
+        return full(logs, alpha)
+
+    monkeypatch.setattr(tails, "_gaps", gaps)
     tails.best_ks_start(eigenvalues, 0, eigenvalues.size - 1)
     assert 1 <= len(computed) < 50

@@ -26,7 +26,7 @@ class GemmaTokenizerOfOurs(PreTrainedTokenizerFast):
     """Words in a tokenizer whose class says whose it is."""
 
 
-def of_type(kind: str, **more: object) -> SimpleNamespace:
+def of_type(kind: str, **more: object) -> Any:
     """Stands in for a model of which only the configuration is looked at."""
     return SimpleNamespace(config=SimpleNamespace(model_type=kind, **more))
 
@@ -53,7 +53,7 @@ def glm_tokenizer(*, adds: bool) -> PreTrainedTokenizerFast:
     """w0 and w1 serve as the two tokens that GLM starts with, under its names."""
     found = without_bos()
     names = {"[gMASK]": WORDS.index("w0"), "<sop>": WORDS.index("w1")}
-    found.convert_tokens_to_ids = names.get
+    found.convert_tokens_to_ids = names.get  # type: ignore[method-assign, assignment]
     if adds:
         found.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single="w0 w1 $A", special_tokens=[("w0", names["[gMASK]"]), ("w1", names["<sop>"])]

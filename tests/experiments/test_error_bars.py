@@ -12,6 +12,7 @@ import pytest
 
 import spectail as st
 from experiments import common
+from experiments.ensembles import LAWS
 from experiments.error_bars import __main__ as error_bars
 from experiments.tolerance import __main__ as tolerance
 
@@ -26,9 +27,7 @@ def test_error_bars_run_and_keep_every_setting(tmp_path: Path) -> None:
     error_bars.main(["--quick", "--out", str(tmp_path / "out.json")])
     found = json.loads((tmp_path / "out.json").read_text())
     assert set(found["environment"]) == set(common.environment())
-    assert len(found["results"]) == len(error_bars.LAWS) * len(error_bars.CUTOFFS) + len(
-        error_bars.CUTOFFS
-    )
+    assert len(found["results"]) == len(LAWS) * len(error_bars.CUTOFFS) + len(error_bars.CUTOFFS)
     assert set(found["results"]["real | median"]) == {"gate", "up", "down"}
 
 
@@ -38,7 +37,7 @@ def test_an_error_bar_twice_too_large_shows(monkeypatch: pytest.MonkeyPatch) -> 
     assert 0.5 < honest["ratio"] < 2
     fit = st.tail_fit
     monkeypatch.setattr(
-        error_bars.st,
+        st,
         "tail_fit",
         lambda *given: (lambda f: replace(f, alpha_se=2 * f.alpha_se))(fit(*given)),
     )
@@ -50,7 +49,7 @@ def test_an_error_bar_twice_too_large_shows(monkeypatch: pytest.MonkeyPatch) -> 
 def test_tolerance_runs_and_counts_windows(tmp_path: Path) -> None:
     tolerance.main(["--quick", "--out", str(tmp_path / "out.json")])
     found = json.loads((tmp_path / "out.json").read_text())["results"]
-    assert set(found) == {f"drawn 96 | {law}" for law in tolerance.LAWS}
+    assert set(found) == {f"drawn 96 | {law}" for law in LAWS}
     for layer in found.values():
         for cell in layer["cutoffs"].values():
             assert 4 <= cell["windows"] <= layer["windows"] == 25

@@ -14,9 +14,9 @@ import msgpack
 import numpy as np
 import onnx
 import torch
-import torch.distributed.checkpoint as distributed
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 State = dict[str, np.ndarray]
 
@@ -53,7 +53,7 @@ def write_old_torch(folder: Path, values: State) -> Path:
 def write_distributed(folder: Path, values: State) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that one process saves alone
-        distributed.save(tensors(values), checkpoint_id=folder, no_dist=True)
+        save_distributed(tensors(values), checkpoint_id=folder, no_dist=True)
     return folder / ".metadata"
 
 
@@ -99,7 +99,7 @@ def packed_array(value: np.ndarray) -> msgpack.ExtType:
 
 
 def write_flax(folder: Path, values: State) -> Path:
-    tree: dict = {"layers": {"0": {}, "1": {}}}
+    tree: dict[str, Any] = {"layers": {"0": {}, "1": {}}}
     for name, value in values.items():
         _, number, leaf = name.split(".")
         kernel = leaf == "weight"

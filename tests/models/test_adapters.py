@@ -168,7 +168,7 @@ def make(case: Case) -> nn.Module:
     return result
 
 
-def changes(model: nn.Module) -> dict[str, torch.Tensor]:
+def changes(model: Any) -> dict[str, torch.Tensor]:
     """Merged minus base by the name of the weight, both in float64."""
     wide = copy.deepcopy(model).double()
     base = {

@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 
 from spectail.models.open import open_source
 
+GENERATOR = torch.Generator().manual_seed(7)
+
 
 def rand(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=rand.generator)
+    return torch.randn(*shape, generator=GENERATOR)
 
-
-rand.generator = torch.Generator().manual_seed(7)
 
 A, B = rand(3, 6), rand(8, 3)  # rank 3, 6 inputs, 8 outputs
 SQUARE_A, SQUARE_B = rand(3, 8), rand(8, 3)
@@ -50,7 +50,7 @@ def tucker(core: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.stack([a.T @ core[:, :, i, j] @ b for i in range(3) for j in range(3)])
 
 
-def decomposed(change: Callable[..., Any]) -> torch.Tensor:
+def decomposed(change: torch.Tensor) -> torch.Tensor:
     """DoRA, row by row."""
     rows = []
     for magnitude, old, new in zip(
@@ -525,7 +525,7 @@ def test_a_whole_model_is_opened_before_an_adapter_beside_it(
     whole: str, adapter: str, tmp_path: Path
 ) -> None:
     def save(state: Any, name: str) -> None:
-        write: Callable = save_file if name.endswith(".safetensors") else torch.save
+        write: Callable[..., Any] = save_file if name.endswith(".safetensors") else torch.save
         write(state, tmp_path / name)
 
     save({f"{PEFT}.lora_A.weight": A, f"{PEFT}.lora_B.weight": B}, adapter)

@@ -80,13 +80,13 @@ def test_a_new_form_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch
 
 
 def test_parametrisations_that_a_file_does_not_tell_fail() -> None:
-    model = nn.Sequential(nn.Linear(4, 4, bias=False))
+    model: Any = nn.Sequential(nn.Linear(4, 4, bias=False))
     nn.utils.parametrizations.orthogonal(model[0])
     (live,) = open_source(model).layers
     assert torch.equal(live.read()[0], model[0].weight)
     (stored,) = open_source(model.state_dict()).layers
     assert (stored.name, stored.rows, stored.cols) == ("0", 4, 4)
-    assert "parametrised in a way that the file does not tell" in stored.problem
+    assert "parametrised in a way that the file does not tell" in str(stored.problem)
 
 
 WORDS = some.from_regex(r"[a-z][a-z0-9_]{0,6}", fullmatch=True)
@@ -154,8 +154,10 @@ def test_without_a_stated_block_only_one_reading_is_taken(size: Any, blocks: Any
     }
     grid = grid_of((7, size), (7, blocks), None)
     if blocks == size:
+        assert grid is not None
         assert grid.widths == (1, 1)
     elif len(readings) == 1:
+        assert grid is not None
         assert grid.widths == (1, readings.pop())
     else:
         assert grid is None
@@ -166,7 +168,9 @@ def test_scales_that_fit_no_reading_are_refused() -> None:
     assert grid_of((8, 6), (2, 2, 2), None) is None
     assert grid_of((3, 8, 8), (3, 8), None) is None
     assert grid_of((8, 8, 5), (8,), None) is None
-    assert math.prod(grid_of((3, 8, 5), (3, 8), None).view) == 24
+    grid = grid_of((3, 8, 5), (3, 8), None)
+    assert grid is not None
+    assert math.prod(grid.view) == 24
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -185,6 +189,7 @@ def test_a_scale_is_not_turned_where_several_block_sizes_fit_it_as_stored(
 
 def test_a_scale_is_turned_where_it_cannot_lie_as_stored() -> None:
     grid = grid_of((64, 96), (1, 64), None)
+    assert grid is not None
     assert (grid.view, grid.widths, grid.is_transposed) == ((64, 1), (1, 96), True)
 
 

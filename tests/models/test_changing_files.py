@@ -137,7 +137,8 @@ def test_fingerprint_and_header_come_from_one_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_safetensors(tmp_path, state())
-    original = folders.fingerprint_files
+    module: Any = folders
+    original = module.fingerprint_files
 
     def late(files: Any) -> Any:
         overwritten(path)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -153,7 +153,7 @@ INDICES = [
 @pytest.mark.parametrize("index", [*INDICES, (slice(3, 1),), (slice(None, None, -1),), (0, 0, 0)])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_every_index_gives_what_numpy_gives(
-    index: tuple[Any, ...], order: str, tmp_path: Path
+    index: tuple[Any, ...], order: Literal["C", "F"], tmp_path: Path
 ) -> None:
     values = np.asarray(np.random.default_rng(0).standard_normal((4, 5, 6)), order=order)
     np.save(tmp_path / "a.npy", values)

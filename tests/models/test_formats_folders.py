@@ -6,15 +6,16 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed.checkpoint as distributed
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from spectail.errors import SourceError
 from spectail.models.formats.foreign import FOREIGN
@@ -156,7 +157,7 @@ def accelerate_fsdp(folder: Path) -> Path:
     }.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it says that one process saves alone
-            distributed.save(values, checkpoint_id=folder / name, no_dist=True)
+            save_distributed(values, checkpoint_id=folder / name, no_dist=True)
     put(folder, "scheduler.bin", {"last": 3})
     return folder
 
@@ -320,7 +321,7 @@ def lfs(folder: Path, name: str) -> Path:
 NOT_OPENED = {
     **{
         f"a pointer of Git LFS, {name}": (
-            lambda d, name=name: lfs(d, name),
+            partial(lfs, name=name),
             f"{name} is a pointer of Git LFS",
             "git lfs pull",
         )

@@ -7,6 +7,7 @@ compute what the graph computes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def random(*shape: int, dtype: Any = np.float32) -> Any:
     return np.random.default_rng(sum(shape)).standard_normal(shape).astype(dtype)
 
 
-def save(path: Path, nodes: Any, constants: Any, shape: tuple[int, int], **options: Any) -> Path:
+def save(path: Path, nodes: Any, constants: Any, shape: Sequence[int], **options: Any) -> Path:
     """Write a graph from x to y; constants are arrays by name."""
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import collections
 import datetime
+import os
 import pathlib
 import pickle
 import subprocess
@@ -125,7 +126,7 @@ def test_an_archive_that_was_packed_again_with_compression(tmp_path: pathlib.Pat
 
 @pytest.mark.parametrize("protocol", range(2, 6))
 def test_a_pickle_that_torch_did_not_write(protocol: int, tmp_path: pathlib.Path) -> None:
-    state = weights() | {
+    state: dict[str, Any] = weights() | {
         "c.weight": np.arange(12.0).reshape(3, 4),
         "d.weight": np.ones((2, 3), ">f4", order="F"),
     }
@@ -177,7 +178,7 @@ def test_harmless_objects_are_left_out_without_a_word(
 def test_what_is_no_tensor_is_left_out_with_a_note(place: str, tmp_path: pathlib.Path) -> None:
     state = collections.OrderedDict(weights())
     saved = {"model": state}
-    things = {
+    things: dict[str, Any] = {
         "settings": Settings(),
         "loss": partial(set_flag, 3),
         "runs": Runs(),
@@ -217,7 +218,7 @@ REFUSED = {
         {"a": torch.ones(2, 2), "b": Calls(subprocess.check_output, ["true"])},
         "subprocess.check_output",
     ),
-    "os": (Calls(pathlib.os.system, "true"), "posix.system"),
+    "os": (Calls(os.system, "true"), "posix.system"),
     "an import": (Calls(__import__, "antigravity"), "builtins.__import__"),
 }
 
@@ -314,7 +315,7 @@ def test_tensors_without_readable_values_keep_a_row(tmp_path: pathlib.Path) -> N
 
 
 def test_objects_with_tensors_inside_a_state_dict_keep_a_failed_row(tmp_path: pathlib.Path) -> None:
-    packed = Settings()
+    packed: Any = Settings()
     packed.codes, packed.scale = torch.ones(4, 8, dtype=torch.uint8), torch.ones(4)
     torch.save({"a.weight": torch.ones(2, 3), "b.weight": packed}, tmp_path / "m.pt")
     layers = {layer.name: layer for layer in open_source(tmp_path / "m.pt").layers}

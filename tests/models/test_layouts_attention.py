@@ -28,7 +28,7 @@ def folder(path: Path, state: Any, config: Any) -> Path:
     return path
 
 
-def parts(source: Any, weight: Any) -> tuple[dict[str, Any], list[Any]]:
+def parts(source: Any, weight: str) -> tuple[dict[str, Any], list[Any]]:
     """Matrices of a fused weight by the name of the part, and the notes."""
     stem = weight.removesuffix(".weight")
     found = {

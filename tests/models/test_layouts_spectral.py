@@ -30,7 +30,7 @@ def einsum_of(form: str, core: Any, factors: Any) -> torch.Tensor:
 
 
 def factors_of(
-    form: str, shape: tuple[int, int], ranks: Any = (2, 3, 4, 2, 3)
+    form: str, shape: tuple[int, ...], ranks: Any = (2, 3, 4, 2, 3)
 ) -> tuple[Any, list[Any]] | tuple[None, list[Any]]:
     """Random factors of a form, as tensorly-torch shapes them; the core or the weights first."""
 
@@ -49,7 +49,7 @@ def factors_of(
 
 def state_of(
     form: str,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     *,
     stem: str = "fno_blocks.convs.0.weight",
     number: int | str = "factor_",
@@ -73,11 +73,11 @@ class Tree(nn.Module):
         super().__init__()
         for name, tensor in state.items():
             *path, last = name.split(".")
-            owner = self
+            owner: nn.Module = self
             for component in path:
                 if component not in owner._modules:
                     owner.add_module(component, nn.Module())
-                owner = owner._modules[component]
+                owner = owner.get_submodule(component)
             owner.register_parameter(last, nn.Parameter(tensor))
 
 

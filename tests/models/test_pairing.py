@@ -167,7 +167,7 @@ def qwen2_moe() -> Any:
 def ernie_vl() -> Any:
     from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeForConditionalGeneration
 
-    text = {
+    text: dict[str, Any] = {
         "hidden_size": 16,
         "intermediate_size": 24,
         "num_hidden_layers": 2,

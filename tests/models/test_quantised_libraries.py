@@ -309,7 +309,7 @@ def test_fp8_of_transformers() -> None:
     layer = fp8.FP8Linear(256, 192, block_size=(128, 128))
     layer.weight.data = torch.randn(192, 256).to(torch.float8_e4m3fn)
     layer.weight_scale_inv.data = torch.rand(2, 2)
-    model = in_decoder(layer)
+    model: Any = in_decoder(layer)
     model.config = {"quantization_config": {"weight_block_size": [128, 128]}}
     (found,) = open_source(model).layers
     scale = layer.weight_scale_inv.repeat_interleave(128, 0)[:192].repeat_interleave(128, 1)
@@ -322,7 +322,7 @@ def test_bitnet_of_transformers() -> None:
     layer = bitnet.BitLinear(32, 64, bias=False, dtype=torch.float32)
     layer.weight = bitnet.pack_weights(weight.clone())
     layer.weight_scale = torch.tensor([4.0])
-    model = in_decoder(layer)
+    model: Any = in_decoder(layer)
     model.config = {"quantization_config": {"quant_method": "bitnet", "linear_class": "bitlinear"}}
     (found,) = open_source(model).layers
     assert found.name == NAME

@@ -26,11 +26,14 @@ class Wrapper(Tensor):
     def __new__(cls: Any, inner: Any, scale: float) -> Any:
         return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=torch.float32)
 
+    inner: Any
+    scale: float
+
     def __init__(self, inner: Any, scale: float) -> None:
         self.inner, self.scale = inner, scale
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
         function: Callable[..., Any],
         types: Any,
@@ -62,7 +65,7 @@ class Nested(Wrapper):
 class Broken(Wrapper):
     """One whose method fails."""
 
-    def dequantize(self) -> None:
+    def dequantize(self) -> Tensor:
         raise RuntimeError("no kernel for this device\nand a second line")
 
 
@@ -77,21 +80,22 @@ class Functions(Tensor):
         args: tuple[Any, ...] = (),
         kwargs: Any = None,
     ) -> Any:
-        return super().__torch_function__(function, types, args, kwargs or {})
+        parent: Any = super()
+        return parent.__torch_function__(function, types, args, kwargs or {})
 
 
 class Marked(Tensor):
     """A subclass that changes nothing."""
 
 
-def wrapped(kind: str) -> tuple[Any, torch.Tensor]:
+def wrapped(kind: Any) -> tuple[Any, torch.Tensor]:
     values = torch.randint(-8, 8, (24, 32), generator=torch.Generator().manual_seed(0)).to(
         torch.int8
     )
     return kind(values, 0.25), values.float() * 0.25
 
 
-def model_of(weight: torch.Tensor) -> nn.Sequential:
+def model_of(weight: torch.Tensor) -> Any:
     model = nn.Sequential(nn.Linear(32, 24, bias=False), nn.Linear(24, 20, bias=False))
     model[0].weight = nn.Parameter(weight, requires_grad=False)
     return model

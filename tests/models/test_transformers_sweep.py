@@ -54,7 +54,7 @@ UNPAIRED = {
 def results() -> dict[str, Any]:
     from .sweep.swept import Swept, sweep, without_partner
 
-    found = {
+    found: dict[str, Any] = {
         "built": 0,
         "pairs": 0,
         "missing": Counter(),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import socket
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch._C._distributed_c10d import TCPStore
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.multiprocessing.spawn import spawn
 
 from spectail.models.naming.names import clean_names
 from spectail.models.open import open_source
@@ -48,10 +50,11 @@ class Lit(LightningModule):
         setattr(self, attribute, net)
 
 
-def compiled(module: nn.Module) -> nn.Module:
+def compiled(module: nn.Module) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.compile(module)
+        result: Any = torch.compile(module)
+    return result
 
 
 def inside(wrap: Callable[..., Any], *paths: Any) -> Callable[..., Any]:
@@ -118,7 +121,7 @@ def test_live_and_saved_names_are_those_of_the_model(name: str, plain: Any, tmp_
         )
 
 
-def lightning(state: Mapping) -> dict[str, Any]:
+def lightning(state: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint as Lightning writes it."""
     return {
         "epoch": 1,
@@ -203,7 +206,7 @@ def transformer(**changed: Any) -> dict[str, Any]:
     }
 
 
-def _matches(name: str, words: str) -> bool:
+def _matches(name: str, words: Iterable[str]) -> bool:
     return any(word in name for word in words)
 
 
@@ -242,7 +245,8 @@ def test_empty_weights_of_zero3_are_failed_rows(name: str, suffix: str, tmp_path
 
 def test_a_live_model_that_zero3_has_split_is_failed_rows() -> None:
     model = Net()
-    for parameter in model.parameters():
+    parameters: list[Any] = list(model.parameters())
+    for parameter in parameters:
         parameter.ds_shape = parameter.shape
         parameter.ds_tensor = parameter.data.flatten()[:2].clone()
         parameter.data = torch.empty(0)
@@ -256,7 +260,8 @@ def test_a_live_model_that_zero3_has_split_is_failed_rows() -> None:
 
 def test_gathered_parameters_of_zero3_are_read() -> None:
     model = Net()
-    for parameter in model.parameters():
+    parameters: list[Any] = list(model.parameters())
+    for parameter in parameters:
         parameter.ds_shape = parameter.shape
     assert not any(layer.problem for layer in open_source(model).layers)
 
@@ -276,7 +281,7 @@ def test_flat_parameters_of_fsdp_are_one_failed_row(ending: str, tmp_path: Path)
 
 def describe_in_two_processes(rank: int, port: int, use_orig_params: Any, queue: Any) -> None:
     """Put what a process sees of a model that FSDP has split onto a queue."""
-    store = torch.distributed.TCPStore("127.0.0.1", port, 2, is_master=rank == 0)
+    store = TCPStore("127.0.0.1", port, 2, is_master=rank == 0)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2, store=store)
     net = nn.Sequential(nn.Linear(8, 6), nn.Sequential(nn.Linear(6, 4)))
     model = FullyShardedDataParallel(
@@ -297,7 +302,7 @@ def test_a_live_model_that_fsdp_has_split_is_failed_rows(use_orig_params: bool) 
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     given = (port, use_orig_params, queue)
-    torch.multiprocessing.spawn(describe_in_two_processes, given, nprocs=2)
+    spawn(describe_in_two_processes, given, nprocs=2)
     for rows in (queue.get(), queue.get()):
         sizes = [("0", 6, 8), ("1.0", 4, 6)] if use_orig_params else [("_flat_param", 0, 0)]
         assert [row[:3] for row in rows] == sizes
@@ -309,7 +314,7 @@ def test_a_live_model_that_fsdp_has_split_is_failed_rows(use_orig_params: bool) 
     "how", [torch.jit.script, lambda net: torch.jit.trace(net, torch.randn(2, 3, 9, 9))]
 )
 def test_scripted_modules_have_the_layers_of_the_module(how: Any, part: bool) -> None:
-    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(294, 8))
+    net: Any = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(294, 8))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated
         scripted = how(net)

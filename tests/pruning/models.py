@@ -3,6 +3,8 @@ configurations, and a tokenizer for them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -46,7 +48,7 @@ CONFIGS = {
 """Name -> class of the configuration, its arguments."""
 
 
-def decoder(name: str, seed: int = 0) -> torch.nn.Module:
+def decoder(name: str, seed: int = 0) -> Any:
     """A model with drawn weights; skips where transformers lacks the architecture."""
     transformers = pytest.importorskip("transformers")
     kind, arguments = CONFIGS[name]

@@ -29,7 +29,7 @@ class Net(nn.Module):
         self.blocks = nn.ModuleList([nn.ModuleDict(modules)])
 
 
-CONVOLUTIONS = {
+CONVOLUTIONS: dict[str, Any] = {
     "1d": lambda: nn.Conv1d(6, 8, 5),
     "2d": lambda: nn.Conv2d(6, 8, 3),
     "3d": lambda: nn.Conv3d(4, 6, (2, 3, 3)),
@@ -38,7 +38,9 @@ CONVOLUTIONS = {
     "transposed 1d": lambda: nn.ConvTranspose1d(6, 8, 4),
     "transposed 2d": lambda: nn.ConvTranspose2d(6, 4, (2, 3)),
     "transposed grouped": lambda: nn.ConvTranspose2d(8, 12, 3, groups=2),
-    "channels last": lambda: nn.Conv2d(6, 8, 3).to(memory_format=torch.channels_last),
+    "channels last": lambda: nn.utils.convert_conv2d_weight_memory_format(
+        nn.Conv2d(6, 8, 3), torch.channels_last
+    ),
 }
 
 
@@ -46,7 +48,7 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.77])
 def test_the_smallest_of_all_weights_go_and_no_other_changes(kind: str, ratio: float) -> None:
     torch.manual_seed(0)
-    model = Net(a=CONVOLUTIONS[kind](), b=nn.Linear(5, 7))
+    model: Any = Net(a=CONVOLUTIONS[kind](), b=nn.Linear(5, 7))
     before = copy.deepcopy(model.state_dict())
     report = st.prune(model, ratio)
     weight, dense = model.blocks[0]["a"].weight, before["blocks.0.a.weight"]
@@ -84,7 +86,7 @@ def test_a_row_holds_the_weights_of_one_output_channel(kind: str) -> None:
 
 def test_two_of_four_along_the_inputs_of_each_output() -> None:
     torch.manual_seed(0)
-    model = Net(a=nn.Conv2d(8, 4, 3), b=nn.ConvTranspose2d(8, 4, 3))
+    model: Any = Net(a=nn.Conv2d(8, 4, 3), b=nn.ConvTranspose2d(8, 4, 3))
     report = st.prune(model, 0.5, pattern="2:4")
     assert report.realised == 0.5
     for weight in weights_of(model, module_source(model), {"blocks.0.a", "blocks.0.b"}):
@@ -110,7 +112,7 @@ def test_depth_wise_convolutions_stay_dense_in_every_dimension_unless_they_are_n
 
 def test_gates_of_an_lstm_are_pruned_as_matrices() -> None:
     torch.manual_seed(0)
-    model = Net(a=nn.LSTM(6, 8))
+    model: Any = Net(a=nn.LSTM(6, 8))
     report = st.prune(model, 0.5)
     assert len(report.layers) == 8
     for gate in model.blocks[0]["a"].weight_hh_l0.reshape(4, 8, 8):
@@ -127,7 +129,7 @@ class Spectral(nn.Module):
 
 def test_complex_weights_stay_dense_unless_they_are_named_and_then_go_by_modulus() -> None:
     torch.manual_seed(0)
-    model = Net(a=Spectral(), b=nn.Linear(5, 7))
+    model: Any = Net(a=Spectral(), b=nn.Linear(5, 7))
     report = st.prune(model, 0.5)
     assert [layer.name for layer in report.layers] == ["blocks.0.b"]
     assert "complex weights of a Fourier layer" in report.left_out[0].reason
@@ -144,7 +146,7 @@ def _resnet() -> Any:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     torch.manual_seed(0)
-    sizes = {"embedding_size": 16, "hidden_sizes": [32, 64], "depths": [2, 2]}
+    sizes: dict[str, Any] = {"embedding_size": 16, "hidden_sizes": [32, 64], "depths": [2, 2]}
     return ResNetForImageClassification(ResNetConfig(layer_type="basic", **sizes)).eval()
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from numpy.typing import NDArray
 
 from spectail.errors import PruneError
 from spectail.pruning import masks, scores
@@ -29,7 +30,7 @@ def _draw(seed: int, rows: int, cols: int, *, coarse: bool = False) -> Any:
     return (np.round(weights), np.ones((7, cols))) if coarse else (weights, inputs)
 
 
-def _seen(inputs: torch.Tensor) -> Squares:
+def _seen(inputs: NDArray[Any]) -> Squares:
     statistic = Squares(inputs.shape[1], torch.device("cpu"))
     statistic.add(torch.from_numpy(inputs))
     return statistic

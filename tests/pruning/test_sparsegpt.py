@@ -37,7 +37,7 @@ def test_unstructured_is_brain_surgeon_with_explicit_inverses(
     weights, inputs = _case()
     count = round(ratio * weights.size)
 
-    def choose(costs: Any, left: torch.Tensor, right: torch.Tensor) -> Any:
+    def choose(costs: Any, left: int, right: int) -> Any:
         return _smallest(costs, count * right // 24 - count * left // 24)
 
     expected, mask = plain.brain_surgeon(
@@ -55,7 +55,7 @@ def test_patterns_are_brain_surgeon_group_by_group(n: int, m: int, cols: int) ->
     weights, inputs = _case(cols=cols)
     whole = cols // m * m
 
-    def choose(costs: Any, left: torch.Tensor, right: torch.Tensor) -> Any:
+    def choose(costs: Any, left: int, right: int) -> Any:
         return (
             plain.pattern_mask(costs, n, m)
             if right - left == m

@@ -112,12 +112,12 @@ def test_full_against_windows(transformer: Results) -> None:
 
 def test_spectrum_curves_hold_together(transformer: Results) -> None:
     layer = transformer.layers[1]
+    assert layer.spectrum is not None
     curves = spectrum_curves(layer, layer.spectrum)
     edges, density = curves["histogram"]
     assert np.sum(density[:-1] * np.diff(np.log10(edges))) == pytest.approx(1)
     fit = curves["fit"]
     tail = integrate.trapezoid(fit.y, np.log10(fit.x))
-    assert layer.spectrum is not None
     expected = (
         layer.n_tail
         / sum(layer.spectrum.counts)
@@ -131,8 +131,8 @@ def test_spectrum_curves_hold_together(transformer: Results) -> None:
 
 def test_null_curve_fits_the_histogram_of_a_random_layer() -> None:
     layer = ok_layer("w", None, "linear", 0.0, seed=3)
-    curves = spectrum_curves(layer, layer.spectrum)
     assert layer.spectrum is not None
+    curves = spectrum_curves(layer, layer.spectrum)
     at = np.array([rank for rank, _ in layer.spectrum.top]) / 576
     below_null = np.interp(
         curves["survival"].x, curves["null survival"].x, curves["null survival"].y

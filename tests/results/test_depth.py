@@ -3,7 +3,7 @@ and no claim from few blocks."""
 
 import itertools
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -41,7 +41,9 @@ def test_plain_and_partial_correlations_are_those_of_scipy_and_of_regression(
     x, y = x + z, y + z + 0.5 * x
     if ties:
         x, y, z = (np.round(v * (1 if n > 5 else 2)) for v in (x, y, z))
-    assert rank_correlation(x, y).rho == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
+    plain = rank_correlation(x, y)
+    assert plain is not None
+    assert plain.rho == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
     if n > 4:
         partial = rank_correlation(x, y, given=z)
         assert partial is not None
@@ -95,10 +97,14 @@ def test_five_percent_of_unrelated_numbers_look_clear_and_the_interval_holds_the
     truth = 6 / math.pi * math.asin(0.8 / 2)
     for _ in range(draws):
         x, y, z = rng.standard_normal((3, n))
-        clear += rank_correlation(x, y).clear
+        unrelated = rank_correlation(x, y)
+        assert unrelated is not None
+        clear += unrelated.clear
         given = rank_correlation(x + z, y + z, given=z)
         partial += given is not None and given.clear
-        low, high = rank_correlation(x, 0.8 * x + 0.6 * y).interval()
+        related = rank_correlation(x, 0.8 * x + 0.6 * y)
+        assert related is not None
+        low, high = related.interval()
         covered += low <= truth <= high
     assert 0.01 < clear / draws < 0.08
     assert 0.005 < partial / draws < 0.08
@@ -169,7 +175,7 @@ def test_alpha_with_depth_takes_block_means_and_kinds_out_and_ignores_what_has_n
 
 def test_what_is_made_from_the_measured_numbers_alone_is_compared_with_depth() -> None:
     rng = np.random.default_rng(1)
-    alpha = np.arange(24) + 4 * rng.standard_normal(24)
+    alpha: Any = np.arange(24) + 4 * rng.standard_normal(24)
     for values, order in (
         (np.sqrt(alpha + 20), "in the order of alpha"),
         (-alpha, "in the reverse order of alpha"),
@@ -185,7 +191,8 @@ def test_what_is_made_from_the_measured_numbers_alone_is_compared_with_depth() -
 
 def test_other_values_say_what_each_explains_given_the_other() -> None:
     rng = np.random.default_rng(2)
-    depth, alpha = np.arange(24), rng.standard_normal(24)
+    depth: Any = np.arange(24)
+    alpha: Any = rng.standard_normal(24)
     found = depth_correlations(depth, depth + 5 * alpha, alpha, name="outlier percent")
     assert found is not None
     text = " ".join(found.describe())
@@ -210,13 +217,15 @@ def test_other_values_say_what_each_explains_given_the_other() -> None:
 
 def test_a_straight_line_is_named_from_a_clear_correlation_of_080_on() -> None:
     rng = np.random.default_rng(3)
-    depth = np.arange(30)
+    depth: Any = np.arange(30)
     for noise in (1, 8, 20, 100):
         found = depth_correlations(depth, depth + noise * rng.standard_normal(30))
         assert found is not None
         [line] = found.describe()
         assert ("straight line" in line) == (abs(found.values_depth.rho) >= 0.8)
-    assert "straight line" not in depth_correlations(range(4), range(4)).describe()[0]
+    few = depth_correlations(range(4), range(4))
+    assert few is not None
+    assert "straight line" not in few.describe()[0]
 
 
 def test_stored_numbers_are_those_of_the_correlations() -> None:

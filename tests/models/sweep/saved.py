@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 
@@ -44,7 +44,7 @@ class Saved:
     """Names of the live parameters whose values it holds."""
 
 
-def saved_tensors(model: nn.Module) -> Mapping[str, Saved]:
+def saved_tensors(model: Any) -> Mapping[str, Saved]:
     """The content of the file as ``save_pretrained`` writes it: no ignored keys, no
     tied weights, converted back."""
     from transformers.core_model_loading import revert_weight_conversion
@@ -54,7 +54,7 @@ def saved_tensors(model: nn.Module) -> Mapping[str, Saved]:
     }
     for key in model._keys_to_ignore_on_save or ():
         state.pop(key, None)
-    traced = {
+    traced: dict[str, Any] = {
         name: Traced.of(tensor, frozenset({name})) for name, tensor in _untied(model, state).items()
     }
     return {
@@ -63,7 +63,7 @@ def saved_tensors(model: nn.Module) -> Mapping[str, Saved]:
     }
 
 
-def _untied(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _untied(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Keep one name of each tied weight: the one that the model does not list as tied to
     another."""
     from transformers.modeling_utils import remove_tied_weights_from_state_dict
