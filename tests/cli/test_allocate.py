@@ -50,12 +50,12 @@ def test_a_sparsity_is_shared_out_written_and_described(
     [
         (["--target", "sparsity", "--budget", "0.6", "--bounds", "0.1:0.9", "--level", "layer"],
          {"map": "linear:0.7:1.3", "level": "layer", "bounds": [0.1, 0.9],
-          "standardize_by_kind": False}),
-        (["--target", "sparsity", "--budget", "0.6", "--standardize-by-kind"],
+          "standardize_by_kind": False, "by": "alpha"}),
+        (["--target", "sparsity", "--budget", "0.6", "--standardize-by-kind", "--by", "ends+alpha"],
          {"map": "linear:0.7:1.3", "level": "block", "bounds": [0.0, 0.998],
-          "standardize_by_kind": True}),
+          "standardize_by_kind": True, "by": "ends+alpha"}),
         (["--target", "bits", "--budget", "3", "--choices", "2,4", "--gamma", "5"],
-         {"choices": [2, 4], "gamma": 5.0, "level": "layer"}),
+         {"choices": [2, 4], "error": "measured", "gamma": 5.0, "level": "layer"}),
         (["--target", "lr", "--budget", "0.1", "--map", "tb-sigmoid", "--level", "block",
           "--normalize"],
          {"map": "sigmoid:1.0:1.0:10.0", "level": "block", "normalize": True}),
@@ -105,7 +105,7 @@ def test_include_exclude_missing_and_quiet(
         ),
         (
             ["--target", "bits", "--budget", "3", "--map", "sqrt"],
-            "target bits takes choices, gamma, level, but no map",
+            "target bits takes choices, error, gamma, level, but no map",
         ),
         (
             ["--target", "lr", "--budget", "1", "--bounds", "0:1"],
@@ -117,7 +117,7 @@ def test_include_exclude_missing_and_quiet(
         ),
         (
             ["--target", "bits", "--budget", "3", "--choices", "2,x"],
-            "--choices must be numbers like 2,3,4,8, not '2,x'",
+            "--choices must be widths like 2,3,4,8 or formats like q4_k,q6_k, not '2,x'",
         ),
         (
             ["--target", "sparsity", "--budget", ".5", "--include", "*.gate"],

@@ -24,6 +24,7 @@ def allocate(
     map: Map | str | None = None,
     level: str | None = None,
     standardize_by_kind: bool | None = None,
+    by: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     missing: str = "error",
@@ -36,7 +37,8 @@ def allocate(
     (``linear:0.3``, ``sqrt``, ``log2``, ``step:0.5:1.5``, ``sigmoid:1``, a name of
     ``presets.MAPS``, or a type of ``spectail.maps``). ``level`` says whether each ``block`` or each
     ``layer`` gets a value. ``standardize_by_kind``, for sparsity, compares alphas within each kind
-    of layer (``units.standardized_by_kind``).
+    of layer (``units.standardized_by_kind``). ``by``, for sparsity, says what decides in place of
+    alpha (``allocation.scores``): ``depth:falling``, ``alpha+variance``, ``ends+alpha``.
 
     Embeddings, head, norms and routers stay out; for sparsity and bits, so does everything that
     lies in no block. ``include`` globs add layers, ``exclude`` globs leave layers out. A layer
@@ -48,7 +50,7 @@ def allocate(
 
     """
     _check(analysis, budget)
-    rule = as_target(target, map=map, level=level, standardize_by_kind=standardize_by_kind)
+    rule = as_target(target, map=map, level=level, standardize_by_kind=standardize_by_kind, by=by)
     coverage = cover(
         analysis.layers, inside_blocks=rule.inside_blocks, include=include, exclude=exclude
     )

@@ -18,21 +18,31 @@ from spectail.errors import AllocationError
 from spectail.results.table import storable
 
 _MAPS = (
-    "linear:EPS, linear:LOW:HIGH, sqrt, log2, step:LOW:HIGH, sigmoid:SCALE, or "
-    f"{', '.join(presets.MAPS)}."
+    "How alphas become factors: linear:EPS, linear:LOW:HIGH, sqrt, log2, step:LOW:HIGH, "
+    f"sigmoid:SCALE, or {', '.join(presets.MAPS)}."
 )
 
 Folder: TypeAlias = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an analysis.")]
 Budget: TypeAlias = Annotated[
-    float, typer.Option(help="Mean sparsity or bits over all weights, or the base rate.")
+    float,
+    typer.Option(
+        help="Mean sparsity or bits over all weights, or the base value of a rate or decay."
+    ),
 ]
 Out: TypeAlias = Annotated[Path, typer.Option(help="The file to write, as JSON.")]
 Map: TypeAlias = Annotated[str | None, typer.Option(help=_MAPS)]
-Level: TypeAlias = Annotated[str | None, typer.Option(help="One value per layer or per block.")]
+Level: TypeAlias = Annotated[str | None, typer.Option(help="layer or block: what gets one value.")]
 ByKind: TypeAlias = Annotated[
     bool,
     typer.Option(
-        "--standardize-by-kind", help="For sparsity: compare alphas within a kind of layer only."
+        "--standardize-by-kind", help="For sparsity: compare alphas only within each kind of layer."
+    ),
+]
+By: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="What sparsity goes by: alpha, variance, depth:FORM, or a sum such as alpha+variance; "
+        "first+ or ends+ in front keeps the first block, or the first and the last."
     ),
 ]
 Include: TypeAlias = Annotated[
@@ -40,16 +50,17 @@ Include: TypeAlias = Annotated[
     typer.Option(help="Also give a value to layers whose name matches this glob."),
 ]
 Missing: TypeAlias = Annotated[
-    str, typer.Option(help=f"For layers without an alpha: {', '.join(FALLBACKS)}.")
+    str, typer.Option(help=f"What to do with layers without an alpha: {', '.join(FALLBACKS)}.")
 ]
 Bounds: TypeAlias = Annotated[
     str | None, typer.Option(help="Least and greatest sparsity of a layer, as LOW:HIGH.")
 ]
 Choices: TypeAlias = Annotated[
-    str | None, typer.Option(help="Bit widths to choose from, as 2,3,4,8.")
+    str | None,
+    typer.Option(help="Widths to choose from, as 2,3,4,8, or formats, as q4_k,q6_k."),
 ]
 Gamma: TypeAlias = Annotated[
-    float | None, typer.Option(help="How strongly alpha influences the bits.")
+    float | None, typer.Option(help="How strongly alpha influences the bits; 0 by default.")
 ]
 Normalize: TypeAlias = Annotated[
     bool, typer.Option("--normalize", help="Keep the mean rate at the base rate.")
@@ -59,19 +70,20 @@ Option: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(help="Another setting of the target, as NAME=VALUE; can be given several times."),
 ]
-_FLAGS = ("map", "level", "standardize_by_kind", "bounds", "choices", "gamma", "normalize")
+_FLAGS = ("map", "level", "standardize_by_kind", "by", "bounds", "choices", "gamma", "normalize")
 """Settings of a target that have an option of their own."""
 
 
 def allocate(
     folder: Folder,
     # Written out here, the help is made when the command runs: it names targets added at run time.
-    target: Annotated[str, typer.Option(help=f"{', '.join(target_names())}.")],
+    target: Annotated[str, typer.Option(help=f"What to allocate: {', '.join(target_names())}.")],
     budget: Budget,
     out: Out,
     map: Map = None,
     level: Level = None,
     standardize_by_kind: ByKind = False,
+    by: By = None,
     include: Include = None,
     exclude: Exclude = None,
     missing: Missing = "error",
@@ -88,8 +100,9 @@ def allocate(
         map=map,
         level=level,
         standardize_by_kind=standardize_by_kind or None,
-        bounds=_numbers("bounds", bounds, ":", float),
-        choices=_numbers("choices", choices, ",", int),
+        by=by,
+        bounds=_bounds(bounds),
+        choices=_choices(choices),
         gamma=gamma,
         normalize=normalize or None,
         **read_settings(option, AllocationError, known=_FLAGS),
@@ -109,17 +122,29 @@ def allocate(
     return 0
 
 
-def _numbers(
-    option: str, text: str | None, separator: str, kind: type[float]
-) -> tuple[float, ...] | None:
-    """Parse the numbers in an option's text."""
+def _bounds(text: str | None) -> tuple[float, ...] | None:
+    """Parse a range, ``0:0.9``."""
     if text is None:
         return None
     try:
-        numbers = tuple(kind(word) for word in text.split(separator))
+        numbers = tuple(float(word) for word in text.split(":"))
     except ValueError:
         numbers = ()
-    if not numbers or (option == "bounds" and len(numbers) != 2):
-        example = "0:0.9" if option == "bounds" else "2,3,4,8"
-        raise AllocationError(f"--{option} must be numbers like {example}, not {text!r}")
+    if len(numbers) != 2:
+        raise AllocationError(f"--bounds must be numbers like 0:0.9, not {text!r}")
     return numbers
+
+
+def _choices(text: str | None) -> tuple[int, ...] | tuple[str, ...] | None:
+    """Parse bit widths, ``2,3,4,8``, or names of formats, ``q4_k,q6_k``."""
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if all(word.isdecimal() for word in words):
+        return tuple(int(word) for word in words)
+    # A format has a letter in its name; "2,x" and "2,3.5" are surely mistakes.
+    if all(word[:1].isalpha() for word in words):
+        return tuple(words)
+    raise AllocationError(
+        f"--choices must be widths like 2,3,4,8 or formats like q4_k,q6_k, not {text!r}"
+    )
