@@ -4,6 +4,7 @@ blocks."""
 import itertools
 import pickle
 import re
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 import torch
 from tokenizers import processors
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 import spectail as st
 from spectail.errors import EvaluationError
@@ -19,7 +19,8 @@ from spectail.evaluation.bos import Bos, resolve, text_setting
 from tests.language import WORDS, bigram, llama, tokenizer, words
 
 BOS = WORDS.index("<s>")
-GEMMAS = sorted(kind for kind in CONFIG_MAPPING_NAMES if "gemma" in kind)
+AUTO: Any = import_module("transformers.models.auto.configuration_auto")
+GEMMAS = sorted(kind for kind in AUTO.CONFIG_MAPPING_NAMES if "gemma" in kind)
 
 
 class GemmaTokenizerOfOurs(PreTrainedTokenizerFast):
@@ -68,7 +69,8 @@ def ids_of(text: str) -> list[int]:
 
 def blocks_by_hand(text: str, seq_len: int, rule: str, opening: list[int]) -> list[list[int]]:
     """Blocks one after the other, as the definition of the rules says."""
-    ids, found = ids_of(text), []
+    ids = ids_of(text)
+    found: list[list[int]] = []
     if rule == "first":
         ids = opening + ids
     while True:
@@ -122,7 +124,8 @@ def test_a_wrapped_model_is_asked_for_the_model_inside() -> None:
 
 def test_without_a_model_type_the_tokenizer_decides() -> None:
     inner = tokenizer().backend_tokenizer
-    ours = GemmaTokenizerOfOurs(tokenizer_object=inner, bos_token="<s>", unk_token="<unk>")
+    kind: Any = GemmaTokenizerOfOurs
+    ours = kind(tokenizer_object=inner, bos_token="<s>", unk_token="<unk>")
     assert resolve("auto", ours).rule == "every"
     assert resolve("auto", ours, torch.nn.Linear(1, 1)).rule == "every"
     assert resolve("auto", ours, llama()).rule == "none"

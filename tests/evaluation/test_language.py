@@ -1,6 +1,7 @@
 """Language models from a folder: model and tokenizer, dtypes, the order of modules, and what cannot
 be opened."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,9 @@ def test_names_of_modules_come_in_the_models_order_without_weights(folder: Path)
 def test_no_bar_is_drawn_not_even_by_the_reader_of_gguf_files(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    from transformers import modeling_gguf_pytorch_utils as reader
     from transformers.utils import logging
 
+    reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
     before = reader.tqdm, logging.is_progress_bar_enabled()
     with without_bars():
         assert list(reader.tqdm(range(3), desc="Converting and de-quantizing")) == [0, 1, 2]

@@ -18,7 +18,7 @@ from experiments.diagnosis.draw import shape_correlation
 from experiments.diagnosis.models import Subject
 from experiments.diagnosis.numbers import NUMBERS, measure_all, measure_windows
 from experiments.diagnosis.scores import Measured
-from experiments.stability.catalogue import chosen_layers
+from experiments.stability.catalogue import Model, chosen_layers
 from spectail.models.open import open_source
 
 
@@ -334,7 +334,8 @@ def test_subjects_have_their_windows_and_planted_blocks() -> None:
 def test_models_that_are_not_installed_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "CATALOGUE", (models.Model("Absent", "no-such==1", "no/such.pth"),))
+    absent = Model("Absent", "no-such==1", "no/such.pth")
+    monkeypatch.setattr(models, "CATALOGUE", (absent,))
     assert models.installed([tmp_path], 3) == ([], ["Absent (pip package no-such==1)"])
 
 

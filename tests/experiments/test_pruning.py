@@ -132,8 +132,8 @@ def test_rounding_is_to_the_nearest_level() -> None:
             piece = weights[row, start : start + 4]
             levels = torch.linspace(float(piece.min()), float(piece.max()), 4)
             for j, value in enumerate(piece):
-                nearest = min(levels, key=lambda level, value=value: abs(float(level - value)))
-                assert float(found[row, start + j]) == pytest.approx(float(nearest), abs=1e-6)
+                nearest = float(levels[(levels - value).abs().argmin()])
+                assert float(found[row, start + j]) == pytest.approx(nearest, abs=1e-6)
     assert torch.equal(rounded(torch.ones(2, 8), 3), torch.ones(2, 8))
 
 

@@ -36,7 +36,9 @@ def until(page: Any, expression: Any, seconds: float = 5.0) -> None:
 class Opened:
     """A page that was opened from disk, and everything that went wrong in it."""
 
-    def __init__(self, browser: Any, path: Path, size: int = WIDE, scheme: str = "light") -> None:
+    def __init__(
+        self, browser: Any, path: Path, size: tuple[int, int] = WIDE, scheme: str = "light"
+    ) -> None:
         self.errors: list[str] = []
         self.context = browser.new_context(
             viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, offline=True
@@ -97,7 +99,7 @@ def opened(browser: Any, pages: dict[str, Any]) -> Iterator[Any]:
     """Opens a page by name; afterwards nothing may have gone wrong in it."""
     seen = []
 
-    def open_page(name: str, size: int = WIDE, scheme: str = "light") -> Any:
+    def open_page(name: str, size: tuple[int, int] = WIDE, scheme: str = "light") -> Any:
         seen.append(Opened(browser, pages[name], size, scheme))
         return seen[-1].page
 
@@ -171,6 +173,7 @@ def test_choosing_a_layer_draws_the_curves_of_its_record(report: Any, transforme
     after = page.evaluate(DRAWN)
     assert after != before
     layer = transformer.layers[index]
+    assert layer.spectrum is not None
     curves = spectrum_curves(layer, layer.spectrum)
     assert {meta for meta, _, _ in after} == set(curves)
     for meta, x, y in after:
