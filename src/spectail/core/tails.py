@@ -3,7 +3,7 @@
 ``alpha = 1 + n / sum(ln(x_i / xmin))`` over the n eigenvalues at or above xmin, xmin included
 (Clauset, Shalizi and Newman 2009, eq. 3.1). The Kolmogorov-Smirnov (KS) distance is the largest gap
 between the fitted distribution and the share of the tail *below* each eigenvalue, as in the code of
-the power-law literature.
+the power-law literature. ``spectail.tail_fit``, which takes a matrix, is in ``measure``.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A window is named by its short side. Its aspect ratio is (side along the matrix'
 (side along the matrix's shorter side): a window of ratio above 1 lies along the matrix, one below 1
 across it. The long side of a square matrix is its input dimension (the columns). Only ratio 1
 guarantees the same windows for a matrix and its transpose. This module computes with integers only
-and never reads weights.
+and never reads weights. The sizes that a run allows, and its common window, are in ``farms``.
 """
 
 from __future__ import annotations
