@@ -33,6 +33,7 @@ from experiments.common import (
 from experiments.controls import (
     Arrangement,
     ByDepth,
+    ByKind,
     Constant,
     Shuffled,
     ShuffledOnce,
@@ -45,6 +46,7 @@ from spectail.training.rules import Rule
 ALPHA = "by alpha"
 PLAIN = "plain"
 """One rate for all layers; each experiment shows it by a name of its own."""
+KINDS = "mean factor of its kind"
 RULES: dict[str, tuple[str, ...]] = {
     PLAIN: (PLAIN,),
     ALPHA: (ALPHA,),
@@ -52,6 +54,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "shuffled every round": ("shuffled every round",),
     "shuffled once": ("shuffled once",),
     "mean factor": ("mean factor",),
+    KINDS: (KINDS,),
 }
 """The arrangements that each rule may choose from; all have the same base rates and maps."""
 
@@ -75,6 +78,13 @@ class Grid:
 
     lrs: tuple[float, ...]
     maps: tuple[str, ...]
+    kinds: bool = False
+    """Whether the network has several kinds of layers, so that there is a control of kinds."""
+
+    @property
+    def rules(self) -> list[str]:
+        """The rules that are compared."""
+        return [rule for rule in RULES if self.kinds or rule != KINDS]
 
     def candidates(self, rule: str) -> list[Candidate]:
         """The settings of a rule."""
@@ -103,13 +113,14 @@ class Study:
         yield "environment", environment
         for case, grid in self.grids.items():
             for seed in range(self.seeds):
-                for rule in RULES:
+                for rule in grid.rules:
                     for candidate in grid.candidates(rule):
                         yield key(case, candidate, seed), partial(train, case, candidate, seed)
 
     def complete(self, done: Mapping[str, Any], case: str) -> int:
         """The number of seeds that have been run with all candidates."""
-        every = [c for rule in RULES for c in self.grids[case].candidates(rule)]
+        grid = self.grids[case]
+        every = [c for rule in grid.rules for c in grid.candidates(rule)]
         missing = (
             seed
             for seed in range(self.seeds)
@@ -153,6 +164,7 @@ def rule_of(
         "shuffled every round": Shuffled(seed),
         "shuffled once": ShuffledOnce(seed),
         "mean factor": Constant(),
+        KINDS: ByKind(),
     }
     return control_of(rule, arrangements[candidate.arrangement])
 
@@ -181,9 +193,10 @@ def tables(done: Mapping[str, Any], study: Study, digits: int) -> dict[str, str]
         seeds = range(study.complete(done, case))
         if len(seeds) < 2:
             continue
-        chosen = {rule: [study.chosen(done, case, rule, seed) for seed in seeds] for rule in RULES}
+        rules = study.grids[case].rules
+        chosen = {rule: [study.chosen(done, case, rule, seed) for seed in seeds] for rule in rules}
         parts["controls"] += _rows(done, study, case, chosen, digits)
-        parts["same setting"] += _rows(done, study, case, _as_alpha(chosen[ALPHA]), digits)
+        parts["same setting"] += _rows(done, study, case, _as_alpha(chosen[ALPHA], rules), digits)
         parts["every setting"] += _every(done, study, case, digits)
     head = ["case: rule", "seeds", "test", "less alpha's", "less one rate's", "settings chosen"]
     heads = {
@@ -237,9 +250,9 @@ def options_of(
     return options
 
 
-def _as_alpha(chosen: Sequence[Candidate]) -> dict[str, list[Candidate]]:
+def _as_alpha(chosen: Sequence[Candidate], rules: Sequence[str]) -> dict[str, list[Candidate]]:
     """Every arrangement at the base rate and the map that alpha has chosen, by seed."""
-    arrangements = [arrangement for names in RULES.values() for arrangement in names]
+    arrangements = [arrangement for rule in rules for arrangement in RULES[rule]]
     return {
         name: [Candidate(name, c.lr, "" if name == PLAIN else c.map) for c in chosen]
         for name in arrangements
@@ -282,7 +295,7 @@ def _every(done: Mapping[str, Any], study: Study, case: str, digits: int) -> lis
     """Mean and spread over seeds of every candidate."""
     seeds = range(study.complete(done, case))
     rows = []
-    for rule in RULES:
+    for rule in study.grids[case].rules:
         for candidate in study.grids[case].candidates(rule):
             runs = [done[key(case, candidate, seed)] for seed in seeds]
             name = str(candidate).replace(PLAIN, study.plain).replace(" | ", ", ")

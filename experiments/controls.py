@@ -4,11 +4,12 @@ The same factors, given to the layers without regard to alpha. If a rule by alph
 one rate, the cause may be its factors alone: their mean, the unrest that different rates bring, or
 where they lie in depth. A control keeps the factors that alpha's map gives in every round of
 measuring and gives them out by another order (``ByDepth``, ``Shuffled``, ``ShuffledOnce``), or
-gives all layers their mean (``Constant``).
+gives all layers their mean (``Constant``), or those of one kind (``ByKind``).
 """
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass, fields
 from functools import partial
@@ -79,6 +80,19 @@ class ShuffledOnce:
     def arranged(self, factors: Array, names: tuple[str, ...]) -> Array:
         """Permute the factors."""
         return factors[np.random.default_rng(self.seed).permutation(len(factors))]
+
+
+@dataclass(frozen=True)
+class ByKind:
+    """The mean factor of its kind for every layer: alpha tells kinds apart, but not their layers.
+
+    Layers are of one kind if their names differ in numbers only.
+    """
+
+    def arranged(self, factors: Array, names: tuple[str, ...]) -> Array:
+        """Return the mean over the layers of the same kind for each."""
+        kinds = np.array([re.sub(r"\d+", "#", name) for name in names])
+        return np.array([factors[kinds == kind].mean() for kind in kinds])
 
 
 @dataclass(frozen=True)

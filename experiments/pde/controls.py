@@ -49,7 +49,7 @@ CASES = (
     Case(
         Cell(TUNED, 5, "FNO"),
         WHOLE + SPECTRAL,
-        Grid((0.00025, 0.0005), ("sigmoid:1",)),
+        Grid((0.00025, 0.0005), ("sigmoid:1",), kinds=True),
     ),
     Case(Cell(TUNED, 5, "U-Net"), WHOLE, Grid((0.005, 0.0125, 0.03), ("sigmoid:0.25",))),
     Case(Cell("Darcy", 10, "FNO"), WINDOWS + SPECTRAL, Grid((0.005, 0.0125), ("sigmoid:0.25",))),

@@ -1,7 +1,9 @@
-"""The study of training with controls: fair grids, the choice by other seeds, tables, and quick runs."""
+"""The study of training with controls: grids, the choice by other seeds, tables, quick runs."""
 
 import json
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import spectail as st
 from experiments.common import Journal
 from experiments.control_study import (
     ALPHA,
+    KINDS,
     PLAIN,
     RULES,
     Candidate,
@@ -30,11 +33,11 @@ STUDY = Study({"net": GRID}, seeds=3, plain="one rate", best=max)
 DEPTH = "by depth"
 
 
-def filled(study, result):
+def filled(study: Any, result: Any) -> dict[Any, Any]:
     """Results of every run; ``result`` gives validation and test by candidate and seed."""
     done = {}
     for grid in study.grids.values():
-        for rule in RULES:
+        for rule in grid.rules:
             for candidate in grid.candidates(rule):
                 for seed in range(study.seeds):
                     validation, test = result(candidate, seed)
@@ -45,21 +48,22 @@ def filled(study, result):
     return done
 
 
-def test_all_rules_have_the_same_rates_and_maps():
+def test_all_rules_have_the_same_rates_and_maps() -> None:
     grids = {rule: GRID.candidates(rule) for rule in RULES}
     settings = [(c.lr, c.map) for c in grids[ALPHA]]
     assert len(set(settings)) == 4
     assert [c.lr for c in grids[PLAIN]] == [0.1, 0.2]
     assert [(c.lr, c.map) for c in grids[DEPTH]] == settings * 2  # rising and falling
+    assert set(Grid(GRID.lrs, GRID.maps, kinds=True).rules) - set(GRID.rules) == {KINDS}
     for rule in RULES.keys() - {PLAIN, DEPTH}:
         assert [(c.lr, c.map) for c in grids[rule]] == settings
 
 
-def test_a_seed_has_no_say_in_its_own_setting_and_test_results_have_none():
+def test_a_seed_has_no_say_in_its_own_setting_and_test_results_have_none() -> None:
     liked = Candidate(ALPHA, 0.2, "linear:0.1:1.9")
     other = Candidate(ALPHA, 0.1, "linear:0.1:1.9")
 
-    def result(candidate, seed):
+    def result(candidate: Any, seed: int) -> tuple[int, int]:
         if candidate == liked:
             return (100 if seed == 1 else 50), 0
         return (60 if candidate == other else 40), 99
@@ -71,7 +75,7 @@ def test_a_seed_has_no_say_in_its_own_setting_and_test_results_have_none():
     assert lowest.chosen(done, "net", ALPHA, 0) not in (liked, other)
 
 
-def test_only_seeds_that_are_complete_count():
+def test_only_seeds_that_are_complete_count() -> None:
     done = filled(STUDY, lambda candidate, seed: (1.0, 2.0))
     assert STUDY.complete(done, "net") == 3
     del done[key("net", Candidate("falling with depth", 0.2, "linear:0.1:1.9"), 1)]
@@ -79,8 +83,8 @@ def test_only_seeds_that_are_complete_count():
     assert all("net" not in table for table in tables(done, STUDY, 2).values())
 
 
-def test_tables_compare_seed_by_seed():
-    def result(candidate, seed):
+def test_tables_compare_seed_by_seed() -> None:
+    def result(candidate: Any, seed: int) -> tuple[Any, Any]:
         better = {ALPHA: 2.0, "rising with depth": 3.0, "mean factor": 1.0}
         gain = better.get(candidate.arrangement, 0.0) - (candidate.lr == 0.1) * 0.5
         return gain, 70 + 10 * seed + gain
@@ -95,22 +99,25 @@ def test_tables_compare_seed_by_seed():
     falling = row.format("falling with depth", "80.0", "-2.0 ± 0.0", "+0.0 ± 0.0", chosen)
     assert falling in parts["same setting"]
     assert parts["every setting"].count("net: ") == 2 + 7 * 4 - 4
-    assert "| net: mean factor, 0.1, linear:0.1:1.9 | 0.5 ± 0.0 | 80.5 ± 10.0 | 0.75 ± 0.00 | -0.50 ± 0.00 |" in parts["every setting"]  # fmt: skip
+    every = "| net: mean factor, 0.1, linear:0.1:1.9 | 0.5 ± 0.0 | 80.5 ± 10.0 | 0.75 ± 0.00 |"
+    assert f"{every} -0.50 ± 0.00 |" in parts["every setting"]
 
 
-def test_every_arrangement_has_a_rule_that_wraps_alphas():
+def test_every_arrangement_has_a_rule_that_wraps_alphas() -> None:
     by_alpha = st.TempBalance(map="linear:0.1:1.9", include=("0",))
     network = torch.nn.Sequential(*[torch.nn.Linear(64, 64) for _ in range(4)])
     made = partial(rule_of, rule=by_alpha, network=network, example=torch.zeros(1, 64), seed=5)
-    found = {c.arrangement: made(c) for rule in RULES for c in GRID.candidates(rule)}
+    found: dict[str, Any] = {
+        c.arrangement: made(c) for rule in RULES for c in GRID.candidates(rule)
+    }
     assert (found.pop(PLAIN), found.pop(ALPHA)) == (None, by_alpha)
-    assert len({str(rule.arrangement) for rule in found.values()}) == 5
+    assert len({str(rule.arrangement) for rule in found.values()}) == 6
     assert all(isinstance(rule, Control) and rule.map == by_alpha.map for rule in found.values())
     assert found["rising with depth"].arrangement.rising
     assert not found["falling with depth"].arrangement.rising
 
 
-def test_the_mean_factor_and_the_place_of_alpha_are_kept():
+def test_the_mean_factor_and_the_place_of_alpha_are_kept() -> None:
     up = Update(0, 0, {"a": 2.0, "b": 3.0, "c": 4.0}, {"a": 0.5, "b": 1.0, "c": 1.5}, {})
     down = Update(1, 1, {"a": 4.0, "b": 3.0, "c": 2.0}, {"a": 3.0, "b": 3.0, "c": 3.0}, {})
     assert of_factors([up, down], ["c", "x", "b", "a"])["alpha and depth"] == pytest.approx(0)
@@ -120,7 +127,9 @@ def test_the_mean_factor_and_the_place_of_alpha_are_kept():
 
 
 @pytest.mark.parametrize("experiment", [images, pde])
-def test_a_quick_run_trains_every_arrangement_and_goes_on(experiment, tmp_path, capsys):
+def test_a_quick_run_trains_every_arrangement_and_goes_on(
+    experiment: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     where = ["--quick", "--out", str(tmp_path)]
     assert experiment.main([*where, "--seconds", "0"]) == 3
     assert experiment.main(where) == 0
@@ -135,13 +144,15 @@ def test_a_quick_run_trains_every_arrangement_and_goes_on(experiment, tmp_path, 
 
 
 @pytest.mark.parametrize("experiment", [images, pde])
-def test_a_toy_does_not_go_into_the_real_journal(experiment, capsys):
+def test_a_toy_does_not_go_into_the_real_journal(
+    experiment: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         experiment.main(["--quick"])
     assert "--quick needs --out" in capsys.readouterr().err
 
 
-def test_a_journal_of_other_settings_is_refused(tmp_path):
+def test_a_journal_of_other_settings_is_refused(tmp_path: Path) -> None:
     Journal.open(tmp_path / "controls.jsonl", {"other": 1})
     with pytest.raises(ValueError, match="other settings"):
         images.main(["--quick", "--out", str(tmp_path)])

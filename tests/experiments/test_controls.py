@@ -1,6 +1,8 @@
 """Controls of learning rates by alpha: the factors stay the same ones,
 and only their places change."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 import spectail as st
 from experiments.controls import (
     ByDepth,
+    ByKind,
     Constant,
     Shuffled,
     ShuffledOnce,
@@ -26,7 +29,7 @@ RULES = [
 class Net(nn.Module):
     """Lists its layers in another order than it runs them; no alpha follows either order."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         for name, tail in (("third", 0), ("fifth", 3), ("first", 1), ("fourth", 2), ("second", 4)):
@@ -35,13 +38,13 @@ class Net(nn.Module):
                 layer.weight *= torch.arange(1, 65.0) ** (-tail / 2)
             setattr(self, name, layer)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> Any:
         for name in DEPTH:
             x = getattr(self, name)(x)
         return x
 
 
-def factors(rule, rounds=1):
+def factors(rule: Any, rounds: int = 1) -> list[Any]:
     """The factors of each round of measuring; the weights change between
     rounds, the same way every time."""
     network = Net()
@@ -52,11 +55,11 @@ def factors(rule, rounds=1):
         found.append({name: balancer.factors[name] for name in DEPTH if name in balancer.factors})
         with torch.no_grad():
             for p in network.parameters():
-                p += 0.05 * torch.randn_like(p)
+                p.add_(torch.randn_like(p), alpha=0.05)
     return found
 
 
-def places(found, by_alpha):
+def places(found: Any, by_alpha: Any) -> list[Any]:
     """For each round, the layer whose factor by alpha each layer has."""
     rounds = []
     for ours, theirs in zip(found, by_alpha, strict=True):
@@ -66,8 +69,8 @@ def places(found, by_alpha):
     return rounds
 
 
-def test_depth_is_the_order_in_which_layers_run():
-    network = Net().train()
+def test_depth_is_the_order_in_which_layers_run() -> None:
+    network: Any = Net().train()
     assert [name for name in depth_order(network, torch.zeros(1, 64)) if name] == DEPTH
     assert network.training
     assert not network.first._forward_pre_hooks
@@ -75,7 +78,7 @@ def test_depth_is_the_order_in_which_layers_run():
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("rising", [True, False])
-def test_by_depth_sorts_the_factors_along_the_depth(rule, rising):
+def test_by_depth_sorts_the_factors_along_the_depth(rule: Any, rising: bool) -> None:
     order = depth_order(Net(), torch.zeros(1, 64))
     by_alpha = factors(rule, rounds=3)
     found = factors(control_of(rule, ByDepth(order, rising)), rounds=3)
@@ -87,7 +90,7 @@ def test_by_depth_sorts_the_factors_along_the_depth(rule, rising):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("shuffle", [Shuffled, ShuffledOnce])
-def test_shuffles_keep_the_factors_of_every_round(rule, shuffle):
+def test_shuffles_keep_the_factors_of_every_round(rule: Any, shuffle: Any) -> None:
     by_alpha = factors(rule, rounds=12)
     found = factors(control_of(rule, shuffle(3)), rounds=12)
     assert found == factors(control_of(rule, shuffle(3)), rounds=12)
@@ -100,14 +103,20 @@ def test_shuffles_keep_the_factors_of_every_round(rule, shuffle):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_constant_gives_the_same_layers_the_mean_factor(rule):
+def test_constant_gives_the_same_layers_the_mean_factor(rule: Any) -> None:
     by_alpha = factors(rule, rounds=3)
     for ours, theirs in zip(factors(control_of(rule, Constant()), rounds=3), by_alpha, strict=True):
         assert ours == pytest.approx(dict.fromkeys(theirs, np.mean(list(theirs.values()))))
 
 
-def test_a_control_says_what_it_is_and_keeps_the_settings_of_the_rule():
-    rule = RULES[1]
+def test_by_kind_gives_the_layers_of_a_kind_their_mean_factor():
+    names = ("blocks.0.skip", "blocks.10.skip", "blocks.0.mlp.0", "blocks.1.mlp.1", "head")
+    found = ByKind().arranged(np.array([1.0, 2.0, 3.0, 7.0, 9.0]), names)
+    assert found.tolist() == [1.5, 1.5, 5, 5, 9]
+
+
+def test_a_control_says_what_it_is_and_keeps_the_settings_of_the_rule() -> None:
+    rule: Any = RULES[1]
     settings = control_of(rule, Shuffled(7)).settings()
     assert settings.pop("rule") == "control"
     assert settings.pop("arrangement") == "Shuffled(seed=7)"
