@@ -39,7 +39,7 @@ def llama(*, layers: int = 2, hidden: int = 64, seed: int = 0, **more: Any) -> A
     return LlamaForCausalLM(config)
 
 
-def bigram(chances: torch.Tensor) -> LlamaForCausalLM:
+def bigram(chances: torch.Tensor) -> Any:
     """A Llama of no layers that gives the next word by the last one: ``chances`` is (last, next),
     rows sum to 1.
 

@@ -11,8 +11,9 @@ def gaussian_windows(rng: np.random.Generator, size: int) -> NDArray[np.float64]
     windows."""
     side = min(32, size)
     windows = rng.standard_normal((max(1, size // side), side, side))
-    singular: NDArray[np.float64] = np.linalg.svd(windows, compute_uv=False).ravel()
-    return singular**2
+    singular: Any = np.linalg.svd(windows, compute_uv=False).ravel()
+    squared: NDArray[np.float64] = singular**2
+    return squared
 
 
 KINDS: dict[str, Any] = {

@@ -339,6 +339,6 @@ def _check(model: Any, every: Any) -> None:
 
 def _is_captured() -> bool:
     """Whether the present code is being recorded into a CUDA graph."""
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if not torch.cuda.is_initialized():
         return False
     return bool(torch.cuda.is_current_stream_capturing())

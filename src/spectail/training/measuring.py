@@ -114,7 +114,7 @@ def measure_beside(plan: Plan, layers: Sequence[Layer]) -> Future[list[LayerReco
         ]
     # The measuring stream must wait until the copies are made on the training stream.
     on_gpu = plan.device.startswith("cuda")
-    ready = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+    ready = torch.cuda.Event() if on_gpu else None
     if ready is not None:
         ready.record()
     pool = ThreadPoolExecutor(1, thread_name_prefix="spectail-balancer")
@@ -142,7 +142,7 @@ def _measure_in_order(plan: Plan, layers: Sequence[Layer], ready: Any) -> list[L
         # Training needs the other cores.
         with on_one_core():
             return [measure_layer(layer, plan) for layer in layers]
-    stream = torch.cuda.Stream(plan.device)  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream(plan.device)
     with torch.cuda.stream(stream):
         stream.wait_event(ready)
         return [measure_layer(layer, plan) for layer in layers]

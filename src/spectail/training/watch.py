@@ -50,9 +50,7 @@ class Watch:
             if parameter in self._on:
                 self._on[parameter].remove()
             self._on[parameter] = self
-            self._hook = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                self._after_backward
-            )
+            self._hook = parameter.register_post_accumulate_grad_hook(self._after_backward)
 
     def stepped(self) -> None:
         """Start over, because the optimizer has made a step."""

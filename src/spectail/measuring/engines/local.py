@@ -60,4 +60,4 @@ def _side_by_side(
 def _own_stream(device: str) -> None:
     """Give this thread a CUDA stream of its own."""
     if torch.device(device).type == "cuda":
-        torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+        torch.cuda.set_stream(torch.cuda.Stream(device))

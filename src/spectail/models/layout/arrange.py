@@ -61,7 +61,7 @@ def grouped_rows(tensor: Tensor, *, groups: int, start: int, stop: int) -> Tenso
     The result is a view if each group gives one row; otherwise it may be a copy.
     """
     # (rows, cols) to (groups, rows of a group, cols).
-    grouped: Tensor = tensor.unflatten(0, (groups, -1))  # type: ignore[no-untyped-call]
+    grouped: Tensor = tensor.unflatten(0, (groups, -1))
     rows = grouped[:, start] if stop - start == 1 else grouped[:, start:stop].flatten(0, 1)
     return rows.unsqueeze(0)
 
