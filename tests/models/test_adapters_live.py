@@ -50,7 +50,7 @@ def save(model: Any, folder: Path) -> None:
         model.save_pretrained(folder)
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "rslora": {"use_rslora": True},
     "patterns": {

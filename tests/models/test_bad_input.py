@@ -7,6 +7,7 @@ import json
 import pickle
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def written(folder: Path, name: str, content: Any) -> Path:
 
 
 OUTSIDE = {"a": "../evil.safetensors"}
-BAD = {
+BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no such file": (lambda d: d / "nothing.safetensors", "no such file or folder"),
     "no such name": (lambda d: "nothing", "no such file or folder: 'nothing'; expected"),
     "empty text": (lambda d: "", "no such file or folder"),

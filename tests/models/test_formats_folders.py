@@ -232,7 +232,7 @@ def sentence_transformer(folder: Path) -> Path:
 
 
 TWO = ["a", "b"]
-OPENED = {
+OPENED: dict[str, Any] = {
     "hub cache": (hub_cache, TWO),
     "hub cache without refs": (lambda d: hub_cache(d, refs=False), TWO),
     "hub cache of two snapshots": (lambda d: hub_cache(d, snapshots=2), TWO),
@@ -318,7 +318,7 @@ def lfs(folder: Path, name: str) -> Path:
     return text(folder, name, pointer)
 
 
-NOT_OPENED = {
+NOT_OPENED: dict[str, Any] = {
     **{
         f"a pointer of Git LFS, {name}": (
             partial(lfs, name=name),

@@ -4,6 +4,7 @@ file, or kept whole and said so."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def rows(count: int) -> torch.Tensor:
 
 GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": WIDTH}
 BLOCK = "transformer.blocks.1.attn."
-REMOTE = {
+REMOTE: dict[str, tuple[str, int, dict[str, Any], Callable[..., Any]]] = {
     "internlm2": ("model.layers.1.attention.wqkv", 64, GROUPED, per_group(2, 2)),
     "chatglm2": (
         "transformer.encoder.layers.1.self_attention.query_key_value",
@@ -351,7 +352,7 @@ def test_three_equal_blocks_need_no_configuration() -> None:
         ("text.in_proj_weight", 32),
     ):
         for i, kind in enumerate("qkv"):
-            weight = state.get(f"{name}.weight", state.get(name))
+            weight = state[f"{name}.weight" if f"{name}.weight" in state else name]
             assert torch.equal(
                 layers[f"{name}.{kind}"].read()[0], weight[i * height : (i + 1) * height]
             )

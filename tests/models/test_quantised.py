@@ -113,11 +113,11 @@ def with_buffers(state: dict[str, Tensor]) -> nn.Module:
     model = nn.Module()
     for full, tensor in state.items():
         *path, name = full.split(".")
-        owner = model
+        owner: nn.Module = model
         for part in path:
             if part not in owner._modules:
                 owner.add_module(part, nn.Module())
-            owner = owner._modules[part]
+            owner = owner.get_submodule(part)
         if full in OTHERS:
             owner.register_parameter(name, nn.Parameter(tensor))
         else:
@@ -133,7 +133,7 @@ def is_one_module(case: Case) -> bool:
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if is_one_module(case)])
 def test_buffers_of_a_live_module(name: Any) -> None:
     case = CASES[name]
-    model = with_buffers(state_of(case))
+    model: Any = with_buffers(state_of(case))
     model.config = dict(case.config)
     check(case, open_source(model))
 
@@ -144,12 +144,15 @@ def test_one_expert_is_unpacked_at_a_time(monkeypatch: pytest.MonkeyPatch) -> No
         "experts.down_proj_blocks": blocks,
         "experts.down_proj_scales": torch.zeros(5, 8, 2, dtype=torch.uint8),
     }
-    read = []
+    read: list[Any] = []
     tensors = [in_memory(name, tensor) for name, tensor in state.items()]
     original = Tensor.__getitem__
-    monkeypatch.setattr(
-        Tensor, "__getitem__", lambda t, i: read.append((t.shape, i)) or original(t, i)
-    )
+
+    def spy(tensor: Tensor, index: Any) -> Tensor:
+        read.append((tensor.shape, index))
+        return original(tensor, index)
+
+    monkeypatch.setattr(Tensor, "__getitem__", spy)
     build_source("test", "", tensors).layers[3].read()
     assert (blocks.shape, (3,)) in read
 

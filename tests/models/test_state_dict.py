@@ -47,7 +47,7 @@ def test_optimizers_in_a_list_or_dict_are_passed_over() -> None:
     "key", ["params_ema", "model_ema", "ema", "ema_state_dict", "state_dict_ema", "ema_model"]
 )
 def test_averaged_weights_alone_are_the_model(key: str) -> None:
-    model, _ = trained()
+    model: Any = trained()[0]
     assert [layer.name for layer in open_source({"epoch": 3, key: model.state_dict()}).layers] == [
         "0",
         "1",
