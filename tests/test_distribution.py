@@ -136,7 +136,7 @@ def test_an_index_page_shows_no_link_or_picture_that_leads_nowhere(wheel: Any) -
         metadata = email.message_from_bytes(archive.read(name))
     assert metadata["Description-Content-Type"] == "text/markdown"
     targets = re.findall(
-        r"\]\(([^)]*)\)|\]:\s*(\S+)|(?:src|href)=[\"']([^\"']*)", metadata.get_payload()
+        r"\]\(([^)]*)\)|\]:\s*(\S+)|(?:src|href)=[\"']([^\"']*)", str(metadata.get_payload())
     )
     found = [next(filter(None, groups)) for groups in targets]
     assert found

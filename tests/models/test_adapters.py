@@ -201,7 +201,7 @@ def assert_rows(source: Any, model: Any, case: Any, *, strict: bool) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_live(name: str) -> None:
     case = CASES[name]
-    model = make(case)
+    model: Any = make(case)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     source = open_source(model)
     rows = [layer for layer in source.layers if layer.kind == "lora"]
@@ -224,7 +224,7 @@ def test_live(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_file(name: str, tmp_path: Path) -> None:
     case = CASES[name]
-    model = make(case)
+    model: Any = make(case)
     quietly(model.save_pretrained, tmp_path)
     source = open_source(tmp_path)
     rows = [layer for layer in source.layers if layer.kind == "lora"]
@@ -250,7 +250,7 @@ def test_file(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.file == "base"])
 def test_file_with_its_base_model(name: Any, place: str, tmp_path: Path) -> None:
     case = CASES[name]
-    model = make(case)
+    model: Any = make(case)
     adapter = tmp_path / "adapter"
     base = adapter if place == "beside" else tmp_path / "base"
     quietly(model.save_pretrained, adapter)

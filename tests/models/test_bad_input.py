@@ -116,6 +116,11 @@ def written(folder: Path, name: str, content: Any) -> Path:
     return folder / name
 
 
+def folder_called_like_a_file(folder: Path) -> Path:
+    (folder / "m.pt").mkdir()
+    return folder / "m.pt"
+
+
 OUTSIDE = {"a": "../evil.safetensors"}
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no such file": (lambda d: d / "nothing.safetensors", "no such file or folder"),
@@ -154,7 +159,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "torch file without tensors": (lambda d: saved(d, "m.pt", {"epoch": 3}), "holds no tensors"),
     "torch file of a number": (lambda d: saved(d, "m.pt", 3), "holds no tensors"),
     "folder without weights": (lambda d: d, "holds no weights; expected model.safetensors"),
-    "folder called like a file": (lambda d: (d / "m.pt").mkdir() or d / "m.pt", "holds no weights"),
+    "folder called like a file": (folder_called_like_a_file, "holds no weights"),
     "folder of several models": (
         several,
         "holds 2 checkpoints (a.safetensors, b.safetensors); name the file",

@@ -48,7 +48,8 @@ def node(
 
 
 def run(path: Path, x: Any) -> Any:
-    return torch.from_numpy(np.array(ReferenceEvaluator(str(path)).run(None, {"x": x})[0]))
+    outputs: Any = ReferenceEvaluator(str(path)).run(None, {"x": x})
+    return torch.from_numpy(np.array(outputs[0]))
 
 
 def by_name(source: Any) -> dict[str, Any]:
@@ -381,4 +382,4 @@ def test_a_missing_library_gives_the_command(
 
 def test_a_graph_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="an ONNX graph without weights"):
-        open_source(save(tmp_path / "m.onnx", [node("Relu", ["x"], ["y"])], {}, [3]))  # type: ignore[arg-type]
+        open_source(save(tmp_path / "m.onnx", [node("Relu", ["x"], ["y"])], {}, [3]))

@@ -176,8 +176,8 @@ def test_harmless_objects_are_left_out_without_a_word(
 
 @pytest.mark.parametrize("place", ["in the state dict", "beside it", "as an attribute"])
 def test_what_is_no_tensor_is_left_out_with_a_note(place: str, tmp_path: pathlib.Path) -> None:
-    state = collections.OrderedDict(weights())
-    saved = {"model": state}
+    state: Any = collections.OrderedDict(weights())
+    saved: dict[str, Any] = {"model": state}
     things: dict[str, Any] = {
         "settings": Settings(),
         "loss": partial(set_flag, 3),

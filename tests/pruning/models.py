@@ -27,7 +27,7 @@ _EXPERTS = {
     "head_dim": 8,
 }
 
-CONFIGS = {
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", _GROUPED),
     "smollm2": ("LlamaConfig", {**_GROUPED, "tie_word_embeddings": True}),
     "qwen2": ("Qwen2Config", _GROUPED),
