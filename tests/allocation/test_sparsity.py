@@ -163,7 +163,7 @@ def test_within_kinds_against_the_plain_loop() -> None:
     scores = standardized_by_kind(
         [x.kind for x in analysis.layers], [x.alpha for x in analysis.layers]
     )
-    blocks: dict[int | None, list[tuple[float, int]]] = {}
+    blocks: dict[Any, list[tuple[float, int]]] = {}
     for x, score in zip(analysis.layers, scores, strict=True):
         blocks.setdefault(x.block, []).append((score, x.numel))
     means = [sum(score for score, _ in of_block) / len(of_block) for of_block in blocks.values()]

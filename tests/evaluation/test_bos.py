@@ -290,7 +290,7 @@ def test_no_room_beside_the_two_tokens_of_glm() -> None:
     with pytest.raises(
         EvaluationError, match="seq_len must be at least 3 with BOS in every block, not 2"
     ):
-        resolve("auto", glm_tokenizer(adds=False), of_type("glm")).cut([1, 2, 3], 2)  # type: ignore[arg-type]
+        resolve("auto", glm_tokenizer(adds=False), of_type("glm")).cut([1, 2, 3], 2)
 
 
 @pytest.mark.parametrize(

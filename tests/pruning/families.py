@@ -351,7 +351,7 @@ CASES = [
 ]
 
 
-def model_of(name: str) -> nn.Module:
+def model_of(name: str) -> Any:
     """The model with drawn weights, in eval mode."""
     torch.manual_seed(0)
     model = FAMILIES[name].build()
