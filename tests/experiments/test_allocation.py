@@ -28,7 +28,7 @@ from experiments.allocation.rules import (
     smoothed,
 )
 from experiments.allocation.steps import Settings, chosen, finalists, select_key
-from experiments.allocation.subjects import Subject, distance
+from experiments.allocation.subjects import MODELS, Subject, distance
 from experiments.pruning.toy import toy
 from spectail.pruning.allocators import as_allocator
 
@@ -152,7 +152,7 @@ def test_the_committed_tables_follow_from_the_committed_journals() -> None:
     paths = {path.stem: path for path in command.JOURNALS.glob("*.jsonl")}
     if not paths:
         pytest.skip("no journal is kept yet")
-    order = [name for name in command.MODELS if name in paths]
+    order = [name for name in MODELS if name in paths]
     journals = {name: summary.read(paths[name]) for name in order}
     kept = (command.JOURNALS.parent / "tables.md").read_text(encoding="utf-8")
     for part in summary.tables(journals, Settings()).values():
