@@ -33,7 +33,7 @@ from spectail.pruning.allocators.by_activations import (
 )
 from spectail.pruning.allocators.by_shape import erdos_renyi
 from spectail.pruning.allocators.by_threshold import lamp_scores
-from spectail.pruning.layers import make_targets
+from spectail.pruning.weights_to_prune import make_targets
 from tests.pruning.models import decoder, tokens
 from tests.pruning.test_prune import _hooked
 from tests.reference import plain_pruning as plain
@@ -61,7 +61,9 @@ def test_owl_prunes_blocks_with_more_outliers_less_and_changes_nothing() -> None
     allocation = by_number(model, 0.6, percent, lam=0.1, rule={"rule": "owl"})
     assert allocation.settings["by block"] == pytest.approx(percent)
     by_block = {share.unit: share.value for share in allocation.shares}
-    assert max(percent, key=percent.get) == min(by_block, key=by_block.get)
+    assert max(percent, key=lambda unit: percent[unit]) == min(
+        by_block, key=lambda unit: by_block[unit]
+    )
     assert max(by_block.values()) - min(by_block.values()) == pytest.approx(0.2)
     assert abs(allocation.realised - 0.6) < 1e-9
     assert model.training
@@ -130,7 +132,7 @@ def test_farms_tail_goes_by_the_largest_tenth_within_kinds() -> None:
     model = nn.ModuleDict({"layers": nn.ModuleList(blocks)})
     found = as_allocator("farms-tail").prepare(model, 0.5)(0.3)
     assert (found.spec["cutoff"], found.spec["window"]) == ("top:0.1", "common")
-    options = {"target": "sparsity", "budget": 0.5, "map": "linear:0.3"}
+    options: dict[str, Any] = {"target": "sparsity", "budget": 0.5, "map": "linear:0.3"}
     analysis = st.analyze(model, spec=st.Spec(cutoff="top:0.1"))
     assert dict(found) == dict(st.allocate(analysis, **options, standardize_by_kind=True))
     assert dict(found) != dict(st.allocate(analysis, **options))
@@ -147,12 +149,15 @@ def test_one_eps_gives_owl_the_range_that_ratios_by_alpha_have() -> None:
 
 
 def test_what_allocations_go_by_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, calls = decoder("llama"), []
+    model = decoder("llama")
+    calls: list[str] = []
+
+    def counted(inner: Any, *given: Any, **named: Any) -> Any:
+        calls.append(inner.__name__)
+        return inner(*given, **named)
+
     for module, name in ((by_alpha, "analyze"), (by_activations, "measure_blocks")):
-        inner = getattr(module, name)
-        monkeypatch.setattr(
-            module, name, lambda *a, _f=inner, **k: (calls.append(_f.__name__), _f(*a, **k))[1]
-        )
+        monkeypatch.setattr(module, name, partial(counted, getattr(module, name)))
     for name in ("owl", "alphapruning"):
         make = as_allocator(name).prepare(model, 0.5, calibration=tokens())
         found = {eps: make(eps) for eps in (None, 0.1, 0.2, 0.3)}
@@ -219,7 +224,7 @@ def _block_scores(model: Any, text: Any) -> dict[str, NDArray[Any]]:
     """Wanda's scores by block, from hooks and NumPy."""
     weights = [target.weight for target in make_targets(model, 0.5)]
     inputs = _hooked(model, {weight.owner for weight in weights}, text)
-    found = {}
+    found: dict[Any, Any] = {}
     for w in weights:
         score = plain.wanda_scores(w.read().numpy(), inputs[w.owner])
         found.setdefault(unit_of(w.name), []).append(np.asarray(score, dtype=float).ravel())
@@ -255,7 +260,9 @@ def test_dsa_goes_by_the_variance_of_log_scores() -> None:
     found = make()
     assert found.settings["by block"] == pytest.approx(wanted, rel=1e-4)
     by_block = {share.unit: share.value for share in found.shares}
-    assert min(by_block, key=by_block.get) == max(wanted, key=wanted.get)
+    assert min(by_block, key=lambda unit: by_block[unit]) == max(
+        wanted, key=lambda unit: wanted[unit]
+    )
 
 
 def test_one_threshold_for_all_layers_as_sorting_everything_finds() -> None:
@@ -268,7 +275,8 @@ def test_one_threshold_for_all_layers_as_sorting_everything_finds() -> None:
         flat = np.sort(np.abs(values).ravel().astype(float) ** 2)
         return flat / np.cumsum(flat[::-1])[::-1]
 
-    for name, score in (("global", lambda v: np.abs(v).ravel()), ("lamp", lamp)):
+    scorers: dict[str, Any] = {"global": lambda v: np.abs(v).ravel(), "lamp": lamp}
+    for name, score in scorers.items():
         scores = {layer: score(values) for layer, values in weights.items()}
         every = np.sort(np.concatenate(list(scores.values())))
         threshold = every[int(sparsity * every.size)]
@@ -293,7 +301,7 @@ def test_lamp_scores_are_those_of_the_formula(values: Any) -> None:
 
 
 def test_global_survives_layers_of_zeros_and_of_one_value() -> None:
-    model = decoder("llama")
+    model: Any = decoder("llama")
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.zero_()
         model.model.layers[1].mlp.up_proj.weight.fill_(0.5)

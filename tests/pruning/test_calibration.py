@@ -1,6 +1,7 @@
 """Calibration tokens: whole sequences of the text, drawn by a seed."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ class _Numbers:
 
     model_max_length = 4
 
-    def __call__(self, text, add_special_tokens):
+    def __call__(self, text: str, add_special_tokens: Any) -> dict[str, list[int]]:
         assert not add_special_tokens
         assert self.model_max_length > 10**9
         return {"input_ids": [int(word) for word in text.split()]}
@@ -27,7 +28,7 @@ class _Numbers:
 TEXT = " ".join(map(str, range(103)))
 
 
-def test_sequences_are_runs_of_the_text_without_repetition():
+def test_sequences_are_runs_of_the_text_without_repetition() -> None:
     tokenizer = _Numbers()
     drawn = calibration_tokens(tokenizer, TEXT, samples=6, seq_len=10, seed=1)
     assert drawn.shape == (6, 10)
@@ -36,7 +37,7 @@ def test_sequences_are_runs_of_the_text_without_repetition():
     assert tokenizer.model_max_length == 4
 
 
-def test_the_seed_decides_and_a_short_text_gives_all_it_has():
+def test_the_seed_decides_and_a_short_text_gives_all_it_has() -> None:
     first, again, other = (
         calibration_tokens(_Numbers(), TEXT, samples=6, seq_len=10, seed=s) for s in (1, 1, 2)
     )
@@ -56,7 +57,7 @@ def test_the_seed_decides_and_a_short_text_gives_all_it_has():
         ({"seq_len": 1.5}, "seq_len must be a whole number of at least 1, not 1.5"),
     ],
 )
-def test_what_cannot_be_drawn(options, message):
+def test_what_cannot_be_drawn(options: dict[str, Any], message: str) -> None:
     with pytest.raises(PruneError, match=re.escape(message)):
         calibration_tokens(_Numbers(), TEXT, **options)
 
@@ -66,7 +67,7 @@ class _WithBos:
 
     bos_token_id = 1000
 
-    def __call__(self, text, add_special_tokens=True):
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, Any]:
         return {"input_ids": [1000] * add_special_tokens + [int(word) for word in text.split()]}
 
 
@@ -74,7 +75,7 @@ class GemmaNumbers(_WithBos):
     """The same with a class name that says whose it is."""
 
 
-def test_every_sample_starts_with_bos_and_goes_on_with_a_run_of_the_text():
+def test_every_sample_starts_with_bos_and_goes_on_with_a_run_of_the_text() -> None:
     drawn = calibration_tokens(_WithBos(), TEXT, samples=6, seq_len=10, seed=1, bos="every")
     assert drawn.shape == (6, 10)
     assert (drawn[:, 0] == 1000).all()
@@ -88,7 +89,7 @@ def test_every_sample_starts_with_bos_and_goes_on_with_a_run_of_the_text():
 
 
 @pytest.mark.parametrize("bos", ["first", "none", "auto"])
-def test_samples_from_inside_of_the_text_are_as_published(bos):
+def test_samples_from_inside_of_the_text_are_as_published(bos: str) -> None:
     plain = calibration_tokens(_Numbers(), TEXT, samples=6, seq_len=10, seed=1)
     assert torch.equal(
         calibration_tokens(_WithBos(), TEXT, samples=6, seq_len=10, seed=1, bos=bos), plain
@@ -97,10 +98,13 @@ def test_samples_from_inside_of_the_text_are_as_published(bos):
 
 @pytest.mark.parametrize(
     ("name", "adds", "starts"),
-    [("gemma3", False, True), ("gemma3", True, True), ("llama", True, False), ("mistral", True, False),
+    [("gemma3", False, True), ("gemma3", True, True), ("llama", True, False),
+     ("mistral", True, False),
      ("qwen2", True, True), ("qwen2", False, False), (None, True, False)],
 )  # fmt: skip
-def test_auto_goes_by_the_model_and_its_tokenizer(name, adds, starts):
+def test_auto_goes_by_the_model_and_its_tokenizer(
+    name: str | None, adds: bool, starts: bool
+) -> None:
     model = decoder(name) if name else None
     drawn = calibration_tokens(tokenizer(bos=adds), words(200), samples=4, seq_len=20, model=model)
     assert drawn.shape == (4, 20)
@@ -108,7 +112,7 @@ def test_auto_goes_by_the_model_and_its_tokenizer(name, adds, starts):
     assert not (drawn[:, 1:] == 0).any()
 
 
-def test_without_a_model_gemmas_tokenizer_tells_by_its_class():
+def test_without_a_model_gemmas_tokenizer_tells_by_its_class() -> None:
     drawn = calibration_tokens(GemmaNumbers(), TEXT, samples=6, seq_len=10)
     assert (drawn[:, 0] == 1000).all()
 
@@ -134,18 +138,19 @@ def test_without_a_model_gemmas_tokenizer_tells_by_its_class():
         ),
     ],
 )
-def test_bos_that_cannot_be(tok, options, message):
+def test_bos_that_cannot_be(tok: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(PruneError, match=re.escape(message)):
         calibration_tokens(tok(), TEXT, **{"seq_len": 10} | options)
 
 
-def test_samples_without_the_bos_that_gemma_needs_are_pruned_with_and_noted():
+def test_samples_without_the_bos_that_gemma_needs_are_pruned_with_and_noted() -> None:
     model, text = decoder("gemma3"), tokens()
     text[0, 0] = 1
     [note] = st.prune(model, 0.5, method="wanda", calibration=text).notes
     assert note.subject == "calibration"
     assert note.text == (
-        "4 of 5 samples do not start with BOS (token 1), which Gemma models need: draw them with bos every"
+        "4 of 5 samples do not start with BOS (token 1), which Gemma models need: draw them "
+        "with bos every"
     )
     text[:, 0] = 1
     assert not st.prune(decoder("gemma3"), 0.5, method="wanda", calibration=text).notes
@@ -153,7 +158,7 @@ def test_samples_without_the_bos_that_gemma_needs_are_pruned_with_and_noted():
     assert not st.prune(llama(), 0.5, method="wanda", calibration=tokens() % 32).notes
 
 
-def test_calibration_asks_for_no_logits_of_all_positions():
+def test_calibration_asks_for_no_logits_of_all_positions() -> None:
     model, text, seen = decoder("llama"), tokens(), []
     model.lm_head.register_forward_hook(
         lambda module, args, output: seen.append(tuple(output.shape))

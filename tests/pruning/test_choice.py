@@ -151,16 +151,21 @@ def files(tmp_path: Path) -> Path:
 
 
 def test_texts_are_read_and_held_out_only_where_eps_is_chosen_without_one(files: Path) -> None:
-    a, b = files / "a.txt", files / "b.txt"
+    a, b = str(files / "a.txt"), str(files / "b.txt")
     plain = read_texts(calibration=a, selection=None, tests=[b])
+    assert plain.calibration is not None
     assert (plain.calibration.text, plain.selection, plain.tests[0].text) == (
         words(200),
         None,
         words(200, seed=1),
     )
     apart = read_texts(calibration=a, selection=b, choosing=True)
+    assert apart.selection is not None
+    assert apart.calibration is not None
     assert (apart.calibration.text, apart.selection.name) == (words(200), "b.txt")
     held = read_texts(calibration=a, selection=None, choosing=True)
+    assert held.selection is not None
+    assert held.calibration is not None
     assert held.calibration.text + held.selection.text == words(200)
     assert held.selection.name == "the last 10% of a.txt"
     assert read_texts(calibration=None, selection=None) == Texts()
@@ -192,7 +197,7 @@ def test_texts_are_read_and_held_out_only_where_eps_is_chosen_without_one(files:
     ],
 )
 def test_texts_that_do_not_go_together(files: Path, options: dict[str, Any], message: str) -> None:
-    def path(name: str) -> Any:
+    def path(name: str | None) -> Any:
         return None if name is None else files / f"{name}.txt"
 
     given = {
@@ -206,8 +211,9 @@ def test_texts_that_do_not_go_together(files: Path, options: dict[str, Any], mes
 
 def test_a_file_that_is_no_text(files: Path) -> None:
     with pytest.raises(SourceError, match=r"bad\.txt is no text in UTF-8"):
-        read_texts(calibration=files / "bad.txt", selection=None)
-    assert len(read_texts(calibration=None, selection=None, tests=[files / "a.txt"] * 2).tests) == 2
+        read_texts(calibration=str(files / "bad.txt"), selection=None)
+    twice = [str(files / "a.txt")] * 2
+    assert len(read_texts(calibration=None, selection=None, tests=twice).tests) == 2
 
 
 def test_choosing_takes_the_lowest_score_and_puts_every_weight_back() -> None:

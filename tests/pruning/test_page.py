@@ -134,13 +134,13 @@ def test_a_block_whose_layers_differ_is_drawn_by_its_weights() -> None:
 
 
 def test_the_choice_of_eps_is_drawn_without_the_candidate_that_gave_nan() -> None:
-    fig = perplexity_by_eps(pruned().report.selected)
+    selected = pruned().report.selected
+    assert selected is not None
+    fig = perplexity_by_eps(selected)
     assert list(fig.data[0].x) == [0.1, 0.3]
     assert list(fig.data[0].y) == [40.0, 35.5]
     assert (fig.data[1].x, fig.data[1].y) == ((0.3,), (35.5,))
-    lost = replace(
-        pruned().report.selected, perplexities=((Setting(0.1), math.inf), (Setting(0.3), math.inf))
-    )
+    lost = replace(selected, perplexities=((Setting(0.1), math.inf), (Setting(0.3), math.inf)))
     assert not perplexity_by_eps(lost).data
     assert (
         perplexity_by_eps(lost).layout.annotations[0].text == "no candidate has a finite perplexity"
@@ -150,10 +150,13 @@ def test_the_choice_of_eps_is_drawn_without_the_candidate_that_gave_nan() -> Non
 def test_forms_of_a_rule_are_drawn_apart_and_the_chosen_one_is_named() -> None:
     first, rising = Setting(0.3, "first"), Setting(0.3, "rising")
     scores = ((first, 40.0), (Setting(0.6, "first"), 38.0), (rising, 35.5))
-    chosen = replace(pruned().report.selected, setting=rising, perplexities=scores)
+    selected = pruned().report.selected
+    assert selected is not None
+    chosen = replace(selected, setting=rising, perplexities=scores)
     fig = perplexity_by_eps(chosen)
     assert [trace.name for trace in fig.data] == ["first", "rising", "chosen"]
     assert list(fig.data[0].y) == [40.0, 38.0]
+    assert chosen is not None
     assert "rising, eps 0.3 chosen by selection perplexity" in chosen.describe()
     assert chosen.to_dict()["candidates"][2] == {"eps": 0.3, "form": "rising", "perplexity": 35.5}
 

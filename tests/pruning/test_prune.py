@@ -1,8 +1,12 @@
-"""st.prune on tiny decoders of every architecture: zeros, what is not touched, inputs, errors, interruption."""
+"""st.prune on tiny decoders of every architecture: zeros, what is not touched,
+inputs, errors, interruption."""
 
 import copy
 import json
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,16 +18,16 @@ from spectail.allocation.allocation import LayerValue
 from spectail.errors import PruneError
 from spectail.models.live.walk import module_source
 from spectail.models.live.weights import editable, owners
-from spectail.pruning.layers import coverage_of, make_targets
 from spectail.pruning.methods import SparseGPT, Wanda, method_names
 from spectail.pruning.prune import PruningInterrupted
 from spectail.pruning.report import Note
 from spectail.pruning.statistics import Gram, site_of, watching
+from spectail.pruning.weights_to_prune import coverage_of, make_targets
 from tests.pruning.models import CONFIGS, decoder, tokens
 from tests.reference import plain_pruning as plain
 
 
-def _matrices(model):
+def _matrices(model: Any) -> dict[str, Any]:
     places = owners(model)
     covered = {layer.name for layer in coverage_of(module_source(model)).layers}
     return {
@@ -34,8 +38,8 @@ def _matrices(model):
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("method", method_names())
 def test_every_architecture_and_method_gives_the_zeros_asked_for_and_touches_nothing_else(
-    name, method
-):
+    name: str, method: Any
+) -> None:
     model = decoder(name)
     before, matrices = copy.deepcopy(model.state_dict()), _matrices(model)
     report = st.prune(model, 0.6, method=method, calibration=tokens())
@@ -55,7 +59,7 @@ def test_every_architecture_and_method_gives_the_zeros_asked_for_and_touches_not
     assert torch.isfinite(model(tokens(1)).logits).all()
 
 
-def _assert_only_matrices_changed(model, before, matrices):
+def _assert_only_matrices_changed(model: Any, before: Any, matrices: Any) -> None:
     """Whatever is no covered matrix is bit for bit what it was."""
     places = owners(model)
     written = {editable(x, places).path for x in module_source(model).layers if x.name in matrices}
@@ -65,7 +69,7 @@ def _assert_only_matrices_changed(model, before, matrices):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "neox", "mixtral"])
 @pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
-def test_two_of_four_along_the_input(name, method):
+def test_two_of_four_along_the_input(name: str, method: str) -> None:
     model = decoder(name)
     report = st.prune(model, 0.5, method=method, calibration=tokens(), pattern="2:4")
     assert report.realised == 0.5
@@ -75,8 +79,11 @@ def test_two_of_four_along_the_input(name, method):
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "gpt2", "neox", "mistral"])
-def test_wanda_sees_what_plain_hooks_see_and_block_two_gets_what_pruned_block_one_gives(name):
-    """The oracle runs the whole model for each block, with the blocks before it pruned, and hooks on its layers."""
+def test_wanda_sees_what_plain_hooks_see_and_block_two_gets_what_pruned_block_one_gives(
+    name: str,
+) -> None:
+    """The oracle runs the whole model for each block, with the blocks before it
+    pruned, and hooks on its layers."""
     model, oracle, text = decoder(name), decoder(name), tokens()
     st.prune(model, 0.5, method="wanda", calibration=text)
     targets = make_targets(oracle, 0.5)
@@ -91,11 +98,11 @@ def test_wanda_sees_what_plain_hooks_see_and_block_two_gets_what_pruned_block_on
         assert torch.equal(value, oracle.state_dict()[key]), key
 
 
-def _hooked(model, modules, text):
+def _hooked(model: Any, modules: Any, text: torch.Tensor) -> dict[Any, Any]:
     """Inputs of modules, (tokens, features), over a text, in float64."""
-    found = {module: [] for module in modules}
+    found: Any = {module: [] for module in modules}
 
-    def see(module, args, output):
+    def see(module: Any, args: Any, output: Any) -> None:
         found[module].append(args[0].detach().double().reshape(-1, args[0].shape[-1]))
 
     hooks = [module.register_forward_hook(see) for module in modules]
@@ -107,7 +114,7 @@ def _hooked(model, modules, text):
     return {module: torch.cat(seen).numpy() for module, seen in found.items()}
 
 
-def test_the_second_block_is_pruned_otherwise_after_a_dense_first_one():
+def test_the_second_block_is_pruned_otherwise_after_a_dense_first_one() -> None:
     """That the test above can tell: with block one left dense, block two gets other zeros."""
     both, second = decoder("llama"), decoder("llama")
     ratios = dict.fromkeys(_matrices(both), 0.5)
@@ -122,7 +129,7 @@ def test_the_second_block_is_pruned_otherwise_after_a_dense_first_one():
     assert not torch.equal(a == 0, b == 0)
 
 
-def test_gram_matrices_are_those_of_plain_hooks():
+def test_gram_matrices_are_those_of_plain_hooks() -> None:
     model, text = decoder("llama"), tokens()
     weights = [target.weight for target in make_targets(model, 0.5)]
     with watching(weights, Gram) as seen, torch.no_grad():
@@ -136,7 +143,7 @@ def test_gram_matrices_are_those_of_plain_hooks():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_each_expert_counts_the_tokens_that_are_sent_to_it():
+def test_each_expert_counts_the_tokens_that_are_sent_to_it() -> None:
     """Mixtral's experts share one parameter; the oracle routes by hand."""
     model, text = decoder("mixtral"), tokens()
     moe = model.model.layers[0].mlp
@@ -162,8 +169,8 @@ def test_each_expert_counts_the_tokens_that_are_sent_to_it():
             torch.testing.assert_close(seen[site].total, x.T @ x, rtol=1e-3, atol=1e-3)
 
 
-def test_an_expert_without_tokens_is_pruned_by_magnitude_and_says_so():
-    model = decoder("mixtral")
+def test_an_expert_without_tokens_is_pruned_by_magnitude_and_says_so() -> None:
+    model: Any = decoder("mixtral")
     with torch.no_grad():
         for layer in model.model.layers:
             layer.post_attention_layernorm.weight.fill_(1.0)
@@ -183,7 +190,7 @@ def test_an_expert_without_tokens_is_pruned_by_magnitude_and_says_so():
     assert report.realised == 0.5
 
 
-def test_an_allocation_of_the_saved_file_fits_the_live_model(tmp_path):
+def test_an_allocation_of_the_saved_file_fits_the_live_model(tmp_path: Path) -> None:
     """Experts are fused in the live model and saved one by one; names of both sides meet."""
     model = decoder("mixtral")
     model.save_pretrained(tmp_path)
@@ -196,15 +203,15 @@ def test_an_allocation_of_the_saved_file_fits_the_live_model(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_keeps_its_type(dtype):
-    model = decoder("llama").to(dtype)
+def test_half_precision_keeps_its_type(dtype: torch.dtype) -> None:
+    model: Any = decoder("llama").to(dtype)
     for method in ("wanda", "sparsegpt"):
         report = st.prune(model, 0.5, method=method, calibration=tokens())
         assert report.realised >= 0.5
         assert model.model.layers[0].mlp.up_proj.weight.dtype == dtype
 
 
-def test_training_mode_comes_back_and_progress_is_told():
+def test_training_mode_comes_back_and_progress_is_told() -> None:
     model = decoder("llama").train()
     told = []
     st.prune(model, 0.5, method="wanda", calibration=tokens(), progress=lambda *x: told.append(x))
@@ -219,18 +226,19 @@ def test_training_mode_comes_back_and_progress_is_told():
     assert [done for _, done, _ in told] == [0, 0, total // 2, total]
 
 
-def test_an_interruption_leaves_finished_blocks_pruned_and_says_how_far():
+def test_an_interruption_leaves_finished_blocks_pruned_and_says_how_far() -> None:
     model = decoder("llama")
     before = copy.deepcopy(model.state_dict())
 
-    def interrupt(name, done, total):
+    def interrupt(name: str | None, done: int, total: int) -> None:
         if name == "model.layers.1":
             raise KeyboardInterrupt
 
     with pytest.raises(PruningInterrupted) as stopped:
         st.prune(model, 0.5, method="wanda", calibration=tokens(), progress=interrupt)
     assert str(stopped.value) == (
-        "interrupted after 7 of 14 layers, the last model.layers.0.mlp.down_proj; the others are as they were"
+        "interrupted after 7 of 14 layers, the last model.layers.0.mlp.down_proj; the others "
+        "are as they were"
     )
     assert not stopped.value.report.complete
     assert stopped.value.report.realised == 0.5
@@ -241,7 +249,7 @@ def test_an_interruption_leaves_finished_blocks_pruned_and_says_how_far():
     )
 
 
-def test_the_report_is_a_table_and_json():
+def test_the_report_is_a_table_and_json() -> None:
     report = st.prune(decoder("llama"), 0.5, method=SparseGPT(damping=0.1), calibration=tokens())
     stored = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert stored["settings"] == {"block_size": 128, "damping": 0.1}
@@ -251,34 +259,34 @@ def test_the_report_is_a_table_and_json():
     assert "Zeros alone make nothing smaller or faster" in report.summary()
 
 
-def _allocation(values, target="sparsity"):
+def _allocation(values: Any, target: str = "sparsity") -> st.Allocation:
     shares = tuple(LayerValue(name, value, name, None, 1) for name, value in values.items())
     return st.Allocation(target=target, budget=0.5, settings={}, shares=shares)
 
 
-def _without(model, name):
+def _without(model: Any, name: str) -> dict[str, float]:
     return {n: 0.5 for n in _matrices(model) if n != name}
 
 
-def _tied_to_embedding(model):
+def _tied_to_embedding(model: Any) -> Any:
     model.model.layers[0].mlp.table = nn.Embedding(48, 32)
     model.model.layers[0].mlp.table.weight = model.model.layers[0].mlp.up_proj.weight
     return model
 
 
-def _with_unused(model):
+def _with_unused(model: Any) -> Any:
     model.model.layers[0].mlp.unused = nn.Linear(32, 48)
     return model
 
 
-def _poisoned(model, where):
+def _poisoned(model: Any, where: Any) -> Any:
     with torch.no_grad():
         model.get_parameter(where).view(-1)[0] = torch.nan
     return model
 
 
 UP = "model.layers.1.mlp.up_proj"
-BAD = {
+BAD: dict[str, tuple[Callable[[Any], Any], str]] = {
     "one": (lambda m: (m, 1.0, {}), "a sparsity must be at least 0 and below 1, not 1.0"),
     "text": (
         lambda m: (m, "0.5", {}),
@@ -306,7 +314,10 @@ BAD = {
     ),
     "tied block": (
         lambda m: (_tied_to_embedding(m), 0.5, {}),
-        "model.layers.0.mlp.up_proj cannot be written alone: it is tied to model.layers.0.mlp.table.weight; leave it",
+        (
+            "model.layers.0.mlp.up_proj cannot be written alone: it is tied to "
+            "model.layers.0.mlp.table.weight; leave it"
+        ),
     ),
     "globs beside a mapping": (
         lambda m: (m, _without(m, ""), {"exclude": ["*up_proj"]}),
@@ -318,7 +329,10 @@ BAD = {
             dict.fromkeys(_matrices(m), 0.5),
             {"method": "wanda", "calibration": tokens()},
         ),
-        "model.layers.0.mlp.unused cannot be pruned by calibration text, its inputs are not seen: no token of the",
+        (
+            "model.layers.0.mlp.unused cannot be pruned by calibration text, its inputs are not "
+            "seen: no token of the"
+        ),
     ),
     "nan weight": (
         lambda m: (_poisoned(m, UP + ".weight"), 0.5, {}),
@@ -346,7 +360,10 @@ BAD = {
             {**_without(m, ""), "lm_head": 0.5},
             {"method": "wanda", "calibration": tokens()},
         ),
-        "lm_head.weight lies in no block, and only blocks are pruned by calibration text: leave it out",
+        (
+            "lm_head.weight lies in no block, and only blocks are pruned by calibration text: "
+            "leave it out"
+        ),
     ),
     "no blocks": (
         lambda m: (nn.Linear(8, 8), 0.5, {}),
@@ -360,7 +377,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_cannot_be_pruned_is_one_clear_line_and_changes_nothing(case):
+def test_what_cannot_be_pruned_is_one_clear_line_and_changes_nothing(case: str) -> None:
     make, message = BAD[case]
     model, allocation, options = make(decoder("llama"))
     before = copy.deepcopy(model.state_dict())
@@ -371,7 +388,7 @@ def test_what_cannot_be_pruned_is_one_clear_line_and_changes_nothing(case):
         assert torch.equal(torch.nan_to_num(value), torch.nan_to_num(before[key]))
 
 
-def test_nan_activations_name_the_layer():
+def test_nan_activations_name_the_layer() -> None:
     model = _poisoned(decoder("llama"), "model.layers.0.post_attention_layernorm.weight")
     with pytest.raises(
         PruneError, match=re.escape("NaN or infinite inputs reach model.layers.0.mlp.gate_proj")
@@ -380,8 +397,8 @@ def test_nan_activations_name_the_layer():
     assert not any((matrix == 0).any() for matrix in _matrices(model).values())
 
 
-def test_quantised_weights_are_refused():
-    model = decoder("llama")
+def test_quantised_weights_are_refused() -> None:
+    model: Any = decoder("llama")
     layer = model.model.layers[0].mlp.up_proj
     layer.weight = nn.Parameter(layer.weight.detach().to(torch.int8), requires_grad=False)
     with pytest.raises(
@@ -390,39 +407,40 @@ def test_quantised_weights_are_refused():
         st.prune(model, dict.fromkeys(_names(model), 0.5))
 
 
-def _names(model):
+def _names(model: Any) -> list[Any]:
     return [layer.name for layer in coverage_of(module_source(model)).layers]
 
 
 class _Swapped(nn.Module):
     """Runs its blocks in the wrong order."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(100, 8)
         self.layers = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(2))
 
-    def forward(self, ids):
+    def forward(self, ids: Any) -> Any:
         return self.layers[0](self.layers[1](self.embed(ids)))
 
 
-def test_blocks_that_do_not_follow_on_each_other_are_refused():
+def test_blocks_that_do_not_follow_on_each_other_are_refused() -> None:
     message = "this _Swapped does not hand its hidden states from block to block in order"
     with pytest.raises(PruneError, match=re.escape(message)):
         st.prune(_Swapped(), 0.5, method="wanda", calibration=tokens())
 
 
 class _Peeking(nn.Module):
-    """Gives every block a second argument: of the tokens alone, or of what the blocks before have computed."""
+    """Gives every block a second argument: of the tokens alone, or of
+    what the blocks before have computed."""
 
-    def __init__(self, *, of_tokens):
+    def __init__(self, *, of_tokens: Any) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.embed = nn.Embedding(100, 8)
         self.layers = nn.ModuleList(_Block() for _ in range(3))
         self.of_tokens = of_tokens
 
-    def forward(self, ids):
+    def forward(self, ids: Any) -> Any:
         first = states = self.embed(ids)
         for layer in self.layers:
             states = layer(states, first.flip(1) if self.of_tokens else states.mean())
@@ -430,23 +448,27 @@ class _Peeking(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.fc1 = nn.Linear(8, 8)
 
-    def forward(self, states, other):
+    def forward(self, states: Any, other: Any) -> Any:
         return self.fc1(states + other)
 
 
-def test_arguments_that_depend_on_other_blocks_are_refused():
-    message = "block 0 of this model takes arguments that depend on what other blocks compute, besides its hidden"
+def test_arguments_that_depend_on_other_blocks_are_refused() -> None:
+    message = (
+        "block 0 of this model takes arguments that depend on what other blocks compute, "
+        "besides its hidden"
+    )
     with pytest.raises(PruneError, match=re.escape(message.replace("block 0", "block 1"))):
         st.prune(_Peeking(of_tokens=False), 0.5, method="wanda", calibration=tokens())
 
 
-def test_arguments_that_depend_on_the_tokens_follow_each_sample():
+def test_arguments_that_depend_on_the_tokens_follow_each_sample() -> None:
     """The oracle runs the whole model for each block, with the blocks before it pruned."""
-    model, oracle, text = _Peeking(of_tokens=True), _Peeking(of_tokens=True), tokens()
+    model, text = _Peeking(of_tokens=True), tokens()
+    oracle: Any = _Peeking(of_tokens=True)
     st.prune(model, 0.5, method="wanda", calibration=text)
     for layer in oracle.layers:
         inputs = _hooked(oracle, {layer.fc1}, text)[layer.fc1]
@@ -456,8 +478,8 @@ def test_arguments_that_depend_on_the_tokens_follow_each_sample():
         assert torch.equal(value, oracle.state_dict()[key]), key
 
 
-def test_blocks_that_share_a_weight_are_pruned_once_and_it_is_said():
-    model = decoder("llama")
+def test_blocks_that_share_a_weight_are_pruned_once_and_it_is_said() -> None:
+    model: Any = decoder("llama")
     model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
     report = st.prune(model, 0.5, method="wanda", calibration=tokens())
     assert [layer.name for layer in report.layers if "up_proj" in layer.name] == [
@@ -472,7 +494,7 @@ def test_blocks_that_share_a_weight_are_pruned_once_and_it_is_said():
     assert report.to_dict()["notes"] == [f"{shared.subject}: {shared.text}"]
 
 
-def test_left_out_layers_are_told_with_their_reasons():
+def test_left_out_layers_are_told_with_their_reasons() -> None:
     report = st.prune(decoder("mixtral"), 0.5, exclude=["*.0.*q_proj"])
     assert {layer.name: layer.reason for layer in report.left_out} == {
         "model.embed_tokens": "an embedding",
