@@ -20,7 +20,7 @@ def layer(name: str, alpha: float = 2.0, numel: int = 4096, **more: Any) -> Laye
     values = {
         "kind": kind_of(name), "block": block_of(name), "rows": numel // 64, "cols": 64,
         "n_matrices": 1,
-        "window_rows": 64, "window_cols": 64, "weight_var": 0.01,
+        "window_rows": 64, "window_cols": 64, "weight_var": 0.01, "group_range": 25.0 + alpha,
     }  # fmt: skip
     return LayerRecord(name=name, alpha=alpha, numel=numel, **{**values, **more})
 
@@ -29,7 +29,9 @@ def unmeasured(
     name: str, status: str = "skipped", reason: str = "short side 8 is below 16", **more: Any
 ) -> LayerRecord:
     """A layer without an alpha."""
-    return layer(name, math.nan, status=status, reason=reason, weight_var=math.nan, **more)
+    values = {"status": status, "reason": reason, "weight_var": math.nan,
+              "group_range": math.nan, **more}  # fmt: skip
+    return layer(name, math.nan, **values)
 
 
 def results(*layers: LayerRecord, **more: Any) -> Results:

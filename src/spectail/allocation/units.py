@@ -55,6 +55,10 @@ class Measured(Protocol):
         """Variance of the weights; NaN where it was not measured."""
 
     @property
+    def group_range(self) -> float:
+        """Mean squared range of groups of weights over their mean square; NaN if unknown."""
+
+    @property
     def rounding(self) -> tuple[Rounding, ...]:
         """Error of each format that the weights were quantised to; empty where not measured."""
 
@@ -184,8 +188,8 @@ def check_level(level: str) -> None:
 def _filled(layers: Sequence[L], known: Sequence[L]) -> tuple[L, ...]:
     """Give layers that are not in ``known`` the mean alpha of their block, or else of all layers.
 
-    Means run over known layers only. A missing variance is filled in the same way, and missing
-    errors of formats are those of the first known layer of the block.
+    Means run over known layers only. A missing variance or range is filled in the same way, and
+    missing errors of formats are those of the first known layer of the block.
     """
     beside: dict[str | None, list[L]] = {}
     for layer in known:
@@ -204,6 +208,9 @@ def _filled(layers: Sequence[L], known: Sequence[L]) -> tuple[L, ...]:
                 layer,
                 alpha=fmean(other.alpha for other in others),
                 weight_var=variance,
+                group_range=layer.group_range
+                if math.isfinite(layer.group_range)
+                else fmean(other.group_range for other in others),
                 rounding=layer.rounding or others[0].rounding,
             )
         found.append(layer)

@@ -18,10 +18,10 @@ from spectail.core.farms import TailFit
 from spectail.core.goodness import GoodnessOfFit, judge_tail, verdict
 from spectail.core.measure import estimator_of, measure, too_small
 from spectail.core.metrics import entropy
-from spectail.core.quantisers import rounding_errors
+from spectail.core.quantisers import group_range
 from spectail.errors import SourceChangedError, SourceError, SpecError
 from spectail.models.source import Layer
-from spectail.results.records import LayerRecord, Rounding, RunInfo, Spectrum, null_gap
+from spectail.results.records import LayerRecord, RunInfo, Spectrum, null_gap
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,6 +51,8 @@ class Plan:
     alpha_only: bool = False
     """Leave out what training does not use: the error bar, the norms of the whole matrices and the
     stored spectrum."""
+    quantization_errors: bool = False
+    """Also measure the errors of formats: see ``with_rounding``."""
 
 
 def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
@@ -128,7 +130,6 @@ def _measured(record: LayerRecord, matrices: Tensor, plan: Plan) -> LayerRecord:
     # A layer without a tail fit still has norms, if its weights are finite.
     if math.isfinite(fit.sum_of_squares) and not plan.alpha_only:
         record = _with_norms(record, fit, matrices, plan)
-        record = replace(record, rounding=_rounding(matrices))
     return record
 
 
@@ -187,6 +188,7 @@ def _with_norms(record: LayerRecord, fit: TailFit, matrices: Tensor, plan: Plan)
         stable_rank=total / largest if largest else math.nan,
         alpha_weighted=record.alpha * math.log10(largest) if largest else math.nan,
         log_norm=math.log10(total) if total else math.nan,
+        group_range=group_range(matrices, fit.sum_of_squares),
     )
     # Without windows the fit already holds the whole spectrum, so the entropy costs nothing.
     whole = plan.run.spec.window == "whole"
@@ -195,14 +197,6 @@ def _with_norms(record: LayerRecord, fit: TailFit, matrices: Tensor, plan: Plan)
     full = fit if whole else estimator.whole(matrices, plan.run.spec)
     alpha_full = full.alpha if plan.run.full_spectrum else math.nan
     return replace(record, entropy=entropy(full.eigenvalues), alpha_full=alpha_full)
-
-
-def _rounding(matrices: Tensor) -> tuple[Rounding, ...]:
-    """Return the error of every format that can hold the layer."""
-    return tuple(
-        Rounding(name, bits, float(f"{error:.6g}"))
-        for name, bits, error in rounding_errors(matrices)
-    )
 
 
 def _summary(fit: TailFit) -> Spectrum:

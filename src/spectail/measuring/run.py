@@ -19,6 +19,7 @@ from spectail.errors import SourceError, SpecError
 from spectail.measuring.engines import Engine, engine_named
 from spectail.measuring.journal import Journal
 from spectail.measuring.layer import Plan
+from spectail.measuring.rounding import with_rounding
 from spectail.models.naming.select import select
 from spectail.models.open import open_source
 from spectail.models.source import Layer
@@ -46,6 +47,7 @@ def analyze(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     full_spectrum: bool = False,
+    quantization_errors: bool = False,
     out: str | Path | None = None,
     fresh: bool = False,
     engine: str = "local",
@@ -57,6 +59,8 @@ def analyze(
     ``.safetensors``, ``.pt``, ``.bin``, ``.pth`` or ``.gguf`` file, an index of shards,
     ``module:function``, or a hub id. ``include`` and ``exclude`` are globs over layer names.
     ``full_spectrum`` adds ``alpha_full`` and ``entropy``, measured without windows.
+    ``quantization_errors`` adds what each format of ``core.quantisers`` makes of the weights, by
+    which ``allocate`` chooses bits.
 
     With ``out`` the results are stored in that folder as they come. A run that was killed continues
     where it stopped, and at the end the tables and the report are written there. ``fresh`` replaces
@@ -72,6 +76,7 @@ def analyze(
         include=include,
         exclude=exclude,
         full_spectrum=full_spectrum,
+        quantization_errors=quantization_errors,
     )
     return run_plan(plan, engine_named(engine), out=out, progress=progress, fresh=fresh)
 
@@ -84,6 +89,7 @@ def make_plan(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     full_spectrum: bool = False,
+    quantization_errors: bool = False,
 ) -> Plan:
     """Open the source and choose layers and common window, without measuring or writing."""
     device = usable_device(device)
@@ -112,7 +118,7 @@ def make_plan(
         versions=_versions(),
         given=os.fspath(source) if isinstance(source, str | os.PathLike) else "",
     )
-    return Plan(run, layers, device, source)
+    return Plan(run, layers, device, source, quantization_errors=quantization_errors)
 
 
 def run_plan(
@@ -150,7 +156,10 @@ def run_plan(
     if progress:
         progress(None, done, total)
     # Engines return records in any order; the table has the order of the model.
-    analysis = Analysis(plan.run, tuple(known[layer.name] for layer in plan.layers))
+    records = tuple(known[layer.name] for layer in plan.layers)
+    if plan.quantization_errors:
+        records = with_rounding(plan, records)
+    analysis = Analysis(plan.run, records)
     if journal and out is not None:
         analysis.save(out)
         journal.finish()

@@ -2,16 +2,18 @@
 
 HIGGS, arXiv 2411.17525: the loss of a quantised model grows by about the sum of a_l t_l^2, where
 t_l^2 = ||Q(W_l) - W_l||^2 / ||W_l||^2 is the relative error of layer l, and a_l its sensitivity.
-AlphaQ, arXiv 2606.04980, estimates the error from alpha and Var(W) instead.
+Here a_l is 1 unless alpha is to count: a layer's number of weights is part of the size only. Were
+it part of the error too (the sum of ||Q(W_l) - W_l||^2, which is numel Var(W) t^2), then small
+layers, whose bits cost little, would get no more of them than large ones.
+AlphaQ, arXiv 2606.04980, estimates that sum by numel Var(W) 4^-bits in place of measuring it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,23 +24,24 @@ from spectail.allocation.units import Array, Measured, Units, check_level
 from spectail.basics.texts import first_names
 from spectail.errors import AllocationError
 
-ERRORS = ("relative", "absolute", "variance")
-"""What the sum that is minimised counts for each layer.
+ERRORS = ("measured", "variance")
+"""The error of a layer: the relative one of its quantised weights, or AlphaQ's estimate."""
 
-``relative``: t^2, as measured. ``absolute``: ||Q(W) - W||^2, as measured, which is
-numel Var(W) t^2 for weights of mean 0. ``variance``: numel Var(W) 4^-bits, AlphaQ's estimate."""
-_WIDEST_MEASURED = 8
-"""Beyond it the error falls by 4 with every bit; below about 4 bits it falls faster."""
+_UNMEASURED = (
+    "The analysis was made by a version that measures no quantisation errors: they are estimated "
+    "from the variance, as in AlphaQ. Analyse the model again for measured ones."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bits(Target):
     """A bit width or a format per unit; the budget is the largest allowed mean over all weights.
 
-    Minimises, over all assignments of ``choices``, the sum of (alpha0 / alpha) ** gamma times
-    ``error``, where alpha0 is the median alpha: for gamma above 0, low alphas (heavy tails) get
-    more bits. Choices are widths, which count as they are, or formats that the analysis measured,
-    which count with their scales.
+    Minimises, over all assignments of ``choices``, the sum of the layers' errors, each times
+    (alpha0 / alpha) ** gamma, where alpha0 is the median alpha. Above gamma 0, layers of low alpha
+    (heavy tails) get more bits. Choices are widths, which count as they are, or formats of
+    ``core.quantisers``, which count with their scales. A width's error is that of rounding to
+    nearest in groups of 128 from the least to the largest weight; a format's is its own.
     """
 
     name: ClassVar[str] = "bits"
@@ -48,10 +51,11 @@ class Bits(Target):
 
     choices: tuple[int, ...] | tuple[str, ...] = presets.ALPHAQ_CHOICES
     """The widths, or the names of formats, that a unit may get."""
-    error: str = "variance"
+    error: str = "measured"
     """What is summed: one of ``ERRORS``."""
-    gamma: float = presets.ALPHAQ_GAMMA
-    """How strongly alpha counts beside the error; 0 ignores alpha."""
+    gamma: float | None = None
+    """How strongly alpha counts beside the error. By default 0, which ignores alpha; for AlphaQ's
+    estimate 1, as published."""
     level: str = "layer"
 
     def __post_init__(self) -> None:
@@ -65,7 +69,7 @@ class Bits(Target):
                 "error variance estimates the error of a width: choose widths such as 2, 3, 4, 8, "
                 "or another error"
             )
-        if not (math.isfinite(self.gamma) and self.gamma >= 0):
+        if self.gamma is not None and not (math.isfinite(self.gamma) and self.gamma >= 0):
             raise AllocationError(
                 f"gamma must be a finite number of at least 0, not {self.gamma!r}"
             )
@@ -75,8 +79,23 @@ class Bits(Target):
         """Whether the choices are widths, not formats."""
         return not isinstance(self.choices[0], str)
 
+    @property
+    def power(self) -> float:
+        """The gamma that counts."""
+        default = presets.ALPHAQ_GAMMA if self.error == "variance" else 0.0
+        return default if self.gamma is None else self.gamma
+
+    def settings(self) -> dict[str, Any]:
+        """Return the options as plain JSON values, with the gamma that counts."""
+        return {**super().settings(), "gamma": self.power}
+
     def values(self, units: Units, budget: float) -> tuple[Array, tuple[str, ...]]:
         """Return the bits per weight of each unit, and how they deviate from a published rule."""
+        if self.error == "measured" and self.widths and not _are_measured(units):
+            values, deviations = replace(self, error="variance").values(units, budget)
+            return values, (*deviations, _UNMEASURED)
+        if not self.widths:
+            self._check_formats(units)
         sizes, costs = self.options_of(units)
         _check_budget(sizes, costs, units, budget)
         picks, gap = choose(costs, sizes, _limit(int(units.numel.sum()), budget))
@@ -98,6 +117,21 @@ class Bits(Target):
         same = sizes / units.numel[:, None] == values[:, None]
         return tuple(str(self.choices[i]) for i in np.where(same, costs, np.inf).argmin(axis=1))
 
+    def _check_formats(self, units: Units) -> None:
+        """Refuse formats whose errors the analysis does not have."""
+        known = {found.format: None for unit in units.members for x in unit for found in x.rounding}
+        if not known:
+            raise AllocationError(
+                "the analysis has no errors of formats: run spectail analyze with "
+                "--quantization-errors into the same folder, which measures only what is missing"
+            )
+        for choice in self.choices:
+            if choice not in known:
+                raise AllocationError(
+                    f"choices must be formats whose errors the analysis has: "
+                    f"{', '.join(known)}, not {choice!r}"
+                )
+
     def options_of(self, units: Units) -> tuple[Integers, Array]:
         """Return the size in bits and the error (units, choices) of each choice.
 
@@ -114,28 +148,29 @@ class Bits(Target):
         # Logarithms keep large powers of alpha from overflowing; an error of 0 becomes -inf.
         with np.errstate(divide="ignore"):
             logs = np.log(errors)
-        logs += self.gamma * (np.log(np.median(units.alpha)) - np.log(units.alpha))[:, None]
+        logs += self.power * (np.log(np.median(units.alpha)) - np.log(units.alpha))[:, None]
         finite = logs[np.isfinite(logs)]
         return sizes, np.exp(logs - (finite.max() if finite.size else 0.0))
 
     def _choices_of(self, layer: Measured) -> tuple[Array, Array]:
         """Return the bits per weight and the error of each choice for one layer."""
-        scale = layer.numel * layer.weight_var if self.error != "relative" else 1.0
-        if not math.isfinite(scale):
-            raise AllocationError(
-                f"bits need the variance of the weights, which {layer.name} lacks"
-            )
-        if self.error == "variance":
+        if self.widths:
             widths = np.array(self.choices, dtype=np.float64)
-            return widths, scale * 4.0**-widths
+            if self.error == "variance":
+                scale, what = layer.numel * layer.weight_var, "variance"
+                errors = 4.0**-widths
+            else:
+                scale, what = layer.group_range, "range in groups"
+                # Errors within a step of range / (2^b - 1) are uniform: step^2 / 12.
+                errors = 1 / (12 * (2**widths - 1) ** 2)
+            if not math.isfinite(scale):
+                raise AllocationError(
+                    f"bits need the {what} of the weights, which {layer.name} lacks"
+                )
+            return widths, scale * errors
         known = {found.format: (found.bits, found.error) for found in layer.rounding}
-        if not known:
-            raise AllocationError(
-                f"bits need the errors of quantising {layer.name}, which this analysis lacks: "
-                "analyse the model again, exclude the layer, or set error to variance"
-            )
-        pairs = np.array([_bits_and_error(choice, known) for choice in self.choices])
-        return pairs[:, 0], scale * pairs[:, 1]
+        pairs = np.array([known.get(str(choice), (0.0, math.inf)) for choice in self.choices])
+        return pairs[:, 0], pairs[:, 1]
 
 
 def _as_choices(given: object) -> tuple[int, ...] | tuple[str, ...]:
@@ -151,28 +186,19 @@ def _as_choices(given: object) -> tuple[int, ...] | tuple[str, ...]:
     return tuple(sorted({int(b) for b in several}))
 
 
-def _bits_and_error(
-    choice: int | str, known: Mapping[str, tuple[float, float]]
-) -> tuple[float, float]:
-    """Return the bits per weight of a choice and its relative error, infinite if it has none."""
-    if isinstance(choice, str):
-        return known.get(choice, (0.0, math.inf))
-    # Beyond the widest measured integers the error falls by 4 with every bit.
-    measured = min(choice, _WIDEST_MEASURED)
-    error = known.get(f"int{measured}", (0.0, math.inf))[1]
-    return float(choice), error * 4.0 ** (measured - choice)
+def _are_measured(units: Units) -> bool:
+    """Whether any layer has the number from which the errors of widths follow."""
+    return any(math.isfinite(layer.group_range) for unit in units.members for layer in unit)
 
 
 def _check_budget(sizes: Integers, costs: Array, units: Units, budget: float) -> None:
     """Refuse units without a choice, and a mean that the choices cannot have."""
     possible = np.isfinite(costs)
-    without = [
-        name for name, any_ in zip(units.names, possible.any(axis=1), strict=True) if not any_
-    ]
+    without = [units.names[i] for i in np.flatnonzero(~possible.any(axis=1))]
     if without:
         raise AllocationError(
-            f"none of the choices suits {first_names(without, 8)}: its analysis knows none of "
-            "these formats, or they need rows of another length; add a format such as int4"
+            f"none of the formats suits {first_names(without, 8)}, for k-quants need rows of a "
+            "multiple of 256: add another format, such as int4, or exclude these layers"
         )
     total = units.numel.sum()
     low, high = (

@@ -15,10 +15,11 @@ from spectail.core.quantisers.base import Quantiser, relative_error
 from spectail.core.quantisers.floats import Float8, Nvfp4
 from spectail.core.quantisers.integers import Integers, SymmetricIntegers
 from spectail.core.quantisers.k_quants import KQuant
+from spectail.core.quantisers.ranges import group_range
 from spectail.errors import SpecError
 
 QUANTISERS: list[Quantiser] = [
-    *(Integers(bits) for bits in range(1, 9)),
+    *(Integers(bits) for bits in range(2, 9)),
     *(Integers(bits, group=64) for bits in (2, 3, 4)),
     SymmetricIntegers(4),
     SymmetricIntegers(8),
@@ -83,6 +84,7 @@ __all__ = [
     "Nvfp4",
     "Quantiser",
     "SymmetricIntegers",
+    "group_range",
     "quantiser_named",
     "relative_error",
     "rounding_errors",

@@ -48,8 +48,8 @@ def relative_error(quantiser: Quantiser, matrices: Tensor) -> float:
     The formula is that of HIGGS (arXiv 2411.17525, section 3).
 
     >>> from spectail.core.quantisers import quantiser_named
-    >>> relative_error(quantiser_named("int2"), torch.tensor([[0.0, 1.0, 2.0, 3.5]]))
-    0.0...
+    >>> round(relative_error(quantiser_named("int2"), torch.tensor([[0.0, 1.0, 2.0, 3.5]])), 4)
+    0.0081
     """
     errors, total = 0.0, 0.0
     for matrix in matrices.reshape(-1, *matrices.shape[-2:]):

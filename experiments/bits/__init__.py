@@ -1,0 +1,1 @@
+"""Bits per layer: widths by measured errors, by alpha, by depth and by sensitivity, compared."""
