@@ -29,10 +29,10 @@ from spectail.pruning.allocators.by_activations import (
     outlier_percent,
     wanda_score,
 )
-from spectail.pruning.layers import make_targets
 from spectail.pruning.methods import as_method
 from spectail.pruning.prune import prune_weight
 from spectail.pruning.statistics import Squares, site_of, watching
+from spectail.pruning.weights_to_prune import make_targets
 
 MODELS = ("smollm2", "gemma")
 """SmolLM2-135M-Instruct, and Gemma-3-270M, which needs BOS in front of every sequence."""

@@ -17,10 +17,10 @@ from torch.nn import functional
 import spectail as st
 from spectail.evaluation import Perplexity, batch_losses
 from spectail.models.live.weights import Weight
-from spectail.pruning.layers import make_targets
 from spectail.pruning.methods import as_method
 from spectail.pruning.prune import prune_weight
 from spectail.pruning.statistics import Squares, Statistic, site_of, watching
+from spectail.pruning.weights_to_prune import make_targets
 
 AT_ONCE = 4
 """Sequences in a forward pass."""

@@ -19,7 +19,7 @@ from tests.allocation.conftest import layer, results, transformer
 
 def test_forms_of_depth_on_five_blocks() -> None:
     units = [f"model.layers.{i}" for i in range(5)]
-    expected = {
+    expected: dict[str, list[float]] = {
         "rising": [0, 0.25, 0.5, 0.75, 1],
         "falling": [1, 0.75, 0.5, 0.25, 0],
         "first": [0, 1, 1, 1, 1],

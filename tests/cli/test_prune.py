@@ -14,9 +14,9 @@ import spectail as st
 from spectail.cli import run
 from spectail.pruning import pipeline
 from spectail.pruning import prune as pruning
-from spectail.pruning.layers import PruningTarget
 from spectail.pruning.methods.magnitude import Magnitude
 from spectail.pruning.texts import hold_out
+from spectail.pruning.weights_to_prune import PruningTarget
 from tests.pruning.models import decoder
 
 transformers = pytest.importorskip("transformers")

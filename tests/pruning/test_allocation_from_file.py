@@ -12,7 +12,7 @@ import spectail as st
 from spectail.core.spec import Spec
 from spectail.errors import PruneError
 from spectail.models.open import open_source
-from spectail.pruning.layers import choose_targets
+from spectail.pruning.weights_to_prune import choose_targets
 
 transformers = pytest.importorskip("transformers")
 SIZES = {

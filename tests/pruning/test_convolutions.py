@@ -13,7 +13,7 @@ from torch import nn
 import spectail as st
 from spectail.errors import PruneError
 from spectail.models.live.walk import module_source
-from spectail.pruning.layers import weights_of
+from spectail.pruning.weights_to_prune import weights_of
 
 DEPTHWISE = (
     "a depth-wise convolution or one of a single channel: each output has only its "

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from spectail.pruning.weights_to_prune import weights_of
-from spectail.pruning.reached_layers import scope_of
 from torch import nn
 
 import spectail as st
@@ -18,6 +16,8 @@ from spectail.cli import main
 from spectail.errors import PruneError
 from spectail.models.live.walk import module_source
 from spectail.pruning.blocks import find_blocks, start
+from spectail.pruning.reached_layers import scope_of
+from spectail.pruning.weights_to_prune import weights_of
 from tests.language import tokenizer, words
 from tests.pruning.families import CASES, FAMILIES, UNSEEN, model_of
 from tests.pruning.models import tokens

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from spectail.allocation.language_model_blocks import beside_language_model
 from spectail.allocation.left_out import Code, LeftOut, Reason
-from spectail.allocation.towers import beside_language_model
 from spectail.errors import AllocationError
 from spectail.models.naming.blocks import unit_of
 from spectail.models.naming.select import check_globs, matches

@@ -19,14 +19,14 @@ from spectail.evaluation.bos import Rule, resolve
 from spectail.pruning.allocators import Allocator, uniform
 from spectail.pruning.calibration import calibration_tokens
 from spectail.pruning.choice import SEQUENCES, Choice, choose, perplexity_or_nan, with_choice
-from spectail.pruning.layers import Scope
 from spectail.pruning.methods import Method
 from spectail.pruning.prune import PruningInterrupted, prune
 from spectail.pruning.quotas import Pattern
-from spectail.pruning.reach import scope_of
+from spectail.pruning.reached_layers import scope_of
 from spectail.pruning.report import Evaluated, PruneReport, Selected
 from spectail.pruning.setting import Setting
 from spectail.pruning.texts import Text, Texts
+from spectail.pruning.weights_to_prune import Scope
 
 
 class StepProgress(Protocol):

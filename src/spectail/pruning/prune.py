@@ -19,12 +19,12 @@ from spectail.models.naming.blocks import unit_of
 from spectail.pruning.allocators.uniform import uniform
 from spectail.pruning.blocks import find_blocks, start
 from spectail.pruning.calibration import as_tokens, missing_bos
-from spectail.pruning.layers import PruningTarget, choose_targets
 from spectail.pruning.methods import Method, as_method
 from spectail.pruning.quotas import Pattern, Quota, Zeros
-from spectail.pruning.reach import check_reached, scope_of
+from spectail.pruning.reached_layers import check_reached, scope_of
 from spectail.pruning.report import Note, PrunedLayer, PruneReport
 from spectail.pruning.statistics import Statistic, check_seen, site_of, watching
+from spectail.pruning.weights_to_prune import PruningTarget, choose_targets
 from spectail.results.depth import DepthCorrelations
 
 SHARED = "pruned by the inputs of the first"

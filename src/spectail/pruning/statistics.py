@@ -1,8 +1,9 @@
 """Gather statistics of the inputs of layers while calibration text runs through their block.
 
 A hook on the module sees the inputs of a ``Linear`` (or of transformers' ``Conv1D``). Experts that
-share one three-dimensional parameter have no module of their own; ``products`` sees their inputs
-where the model multiplies by the parameter's slice. So each expert counts the tokens sent to it.
+share one three-dimensional parameter have no module of their own; ``inputs_without_module`` sees
+their inputs where the model multiplies by the parameter's slice. So each expert counts the tokens
+sent to it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from spectail.errors import PruneError
 from spectail.models.live.weights import Weight
-from spectail.pruning.products import Place, Products, Watched, place_of
+from spectail.pruning.inputs_without_module import Place, Products, Watched, place_of
 
 
 class Statistic:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from spectail import presets
 from spectail.allocation.maps import Map
-from spectail.allocation.targets.scaled import Scaled
+from spectail.allocation.targets.times_base import Scaled
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,9 @@ from spectail.errors import PruneError
 from spectail.models.live.walk import module_source
 from spectail.models.naming.blocks import unit_of
 from spectail.pruning.calibration import as_tokens
-from spectail.pruning.layers import Scope, check_sparsity
-from spectail.pruning.reach import scope_of
+from spectail.pruning.reached_layers import scope_of
 from spectail.pruning.setting import Setting
+from spectail.pruning.weights_to_prune import Scope, check_sparsity
 
 Array: TypeAlias = NDArray[np.float64]
 

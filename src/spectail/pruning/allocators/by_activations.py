@@ -36,10 +36,10 @@ from spectail.pruning.allocators.base import (
 )
 from spectail.pruning.blocks import find_blocks, start
 from spectail.pruning.calibration import as_tokens
-from spectail.pruning.layers import Scope, check_sparsity, weights_of
-from spectail.pruning.reach import scope_of
+from spectail.pruning.reached_layers import scope_of
 from spectail.pruning.setting import Setting
 from spectail.pruning.statistics import Squares, Statistic, check_seen, site_of, watching
+from spectail.pruning.weights_to_prune import Scope, check_sparsity, weights_of
 
 Score: TypeAlias = Callable[[Weight], Tensor]
 """From a weight to Wanda's scores of its dense matrix, (rows, cols)."""

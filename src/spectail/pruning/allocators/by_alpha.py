@@ -17,8 +17,8 @@ from spectail.analysis import Analysis
 from spectail.core.spec import Spec
 from spectail.measuring.run import analyze
 from spectail.pruning.allocators.base import Allocator, Make, check_eps
-from spectail.pruning.layers import Scope
 from spectail.pruning.setting import Setting
+from spectail.pruning.weights_to_prune import Scope
 
 
 @dataclass(frozen=True)

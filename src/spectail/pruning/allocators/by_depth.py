@@ -20,8 +20,8 @@ from spectail.pruning.allocators.base import (
     make_allocation,
     sizes_of,
 )
-from spectail.pruning.layers import Scope, check_sparsity
 from spectail.pruning.setting import Setting
+from spectail.pruning.weights_to_prune import Scope, check_sparsity
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from spectail.allocation.allocation import Allocation
 from spectail.allocation.budgets import fill
 from spectail.models.live.walk import module_source
 from spectail.pruning.allocators.base import Array, FixedAllocator, Make, make_allocation
-from spectail.pruning.layers import Scope, weights_of
+from spectail.pruning.weights_to_prune import Scope, weights_of
 
 
 class ErdosRenyi(FixedAllocator):

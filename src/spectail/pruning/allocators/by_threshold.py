@@ -19,7 +19,7 @@ from spectail.allocation.budgets import fill
 from spectail.models.live.walk import module_source
 from spectail.pruning import scores
 from spectail.pruning.allocators.base import Array, FixedAllocator, Make, make_allocation
-from spectail.pruning.layers import Scope, weights_of
+from spectail.pruning.weights_to_prune import Scope, weights_of
 
 _DROPPED_BITS = 13
 """Of a positive float32, whose order is that of its bits, all but these are told apart.

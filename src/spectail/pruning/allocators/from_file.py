@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from spectail.allocation.allocation import Allocation
 from spectail.errors import AllocationError, PruneError
 from spectail.pruning.allocators.base import FixedAllocator, Make
-from spectail.pruning.layers import Scope
+from spectail.pruning.weights_to_prune import Scope
 
 
 @dataclass(frozen=True)

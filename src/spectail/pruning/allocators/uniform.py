@@ -11,7 +11,7 @@ from spectail.pruning.allocators.base import (
     layers_by_unit,
     make_allocation,
 )
-from spectail.pruning.layers import Scope, check_sparsity
+from spectail.pruning.weights_to_prune import Scope, check_sparsity
 
 
 class Uniform(FixedAllocator):

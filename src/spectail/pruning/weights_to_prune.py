@@ -55,7 +55,7 @@ class Scope:
     exclude: tuple[str, ...] = ()
     """Globs of layers that stay dense."""
     unseen: Mapping[str, str] = field(default_factory=dict)
-    """Layers that calibration text does not reach, each with the reason: see ``reach``."""
+    """Layers that calibration text does not reach, each with the reason: see ``reached_layers``."""
 
     def cover(self, source: Source) -> Coverage[Layer]:
         """Divide the layers of a model into those that are pruned and those left out.

@@ -14,8 +14,8 @@ from spectail.models.live.walk import module_source
 from spectail.models.live.weights import Weight
 from spectail.models.naming.select import matches
 from spectail.pruning.forward import run_tokens
-from spectail.pruning.layers import Scope, weights_of
 from spectail.pruning.statistics import Count, takes_features, unseen_of, watching
+from spectail.pruning.weights_to_prune import Scope, weights_of
 
 NOT_REACHED = (
     "its inputs are not seen: no token of the calibration text passes through it as a module"
