@@ -9,6 +9,7 @@ from numbers import Real
 
 from spectail.allocation.allocation import Allocation, LayerValue
 from spectail.allocation.coverage import cover
+from spectail.allocation.left_out import LeftOut
 from spectail.allocation.maps import Map
 from spectail.allocation.targets import Target, as_target
 from spectail.allocation.units import make_units, with_alphas
@@ -54,9 +55,7 @@ def allocate(
     coverage = cover(
         analysis.layers, inside_blocks=rule.inside_blocks, include=include, exclude=exclude
     )
-    layers, without_alpha, remarks = (
-        with_alphas(coverage.layers, missing) if rule.needs_alpha else (coverage.layers, (), ())
-    )
+    layers, without_alpha, remarks = _ready(coverage.layers, rule, missing)
     shares, deviations = _shares(layers, rule, float(budget))
     return Allocation(
         target=rule.name,
@@ -65,7 +64,7 @@ def allocate(
         shares=shares,
         left_out=(*coverage.left_out, *without_alpha),
         deviations=deviations,
-        notes=(*remarks, *(_mixed_windows(layers) if rule.needs_alpha else ())),
+        notes=remarks,
         source=analysis.run.source,
         fingerprint=analysis.run.fingerprint,
         spec=analysis.run.spec.to_dict(),
@@ -81,6 +80,16 @@ def _check(analysis: object, budget: object) -> None:
     # True is an instance of int, and a budget of True is surely a mistake.
     if isinstance(budget, bool) or not isinstance(budget, Real):
         raise AllocationError(f"the budget must be a number, not {budget!r}")
+
+
+def _ready(
+    layers: Sequence[LayerRecord], rule: Target, missing: str
+) -> tuple[Sequence[LayerRecord], tuple[LeftOut, ...], tuple[str, ...]]:
+    """Return the layers that get a value, those left out for lack of an alpha, and remarks."""
+    if not rule.needs_alpha:
+        return layers, (), ()
+    found, without_alpha, remarks = with_alphas(layers, missing)
+    return found, without_alpha, (*remarks, *_mixed_windows(found))
 
 
 def _shares(
