@@ -21,6 +21,7 @@ from spectail.core.quantisers import Integers, relative_error
 from spectail.models.naming.blocks import block_of
 from spectail.pruning.calibration import calibration_tokens
 
+FIRST = ["uniform", "relative error"]
 NOISE = "error and noise"
 """The one rule that needs text."""
 Step = tuple[str, Callable[[], Any]]
@@ -66,17 +67,17 @@ class Experiment:
         self._dense: Tensor | None = None
 
     def steps(self) -> Iterator[Step]:
-        """First what needs no text, at every size; then noise; then further draws of test text."""
+        """First the default against the uniform width, then the others; further draws last."""
         yield "layers", self.layers
         yield "dense | selection", partial(self._perplexity, "selection", 0)
-        yield "dense | 0", partial(self.dense, 0)
-        quiet = [rule for rule in RULES if rule != NOISE]
-        for rules in (quiet, [NOISE]):
+        for rules in (FIRST, [rule for rule in RULES if rule not in (*FIRST, NOISE)], [NOISE]):
             if rules == [NOISE]:
                 yield from self._noise()
             for budget in self.settings.budgets:
                 yield from self._selection(budget, rules)
+            for budget in self.settings.budgets:
                 yield from self._tests(budget, rules, 0)
+        yield "dense | 0", partial(self.dense, 0)
         for draw in range(1, self.settings.draws):
             yield f"dense | {draw}", partial(self.dense, draw)
             for budget in self.settings.budgets:
@@ -152,7 +153,8 @@ class Experiment:
 
     def _noise(self) -> Iterator[Step]:
         # Steps are listed before the first is done, so that blocks come from the names.
-        for block in sorted({block_of(weight.name) for weight in self.subject.weights}):
+        blocks = (block_of(weight.name) for weight in self.subject.weights)
+        for block in sorted({block for block in blocks if block is not None}):
             yield f"noise | {block}", partial(self.noise, block)
 
     def _selection(self, budget: int, rules: list[str]) -> Iterator[Step]:
