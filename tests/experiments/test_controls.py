@@ -109,7 +109,7 @@ def test_constant_gives_the_same_layers_the_mean_factor(rule: Any) -> None:
         assert ours == pytest.approx(dict.fromkeys(theirs, np.mean(list(theirs.values()))))
 
 
-def test_by_kind_gives_the_layers_of_a_kind_their_mean_factor():
+def test_by_kind_gives_the_layers_of_a_kind_their_mean_factor() -> None:
     names = ("blocks.0.skip", "blocks.10.skip", "blocks.0.mlp.0", "blocks.1.mlp.1", "head")
     found = ByKind().arranged(np.array([1.0, 2.0, 3.0, 7.0, 9.0]), names)
     assert found.tolist() == [1.5, 1.5, 5, 5, 9]

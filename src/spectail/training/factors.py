@@ -9,7 +9,7 @@ from statistics import fmean
 
 from spectail.allocation.units import make_units, why_no_alpha, with_alphas
 from spectail.errors import AllocationError
-from spectail.results.records import LayerRecord
+from spectail.results.records import LayerRecord, Rounding
 from spectail.training.parameter_units import Unit
 from spectail.training.rules import Rule
 
@@ -65,6 +65,9 @@ class _Joined:
     status: str
     reason: str
     comparable: bool
+    # What only bits are chosen by, which no rule of training allocates.
+    group_range: float = math.nan
+    rounding: tuple[Rounding, ...] = ()
 
 
 def _joined(unit: Unit, records: Sequence[LayerRecord], rule: Rule) -> _Joined:

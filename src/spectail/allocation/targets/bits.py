@@ -92,14 +92,14 @@ class Bits(Target):
     def values(self, units: Units, budget: float) -> tuple[Array, tuple[str, ...]]:
         """Return the bits per weight of each unit, and how they deviate from a published rule."""
         if self.error == "measured" and self.widths and not _are_measured(units):
-            values, deviations = replace(self, error="variance").values(units, budget)
-            return values, (*deviations, _UNMEASURED)
+            values, told = replace(self, error="variance").values(units, budget)
+            return values, (*told, _UNMEASURED)
         if not self.widths:
             self._check_formats(units)
         sizes, costs = self.options_of(units)
         _check_budget(sizes, costs, units, budget)
         picks, gap = choose(costs, sizes, _limit(int(units.numel.sum()), budget))
-        deviations = []
+        deviations: list[str] = []
         if self.error == "variance" and np.unique(units.numel).size > 1:
             deviations.append("Widths are weighted by numel; the published code counts modules.")
         if gap > 0:
@@ -178,7 +178,7 @@ def _as_choices(given: object) -> tuple[int, ...] | tuple[str, ...]:
     several = given if isinstance(given, tuple | list) else (given,)
     if several and all(isinstance(choice, str) for choice in several):
         return tuple(dict.fromkeys(several))
-    if not several or any(not isinstance(b, Integral) or not 1 <= b <= 32 for b in several):
+    if not several or any(not isinstance(b, Integral) or not 1 <= int(b) <= 32 for b in several):
         raise AllocationError(
             "choices must be whole numbers of bits from 1 to 32, or names of formats, "
             f"not {given!r}"

@@ -25,7 +25,7 @@ def group_range(matrices: Tensor, sum_of_squares: float) -> float:
         return math.nan
     # Slices in place of padding: a padded copy would take the memory of the layer again.
     whole = matrices.shape[-1] // GROUP * GROUP
-    parts = [matrices[..., :whole].unflatten(-1, (-1, GROUP))] if whole else []
+    parts: list[Tensor] = [matrices[..., :whole].unflatten(-1, (-1, GROUP))] if whole else []
     parts += [matrices[..., whole:]] if whole < matrices.shape[-1] else []
     return sum(part.shape[-1] * _squared_ranges(part) for part in parts) / sum_of_squares
 
