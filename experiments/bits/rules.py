@@ -139,7 +139,7 @@ SIZE_POWER = 0.5
 
 RULES: dict[str, Rule] = {
     "uniform": Rule("one width; a mixture spread over depth in between", _uniform, (0.0,)),
-    "relative error": Rule("numel^p t^2", _relative, (-0.5, 0.0, 0.5)),
+    "relative error": Rule("numel^p t^2", _relative, (0.0, -0.5, 0.5)),
     "variance": Rule("numel Var(W)^p 4^-b", _variance, (0.25, 0.5, 1.0)),
     "AlphaQ": Rule("numel Var(W) (alpha0 / alpha)^g 4^-b", _alphaq, (1.0, 3.0, 10.0)),
     "llama.cpp": Rule("its rule, for v and down, by so many bits", _llama_cpp, (0.5, 1.0, 2.0)),

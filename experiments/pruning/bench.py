@@ -1,4 +1,4 @@
-"""A model that is pruned or rounded again and again, and put back each time.
+"""A model that is pruned again and again, and put back each time.
 
 Perplexity of drawn token blocks.
 """
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import spectail as st
 from spectail.evaluation import Perplexity, batch_losses
@@ -24,8 +23,6 @@ from spectail.pruning.weights_to_prune import make_targets
 
 AT_ONCE = 4
 """Sequences in a forward pass."""
-GROUP = 64
-"""Neighbours along the input that share the range of their rounding."""
 
 
 @dataclass
@@ -93,25 +90,3 @@ class Bench:
         return float(
             st.prune(self.model, allocation, method=method, calibration=calibration).realised
         )
-
-    def round_weights(self, bits: Mapping[str, float]) -> None:
-        """Round every layer of ``bits`` to its width."""
-        for weight in self.weights:
-            if weight.name in bits:
-                weight.write(rounded(weight.read(), int(bits[weight.name])))
-
-
-def rounded(weights: Tensor, bits: int, group: int = GROUP) -> Tensor:
-    """Round to nearest, with 2^bits levels in every group.
-
-    The levels go from the least to the largest of ``group`` neighbours along the input.
-    """
-    rows, cols = weights.shape
-    pieces = functional.pad(weights.float(), (0, -cols % group), mode="replicate").reshape(
-        rows, -1, group
-    )
-    low = pieces.amin(dim=-1, keepdim=True)
-    step = (pieces.amax(dim=-1, keepdim=True) - low) / (2**bits - 1)
-    levels = torch.where(step > 0, ((pieces - low) / step).round(), torch.zeros_like(pieces))
-    result: Tensor = (low + levels * step).reshape(rows, -1)[:, :cols].to(weights.dtype)
-    return result

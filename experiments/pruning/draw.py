@@ -66,19 +66,7 @@ def tables(summary: Mapping[str, Any]) -> dict[str, str]:
                 for name, row in over_default(selection).items()
             ],
         ),
-        "bits": _bits(summary["bits"]),
     }
-
-
-def _bits(found: Mapping[str, Any]) -> str:
-    """Perplexity by widths and budget."""
-    if not found:
-        return "Not run yet."
-    names = next(iter(found.values()))
-    head = ["widths", *(f"mean of {budget} bits" for budget in found)]
-    return markdown_table(
-        head, [[name, *(_cell(budget[name]) for budget in found.values())] for name in names]
-    )
 
 
 def compared_in(summary: Mapping[str, Any]) -> list[str]:

@@ -19,20 +19,11 @@ from experiments.common import Journal
 from experiments.pruning.allocations import MAIN, PARTS, RULES, VARIANTS, Rule, block_alphas, ratios
 from experiments.pruning.bench import Bench
 from experiments.pruning.texts import Texts
-from spectail import presets
-from spectail.allocation.targets import Bits
 from spectail.allocation.units import standardized_by_kind
 from spectail.pruning.allocators import uniform
 from spectail.pruning.allocators.by_activations import measure_blocks, outlier_percent
 from spectail.pruning.calibration import calibration_tokens
 
-BITS: dict[str, tuple[st.Spec, tuple[float, ...]] | None] = {
-    "uniform": None,
-    "variance alone": (presets.FARMS, (0.0,)),
-    "AlphaQ as published": (presets.ALPHAQ, (1.0, 10.0)),
-    "FARMS default": (presets.FARMS, (1.0, 10.0)),
-}
-"""Widths: by which alphas, and the gammas that are tried."""
 FINALISTS = 2
 """How many that are not in the comparison are tested as well."""
 
@@ -57,7 +48,6 @@ class Settings:
     calibration: int = 32
     selection: int = 10
     tests: int = 20
-    bits: tuple[float, ...] = (3.0, 4.0)
     dtype: str = "float32"
 
     def eps_of(self, method: str, name: str) -> tuple[float | None, ...]:
@@ -109,7 +99,7 @@ class Experiment:
     def steps(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         """The comparison.
 
-        On selection text what windows and cutoff bring each, and attempts to do better; bits.
+        On selection text what windows and cutoff bring each, and attempts to do better.
         """
         for seed in range(self.settings.seeds):
             yield f"dense | {seed}", partial(self.dense, seed)
@@ -118,7 +108,6 @@ class Experiment:
         yield from self._tested(MAIN)
         yield from self._selection(PARTS)
         yield from self._selection(VARIANTS)
-        yield from self._bits()
 
     def finals(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         """Once all steps are done, test the best of them.
@@ -150,21 +139,6 @@ class Experiment:
                 for name in rules:
                     key = test_key(method, sparsity, name, seed)
                     yield key, partial(self.test, method, sparsity, name, seed)
-
-    def _bits(self) -> Iterator[tuple[str, Callable[[], Any]]]:
-        for budget in self.settings.bits:
-            for name, chosen in BITS.items():
-                for gamma in chosen[1] if chosen else (None,):
-                    yield (
-                        bits_key(budget, name, gamma),
-                        partial(self.select_bits, budget, name, gamma),
-                    )
-            for name in BITS:
-                for seed in range(self.settings.seeds):
-                    yield (
-                        f"test bits | {budget:g} | {name} | {seed}",
-                        partial(self.test_bits, budget, name, seed),
-                    )
 
     def dense(self, seed: int) -> dict[str, float]:
         """Perplexity of the model as it is, by text, and on the selection text."""
@@ -214,29 +188,6 @@ class Experiment:
         return min(
             tried, key=lambda eps: _number(scores[selection_key(method, sparsity, name, eps)])
         )
-
-    def select_bits(self, budget: float, name: str, gamma: float | None) -> float:
-        """Perplexity on selection text of the weights rounded to nearest."""
-        with self.bench.borrowed():
-            self.bench.round_weights(self._widths(budget, name, gamma))
-            return self.bench.perplexity(self._tokens("selection", 0))
-
-    def test_bits(self, budget: float, name: str, seed: int) -> dict[str, Any]:
-        """Perplexity on test texts with the gamma that selection text chose."""
-        gammas = chosen[1] if (chosen := BITS[name]) else (None,)
-        gamma = min(gammas, key=lambda g: _number(self.journal.done[bits_key(budget, name, g)]))
-        with self.bench.borrowed():
-            widths = self._widths(budget, name, gamma)
-            self.bench.round_weights(widths)
-            mean = widths.realised if isinstance(widths, st.Allocation) else budget
-            return self._tests(seed) | {"gamma": gamma, "bits": mean}
-
-    def _widths(self, budget: float, name: str, gamma: float | None) -> Mapping[str, float]:
-        chosen = BITS[name]
-        if chosen is None or gamma is None:
-            return dict.fromkeys(uniform(self.bench.model, 0.5), budget)
-        analysis = self._measured(f"bits {name}", chosen[0])
-        return st.allocate(analysis, target=Bits(gamma=gamma), budget=budget)
 
     def _tests(self, seed: int) -> dict[str, float]:
         return {name: self.bench.perplexity(self._tokens(name, seed)) for name in self.texts.tests}
@@ -353,11 +304,6 @@ def selection_key(method: str, sparsity: float, name: str, eps: float | None) ->
 def test_key(method: str, sparsity: float, name: str, seed: int) -> str:
     """The step that tests the chosen setting."""
     return f"test | {method} {sparsity:g} | {name} | {seed}"
-
-
-def bits_key(budget: float, name: str, gamma: float | None) -> str:
-    """The step that scores widths."""
-    return f"select bits | {budget:g} | {name} | {'' if gamma is None else f'{gamma:g}'}"
 
 
 def _number(value: float | None) -> float:

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from experiments.pruning.allocations import BASELINE, MAIN, PARTS
-from experiments.pruning.steps import BITS, Settings, finalists, selections
+from experiments.pruning.steps import Settings, finalists, selections
 
 SIX = {
     "whole, peak": "AlphaPruning",
@@ -37,28 +37,13 @@ def summarise(
                 tests.setdefault(target, {}).update(found)
     for found in tests.values():
         against_baseline(found)
-    budgets = [f"{budget:g}" for budget in settings.bits]
-    seeds = complete_seeds(
-        done,
-        [f"test bits | {budget} | {name}" for budget in budgets for name in BITS],
-        settings.seeds,
-    )
-    bits = {
-        budget: {
-            name: _tested(done, f"test bits | {budget} | {name}", seeds, sources) for name in BITS
-        }
-        for budget in (budgets if seeds else ())
-    }
     seeds = complete_seeds(done, ["dense"], settings.seeds)
     dense = _tested(done, "dense", seeds, sources) if seeds else {}
-    scores = {key: value for key, value in done.items() if key.startswith("select bits |")}
     return {
         "dense": dense,
         "tests": tests,
         "selection": selections(done, settings),
         "finalists": finalists(done, settings),
-        "bits": bits,
-        "selection of gamma": scores,
     }
 
 
@@ -97,9 +82,7 @@ def _tested(
     ]
     mean = math.exp(fmean(map(math.log, means)))
     spread = stdev(map(math.log, means)) * mean if seeds > 1 else math.nan
-    settings = {
-        name: rows[0][name] for name in ("eps", "gamma", "sparsity", "bits") if name in rows[0]
-    }
+    settings = {name: rows[0][name] for name in ("eps", "sparsity") if name in rows[0]}
     return settings | {"sources": by_source, "seeds": means, "mean": mean, "spread": spread}
 
 

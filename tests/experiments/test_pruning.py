@@ -15,7 +15,7 @@ from experiments.common import Journal
 from experiments.pruning import allocations
 from experiments.pruning.__main__ import QUICK, main
 from experiments.pruning.allocations import RULES, block_alphas, by_outliers, shrunk, with_outliers
-from experiments.pruning.bench import Bench, rounded
+from experiments.pruning.bench import Bench
 from experiments.pruning.steps import Experiment, Settings, best, finalists, selection_key
 from experiments.pruning.summary import against_baseline
 from experiments.pruning.texts import Texts, given, read_html
@@ -51,7 +51,6 @@ def test_a_quick_run_compares_everything_at_one_sparsity(quick: Any) -> None:
             assert len(row["seeds"]) == 2
     assert results["tests"]["wanda 0.6"][allocations.BASELINE]["ratio"] == 1
     assert set(results["selection"]["wanda 0.6"]) == set(RULES)
-    assert set(results["bits"]) == {"3", "4"}
     assert (quick / "pruning.png").read_bytes().startswith(b"\x89PNG")
     text = (quick / "tables.md").read_text()
     assert "| FARMS default |" in text
@@ -122,19 +121,6 @@ def test_pruning_at_once_uses_the_inputs_of_the_dense_model(bench: Any) -> None:
     )
     assert zeros.float().mean() == 0.25
     assert (gone <= kept).all()
-
-
-def test_rounding_is_to_the_nearest_level() -> None:
-    weights = torch.randn(5, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = rounded(weights, 2, group=4)
-    for row in range(5):
-        for start in (0, 4, 8):
-            piece = weights[row, start : start + 4]
-            levels = torch.linspace(float(piece.min()), float(piece.max()), 4)
-            for j, value in enumerate(piece):
-                nearest = float(levels[(levels - value).abs().argmin()])
-                assert float(found[row, start + j]) == pytest.approx(nearest, abs=1e-6)
-    assert torch.equal(rounded(torch.ones(2, 8), 3), torch.ones(2, 8))
 
 
 def test_outliers_give_the_ratios_of_owl() -> None:

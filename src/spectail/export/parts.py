@@ -31,6 +31,12 @@ def check_target(allocation: Allocation, target: str, tool: str) -> None:
         raise ExportError(
             f"{tool} takes an allocation of {target}, but this one is of {allocation.target}"
         )
+    # A width would be taken from the bits of a format, scales included, and be another one.
+    if any(share.format for share in allocation.shares):
+        raise ExportError(
+            f"{tool} takes widths, but this allocation chose formats: read them from its file "
+            "(format of every share), or allocate with choices such as 2,3,4,8"
+        )
 
 
 def module_name(layer: str) -> str | None:
