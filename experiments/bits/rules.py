@@ -112,6 +112,10 @@ def _relative(layers: Layers, power: float) -> Array:
     return layers.numel[:, None] ** power * layers.errors
 
 
+def _size(layers: Layers, power: float) -> Array:
+    return layers.numel[:, None] ** power * four(layers)
+
+
 def _absolute(layers: Layers, power: float) -> Array:
     return (layers.numel * layers.variance)[:, None] ** power * layers.errors
 
@@ -140,6 +144,7 @@ SIZE_POWER = 0.5
 RULES: dict[str, Rule] = {
     "uniform": Rule("one width; a mixture spread over depth in between", _uniform, (0.0,)),
     "relative error": Rule("numel^p t^2", _relative, (0.0, -0.5, 0.5)),
+    "size alone": Rule("numel^p 4^-b, no weights read", _size, (0.0, -0.5, 0.5)),
     "variance": Rule("numel Var(W)^p 4^-b", _variance, (0.25, 0.5, 1.0)),
     "AlphaQ": Rule("numel Var(W) (alpha0 / alpha)^g 4^-b", _alphaq, (1.0, 3.0, 10.0)),
     "llama.cpp": Rule("its rule, for v and down, by so many bits", _llama_cpp, (0.5, 1.0, 2.0)),

@@ -188,7 +188,7 @@ def _with_norms(record: LayerRecord, fit: TailFit, matrices: Tensor, plan: Plan)
         stable_rank=total / largest if largest else math.nan,
         alpha_weighted=record.alpha * math.log10(largest) if largest else math.nan,
         log_norm=math.log10(total) if total else math.nan,
-        group_range=group_range(matrices, fit.sum_of_squares),
+        group_range=group_range(matrices),
     )
     # Without windows the fit already holds the whole spectrum, so the entropy costs nothing.
     whole = plan.run.spec.window == "whole"

@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
-from spectail.core.quantisers.base import Quantiser, relative_error
+from spectail.core.quantisers.base import Quantiser, relative_error, sampled_rows
 from spectail.core.quantisers.floats import Float8, Nvfp4
 from spectail.core.quantisers.integers import Integers, SymmetricIntegers
 from spectail.core.quantisers.k_quants import KQuant
@@ -34,12 +33,6 @@ QUANTISERS: list[Quantiser] = [
 """All formats: ``analyze`` measures their errors, and ``allocate`` chooses among them."""
 
 
-SAMPLE = 2**17
-"""About how many weights of a layer are rounded to measure an error."""
-LEAST_ROWS = 64
-"""Rows that are rounded at least: rows differ in scale, and a few long ones would not tell."""
-
-
 def quantiser_named(name: str) -> Quantiser:
     """Return a quantiser by its name.
 
@@ -57,17 +50,13 @@ def quantiser_named(name: str) -> Quantiser:
 def rounding_errors(matrices: Tensor) -> Iterator[tuple[str, float, float]]:
     """Return (name, bits per weight, relative squared error) of each format that suits a layer.
 
-    ``matrices`` is (..., rows, cols). A large layer is represented by evenly spaced rows, about
-    ``SAMPLE`` weights and at least ``LEAST_ROWS`` rows, so that measuring costs little beside the
-    eigenvalues; on SmolLM2-135M this moves an error by 1 % of itself.
+    ``matrices`` is (..., rows, cols). Errors are those of ``sampled_rows``; on SmolLM2-135M this
+    moves them by 1 % of themselves.
     """
     if matrices.is_complex():
         return
-    *_, rows, cols = matrices.shape
-    count = matrices.numel() // cols
-    kept = min(count, max(LEAST_ROWS, SAMPLE // cols))
-    chosen = torch.linspace(0, count - 1, kept, dtype=torch.float64).round().long()
-    sample = matrices.reshape(count, cols)[chosen.to(matrices.device)].float()
+    rows, cols = matrices.shape[-2:]
+    sample = sampled_rows(matrices)
     for quantiser in QUANTISERS:
         if quantiser.fits(rows, cols):
             error = relative_error(quantiser, sample)

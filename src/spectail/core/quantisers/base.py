@@ -16,6 +16,10 @@ from torch.nn import functional
 
 SCALE_BITS = 16
 """Bits of a scale or an offset that is stored as a half-precision number."""
+SAMPLE = 2**17
+"""About how many weights stand for a large layer."""
+LEAST_ROWS = 64
+"""Rows that stand for it at least: rows differ in scale, and a few long ones would not tell."""
 
 
 class Quantiser(ABC):
@@ -57,6 +61,22 @@ def relative_error(quantiser: Quantiser, matrices: Tensor) -> float:
         errors += float((quantiser.dequantised(values) - values).square().sum(dtype=torch.float64))
         total += float(values.square().sum(dtype=torch.float64))
     return errors / total if total > 0 else 0.0
+
+
+def sampled_rows(matrices: Tensor) -> Tensor:
+    """Return evenly spaced rows (n, cols) of a large layer (..., rows, cols), or all, in float32.
+
+    There are about ``SAMPLE`` weights and at least ``LEAST_ROWS`` rows, so that measuring costs
+    little beside the eigenvalues.
+    """
+    rows, cols = matrices.shape[-2:]
+    stacked = matrices.reshape(-1, rows, cols)
+    count = stacked.shape[0] * rows
+    kept = min(count, max(LEAST_ROWS, SAMPLE // cols))
+    chosen = torch.linspace(0, count - 1, kept, dtype=torch.float64).round().long()
+    chosen = chosen.to(matrices.device)
+    # Two indices in place of one over flat rows: a transposed layer would be copied whole.
+    return stacked[chosen // rows, chosen % rows].float()
 
 
 def groups_of(matrix: Tensor, size: int) -> Tensor:

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
+
+from spectail.core.quantisers.base import sampled_rows
 
 GROUP = 128
 """Neighbours along the inputs that share a range, as in ``Integers``."""
 
 
-def group_range(matrices: Tensor, sum_of_squares: float) -> float:
+def group_range(matrices: Tensor) -> float:
     """Return the mean squared range of groups of weights, over the mean square of the weights.
 
-    ``matrices`` is (..., rows, cols), and ``sum_of_squares`` that of all its entries. A range is
-    largest minus least weight of a group. Groups count by their number of weights. The result is
-    NaN for zeros alone and for complex weights.
+    ``matrices`` is (..., rows, cols); ``sampled_rows`` stand for them. A range is largest minus
+    least weight of a group. Groups count by their number of weights. The result is NaN for zeros
+    alone and for complex weights.
 
-    >>> import torch
-    >>> group_range(torch.tensor([[1.0, -1.0, 1.0, -1.0]]), 4.0)
+    >>> group_range(torch.tensor([[1.0, -1.0, 1.0, -1.0]]))
     4.0
     """
-    if matrices.is_complex() or not sum_of_squares > 0:
+    if matrices.is_complex():
         return math.nan
-    # Slices in place of padding: a padded copy would take the memory of the layer again.
-    whole = matrices.shape[-1] // GROUP * GROUP
-    parts: list[Tensor] = [matrices[..., :whole].unflatten(-1, (-1, GROUP))] if whole else []
-    parts += [matrices[..., whole:]] if whole < matrices.shape[-1] else []
-    return sum(part.shape[-1] * _squared_ranges(part) for part in parts) / sum_of_squares
+    rows = sampled_rows(matrices)
+    total = float(rows.square().sum(dtype=torch.float64))
+    # The last group of a row may be short.
+    whole = rows.shape[1] // GROUP * GROUP
+    parts: list[Tensor] = [rows[:, :whole].unflatten(1, (-1, GROUP))] if whole else []
+    parts += [rows[:, whole:]] if whole < rows.shape[1] else []
+    ranges = sum(part.shape[-1] * _squared_ranges(part) for part in parts)
+    return ranges / total if total > 0 else math.nan
 
 
 def _squared_ranges(groups: Tensor) -> float:
