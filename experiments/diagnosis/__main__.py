@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 3
     results: dict[str, Any] = {
         "settings": asdict(settings),
-        "not installed": missing,
+        "left out": missing,
         "faults": FAULTS,
         "models": {one.name: experiment.scored(one) for one in subjects},
         "trained": experiment.trained(),

@@ -75,6 +75,7 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         "summary": _summary_table(models, faults),
         "faults": _fault_table(models, faults, "by kind"),
         "faults all kinds": _fault_table(models, faults, "all kinds"),
+        "faults one-sided": _fault_table(models, faults, "by kind", "one-sided"),
         "models": _model_table(models, faults),
         "kinds": _kind_table(models),
         "controls": _control_table(models),
@@ -119,11 +120,13 @@ def _summary_table(models: Mapping[str, Any], faults: Sequence[str]) -> str:
     )
 
 
-def _fault_table(models: Mapping[str, Any], faults: Sequence[str], view: str) -> str:
-    """Mean over models, two-sided: a row per fault, a column per number."""
+def _fault_table(
+    models: Mapping[str, Any], faults: Sequence[str], view: str, side: str = "two-sided"
+) -> str:
+    """Mean over models: a row per fault, a column per number."""
 
     def cell(fault: str, name: str) -> str:
-        areas = [model["aucs"][view]["two-sided"][name].get(fault) for model in models.values()]
+        areas = [model["aucs"][view][side][name].get(fault) for model in models.values()]
         return _number(average(areas))
 
     return markdown_table(
@@ -258,7 +261,7 @@ def _subject_table(results: Mapping[str, Any]) -> str:
         f"{run['slow']['loss']:.3f} with slow layers"
         for seed, run in results["trained"].items()
     ]
-    lines += [f"- not installed, left out: {line}" for line in results["not installed"]]
+    lines += [f"- left out: {line}" for line in results["left out"]]
     return table + "\n\n" + "\n".join(lines)
 
 

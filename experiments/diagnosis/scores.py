@@ -52,7 +52,7 @@ class Measured:
     """State of CUTS -> layer -> the window of the run."""
 
 
-def robust_z(values: Array, groups: Sequence[str], least: int = 1) -> Array:
+def robust_z(values: Array, groups: Sequence[str] | NDArray[np.str_], least: int = 1) -> Array:
     """Distance from the median of the group, in median absolute deviations as standard deviations.
 
     NaN for values that are not finite and in groups of fewer than ``least`` finite values. Where
@@ -60,7 +60,7 @@ def robust_z(values: Array, groups: Sequence[str], least: int = 1) -> Array:
     """
     labels = np.asarray(groups)
     found = np.full(values.shape, math.nan)
-    for label in dict.fromkeys(groups):
+    for label in np.unique(labels):
         chosen = np.flatnonzero((labels == label) & np.isfinite(values))
         if chosen.size < least:
             continue
@@ -116,21 +116,28 @@ def planted_scores(
 
     The medians see the changed layer, as a user's do.
     """
-    number = NUMBERS[name]
+    number, (groups, least) = NUMBERS[name], view_groups(model, view)
+    labels = np.asarray(groups)
+    clean: dict[int, Array] = {}
     for layer, values in model.states[state].items():
         if not eligible(model, layer, view):
             continue
-        base = model.healthy[name].copy()
-        if state in CUTS and name in OF_WINDOWS:
-            window = model.cut_windows[state][layer]
-            base = model.at_window.get(window, model.healthy)[name].copy()
-        base[layer] = values[name]
-        found = scores_of(model, view, base, number)
+        cut = state in CUTS and name in OF_WINDOWS
+        window = model.cut_windows[state][layer] if cut else 0
+        base = scale_of(model.at_window.get(window, model.healthy)[name], number)
+        if window not in clean:
+            clean[window] = robust_z(base, groups, least)
+        # Only the group of the changed layer has another median.
+        mine = np.flatnonzero(labels == labels[layer])
+        changed = base[mine]
+        changed[mine == layer] = scale_of(np.array(values[name]), number)
+        z = clean[window].copy()
+        z[mine] = robust_z(changed, labels[mine])
         yield (
             layer,
             {
                 side: (float(score[layer]), auc(float(score[layer]), np.delete(score, layer)))
-                for side, score in found.items()
+                for side, score in sided(z, number).items()
             },
         )
 
