@@ -59,6 +59,13 @@ RULES: dict[str, tuple[str, ...]] = {
 """The arrangements that each rule may choose from; all have the same base rates and maps."""
 
 
+CHOSEN = ("rule", "test", "less alpha's", "less one rate's", "settings chosen")
+EVERY = (
+    *("setting", "validation", "test", "less alpha's at the same rate and map"),
+    *("mean factor", "alpha and depth"),
+)
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One setting of a rule."""
@@ -184,27 +191,21 @@ def of_factors(updates: Sequence[Update], order: Sequence[str]) -> dict[str, flo
 
 
 def tables(done: Mapping[str, Any], study: Study, digits: int) -> dict[str, str]:
-    """Return three tables of settings.
+    """Return the tables of the chosen settings and of every setting, one of each per case.
 
-    The chosen settings, that of alpha's setting for all, and that of every setting.
+    A case takes part once two seeds are complete.
     """
-    parts: dict[str, list[list[str]]] = {"controls": [], "same setting": [], "every setting": []}
+    parts: dict[str, list[str]] = {"controls": [], "every setting": []}
     for case in study.grids:
-        seeds = range(study.complete(done, case))
-        if len(seeds) < 2:
+        seeds = study.complete(done, case)
+        if seeds < 2:
             continue
-        rules = study.grids[case].rules
-        chosen = {rule: [study.chosen(done, case, rule, seed) for seed in seeds] for rule in rules}
-        parts["controls"] += _rows(done, study, case, chosen, digits)
-        parts["same setting"] += _rows(done, study, case, _as_alpha(chosen[ALPHA], rules), digits)
-        parts["every setting"] += _every(done, study, case, digits)
-    head = ["case: rule", "seeds", "test", "less alpha's", "less one rate's", "settings chosen"]
-    heads = {
-        "controls": head,
-        "same setting": head,
-        "every setting": ["case: setting", "validation", "test", "mean factor", "alpha and depth"],
-    }
-    return {name: markdown_table(heads[name], rows) for name, rows in parts.items()}
+        heading = f"**{case}** ({seeds} seeds)"
+        chosen = markdown_table(CHOSEN, _chosen_rows(done, study, case, digits))
+        every = markdown_table(EVERY, _every_row(done, study, case, digits))
+        parts["controls"].append(f"{heading}\n\n{chosen}")
+        parts["every setting"].append(f"{heading}\n\n{every}")
+    return {name: "\n\n".join(texts) for name, texts in parts.items()}
 
 
 def run(
@@ -250,61 +251,54 @@ def options_of(
     return options
 
 
-def _as_alpha(chosen: Sequence[Candidate], rules: Sequence[str]) -> dict[str, list[Candidate]]:
-    """Every arrangement at the base rate and the map that alpha has chosen, by seed."""
-    arrangements = [arrangement for rule in rules for arrangement in RULES[rule]]
-    return {
-        name: [Candidate(name, c.lr, "" if name == PLAIN else c.map) for c in chosen]
-        for name in arrangements
-    }
-
-
-def _rows(
-    done: Mapping[str, Any],
-    study: Study,
-    case: str,
-    chosen: Mapping[str, Sequence[Candidate]],
-    digits: int,
-) -> list[list[str]]:
-    """Mean and spread over seeds of each rule, and of its differences seed by seed."""
-    tests = {
-        rule: [done[key(case, c, seed)]["test"] for seed, c in enumerate(candidates)]
-        for rule, candidates in chosen.items()
-    }
-    rows = []
+def _chosen_rows(
+    done: Mapping[str, Any], study: Study, case: str, digits: int
+) -> Iterator[list[str]]:
+    """One row per rule: mean and spread over seeds, and of the differences seed by seed."""
+    seeds, rules = range(study.complete(done, case)), study.grids[case].rules
+    chosen = {rule: [study.chosen(done, case, rule, seed) for seed in seeds] for rule in rules}
+    tests = {rule: _tests(done, case, found) for rule, found in chosen.items()}
     for rule, found in tests.items():
-        less = [
-            mean_and_spread([a - b for a, b in zip(found, tests[base], strict=True)], digits, "+")
-            for base in (ALPHA, PLAIN)
-        ]
         settings = Counter(str(c).removeprefix(f"{rule} | ") for c in chosen[rule])
         shown = "; ".join(f"{setting} ({n})" for setting, n in settings.items())
-        rows.append(
-            [
-                f"{case}: {study.plain if rule == PLAIN else rule}",
-                str(len(found)),
-                mean_and_spread(found, digits),
-                *("" if rule == base else text for base, text in zip((ALPHA, PLAIN), less)),
-                shown.replace(" | ", ", "),
-            ]
-        )
-    return rows
+        yield [
+            study.plain if rule == PLAIN else rule,
+            mean_and_spread(found, digits),
+            *("" if rule == b else _less(found, tests[b], digits) for b in (ALPHA, PLAIN)),
+            shown.replace(" | ", ", "),
+        ]
 
 
-def _every(done: Mapping[str, Any], study: Study, case: str, digits: int) -> list[list[str]]:
-    """Mean and spread over seeds of every candidate."""
-    seeds = range(study.complete(done, case))
-    rows = []
-    for rule in study.grids[case].rules:
-        for candidate in study.grids[case].candidates(rule):
+def _every_row(
+    done: Mapping[str, Any], study: Study, case: str, digits: int
+) -> Iterator[list[str]]:
+    """One row per candidate: mean and spread over seeds."""
+    seeds, grid = range(study.complete(done, case)), study.grids[case]
+    for rule in grid.rules:
+        for candidate in grid.candidates(rule):
             runs = [done[key(case, candidate, seed)] for seed in seeds]
-            name = str(candidate).replace(PLAIN, study.plain).replace(" | ", ", ")
-            results = [
-                mean_and_spread([r[w] for r in runs], digits) for w in ("validation", "test")
+            found = [run["test"] for run in runs]
+            # One rate has no map, so it compares only where alpha has a single one.
+            maps = grid.maps if rule == PLAIN else (candidate.map,)
+            alphas = [Candidate(ALPHA, candidate.lr, maps[0])] * len(seeds)
+            comparable = len(maps) == 1 and rule != ALPHA
+            yield [
+                str(candidate).replace(PLAIN, study.plain).replace(" | ", ", "),
+                mean_and_spread([run["validation"] for run in runs], digits),
+                mean_and_spread(found, digits),
+                _less(found, _tests(done, case, alphas), digits) if comparable else "",
+                *(
+                    mean_and_spread([run[w] for run in runs], 2) if rule != PLAIN else ""
+                    for w in ("mean factor", "alpha and depth")
+                ),
             ]
-            more = [
-                mean_and_spread([r[w] for r in runs], 2) if rule != PLAIN else ""
-                for w in ("mean factor", "alpha and depth")
-            ]
-            rows.append([f"{case}: {name}", *results, *more])
-    return rows
+
+
+def _tests(done: Mapping[str, Any], case: str, by_seed: Sequence[Candidate]) -> list[float]:
+    """Test results, seed by seed, of the candidate of each seed."""
+    return [done[key(case, candidate, seed)]["test"] for seed, candidate in enumerate(by_seed)]
+
+
+def _less(found: Sequence[float], base: Sequence[float], digits: int) -> str:
+    """Mean and spread of the differences seed by seed."""
+    return mean_and_spread([a - b for a, b in zip(found, base, strict=True)], digits, "+")

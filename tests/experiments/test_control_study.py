@@ -84,23 +84,29 @@ def test_only_seeds_that_are_complete_count() -> None:
 
 
 def test_tables_compare_seed_by_seed() -> None:
-    def result(candidate: Any, seed: int) -> tuple[Any, Any]:
+    def outcome(candidate: Any, seed: int) -> tuple[Any, Any]:
         better = {ALPHA: 2.0, "rising with depth": 3.0, "mean factor": 1.0}
         gain = better.get(candidate.arrangement, 0.0) - (candidate.lr == 0.1) * 0.5
         return gain, 70 + 10 * seed + gain
 
-    parts = tables(filled(STUDY, result), STUDY, 1)
-    row = "| net: {} | 3 | {} ± 10.0 | {} | {} | {} (3) |"
+    parts = tables(filled(STUDY, outcome), STUDY, 1)
+    assert all(part.startswith("**net** (3 seeds)\n\n| ") for part in parts.values())
+    row = "\n| {} | {} ± 10.0 | {} | {} | {} (3) |"
     chosen = "0.2, linear:0.5:1.5"
     assert row.format("one rate", "80.0", "-2.0 ± 0.0", "", "0.2") in parts["controls"]
     assert row.format(ALPHA, "82.0", "", "+2.0 ± 0.0", chosen) in parts["controls"]
     rising = f"rising with depth, {chosen}"
     assert row.format(DEPTH, "83.0", "+1.0 ± 0.0", "+3.0 ± 0.0", rising) in parts["controls"]
-    falling = row.format("falling with depth", "80.0", "-2.0 ± 0.0", "+0.0 ± 0.0", chosen)
-    assert falling in parts["same setting"]
-    assert parts["every setting"].count("net: ") == 2 + 7 * 4 - 4
-    every = "| net: mean factor, 0.1, linear:0.1:1.9 | 0.5 ± 0.0 | 80.5 ± 10.0 | 0.75 ± 0.00 |"
-    assert f"{every} -0.50 ± 0.00 |" in parts["every setting"]
+    every = parts["every setting"].splitlines()
+    assert len(every) == 4 + 2 + 6 * 4
+    slower = "mean factor, 0.1, linear:0.1:1.9"
+    result = "0.5 ± 0.0 | 80.5 ± 10.0 | -1.0 ± 0.0 | 0.75 ± 0.00 | -0.50 ± 0.00"
+    assert f"| {slower} | {result} |" in every
+    # One rate has no map and compares with alpha only where there is a single one.
+    assert "| one rate, 0.2 | 0.0 ± 0.0 | 80.0 ± 10.0 |  |  |  |" in every
+    single = Study({"net": Grid((0.2,), GRID.maps[:1])}, 3, "one rate", best=max)
+    found = tables(filled(single, outcome), single, 1)["every setting"]
+    assert "| one rate, 0.2 | 0.0 ± 0.0 | 80.0 ± 10.0 | -2.0 ± 0.0 |  |  |" in found
 
 
 def test_every_arrangement_has_a_rule_that_wraps_alphas() -> None:
