@@ -39,14 +39,6 @@ ACTIVATIONS = ("owl", "dlp", "dsa")
 FIXED = ("global", "lamp")
 """Ratios per layer without an eps."""
 
-OFFSETS: dict[float, dict[str, float]] = {
-    0.5: {"q": 0.049, "k": 0.040, "v": -0.090, "o": -0.030},
-    0.6: {"q": 0.038, "k": 0.026, "v": -0.059, "o": -0.030},
-    0.7: {"q": 0.025, "k": 0.021, "v": -0.042, "o": -0.023},
-}
-"""How far the ratios of q, k, v and o lie from their block's, on average over the profiles that
-EvoPress searched for four models of 7 to 8 billion weights (arXiv 2410.14649), by sparsity."""
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -186,7 +178,7 @@ WITH_OFFSETS: dict[str, Score] = {
     "first, tail, offsets": lambda m: keep_first(m.tail()),
     "ends, tail, offsets": lambda m: keep_ends(m.tail()),
 }
-"""Scores whose ratios differ between kinds of layers by ``OFFSETS``."""
+"""Scores whose ratios differ between kinds of layers by ``presets.KIND_OFFSETS``."""
 
 SCORES = DEPTH | ALPHA | TRIALS | WITH_OFFSETS
 CONTROLS = ("uniform", *DEPTH, *ACTIVATIONS, *FIXED, "er")
@@ -210,7 +202,7 @@ def ratios(rule: str, eps: float | None, sparsity: float, measured: Measured) ->
     by_block = dict(zip(measured.units, _blocks(rule, eps or 0.0, sparsity, measured), strict=True))
     if rule not in WITH_OFFSETS:
         return {layer.name: float(by_block[layer.unit]) for layer in layers}
-    offsets = OFFSETS[min(OFFSETS, key=lambda s: abs(s - sparsity))]
+    offsets = presets.KIND_OFFSETS[min(presets.KIND_OFFSETS, key=lambda s: abs(s - sparsity))]
     wanted = np.array([by_block[layer.unit] + offsets.get(layer.kind, 0.0) for layer in layers])
     numel = np.array([layer.numel for layer in layers], dtype=np.float64)
     found = shift(wanted, numel, budget=sparsity, bounds=presets.SPARSITY_BOUNDS)

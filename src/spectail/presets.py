@@ -107,6 +107,15 @@ DLP_WIDTH = 0.15
 DSA_LAMBDA = 0.07
 """Half the range of the ratios that DSA takes over from OWL (NeurIPS 2024)."""
 
+KIND_OFFSETS = {
+    0.5: {"q": 0.049, "k": 0.040, "v": -0.090, "o": -0.030},
+    0.6: {"q": 0.038, "k": 0.026, "v": -0.059, "o": -0.030},
+    0.7: {"q": 0.025, "k": 0.021, "v": -0.042, "o": -0.023},
+}
+"""How far the ratio of zeros of q, k, v and o lies from that of their block, by sparsity: the means
+over the ratios that EvoPress (arXiv 2410.14649) searched for four models of 7 to 8 billion weights
+(``experiments/allocation/profiles.py``)."""
+
 LLR_TRANSITION = 50
 """Steps over which LLR moves from one set of rates to the next (arXiv 2605.22297; 20 in its shorter
 runs)."""

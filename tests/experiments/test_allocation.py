@@ -80,6 +80,7 @@ def test_rules_are_those_of_the_product() -> None:
     same = {
         **{name: name for name in (*ACTIVATIONS, *FIXED, "er", "uniform")},
         "depth: first-last": "depth:first-last",
+        "first, offsets": "depth-kind:first",
         "FARMS default": "farms",
         "farms-tail": "farms-tail",
         "AlphaPruning": "alphapruning",

@@ -18,6 +18,7 @@ from torch import nn
 import spectail as st
 from spectail.errors import AllocationError, PruneError
 from spectail.models.naming.blocks import unit_of
+from spectail.models.naming.kinds import kind_of
 from spectail.pruning.allocators import (
     allocator_names,
     as_allocator,
@@ -178,7 +179,7 @@ def test_without_eps_the_published_settings_hold() -> None:
 @pytest.mark.parametrize(
     ("name", "eps", "calibration", "message"),
     [
-        ("magic", None, None, "allocation must be one of uniform, depth, farms, "),
+        ("magic", None, None, "allocation must be one of uniform, depth, depth-kind, farms, "),
         ("depth:up", None, None, "depth:FORM needs a form among rising, falling, first, "),
         ("owl:up", None, None, "allocation must be one of uniform, "),
         ("owl", None, None, "the allocation owl needs calibration text"),
@@ -334,3 +335,25 @@ def test_depth_reads_no_weights_and_its_eps_spans_what_alpha_spans() -> None:
     assert found.settings == {"rule": "depth", "form": "falling", "eps": 0.3}
     assert len(as_allocator("depth").settings) == 7 * len(as_allocator("farms").settings)
     assert as_allocator("depth").prepare(model, 0.5)().settings["form"] == "rising"
+
+
+def test_offsets_of_kinds_move_layers_within_their_block() -> None:
+    model = decoder("llama")
+    plain_depth = as_allocator("depth:first").prepare(model, 0.6)(0.3)
+    found = as_allocator("depth-kind:first").prepare(model, 0.6)(0.3)
+    assert abs(found.realised - 0.6) < 1e-9
+    moved = {name: found[name] - plain_depth[name] for name in found}
+    # All layers of a kind move alike, and kinds move against each other as the table says.
+    by_kind = {}
+    for name, value in moved.items():
+        by_kind.setdefault(kind_of(name), set()).add(round(value, 9))
+    assert all(len(values) == 1 for values in by_kind.values())
+    moves = {kind: values.pop() for kind, values in by_kind.items()}
+    for kind, offset in {"q": 0.038, "k": 0.026, "v": -0.059, "o": -0.030}.items():
+        assert moves[kind] - moves["up"] == pytest.approx(offset)
+    assert found.settings == {"rule": "depth-kind", "form": "first", "eps": 0.3}
+    halfway = as_allocator("depth-kind:first").prepare(model, 0.65)(0.0)
+    names = {kind_of(name): name for name in halfway}
+    assert halfway[names["v"]] - halfway[names["up"]] == pytest.approx(-(0.059 + 0.042) / 2)
+    with pytest.raises(PruneError, match="depth-kind:FORM needs a form among"):
+        as_allocator("depth-kind:up")

@@ -103,7 +103,8 @@ def prune(
         str,
         typer.Option(
             help="How many zeros each layer gets: "
-            f"{', '.join(allocator_names())}, depth:FORM, or a file of spectail allocate."
+            f"{', '.join(allocator_names())}, depth:FORM, depth-kind:FORM, or a file of "
+            "spectail allocate."
         ),
     ] = "farms",
     calibration: Calibration = None,

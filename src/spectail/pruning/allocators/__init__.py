@@ -26,6 +26,7 @@ from spectail.pruning.setting import Setting
 ALLOCATORS: list[Allocator] = [
     Uniform(),
     Depth(),
+    Depth(by_kind=True),
     ByAlpha("farms", "alpha in windows, cutoff at the median", presets.FARMS),
     ByAlpha(
         "farms-tail",
