@@ -87,6 +87,8 @@ class Grid:
     maps: tuple[str, ...]
     kinds: bool = False
     """Whether the network has several kinds of layers, so that there is a control of kinds."""
+    beside: tuple[float, ...] = ()
+    """Base rates that only one rate is trained with, for the table: no rule may choose them."""
 
     @property
     def rules(self) -> list[str]:
@@ -123,6 +125,9 @@ class Study:
                 for rule in grid.rules:
                     for candidate in grid.candidates(rule):
                         yield key(case, candidate, seed), partial(train, case, candidate, seed)
+            for candidate in (Candidate(PLAIN, lr) for lr in grid.beside):
+                for seed in range(self.seeds):
+                    yield key(case, candidate, seed), partial(train, case, candidate, seed)
 
     def complete(self, done: Mapping[str, Any], case: str) -> int:
         """The number of seeds that have been run with all candidates."""
@@ -274,24 +279,28 @@ def _every_row(
 ) -> Iterator[list[str]]:
     """One row per candidate: mean and spread over seeds."""
     seeds, grid = range(study.complete(done, case)), study.grids[case]
-    for rule in grid.rules:
-        for candidate in grid.candidates(rule):
-            runs = [done[key(case, candidate, seed)] for seed in seeds]
-            found = [run["test"] for run in runs]
-            # One rate has no map, so it compares only where alpha has a single one.
-            maps = grid.maps if rule == PLAIN else (candidate.map,)
-            alphas = [Candidate(ALPHA, candidate.lr, maps[0])] * len(seeds)
-            comparable = len(maps) == 1 and rule != ALPHA
-            yield [
-                str(candidate).replace(PLAIN, study.plain).replace(" | ", ", "),
-                mean_and_spread([run["validation"] for run in runs], digits),
-                mean_and_spread(found, digits),
-                _less(found, _tests(done, case, alphas), digits) if comparable else "",
-                *(
-                    mean_and_spread([run[w] for run in runs], 2) if rule != PLAIN else ""
-                    for w in ("mean factor", "alpha and depth")
-                ),
-            ]
+    candidates = [c for rule in grid.rules for c in grid.candidates(rule)]
+    beside = [Candidate(PLAIN, lr) for lr in grid.beside]
+    # One rate has no map, so it compares only where alpha has a single one.
+    map_of_plain = grid.maps[0] if len(grid.maps) == 1 else None
+    for candidate in (*beside, *candidates):
+        if not all(key(case, candidate, seed) in done for seed in seeds):
+            continue
+        runs = [done[key(case, candidate, seed)] for seed in seeds]
+        tests = [run["test"] for run in runs]
+        plain = candidate.arrangement == PLAIN
+        alpha = Candidate(ALPHA, candidate.lr, (map_of_plain if plain else candidate.map) or "")
+        comparable = alpha in candidates and alpha != candidate
+        yield [
+            str(candidate).replace(PLAIN, study.plain).replace(" | ", ", "),
+            mean_and_spread([run["validation"] for run in runs], digits),
+            mean_and_spread(tests, digits),
+            _less(tests, _tests(done, case, [alpha] * len(seeds)), digits) if comparable else "",
+            *(
+                "" if plain else mean_and_spread([run[w] for run in runs], 2)
+                for w in ("mean factor", "alpha and depth")
+            ),
+        ]
 
 
 def _tests(done: Mapping[str, Any], case: str, by_seed: Sequence[Candidate]) -> list[float]:

@@ -37,7 +37,7 @@ class Settings:
     """Sizes of a run; networks, data and training as in ``experiments.images``."""
 
     grids: dict[str, Grid] = field(
-        default_factory=lambda: {"VGG-16": Grid((0.05,), ("linear:0.5:1.5",))}
+        default_factory=lambda: {"VGG-16": Grid((0.05,), ("linear:0.5:1.5",), beside=(0.0375,))}
     )
     """By network. Alphas are those of whole matrices, which gained most there."""
     width: int = 16

@@ -104,8 +104,13 @@ def test_tables_compare_seed_by_seed() -> None:
     assert f"| {slower} | {result} |" in every
     # One rate has no map and compares with alpha only where there is a single one.
     assert "| one rate, 0.2 | 0.0 ± 0.0 | 80.0 ± 10.0 |  |  |  |" in every
-    single = Study({"net": Grid((0.2,), GRID.maps[:1])}, 3, "one rate", best=max)
-    found = tables(filled(single, outcome), single, 1)["every setting"]
+    single = Study({"net": Grid((0.2,), GRID.maps[:1], beside=(0.3,))}, 3, "one rate", best=max)
+    done = filled(single, outcome)
+    assert "0.3" not in tables(done, single, 1)["every setting"]  # not run yet
+    done |= {key("net", Candidate(PLAIN, 0.3), i): {"validation": 9, "test": 9} for i in range(3)}
+    assert single.chosen(done, "net", PLAIN, 0).lr == 0.2
+    found = tables(done, single, 1)["every setting"]
+    assert "| one rate, 0.3 | 9.0 ± 0.0 | 9.0 ± 0.0 |  |  |  |" in found
     assert "| one rate, 0.2 | 0.0 ± 0.0 | 80.0 ± 10.0 | -2.0 ± 0.0 |  |  |" in found
 
 
