@@ -116,16 +116,20 @@ def _size(layers: Layers, power: float) -> Array:
     return layers.numel[:, None] ** power * four(layers)
 
 
+def _mean_error(layers: Layers, power: float) -> Array:
+    return layers.numel[:, None] ** power * layers.errors.mean(axis=0)
+
+
 def _absolute(layers: Layers, power: float) -> Array:
     return (layers.numel * layers.variance)[:, None] ** power * layers.errors
 
 
 def _alpha(layers: Layers, gamma: float) -> Array:
-    return _relative(layers, SIZE_POWER) * _low(layers.alpha, gamma)
+    return _relative(layers, 0.0) * _low(layers.alpha, gamma)
 
 
 def _first(layers: Layers, factor: float) -> Array:
-    return _relative(layers, SIZE_POWER) * np.where(layers.block == 0, factor, 1.0)[:, None]
+    return _relative(layers, 0.0) * np.where(layers.block == 0, factor, 1.0)[:, None]
 
 
 def _noise(layers: Layers, power: float) -> Array:
@@ -138,18 +142,16 @@ def _low(alpha: Array, gamma: float) -> Array:
     return ((np.median(alpha) / alpha) ** gamma)[:, None]
 
 
-SIZE_POWER = 0.5
-"""How a layer's size counts where another quantity is tried: between not at all and fully."""
-
 RULES: dict[str, Rule] = {
     "uniform": Rule("one width; a mixture spread over depth in between", _uniform, (0.0,)),
     "relative error": Rule("numel^p t^2", _relative, (0.0, -0.5, 0.5)),
     "size alone": Rule("numel^p 4^-b, no weights read", _size, (0.0, -0.5, 0.5)),
+    "size, mean error": Rule("numel^p t^2, the mean of all layers", _mean_error, (0.0, -0.5, 0.5)),
     "variance": Rule("numel Var(W)^p 4^-b", _variance, (0.25, 0.5, 1.0)),
     "AlphaQ": Rule("numel Var(W) (alpha0 / alpha)^g 4^-b", _alphaq, (1.0, 3.0, 10.0)),
     "llama.cpp": Rule("its rule, for v and down, by so many bits", _llama_cpp, (0.5, 1.0, 2.0)),
-    "first block": Rule("numel^0.5 t^2, the first block times a factor", _first, (2.0, 4.0, 16.0)),
-    "error and alpha": Rule("numel^0.5 (alpha0 / alpha)^g t^2", _alpha, (2.0, 5.0, 10.0)),
+    "first block": Rule("t^2, the first block times a factor", _first, (2.0, 4.0, 16.0)),
+    "error and alpha": Rule("(alpha0 / alpha)^g t^2", _alpha, (1.0, 2.0, 5.0)),
     "absolute error": Rule("(numel Var(W))^p t^2", _absolute, (0.25, 0.5, 1.0)),
     "error and noise": Rule("a^p t^2, a measured with noise", _noise, (0.5, 0.75, 1.0)),
 }

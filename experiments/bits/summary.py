@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from experiments.bits.rules import RULES, WIDTHS
+from experiments.bits.rules import RULES, WIDTHS, real_bits
 from experiments.bits.steps import (
     Settings,
     chosen_candidate,
@@ -35,14 +35,18 @@ def summarise(done: Found, settings: Settings) -> dict[str, Any]:
         str(budget): {
             rule: _row(done, budget, rule, settings.draws)
             for rule in RULES
-            if test_key(budget, rule, 0) in done
+            if all(select_key(budget, rule, c) in done for c in RULES[rule].candidates)
         }
         for budget in settings.budgets
     }
     for rows in budgets.values():
         if "uniform" in rows:
+            uniform = rows["uniform"]
             for row in rows.values():
-                row["over uniform"] = _over(row["tests"], rows["uniform"]["tests"])
+                row["over uniform, selection"] = number(row["selection"]) / number(
+                    uniform["selection"]
+                )
+                row["over uniform"] = _over(row["tests"], uniform["tests"])
     draws = [done[f"dense | {d}"] for d in range(settings.draws) if f"dense | {d}" in done]
     return {
         "dense": {"selection": done.get("dense | selection"), "tests": list(map(_mean, draws))},
@@ -73,12 +77,14 @@ def _row(done: Found, budget: int, rule: str, draws: int) -> dict[str, Any]:
     complete = next((i for i, key in enumerate(keys) if key not in done), draws)
     tests = [_mean(done[key]["texts"]) for key in keys[:complete]]
     candidate = chosen_candidate(done, budget, rule)
-    first = done[keys[0]]
+    chosen = done[select_key(budget, rule, candidate)]
+    layers = layers_of(done)
+    widths = dict(zip(layers.names, map(int, chosen["widths"]), strict=True))
     return {
         "candidate": candidate,
-        "bits": first["bits"],
-        "widths": {str(b): first["widths"].count(str(b)) for b in WIDTHS},
-        "selection": done[select_key(budget, rule, candidate)]["perplexity"],
+        "bits": real_bits(layers, widths),
+        "widths": {str(b): chosen["widths"].count(str(b)) for b in WIDTHS},
+        "selection": chosen["perplexity"],
         "tests": tests,
     }
 
@@ -115,11 +121,12 @@ def _cells(row: Mapping[str, Any] | None) -> list[str]:
         return ["", "", "", "not run yet", ""]
     tests, ratios = row["tests"], row.get("over uniform", [])
     spread = f" ± {stdev(tests):.3g}" if len(tests) > 1 else ""
+    shown = f"{fmean(tests):.4g}{spread} ({len(tests)})" if tests else "not run yet"
     return [
         f"{row['candidate']:g}",
         f"{row['bits']:.3f}",
         _number(row["selection"]),
-        f"{fmean(tests):.4g}{spread} ({len(tests)})",
+        shown,
         f"{fmean(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})" if ratios else "",
     ]
 
