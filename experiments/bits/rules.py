@@ -117,7 +117,7 @@ def _size(layers: Layers, power: float) -> Array:
 
 
 def _mean_error(layers: Layers, power: float) -> Array:
-    return layers.numel[:, None] ** power * layers.errors.mean(axis=0)
+    return np.asarray(layers.numel[:, None] ** power * layers.errors.mean(axis=0))
 
 
 def _absolute(layers: Layers, power: float) -> Array:
