@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = WORK / "quick" if options.quick else JOURNALS
     journal = Journal.open(folder / f"{Path(options.model).stem}.jsonl", kept, fresh=options.fresh)
     experiment = Experiment(Subject(model), tokenizer, texts, settings=settings, journal=journal)
-    finished = _run(experiment, options.seconds)
+    finished = run_all(experiment, options.seconds)
     if not options.quick:
         publish_all(settings)
     return 0 if finished else 3
@@ -68,7 +68,7 @@ def publish_all(settings: Settings) -> None:
     draw(journals, settings, ROOT / "docs" / "images" / "allocation.png")
 
 
-def _run(experiment: Experiment, seconds: float | None) -> bool:
+def run_all(experiment: Experiment, seconds: float | None) -> bool:
     """Do the steps in their order; False if the time ran out before the last."""
     until = None if seconds is None else time.monotonic() + seconds
 

@@ -109,11 +109,11 @@ class Experiment:
         """Perplexity and NeuroAL's distance, pruned by the statistics of the dense model."""
         tokens = self._tokens("selection", 0)
         if self._norms is None:
-            self._norms = self.subject.perplexity_and_norms(tokens)[1]
+            self._norms = self.subject.score_and_norms(tokens)[1]
         seen = self._statistics(0) if target[0] != "magnitude" else None
         with self.subject.borrowed():
             self.subject.prune_at_once(self._ratios(target, rule, eps, 0), target[0], seen)
-            found, norms = self.subject.perplexity_and_norms(tokens)
+            found, norms = self.subject.score_and_norms(tokens)
         return found, distance(self._norms, norms)
 
     def _test(self, target: tuple[str, float], rule: str, draw: int) -> dict[str, Any]:
@@ -155,18 +155,12 @@ class Experiment:
         return self._seen[draw]
 
     def _tests(self, draw: int) -> dict[str, float]:
-        return {
-            name: self.subject.perplexity(self._tokens(name, draw)) for name in self.texts.tests
-        }
+        return {name: self.subject.score(self._tokens(name, draw)) for name in self.texts.tests}
 
     def _tokens(self, what: str, draw: int) -> Tensor:
         """Sequences (n, seq_len) of a text, drawn by seed; BOS as the model needs it."""
         if (what, draw) not in self._drawn:
-            text, samples = {
-                "calibration": (self.texts.calibration, self.settings.calibration),
-                "selection": (self.texts.selection, self.settings.selection),
-                **{name: (text, self.settings.tests) for name, text in self.texts.tests.items()},
-            }[what]
+            text, samples = self._text(what)
             self._drawn[what, draw] = calibration_tokens(
                 self.tokenizer,
                 text,
@@ -176,6 +170,14 @@ class Experiment:
                 model=self.subject.model,
             )
         return self._drawn[what, draw]
+
+    def _text(self, what: str) -> tuple[str, int]:
+        """A text, and how many samples are drawn from it."""
+        return {
+            "calibration": (self.texts.calibration, self.settings.calibration),
+            "selection": (self.texts.selection, self.settings.selection),
+            **{name: (text, self.settings.tests) for name, text in self.texts.tests.items()},
+        }[what]
 
 
 def scores(

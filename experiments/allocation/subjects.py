@@ -61,8 +61,6 @@ class Subject:
         self.model = model.float().eval()
         self.weights: list[Weight] = [target.weight for target in make_targets(self.model, 0.0)]
         self.first = [weight.read().clone() for weight in self.weights]
-        vocabulary = int(self.model.get_output_embeddings().weight.shape[0])
-        self.at_once = partial(_at_once, vocabulary)
 
     @contextmanager
     def borrowed(self) -> Iterator[nn.Module]:
@@ -81,20 +79,22 @@ class Subject:
             for w in self.weights
         )
 
-    def perplexity(self, tokens: Tensor) -> float:
-        """Exp of the mean negative log-likelihood of sequences (n, length), first tokens apart."""
+    def score(self, tokens: Tensor) -> float:
+        """Perplexity on sequences (n, length), first tokens apart; lower is better."""
+        vocabulary = int(self.model.get_output_embeddings().weight.shape[0])
+        at_once = max(1, LOGITS // (vocabulary * tokens.shape[1]))
         with torch.inference_mode():
             losses = [
                 loss
-                for batch in torch.split(tokens, self.at_once(tokens))
+                for batch in torch.split(tokens, at_once)
                 for loss in batch_losses(self.model, batch)
             ]
         return math.exp(sum(losses) / len(losses))
 
-    def perplexity_and_norms(self, tokens: Tensor) -> tuple[float, list[Tensor]]:
+    def score_and_norms(self, tokens: Tensor) -> tuple[float, list[Tensor]]:
         """The same, and of every layer the norms of its inputs over their sum: NeuroAL's signal."""
         with watching(self.weights, Squares) as seen:
-            found = self.perplexity(tokens)
+            found = self.score(tokens)
         norms = [seen[site].squares.sqrt() for site in dict.fromkeys(map(site_of, self.weights))]
         return found, [norm / norm.sum() for norm in norms]
 
@@ -159,8 +159,3 @@ def measured_of(
 ) -> Measured:
     """Put together what rules look at."""
     return Measured(layers, alphas, variances, blocks, fixed)
-
-
-def _at_once(vocabulary: int, tokens: Tensor) -> int:
-    """How many sequences go through the model together."""
-    return max(1, LOGITS // (vocabulary * tokens.shape[1]))

@@ -16,9 +16,14 @@ from experiments.drawing import COLOURS, QUIET, panels, save
 from spectail.models.naming.blocks import unit_of
 from spectail.results.depth import rank_correlation
 
-TEXTS = ("handbook", "Shakespeare")
-"""The test texts; a perplexity of the tables is the geometric mean over them."""
-NAMES = {"smollm2": "SmolLM2-135M", "gemma": "Gemma-3-270M"}
+CHOICE = ("eps", "sparsity")
+"""What a tested row holds beside a score per test text; tables show the scores' geometric mean."""
+NAMES = {
+    "smollm2": "SmolLM2-135M",
+    "gemma": "Gemma-3-270M",
+    "minilm": "MiniLM",
+    "antiberty": "AntiBERTy",
+}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -61,7 +66,7 @@ def test_draws(
     for draw in range(settings.draws):
         row = done.get(test_key(target, rule, draw))
         if row is not None:
-            by_text = [row[text] if row[text] is not None else math.inf for text in TEXTS]
+            by_text = [math.inf if row[k] is None else row[k] for k in row if k not in CHOICE]
             found.append(math.exp(fmean(map(math.log, by_text))))
     return found
 
@@ -160,7 +165,7 @@ def _tested(journals: Mapping[str, Mapping[str, Any]], settings: Settings) -> st
         if not draws:
             return ""
         eps = _eps(done, target, rule)
-        digits = 0 if fmean(draws) >= 100 else 1
+        digits = 0 if fmean(draws) >= 100 else 1 if fmean(draws) >= 1 else 4
         return mean_and_spread(draws, digits) + ("" if eps is None else f" ({eps:g})")
 
     rows = [
@@ -210,6 +215,8 @@ def _with_depth(journals: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for model, done in journals.items():
         for spec in ("whole, peak", "published windows", "median", "tail"):
+            if f"alphas | {spec}" not in done:
+                continue
             alphas: dict[str, list[float]] = {}
             for name, alpha in done[f"alphas | {spec}"].items():
                 alphas.setdefault(unit_of(name) or name, []).append(alpha)
