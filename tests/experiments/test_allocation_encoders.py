@@ -61,9 +61,9 @@ def test_the_score_is_the_mean_distance_of_embeddings(toy: Any) -> None:
     encoder, tokens = Encoder(toy), torch.arange(24).reshape(3, 8)
     assert encoder.score(tokens) == pytest.approx(0, abs=1e-6)
     dense = embed(toy, tokens).clone()
-    with encoder.borrowed() as model, torch.no_grad():
-        model.encoder.layer[1].output.dense.weight.mul_(-1)
-        moved = model(tokens).last_hidden_state.mean(1)
+    with encoder.borrowed(), torch.no_grad():
+        toy.encoder.layer[1].output.dense.weight.mul_(-1)
+        moved = toy(tokens).last_hidden_state.mean(1)
         angles = [(a @ b / (a.norm() * b.norm())).item() for a, b in zip(moved, dense, strict=True)]
         assert encoder.score(tokens) == pytest.approx(1 - sum(angles) / 3, abs=1e-5)
         assert encoder.score(tokens) > 0.01
