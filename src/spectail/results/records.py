@@ -201,8 +201,10 @@ class LayerRecord:
         "",
     )
     spectrum: Spectrum | None = field(default=None, repr=False)
+    group_range: float = field(default=math.nan, repr=False)
+    """Mean squared range of groups of 128 weights, over the mean square of the weights."""
     rounding: tuple[Rounding, ...] = field(default=(), repr=False)
-    """The error of each format that the weights were rounded to; ``allocate`` chooses by it."""
+    """The error of each format, if asked for: ``allocate`` chooses bits by it."""
 
     @property
     def no_weight(self) -> str | None:
@@ -216,9 +218,13 @@ class LayerRecord:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, with None for NaN."""
         values: dict[str, Any] = plain(self.row())
-        rounding = [list(dataclasses.astuple(found)) for found in self.rounding]
-        spectrum = self.spectrum and dataclasses.asdict(self.spectrum)
-        return values | {"spectrum": spectrum, "rounding": rounding}
+        stored = values | {
+            "spectrum": self.spectrum and dataclasses.asdict(self.spectrum),
+            "group_range": plain(self.group_range),
+        }
+        if self.rounding:
+            stored["rounding"] = [list(dataclasses.astuple(found)) for found in self.rounding]
+        return stored
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LayerRecord:
@@ -235,7 +241,6 @@ class LayerRecord:
                 tuple(spectrum["counts"]),
                 tuple((r, x) for r, x in spectrum["top"]),
             )
-        # Analyses of earlier versions have none.
         rounding = tuple(Rounding(*found) for found in known.pop("rounding", ()))
         return cls(**known, spectrum=spectrum, rounding=rounding)
 
