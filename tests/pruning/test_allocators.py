@@ -344,7 +344,7 @@ def test_offsets_of_kinds_move_layers_within_their_block() -> None:
     assert abs(found.realised - 0.6) < 1e-9
     moved = {name: found[name] - plain_depth[name] for name in found}
     # All layers of a kind move alike, and kinds move against each other as the table says.
-    by_kind = {}
+    by_kind: dict[str, set[float]] = {}
     for name, value in moved.items():
         by_kind.setdefault(kind_of(name), set()).add(round(value, 9))
     assert all(len(values) == 1 for values in by_kind.values())
