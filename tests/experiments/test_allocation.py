@@ -152,7 +152,7 @@ def test_searched_profiles_have_their_budget_and_depth_its_correlation() -> None
 def test_the_committed_tables_follow_from_the_committed_journals() -> None:
     paths = {path.stem: path for path in command.JOURNALS.glob("*.jsonl")}
     if not paths:
-        pytest.skip("no journal is kept yet")
+        pytest.skip("the source distribution holds no journals")
     order = [name for name in MODELS if name in paths]
     journals = {name: summary.read(paths[name]) for name in order}
     kept = (command.JOURNALS.parent / "tables.md").read_text(encoding="utf-8")
