@@ -82,6 +82,9 @@ def _run(folder: Path, tmp_path: Path, *options: str) -> int:
         ["--method", "wanda", "--allocation", "owl"],
         ["--method", "sparsegpt", "--allocation", "alphapruning", "--eps", "0.1"],
         ["--method", "sparsegpt", "--allocation", "uniform", "--pattern", "2:4"],
+        ["--method", "wanda", "--allocation", "dlp", "--eps", "0.2"],
+        ["--method", "magnitude", "--allocation", "lamp"],
+        ["--method", "magnitude", "--allocation", "depth-kind:first", "--eps", "0.3"],
     ],
     ids=" ".join,
 )
@@ -388,6 +391,23 @@ def test_the_same_eps_for_owl_and_a_selection_text_for_magnitude(
     selected = json.loads((tmp_path / "b" / "pruning.json").read_text())["selected"]
     assert selected["text"] == "text.txt"
     assert selected["dense"]["sequences"] == 16
+
+
+def test_the_form_of_depth_is_chosen_with_its_eps(folder: Path, tmp_path: Path, text: Path) -> None:
+    words = ["--selection", str(text), "--seq-len", "16", "--sparsity", "0.5", "--quiet"]
+    options = ["--allocation", "depth-kind", "--eps", "auto", "--method", "magnitude"]
+    assert _run(folder, tmp_path, *words, *options) == 0
+    selected = json.loads((tmp_path / "out" / "pruning.json").read_text())["selected"]
+    candidates = {(c["form"], c["eps"]): c["perplexity"] for c in selected["candidates"]}
+    assert len(candidates) == 42
+    chosen = (selected["form"], selected["eps"])
+    assert candidates[chosen] == min(candidates.values())
+    settings = st.Allocation.load(tmp_path / "out" / "allocation.json").settings
+    assert (settings["form"], settings["eps"]) == chosen
+    assert len(settings["eps_scores"]) == 42
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "the block&#39;s place in depth and the kind of layer" in page
+    assert "first-falling" in page
 
 
 @pytest.fixture(scope="module")
