@@ -68,6 +68,7 @@ def test_depth_of_an_allocation_looks_at_no_alpha(form: str) -> None:
     assert abs(found.realised - 0.6) < 1e-9
     assert {share.alpha for share in found.shares} == {None}
     assert found.settings["by"] == f"depth:{form}"
+    assert found.depth_correlations is None
     assert dict(st.Allocation.from_dict(found.to_dict())) == dict(found)
     by_block = {share.unit: share.value for share in found.shares}
     order = np.argsort(depth_scores(list(by_block), form), kind="stable")

@@ -155,7 +155,7 @@ def test_a_file_of_allocate_and_a_quiet_run(
         ),
         (
             ["--sparsity", "0.5", "--allocation", "uniform", "--eps", "auto"],
-            "eps goes with depth, farms, farms-tail,",
+            "eps goes with depth, depth-kind, farms,",
         ),
         (
             ["--sparsity", "0.5", "--method", "magnitude", "--eps", "auto"],

@@ -108,8 +108,11 @@ class Allocation(Mapping[str, float]):
 
         What was measured is alpha, or a setting with a number per unit (OWL's
         ``outlier_percent``). A block has the means of its layers, weighted by numel. The result is
-        None for fewer than four blocks, and if all blocks have one value.
+        None for fewer than four blocks, if all blocks have one value, and for a rule that goes by
+        depth alone, where the number would say nothing.
         """
+        if self.settings.get("rule", self.settings.get("by", "")).startswith("depth"):
+            return None
         blocks: dict[str, list[LayerValue]] = {}
         for share in self.shares:
             # Layers in no block have no depth.

@@ -54,6 +54,10 @@ _BOS: dict[Rule, str] = {
 }
 
 
+LISTED = 8
+"""How many candidates the text lists; a choice of eps alone has fewer."""
+
+
 def prune_html(done: Pruned, *, source: str, command: str) -> str:
     """Return the page of a run; ``source`` names the model, ``command`` repeats the run."""
     report = done.report
@@ -339,14 +343,18 @@ def _rule(plan: PruningPlan, allocation: Allocation) -> str:
 
 
 def _choice(selected: Selected) -> str:
+    """Describe the choice; of many candidates only the best are named, the picture has all."""
+    by_score = sorted(selected.perplexities, key=lambda pair: (math.isnan(pair[1]), pair[1]))
+    many = len(by_score) > LISTED
     scores = ", ".join(
         f"{s.key}: {value:.5g}" if math.isfinite(value) else f"{s.key}: no number"
-        for s, value in selected.perplexities
+        for s, value in (by_score[:LISTED] if many else selected.perplexities)
     )
+    best = f"the best of {len(by_score)}: " if many else ""
     return (
-        f"{selected.setting.key}, the candidate of the lowest selection perplexity ({scores}; "
-        f"dense {selected.dense:.5g}) on {selected.text}, each pruned by the same method on the "
-        "same calibration text. This is no test result."
+        f"{selected.setting.key}, the candidate of the lowest selection perplexity "
+        f"({best}{scores}; dense {selected.dense:.5g}) on {selected.text}, each pruned by the same "
+        "method on the same calibration text. This is no test result."
     )
 
 

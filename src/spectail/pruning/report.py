@@ -97,8 +97,11 @@ class Selected:
     logits are NaN."""
 
     def describe(self) -> str:
-        """Return one line with the choice and the perplexities of all candidates."""
-        shown = ", ".join(f"{s.key}: {value:.5g}" for s, value in self.perplexities)
+        """Return one line with the choice and the perplexities of the candidates' form."""
+        # A rule with several forms has dozens of candidates; the saved report holds them all.
+        shown = ", ".join(
+            f"{s.key}: {value:.5g}" for s, value in self.perplexities if s.form == self.setting.form
+        )
         return (
             f"{self.setting} chosen by selection perplexity (not a test result) on "
             f"{self.text}: {shown}"
