@@ -20,10 +20,11 @@ from torch.nn.functional import cosine_similarity
 
 from experiments.allocation.__main__ import JOURNALS, run_all
 from experiments.allocation.antibodies import antibodies
+from experiments.allocation.rules import READS_NO_WEIGHTS
 from experiments.allocation.steps import Experiment, Settings
 from experiments.allocation.subjects import Subject
 from experiments.allocation.summary import read, tables
-from experiments.common import ROOT, Journal, fill_page
+from experiments.common import ROOT, Journal, fill_page, run_steps
 from experiments.pruning.texts import Texts, installed
 from experiments.stability.catalogue import CATALOGUE, find
 from spectail.pruning import scores
@@ -183,7 +184,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sampler=sampler,
         ends=ends,
     )
-    finished = run_all(experiment, options.seconds)
+    finished = run_all(experiment, options.seconds) and all(
+        # Tests are cheap here, so all rules that read no weights are shown, chosen or not.
+        run_steps(journal, experiment.testing(target, READS_NO_WEIGHTS), seconds=options.seconds)
+        for target in SETTINGS.targets
+    )
     publish()
     return 0 if finished else 3
 

@@ -12,7 +12,7 @@ import torch
 from experiments.allocation import encoders, steps
 from experiments.allocation.antibodies import HEAVY, LIGHT, RESIDUES, antibodies
 from experiments.allocation.encoders import Encoder, embed, encoder_tables, lines, removal_order
-from experiments.allocation.rules import RULES
+from experiments.allocation.rules import READS_NO_WEIGHTS, RULES
 from experiments.common import ROOT
 from experiments.pruning.texts import Texts
 
@@ -137,7 +137,7 @@ def test_a_run_goes_on_ends_and_fills_the_tables(
     done = dict(json.loads(line) for line in kept[1:])
     for target in TOY.targets:
         assert all(done[steps.select_key(target, rule, 0.3)] for rule in ("owl", "farms-tail"))
-        for rule in steps.finalists(done, TOY, target):
+        for rule in (*steps.finalists(done, TOY, target), *READS_NO_WEIGHTS):
             row = done[steps.test_key(target, rule, 1)]
             assert row["sparsity"] == pytest.approx(0.5, abs=1e-3)
             assert row["one"] > 0
