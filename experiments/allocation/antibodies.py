@@ -3,6 +3,7 @@
 No package at hand ships enough natural antibodies. A chain here is a germline V gene, a CDR3 of
 drawn residues and a J gene, as V(D)J recombination joins them; then single residues are replaced,
 as somatic hypermutation does. The V genes are divided between calibration, selection and tests.
+They were not checked against a database: these are antibody-like sequences, not reference genes.
 """
 
 from __future__ import annotations
