@@ -3,8 +3,6 @@
 import math
 from itertools import pairwise
 
-import gguf
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -24,6 +22,9 @@ from spectail.core.quantisers import (
 )
 from spectail.core.quantisers.base import sampled_rows
 from spectail.errors import SpecError
+
+gguf = pytest.importorskip("gguf")
+ml_dtypes = pytest.importorskip("ml_dtypes")
 
 ALL = pytest.mark.parametrize("quantiser", QUANTISERS, ids=lambda q: q.name)
 NAMES = [quantiser.name for quantiser in QUANTISERS]
