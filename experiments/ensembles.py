@@ -27,8 +27,10 @@ def student(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
 
 def row_scaled(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
     """Normal entries whose rows have lognormal scales (sigma 0.5)."""
+    # The entries are drawn before the scales: the results that are kept here have this order.
+    entries = rng.standard_normal(shape)
     scales: Array = np.exp(0.5 * rng.standard_normal((shape[0], 1)))
-    return rng.standard_normal(shape) * scales
+    return entries * scales
 
 
 def low_rank(rng: np.random.Generator, shape: tuple[int, int], share: float = 0.05) -> Array:
@@ -37,9 +39,10 @@ def low_rank(rng: np.random.Generator, shape: tuple[int, int], share: float = 0.
     The entries of both have variance 1.
     """
     rank = max(1, round(share * min(shape)))
+    # The noise is drawn first: the results that are kept here have this order.
+    noise = gaussian(rng, shape)
     product: Array = gaussian(rng, (shape[0], rank)) @ gaussian(rng, (rank, shape[1]))
-    result: Array = gaussian(rng, shape) + product / np.sqrt(rank)
-    return result
+    return noise + product / np.sqrt(rank)
 
 
 LAWS: dict[str, Law] = {
