@@ -42,7 +42,8 @@ def low_rank(rng: np.random.Generator, shape: tuple[int, int], share: float = 0.
     # The noise is drawn first: the results that are kept here have this order.
     noise = gaussian(rng, shape)
     product: Array = gaussian(rng, (shape[0], rank)) @ gaussian(rng, (rank, shape[1]))
-    return noise + product / np.sqrt(rank)
+    result: Array = noise + product / np.sqrt(rank)
+    return result
 
 
 LAWS: dict[str, Law] = {
