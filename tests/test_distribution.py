@@ -124,7 +124,7 @@ def test_the_source_distribution_holds_what_building_testing_and_documenting_nee
     results = {
         name
         for name in wanted
-        if name.endswith((".json", "/tables.md")) and not name.startswith("tests")
+        if name.endswith((".json", ".jsonl", "/tables.md")) and not name.startswith("tests")
     }
     assert wanted - results - held == set()
     assert results & held == set()
