@@ -173,7 +173,7 @@ def test_within_kinds_against_the_plain_loop() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-9)
     plain = st.allocate(analysis, target="sparsity", budget=0.7, map="linear:0.4").table
     assert not np.allclose(found, plain.groupby("unit", sort=False)["value"].first())
-    assert "bounds 0 to 0.998, standardize_by_kind)" in allocation.summary()
+    assert "bounds 0 to 0.998, standardize_by_kind, by alpha)" in allocation.summary()
     assert allocation.settings["standardize_by_kind"] is True
 
 

@@ -235,7 +235,7 @@ def test_a_resumed_run_is_the_same_bit_by_bit(rule: str, background: bool) -> No
     for through in ("torch", "json", "torch"):
         stops = sorted(rng.sample(range(1, steps), 2))
         again, same_factors, other = run(
-            steps, stops=stops, rule=rule, background=background, through=through
+            steps, stops=stops, rule=made, background=background, through=through
         )
         assert same_factors == factors, stops
         assert same(weights_of(model), weights_of(again)), stops
