@@ -1,6 +1,9 @@
-"""Small models and files that many tests measure."""
+"""Small models and files that many tests measure, and the browser that looks at pages."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,3 +36,25 @@ def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "toy.safetensors"
     save_file(weights(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The system's chromium under Playwright; skips with a reason where either is missing."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = [shutil.which(x) for x in ("chromium", "chromium-browser", "google-chrome")]
+    path = next((x for x in found if x), None)
+    if path is None:
+        pytest.skip("no chromium or chrome on the PATH")
+    quiet = [
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+    ]
+    with sync_api.sync_playwright() as driver:
+        chromium = driver.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-gpu", *quiet]
+        )
+        yield chromium
+        chromium.close()

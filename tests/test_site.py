@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -73,17 +72,11 @@ def test_no_page_loads_anything_from_the_network(site: Any) -> None:
         assert [a for a in parser.addresses if re.match(r"(?:https?:)?//", a)] == [], page.name
 
 
-def test_search_finds_a_word_on_pages_opened_from_disk(site: Any) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium or chrome on the PATH")
-    with sync_api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 900})
-        page.goto((site / "index.html").as_uri())
-        page.click("input.md-search__input")
-        page.keyboard.type("jackknife", delay=20)
-        found = page.wait_for_selector(".md-search-result__item")
-        assert "jackknife" in found.inner_text().lower()
-        browser.close()
+def test_search_finds_a_word_on_pages_opened_from_disk(site: Any, browser: Any) -> None:
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.goto((site / "index.html").as_uri())
+    page.click("input.md-search__input")
+    page.keyboard.type("jackknife", delay=20)
+    found = page.wait_for_selector(".md-search-result__item")
+    assert "jackknife" in found.inner_text().lower()
+    page.close()

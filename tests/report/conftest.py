@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -221,25 +219,3 @@ def huge() -> Results:
             pattern = vars(patterns[(b + j) % 7])
             layers.append(LayerRecord(**{**pattern, "name": name, "block": b, "kind": kind}))
     return run_of(layers)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """The system's chromium under Playwright; skips with a reason where either is missing."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = [shutil.which(x) for x in ("chromium", "chromium-browser", "google-chrome")]
-    path = next((x for x in found if x), None)
-    if path is None:
-        pytest.skip("no chromium or chrome on the PATH")
-    quiet = [
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--no-first-run",
-    ]
-    with sync_api.sync_playwright() as driver:
-        chromium = driver.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-gpu", *quiet]
-        )
-        yield chromium
-        chromium.close()
