@@ -163,7 +163,7 @@ def _tested(journals: Mapping[str, Mapping[str, Any]], settings: Settings) -> st
     columns = [
         column
         for column in _columns(journals, settings)
-        if test_draws(column[1], settings, column[2], "uniform")
+        if len(test_draws(column[1], settings, column[2], "uniform")) == settings.draws
     ]
 
     def cell(done: Mapping[str, Any], target: tuple[str, float], rule: str) -> str:
