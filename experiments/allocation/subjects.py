@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import spectail as st
-from experiments.allocation.rules import FIXED, Layer, Measured
+from experiments.allocation.rules import FIXED, Layer
+from experiments.pruning.bench import Borrowed
 from spectail import presets
 from spectail.evaluation import batch_losses
 from spectail.models.live.language import open_language_model
@@ -54,23 +54,11 @@ def open_model(name: str) -> tuple[Any, Any]:
     return open_language_model(str(path))
 
 
-class Subject:
-    """A model that is pruned again and again, and put back each time."""
+class Subject(Borrowed):
+    """A model in float32 that is pruned again and again, and put back each time."""
 
     def __init__(self, model: Any) -> None:
-        self.model = model.float().eval()
-        self.weights: list[Weight] = [target.weight for target in make_targets(self.model, 0.0)]
-        self.first = [weight.read().clone() for weight in self.weights]
-
-    @contextmanager
-    def borrowed(self) -> Iterator[nn.Module]:
-        """The model to prune; afterwards its weights are as at first, bit for bit."""
-        try:
-            yield self.model
-        finally:
-            with torch.no_grad():
-                for weight, values in zip(self.weights, self.first, strict=True):
-                    weight.write(values)
+        super().__init__(model.float())
 
     def layers(self) -> tuple[Layer, ...]:
         """The layers that are pruned."""
@@ -148,14 +136,3 @@ class Subject:
 def distance(dense: list[Tensor], pruned: list[Tensor]) -> float:
     """NeuroAL's: sum over layers of the distance of normalised input norms, over their number."""
     return sum(float((a - b).norm()) / a.numel() for a, b in zip(dense, pruned, strict=True))
-
-
-def measured_of(
-    layers: tuple[Layer, ...],
-    alphas: Mapping[str, Mapping[str, float]],
-    variances: Mapping[str, float],
-    blocks: Mapping[str, Mapping[str, float]],
-    fixed: Mapping[str, Mapping[str, float]],
-) -> Measured:
-    """Put together what rules look at."""
-    return Measured(layers, alphas, variances, blocks, fixed)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,17 +24,13 @@ AT_ONCE = 4
 """Sequences in a forward pass."""
 
 
-@dataclass
-class Bench:
-    """A language model and the weights that it had at first."""
+class Borrowed:
+    """A language model that can be pruned and put back, and the weights that it had at first."""
 
-    model: Any
-
-    def __post_init__(self) -> None:
-        self.model.eval()
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval()
         self.weights: list[Weight] = [target.weight for target in make_targets(self.model, 0.0)]
-        self.first = [weight.read() for weight in self.weights]
-        self.device = next(self.model.parameters()).device
+        self.first = [weight.read().clone() for weight in self.weights]
 
     @contextmanager
     def borrowed(self) -> Iterator[nn.Module]:
@@ -46,6 +41,14 @@ class Bench:
             with torch.no_grad():
                 for weight, values in zip(self.weights, self.first, strict=True):
                     weight.write(values)
+
+
+class Bench(Borrowed):
+    """What is done with the model, on the device where it lies."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.device = next(self.model.parameters()).device
 
     def perplexity(self, tokens: Tensor) -> float:
         """Exp of the mean negative log-likelihood of blocks (n, length).

@@ -20,11 +20,12 @@ from spectail import presets
 from spectail.allocation.allocation import Allocation, LayerValue
 from spectail.errors import PruneError
 from spectail.models.live.walk import module_source
+from spectail.models.live.weights import Weight
 from spectail.models.naming.blocks import unit_of
 from spectail.pruning.calibration import as_tokens
 from spectail.pruning.reached_layers import scope_of
 from spectail.pruning.setting import Setting
-from spectail.pruning.weights_to_prune import Scope, check_sparsity
+from spectail.pruning.weights_to_prune import Scope, check_sparsity, weights_of
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -136,6 +137,12 @@ def layers_by_unit(model: nn.Module, scope: Scope) -> dict[str, dict[str, int]]:
     for layer in scope.cover(module_source(model, fingerprint=False)).layers:
         found.setdefault(unit_of(layer.name) or layer.name, {})[layer.name] = layer.numel
     return found
+
+
+def weights_in(model: nn.Module, scope: Scope) -> list[Weight]:
+    """Return the weights of the layers in scope, in the model's order."""
+    source = module_source(model, fingerprint=False)
+    return weights_of(model, source, {layer.name for layer in scope.cover(source).layers})
 
 
 def sizes_of(layers: Mapping[str, Mapping[str, int]]) -> Array:

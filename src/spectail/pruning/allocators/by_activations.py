@@ -21,7 +21,6 @@ from spectail.allocation.allocation import Allocation
 from spectail.allocation.budgets import shift
 from spectail.errors import PruneError
 from spectail.models.live.eval_mode import evaluating
-from spectail.models.live.walk import module_source
 from spectail.models.live.weights import Weight
 from spectail.models.naming.blocks import unit_of
 from spectail.pruning import scores
@@ -33,13 +32,14 @@ from spectail.pruning.allocators.base import (
     layers_by_unit,
     make_allocation,
     sizes_of,
+    weights_in,
 )
 from spectail.pruning.blocks import find_blocks, start
 from spectail.pruning.calibration import as_tokens
 from spectail.pruning.reached_layers import scope_of
 from spectail.pruning.setting import Setting
 from spectail.pruning.statistics import Squares, Statistic, check_seen, site_of, watching
-from spectail.pruning.weights_to_prune import Scope, check_sparsity, weights_of
+from spectail.pruning.weights_to_prune import Scope, check_sparsity
 
 Score: TypeAlias = Callable[[Weight], Tensor]
 """From a weight to Wanda's scores of its dense matrix, (rows, cols)."""
@@ -132,8 +132,7 @@ def measure_blocks(
 ) -> dict[str, float]:
     """Return ``measure`` of every block's weights, whose inputs come from the dense model."""
     tokens = as_tokens(calibration, model, "allocation by activations")
-    scope, source = scope or scope_of(model, tokens), module_source(model, fingerprint=False)
-    weights = weights_of(model, source, {layer.name for layer in scope.cover(source).layers})
+    weights = weights_in(model, scope or scope_of(model, tokens))
     blocks = find_blocks(model, [weight.path for weight in weights])
     inside: dict[str | None, list[Weight]] = {}
     for weight in weights:

@@ -8,9 +8,14 @@ from torch import Tensor, nn
 from spectail import presets
 from spectail.allocation.allocation import Allocation
 from spectail.allocation.budgets import fill
-from spectail.models.live.walk import module_source
-from spectail.pruning.allocators.base import Array, FixedAllocator, Make, make_allocation
-from spectail.pruning.weights_to_prune import Scope, weights_of
+from spectail.pruning.allocators.base import (
+    Array,
+    FixedAllocator,
+    Make,
+    make_allocation,
+    weights_in,
+)
+from spectail.pruning.weights_to_prune import Scope
 
 
 class ErdosRenyi(FixedAllocator):
@@ -23,9 +28,7 @@ class ErdosRenyi(FixedAllocator):
         self, model: nn.Module, sparsity: float, *, tokens: Tensor | None, scope: Scope
     ) -> Make:
         """Return the function that gives the one allocation."""
-        source = module_source(model, fingerprint=False)
-        names = {layer.name for layer in scope.cover(source).layers}
-        weights = weights_of(model, source, names)
+        weights = weights_in(model, scope)
         shapes = np.array([(weight.rows, weight.cols) for weight in weights], dtype=np.float64)
         ratios = erdos_renyi(shapes, sparsity)
         by_layer = {w.name: float(r) for w, r in zip(weights, ratios, strict=True)}

@@ -16,10 +16,15 @@ from torch import Tensor, nn
 from spectail import presets
 from spectail.allocation.allocation import Allocation
 from spectail.allocation.budgets import fill
-from spectail.models.live.walk import module_source
 from spectail.pruning import scores
-from spectail.pruning.allocators.base import Array, FixedAllocator, Make, make_allocation
-from spectail.pruning.weights_to_prune import Scope, weights_of
+from spectail.pruning.allocators.base import (
+    Array,
+    FixedAllocator,
+    Make,
+    make_allocation,
+    weights_in,
+)
+from spectail.pruning.weights_to_prune import Scope
 
 _DROPPED_BITS = 13
 """Of a positive float32, whose order is that of its bits, all but these are told apart.
@@ -43,9 +48,7 @@ class ByThreshold(FixedAllocator):
         self, model: nn.Module, sparsity: float, *, tokens: Tensor | None, scope: Scope
     ) -> Make:
         """Read all weights once."""
-        source = module_source(model, fingerprint=False)
-        names = {layer.name for layer in scope.cover(source).layers}
-        weights = weights_of(model, source, names)
+        weights = weights_in(model, scope)
         with torch.no_grad():
             counts = np.stack([_histogram(self.score(weight.read().float())) for weight in weights])
         ratios = shares_below(counts, sparsity)
