@@ -49,14 +49,21 @@ class Settings:
     calibration: int = 16
     selection: int = 6
     tests: int = 8
+    harder: float | None = None
+    """A sparsity at which the finalists of every method are compared once more."""
 
     def candidates(self, rule: str) -> tuple[float | None, ...]:
         """What is tried for a rule."""
         return (None,) if rule in WITHOUT_EPS else self.eps
 
+    @property
+    def harder_targets(self) -> tuple[tuple[str, float], ...]:
+        """The methods of ``targets`` at the sparsity ``harder``."""
+        return () if self.harder is None else tuple((m, self.harder) for m, _ in self.targets)
+
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
+        """As JSON, without ``harder``: it adds steps with keys of their own and changes none."""
+        return {key: value for key, value in asdict(self).items() if key != "harder"}
 
 
 class Experiment:
@@ -85,14 +92,15 @@ class Experiment:
         for draw in range(self.settings.draws):
             yield f"activations | {draw}", partial(self._activations, draw)
             yield f"dense | {draw}", partial(self._tests, draw)
-        for sparsity in dict.fromkeys(s for _, s in self.settings.targets):
+        targets = (*self.settings.targets, *self.settings.harder_targets)
+        for sparsity in dict.fromkeys(s for _, s in targets):
             yield f"fixed | {sparsity:g}", partial(self.subject.fixed, sparsity)
 
-    def selecting(self, target: tuple[str, float]) -> Iterator[Step]:
-        """Every rule with every candidate, on selection text; SparseGPT takes Wanda's choice."""
+    def selecting(self, target: tuple[str, float], rules: Iterable[str] = RULES) -> Iterator[Step]:
+        """Rules with every candidate, on selection text; SparseGPT takes Wanda's choice."""
         if target[0] == "sparsegpt":
             return
-        for rule in RULES:
+        for rule in rules:
             for eps in self.settings.candidates(rule):
                 yield select_key(target, rule, eps), partial(self._select, target, rule, eps)
 
@@ -209,9 +217,11 @@ def finalists(done: Mapping[str, Any], settings: Settings, target: tuple[str, fl
     """The rules that are tested: the controls and rules by alpha as they stand, and the best.
 
     Of the forms of depth the best on selection text and the first block alone are tested; of the
-    attempts the ``FINALISTS`` best.
+    attempts the ``FINALISTS`` best. At the harder sparsity the same rules are compared.
     """
-    best = {rule: min(scores(done, settings, selected_by(target), rule).values()) for rule in RULES}
+    easier = dict(settings.targets).get(target[0], target[1])
+    by = selected_by((target[0], easier))
+    best = {rule: min(scores(done, settings, by, rule).values()) for rule in RULES}
     depth = min(DEPTH, key=lambda rule: best[rule])
     named = dict.fromkeys(["uniform", depth, "depth: first", *ACTIVATIONS, "er", *ALPHA])
     trials = sorted(set(RULES) - set(CONTROLS) - set(ALPHA), key=lambda rule: best[rule])

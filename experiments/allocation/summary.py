@@ -82,15 +82,30 @@ def best_control(done: Mapping[str, Any], settings: Settings, target: tuple[str,
 
 
 def _targets(settings: Settings) -> Iterator[tuple[str, tuple[str, float]]]:
-    for target in settings.targets:
+    for target in (*settings.targets, *settings.harder_targets):
         yield f"{target[0]} {target[1]:g}", target
 
 
-def _selected(done: Mapping[str, Any], settings: Settings, target: tuple[str, float]) -> bool:
-    """Whether every rule was scored on selection text for this target."""
+def _selected(
+    done: Mapping[str, Any],
+    settings: Settings,
+    target: tuple[str, float],
+    rules: Sequence[str] = RULES,
+) -> bool:
+    """Whether these rules were scored on selection text for this target."""
     by = selected_by(target)
     return all(
-        len(scores(done, settings, by, rule)) == len(settings.candidates(rule)) for rule in RULES
+        len(scores(done, settings, by, rule)) == len(settings.candidates(rule)) for rule in rules
+    )
+
+
+def _is_compared(done: Mapping[str, Any], settings: Settings, target: tuple[str, float]) -> bool:
+    """Whether all that is compared on selection text is there: at ``harder`` the finalists."""
+    if target in settings.targets:
+        return _selected(done, settings, target)
+    easier = (target[0], dict(settings.targets)[target[0]])
+    return _selected(done, settings, easier) and _selected(
+        done, settings, target, finalists(done, settings, target)
     )
 
 
@@ -107,7 +122,7 @@ def _columns(
         (f"{NAMES.get(model, model)}, {name}", done, target)
         for model, done in journals.items()
         for name, target in _targets(settings)
-        if _selected(done, settings, target)
+        if _is_compared(done, settings, target)
     ]
 
 
@@ -188,6 +203,8 @@ def _selection(journals: Mapping[str, Mapping[str, Any]], settings: Settings) ->
 
     def cell(done: Mapping[str, Any], target: tuple[str, float], rule: str) -> str:
         found = scores(done, settings, target, rule)
+        if not found:
+            return ""
         eps = min(found, key=lambda e: found[e])
         return f"{found[eps]:.4g}" + ("" if eps is None else f" ({eps:g})")
 
@@ -205,8 +222,8 @@ def _labels(journals: Mapping[str, Mapping[str, Any]], settings: Settings) -> st
             continue
         costs = []
         for rule in RULES:
-            if len(settings.candidates(rule)) > 1:
-                by_text = scores(done, settings, target, rule)
+            by_text = scores(done, settings, target, rule)
+            if len(by_text) > 1:
                 blind = scores(done, settings, target, rule, by=1)
                 pick = min(blind, key=lambda e: blind[e])
                 costs.append(by_text[pick] / min(by_text.values()))
