@@ -1,0 +1,167 @@
+"""The cost of measuring a layer, estimated from its shape before anything is read.
+
+The estimate orders the tasks of an engine, balances the shards of a run and tells users what a run
+will take. It depends on shapes and settings only, never on the machine, so every process that plans
+the same run finds the same numbers. ``python -m benchmarks scaling`` fits the rates to measured
+times and states the error of the fit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from spectail.core.measure import estimator_of, too_small
+from spectail.core.spec import Spec
+from spectail.core.tolerance import FIRST, GROWTH
+from spectail.core.windows import Window, disjoint_bands
+from spectail.errors import SpecError
+from spectail.models.source import Layer
+
+PROCESS_BYTES = 400 * 2**20
+"""Memory of a process that has imported torch and measures nothing."""
+COMPLEX_FACTOR = 4
+"""Real operations in one complex multiplication and addition, relative to real ones."""
+SVD_FACTOR = 4
+"""Operations of a singular value decomposition, relative to the symmetric solver."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds that one core needs per unit of each kind of work."""
+
+    layer: float
+    """Per layer: to find it, to fit its tail and to write its row."""
+    weight: float
+    """Per weight: to read and convert it, and to compute the norms of the whole matrix."""
+    window: float
+    """Per window: calls, independent of its size."""
+    product: float
+    """Per floating-point operation of the Gram matrices."""
+    solver: float
+    """Per floating-point operation of the eigenvalue solver."""
+
+
+MEASURED = Rates(layer=2e-3, weight=8e-9, window=1e-4, product=3.5e-11, solver=1.2e-10)
+"""Fitted to the times of one core of a server CPU; see ``benchmarks/results/scaling.json``."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What it takes to measure one layer, or the sum over several."""
+
+    layers: int = 0
+    """Layers that are measured; skipped and unreadable ones cost nothing."""
+    weights: int = 0
+    windows: int = 0
+    """Windows whose eigenvalues are computed, those of the error bar included."""
+    product_flops: float = 0.0
+    solver_flops: float = 0.0
+    bytes: int = 0
+    """Bytes read from the source."""
+    memory: int = 0
+    """Peak memory in bytes of a process that measures the layer on one core; of a sum, the largest.
+    """
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of Gram matrices and eigenvalue solver."""
+        return self.product_flops + self.solver_flops
+
+    def seconds(self, rates: Rates = MEASURED) -> float:
+        """Return the time on one core."""
+        return (
+            rates.layer * self.layers
+            + rates.weight * self.weights
+            + rates.window * self.windows
+            + rates.product * self.product_flops
+            + rates.solver * self.solver_flops
+        )
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.layers + other.layers,
+            self.weights + other.weights,
+            self.windows + other.windows,
+            self.product_flops + other.product_flops,
+            self.solver_flops + other.solver_flops,
+            self.bytes + other.bytes,
+            max(self.memory, other.memory),
+        )
+
+
+def estimate(layer: Layer, spec: Spec, window: int | None, *, full_spectrum: bool = False) -> Cost:
+    """Estimate the cost of a layer; ``window`` is the common window of the run.
+
+    With a tolerance the number of windows is known only after measuring: the estimate takes the
+    number of the second check, which most layers do not exceed.
+    """
+    if layer.no_weight or layer.problem or too_small((layer.rows, layer.cols), spec):
+        return Cost()
+    try:
+        solved = _solved(layer, spec, window)
+    except SpecError:  # a window that does not fit: the layer is skipped
+        return Cost()
+    if full_spectrum and spec.window != "whole":
+        solved.append((Window(layer.rows, layer.cols), 1))
+    flops = [_flops(shape, layer, spec) for shape, _ in solved]
+    counts = [count * layer.n_matrices for _, count in solved]
+    return Cost(
+        layers=1,
+        weights=layer.numel,
+        windows=sum(counts),
+        product_flops=sum(n * product for n, (product, _) in zip(counts, flops, strict=True)),
+        solver_flops=sum(n * solver for n, (_, solver) in zip(counts, flops, strict=True)),
+        bytes=layer.numel * _item_bytes(layer.tensor.dtype),
+        memory=max(_memory(shape, layer) for shape, _ in solved),
+    )
+
+
+def _solved(layer: Layer, spec: Spec, window: int | None) -> list[tuple[Window, int]]:
+    """Return the shapes of the windows to solve in each matrix, and how many there are of each."""
+    shape, positions = estimator_of(spec).place((layer.rows, layer.cols), spec, window)
+    if spec.tolerance is not None:
+        return [(shape, min(len(positions), math.ceil(FIRST * GROWTH)))]
+    solved = [(shape, len(positions))]
+    # The error bar solves disjoint windows of its own, unless those of the fit include them.
+    smaller = spec.cutoff.error_window(shape, layer.rows, layer.cols)
+    if min(smaller) < 2 or (smaller != shape and not spec.cutoff.any_window):
+        return solved
+    tops = disjoint_bands(layer.rows, smaller.rows)
+    lefts = disjoint_bands(layer.cols, smaller.cols)
+    known = set(positions) if smaller == shape else set()
+    if any((top, left) not in known for top in tops for left in lefts):
+        solved.append((smaller, len(tops) * len(lefts)))
+    return solved
+
+
+def _flops(window: Window, layer: Layer, spec: Spec) -> tuple[float, float]:
+    """Return the operations for one window: the Gram matrix, and its eigenvalues."""
+    short, long = sorted(window)
+    factor = COMPLEX_FACTOR if layer.tensor.is_complex else 1
+    if estimator_of(spec).exact_zeros:
+        return 0.0, float(factor * SVD_FACTOR * short * short * long)
+    # Golub and Van Loan, Matrix Computations, 4th edition: 4/3 n^3 to reduce a symmetric matrix to
+    # tridiagonal form, whose eigenvalues cost a lower order. The product uses the symmetry.
+    return float(factor * short * short * long), factor * 4 / 3 * short**3
+
+
+def _memory(window: Window, layer: Layer) -> int:
+    """Return the peak memory in bytes: the layer's matrices and the buffers of one window."""
+    item = _item_bytes(layer.tensor.dtype)
+    # Values are read as float32 or complex64, or wider if they are stored so. The bytes as they
+    # are stored and these matrices exist side by side while a layer is read.
+    wide = max(item, 8 if layer.tensor.is_complex else 4)
+    short = min(window)
+    # A window in double precision, its Gram matrix and the solver's copy of that.
+    buffers = 8 * (math.prod(window) + 2 * short * short) * (2 if layer.tensor.is_complex else 1)
+    return PROCESS_BYTES + layer.numel * (item + wide) + buffers
+
+
+def _item_bytes(dtype: str) -> int:
+    """Return the bytes of one entry of this type."""
+    found = getattr(torch, dtype, None)
+    # Packed types have names of their own; their values are read as float32.
+    return int(found.itemsize) if isinstance(found, torch.dtype) else 4
