@@ -61,6 +61,8 @@ def test_a_sparsity_is_shared_out_written_and_described(
          {"map": "sigmoid:1.0:1.0:10.0", "level": "block", "normalize": True}),
         (["--target", "weight-decay", "--budget", "0.1"],
          {"map": "linear:0.666:3.0", "level": "layer", "normalize": False}),
+        (["--target", "freeze", "--top", "50%", "--by", "alpha-in-kind"], {"by": "alpha-in-kind"}),
+        (["--target", "freeze", "--top", "0.25"], {"by": "alpha"}),
     ],
     ids=lambda x: x[1] if isinstance(x, list) else "",
 )  # fmt: skip
@@ -101,11 +103,26 @@ def test_include_exclude_missing_and_quiet(
         ),
         (
             ["--target", "speed", "--budget", "1"],
-            "target must be one of sparsity, bits, lr, weight-decay, not 'speed'",
+            "target must be one of sparsity, bits, lr, weight-decay, freeze, not 'speed'",
         ),
         (
             ["--target", "bits", "--budget", "3", "--map", "sqrt"],
             "target bits takes choices, error, gamma, level, but no map",
+        ),
+        (["--target", "freeze"], "target freeze needs --top, as --top 25%"),
+        (["--target", "lr"], "target lr needs --budget"),
+        (["--target", "freeze", "--top", "most"], "--top must be a share like 25% or 0.25, not 'm"),
+        (
+            ["--target", "lr", "--top", "25%"],
+            "--top is the share of layers that target freeze trains: give --budget instead",
+        ),
+        (
+            ["--target", "freeze", "--top", "25%", "--budget", "1"],
+            "the share of layers that target freeze trains: give one of --top and --budget",
+        ),
+        (
+            ["--target", "freeze", "--top", "25"],
+            "the share of layers to train must be above 0 and at most 1, not 25.0",
         ),
         (
             ["--target", "lr", "--budget", "1", "--bounds", "0:1"],

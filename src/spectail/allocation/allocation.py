@@ -29,6 +29,7 @@ _VALUES = {
     "bits": "the bit widths",
     "lr": "the learning rates",
     "weight-decay": "the weight decays",
+    "freeze": "the trained layers",
 }
 """What the values of a target are called in sentences."""
 
@@ -54,8 +55,9 @@ class Allocation(Mapping[str, float]):
     """An immutable mapping from the name of every layer that takes part to its value.
 
     The value is a ratio of zeros (target ``sparsity``), a whole number of bits (``bits``), a
-    learning rate (``lr``) or a weight decay (``weight-decay``). Layers that are not in it do not
-    change: they stay dense, at full precision, at the base value.
+    learning rate (``lr``), a weight decay (``weight-decay``), or 1 for a layer that is trained and
+    0 for one that is frozen (``freeze``). Layers that are not in it do not change: they stay dense,
+    at full precision, at the base value, frozen.
     """
 
     target: str

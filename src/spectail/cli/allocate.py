@@ -10,7 +10,8 @@ from rich.console import Console
 
 from spectail import presets
 from spectail.allocation.allocate import allocate as make_allocation
-from spectail.allocation.targets import as_target, target_names
+from spectail.allocation.targets import Freeze, as_target, target_names
+from spectail.allocation.targets.freeze import RULES
 from spectail.allocation.units import FALLBACKS
 from spectail.analysis import Analysis
 from spectail.cli.options import Exclude, Quiet, read_settings
@@ -24,10 +25,13 @@ _MAPS = (
 
 Folder: TypeAlias = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of an analysis.")]
 Budget: TypeAlias = Annotated[
-    float,
+    float | None,
     typer.Option(
         help="Mean sparsity or bits over all weights, or the base value of a rate or decay."
     ),
+]
+Top: TypeAlias = Annotated[
+    str | None, typer.Option(help="For freeze: the share of layers to train, as 25%.")
 ]
 Out: TypeAlias = Annotated[Path, typer.Option(help="The file to write, as JSON.")]
 Map: TypeAlias = Annotated[str | None, typer.Option(help=_MAPS)]
@@ -42,7 +46,8 @@ By: TypeAlias = Annotated[
     str | None,
     typer.Option(
         help="What sparsity goes by: alpha, variance, depth:FORM, or a sum such as alpha+variance; "
-        "first+ or ends+ in front keeps the first block, or the first and the last."
+        "first+ or ends+ in front keeps the first block, or the first and the last. What freeze "
+        f"goes by: {', '.join(RULES)}."
     ),
 ]
 Include: TypeAlias = Annotated[
@@ -78,8 +83,9 @@ def allocate(
     folder: Folder,
     # Written out here, the help is made when the command runs: it names targets added at run time.
     target: Annotated[str, typer.Option(help=f"What to allocate: {', '.join(target_names())}.")],
-    budget: Budget,
     out: Out,
+    budget: Budget = None,
+    top: Top = None,
     map: Map = None,
     level: Level = None,
     standardize_by_kind: ByKind = False,
@@ -110,16 +116,37 @@ def allocate(
     allocation = make_allocation(
         Analysis.load(folder),
         target=rule,
-        budget=budget,
+        budget=_budget(rule.name, budget, top),
         include=include or (),
         exclude=exclude or (),
         missing=missing,
     )
-    allocation.save(out)
     console = Console(quiet=quiet, soft_wrap=True)
-    console.print(storable(allocation.summary()), highlight=False, markup=False)
+    try:
+        allocation.save(out)
+    finally:  # a full disk must not cost the user the numbers
+        console.print(storable(allocation.summary()), highlight=False, markup=False)
     console.print(f"allocation: {out}", highlight=False, markup=False)
     return 0
+
+
+def _budget(target: str, budget: float | None, top: str | None) -> float:
+    """Return the budget, which for freeze may be given as a share in percent."""
+    if top is None:
+        if budget is None:
+            flag = "--top, as --top 25%" if target == Freeze.name else "--budget"
+            raise AllocationError(f"target {target} needs {flag}")
+        return budget
+    if target != Freeze.name or budget is not None:
+        raise AllocationError(
+            f"--top is the share of layers that target {Freeze.name} trains: "
+            f"give {'one of --top and --budget' if target == Freeze.name else '--budget instead'}"
+        )
+    number, percent = top.removesuffix("%"), top.endswith("%")
+    try:
+        return float(number) / (100 if percent else 1)
+    except ValueError:
+        raise AllocationError(f"--top must be a share like 25% or 0.25, not {top!r}") from None
 
 
 def _bounds(text: str | None) -> tuple[float, ...] | None:

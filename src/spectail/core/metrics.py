@@ -86,6 +86,46 @@ def entropy(eigenvalues: Array) -> float:
     return float(-(shares * np.log(shares)).sum() / math.log(shares.size))
 
 
+def log_alpha_norm(eigenvalues: Array, alpha: float) -> float:
+    """Return log10 of the sum of eigenvalue^alpha over a whole spectrum; NaN without an alpha.
+
+    Martin, Peng and Mahoney, Nature Communications 2021: the log of the alpha-norm, which is the
+    sum of s^(2 alpha) over the singular values s.
+
+    >>> round(log_alpha_norm(np.array([1.0, 2.0, 3.0]), 2.0), 4) == round(math.log10(14), 4)
+    True
+    """
+    if not (math.isfinite(alpha) and eigenvalues.size and eigenvalues[-1] > 0):
+        return math.nan
+    # Relative to the largest, so that no power overflows.
+    largest = float(eigenvalues[-1])
+    relative = float(((eigenvalues / largest) ** alpha).sum())
+    return alpha * math.log10(largest) + math.log10(relative)
+
+
+def signal_to_noise(eigenvalues: Array, n_zero: int, shape: tuple[int, int]) -> float:
+    """Return the signal-to-noise ratio of Spectrum (arXiv 2406.06623), for whole matrices.
+
+    It is the sum of the singular values above an edge, over the sum of the others, over the largest
+    one. The edge is that of Marchenko and Pastur, ``s (1 + sqrt(short / long))``, and s is the
+    interquartile range of the singular values over 1.349, as in the published code. NaN if
+    none but zeros lie at or below the edge (infinite in the published code).
+
+    >>> round(signal_to_noise(np.array([1.0, 2.0, 3.0, 4.0, 10.0]) ** 2, 0, (5, 5)), 4)
+    0.5667
+    """
+    if not eigenvalues.size:
+        return math.nan
+    # Zeros count for the quartiles: the published code drops none.
+    values = np.concatenate([np.zeros(n_zero), np.sqrt(np.sort(eigenvalues))])
+    low, high = np.quantile(values, [0.25, 0.75])
+    # 1.349 is the interquartile range of a normal distribution, in standard deviations.
+    edge = (high - low) / 1.349 * (1 + math.sqrt(min(shape) / max(shape)))
+    noise = float(values[values <= edge].sum())
+    signal = float(values[values > edge].sum())
+    return signal / noise / float(values[-1]) if noise > 0 else math.nan
+
+
 def _lanczos(matrix: Tensor, magnitude: float) -> float:
     """Return the largest eigenvalue of A A^H: iterate in float32, then refine in float64.
 

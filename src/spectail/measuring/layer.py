@@ -17,10 +17,10 @@ from scipy.sparse.linalg import ArpackError
 from spectail.core.farms import TailFit
 from spectail.core.goodness import GoodnessOfFit, judge_tail, verdict
 from spectail.core.measure import estimator_of, measure, too_small
-from spectail.core.metrics import entropy
+from spectail.core.metrics import entropy, log_alpha_norm, signal_to_noise
 from spectail.core.quantisers import group_range
 from spectail.errors import SourceChangedError, SourceError, SpecError
-from spectail.models.source import Layer
+from spectail.models.source import Layer, SourceFile
 from spectail.results.records import LayerRecord, RunInfo, Spectrum, null_gap
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Plan:
     stored spectrum."""
     quantization_errors: bool = False
     """Also measure the errors of formats: see ``with_rounding``."""
+    files: tuple[SourceFile, ...] = ()
+    """The files that the layers are read from, to be checked at the end."""
 
 
 def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
@@ -64,7 +66,7 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
         return replace(record, status="skipped", reason=layer.no_weight)
     if layer.problem:
         return replace(record, status="failed", reason=layer.problem)
-    if reason := too_small((layer.rows, layer.cols), spec):
+    if reason := too_small((layer.rows, layer.cols), spec, layer.n_matrices):
         return replace(record, status="skipped", reason=reason)
     # One bad layer must not end a run of hours: only errors that concern the data are caught.
     try:
@@ -104,6 +106,7 @@ def record_of(layer: Layer) -> LayerRecord:
         n_matrices=layer.n_matrices,
         reason=layer.no_weight or "",
         saved_as=layer.saved_as,
+        part=layer.part.cut if layer.part else "",
     )
 
 
@@ -179,8 +182,8 @@ def _judged(fit: TailFit, spec: Spec) -> tuple[GoodnessOfFit, str]:
 
 def _with_norms(record: LayerRecord, fit: TailFit, matrices: Tensor, plan: Plan) -> LayerRecord:
     """Add the metrics of the whole matrices."""
-    estimator = estimator_of(plan.run.spec)
-    largest, total = estimator.norms(fit, matrices)
+    estimator, convolution = estimator_of(plan.run.spec), record.kind == "conv"
+    largest, total = estimator.norms(fit, matrices, convolution=convolution)
     record = replace(
         record,
         lambda_max=largest,
@@ -188,15 +191,25 @@ def _with_norms(record: LayerRecord, fit: TailFit, matrices: Tensor, plan: Plan)
         stable_rank=total / largest if largest else math.nan,
         alpha_weighted=record.alpha * math.log10(largest) if largest else math.nan,
         log_norm=math.log10(total) if total else math.nan,
+        log_spectral_norm=math.log10(largest) if largest else math.nan,
         group_range=group_range(matrices),
     )
     # Without windows the fit already holds the whole spectrum, so the entropy costs nothing.
     whole = plan.run.spec.window == "whole"
     if not (whole or plan.run.full_spectrum):
         return record
-    full = fit if whole else estimator.whole(matrices, plan.run.spec)
+    full = fit if whole else estimator.whole(matrices, plan.run.spec, convolution=convolution)
+    spectrum = estimator.spectrum(full)
     alpha_full = full.alpha if plan.run.full_spectrum else math.nan
-    return replace(record, entropy=entropy(full.eigenvalues), alpha_full=alpha_full)
+    return replace(
+        record,
+        entropy=entropy(spectrum),
+        log_alpha_norm=log_alpha_norm(spectrum, record.alpha),
+        rank_loss=full.rank_loss,
+        matrix_rank=full.rank,
+        alpha_full=alpha_full,
+        snr=signal_to_noise(full.eigenvalues, full.n_zero, (record.rows, record.cols)),
+    )
 
 
 def _summary(fit: TailFit) -> Spectrum:

@@ -200,7 +200,37 @@ class LayerRecord:
         "name in the file that transformers writes for a live model, where it differs",
         "",
     )
+    snr: float = _column(
+        "Signal to noise",
+        "number",
+        "Spectrum's signal-to-noise ratio of the whole matrix (`--full-spectrum` only)",
+        math.nan,
+    )
+    log_spectral_norm: float = _column(
+        "Log spectral norm", "number", "log10(lambda_max)", math.nan
+    )
+    log_alpha_norm: float = _column(
+        "Log alpha norm",
+        "number",
+        "log10 of the sum of eigenvalue^alpha over the whole spectrum (`--full-spectrum` only)",
+        math.nan,
+    )
+    rank_loss: float = _column(
+        "Rank loss",
+        "count",
+        "eigenvalues of the whole matrices that are zero within rounding (`--full-spectrum` only)",
+        math.nan,
+    )
+    matrix_rank: float = _column(
+        "Rank",
+        "count",
+        "eigenvalues of the whole matrices that are above zero (`--full-spectrum` only)",
+        math.nan,
+    )
     spectrum: Spectrum | None = field(default=None, repr=False)
+    part: str = field(default="", repr=False)
+    """How the layer was cut out of its parameter: ``Part.cut``. A stored record counts for a layer
+    only if it was cut in the same way."""
     group_range: float = field(default=math.nan, repr=False)
     """Mean squared range of groups of 128 weights, over the mean square of the weights."""
     rounding: tuple[Rounding, ...] = field(default=(), repr=False)
@@ -221,6 +251,7 @@ class LayerRecord:
         stored = values | {
             "spectrum": self.spectrum and dataclasses.asdict(self.spectrum),
             "group_range": plain(self.group_range),
+            "part": self.part,
         }
         if self.rounding:
             stored["rounding"] = [list(dataclasses.astuple(found)) for found in self.rounding]

@@ -7,6 +7,7 @@ from typing import Any
 
 from spectail.allocation.targets.base import Target
 from spectail.allocation.targets.bits import Bits
+from spectail.allocation.targets.freeze import Freeze
 from spectail.allocation.targets.learning_rate import LearningRate
 from spectail.allocation.targets.sparsity import Sparsity
 from spectail.allocation.targets.weight_decay import WeightDecay
@@ -17,6 +18,7 @@ TARGETS: list[type[Target]] = [
     Bits,
     LearningRate,
     WeightDecay,
+    Freeze,
 ]
 """All targets: the parser, the help text and the documentation's table follow from this list."""
 
@@ -56,6 +58,7 @@ def _named(name: str) -> type[Target]:
 __all__ = [
     "TARGETS",
     "Bits",
+    "Freeze",
     "LearningRate",
     "Sparsity",
     "Target",
