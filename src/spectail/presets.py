@@ -31,9 +31,9 @@ alphas over divisions (arXiv 2506.06280; Image_Classification scripts)."""
 FULL = Spec(window="whole", cutoff=Median())
 """The whole matrix without windows, as before FARMS, with the default cutoff."""
 
-WEIGHTWATCHER = Spec(window="whole", cutoff=KSMinimum())
-"""Whole matrices, xmin of least KS distance (Martin, Peng and Mahoney 2021; Clauset et al.
-2009)."""
+WEIGHTWATCHER = Spec(window="whole", cutoff=KSMinimum(), legacy="weightwatcher")
+"""Whole matrices, xmin of least KS distance (Martin, Peng and Mahoney 2021; Clauset et al. 2009),
+as WeightWatcher 0.7.7 computes it: see ``core.weightwatcher``."""
 
 TEMPBALANCE = Spec(window="whole", cutoff=Median(), legacy=True)
 """Whole matrices, xmin at the median, numerical zeros kept (Zhou et al. 2023, arXiv 2312.00359;

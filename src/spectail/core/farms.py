@@ -65,6 +65,13 @@ class TailFit:
     eigenvalues: Array = field(default_factory=lambda: np.empty(0), repr=False)
     """All pooled eigenvalues above numerical zero, ascending."""
     n_zero: int = 0
+    left_out: Array = field(default_factory=lambda: np.empty(0), repr=False)
+    """The ``n_zero`` eigenvalues that take no part in the fit, ascending; some may be negative by
+    rounding."""
+    rank: int = 0
+    """Number of eigenvalues that are not zero within rounding, over all windows."""
+    rank_loss: int = 0
+    """Number of eigenvalues that are zero within rounding, counted window by window."""
     n_windows: int = 0
     window: Window = NO_WINDOW
     alpha_null: float = math.nan
@@ -84,10 +91,12 @@ class Farms:
     exact_zeros = False
     """Whether to use an SVD, which keeps exact zeros exact and takes twice the time."""
     convolution_factor = 1.0
-    """What the eigenvalues of convolutions are multiplied by; only a fixed xmin notices it."""
+    """What the eigenvalues of convolutions are multiplied by."""
+    counts_tied = False
+    """Whether a weight that several modules share is measured once for each of them."""
 
-    def too_small(self, shape: tuple[int, int], spec: Spec) -> str:
-        """Return why a matrix of this shape cannot be measured, or an empty string if it can."""
+    def too_small(self, shape: tuple[int, int], spec: Spec, n_matrices: int = 1) -> str:
+        """Return why matrices of this shape cannot be measured, or an empty string if they can."""
         if min(shape) >= 1 and largest_fit(*shape, spec.aspect_ratio) >= MIN_SIDE:
             return ""
         return too_small_text(shape)
@@ -144,10 +153,11 @@ class Farms:
 
     def _without_values(self, matrices: Tensor, spec: Spec) -> TailFit | None:
         """Return the result for matrices that cannot be measured whatever their values are."""
-        if reason := self.too_small((matrices.shape[1], matrices.shape[2]), spec):
-            return TailFit(status="skipped", reason=reason)
         if not matrices.shape[0]:
             return TailFit(status="skipped", reason="too small: a layer of no matrices")
+        count, rows, cols = matrices.shape
+        if reason := self.too_small((rows, cols), spec, count):
+            return TailFit(status="skipped", reason=reason)
         if matrices.is_meta:
             reason = "the weights have no values (meta device): load the checkpoint first"
             return TailFit(status="failed", reason=reason)
@@ -219,10 +229,13 @@ class Farms:
         """Pool the eigenvalues of all windows into a TailFit that has no tail yet."""
         # found has the shape (positions, matrices, eigenvalues); zeros are judged window by window.
         zero = self.zeros(found, window)
-        n_windows = found.shape[0] * found.shape[1]
+        n_windows, n_zero = found.shape[0] * found.shape[1], int(zero.sum())
         return TailFit(
             eigenvalues=np.sort(found[~zero]),
-            n_zero=int(zero.sum()),
+            n_zero=n_zero,
+            left_out=np.sort(found[zero]),
+            rank=found.size - n_zero,
+            rank_loss=n_zero,
             n_windows=n_windows,
             window=window,
         )
@@ -231,9 +244,13 @@ class Farms:
         """Return the size of the smallest tail that is fitted."""
         return cutoff.min_tail
 
+    def tail(self, eigenvalues: Array, cutoff: Cutoff) -> PowerLaw:
+        """Fit the tail that the cutoff selects."""
+        return tail_of(eigenvalues, cutoff)
+
     def with_tail(self, fit: TailFit, spec: Spec, variance: float) -> TailFit:
         """Fit the tail of the pooled eigenvalues and add the null, a random matrix's alpha."""
-        tail = tail_of(fit.eigenvalues, spec.cutoff)
+        tail = self.tail(fit.eigenvalues, spec.cutoff)
         if tail.n_tail < self.min_tail(spec.cutoff):
             least = spec.cutoff.min_tail
             # The message states the cutoff's own minimum, which the published code ignores.
@@ -268,14 +285,20 @@ class Farms:
             )
         return replace(fit, alpha_se=error, reason="; ".join(remarks))
 
-    def whole(self, matrices: Tensor, spec: Spec) -> TailFit:
+    def whole(self, matrices: Tensor, spec: Spec, *, convolution: bool = False) -> TailFit:
         """Fit the tail of the whole matrices, without windows and without an error bar."""
         window = Window(matrices.shape[1], matrices.shape[2])
-        found = window_eigenvalues(matrices, window, [(0, 0)], exact_zeros=self.exact_zeros)
-        fit = self.pooled(found, window)
-        return replace(fit, **tail_of(fit.eigenvalues, spec.cutoff)._asdict())
+        _, found = self.solve(matrices, window, [(0, 0)], replace(spec, tolerance=None))
+        fit = self.pooled((self.convolution_factor if convolution else 1.0) * found, window)
+        return replace(fit, **self.tail(fit.eigenvalues, spec.cutoff)._asdict())
 
-    def norms(self, fit: TailFit, matrices: Tensor) -> tuple[float, float]:
+    def spectrum(self, fit: TailFit) -> Array:
+        """Return the eigenvalues of a whole matrix that its norms and entropy are computed from."""
+        return fit.eigenvalues
+
+    def norms(
+        self, fit: TailFit, matrices: Tensor, *, convolution: bool = False
+    ) -> tuple[float, float]:
         """Return the largest eigenvalue of the whole matrices and the sum of all of them."""
         return largest_eigenvalue(matrices), fit.sum_of_squares
 

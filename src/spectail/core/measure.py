@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from spectail.core.farms import Farms, TailFit
 from spectail.core.published import Published
 from spectail.core.spec import Spec
+from spectail.core.weightwatcher import WeightWatcher
 from spectail.errors import SpecError
 
 if TYPE_CHECKING:
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
 
 FARMS = Farms()
 PUBLISHED = Published()
+WEIGHTWATCHER = WeightWatcher()
 
 
 def estimator_of(spec: Spec) -> Farms:
     """Return the estimator of the spec; only this function looks at ``spec.legacy``."""
+    if spec.legacy == "weightwatcher":
+        return WEIGHTWATCHER
     return PUBLISHED if spec.legacy else FARMS
 
 
@@ -77,9 +81,9 @@ def measure(
     )
 
 
-def too_small(shape: tuple[int, int], spec: Spec) -> str:
-    """Return why a matrix of this shape cannot be measured, or an empty string if it can."""
-    return estimator_of(spec).too_small(shape, spec)
+def too_small(shape: tuple[int, int], spec: Spec, n_matrices: int = 1) -> str:
+    """Return why matrices of this shape cannot be measured, or an empty string if they can."""
+    return estimator_of(spec).too_small(shape, spec, n_matrices)
 
 
 def common_window(shapes: list[tuple[int, int]], spec: Spec) -> int | None:

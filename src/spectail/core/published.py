@@ -38,7 +38,7 @@ class Published(Farms):
     convolution_factor = 0.5
     """``conv_norm`` in the published code, which multiplies the weights by sqrt(1/2)."""
 
-    def too_small(self, shape: tuple[int, int], spec: Spec) -> str:
+    def too_small(self, shape: tuple[int, int], spec: Spec, n_matrices: int = 1) -> str:
         """Return a reason for an empty matrix only: every other shape is measured."""
         return "" if min(shape) >= 1 else too_small_text(shape)
 
@@ -95,7 +95,9 @@ class Published(Farms):
         """Return at most 2: the published code fits any tail of two eigenvalues."""
         return min(2, cutoff.min_tail)
 
-    def norms(self, fit: TailFit, matrices: Tensor) -> tuple[float, float]:
+    def norms(
+        self, fit: TailFit, matrices: Tensor, *, convolution: bool = False
+    ) -> tuple[float, float]:
         """Return the largest and the sum of the eigenvalues of the pooled windows."""
         largest = (
             float(fit.eigenvalues[-1]) if fit.eigenvalues.size else super().norms(fit, matrices)[0]

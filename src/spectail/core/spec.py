@@ -13,6 +13,9 @@ from spectail.errors import SpecError
 WINDOW_WORDS = ("common", "fit", "whole")
 """``common``: one window size for the whole run; ``fit``: the largest that fits each layer;
 ``whole``: the whole matrix, no windows."""
+LEGACIES = (False, True, "weightwatcher")
+"""Whose code is reproduced: nobody's, that of the FARMS paper (which TempBalance and AlphaPruning
+share), or WeightWatcher's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,8 @@ class Spec:
 
     ``legacy`` reproduces the published FARMS code: ``window`` counts rows, ``aspect_ratio`` is
     columns / rows as stored, grids use the floor stride, numerical zeros are kept, the lower bound
-    of ``peak`` is in log10, and convolutions average alphas over divisions.
+    of ``peak`` is in log10, and convolutions average alphas over divisions. ``"weightwatcher"``
+    reproduces WeightWatcher: see ``core.weightwatcher``.
     """
 
     aspect_ratio: float = 1.0
@@ -35,7 +39,7 @@ class Spec:
     placement: Placement = field(default_factory=Tile)
     cutoff: Cutoff = field(default_factory=Median)
     seed: int = 0
-    legacy: bool = False
+    legacy: bool | str = False
     tolerance: float | None = None
 
     if TYPE_CHECKING:
@@ -48,7 +52,7 @@ class Spec:
             placement: Placement | str = ...,
             cutoff: Cutoff | str = ...,
             seed: int = ...,
-            legacy: bool = ...,
+            legacy: bool | str = ...,
             tolerance: float | None = ...,
         ) -> None: ...
 
@@ -79,10 +83,15 @@ class Spec:
                 )
         if self.seed < 0:
             raise SpecError(f"seed must be a whole number of at least 0, not {self.seed!r}")
+        # 1 equals True, but would be written to a file as a number.
+        if not (isinstance(self.legacy, bool | str) and self.legacy in LEGACIES):
+            raise SpecError(
+                f"legacy must be True, False or 'weightwatcher', not {self.legacy!r}"
+            )
         self._check_tolerance()
         # The published code's peak has its own lower bound, so that a preset need not repeat it.
         if (
-            self.legacy
+            self.legacy is True
             and isinstance(self.cutoff, HistogramPeak)
             and not self.cutoff.legacy_lower_bound
         ):

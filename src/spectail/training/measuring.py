@@ -40,9 +40,10 @@ def plan_of(model: nn.Module, spec: Spec, device: str | None) -> Plan:
             f"{source.label} has no weight matrices to balance: {source.n_vectors} vectors, "
             "nothing else"
         )
-    shapes = [(layer.rows, layer.cols) for layer in source.layers if layer.part is not None]
+    readable = [layer for layer in source.layers if layer.part is not None]
+    large = [x for x in readable if not too_small((x.rows, x.cols), spec, x.n_matrices)]
     # Shapes alone decide the window, so it can be known before anything is measured.
-    window = common_window([shape for shape in shapes if not too_small(shape, spec)], spec)
+    window = common_window([(layer.rows, layer.cols) for layer in large], spec)
     device = (
         usable_device(device)
         if device

@@ -224,7 +224,8 @@ def _by_rule(
     reasons = {layer.name: layer.reason for layer in found.left_out}
     for unit in units:
         small = [
-            too_small((layers[name].rows, layers[name].cols), rule.spec) for name in unit.layers
+            too_small((x.rows, x.cols), rule.spec, x.n_matrices)
+            for x in map(layers.__getitem__, unit.layers)
         ]
         if all(small):
             reasons.setdefault(unit.name, small[0])
