@@ -16,7 +16,7 @@ import torch
 
 from experiments.allocation import profiles
 from experiments.allocation.steps import Experiment, Settings, finalists
-from experiments.allocation.subjects import MODELS, Subject, open_model
+from experiments.allocation.subjects import MODELS, SCORED_IN, Subject, open_model
 from experiments.allocation.summary import draw, read, results, tables
 from experiments.common import (
     ROOT,
@@ -48,9 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model, tokenizer, texts = _inputs(options)
     sizes = {"calibration": texts.calibration, "selection": texts.selection, **texts.tests}
     kept = settings.to_dict() | {"texts": {name: len(text) for name, text in sizes.items()}}
+    scored_in = SCORED_IN.get(options.model, torch.float32)
+    if scored_in != torch.float32:
+        kept["scored_in"] = str(scored_in)
     folder = WORK / "quick" if options.quick else JOURNALS
     journal = Journal.open(folder / f"{Path(options.model).stem}.jsonl", kept, fresh=options.fresh)
-    experiment = Experiment(Subject(model), tokenizer, texts, settings=settings, journal=journal)
+    subject = Subject(model, scored_in)
+    experiment = Experiment(subject, tokenizer, texts, settings=settings, journal=journal)
     finished = run_all(experiment, options.seconds)
     if not options.quick:
         publish_all(settings)

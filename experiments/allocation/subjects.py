@@ -36,6 +36,9 @@ from spectail.pruning.weights_to_prune import make_targets
 
 MODELS = ("smollm2", "gemma")
 """SmolLM2-135M-Instruct, and Gemma-3-270M, which needs BOS in front of every sequence."""
+SCORED_IN = {"gemma": torch.bfloat16}
+"""Models whose perplexities are computed in less than float32, for all rules alike, because of
+their large vocabulary; weights, calibration and pruning are in float32 always."""
 LOGITS = 1 << 28
 """How many logits are held at once: they are what takes memory, a row of the vocabulary a token."""
 
@@ -57,8 +60,9 @@ def open_model(name: str) -> tuple[Any, Any]:
 class Subject(Borrowed):
     """A model in float32 that is pruned again and again, and put back each time."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, scored_in: torch.dtype = torch.float32) -> None:
         super().__init__(model.float())
+        self.scored_in = scored_in
 
     def layers(self) -> tuple[Layer, ...]:
         """The layers that are pruned."""
@@ -71,7 +75,8 @@ class Subject(Borrowed):
         """Perplexity on sequences (n, length), first tokens apart; lower is better."""
         vocabulary = int(self.model.get_output_embeddings().weight.shape[0])
         at_once = max(1, LOGITS // (vocabulary * tokens.shape[1]))
-        with torch.inference_mode():
+        low = self.scored_in != torch.float32
+        with torch.inference_mode(), torch.autocast("cpu", dtype=self.scored_in, enabled=low):
             losses = [
                 loss
                 for batch in torch.split(tokens, at_once)
