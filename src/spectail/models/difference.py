@@ -1,0 +1,100 @@
+"""The difference of two models: what fine-tuning changed, as layers that can be measured."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+from spectail.basics.texts import first_names
+from spectail.errors import SourceError, SpecError
+from spectail.models.source import Layer, Source
+
+UNCHANGED = "the same weights as in the base: nothing was trained here"
+
+
+@dataclass(frozen=True)
+class Change(Layer):
+    """A layer whose weights are those of a tuned model minus those of its base."""
+
+    base: Layer | None = field(default=None, repr=False, compare=False)
+    """The same layer of the base model."""
+
+    def read(self) -> Tensor:
+        """Read the difference as (n_matrices, rows, cols).
+
+        Raises:
+            SpecError: Both models have the same weights here.
+            SourceError: One of the two cannot be read.
+
+        """
+        return self.read_change()[0]
+
+    def read_change(self) -> tuple[Tensor, float]:
+        """Read the difference, and the sum of squares of the base's weights."""
+        assert self.base is not None
+        before = self.base.read()
+        change = super().read() - before
+        if not change.any():
+            raise SpecError(UNCHANGED)
+        return change, float(torch.linalg.vector_norm(before)) ** 2
+
+
+def difference(tuned: Source, base: Source) -> Source:
+    """Return the layers of ``tuned`` with the weights of ``base`` taken away, paired by name.
+
+    A layer of ``tuned`` that has no counterpart of the same shape is skipped, and its row says why.
+    A low-rank adapter on top of the weights (``<layer>.lora``) is a change already and stays as it
+    is. What only ``base`` has is named in a note.
+
+    Raises:
+        SourceError: The models have no layer in common.
+
+    """
+    of_base = {layer.name: layer for layer in base.layers}
+    layers = tuple(_change(layer, of_base) for layer in tuned.layers)
+    if not any(isinstance(layer, Change) or layer.kind == "lora" for layer in layers):
+        raise SourceError(
+            f"{tuned.label} and {base.label} have no layer of the same name and shape: "
+            f"{first_names([layer.name for layer in tuned.layers])} in the first, "
+            f"{first_names(list(of_base))} in the second; a base is the model that was fine-tuned"
+        )
+    missing = [name for name in of_base if name not in {layer.name for layer in tuned.layers}]
+    notes = [f"Weights are those of {tuned.label} minus those of {base.label}."]
+    if missing:
+        notes.append(f"Only the base has {first_names(missing)}.")
+    both = f"{tuned.fingerprint} minus {base.fingerprint}"
+    return replace(
+        tuned,
+        label=f"{tuned.label} minus {base.label}",
+        fingerprint=hashlib.sha256(both.encode()).hexdigest(),
+        layers=layers,
+        notes=(*notes, *tuned.notes),
+        tied=(),
+        files=(*tuned.files, *base.files),
+    )
+
+
+def _change(layer: Layer, of_base: Mapping[str, Layer]) -> Layer:
+    """Return a layer minus its counterpart in the base."""
+    if layer.kind == "lora" or layer.no_weight:
+        return layer
+    before = of_base.get(layer.name)
+    if before is None:
+        return replace(layer, no_weight="the base has no layer of this name")
+    if problem := layer.problem or before.problem:
+        return replace(layer, problem=problem)
+    here, there = ((x.n_matrices, x.rows, x.cols) for x in (layer, before))
+    if here != there:
+        shapes = f"{_spelled(here)} here and {_spelled(there)} in the base"
+        return replace(layer, no_weight=f"{shapes}: their difference is not defined")
+    return Change(**{f.name: getattr(layer, f.name) for f in fields(Layer)}, base=before)
+
+
+def _spelled(shape: tuple[int, int, int]) -> str:
+    """Spell the shape of a layer's matrices."""
+    count, rows, cols = shape
+    return f"{rows} x {cols}" if count == 1 else f"{count} matrices of {rows} x {cols}"
