@@ -31,6 +31,7 @@ MODELS = [
     {"lazy_tensor", "naming"},
     {"layout", "assembly"},
     {"source"},
+    {"tied"},
     {"build"},
     {"formats"},
     {"live"},

@@ -14,6 +14,16 @@ Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", help="Print nothing b
 Exclude: TypeAlias = Annotated[
     list[str] | None, typer.Option(help="Leave out layers whose name matches this glob.")
 ]
+Kind: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(help="Only layers of these kinds: q, k, v, o, gate, up, down... as q,k."),
+]
+Type: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Only layers of these types: linear, conv, embedding, recurrent, spectral, lora."
+    ),
+]
 Device: TypeAlias = Annotated[str, typer.Option(help="cpu, cuda...")]
 
 

@@ -85,9 +85,7 @@ class Spec:
             raise SpecError(f"seed must be a whole number of at least 0, not {self.seed!r}")
         # 1 equals True, but would be written to a file as a number.
         if not (isinstance(self.legacy, bool | str) and self.legacy in LEGACIES):
-            raise SpecError(
-                f"legacy must be True, False or 'weightwatcher', not {self.legacy!r}"
-            )
+            raise SpecError(f"legacy must be True, False or 'weightwatcher', not {self.legacy!r}")
         self._check_tolerance()
         # The published code's peak has its own lower bound, so that a preset need not repeat it.
         if (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,17 +13,18 @@ import torch
 from spectail import presets
 from spectail.analysis import Analysis
 from spectail.basics.texts import first_line
-from spectail.core.measure import common_window, too_small
+from spectail.core.measure import common_window, estimator_of, too_small
 from spectail.core.spec import Spec
-from spectail.errors import SourceError, SpecError
+from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError, SpecError
 from spectail.measuring.engines import Engine, engine_named
 from spectail.measuring.journal import Journal
 from spectail.measuring.layer import Plan
 from spectail.measuring.rounding import with_rounding
-from spectail.models.naming.select import select
+from spectail.measuring.shards import Shard, open_run, part_of
+from spectail.models.naming.select import KindFilter, select
 from spectail.models.open import open_source
 from spectail.models.source import Layer
-from spectail.results.records import RunInfo
+from spectail.results.records import LayerRecord, RunInfo
 
 VERSIONS_OF = ("spectail", "torch", "numpy", "scipy", "safetensors", "gguf")
 """Packages whose versions are stored with a run."""
@@ -46,26 +47,32 @@ def analyze(
     device: str = "auto",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    kinds: str | Sequence[str] = (),
+    types: str | Sequence[str] = (),
     full_spectrum: bool = False,
     quantization_errors: bool = False,
     out: str | Path | None = None,
     fresh: bool = False,
     engine: str = "local",
+    shard: Shard | str | tuple[int, int] | None = None,
     progress: Progress | None = None,
 ) -> Analysis:
     """Measure every weight matrix of a model.
 
     ``source`` is an ``nn.Module``, a state dict, or text: ``demo``, a Hugging Face folder, a
     ``.safetensors``, ``.pt``, ``.bin``, ``.pth`` or ``.gguf`` file, an index of shards,
-    ``module:function``, or a hub id. ``include`` and ``exclude`` are globs over layer names.
+    ``module:function``, or a hub id. ``include`` and ``exclude`` are globs over layer names;
+    ``kinds`` (``"q,k"``) and ``types`` (``"conv"``, see ``naming.select``) choose layers by what
+    they do.
     ``full_spectrum`` adds ``alpha_full`` and ``entropy``, measured without windows.
     ``quantization_errors`` adds what each format of ``core.quantisers`` makes of the weights, by
     which ``allocate`` chooses bits.
 
     With ``out`` the results are stored in that folder as they come. A run that was killed continues
     where it stopped, and at the end the tables and the report are written there. ``fresh`` replaces
-    a run that the folder holds. ``engine`` is ``local`` or ``ray``. A layer that cannot be measured
-    keeps its row, with a reason.
+    a run that the folder holds. ``engine`` is ``local`` or ``ray``. ``shard`` measures one part of
+    the layers: ``"2/4"`` is the second of four, and ``merge`` joins the parts. A layer that cannot
+    be measured keeps its row, with a reason.
 
     Raises SourceError, SpecError or RunError with a one-line message before anything is written.
     """
@@ -75,10 +82,19 @@ def analyze(
         device=device,
         include=include,
         exclude=exclude,
+        kinds=kinds,
+        types=types,
         full_spectrum=full_spectrum,
         quantization_errors=quantization_errors,
     )
-    return run_plan(plan, engine_named(engine), out=out, progress=progress, fresh=fresh)
+    return run_plan(
+        plan,
+        engine_named(engine),
+        out=out,
+        progress=progress,
+        fresh=fresh,
+        shard=None if shard is None else Shard.of(shard),
+    )
 
 
 def make_plan(
@@ -88,21 +104,27 @@ def make_plan(
     device: str = "auto",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    kinds: str | Sequence[str] = (),
+    types: str | Sequence[str] = (),
     full_spectrum: bool = False,
     quantization_errors: bool = False,
 ) -> Plan:
     """Open the source and choose layers and common window, without measuring or writing."""
     device = usable_device(device)
     opened = open_source(source)
-    layers = select(opened.layers, include, exclude)
+    tied = opened.tied if estimator_of(spec).counts_tied else ()
+    of = KindFilter.of(kinds, types)
+    layers = select((*opened.layers, *tied), include, exclude, of)
     if not layers:
         raise SourceError(
             f"{opened.label} has no weight matrices to measure: "
             f"{opened.n_vectors} vectors, nothing else"
         )
     # Layers that cannot be read (part is None) do not influence the common window.
-    shapes = [(layer.rows, layer.cols) for layer in layers if layer.part is not None]
-    window = common_window([shape for shape in shapes if not too_small(shape, spec)], spec)
+    readable = [layer for layer in layers if layer.part is not None]
+    shapes = [(layer.rows, layer.cols) for layer in readable]
+    large = [x for x in readable if not too_small((x.rows, x.cols), spec, x.n_matrices)]
+    window = common_window([(layer.rows, layer.cols) for layer in large], spec)
     # ``given`` is kept as it was typed, so that the report can show the command to repeat.
     run = RunInfo(
         source=opened.label,
@@ -111,6 +133,8 @@ def make_plan(
         window=window,
         include=tuple(include),
         exclude=tuple(exclude),
+        kinds=of.kinds,
+        types=of.types,
         full_spectrum=full_spectrum,
         device=device,
         n_vectors=opened.n_vectors,
@@ -118,7 +142,14 @@ def make_plan(
         versions=_versions(),
         given=os.fspath(source) if isinstance(source, str | os.PathLike) else "",
     )
-    return Plan(run, layers, device, source, quantization_errors=quantization_errors)
+    return Plan(
+        run,
+        layers,
+        device,
+        source,
+        quantization_errors=quantization_errors,
+        files=opened.files,
+    )
 
 
 def run_plan(
@@ -128,42 +159,75 @@ def run_plan(
     out: str | Path | None = None,
     progress: Progress | None = None,
     fresh: bool = False,
+    shard: Shard | None = None,
 ) -> Analysis:
     """Measure the layers that the folder ``out`` does not hold yet, and write the finished run.
 
-    Each record is stored as soon as it is measured.
+    Each record is stored as soon as it is measured. A ``shard`` of the run has a folder of its own
+    in ``out``, see ``measuring.shards``.
     """
-    journal = Journal.open(Path(out), plan.run, fresh=fresh) if out is not None else None
-    known = dict(journal.records) if journal else {}
+    mine = part_of(plan, shard)
+    if out is None:
+        return measure_plan(mine, engine, progress=progress)
+    with open_run(Path(out), plan, shard, fresh=fresh) as journal:
+        analysis = measure_plan(mine, engine, journal, progress=progress)
+        journal.finish(analysis)
+    return analysis
+
+
+def measure_plan(
+    plan: Plan,
+    engine: Engine,
+    journal: Journal | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Analysis:
+    """Measure the layers that the journal lacks, and add each record to it as it is measured.
+
+    Raises:
+        SourceChangedError: The source has changed since the plan was made. The journal keeps the
+            records from before.
+
+    """
+    known = journal.known(plan.layers) if journal else {}
+    try:
+        for record in _measured(plan, engine, known, progress):
+            known[record.name] = record
+            if journal:
+                journal.add(record)
+        # Engines return records in any order; the table has the order of the model.
+        records = tuple(known[layer.name] for layer in plan.layers)
+        if plan.quantization_errors:
+            records = with_rounding(plan, records)
+        for file in plan.files:
+            file.check_path()
+    except (SourceChangedError, SourceUnreachableError) as error:
+        kept = f"; {journal.path} keeps the layers measured before" if journal else ""
+        raise type(error)(f"{error}{kept}") from error
+    return Analysis(plan.run, records)
+
+
+def _measured(
+    plan: Plan, engine: Engine, known: Mapping[str, LayerRecord], progress: Progress | None
+) -> Iterator[LayerRecord]:
+    """Measure the layers that are not known and report the progress."""
     # Progress counts weights, because the time of a layer is roughly proportional to them.
     total = sum(layer.numel for layer in plan.layers)
-    missing = [layer for layer in plan.layers if layer.name not in known]
-    done = total - sum(layer.numel for layer in missing)
-    names = {layer.name: layer for layer in missing}
+    missing = {layer.name: layer for layer in plan.layers if layer.name not in known}
+    done = total - sum(layer.numel for layer in missing.values())
 
     # The engine takes layers from this generator, so progress is reported when one starts.
     def announced() -> Iterable[Layer]:
-        for layer in missing:
+        for layer in missing.values():
             if progress:
                 progress(layer, done, total)
             yield layer
 
     for record in engine(plan, announced()):
-        known[record.name] = record
-        done += names[record.name].numel
-        if journal:
-            journal.add(record)
+        done += missing[record.name].numel
+        yield record
     if progress:
         progress(None, done, total)
-    # Engines return records in any order; the table has the order of the model.
-    records = tuple(known[layer.name] for layer in plan.layers)
-    if plan.quantization_errors:
-        records = with_rounding(plan, records)
-    analysis = Analysis(plan.run, records)
-    if journal and out is not None:
-        analysis.save(out)
-        journal.finish()
-    return analysis
 
 
 def _window_notes(spec: Spec, window: int | None, shapes: list[tuple[int, int]]) -> list[str]:

@@ -22,6 +22,7 @@ from spectail.models.naming.kinds import kind_of
 from spectail.models.naming.names import clean_names, layer_name
 from spectail.models.naming.not_weights import are_weights_named, no_matrix
 from spectail.models.source import NOT_A_WEIGHT, Layer, Source
+from spectail.models.tied import tied_head
 
 
 def build_source(
@@ -67,7 +68,9 @@ def build_source(
             continue
         for layer in _layers_of(stored, shapes, config or {}, among_weights):
             _add(layers, layer, label)
-    return Source(label, fingerprint, tuple(layers.values()), n_vectors, (*notes, *adapter_notes))
+    found = tuple(layers.values())
+    tied = tied_head(found, config or {})
+    return Source(label, fingerprint, found, n_vectors, (*notes, *adapter_notes), tied)
 
 
 def _add(layers: dict[str, Layer], layer: Layer, label: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from spectail.errors import SourceError
 
@@ -100,6 +100,13 @@ class Layer:
         self.part.write(self.tensor.memory, values)
 
 
+class SourceFile(Protocol):
+    """A file that a source is read from."""
+
+    def check_path(self) -> None:
+        """Raise ``SourceChangedError`` if the path holds another content than was opened."""
+
+
 @dataclass(frozen=True)
 class Source:
     """An opened model: its label, the fingerprint of its content, and its layers in order."""
@@ -112,3 +119,8 @@ class Source:
     measured."""
     notes: tuple[str, ...] = ()
     """Remarks for the user on how the source was read, one sentence each."""
+    tied: tuple[Layer, ...] = ()
+    """Layers that use the weight of one of ``layers``, as the head of many language models does.
+    Only WeightWatcher's preset measures them."""
+    files: tuple[SourceFile, ...] = field(default=(), repr=False, compare=False)
+    """All files that the layers are read from; empty for a model in memory."""

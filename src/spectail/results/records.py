@@ -310,6 +310,10 @@ class RunInfo:
     """Short side of the common window; None if every layer has its own."""
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    """Kinds of layer that are measured; empty for all."""
+    types: tuple[str, ...] = ()
+    """Types of layer that are measured; empty for all."""
     full_spectrum: bool = False
     device: str = "cpu"
     n_vectors: int = 0
@@ -331,6 +335,7 @@ class RunInfo:
         """Restore a run from ``to_dict``."""
         # JSON gives lists, which never equal the tuples of the run that was saved.
         lists = {k: tuple(values[k]) for k in ("include", "exclude", "notes")}
+        lists |= {k: tuple(values.get(k, ())) for k in ("kinds", "types")}
         return cls(**{**values, **lists, "spec": Spec(**values["spec"])})
 
 

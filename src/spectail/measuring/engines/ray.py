@@ -66,7 +66,7 @@ class _Worker:
         torch.set_num_threads(1)
         opened = open_source(source)
         self.plan = Plan(run, opened.layers, device)
-        self.layers = {layer.name: layer for layer in opened.layers}
+        self.layers = {layer.name: layer for layer in (*opened.layers, *opened.tied)}
 
     def measure(self, name: str) -> LayerRecord:
         """Measure the layer of this name."""

@@ -21,9 +21,10 @@ from spectail.models.live.offloaded import elsewhere, homes_of
 from spectail.models.live.ownership import no_matrix_of
 from spectail.models.live.quantised import buffers_of, module_weights
 from spectail.models.live.saved_names import saved_names
-from spectail.models.naming.names import lightning_names
+from spectail.models.naming.names import clean_names, lightning_names
 from spectail.models.naming.not_weights import are_weights_named
 from spectail.models.source import Source
+from spectail.models.tied import tied_modules
 
 _CONVOLUTIONS = (
     nn.Conv1d,
@@ -65,7 +66,19 @@ def module_source(
     return replace(
         source,
         layers=tuple(replace(layer, saved_as=saved.get(layer.name, "")) for layer in source.layers),
+        tied=tied_modules(source.layers, _named(module)),
     )
+
+
+def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters of all modules under their clean names, a shared one under each."""
+    found = {
+        f"{path}.{name}" if path else name: parameter
+        for path, owner in module.named_modules()
+        for name, parameter in owner._parameters.items()
+        if parameter is not None
+    }
+    return zip(clean_names(list(found)), found.values(), strict=True)
 
 
 def _of_network(module: nn.Module, tensors: list[LazyTensor]) -> list[LazyTensor]:
