@@ -3,7 +3,8 @@ every optimizer and scheduler.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -255,7 +256,7 @@ class Breaking(torch.optim.SGD):
         return result
 
 
-def test_the_step_after_one_that_raised_repairs_the_groups() -> None:
+def test_a_step_that_raises_leaves_the_groups_whole() -> None:
     model = net()
     optimizer = Breaking(model.parameters(), lr=0.1)
     balancer = st.Balancer(model, optimizer, "tempbalance", every=1)
@@ -265,17 +266,50 @@ def test_the_step_after_one_that_raised_repairs_the_groups() -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError, match="out of memory"):
             optimizer.step()
-    assert len(optimizer.param_groups) == 4, "the test is about groups that were left split"
-    assert len(optimizer.state_dict()["param_groups"]) == 1, (
-        "a state dict is that of the base groups"
-    )
-    with pytest.raises(RuntimeError, match="out of memory"):
-        optimizer.step()
+        assert len(optimizer.param_groups) == 1
+        assert optimizer.param_groups[0] is base
     optimizer.breaks = False
     train(model, optimizer, 1, start=2)
-    assert len(optimizer.param_groups) == 1
-    assert optimizer.param_groups[0] is base
     assert balancer.steps == 3
+
+
+RAISING: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
+    "in a hook before the step": lambda o: o.register_step_pre_hook(_raise),
+    "in a hook after the step": lambda o: o.register_step_post_hook(_raise),
+}
+
+
+def _raise(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("scheduler_first", [True, False])
+@pytest.mark.parametrize("where", [*RAISING, "in the step", "in the closure"])
+def test_schedulers_and_new_groups_between_a_failed_step_and_the_next_count(
+    where: str, scheduler_first: bool
+) -> None:
+    model, extra = net(), torch.nn.Parameter(torch.ones(3))
+    optimizer = Breaking(model.parameters(), lr=0.1)
+    make = partial(lr_scheduler.StepLR, optimizer, 1, gamma=0.5)
+    scheduler = make() if scheduler_first else None
+    balancer = st.Balancer(model, optimizer, "tempbalance", every=1)
+    scheduler = scheduler or make()
+    train(model, optimizer, 2)
+    assert len(set(balancer.factors.values())) > 1
+    optimizer.breaks = where == "in the step"
+    handle = RAISING[where](optimizer) if where in RAISING else None
+    with pytest.raises((RuntimeError, KeyboardInterrupt)):
+        optimizer.step(_raise if where == "in the closure" else None)
+    scheduler.step()
+    optimizer.add_param_group({"params": [extra], "lr": 7.0})
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05, 7.0]
+    if handle:
+        handle.remove()
+    optimizer.breaks = False
+    with pytest.warns(UserWarning, match="1 parameters came into the optimizer"):
+        train(model, optimizer, 1, start=2, before=lambda _: setattr(extra, "grad", torch.ones(3)))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05, 7.0]
+    assert not torch.equal(extra, torch.ones(3)), "the new group takes part"
 
 
 @pytest.mark.parametrize("given", ["by place", "by name"])

@@ -55,13 +55,14 @@ class Steps:
         hooked: set[int] = set()
         # From the inside outwards; wrappers may share the hooks of their inner optimizer.
         for optimizer in reversed(optimizers.members):
-            if has_hooks(optimizer) and id(optimizer._optimizer_step_pre_hooks) not in hooked:
-                hooked.add(id(optimizer._optimizer_step_pre_hooks))
-                self._hook(optimizer)
+            if has_hooks(optimizer):
+                hooks = id(optimizer._optimizer_step_pre_hooks)
+                self._hook(optimizer, shared=hooks in hooked)
+                hooked.add(hooks)
             elif id(optimizer) in self.whole or (
                 self._is_innermost(optimizer) and not has_hooks(optimizer)
             ):
-                self._replace(optimizer)
+                self._replace(optimizer, self._stepped_through)
 
     def remove(self) -> None:
         """Remove all hooks, so that the optimizers step as before."""
@@ -164,8 +165,12 @@ class Steps:
 
         return call
 
-    def _hook(self, optimizer: Any) -> None:
-        """Follow an optimizer that runs hooks."""
+    def _hook(self, optimizer: Any, *, shared: bool = False) -> None:
+        """Follow an optimizer that runs hooks; ``shared`` ones are registered already."""
+        # torch runs no hook after a step that raises, so the method is replaced as well.
+        self._replace(optimizer, self._guarded)
+        if shared:
+            return
         # The user's own hooks after a step must see the user's groups, so this one runs first.
         handle = optimizer.register_step_post_hook(self.after)
         if isinstance(optimizer._optimizer_step_post_hooks, OrderedDict):
@@ -186,8 +191,34 @@ class Steps:
         self.groups.restore()
         self._opened.clear()
 
-    def _replace(self, optimizer: Any) -> None:
-        """Follow an optimizer that runs no hooks by replacing its ``step``.
+    def _guarded(self, optimizer: Any, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Make a step of an optimizer that runs hooks, and repair the groups if it raises."""
+        try:
+            return inner(*args, **kwargs)
+        except BaseException:
+            self._give_up(optimizer)
+            raise
+
+    def _stepped_through(
+        self, optimizer: Any, inner: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Make a step of an optimizer that runs no hooks."""
+        changed = self.before(optimizer, (optimizer, *args), kwargs)
+        given, kwargs = changed or ((optimizer, *args), kwargs)
+        result = self._guarded(optimizer, inner, *given[1:], **kwargs)
+        self.after(optimizer)
+        return result
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _give_up(self, optimizer: Any) -> None:
+        """End a step that has raised: the user's groups are whole again at once."""
+        self._forget(optimizer)
+        if not self._running:
+            self._stepped = False
+            self._look(False)
+
+    def _replace(self, optimizer: Any, through: Callable[..., Any]) -> None:
+        """Replace the ``step`` of an optimizer by ``through(optimizer, step, ...)``.
 
         A scheduler may wrap the new method. Then it stays when the Balancer is removed, and only
         passes the call on.
@@ -201,11 +232,7 @@ class Steps:
                     if self_ is optimizer
                     else type(self_).step(self_, *args, **kwargs)
                 )
-            changed = self.before(optimizer, (optimizer, *args), kwargs)
-            given, kwargs = changed or ((optimizer, *args), kwargs)
-            result = inner(*given[1:], **kwargs)
-            self.after(optimizer)
-            return result
+            return through(optimizer, inner, *args, **kwargs)
 
         def undo() -> None:
             following.clear()
