@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         PruneError,
         RunError,
         SourceChangedError,
+        SourceUnreachableError,
         SourceError,
         SpecError,
         SpectailError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from spectail.evaluation import evaluate_tasks, perplexity
     from spectail.evaluation.perplexity import Perplexity
     from spectail.measuring.run import analyze
+    from spectail.measuring.shards import merge
     from spectail.models.live.language import module_names, open_language_model
     from spectail.models.open import open_source
     from spectail.pruning import methods
@@ -75,6 +77,7 @@ _WHERE = {
     "RunError": "spectail.errors",
     "RunInfo": "spectail.results.records",
     "SourceChangedError": "spectail.errors",
+    "SourceUnreachableError": "spectail.errors",
     "SourceError": "spectail.errors",
     "Spec": "spectail.core.spec",
     "SpecError": "spectail.errors",
@@ -90,6 +93,7 @@ _WHERE = {
     "cutoffs": "spectail.core.cutoffs",
     "evaluate_tasks": "spectail.evaluation",
     "maps": "spectail.allocation.maps",
+    "merge": "spectail.measuring.shards",
     "methods": "spectail.pruning.methods",
     "module_names": "spectail.models.live.language",
     "open_language_model": "spectail.models.live.language",
@@ -131,6 +135,7 @@ __all__ = [
     "RunError",
     "RunInfo",
     "SourceChangedError",
+    "SourceUnreachableError",
     "SourceError",
     "Spec",
     "SpecError",
@@ -146,6 +151,7 @@ __all__ = [
     "cutoffs",
     "evaluate_tasks",
     "maps",
+    "merge",
     "methods",
     "module_names",
     "open_language_model",

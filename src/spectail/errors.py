@@ -16,6 +16,10 @@ class SourceChangedError(SourceError):
     """A file was written while it was being read, so its parts belong to two models."""
 
 
+class SourceUnreachableError(SourceError):
+    """A server did not deliver a part of a source, although it was asked several times."""
+
+
 class SpecError(SpectailError, ValueError):
     """A measurement setting is invalid, or does not fit the matrices."""
 

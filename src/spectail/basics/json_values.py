@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T", dict[str, Any], list[Any])
+
+
+class TextFile(Protocol):
+    """A path whose file is read as text."""
+
+    def read_text(self, encoding: str | None = None) -> str:
+        """Return the file's text."""
 
 
 def plain(values: Any) -> Any:
@@ -26,7 +32,7 @@ def plain(values: Any) -> Any:
     return values
 
 
-def read_json(path: Path, kind: type[T]) -> T:
+def read_json(path: TextFile, kind: type[T]) -> T:
     """Read a JSON file; one that is missing, damaged or not of type ``kind`` counts as empty."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -22,7 +22,8 @@ from spectail.models.build import build_source
 from spectail.models.formats.demo import demo_file
 from spectail.models.formats.fingerprint import fingerprint_tensors
 from spectail.models.formats.folders import path_source
-from spectail.models.formats.hub import download, is_hub_id
+from spectail.models.formats.hub import cached_folder, is_hub_id
+from spectail.models.formats.remote import hub_source, is_address, remote_source
 from spectail.models.formats.state_dict import state_tensors
 from spectail.models.live.walk import module_source
 from spectail.models.source import Source
@@ -38,8 +39,11 @@ def open_source(
     Args:
         source: A torch module; a state dict; one matrix as a tensor or an array; or a text. The
             text is ``demo``, the path of a checkpoint file, of an index of shards, of a model
-            folder or of an adapter folder (the formats are in ``formats.table``),
-            ``module:function`` for a function that returns a module, or a hub id ``org/name``.
+            folder or of an adapter folder (the formats are in ``formats.table``), an address
+            (``hf://org/name``, ``s3://bucket/folder``, ``gs://bucket/folder``,
+            ``https://host/model.safetensors``), ``module:function`` for a function that returns a
+            module, or a hub id ``org/name``. Of what lies elsewhere, only the bytes of the tensors
+            that are measured are fetched.
 
     Returns:
         The layers in the model's own order. A layer has the same name whichever source it came
@@ -87,16 +91,19 @@ def _named_source(text: str) -> Source:
     """
     if text == "demo":
         return path_source(demo_file())
+    if is_address(text):
+        return remote_source(text)
     path = Path(text).expanduser()
     if text and path.exists():
         return path_source(path)
     if match := _FUNCTION.match(text):
         return _from_function(match[1], match[2])
     if is_hub_id(text):
-        return path_source(download(text), label=text)
+        cached = cached_folder(text)
+        return path_source(cached, label=text) if cached else hub_source(text)
     raise SourceError(
         f"no such file or folder: {text!r}; "
-        "expected a checkpoint, a model folder, 'demo', 'module:function' or a hub id"
+        "expected a checkpoint, a model folder, 'demo', an address, 'module:function' or a hub id"
     )
 
 

@@ -13,6 +13,8 @@ from spectail.basics.json_values import read_json
 from spectail.errors import SourceError
 from spectail.models.assembly.adapters.known import NOTHING_KNOWN, Known, Scale, scale_from_config
 from spectail.models.assembly.adapters.spelling import is_piece
+from spectail.models.formats.file_path import FilePath
+from spectail.models.formats.remote_path import open_file
 from spectail.models.lazy_tensor import LazyTensor
 from spectail.models.source import Source
 
@@ -27,11 +29,11 @@ MAIN_ADAPTER = re.compile(r"^(?:adapter_model|adapters?|pytorch_lora_weights)\.\
 CONFIG = "adapter_config.json"
 """peft's configuration of an adapter."""
 
-OpenFolder: TypeAlias = Callable[[Path], "Source | None"]
+OpenFolder: TypeAlias = Callable[[FilePath], "Source | None"]
 """Opens the whole model of a folder; returns None if the folder holds none."""
 
 
-def adapter_beside(path: Path, tensors: Iterable[LazyTensor], open_whole: OpenFolder) -> Known:
+def adapter_beside(path: FilePath, tensors: Iterable[LazyTensor], open_whole: OpenFolder) -> Known:
     """Read what a file's folder states about the adapter in the file; nothing for a whole model."""
     # A whole model may lie beside an adapter's configuration.
     # Only a file whose name or tensors are an adapter's uses it.
@@ -45,17 +47,17 @@ def adapter_beside(path: Path, tensors: Iterable[LazyTensor], open_whole: OpenFo
     return Known(scale_of, _Base(path.parent, config, open_whole), config)
 
 
-def _from_header(path: Path) -> dict[str, dict[str, Any]]:
+def _from_header(path: FilePath) -> dict[str, dict[str, Any]]:
     """Read the configurations that diffusers writes into a file's header, by pipeline part.
 
     They are stored as one flat JSON: ``{"unet.r": 4, "unet.lora_alpha": 8, ...}``.
     """
     if path.suffix != ".safetensors":
         return {}
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        # A damaged length must not make this read the whole file.
-        header = file.read(length) if length <= LONGEST_HEADER else b""
+    file = open_file(path)
+    length = int.from_bytes(file.read(0, 8), "little")
+    # A damaged length must not make this read the whole file.
+    header = bytes(file.read(8, length)) if length <= LONGEST_HEADER else b""
     try:
         flat = json.loads(json.loads(header)["__metadata__"]["lora_adapter_metadata"])
         parts: dict[str, dict[str, Any]] = {}
@@ -80,7 +82,7 @@ def _scale_of_part(parts: Mapping[str, Mapping[str, Any]], target: str, adapter:
 class _Base:
     """The weights of the base model, which is opened when the first of them is needed."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], open_whole: OpenFolder) -> None:
+    def __init__(self, folder: FilePath, config: Mapping[str, Any], open_whole: OpenFolder) -> None:
         """Remember where the base model may be: the adapter's folder and the path it names."""
         self._places = [folder]
         named = config.get("base_model_name_or_path", config.get("model"))

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from spectail.errors import SourceError
 from spectail.models.formats.format import Contents, Format
-from spectail.models.formats.open_file import OpenFile
+from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.pickled import Inert, TensorRef
 from spectail.models.formats.ranges import StoredArray, stored_tensor
+from spectail.models.formats.remote_path import open_file
 from spectail.models.formats.state_dict import state_tensors
 from spectail.models.formats.torch_pickle import load_archive, load_pickle
 from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name, piece_of
@@ -28,7 +29,7 @@ Pieces: TypeAlias = "list[tuple[tuple[int, ...], StoredArray]]"
 """The pieces of a tensor: where each begins in the tensor, and where it lies in a file."""
 
 
-def read_distcp(files: Sequence[OpenFile]) -> Contents:
+def read_distcp(files: Sequence[ReadableFile]) -> Contents:
     """Describe the model's tensors of a distributed checkpoint, without those of the optimizer."""
     (file,) = files
     value, _ = load_pickle(file)
@@ -52,10 +53,10 @@ def read_distcp(files: Sequence[OpenFile]) -> Contents:
 class _Reader:
     """Finds the pieces that the metadata names."""
 
-    def __init__(self, file: OpenFile) -> None:
+    def __init__(self, file: ReadableFile) -> None:
         """Start with the metadata's file; files with pieces are opened when they are needed."""
         self.folder = file.path.parent
-        self.files: dict[str, OpenFile] = {}
+        self.files: dict[str, ReadableFile] = {}
 
     def tree(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Describe all tensors, nested as the saved dicts were."""
@@ -94,7 +95,7 @@ class _Reader:
                     f"{name} of the distributed checkpoint {self.folder} is missing; "
                     "copy all its files"
                 )
-            self.files[str(name)] = OpenFile(self.folder / name)
+            self.files[str(name)] = open_file(self.folder / name)
         value, _ = load_archive(self.files[str(name)], place["offset"], place["length"])
         if not isinstance(value, TensorRef) or value.problem:
             raise ValueError(place["relative_path"])

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import torch
 
 from spectail.errors import SourceError
-from spectail.models.formats.open_file import OpenFile
+from spectail.models.formats.open_file import ReadableFile
+from spectail.models.formats.remote_file import RemoteFile
 from spectail.models.lazy_tensor import LazyTensor
 
 MIB = 1024 * 1024
@@ -21,8 +22,11 @@ SAMPLE = 4096
 """Bytes that are read of every further MiB of a large file."""
 
 
-def fingerprint_files(files: Iterable[tuple[str, OpenFile]]) -> str:
+def fingerprint_files(files: Iterable[tuple[str, ReadableFile]]) -> str:
     """Hash named files by name, size and content, but not by their folder or date.
+
+    Of a remote file only the first bytes are read; the rest is identified by the hash or ETag that
+    its place states.
 
     The files are the open ones that the tensors are read from, so that a fingerprint always belongs
     to the content that is measured.
@@ -35,6 +39,9 @@ def fingerprint_files(files: Iterable[tuple[str, OpenFile]]) -> str:
     # Sorted, so that the order in which a folder lists its files does not matter.
     for name, file in sorted(files, key=lambda item: item[0]):
         digest.update(f"{name}\0{file.size}\0".encode())
+        if isinstance(file, RemoteFile):
+            digest.update(f"{file.identity}\0".encode() + file.start)
+            continue
         if file.size <= WHOLE_FILE:
             for start in range(0, file.size, MIB):
                 digest.update(file.read(start, MIB))

@@ -9,7 +9,7 @@ from spectail.errors import SourceError
 from spectail.models.formats.channels_last import as_torch
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.msgpack import Walker
-from spectail.models.formats.open_file import OpenFile
+from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.ranges import StoredArray, stored_tensor
 from spectail.models.lazy_tensor import LazyTensor
 from spectail.models.naming.names import natural_key
@@ -18,7 +18,7 @@ _NO_PARAMETERS = ("opt_state", "optimizer", "batch_stats", "step", "rng", "dropo
 """Keys of a training state that hold no parameters of the model."""
 
 
-def read_flax(files: Sequence[OpenFile]) -> Contents:
+def read_flax(files: Sequence[ReadableFile]) -> Contents:
     """Describe the parameters of one or several files; numbers in names are sorted as numbers."""
     tensors: dict[str, LazyTensor] = {}
     for file in files:
@@ -33,7 +33,7 @@ def read_flax(files: Sequence[OpenFile]) -> Contents:
     return Contents(sorted(as_torch(tensors), key=lambda stored: natural_key(stored.name)))
 
 
-def _tree(file: OpenFile) -> Mapping[str, Any]:
+def _tree(file: ReadableFile) -> Mapping[str, Any]:
     """Read the structure of one file."""
     if file.size == 0:
         raise SourceError(f"{file.path} is empty; expected a msgpack file of Flax")

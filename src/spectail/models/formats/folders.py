@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from spectail.basics.json_values import read_json
@@ -15,10 +15,12 @@ from spectail.models.assembly.recipes import quantisation_of
 from spectail.models.build import build_source
 from spectail.models.formats import table
 from spectail.models.formats.adapter_files import ADAPTER, CONFIG, MAIN_ADAPTER, adapter_beside
+from spectail.models.formats.file_path import FilePath
 from spectail.models.formats.fingerprint import fingerprint_files
 from spectail.models.formats.foreign import refuse_foreign, refuse_stand_in, without_weights
 from spectail.models.formats.format import Contents, Format
-from spectail.models.formats.open_file import OpenFile
+from spectail.models.formats.open_file import ReadableFile
+from spectail.models.formats.remote_path import open_file
 from spectail.models.formats.shard_index import names_without_shard, read_index
 from spectail.models.naming.names import natural_key
 from spectail.models.source import Source
@@ -47,7 +49,7 @@ _COMPONENTS = re.compile(
 """Usual names of the sub-folders of a diffusers pipeline."""
 
 
-def path_source(path: Path, label: str | None = None) -> Source:
+def path_source(path: FilePath, label: str | None = None) -> Source:
     """Open a checkpoint file or a model folder."""
     if path.is_dir():
         return _folder(path, label or path.resolve().name)
@@ -71,13 +73,13 @@ def path_source(path: Path, label: str | None = None) -> Source:
         raise
 
 
-def _from_index(index: Path, label: str) -> Source:
+def _from_index(index: FilePath, label: str) -> Source:
     """Open the shards that an index names."""
     shards, promised = read_index(index)
     return _assembled(table.format_of_shards(shards), shards, label, promised)
 
 
-def _folder(folder: Path, label: str) -> Source:
+def _folder(folder: FilePath, label: str) -> Source:
     """Open a model folder: its own model, else its adapter, else what its sub-folders hold."""
     # A whole model in any format comes before an adapter in any format.
     for adapters in (False, True):
@@ -93,7 +95,7 @@ def _folder(folder: Path, label: str) -> Source:
     raise without_weights(folder)
 
 
-def _of_formats(folder: Path, label: str, *, adapters: bool) -> Source | None:
+def _of_formats(folder: FilePath, label: str, *, adapters: bool) -> Source | None:
     """Open the whole model of a folder, or its adapter, in the first format; None if neither."""
     for form in table.FORMATS:
         for pattern in form.patterns:
@@ -102,13 +104,13 @@ def _of_formats(folder: Path, label: str, *, adapters: bool) -> Source | None:
     return None
 
 
-def _whole(folder: Path) -> Source | None:
+def _whole(folder: FilePath) -> Source | None:
     """Open the whole model of a folder; None if it holds adapters only."""
     return _of_formats(folder, folder.name, adapters=False)
 
 
 def _of_format(
-    folder: Path, label: str, form: Format, pattern: str, *, adapters: bool
+    folder: FilePath, label: str, form: Format, pattern: str, *, adapters: bool
 ) -> Source | None:
     """Open the folder's model of one format, whole rather than sharded; None if there is none."""
     indices = sorted(folder.glob(f"{pattern}.index.json"))
@@ -126,7 +128,7 @@ def _of_format(
     return _assembled(form, chosen, label)
 
 
-def _choose(folder: Path, files: Sequence[Path], form: Format) -> list[Path]:
+def _choose(folder: FilePath, files: Sequence[FilePath], form: Format) -> list[FilePath]:
     """Choose the one model among a folder's files of one format."""
     by_name = {path.name: path for path in files}
     if whole := [path for path in files if WHOLE.match(path.name) or MAIN_ADAPTER.match(path.name)]:
@@ -150,7 +152,7 @@ def _choose(folder: Path, files: Sequence[Path], form: Format) -> list[Path]:
     return form.all_parts(files[0])
 
 
-def _snapshot(folder: Path) -> Path | None:
+def _snapshot(folder: FilePath) -> FilePath | None:
     """Find the model in a hub cache folder: the snapshot of ``refs/main``, or the only one."""
     snapshots = sorted(path for path in (folder / "snapshots").glob("*") if path.is_dir())
     if not snapshots:
@@ -166,7 +168,7 @@ def _snapshot(folder: Path) -> Path | None:
     return snapshots[0]
 
 
-def _latest_step(folder: Path) -> Path | None:
+def _latest_step(folder: FilePath) -> FilePath | None:
     """Find the DeepSpeed checkpoint that the file ``latest`` names."""
     if not (folder / "latest").is_file():
         return None
@@ -175,19 +177,19 @@ def _latest_step(folder: Path) -> Path | None:
     return step if step.parent == folder and list(step.glob("*_states.pt")) else None
 
 
-def _of_fsdp(folder: Path) -> Path | None:
+def _of_fsdp(folder: FilePath) -> FilePath | None:
     """Find the model that accelerate's ``save_state`` keeps beside ``optimizer_0`` under FSDP."""
     inner = folder / "pytorch_model_fsdp_0"
     return inner if (inner / ".metadata").is_file() else None
 
 
-def _hub_name(folder: Path) -> str | None:
+def _hub_name(folder: FilePath) -> str | None:
     """Return ``org/name`` for a folder called ``models--org--name``."""
     name = folder.resolve().name
     return name.removeprefix("models--").replace("--", "/") if name.startswith("models--") else None
 
 
-def _components(folder: Path) -> list[Path]:
+def _components(folder: FilePath) -> list[FilePath]:
     """List the sub-folders of a pipeline that hold weights, by its index or by usual names."""
     index = read_json(folder / "model_index.json", dict)
     named = [
@@ -202,7 +204,7 @@ def _components(folder: Path) -> list[Path]:
     ]
 
 
-def _has_weights(folder: Path) -> bool:
+def _has_weights(folder: FilePath) -> bool:
     """Whether a folder holds files of a format that is read."""
     patterns = [pattern for form in table.FORMATS for pattern in form.patterns]
     return any(
@@ -210,7 +212,7 @@ def _has_weights(folder: Path) -> bool:
     )
 
 
-def _pipeline(components: Sequence[Path], label: str) -> Source:
+def _pipeline(components: Sequence[FilePath], label: str) -> Source:
     """Open the models of a pipeline as one source, each with its folder's name before layers."""
     sources = [(path.name, path_source(path)) for path in components]
     parts = ", ".join(name for name, _ in sources)
@@ -221,7 +223,7 @@ def _pipeline(components: Sequence[Path], label: str) -> Source:
     return _joined(label, sources, note)
 
 
-def _with_modules(folder: Path, source: Source) -> Source:
+def _with_modules(folder: FilePath, source: Source) -> Source:
     """Add the modules in sub-folders that ``modules.json`` of sentence-transformers lists."""
     modules = read_json(folder / "modules.json", list)
     paths = [str(item.get("path", "")) for item in modules if isinstance(item, Mapping)]
@@ -247,18 +249,24 @@ def _joined(label: str, sources: Sequence[tuple[str, Source]], note: str) -> Sou
             replace(layer, name=f"{name}.{layer.name}") if name else layer
             for layer in source.layers
         ]
-    # The names are part of the digest, so that two models that swap places give another one.
-    digest = hashlib.sha256(
-        "\0".join(f"{name}\0{source.fingerprint}" for name, source in sources).encode()
-    )
     notes = [
         f"{name}: {text}" if name else text for name, source in sources for text in source.notes
     ]
     vectors = sum(source.n_vectors for _, source in sources)
-    return Source(label, f"sha256:{digest.hexdigest()}", tuple(layers), vectors, (note, *notes))
+    files = tuple(file for _, source in sources for file in source.files)
+    return Source(label, _joint_digest(sources), tuple(layers), vectors, (note, *notes), files)
 
 
-def _refuse_run(folder: Path) -> None:
+def _joint_digest(sources: Sequence[tuple[str, Source]]) -> str:
+    """Return the fingerprint of several sources; of a single one its own."""
+    if len(sources) == 1:
+        return sources[0][1].fingerprint
+    # The names are part of the digest, so that two models that swap places give another one.
+    text = "\0".join(f"{name}\0{source.fingerprint}" for name, source in sources)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _refuse_run(folder: FilePath) -> None:
     """Raise an error that names the latest checkpoint of a run, or the sub-folders with models."""
     children = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("optim")]
     numbered = [
@@ -285,47 +293,70 @@ def _refuse_run(folder: Path) -> None:
 
 
 def _assembled(
-    form: Format, paths: Sequence[Path], label: str, promised: Iterable[str] = ()
+    form: Format, paths: Sequence[FilePath], label: str, promised: Iterable[str] = ()
 ) -> Source:
     """Read the files of one model and combine its tensors with the configuration beside them."""
-    files = [OpenFile(path) for path in paths]
+    files = [open_file(path) for path in paths]
     contents = _read(form, files)
     folder = paths[0].parent
-    notes = (*contents.notes, *names_without_shard(promised, contents.tensors))
-    hashed = [(file.name, file) for file in (*files, *contents.more_files)]
-    config, quantiser = (contents.config, None) if contents.config else configuration_of(folder)
-    # These files enter the fingerprint too, since the measured numbers depend on them.
-    if quantiser:
-        hashed.append((quantiser.name, OpenFile(quantiser)))
-    adapters = adapter_beside(paths[0], contents.tensors, _whole)
+    # The measured numbers depend on the configurations too: heads, quantisation, scales.
+    config, beside = (contents.config, []) if contents.config else configuration_of(folder)
+    bases: list[Source] = []
+
+    def open_base(path: FilePath) -> Source | None:
+        source = _whole(path)
+        bases.extend([source] if source else [])
+        return source
+
+    adapters = adapter_beside(paths[0], contents.tensors, open_base)
     if adapters.config:
-        hashed.append((CONFIG, OpenFile(folder / CONFIG)))
-    return build_source(
+        beside = [*beside, open_file(folder / CONFIG)]
+    opened = (*files, *contents.more_files, *beside)
+    read_how = [file.note for file in opened if file.note]
+    source = build_source(
         label,
-        fingerprint_files(hashed),
+        fingerprint_files((file.name, file) for file in opened),
         contents.tensors,
         config=config,
         adapters=adapters,
-        notes=notes,
+        notes=(*contents.notes, *names_without_shard(promised, contents.tensors), *read_how),
+    )
+    # The base model of an adapter is opened while the layers are built, if any of them needs it.
+    return replace(
+        source,
+        fingerprint=_joint_digest([("", source), *(("base", base) for base in bases)]),
+        files=(*opened, *(file for base in bases for file in base.files)),
     )
 
 
-def configuration_of(folder: Path) -> tuple[Mapping[str, Any], Path | None]:
-    """Read a model's configuration, and return also the file that says how it is quantised."""
-    config = read_json(folder / "config.json", dict)
+def configuration_of(folder: FilePath) -> tuple[Mapping[str, Any], Sequence[ReadableFile]]:
+    """Read a model's configuration, and return also the files that it was read from."""
+    config, files = _json_of(folder / "config.json")
     if quantisation_of(config):
-        return config, folder / "config.json"
+        return config, files
     # Some quantisation libraries write a file of their own instead of an entry in ``config.json``.
-    for path in (
-        folder / name
-        for name in ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
-    ):
-        if said := read_json(path, dict):
-            return {**config, "quantization_config": said.get("quantization", said)}, path
-    return config, None
+    for name in ("hf_quant_config.json", "quantize_config.json", "quant_config.json"):
+        said, file = _json_of(folder / name)
+        if said:
+            config = {**config, "quantization_config": said.get("quantization", said)}
+            return config, [*files, *file]
+    return config, files
 
 
-def _read(form: Format, files: Sequence[OpenFile]) -> Contents:
+def _json_of(path: FilePath) -> tuple[dict[str, Any], list[ReadableFile]]:
+    """Read a JSON object and return it with its file; neither if it is missing or damaged."""
+    if not path.is_file():
+        return {}, []
+    # The file that is hashed must be the one that is read, so it is opened once.
+    file = open_file(path)
+    try:
+        value = json.loads(bytes(file.read(0, file.size)).decode("utf-8"))
+    except (ValueError, RecursionError):
+        return {}, []
+    return (value, [file]) if isinstance(value, dict) else ({}, [])
+
+
+def _read(form: Format, files: Sequence[ReadableFile]) -> Contents:
     """Read the files of one model; damage that the format does not notice gives one clear line."""
     for file in files:
         refuse_stand_in(file)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from spectail.errors import SourceError
-from spectail.models.formats.open_file import OpenFile
+from spectail.models.formats.file_path import FilePath
+from spectail.models.formats.open_file import ReadableFile
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ _TOKENIZER = re.compile(
 """Names of a tokenizer's files."""
 
 
-def refuse_foreign(path: Path) -> None:
+def refuse_foreign(path: FilePath) -> None:
     """Raise an error if a file or folder is of a kind that is recognised but not read.
 
     Raises:
@@ -127,7 +127,7 @@ def refuse_foreign(path: Path) -> None:
             )
 
 
-def refuse_stand_in(file: OpenFile) -> None:
+def refuse_stand_in(file: ReadableFile) -> None:
     """Raise an error if a download left something else in a file's place.
 
     Raises:
@@ -147,7 +147,7 @@ def refuse_stand_in(file: OpenFile) -> None:
         )
 
 
-def _names(path: Path) -> Iterator[str]:
+def _names(path: FilePath) -> Iterator[str]:
     """Yield the names that identify a foreign model: the path's own and those in a folder."""
     # Some of these formats are folders with a suffix (``model.mlpackage``).
     if path.is_file() or path.suffix:
@@ -157,7 +157,7 @@ def _names(path: Path) -> Iterator[str]:
         yield from (c.name for c in path.iterdir() if c.name != "checkpoint" or c.is_file())
 
 
-def without_weights(folder: Path) -> SourceError:
+def without_weights(folder: FilePath) -> SourceError:
     """Return the error for a folder without a model; it says what the folder holds instead."""
     files = sorted(
         child.name

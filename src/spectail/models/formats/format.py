@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from spectail.models.formats.open_file import OpenFile
+from spectail.models.formats.file_path import FilePath
+from spectail.models.formats.open_file import ReadableFile
 from spectail.models.lazy_tensor import LazyTensor
 
 
@@ -21,11 +21,11 @@ class Contents:
     ``config.json``."""
     notes: tuple[str, ...] = ()
     """Remarks for the user on how the files were read, one sentence each."""
-    more_files: tuple[OpenFile, ...] = ()
+    more_files: tuple[ReadableFile, ...] = ()
     """Further files that hold values; they enter the fingerprint."""
 
 
-def only_itself(path: Path) -> list[Path]:
+def only_itself(path: FilePath) -> list[FilePath]:
     """Return the files of a model that is one file."""
     return [path]
 
@@ -47,7 +47,7 @@ class Format:
     """The format's name in messages, with its article: ``a safetensors file``."""
     suffixes: tuple[str, ...]
     """Endings of the format's files, in lower case and with the dot."""
-    read: Callable[[Sequence[OpenFile]], Contents]
+    read: Callable[[Sequence[ReadableFile]], Contents]
     """Reads all files of one model. It lists the tensors and should leave their values to be read
     later."""
     looks_like: Callable[[bytes, int], bool] = nothing_tells
@@ -55,7 +55,7 @@ class Format:
     folder: tuple[str, ...] | None = None
     """Patterns of its files in a model folder, the most usual first; all files with its endings by
     default."""
-    all_parts: Callable[[Path], list[Path]] = only_itself
+    all_parts: Callable[[FilePath], list[FilePath]] = only_itself
     """Returns all files of a split model from one of them, for formats whose file names say so."""
 
     @property

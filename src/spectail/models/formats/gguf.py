@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,11 @@ from torch import Tensor
 
 from spectail.basics.texts import first_names
 from spectail.errors import SourceError
+from spectail.models.formats.file_path import FilePath
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.gguf_header import GgufTensor, read_header
 from spectail.models.formats.gguf_names import FAMILIES, PERMUTED, HfName, hf_name
-from spectail.models.formats.open_file import OpenFile
+from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.ranges import StoredArray, row_major
 from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, piece_of
 from spectail.models.naming.names import natural_key
@@ -48,7 +48,7 @@ class _Place:
         return self.data.shape[:-1]
 
 
-def gguf_shards(path: Path) -> list[Path]:
+def gguf_shards(path: FilePath) -> list[FilePath]:
     """List all files of a split model, given any of them."""
     match = _SPLIT.match(path.name)
     if match is None:
@@ -66,7 +66,7 @@ def gguf_shards(path: Path) -> list[Path]:
     return shards
 
 
-def read_gguf(files: Sequence[OpenFile]) -> Contents:
+def read_gguf(files: Sequence[ReadableFile]) -> Contents:
     """Describe the tensors of a GGUF file, or of all parts of a split one."""
     headers = [(file, read_header(file)) for file in files]
     metadata = headers[0][1].metadata
@@ -145,7 +145,10 @@ def _config(architecture: str, metadata: Mapping[str, object]) -> dict[str, Any]
         "head_dim": "attention.key_length",
         "hidden_size": "embedding_length",
     }
-    return {"model_type": "gguf"} | {
+    # A family with a name for the output layer is one of language models.
+    family = FAMILIES.get(architecture)
+    causal = ["GgufForCausalLM"] if family and "output" in family.top else []
+    return {"model_type": "gguf", "architectures": causal} | {
         name: metadata.get(f"{architecture}.{key}") for name, key in keys.items()
     }
 
@@ -159,7 +162,7 @@ def _heads(metadata: Mapping[str, object], key: str, block: int) -> int | None:
 
 
 def _described(
-    file: OpenFile, tensor: GgufTensor, known: HfName | None, metadata: Mapping[str, object]
+    file: ReadableFile, tensor: GgufTensor, known: HfName | None, metadata: Mapping[str, object]
 ) -> Iterator[LazyTensor]:
     """Describe one tensor; stacked experts become single ones, as in Hugging Face's files."""
     dtype, place, problem = _place(file, tensor)
@@ -234,7 +237,7 @@ _READ_BYTES = 2**20
 result."""
 
 
-def _place(file: OpenFile, tensor: GgufTensor) -> tuple[str, _Place | None, str | None]:
+def _place(file: ReadableFile, tensor: GgufTensor) -> tuple[str, _Place | None, str | None]:
     """Return the torch name of the values' type, where they lie, and why they are unreadable."""
     gguf = _library(file.path)
     try:
@@ -269,7 +272,7 @@ def _place(file: OpenFile, tensor: GgufTensor) -> tuple[str, _Place | None, str 
     return "float32", place, None
 
 
-def _library(path: Path) -> Any:
+def _library(path: FilePath) -> Any:
     """Import gguf, which is an optional dependency."""
     try:
         import gguf

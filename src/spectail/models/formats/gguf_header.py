@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 
 from spectail.errors import SourceError
-from spectail.models.formats.open_file import OpenFile
+from spectail.models.formats.file_path import FilePath
+from spectail.models.formats.open_file import ReadableFile
 
 _SCALARS = {
     0: "B",
@@ -56,13 +56,13 @@ class GgufHeader:
     tensors: tuple[GgufTensor, ...]
 
 
-_FIRST_BYTES = 2**23
+_FIRST_BYTES = 2**20
 """Bytes that are read first. A vocabulary of 260,000 texts takes about 6 MiB."""
 _LONGEST_HEADER = 2**30
 """Bytes after which a header is taken to be damaged."""
 
 
-def read_header(file: OpenFile) -> GgufHeader:
+def read_header(file: ReadableFile) -> GgufHeader:
     """Parse the header of a GGUF file.
 
     A header does not say how long it is, so more bytes are read until it is complete.
@@ -80,9 +80,10 @@ def read_header(file: OpenFile) -> GgufHeader:
             f"expected it to begin with b'GGUF', it begins with {start!r}"
         )
     size = _FIRST_BYTES
+    data = file.read(0, size)
     while True:
         try:
-            return _Cursor(file.read(0, size), file.path).header()
+            return _Cursor(data, file.path).header()
         except (struct.error, UnicodeDecodeError, IndexError, OverflowError, ValueError):
             if size >= min(file.size, _LONGEST_HEADER):
                 raise SourceError(
@@ -90,12 +91,13 @@ def read_header(file: OpenFile) -> GgufHeader:
                 ) from None
             # Too few bytes look like damage: it is damage only if the whole file was read.
             size *= 4
+            data += file.read(len(data), size - len(data))
 
 
 class _Cursor:
     """A position in the first bytes of a file; each read moves it forward."""
 
-    def __init__(self, data: bytearray, path: Path) -> None:
+    def __init__(self, data: bytearray, path: FilePath) -> None:
         """Start after the magic number of four bytes."""
         self.data, self.path, self.position = data, path, 4
 

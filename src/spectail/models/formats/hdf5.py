@@ -21,7 +21,7 @@ from spectail.errors import SourceError
 from spectail.models.formats.channels_last import as_torch
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.npy import torch_dtype
-from spectail.models.formats.open_file import OpenFile, ReadableFile
+from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.ranges import StoredArray, row_major, stored_tensor
 from spectail.models.formats.zipped import member
 from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name, piece_of, unreadable
@@ -45,7 +45,7 @@ _WEIGHTS = "model.weights.h5"
 """Name of the member of a ``.keras`` archive that holds the weights."""
 
 
-def read_hdf5(files: Sequence[OpenFile]) -> Contents:
+def read_hdf5(files: Sequence[ReadableFile]) -> Contents:
     """Describe the weights of one or several files; numbers in names are sorted as numbers."""
     tensors: dict[str, LazyTensor] = {}
     for file in files:
@@ -58,7 +58,7 @@ def read_hdf5(files: Sequence[OpenFile]) -> Contents:
     return Contents(sorted(as_torch(tensors), key=lambda stored: natural_key(stored.name)))
 
 
-def _arrays(file: OpenFile) -> dict[str, LazyTensor]:
+def _arrays(file: ReadableFile) -> dict[str, LazyTensor]:
     """Describe the arrays of one file by their paths."""
     h5py = _library(file)
     if file.size == 0:
@@ -87,7 +87,7 @@ def _arrays(file: OpenFile) -> dict[str, LazyTensor]:
         ) from None
 
 
-def _library(file: OpenFile) -> Any:
+def _library(file: ReadableFile) -> Any:
     """Import h5py, which is an optional dependency."""
     try:
         import h5py
@@ -96,7 +96,7 @@ def _library(file: OpenFile) -> Any:
     return h5py
 
 
-def _inside(file: OpenFile) -> tuple[ReadableFile, int]:
+def _inside(file: ReadableFile) -> tuple[ReadableFile, int]:
     """Find the weights in a ``.keras`` archive."""
     with zipfile.ZipFile(file.stream()) as archive:
         place, start, _ = member(file, 0, archive, _WEIGHTS)

@@ -1,12 +1,17 @@
-"""Models on the Hugging Face hub: what their names look like, and the download of their files."""
+"""Models on the Hugging Face hub: what their names look like, and their files by ranges."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
-from spectail.basics.texts import type_and_line
 from spectail.errors import SourceError
+from spectail.models.formats.shard_index import read_index
+from spectail.models.formats.stores import AccessDeniedError, Store, settings
 from spectail.models.formats.table import FORMATS
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -15,26 +20,115 @@ _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 def is_hub_id(text: str) -> bool:
     """Whether a text that is no path looks like ``org/name``."""
     # ``models/net.pt`` is a mistyped path and no hub id.
-    endings = (".json", *(suffix for form in FORMATS for suffix in form.suffixes))
-    return bool(_HUB_ID.match(text)) and not text.lower().endswith(endings)
+    return bool(_HUB_ID.match(text)) and not text.lower().endswith((".json", *_endings()))
 
 
-def download(name: str) -> Path:
-    """Return the folder of a model of the hub: its safetensors and JSON files, cached or fetched.
+def _endings() -> tuple[str, ...]:
+    """Return the endings of all formats."""
+    return tuple(suffix for form in FORMATS for suffix in form.suffixes)
 
-    Raises SourceError without the huggingface_hub library, and if there is no such model.
-    """
-    missing = f"no such file or folder: {name!r}; as a hub id,"
+
+def cached_folder(name: str) -> Path | None:
+    """Return the folder of a model in the hub's cache on this machine; None if it is not whole."""
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError:
-        raise SourceError(
-            f"{missing} it needs the huggingface_hub library: pip install huggingface_hub"
-        ) from None
+        return None
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        raise SourceError(
-            f"{missing} it could not be downloaded ({type_and_line(error)[:160]})"
-        ) from None
+        folder = Path(snapshot_download(name, local_files_only=True))
+        # Programs that needed only the configuration or the tokenizer leave a part of a model.
+        for index in folder.rglob("*.index.json"):
+            read_index(index)
+    except (OSError, ValueError, SourceError):
+        return None
+    return folder if any(file.name.endswith(_endings()) for file in folder.rglob("*")) else None
+
+
+class HubRepository(Store):
+    """A model repository of the hub at one commit, which never changes.
+
+    Token and endpoint are those that huggingface_hub finds: ``HF_TOKEN`` or a stored login, and
+    ``HF_ENDPOINT``.
+    """
+
+    extra = "hf"
+
+    def __init__(self, name: str, revision: str | None = None) -> None:
+        """Take the repository's id and a branch, tag or commit."""
+        super().__init__(f"hf://{name}" + (f"@{revision}" if revision else ""))
+        self._name, self._revision = name, revision
+        self._hashes: dict[str, str] | None = None
+
+    def names(self, folder: str) -> Mapping[str, bool]:
+        """Return the names in a folder."""
+        before = f"{folder}/" if folder else ""
+        inside = [key.removeprefix(before) for key in self._files() if key.startswith(before)]
+        return {key.partition("/")[0]: "/" in key for key in inside}
+
+    def identity(self, key: str) -> str:
+        """Return the hash of a file's content."""
+        return self._files().get(key, "")
+
+    def _opened(self, obstore: Any) -> Any:
+        """Open the commit's files. Requests are redirected to where the hub keeps large files."""
+        self._files()
+        return self._client(obstore, f"{self._name}/resolve/{quote(str(self._revision), safe='')}")
+
+    def _client(self, obstore: Any, path: str) -> Any:
+        """Open an address of the hub."""
+        try:
+            from huggingface_hub import constants, utils
+        except ImportError:
+            raise self.missing("huggingface_hub") from None
+        if constants.HF_HUB_OFFLINE:
+            raise SourceError(f"{self.shown} cannot be read: HF_HUB_OFFLINE forbids it")
+        # obstore follows redirects to other servers without the token.
+        plain = constants.ENDPOINT.startswith("http://")
+        headers = utils.build_hf_headers(library_name="spectail")  # type: ignore[attr-defined]
+        given = settings(plain_http=plain, headers=headers)
+        return obstore.HTTPStore.from_url(f"{constants.ENDPOINT}/{path}", **given)
+
+    def _files(self) -> dict[str, str]:
+        """Ask the hub, once, for the commit and for all files with the hashes of their contents."""
+        if self._hashes is None:
+            at = f"/revision/{quote(self._revision, safe='')}" if self._revision else ""
+            info = _Answer(self, f"api/models/{self._name}{at}?blobs=true").json()
+            self._revision = info.get("sha") or self._revision or "main"
+            files = info.get("siblings") or ()
+            self._hashes = {str(file["rfilename"]): _hash(file) for file in files}
+        return self._hashes
+
+
+def _hash(file: Mapping[str, Any]) -> str:
+    """Return the hash of a file's content: that of its large-file storage, or that of git."""
+    return str((file.get("lfs") or {}).get("sha256") or file.get("blobId") or "")
+
+
+class _Answer(HubRepository):
+    """An answer of the hub's own interface."""
+
+    def __init__(self, repository: HubRepository, path: str) -> None:
+        """Take the repository that is asked about, and the address below the endpoint."""
+        super().__init__(repository._name)
+        self.shown, self._path = repository.shown, path
+
+    def _opened(self, obstore: Any) -> Any:
+        return self._client(obstore, self._path)
+
+    def json(self) -> dict[str, Any]:
+        """Return the answer.
+
+        Raises:
+            SourceError: There is no such repository, or the hub cannot be reached.
+
+        """
+        try:
+            value = json.loads(b"".join(self.whole("")[1]))
+        except (FileNotFoundError, AccessDeniedError):
+            raise SourceError(
+                f"there is no model {self.shown} on the hub that you may read; check the id, "
+                "and for a private or gated model log in with: hf auth login"
+            ) from None
+        except ValueError:
+            raise SourceError(f"{self.shown} cannot be read: the hub's answer is no JSON") from None
+        return value if isinstance(value, dict) else {}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectail.models.formats.open_file import OpenFile
+from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.ranges import StoredArray, row_major
 from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name, piece_of, unreadable
 
@@ -59,7 +59,7 @@ _CHUNKED = "__msgpack_chunked_array__"
 class Walker:
     """A position in a msgpack file; each value that is read moves it forward."""
 
-    def __init__(self, file: OpenFile, position: int = 0) -> None:
+    def __init__(self, file: ReadableFile, position: int = 0) -> None:
         """Start at a position of the file."""
         self.file, self.position = file, position
 
@@ -144,7 +144,7 @@ class Walker:
 
 
 def _stored(
-    file: OpenFile, offset: int, length: int, shape: tuple[int, ...], name: str
+    file: ReadableFile, offset: int, length: int, shape: tuple[int, ...], name: str
 ) -> StoredArray | LazyTensor:
     """Describe one array; one of a type that torch lacks cannot be read."""
     dtype = getattr(torch, name, None)

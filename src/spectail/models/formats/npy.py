@@ -16,7 +16,7 @@ import torch
 from spectail.errors import SourceError
 from spectail.models.formats.channels_last import from_flax
 from spectail.models.formats.format import Contents, Format
-from spectail.models.formats.open_file import OpenFile, ReadableFile
+from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.ranges import StoredArray, column_major, row_major, stored_tensor
 from spectail.models.formats.zipped import member
 from spectail.models.lazy_tensor import LazyTensor, unreadable
@@ -27,7 +27,7 @@ _LONGEST_HEADER = 2**20
 """Bytes after which a header is taken to be damaged."""
 
 
-def read_npy(files: Sequence[OpenFile]) -> Contents:
+def read_npy(files: Sequence[ReadableFile]) -> Contents:
     """Describe the arrays of one or several files; numbers in names are sorted as numbers."""
     tensors: dict[str, LazyTensor] = {}
     for file in files:
@@ -57,7 +57,7 @@ def read_npy(files: Sequence[OpenFile]) -> Contents:
     )
 
 
-def _archive(file: OpenFile) -> list[LazyTensor]:
+def _archive(file: ReadableFile) -> list[LazyTensor]:
     """Describe the members of an .npz file."""
     with zipfile.ZipFile(file.stream()) as archive:
         names = [name for name in archive.namelist() if name.endswith(".npy")]

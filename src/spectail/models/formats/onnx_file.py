@@ -20,8 +20,9 @@ from torch import Tensor
 from spectail.errors import SourceError
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.onnx_graph import Graph, Use, attribute, is_machine_name, readable
-from spectail.models.formats.open_file import OpenFile
+from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.ranges import StoredArray, permuted_tensor, row_major, stored_tensor
+from spectail.models.formats.remote_path import open_file
 from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name, piece_of, unreadable
 
 _TYPES: dict[int, torch.dtype] = {
@@ -61,7 +62,7 @@ class _Scales:
     axis: int
 
 
-def read_onnx(files: Sequence[OpenFile]) -> Contents:
+def read_onnx(files: Sequence[ReadableFile]) -> Contents:
     """Describe the weights of an ONNX model."""
     (file,) = files
     model = _parsed(file)
@@ -76,7 +77,7 @@ def read_onnx(files: Sequence[OpenFile]) -> Contents:
     return Contents(_with_own_names(_tied(tensors)), more_files=tuple(reader.external.values()))
 
 
-def _parsed(file: OpenFile) -> Any:
+def _parsed(file: ReadableFile) -> Any:
     """Parse the file with the onnx library, which is an optional dependency."""
     try:
         import onnx
@@ -98,10 +99,10 @@ def _parsed(file: OpenFile) -> Any:
 class _Reader:
     """Describes the constants of one graph."""
 
-    def __init__(self, file: OpenFile, graph: Graph) -> None:
+    def __init__(self, file: ReadableFile, graph: Graph) -> None:
         """Start with the constants of a graph that was read from a file."""
         self.file, self.graph = file, graph
-        self.external: dict[str, OpenFile] = {}
+        self.external: dict[str, ReadableFile] = {}
         self.protos = {name: proto for name, proto, _ in graph.constants}
         self.recurrent: dict[str, list[str]] = {}
         """Outputs of the recurrent nodes of each module, in order: its layers."""
@@ -190,7 +191,7 @@ class _Reader:
                 "download the model again"
             )
         if str(location) not in self.external:
-            self.external[str(location)] = OpenFile(path)
+            self.external[str(location)] = open_file(path)
         shape = tuple(proto.dims)
         array = StoredArray(
             self.external[str(location)], int(info.get("offset", 0)), dtype, shape, row_major(shape)

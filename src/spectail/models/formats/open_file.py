@@ -1,7 +1,7 @@
-"""A model file that is opened once, read by position, and refused after it has changed.
+"""Model files that are opened once, read by position, and refused after they have changed.
 
-Files are never mapped into memory. If another program truncates a mapped file, the process ends
-with SIGBUS; and mapped pages count as the process's memory.
+Local files are never mapped into memory. If another program truncates a mapped file, the process
+ends with SIGBUS; and mapped pages count as the process's memory.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import os
 import threading
 import time
 import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from spectail.errors import SourceChangedError, SourceError
+from spectail.models.formats.file_path import FilePath
 
 _CLOCK_TICK = 20_000_000
 """Nanoseconds after which a write is sure to give a file another time stamp (kernels use ticks of
@@ -26,21 +29,79 @@ _MOST_AT_ONCE = 2**30
 
 @dataclass(frozen=True)
 class Stamp:
-    """What changes when a file is written: its size and date. The inode tells files apart."""
+    """What changes when a file is written: its size and dates. The inode tells files apart."""
 
     size: int
     modified: int
     inode: int
+    changed: int
+    """When the content or anything else about the file has changed. Programs can set ``modified``
+    back after a write, but not this date."""
+    links: int
 
     @classmethod
-    def of(cls, descriptor: int) -> Stamp:
-        """Return the stamp of an open file."""
-        stat = os.fstat(descriptor)
-        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    def of(cls, file: int | Path) -> Stamp:
+        """Return the stamp of an open file, or of the file at a path."""
+        stat = os.stat(file)
+        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns, stat.st_nlink)
+
+    def agrees(self, other: Stamp) -> bool:
+        """Whether two stamps of one file show that it has not been written in between."""
+        same = all(
+            getattr(self, name) == getattr(other, name) for name in ("size", "modified", "inode")
+        )
+        # Deleting a file, or renaming another one over it, takes a link away. That changes the
+        # date too, but not the content.
+        return same and (self.changed == other.changed or self.links != other.links)
 
 
-class OpenFile:
-    """A file opened for reading by position; it is closed when nobody refers to it.
+class ReadableFile(ABC):
+    """Anything that is read by position: a local file, a remote one, or bytes in memory."""
+
+    path: FilePath
+    """Names the file in messages; files beside it are found from here."""
+    note: str = ""
+    """A remark for the user on how the file is read."""
+
+    @property
+    def name(self) -> str:
+        """Name of the file without its folder."""
+        return self.path.name
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Number of bytes."""
+
+    @abstractmethod
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill ``target`` with the bytes from ``offset`` on.
+
+        Raises:
+            SourceChangedError: The file has been written since it was opened.
+            SourceError: The file ends before ``target`` is full, or it cannot be read.
+
+        """
+
+    def read(self, offset: int, size: int) -> bytearray:
+        """Read ``size`` bytes from ``offset`` on, or fewer at the end of the file."""
+        data = bytearray(max(0, min(size, self.size - offset)))
+        self.read_into(offset, memoryview(data))
+        return data
+
+    def stream(self, start: int = 0, size: int | None = None) -> io.BufferedReader:
+        """Return a part of the file as a separate stream, for libraries that read streams."""
+        return io.BufferedReader(_Stream(self, start, self.size - start if size is None else size))
+
+    def check_path(self) -> None:
+        """Raise ``SourceChangedError`` if the path holds another content than was opened."""
+
+    def prefetch(self, offsets: Iterable[int]) -> None:
+        """Announce short reads at these places; a remote file fetches them at once."""
+
+
+class OpenFile(ReadableFile):
+    """A local file opened for reading by position; it is closed when nobody refers to it.
 
     The content stays readable after the path is deleted or another file is renamed over it. An
     unpickled copy opens the path again, and refuses a file whose stamp differs from the one at
@@ -49,7 +110,7 @@ class OpenFile:
 
     def __init__(self, path: Path, stamp: Stamp | None = None) -> None:
         """Open a file; with ``stamp``, only if the file still has that stamp."""
-        self.path = path
+        self.path: Path = path
         try:
             self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
@@ -69,34 +130,30 @@ class OpenFile:
         return OpenFile, (self.path, self.stamp)
 
     @property
-    def name(self) -> str:
-        """Name of the file without its folder."""
-        return self.path.name
-
-    @property
     def size(self) -> int:
         """Number of bytes at opening."""
         return self.stamp.size
 
     def check(self) -> None:
         """Raise ``SourceChangedError`` if the file has been written since it was opened."""
-        if Stamp.of(self._descriptor) != self.stamp:
+        if not self.stamp.agrees(Stamp.of(self._descriptor)):
             raise self._changed()
 
-    def read(self, offset: int, size: int) -> bytearray:
-        """Read ``size`` bytes from ``offset`` on, or fewer at the end of the file."""
-        data = bytearray(max(0, min(size, self.size - offset)))
-        self.read_into(offset, memoryview(data))
-        return data
+    def check_path(self) -> None:
+        """Raise ``SourceChangedError`` if the file has been written, or another one has its path.
+
+        A file that was deleted is no error: what was opened could be read to its end.
+        """
+        self.check()
+        try:
+            now = Stamp.of(self.path)
+        except OSError:
+            return
+        if not self.stamp.agrees(now):
+            raise self._changed()
 
     def read_into(self, offset: int, target: memoryview) -> None:
-        """Fill ``target`` with the bytes from ``offset`` on.
-
-        Raises:
-            SourceChangedError: The file has been written since it was opened.
-            SourceError: The file ends before ``target`` is full.
-
-        """
+        """Fill ``target`` with the bytes from ``offset`` on."""
         if offset < 0:
             raise SourceError(f"{self.path} names a place before its beginning: it is damaged")
         done = 0
@@ -115,10 +172,6 @@ class OpenFile:
             done += count
         # After the read, not before it: a write in between is noticed too.
         self.check()
-
-    def stream(self, start: int = 0, size: int | None = None) -> io.BufferedReader:
-        """Return a part of the file as a separate stream, for libraries that read streams."""
-        return io.BufferedReader(_Stream(self, start, self.size - start if size is None else size))
 
     def _read_some(self, offset: int, target: memoryview) -> int:
         """Read at one position, without moving a shared one where the system has ``preadv``."""
@@ -148,10 +201,10 @@ class OpenFile:
         return SourceChangedError(f"{self.path} has changed since it was opened: open it again")
 
 
-class MemoryFile:
+class MemoryFile(ReadableFile):
     """Bytes in memory that are read like an open file: a member of an archive, or a nested file."""
 
-    def __init__(self, path: Path, content: bytes | bytearray) -> None:
+    def __init__(self, path: FilePath, content: bytes | bytearray) -> None:
         """Take the bytes, and the path to name in messages."""
         self.path, self._content = path, content
 
@@ -159,10 +212,6 @@ class MemoryFile:
     def size(self) -> int:
         """Number of bytes."""
         return len(self._content)
-
-    def read(self, offset: int, size: int) -> bytearray:
-        """Copy ``size`` bytes from ``offset`` on, or fewer at the end."""
-        return bytearray(self._content[offset : offset + size])
 
     def read_into(self, offset: int, target: memoryview) -> None:
         """Fill ``target`` with the bytes from ``offset`` on."""
@@ -172,14 +221,6 @@ class MemoryFile:
                 f"{self.path} ends before byte {offset + len(target)}: it is truncated"
             )
         target[:] = piece
-
-    def stream(self, start: int = 0, size: int | None = None) -> io.BufferedReader:
-        """Return a part as a separate stream."""
-        return io.BufferedReader(_Stream(self, start, self.size - start if size is None else size))
-
-
-ReadableFile: TypeAlias = OpenFile | MemoryFile
-"""Anything that is read by position."""
 
 
 class _Stream(io.RawIOBase):

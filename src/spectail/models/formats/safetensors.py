@@ -17,7 +17,7 @@ import torch
 from spectail.errors import SourceError
 from spectail.models.formats.channels_last import from_flax, from_mlx
 from spectail.models.formats.format import Contents, Format
-from spectail.models.formats.open_file import OpenFile
+from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.ranges import StoredArray, row_major, stored_tensor
 from spectail.models.lazy_tensor import LazyTensor, unreadable
 from spectail.models.naming.names import natural_key
@@ -53,7 +53,7 @@ class _DamageError(ValueError):
     """A description of what is wrong with a header."""
 
 
-def read_safetensors(files: Sequence[OpenFile]) -> Contents:
+def read_safetensors(files: Sequence[ReadableFile]) -> Contents:
     """Describe the tensors of one or several files; numbers in names are sorted as numbers.
 
     The files do not keep the model's order.
@@ -72,7 +72,7 @@ def read_safetensors(files: Sequence[OpenFile]) -> Contents:
     return Contents(sorted(from_flax(tensors), key=lambda stored: natural_key(stored.name)))
 
 
-def _tensors_of(file: OpenFile) -> list[LazyTensor]:
+def _tensors_of(file: ReadableFile) -> list[LazyTensor]:
     """Describe the tensors of one file."""
     if file.size == 0:
         raise SourceError(f"{file.path} is empty; expected a safetensors file")
@@ -90,7 +90,7 @@ def _tensors_of(file: OpenFile) -> list[LazyTensor]:
         ) from None
 
 
-def _header(file: OpenFile) -> tuple[int, dict[str, Any]]:
+def _header(file: ReadableFile) -> tuple[int, dict[str, Any]]:
     """Return where the data begins, and the header with unique names."""
     # A file is 8 bytes with the header's length, the header as JSON, then the data.
     length = int.from_bytes(file.read(0, 8), "little")
@@ -126,7 +126,7 @@ def _check_ranges(header: dict[str, Any], size: int) -> None:
         raise _DamageError(f"its header announces {end} bytes of data and {size} follow")
 
 
-def _tensor(file: OpenFile, start: int, name: str, info: dict[str, Any]) -> LazyTensor:
+def _tensor(file: ReadableFile, start: int, name: str, info: dict[str, Any]) -> LazyTensor:
     """Describe one tensor by its entry in the header."""
     shape = tuple(info["shape"])
     if not all(isinstance(size, int) and size >= 0 for size in shape):

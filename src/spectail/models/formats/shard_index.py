@@ -9,11 +9,13 @@ from typing import Any
 
 from spectail.basics.texts import first_names
 from spectail.errors import SourceError
+from spectail.models.formats.file_path import FilePath
+from spectail.models.formats.remote_path import open_at_once
 from spectail.models.lazy_tensor import LazyTensor
 from spectail.models.naming.names import natural_key
 
 
-def read_index(index: Path) -> tuple[list[Path], list[str]]:
+def read_index(index: FilePath) -> tuple[list[FilePath], list[str]]:
     """Return the files that an index names, all from its own folder, and its tensors' names.
 
     Raises:
@@ -33,6 +35,7 @@ def read_index(index: Path) -> tuple[list[Path], list[str]]:
             f"{index} is an index of shards that names none; download the model again"
         )
     folder = index.parent
+    open_at_once(folder / name for name in names if Path(name).name == name)
     missing = []
     for name in names:
         # A downloaded index must not make this read any other file of the user's.

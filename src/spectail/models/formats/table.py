@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from spectail.errors import SourceError
 from spectail.models.formats import (
     distcp,
@@ -15,8 +13,9 @@ from spectail.models.formats import (
     safetensors,
     torch_pickle,
 )
+from spectail.models.formats.file_path import FilePath
 from spectail.models.formats.format import Format
-from spectail.models.formats.open_file import OpenFile
+from spectail.models.formats.remote_path import open_file
 
 FORMATS: list[Format] = [
     safetensors.FORMAT,
@@ -33,14 +32,14 @@ _FIRST_BYTES = 512
 """Bytes of a file's content that formats may look at."""
 
 
-def format_of(path: Path) -> Format:
+def format_of(path: FilePath) -> Format:
     """Return the format of a file: by its ending, unless its content is clearly of another format.
 
     Raises:
         SourceError: Neither the ending nor the content is known.
 
     """
-    file = OpenFile(path)
+    file = open_file(path)
     start = bytes(file.read(0, _FIRST_BYTES))
     named = [form for form in FORMATS if path.name.lower().endswith(form.suffixes)]
     alike = [form for form in FORMATS if form.looks_like(start, file.size)]
@@ -54,7 +53,7 @@ def format_of(path: Path) -> Format:
     raise SourceError(f"{path} {what}; expected a {endings} file or an index of shards")
 
 
-def format_of_shards(paths: list[Path]) -> Format:
+def format_of_shards(paths: list[FilePath]) -> Format:
     """Return the format of the files that an index names; torch's if they differ."""
     formats = {form.name: form for form in map(format_of, paths)}
     return next(iter(formats.values())) if len(formats) == 1 else torch_pickle.FORMAT

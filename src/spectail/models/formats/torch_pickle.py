@@ -18,7 +18,7 @@ import torch
 from spectail.basics.texts import first_names
 from spectail.errors import SourceError
 from spectail.models.formats.format import Contents, Format
-from spectail.models.formats.open_file import MemoryFile, OpenFile, ReadableFile
+from spectail.models.formats.open_file import MemoryFile, ReadableFile
 from spectail.models.formats.pickled import Storage
 from spectail.models.formats.state_dict import state_tensors
 from spectail.models.formats.unpickle import CodeInPickleError, PlainUnpickler
@@ -33,7 +33,7 @@ _FROM_TORCHSCRIPT = (
 )
 
 
-def read_pickles(files: Sequence[OpenFile]) -> Contents:
+def read_pickles(files: Sequence[ReadableFile]) -> Contents:
     """Describe the tensors of one or several files, in the files' order."""
     tensors: dict[str, LazyTensor] = {}
     foreign: dict[str, None] = {}
@@ -65,7 +65,7 @@ def _named(foreign: dict[str, None]) -> str:
     return f", and it holds objects of {first_names(foreign, 3)}" if foreign else ""
 
 
-def load_pickle(file: OpenFile) -> tuple[Any, dict[str, None]]:
+def load_pickle(file: ReadableFile) -> tuple[Any, dict[str, None]]:
     """Read a torch file or a plain pickle as data; return also the names of what was left out.
 
     Raises:
@@ -107,6 +107,7 @@ def load_archive(
     """Read the archive at ``start``; ``size`` is its length if it is only a part of the file."""
     with zipfile.ZipFile(file.stream(start, size)) as archive:
         names = set(archive.namelist())
+        file.prefetch(start + info.header_offset for info in archive.infolist())
         (main,) = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
         folder = main.removesuffix("data.pkl")
         # These members exist in TorchScript archives only.

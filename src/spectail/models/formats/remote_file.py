@@ -1,0 +1,223 @@
+"""A file elsewhere that is read by ranges: only the bytes that are asked for are fetched."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, cast
+
+from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError
+from spectail.models.formats.open_file import ReadableFile
+from spectail.models.formats.stores import Piece, RangesIgnoredError, RemoteStamp
+
+if TYPE_CHECKING:
+    from spectail.models.formats.remote_path import RemotePath
+
+_FIRST = 2**16
+"""Bytes that are read on opening: the header of most safetensors files fits."""
+_BLOCK = 2**14
+"""Short reads are answered from blocks of this size, of which some are kept."""
+_KEPT_BLOCKS = 2048
+_MOST_AHEAD = 2**20
+"""Most bytes that are read ahead, when short reads follow one another."""
+_SHORT = 2**16
+"""Reads of fewer bytes than this count as short."""
+_PART = 2**23
+"""Longer reads are split into parts of so many bytes."""
+IN_FLIGHT = 4
+"""Requests that run at the same time."""
+_TRIES = 3
+"""How often an answer is asked for that is shorter than announced."""
+
+
+class RemoteFile(ReadableFile):
+    """A file elsewhere, opened by reading its first bytes, and refused after it has changed.
+
+    An unpickled copy opens the path again, and refuses a file whose stamp differs from the one at
+    opening.
+    """
+
+    def __init__(self, path: RemotePath, stamp: RemoteStamp | None = None) -> None:
+        """Open a file; with ``stamp``, only if the file still has that stamp.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            SourceError: It cannot be read, or it has changed.
+
+        """
+        self.path: RemotePath = path
+        self.start = b""
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self._next_miss, self._ahead = -1, _BLOCK
+        self._lock = threading.Lock()
+        self._copy: io.BufferedRandom | None = None
+        self._store = path.store
+        try:
+            first = self._store.get(path.key, 0, _FIRST)
+        except RangesIgnoredError:
+            self.stamp = self._download()
+            self.start = bytes(self.read(0, _FIRST))
+        else:
+            self.stamp = first.stamp
+            # The first bytes stay, so that opening asks for nothing twice.
+            self.start = bytes(first.data)
+            expected = min(_FIRST, first.stamp.size)
+            if len(self.start) != expected:
+                self.start = bytes(self._checked(0, expected))
+        if stamp is not None and stamp != self.stamp:
+            raise self._changed()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the path and the stamp."""
+        return RemoteFile, (self.path, self.stamp)
+
+    @property
+    def size(self) -> int:
+        """Number of bytes at opening."""
+        return self.stamp.size
+
+    @property
+    def identity(self) -> str:
+        """What identifies the content: a hash that the place states, the ETag or the date."""
+        return self._store.identity(self.path.key) or self.stamp.tag
+
+    def check_path(self) -> None:
+        """Raise ``SourceChangedError`` if the path holds another content than was opened."""
+        if self._copy is not None:
+            changed = self._store.stamp(self.path.key) != self.stamp
+        elif not self.size:
+            changed = False
+        else:
+            changed = self._fetch(0, 1).stamp != self.stamp
+        if changed:
+            raise self._changed()
+
+    def read_into(self, offset: int, target: memoryview) -> None:
+        """Fill ``target`` with the bytes from ``offset`` on."""
+        end = offset + len(target)
+        if offset < 0:
+            raise SourceError(f"{self.path} names a place before its beginning: it is damaged")
+        if end > self.size:
+            raise SourceError(f"{self.path} ends before byte {end}: it is truncated")
+        if self._copy is not None:
+            with self._lock:
+                self._copy.seek(offset)
+                self._copy.readinto(target)
+        elif end <= len(self.start):
+            target[:] = self.start[offset:end]
+        elif len(target) < _SHORT:
+            self._read_blocks(offset, target)
+        else:
+            self._read_parts(offset, target)
+
+    def prefetch(self, offsets: Iterable[int]) -> None:
+        """Fetch the blocks at these places, some at the same time."""
+        if self._copy is not None:
+            return
+        wanted = {offset // _BLOCK for offset in offsets if len(self.start) <= offset < self.size}
+        missing = sorted(number for number in wanted if number not in self._blocks)
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            list(pool.map(self._load, missing[:_KEPT_BLOCKS]))
+
+    def _read_parts(self, offset: int, target: memoryview) -> None:
+        """Read many bytes, in several requests at the same time."""
+
+        def fill(start: int) -> None:
+            size = min(_PART, len(target) - start)
+            target[start : start + size] = self._checked(offset + start, size)
+
+        starts = range(0, len(target), _PART)
+        if len(starts) == 1:
+            fill(0)
+            return
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            list(pool.map(fill, starts))
+
+    def _read_blocks(self, offset: int, target: memoryview) -> None:
+        """Read few bytes from the kept blocks; missing ones are fetched."""
+        done = 0
+        while done < len(target):
+            number, skip = divmod(offset + done, _BLOCK)
+            piece = self._block(number)[skip : skip + len(target) - done]
+            target[done : done + len(piece)] = piece
+            done += len(piece)
+
+    def _block(self, number: int) -> bytes:
+        """Return a block, and read ahead if the missing blocks follow one another."""
+        with self._lock:
+            if number in self._blocks:
+                self._blocks.move_to_end(number)
+                return self._blocks[number]
+            follows = number == self._next_miss
+            self._ahead = min(self._ahead * 2, _MOST_AHEAD) if follows else _BLOCK
+            count = self._ahead // _BLOCK
+            self._next_miss = number + count
+        return self._load(number, count)
+
+    def _load(self, number: int, count: int = 1) -> bytes:
+        """Fetch some blocks with one request; return the first."""
+        start = number * _BLOCK
+        data = bytes(self._checked(start, min(count * _BLOCK, self.size - start)))
+        with self._lock:
+            for place in range(0, len(data), _BLOCK):
+                self._blocks[number + place // _BLOCK] = data[place : place + _BLOCK]
+            while len(self._blocks) > _KEPT_BLOCKS:
+                self._blocks.popitem(last=False)
+        return data[:_BLOCK]
+
+    def _checked(self, start: int, size: int) -> memoryview:
+        """Fetch bytes of the file that was opened, all of them."""
+        for _ in range(_TRIES):
+            piece = self._fetch(start, size)
+            if piece.stamp != self.stamp:
+                raise self._changed()
+            if len(piece.data) == size:
+                return piece.data
+        raise SourceUnreachableError(
+            f"{self.path} cannot be read: the server sent {len(piece.data)} of {size} bytes, "
+            f"{_TRIES} times; run the same command again"
+        )
+
+    def _fetch(self, start: int, size: int) -> Piece:
+        """Fetch a range; a file that is gone or a server that behaves otherwise has changed."""
+        try:
+            return self._store.get(self.path.key, start, start + size)
+        except (FileNotFoundError, RangesIgnoredError):
+            raise self._changed() from None
+
+    def _download(self) -> RemoteStamp:
+        """Copy the whole file to a temporary place, once, for a server that ignores ranges."""
+        stamp, pieces = self._store.whole(self.path.key)
+        # The file has no name and vanishes with the process.
+        self._copy = cast(io.BufferedRandom, tempfile.TemporaryFile())  # noqa: SIM115 - it stays open as long as this object
+        weakref.finalize(self, self._copy.close)
+        done = 0
+        for piece in pieces:
+            try:
+                done += self._copy.write(piece)
+            except OSError as error:
+                raise SourceError(
+                    f"{self.path} cannot be copied to {tempfile.gettempdir()}: "
+                    f"{error.strerror or error}"
+                ) from None
+        self._copy.flush()
+        if done != stamp.size:
+            raise SourceUnreachableError(
+                f"{self.path} cannot be read: the server sent {done} of {stamp.size} bytes; "
+                "run the same command again"
+            )
+        if done > _FIRST:
+            self.note = (
+                f"the server of {self.path} ignores ranges: "
+                f"the whole file of {done / 1e6:.1f} MB was downloaded to a temporary place"
+            )
+        return stamp
+
+    def _changed(self) -> SourceChangedError:
+        """Return the error for a file that has changed."""
+        return SourceChangedError(f"{self.path} has changed since it was opened: open it again")

@@ -1,0 +1,264 @@
+"""Places elsewhere that hold files: buckets, web servers and repositories of the Hugging Face hub.
+
+All are read through obstore (the Rust library ``object_store``), which repeats a request after a
+server error, a broken connection or a body that ends early, and which refuses a server that ignores
+the asked-for range. fsspec's HTTP file system does none of these: it returns the whole file as if
+it were the range.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from spectail.basics.texts import type_and_line
+from spectail.errors import SourceError, SourceUnreachableError
+
+if TYPE_CHECKING:
+    from spectail.models.formats.remote_file import RemoteFile
+    from spectail.models.formats.remote_path import RemotePath
+
+_RETRIES = {
+    "max_retries": 6,
+    "retry_timeout": timedelta(minutes=3),
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=200),
+        "max_backoff": timedelta(seconds=10),
+        "base": 2,
+    },
+}
+"""When a request is repeated: the waits grow from 0.2 s to 10 s, with some randomness."""
+_TIMEOUTS = {"connect_timeout": "10s", "read_timeout": "30s", "timeout": "600s"}
+"""A read times out when no byte arrives for so long; the last limit is for a whole request."""
+
+
+class RangesIgnoredError(Exception):
+    """A server answers the request for a part of a file with the whole file."""
+
+
+@dataclass(frozen=True)
+class RemoteStamp:
+    """What changes when a remote file is replaced: its size, and its ETag or else its date."""
+
+    size: int
+    tag: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes of a remote file, and the stamp of the file that they were read from."""
+
+    data: memoryview
+    stamp: RemoteStamp
+
+
+class Store(ABC):
+    """A place elsewhere that holds files by key (``folder/name``)."""
+
+    extra: str
+    """The extra of this package that has what the store needs."""
+
+    def __init__(self, shown: str) -> None:
+        """Take the place's address without secrets, as messages show it."""
+        self.shown = shown
+        self.files: dict[str, RemoteFile] = {}
+        """The files opened so far, by key."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the address and what it needs; connections and files are opened again."""
+        kept = {key: value for key, value in vars(self).items() if key != "client"}
+        return {**kept, "files": {}}
+
+    @abstractmethod
+    def _opened(self, obstore: Any) -> Any:
+        """Open the place with obstore, which is passed as a module."""
+
+    @abstractmethod
+    def names(self, folder: str) -> Mapping[str, bool]:
+        """Return the names in a folder, with True for a folder; empty if there is no such folder.
+
+        Raises:
+            SourceError: The place cannot be listed.
+
+        """
+
+    def holds_file(self, path: RemotePath) -> bool:
+        """Whether there is a file of this path."""
+        return bool(path.key) and self.names(path.parent.key).get(path.name) is False
+
+    def holds_folder(self, path: RemotePath) -> bool:
+        """Whether there is a folder of this path."""
+        return bool(self.names(path.key))
+
+    def identity(self, key: str) -> str:
+        """Return what identifies the content of a file, if the place knows it; else nothing."""
+        return ""
+
+    def address(self, key: str) -> str:
+        """Return a file's address without secrets."""
+        return f"{self.shown}/{key}" if key else self.shown
+
+    @cached_property
+    def client(self) -> Any:
+        """The opened store of obstore."""
+        try:
+            import obstore.store
+        except ImportError:
+            raise self.missing("obstore") from None
+        try:
+            return self._opened(obstore.store)
+        except SourceError:
+            raise
+        except Exception as error:  # noqa: BLE001 - obstore has classes of its own for bad settings
+            # The address is left out, since it may hold secrets.
+            cause = re.sub(r"\S*://\S*", "...", type_and_line(error))
+            raise SourceError(f"{self.shown} cannot be opened ({cause[:200]})") from None
+
+    def missing(self, package: str) -> SourceError:
+        """Return the error for a package that is not installed."""
+        return SourceError(
+            f"reading {self.shown} needs the package {package}; "
+            f"install it with: pip install 'spectail[{self.extra}]'"
+        )
+
+    def get(self, key: str, start: int, end: int) -> Piece:
+        """Read the bytes from ``start`` to ``end``, or fewer at the end of the file.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            RangesIgnoredError: The server sends the whole file only.
+            SourceError: The file cannot be read.
+
+        """
+        client = self.client
+        import obstore
+
+        try:
+            result = obstore.get(client, key, options={"range": (start, end)})
+            return Piece(memoryview(result.bytes()), _stamp(result.meta))
+        except Exception as error:  # noqa: BLE001 - obstore raises OSError and classes of its own
+            if type(error).__name__ == "NotSupportedError":
+                raise RangesIgnoredError from None
+            # A range of an empty file cannot be satisfied.
+            if " 416 " in str(error) and not start:
+                return Piece(memoryview(b""), self.stamp(key))
+            raise explained(error, self.address(key)) from None
+
+    def whole(self, key: str) -> tuple[RemoteStamp, Iterator[bytes]]:
+        """Return the stamp of a file, and the pieces of the whole file in order.
+
+        Nothing but the stamp is fetched as long as no piece is asked for.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            SourceError: The file cannot be read.
+
+        """
+        client = self.client
+        import obstore
+
+        try:
+            result = obstore.get(client, key)
+            return _stamp(result.meta), self._pieces(result, key)
+        except Exception as error:  # noqa: BLE001 - obstore raises OSError and classes of its own
+            raise explained(error, self.address(key)) from None
+
+    def stamp(self, key: str) -> RemoteStamp:
+        """Return the stamp of a file without its content.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            SourceError: The place cannot be reached.
+
+        """
+        client = self.client
+        import obstore
+
+        try:
+            return _stamp(obstore.head(client, key))
+        except Exception as error:  # noqa: BLE001 - obstore raises OSError and classes of its own
+            raise explained(error, self.address(key)) from None
+
+    def _pieces(self, result: Any, key: str) -> Iterator[bytes]:
+        """Yield the pieces of an answer as they arrive."""
+        try:
+            for piece in result.stream(min_chunk_size=2**20):
+                yield bytes(piece)
+        except Exception as error:  # noqa: BLE001 - obstore raises OSError and classes of its own
+            raise explained(error, self.address(key)) from None
+
+
+def settings(*, plain_http: bool, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the arguments that every store of obstore is opened with."""
+    options: dict[str, Any] = {**_TIMEOUTS, "allow_http": plain_http}
+    if headers:
+        options["default_headers"] = dict(headers)
+    return {"client_options": options, "retry_config": _RETRIES}
+
+
+def explained(error: Exception, shown: str) -> Exception:
+    """Return the error to raise for one of obstore's.
+
+    Its own text is not shown: it holds the whole address, which may be signed, and the server's
+    answer.
+    """
+    kind, text = type(error).__name__, str(error)
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(f"there is no {shown}")
+    match = re.search(r"status code: (\d{3}(?: [A-Za-z][A-Za-z ]*)?)", text)
+    status = match[1].strip() if match else ""
+    if kind in {"PermissionDeniedError", "UnauthenticatedError"} or status[:3] in {"401", "403"}:
+        return AccessDeniedError(
+            f"{shown} cannot be read: access is denied ({status or kind}); "
+            "check the address and the credentials"
+        )
+    # Requests that the server refuses are not repeated, except those that came too fast or late.
+    if status.startswith("4") and status[:3] not in {"408", "429"}:
+        return SourceError(f"{shown} cannot be read: the server answers {status}")
+    return SourceUnreachableError(
+        f"{shown} cannot be read: {status or _cause(text)}, also after {_RETRIES['max_retries']} "
+        "more tries; run the same command again"
+    )
+
+
+class AccessDeniedError(SourceError):
+    """The server knows no credentials that allow to read a file."""
+
+
+def _cause(text: str) -> str:
+    """Name what obstore's message says in words."""
+    for part, words in _CAUSES:
+        if part in text:
+            return words
+    return "the server cannot be reached or breaks off its answers"
+
+
+_CAUSES = (
+    ("dns error", "the server's name is not known"),
+    ("certificate", "the server's certificate is not trusted"),
+    ("operation timed out", "the server does not answer in time"),
+    ("TimedOut", "the server does not answer in time"),
+    ("Connection refused", "the connection is refused"),
+    ("ConnectError", "there is no connection to the server"),
+    ("IncompleteBody", "the server breaks off its answers"),
+    ("ConnectionReset", "the server breaks the connection"),
+    ("IncompleteMessage", "the server breaks the connection"),
+    ("token request", "no credentials were found"),
+    ("InstanceMetadata", "no credentials were found"),
+    ("Content-Range", "the server's answer has no valid range"),
+    ("Content-Length", "the server does not say how long the file is"),
+)
+"""Parts of obstore's messages, and what they mean."""
+
+
+def _stamp(meta: Mapping[str, Any]) -> RemoteStamp:
+    """Return the stamp of obstore's description of a file."""
+    # A server that states no date is said to state the beginning of 1970.
+    date = meta["last_modified"]
+    dated = date.isoformat() if date.timestamp() else ""
+    return RemoteStamp(meta["size"], meta["e_tag"] or dated)

@@ -1,0 +1,165 @@
+"""Folders of a web server: files by their addresses, and the names that a listing page shows."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from typing import Any
+from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
+
+from spectail.errors import SourceError, SourceUnreachableError
+from spectail.models.formats.remote_path import RemotePath, open_at_once
+from spectail.models.formats.stores import AccessDeniedError, Store, settings
+
+_USUAL = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "model_index.json",
+    "modules.json",
+    "hf_quant_config.json",
+    "quantize_config.json",
+    "quant_config.json",
+)
+"""Names that a model folder may hold; they are asked for where the server lists none."""
+_FILE_NAME = re.compile(r"\.[A-Za-z][A-Za-z0-9]+$")
+"""The end of a name that is a file's (``model.gguf``) and no folder's (``Qwen2.5``)."""
+_LONGEST_PAGE = 2**23
+"""Bytes of a listing page after which the rest is not read."""
+
+
+class WebFolder(Store):
+    """A folder of a web server, and what lies below it.
+
+    A user and password in the address are sent as HTTP basic authentication, and its query with
+    every request; neither is shown.
+    """
+
+    extra = "http"
+
+    def __init__(self, url: str) -> None:
+        """Take the folder's address."""
+        self._parts = urlsplit(url)
+        self._user, _, self._host = self._parts.netloc.rpartition("@")
+        shown = (self._parts.scheme, self._host, unquote(self._parts.path), "", "")
+        super().__init__(urlunsplit(shown).rstrip("/"))
+        self._names: dict[str, dict[str, bool]] = {}
+
+    def names(self, folder: str) -> Mapping[str, bool]:
+        """Return the names that the server's listing page shows, else the usual ones that exist."""
+        if folder not in self._names:
+            found = self._shown_names(folder)
+            # A page that names no file of a model is no listing.
+            if not any(name.endswith((".json", ".safetensors")) for name in found):
+                found |= self._usual_names(folder)
+            self._names[folder] = found
+        return self._names[folder]
+
+    def holds_file(self, path: RemotePath) -> bool:
+        """Whether there is a file of this path; a web page in place of a folder is none."""
+        if not path.key:
+            return False
+        try:
+            file = path.open()
+        except FileNotFoundError:
+            return False
+        start = bytes(file.read(0, 64)).lstrip().lower()
+        page = start.startswith((b"<!doctype", b"<html"))
+        return bool(_FILE_NAME.search(path.name)) or not page
+
+    def holds_folder(self, path: RemotePath) -> bool:
+        """Whether there is a folder of this path: no file, and with known names."""
+        return not self._is_file(path) and bool(self.names(path.key))
+
+    def _is_file(self, path: RemotePath) -> bool:
+        """Whether a path is a file; servers deny access to folders that they do not list."""
+        try:
+            return self.holds_file(path)
+        except AccessDeniedError:
+            if _FILE_NAME.search(path.name):
+                raise
+            return False
+
+    def _opened(self, obstore: Any) -> Any:
+        """Open the folder; keys are appended to its address."""
+        return self._client(obstore, self._parts.path.rstrip("/"))
+
+    def _client(self, obstore: Any, path: str) -> Any:
+        """Open an address of the server."""
+        headers = {}
+        if self._user:
+            user = self._user if ":" in self._user else f"{self._user}:"
+            secret = base64.b64encode(unquote(user).encode()).decode()
+            headers["Authorization"] = f"Basic {secret}"
+        url = urlunsplit((self._parts.scheme, self._host, path, self._parts.query, ""))
+        plain = self._parts.scheme == "http"
+        return obstore.HTTPStore.from_url(url, **settings(plain_http=plain, headers=headers))
+
+    def _shown_names(self, folder: str) -> dict[str, bool]:
+        """Return the names on the server's page for a folder, if there is such a page."""
+        path = f"{self._parts.path.rstrip('/')}/{quote(folder)}".rstrip("/") + "/"
+        url = urlunsplit(self._parts._replace(path=path))
+        try:
+            stamp, pieces = _Page(url).whole("")
+            text = b"".join(pieces) if stamp.size < _LONGEST_PAGE else b""
+        except SourceUnreachableError:
+            raise
+        except (FileNotFoundError, SourceError):
+            return {}
+        return names_on_page(text.decode("utf-8", "replace"), path)
+
+    def _usual_names(self, folder: str) -> dict[str, bool]:
+        """Return which of the usual names exist."""
+        paths = [RemotePath(self, folder) / name for name in _USUAL]
+        open_at_once(paths)
+        found = {path.name: False for path in paths if path.key in self.files}
+        if not found:
+            # If access was denied to all of them, this says so.
+            self.holds_file(paths[0])
+        return found
+
+
+class _Page(WebFolder):
+    """The listing page of a folder, whose address ends with a slash."""
+
+    def _opened(self, obstore: Any) -> Any:
+        return self._client(obstore, self._parts.path)
+
+
+def names_on_page(text: str, path: str) -> dict[str, bool]:
+    """Return the names that a listing page links to, with True for folders.
+
+    >>> names_on_page('<a href="../">up</a> <a href="a%20b.bin">..</a> <a href="/m/sub/">', "/m/")
+    {'a b.bin': False, 'sub': True}
+    """
+    links = _Links()
+    links.feed(text)
+    names = {}
+    for link in links.found:
+        # Links may be relative or hold the whole path; a query only sorts the listing.
+        target = urlsplit(urljoin(path, link))
+        inside = unquote(target.path.removeprefix(unquote(path)).removeprefix(path))
+        name = inside.rstrip("/")
+        if target.path.startswith(path) and name and "/" not in name and not target.query:
+            names[name] = inside.endswith("/")
+    return names
+
+
+class _Links(HTMLParser):
+    """Collects the targets of links."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Remember a link's target."""
+        self.found += [value for name, value in attrs if tag == "a" and name == "href" and value]
