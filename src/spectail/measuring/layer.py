@@ -19,7 +19,7 @@ from spectail.core.goodness import GoodnessOfFit, judge_tail, verdict
 from spectail.core.measure import estimator_of, measure, too_small
 from spectail.core.metrics import entropy, log_alpha_norm, signal_to_noise
 from spectail.core.quantisers import group_range
-from spectail.errors import SourceChangedError, SourceError, SpecError
+from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError, SpecError
 from spectail.models.source import Layer, SourceFile
 from spectail.results.records import LayerRecord, RunInfo, Spectrum, null_gap
 
@@ -78,7 +78,7 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
             record = _measured(record, matrices, plan)
     except SpecError as error:
         record = replace(record, status="skipped", reason=str(error))
-    except SourceChangedError:
+    except (SourceChangedError, SourceUnreachableError):
         raise  # the rows so far would be of one model and the rest of another
     except SourceError as error:
         record = replace(record, status="failed", reason=str(error))
