@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from spectail.errors import SpecError
-from spectail.models.naming.blocks import block_of, unit_of
+from spectail.models.naming.blocks import block_numbers, block_of, unit_of
 from spectail.models.naming.kinds import kind_of
 from spectail.models.naming.names import canonical_name, clean_names, layer_name, natural_key
 from spectail.models.naming.select import select
 from spectail.models.open import open_source
+from spectail.results.depth import depths
 
 NAMES = [
     # name, block, kind
@@ -59,6 +60,21 @@ NAMES = [
     ("proj", None, "linear"),
     ("fno_blocks.convs.1", 1, "linear"),
     ("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0", 1, "o"),
+    ("mid_block.attentions.0.transformer_blocks.0.attn1.to_q", 0, "q"),
+    ("unet.mid_block.resnets.1.conv1", 0, "linear"),
+    ("time_embedding.linear_1", None, "linear"),
+    ("time_embedding.linear_2", None, "linear"),
+    ("add_embedding.linear_1", None, "linear"),
+    ("time_text_embed.timestep_embedder.linear_1", None, "linear"),
+    ("time_embedding.0", None, "linear"),
+    ("class_embedding.proj", None, "linear"),
+    ("decoder.embedding_projection", None, "linear"),
+    ("encoder.embedding_hidden_mapping_in", None, "linear"),
+    ("token_embedding.0", None, "embedding"),
+    ("embeddings.patch_embeddings.projection", None, "embedding"),
+    ("patch_embed.proj", None, "embedding"),
+    ("class_embedding", None, "embedding"),
+    ("embeddings.token", None, "embedding"),
 ]
 
 
@@ -71,6 +87,47 @@ def test_units_of_one_index_have_names_of_their_own() -> None:
     assert unit_of("layer2.0.conv1") == "layer2.0"
     assert unit_of("decoder.block.0.layer.1.EncDecAttention.q") == "decoder.block.0"
     assert unit_of("model.embed_tokens") is None
+
+
+U_NETS = {
+    "U-Net": [
+        ("down_blocks.0.resnets.0.conv1", 0),
+        ("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", 1),
+        ("up_blocks.0.resnets.0.conv1", 3),
+        ("up_blocks.1.resnets.0.conv1", 4),
+        ("mid_block.resnets.0.conv1", 2),
+        ("mid_block.attentions.0.transformer_blocks.0.attn1.to_q", 2),
+        ("conv_in", None),
+    ],
+    "an autoencoder counts encoder and decoder apart": [
+        ("encoder.down_blocks.0.conv", 0),
+        ("encoder.mid_block.conv", 1),
+        ("decoder.mid_block.conv", 0),
+        ("decoder.up_blocks.0.conv", 1),
+    ],
+    "older names": [
+        ("input_blocks.0.0", 0),
+        ("input_blocks.11.0", 11),
+        ("middle_block.1.proj_in", 12),
+        ("output_blocks.0.1", 13),
+    ],
+    "other stacks count by themselves": [("encoder.block.1.q", 1), ("decoder.block.0.q", 0)],
+}
+
+
+@pytest.mark.parametrize("case", U_NETS)
+def test_the_stacks_of_a_u_net_share_no_numbers(case: str) -> None:
+    assert block_numbers(name for name, _ in U_NETS[case]) == dict(U_NETS[case])
+
+
+def test_the_layers_of_a_u_net_have_these_numbers() -> None:
+    names = [name for name, _ in U_NETS["U-Net"]]
+    state = {f"{name}.weight": torch.randn(4, 4) for name in names}
+    layers = open_source(state).layers
+    assert {layer.name: layer.block for layer in layers} == dict(U_NETS["U-Net"])
+    assert depths(filter(None, map(unit_of, names))) == {
+        "down_blocks.0": 0, "down_blocks.1": 1, "mid_block": 2, "up_blocks.0": 3, "up_blocks.1": 4,
+    }  # fmt: skip
 
 
 CANONICAL = {

@@ -25,8 +25,7 @@ class Spec:
     Placement and cutoff may also be given as text, such as ``"grid:10"`` or ``"top:0.1"``.
     ``window`` is the short side of the windows or one of WINDOW_WORDS. ``aspect_ratio`` is the
     window's side along the matrix's longer side divided by its other side. ``tolerance`` measures
-    the windows of a grid, step or random placement one after the other, until the remaining ones
-    would move alpha by a smaller share. ``seed`` is for random placements and simulated nulls.
+    windows one after the other until the remaining ones would move alpha by a smaller share. ``seed`` is for random placements and simulated nulls.
 
     ``legacy`` reproduces the published FARMS code: ``window`` counts rows, ``aspect_ratio`` is
     columns / rows as stored, grids use the floor stride, numerical zeros are kept, the lower bound
@@ -83,9 +82,7 @@ class Spec:
                 )
         if self.seed < 0:
             raise SpecError(f"seed must be a whole number of at least 0, not {self.seed!r}")
-        # 1 equals True, but would be written to a file as a number.
-        if not (isinstance(self.legacy, bool | str) and self.legacy in LEGACIES):
-            raise SpecError(f"legacy must be True, False or 'weightwatcher', not {self.legacy!r}")
+        self._check_legacy()
         self._check_tolerance()
         # The published code's peak has its own lower bound, so that a preset need not repeat it.
         if (
@@ -95,23 +92,22 @@ class Spec:
         ):
             object.__setattr__(self, "cutoff", HistogramPeak(legacy_lower_bound=True))
 
+    def _check_legacy(self) -> None:
+        """Raise SpecError if the code to reproduce is unknown."""
+        # 1 equals True, but would be written to a file as a number.
+        if not (isinstance(self.legacy, bool | str) and self.legacy in LEGACIES):
+            raise SpecError(f"legacy must be True, False or 'weightwatcher', not {self.legacy!r}")
+
     def _check_tolerance(self) -> None:
-        """Raise SpecError if the tolerance is out of range or the placement cannot use it."""
+        """Raise SpecError if the tolerance is out of range or there are no windows to choose from."""
         if self.tolerance is None:
             return
         if not 0 < self.tolerance < 1:
             raise SpecError(
                 f"tolerance must be a share of alpha above 0 and below 1, not {self.tolerance!r}"
             )
-        if isinstance(self.placement, Tile) or self.window == "whole":
-            placed = (
-                "no windows at all"
-                if self.window == "whole"
-                else "no more windows than cover the matrix"
-            )
-            raise SpecError(
-                f"tolerance needs grid:K, step:S or random:N: {self.placement} takes {placed}"
-            )
+        if self.window == "whole":
+            raise SpecError("tolerance needs windows: window whole takes the whole matrix at once")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain JSON values; ``Spec(**spec.to_dict())`` restores it."""

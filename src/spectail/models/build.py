@@ -17,7 +17,7 @@ from spectail.models.layout.arrange import as_is
 from spectail.models.layout.part import Part
 from spectail.models.layout.rules import parts_of
 from spectail.models.lazy_tensor import LazyTensor, in_memory
-from spectail.models.naming.blocks import block_of
+from spectail.models.naming.blocks import block_numbers, block_of
 from spectail.models.naming.kinds import kind_of
 from spectail.models.naming.names import clean_names, layer_name
 from spectail.models.naming.not_weights import are_weights_named, no_matrix
@@ -68,7 +68,8 @@ def build_source(
             continue
         for layer in _layers_of(stored, shapes, config or {}, among_weights):
             _add(layers, layer, label)
-    found = tuple(layers.values())
+    numbers = block_numbers(layers)
+    found = tuple(replace(layer, block=numbers[layer.name]) for layer in layers.values())
     tied = tied_head(found, config or {})
     return Source(label, fingerprint, found, n_vectors, (*notes, *adapter_notes), tied)
 

@@ -14,7 +14,7 @@ from plotly.colors import qualitative, sample_colorscale
 from spectail.allocation.allocation import Allocation
 from spectail.basics.texts import plural
 from spectail.evaluation import Rule
-from spectail.models.naming.blocks import block_of
+from spectail.models.naming.blocks import block_numbers
 from spectail.models.naming.kinds import kind_of
 from spectail.pruning.pipeline import Pruned, PruningPlan
 from spectail.pruning.report import NO_GAIN, PrunedLayer, PruneReport, Selected
@@ -118,7 +118,7 @@ def ratios_by_depth(
 ) -> go.Figure:
     """Draw the mean ratio of each block for each allocation, and the ratio reached in a layer."""
     # Left-out layers are not on the picture, so they take no place along its axis.
-    depth = depth_of([(layer.name, block_of(layer.name)) for layer in report.layers])
+    depth = depth_of(list(block_numbers(layer.name for layer in report.layers).items()))
     place = dict(zip([layer.name for layer in report.layers], depth.places, strict=True))
     ticks, labels = depth.ticks()
     fig = figure(
@@ -234,8 +234,9 @@ def _rows(done: Pruned) -> list[list[Any]]:
         {"name": x.name, "status": "left out", "reason": x.reason, "quota": ""}
         for x in done.allocation.left_out
     ]
+    numbers = block_numbers(row["name"] for row in found)
     for row in found:
-        row |= {"block": block_of(row["name"]), "kind": kind_of(row["name"])}
+        row |= {"block": numbers[row["name"]], "kind": kind_of(row["name"])}
     return [[row.get(key) for key in COLUMNS] for row in found]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from spectail.models.naming.blocks import unit_of
+from spectail.models.naming.blocks import u_shaped, unit_of
 from spectail.results.records import LayerRecord
 
 Array: TypeAlias = NDArray[np.float64]
@@ -41,11 +41,7 @@ def depths(units: Iterable[str]) -> dict[str, int]:
     >>> depths(["layer1.0", "layer1.1", "layer2.0"])
     {'layer1.0': 0, 'layer1.1': 1, 'layer2.0': 2}
     """
-    places = {
-        unit: (match[1], int(match[2] or 0), int(match[3]))
-        for unit in units
-        if (match := _UNIT.fullmatch(unit))
-    }
+    places = {unit: place for unit in units if (place := u_shaped(unit) or _place(unit))}
     sizes: dict[tuple[str, int], int] = {}
     for stack, stage, number in places.values():
         sizes[stack, stage] = max(sizes.get((stack, stage), 0), number + 1)
@@ -55,6 +51,12 @@ def depths(units: Iterable[str]) -> dict[str, int]:
         for stack, stage in sizes
     }
     return {unit: before[stack, stage] + n for unit, (stack, stage, n) in places.items()}
+
+
+def _place(unit: str) -> tuple[str, int, int] | None:
+    """Split the name of a block into its stack, the number of its stage and its own number."""
+    match = _UNIT.fullmatch(unit)
+    return (match[1], int(match[2] or 0), int(match[3])) if match else None
 
 
 @dataclass(frozen=True)

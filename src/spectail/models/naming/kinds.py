@@ -79,6 +79,15 @@ _KINDS: tuple[tuple[str, str], ...] = (
 """Each kind with a pattern for the end of a layer's name. The first pattern that fits decides, so
 special names stand above general ones."""
 _ENDINGS = tuple((kind, re.compile(rf"(?:^|\.)(?:{pattern})$")) for kind, pattern in _KINDS)
+_PATCHES = re.compile(r"(?:^|\.)patch_embed\w*\.proj(?:ection)?$")
+"""The projection of image patches, which takes the place of an embedding."""
+_PROJECTION = re.compile(
+    r"(?:^|[._])(?:proj\w*|linear\w*|dense|mapping|transformation|mlp|conv\w*|fc)\d*"
+    r"(?:_(?:in|out|\d+))*$"
+    r"|(?:^|\.)\w*(?:time|timestep)\w*_embed\w*\.\d+$"
+)
+"""Ends of names of linear layers in or behind an embedding: ``time_embedding.linear_1`` of diffusion
+models, ``embedding_projection``, ``embedding_hidden_mapping_in``."""
 _PREDICTION_HEAD = re.compile(r"(?:^|\.)shared_head\.head$")
 """The only output head that lies inside a block: the one of DeepSeek's multi-token prediction."""
 
@@ -95,6 +104,8 @@ def kind_of(name: str) -> str:
     for kind, pattern in _ENDINGS:
         # Inside a block, names such as ``output`` and ``fc`` are ordinary layers.
         if kind == "head" and in_block and not _PREDICTION_HEAD.search(name):
+            continue
+        if kind == "embedding" and _PROJECTION.search(name) and not _PATCHES.search(name):
             continue
         # A layer called ``o`` or ``dense`` can be anything outside an attention module.
         if pattern.search(name) and not (
