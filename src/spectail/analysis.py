@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spectail.basics.files import all_or_nothing
+from spectail.basics.files import all_or_nothing, refuse_foreign
 from spectail.errors import RunError
+from spectail.report.page import page_mark
 from spectail.report.plots import alpha_by_depth
-from spectail.report.run_page import report_html
+from spectail.report.run_page import EYEBROW, report_html
 from spectail.report.spectrum_plot import layer_spectrum
 from spectail.results.compare import Comparison, pair_layers
 from spectail.results.depth import RankCorrelation, alpha_with_depth
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 ANALYSIS_FILE = "analysis.json"
 FILES = ("layers.csv", "layers.parquet", "report.html", ANALYSIS_FILE)
 """The files that ``save`` writes. The analysis is last: if it exists, the others are complete."""
+_MARKS = {
+    "layers.csv": b"name,block,kind,rows,cols",
+    "layers.parquet": b"alpha_null",
+    "report.html": page_mark(EYEBROW),
+    ANALYSIS_FILE: b'"fingerprint"',
+}
+"""Bytes near the beginning or end by which each of FILES is recognised as one of spectail."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,10 @@ class Analysis(Results):
     def save(self, folder: str | Path) -> Path:
         """Write table, analysis and report into ``folder`` and return the report's path.
 
-        The files are replaced only when all of them are complete.
+        The files are replaced only when all of them are complete. Raises RunError if one of their
+        names belongs to a file that spectail did not write.
         """
+        refuse_foreign_files(Path(folder))
         paths = [Path(folder) / name for name in FILES]
         with all_or_nothing(*paths) as (csv, parquet, report, analysis):
             self.table.to_csv(csv, index=False)
@@ -98,6 +108,12 @@ class Analysis(Results):
     def _repr_html_(self) -> str:
         """Return the table as HTML, for notebooks."""
         return table_html(self.table)
+
+
+def refuse_foreign_files(folder: Path) -> None:
+    """Raise RunError if one of FILES in a folder exists and is not of an analysis of spectail."""
+    for name in FILES:
+        refuse_foreign(folder / name, _MARKS[name], RunError)
 
 
 def compare(a: Analysis | str | Path, b: Analysis | str | Path) -> Comparison:

@@ -1,8 +1,13 @@
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from spectail.basics.files import all_or_nothing, write_text
+from spectail.basics.files import all_or_nothing, check_writable, refuse_foreign, write_text
+from spectail.errors import RunError
 
 
 def test_a_file_gets_its_name_when_the_block_ends(tmp_path: Path) -> None:
@@ -31,10 +36,28 @@ def test_a_failure_keeps_what_was_there_and_leaves_nothing_else(tmp_path: Path) 
     assert [p.name for p in tmp_path.iterdir()] == ["old.txt"]
 
 
+WRITE_FOR_EVER = """
+import sys, time
+from pathlib import Path
+from spectail.basics.files import all_or_nothing
+with all_or_nothing(Path(sys.argv[1])) as (part,):
+    part.mkdir()
+    (part / "inner").write_text("half")
+    time.sleep(60)
+"""
+
+
 def test_a_folder_and_what_a_killed_run_left(tmp_path: Path) -> None:
-    stale = tmp_path / ".out.part"
-    stale.mkdir()
-    (stale / "leftover").write_text("from a killed run")
+    killed = subprocess.Popen([sys.executable, "-c", WRITE_FOR_EVER, tmp_path / "out"])
+    while not (found := list(tmp_path.glob(".*.part/out/inner"))):
+        time.sleep(0.01)
+    with all_or_nothing(tmp_path / "other") as (part,):
+        part.write_text("whole")
+    assert found[0].exists(), "its process is alive"
+    (tmp_path / "other").unlink()
+    killed.kill()
+    killed.wait()
+    assert found[0].exists()
     with all_or_nothing(tmp_path / "out") as (part,):
         part.mkdir()
         (part / "model").write_text("whole")
@@ -42,7 +65,7 @@ def test_a_folder_and_what_a_killed_run_left(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["model"]
 
 
-def test_names_are_given_in_order_and_a_missing_one_stops_there(tmp_path: Path) -> None:
+def test_one_that_is_missing_keeps_all_others_back(tmp_path: Path) -> None:
     first, second, third = (tmp_path / name for name in "abc")
 
     def write_two_of_three() -> None:
@@ -52,7 +75,75 @@ def test_names_are_given_in_order_and_a_missing_one_stops_there(tmp_path: Path) 
 
     with pytest.raises(FileNotFoundError):
         write_two_of_three()
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_are_given_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    replace = os.replace
+
+    def watched(source: Path, target: Path) -> None:
+        given.append(target.name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    with all_or_nothing(*(tmp_path / name for name in "cab")) as parts:
+        for part in parts:
+            part.touch()
+    assert given == ["c", "a", "b"]
+
+
+def test_a_failure_removes_the_folders_that_it_made(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), all_or_nothing(tmp_path / "a" / "b" / "c"):
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "elsewhere" / "file")
+    write_text(link, "whole")
+    assert link.is_symlink()
+    assert link.read_text() == "whole"
+    assert [p.name for p in (tmp_path / "elsewhere").iterdir()] == ["file"]
+
+
+def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    with all_or_nothing(tmp_path / "a") as (first,), all_or_nothing(tmp_path / "a") as (second,):
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "a").read_text() == "first"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("content", [b"", b"begin MARK", bytes(10**6) + b"MARK"])
+def test_own_and_empty_files_may_be_replaced(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a").write_bytes(content)
+    refuse_foreign(tmp_path / "a", b"MARK", RunError)
+    refuse_foreign(tmp_path / "missing", b"MARK", RunError)
+
+
+def test_everything_else_stays(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(10**6))
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for name in ("file", "folder", "pipe", "link"):
+        with pytest.raises(RunError, match=f"{name} exists and spectail did not write it"):
+            refuse_foreign(tmp_path / name, b"MARK", RunError)
+    with pytest.raises(RunError, match="/dev/null exists"):
+        refuse_foreign(Path(os.devnull), b"MARK", RunError)
+
+
+def test_what_could_not_be_written_is_known_before(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b" / "c")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="Not a directory"):
+        check_writable(tmp_path / "file" / "a")
+    with pytest.raises(OSError):  # noqa: PT011 - the system's own error
+        check_writable(Path("/proc/a"))
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_text_is_utf8_with_unix_lines_and_replaces_the_old_one(tmp_path: Path) -> None:

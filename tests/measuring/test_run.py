@@ -253,8 +253,10 @@ def test_a_run_killed_while_its_files_are_written_leaves_no_pieces(
     st.analyze(checkpoint, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         st.analyze(checkpoint, out=tmp_path / "run", progress=_stop_after(12))
-    (tmp_path / "run" / ".layers.csv.part").write_text("half a ta")
-    (tmp_path / "run" / ".analysis.json.part").write_text("{")
+    left = tmp_path / "run" / ".spectail-a1b2c3d4.part"
+    left.mkdir()
+    (left / "lock").touch()
+    (left / "layers.csv").write_text("half a ta")
     st.analyze(checkpoint, out=tmp_path / "run")
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         p.name for p in (tmp_path / "whole").iterdir()

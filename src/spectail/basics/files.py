@@ -4,37 +4,147 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+from spectail.basics.locks import open_locked
+from spectail.errors import SpectailError
+
+_PREFIX, _SUFFIX = ".spectail-", ".part"
+"""Begin and end of the names of temporary folders."""
+_HEAD, _TAIL = 2**14, 2**18
+"""Bytes at the beginning and at the end of a file that are searched for a mark. The names of the
+columns of a Parquet file are at its end."""
+_LOCK = "lock"
+"""The file in a temporary folder that its process keeps locked."""
 
 
 @contextmanager
 def all_or_nothing(*paths: Path) -> Iterator[tuple[Path, ...]]:
-    """Yield a temporary path beside each path, for the block to write a file or folder there.
+    """Yield a temporary path for each path, for the block to write a file or folder there.
 
     When the block ends, they get their final names in the given order: a last one that exists
-    shows that the others are complete. When it raises, everything that it wrote is removed.
+    shows that the others are complete. When it raises, everything that it wrote is removed. What a
+    killed process has left is removed when the next one writes into the same folder.
     """
-    parts = tuple(path.with_name(f".{path.name}.part") for path in paths)
-    for part in parts:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        _remove(part)  # a run that was killed may have left it
+    # A link stays a link: what it points to is replaced.
+    targets = [Path(os.path.realpath(path)) if path.is_symlink() else path for path in paths]
+    new = [folder for target in targets for folder in _missing_folders(target.parent)]
     try:
-        yield parts
-        for part, path in zip(parts, paths, strict=True):
-            # os.replace is atomic, so a reader sees either the old content or the new one.
-            os.replace(part, path)
-    finally:
-        for part in parts:
-            _remove(part)
+        with ExitStack() as stack:
+            rooms = {
+                folder: stack.enter_context(_temporary_folder(folder))
+                for folder in dict.fromkeys(target.parent for target in targets)
+            }
+            parts = tuple(rooms[target.parent] / target.name for target in targets)
+            yield parts
+            for part in parts:
+                _flush(part)
+            for part, target in zip(parts, targets, strict=True):
+                # os.replace is atomic, so a reader sees either the old content or the new one.
+                os.replace(part, target)
+    except BaseException:
+        for folder in reversed(new):
+            with suppress(OSError):  # another process may have written there
+                folder.rmdir()
+        raise
 
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text file, and the folders it lies in, completely or not at all."""
     with all_or_nothing(path) as (part,):
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", newline="\n")
     return path
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError if the file or folder ``path`` could not be made.
+
+    It is for a command that computes for long before it writes.
+    """
+    folder = path.absolute().parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    # Only an attempt tells: permissions, quotas and read-only mounts all have a say.
+    with tempfile.TemporaryFile(prefix=_PREFIX, dir=folder):
+        pass
+
+
+def refuse_foreign(path: Path, mark: bytes, problem: type[SpectailError]) -> None:
+    """Raise ``problem`` if a path is taken by something that spectail did not write.
+
+    An empty file is free. A file of spectail is recognised by its ``mark`` near the beginning or
+    the end. So a mistyped path costs no other file, and the same command can run twice.
+    """
+    if not os.path.lexists(path):
+        return
+    if path.is_file() and (not path.stat().st_size or _has_mark(path, mark)):
+        return
+    if path.is_symlink() and not path.exists():
+        return  # the file that the link points to will be made
+    raise problem(f"{path} exists and spectail did not write it, so it stays: give another name")
+
+
+def _has_mark(path: Path, mark: bytes) -> bool:
+    """Whether the first or last bytes of a file contain a mark."""
+    with path.open("rb") as file:
+        start = file.read(_HEAD)
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        return mark in start or mark in file.read(_TAIL)
+
+
+@contextmanager
+def _temporary_folder(parent: Path) -> Iterator[Path]:
+    """Make a temporary folder in ``parent`` and remove it at the end."""
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(parent)
+    folder, lock = _locked_folder(parent)
+    try:
+        yield folder
+    finally:
+        _remove_folder(folder, lock)
+
+
+def _locked_folder(parent: Path) -> tuple[Path, int]:
+    """Make a temporary folder and lock it; return it with the descriptor of its lock."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=_SUFFIX, dir=parent))
+        try:
+            lock = open_locked(folder / _LOCK)
+        except FileNotFoundError:
+            lock = None
+        except OSError:
+            folder.rmdir()
+            raise
+        # Without a lock yet, another process may have taken the folder for a leftover.
+        if lock is not None:
+            return folder, lock
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove the temporary folders of processes that have ended."""
+    for folder in parent.glob(f"{_PREFIX}*{_SUFFIX}"):
+        # Leftovers of another user may not be ours to remove.
+        with suppress(OSError):
+            if not (folder / _LOCK).exists():
+                folder.rmdir()
+            elif (lock := open_locked(folder / _LOCK)) is not None:
+                _remove_folder(folder, lock)
+
+
+def _remove_folder(folder: Path, lock: int) -> None:
+    """Remove a locked temporary folder and release its lock, which is removed last."""
+    try:
+        for path in folder.iterdir():
+            if path.name != _LOCK:
+                _remove(path)
+    finally:
+        os.close(lock)
+    (folder / _LOCK).unlink(missing_ok=True)
+    with suppress(OSError):  # somebody else cleans up too
+        folder.rmdir()
 
 
 def _remove(path: Path) -> None:
@@ -43,3 +153,31 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _missing_folders(folder: Path) -> list[Path]:
+    """List the folders that have to be made for ``folder`` to exist, the outermost first."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    return missing[::-1]
+
+
+def _flush(path: Path) -> None:
+    """Make sure that a file, or all files of a folder, are on the disk, and not only promised.
+
+    A network drive or a quota may refuse what was written as late as this; after a power cut a
+    renamed file could be empty without it.
+    """
+    if path.is_dir():
+        for inner in path.rglob("*"):
+            if inner.is_file():
+                _flush(inner)
+        return
+    # Windows can only flush a file that is open for writing.
+    descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

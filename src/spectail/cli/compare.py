@@ -10,10 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from spectail.analysis import Analysis
-from spectail.basics.files import write_text
+from spectail.basics.files import refuse_foreign, write_text
 from spectail.cli.options import Quiet
-from spectail.report.compare_page import compare_html
-from spectail.results.compare import pair_layers
+from spectail.errors import RunError
+from spectail.report.compare_page import EYEBROW, compare_html
+from spectail.report.page import page_mark
+from spectail.results.compare import Comparison, pair_layers
 
 
 def compare(
@@ -29,8 +31,18 @@ def compare(
     comparison = pair_layers(first, second)
     # B is the later run. Its analysis.json may be given in place of its folder.
     page = out or (b if b.is_dir() else b.parent) / "compare.html"
-    write_text(page, compare_html(comparison, first, second))
+    refuse_foreign(page, page_mark(EYEBROW), RunError)
     console = Console(quiet=quiet, soft_wrap=True)
+    try:
+        write_text(page, compare_html(comparison, first, second))
+    finally:  # a full disk must not cost the user the numbers
+        _show(console, comparison)
+    console.print(f"page: {page}", highlight=False, markup=False)
+    return 0
+
+
+def _show(console: Console, comparison: Comparison) -> None:
+    """Print warnings and the layers that moved most."""
     for warning in comparison.warnings:
         console.print(f"note: {warning}", highlight=False, markup=False)
     moved = comparison.moved(8).to_dict("records")
@@ -50,5 +62,3 @@ def compare(
         numbers = f"{row['alpha_a']:.3f}", f"{row['alpha_b']:.3f}", f"{row['alpha_change']:+.3f}", z
         table.add_row(row["name"], *numbers)
     console.print(table)
-    console.print(f"page: {page}", highlight=False, markup=False)
-    return 0

@@ -10,7 +10,7 @@ from typing import Annotated, TypeAlias
 import typer
 from rich.console import Console
 
-from spectail.basics.files import write_text
+from spectail.basics.files import check_writable, write_text
 from spectail.cli.bar import Bar
 from spectail.cli.options import Device, Quiet
 from spectail.errors import EvaluationError
@@ -87,8 +87,10 @@ def evaluate(
     _check_used("--tasks", tasks, seq_len=seq_len, max_sequences=max_sequences, bos=bos)
     check_choice("auto" if bos is None else bos)
     _check_used("--text", text, tasks_path=tasks_path, limit=limit, few_shot=few_shot)
-    if out is not None and out.exists():
-        raise EvaluationError(f"{out} exists, so it stays; give another name")
+    if out is not None:
+        if out.exists():
+            raise EvaluationError(f"{out} exists, so it stays; give another name")
+        check_writable(out)
     # Read the text first: a missing file should not cost the time to load the model.
     passage = None if text is None else read_text(text)
     model, tokenizer = open_language_model(source, dtype, device)
@@ -107,10 +109,12 @@ def evaluate(
             batch_size=batch_size, include_path=tasks_path,
         )  # fmt: skip
         words = "\n".join(_line(task, scores) for task, scores in result.items())
-    if out is not None:
-        numbers = {"source": source, "dtype": dtype, **result}
-        write_text(out, json.dumps(numbers, indent=1) + "\n")
-    Console(quiet=quiet, soft_wrap=True).print(words, highlight=False, markup=False)
+    try:
+        if out is not None:
+            numbers = {"source": source, "dtype": dtype, **result}
+            write_text(out, json.dumps(numbers, indent=1) + "\n")
+    finally:  # a full disk must not cost the user the numbers
+        Console(quiet=quiet, soft_wrap=True).print(words, highlight=False, markup=False)
     return 0
 
 

@@ -27,7 +27,7 @@ from spectail.pruning.allocators import (
 from spectail.pruning.folders import PAGE_FILE, check_free, save_pruned
 from spectail.pruning.methods import as_method, method_names
 from spectail.pruning.page import prune_html
-from spectail.pruning.pipeline import PruningPlan, run
+from spectail.pruning.pipeline import Pruned, PruningPlan, run
 from spectail.pruning.quotas import Pattern
 from spectail.pruning.texts import Texts, read_texts
 from spectail.results.table import storable
@@ -171,15 +171,25 @@ def _prune(
         with _Bar(quiet=quiet) as bar:
             done = run(model, tokenizer, plan, texts, progress=bar)
         page = prune_html(done, source=source, command=_command(context))
-        save_pruned(
-            model, tokenizer, out, allocation=done.allocation, report=done.report, page=page
-        )
+        try:
+            save_pruned(
+                model, tokenizer, out, allocation=done.allocation, report=done.report, page=page
+            )
+        finally:  # a full disk must not cost the user the numbers
+            _show(Console(quiet=quiet, soft_wrap=True, highlight=False), plan, done)
     except KeyboardInterrupt as stopped:
         # The folder appears complete or not at all, so there is nothing to clean up.
         told = f"{str(stopped) or 'interrupted'}; nothing was written"
         Console(stderr=True, highlight=False, soft_wrap=True).print(told, markup=False)
         return 130
-    console = Console(quiet=quiet, soft_wrap=True, highlight=False)
+    Console(quiet=quiet, soft_wrap=True, highlight=False).print(
+        f"model: {out}\nreport: {out / PAGE_FILE}", markup=False
+    )
+    return 0
+
+
+def _show(console: Console, plan: PruningPlan, done: Pruned) -> None:
+    """Print what was pruned and how well the model does."""
     used = done.report.calibration
     if used and used[0] < plan.samples:
         console.print(
@@ -188,8 +198,6 @@ def _prune(
             markup=False,
         )
     console.print(storable(done.report.summary()), markup=False)
-    console.print(f"model: {out}\nreport: {out / PAGE_FILE}", markup=False)
-    return 0
 
 
 def _eps(given: str | None, allocator: Allocator) -> float | Literal["auto"] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from spectail.allocation.allocation import Allocation
-from spectail.basics.files import all_or_nothing
+from spectail.basics.files import all_or_nothing, check_writable
 from spectail.errors import PruneError
 from spectail.models.live.language import without_bars
 from spectail.pruning.report import PruneReport
@@ -30,15 +31,28 @@ PROCESSOR_FILES = (
 
 
 def check_free(out: str | Path) -> Path:
-    """Return ``out`` as a path if it can be written: it is missing or empty; else PruneError."""
-    out = Path(out)
-    if out.is_dir() and not any(out.iterdir()):
+    """Return ``out`` as a path if it can be made: it is missing or empty.
+
+    Raises:
+        PruneError: There is something at ``out``.
+        OSError: The folder around it cannot be written.
+
+    """
+    out = Path(out).absolute()
+    if out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
+        if os.path.ismount(out):
+            raise PruneError(
+                f"{out} is a mount point, which cannot be replaced as a whole: "
+                f"give a new folder inside it, such as {out / 'pruned'}"
+            )
+        check_writable(out)
         return out
     if out.exists():
         raise PruneError(
             f"{out} exists and is not an empty folder, so nothing is written there: "
             "give another one"
         )
+    check_writable(out)
     return out
 
 

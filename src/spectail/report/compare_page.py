@@ -22,6 +22,8 @@ from spectail.results.records import Results
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+EYEBROW = "What moved"
+"""The line above the heading, by which ``page_mark`` recognises the page."""
 CHANGE = "change of alpha (B - A)"
 """Title of the axis."""
 VIEW = (
@@ -89,7 +91,7 @@ def compare_html(comparison: Comparison, a: Results, b: Results) -> str:
     title = f"{model_name(a.run)} → {model_name(b.run)}"
     written = Page(
         title=title,
-        eyebrow="What moved",
+        eyebrow=EYEBROW,
         heading=title,
         settings=(("A", spec_line(a.run)), ("B", spec_line(b.run))),
         numbers=_key_numbers(comparison),

@@ -95,6 +95,11 @@ class Page:
     """Where the numbers come from: (what, value)."""
 
 
+def page_mark(eyebrow: str) -> bytes:
+    """Return the bytes near the beginning of a page that show its kind."""
+    return f'<meta name="generator" content="spectail, {eyebrow}">'.encode()
+
+
 @lru_cache(maxsize=8)
 def _static(name: str) -> str:
     """Read a file of the folder ``static``."""

@@ -22,6 +22,8 @@ from spectail.report.theme import TIMES
 from spectail.report.words import titled_findings
 from spectail.results.records import COLUMN_TABLE, COLUMNS, LayerRecord, Results, RunInfo, null_gap
 
+EYEBROW = "Heavy-tailed spectra"
+"""The line above the heading, by which ``page_mark`` recognises the page."""
 FIRST = (
     "name",
     "alpha",
@@ -63,7 +65,7 @@ def report_html(results: Results) -> str:
     }
     written = Page(
         title=model_name(run),
-        eyebrow="Heavy-tailed spectra",
+        eyebrow=EYEBROW,
         heading=model_name(run),
         settings=(("", spec_line(run)),),
         numbers=_key_numbers(results),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -37,6 +39,12 @@ class Part:
     """What a user should know about how the tensor was cut, or why it was not. It appears in the
     layer's row."""
 
+    @property
+    def cut(self) -> str:
+        """A short text that differs between two ways to cut a parameter."""
+        text = f"{self.index} {_spelled(self.arrange)}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
     def read(self, tensor: LazyTensor) -> Tensor:
         """Read the matrices, (n_matrices, rows, cols), in float32 or wider."""
         return self.arrange(as_float(tensor.read(self.index)))
@@ -57,3 +65,14 @@ class Part:
         # way tells where each value belongs.
         numbers = torch.arange(piece.numel(), device=piece.device).reshape(piece.shape)
         piece.put_(self.arrange(numbers), values.to(piece.dtype))
+
+
+def _spelled(value: object) -> str:
+    """Spell a function with its arguments, without its address in memory."""
+    if isinstance(value, partial):
+        given = [
+            *map(_spelled, value.args),
+            *(f"{k}={_spelled(v)}" for k, v in value.keywords.items()),
+        ]
+        return f"{_spelled(value.func)}({', '.join(given)})"
+    return getattr(value, "__qualname__", None) or repr(value)
