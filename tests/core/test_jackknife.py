@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spectail.core.cutoffs import KSMinimum, Median, TopFraction
-from spectail.core.jackknife import MAX_BANDS, alpha_standard_error
+from spectail.core.jackknife import MAX_BANDS, alpha_standard_error, error_of_windows
 from spectail.core.measure import tail_fit
 from spectail.core.spec import Spec
 from tests.reference import plain_farms, plain_jackknife
@@ -46,6 +46,22 @@ def test_the_error_bar_is_that_of_the_loops(
     )
     ours = alpha_standard_error(found, np.zeros(found.shape, dtype=bool), CUTOFFS[cutoff])
     assert ours == pytest.approx(known, rel=1e-9)
+
+
+@pytest.mark.parametrize("cutoff", CUTOFFS)
+def test_windows_that_do_not_fill_a_grid_have_the_error_bar_of_the_loops(cutoff: str) -> None:
+    grid = eigenvalues((4, 5), 2)
+    places = [(0, 0), (3, 4), (1, 2), (2, 1), (0, 3), (3, 0), (1, 4)]
+    row, column = np.transpose(places)
+    found = grid[row, column]
+    known = plain_jackknife.standard_error(
+        {place: grid[place].ravel() for place in places},
+        lambda pool: plain_farms.fit(pool, cutoff).alpha,
+    )
+    zero = np.zeros(found.shape, dtype=bool)
+    assert error_of_windows(found, zero, row, column, CUTOFFS[cutoff]) == pytest.approx(
+        known, rel=1e-9
+    )
 
 
 def test_zeros_stay_out_of_every_refit() -> None:

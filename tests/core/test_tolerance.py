@@ -4,6 +4,7 @@ it."""
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,28 +12,52 @@ import pytest
 import torch
 
 from experiments.ensembles import gaussian, low_rank, row_scaled, student
+from spectail.core import farms
 from spectail.core.cutoffs import Median, TopFraction
 from spectail.core.jackknife import tail_alpha
 from spectail.core.measure import tail_fit
 from spectail.core.spec import Spec
-from spectail.core.tolerance import CONFIDENCE, FIRST, _change_of_the_rest, spread_order
-from spectail.core.windows import Grid, Window
+from spectail.core.spectra import window_eigenvalues
+from spectail.core.tolerance import (
+    CONFIDENCE,
+    FIRST,
+    _change_of_the_rest,
+    enough_windows,
+    spread_order,
+)
+from spectail.core.windows import Grid, Tile, Window
 from spectail.errors import SpecError
+from tests.reference import plain_farms, plain_jackknife
 
 TOLERANCE = 0.01
 
 
 def test_the_order_takes_the_corners_of_a_grid_first_and_every_position_once() -> None:
     positions = Grid(7).positions(400, 400, Window(200, 200))
-    order = list(spread_order(positions))
+    order = list(spread_order(positions, Window(200, 200)))
     assert {positions[i] for i in order[:4]} == {(0, 0), (0, 200), (200, 0), (200, 200)}
     assert positions[order[4]] == (100, 100)
     assert sorted(order) == list(range(49))
 
 
+@pytest.mark.parametrize(("rows", "cols"), [(512, 768), (1000, 300), (450, 320), (64, 640)])
+def test_tiles_visit_every_band_once_before_any_is_visited_again(rows: int, cols: int) -> None:
+    positions = Tile().positions(rows, cols, Window(64, 64))
+    order = [positions[i] for i in spread_order(positions, Window(64, 64))]
+    bands = [len({place[axis] for place in positions}) for axis in (0, 1)]
+    for side, axis in ((bands[0], 0), (bands[1], 1)):
+        first = [place[axis] for place in order[:side]]
+        if side == min(bands):
+            assert len(set(first)) == side
+        # Bands along the longer side wait for their turn, but none is visited much more often.
+        for taken in range(1, len(order) + 1):
+            visits = Counter(place[axis] for place in order[:taken])
+            assert max(visits.values()) <= math.ceil(taken / side) + 1
+
+
 @pytest.mark.parametrize("doubles", [[(0, 0)] * 5, [(0, 0), (3, 3), (0, 0)]])
 def test_positions_that_repeat_come_once_each(doubles: list[tuple[int, int]]) -> None:
-    assert sorted(spread_order(doubles)) == list(range(len(doubles)))
+    assert sorted(spread_order(doubles, Window(4, 4))) == list(range(len(doubles)))
 
 
 @pytest.mark.parametrize("cutoff", [Median(), TopFraction(0.1)])
@@ -47,8 +72,13 @@ def test_the_bound_is_the_textbook_interval(cutoff: Any) -> None:
     t = 2.015048  # Student's t with 5 degrees of freedom, 90 % two-sided
     assert CONFIDENCE == 0.9
     expected = t * math.sqrt(variance) / tail_alpha(np.sort(found, axis=None), cutoff)
-    assert _change_of_the_rest(found, zero, 100, cutoff) == pytest.approx(expected, rel=1e-6)
-    assert _change_of_the_rest(found, zero, 6, cutoff) == 0.0
+    assert _change_of_the_rest(found, zero, 100, cutoff, 0.0) == pytest.approx(expected, rel=1e-6)
+    assert _change_of_the_rest(found, zero, 6, cutoff, 0.0) == 0.0
+    # A larger spread of windows of independent entries takes the place of the jackknife's.
+    spread = 3 * math.sqrt(variance)
+    assert _change_of_the_rest(found, zero, 100, cutoff, spread) == pytest.approx(
+        t * spread * math.sqrt(1 - 6 / 100) / tail_alpha(np.sort(found, axis=None), cutoff)
+    )
 
 
 @pytest.mark.parametrize("draw", [gaussian, student, row_scaled, low_rank])
@@ -75,6 +105,86 @@ def test_a_loose_tolerance_takes_four_windows_and_says_so_and_a_tight_one_takes_
     )
 
 
+def test_few_tiles_stay_within_the_tolerance() -> None:
+    """At 90 % confidence at least 90 % of the draws of every law should keep the promise."""
+    for draw in (gaussian, student, row_scaled, low_rank):
+        kept, taken = [], []
+        for seed in range(25):
+            matrix = draw(np.random.default_rng((seed, 7)), (320, 512))
+            everything = tail_fit(matrix, Spec(window=64))
+            few = tail_fit(matrix, Spec(window=64, tolerance=0.02))
+            assert FIRST <= few.n_windows <= everything.n_windows == 40
+            kept.append(abs(few.alpha / everything.alpha - 1) <= 0.02)
+            taken.append(few.n_windows)
+        assert sum(kept) >= 22, draw.__name__
+        assert np.mean(taken) < 20, draw.__name__
+
+
+def test_windows_that_agree_by_chance_do_not_end_the_search() -> None:
+    """Four windows with the same eigenvalues spread by nothing, four independent ones do not."""
+    same = np.sort(np.random.default_rng(0).gamma(2.0, size=(1, 1, 64)))
+
+    def eigenvalues(corners: list[tuple[int, int]]) -> np.ndarray:
+        return np.repeat(same, len(corners), axis=0)
+
+    positions = Tile().positions(640, 640, Window(64, 64))
+    taken, _ = enough_windows(
+        positions,
+        Window(64, 64),
+        eigenvalues,
+        lambda found: np.zeros(found.shape, dtype=bool),
+        Spec(tolerance=0.01),
+    )
+    assert len(taken) > 10
+
+
+@pytest.mark.parametrize("shape", [(320, 512), (330, 520)])
+def test_the_error_bar_comes_from_the_windows_that_were_taken(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solved: dict[tuple[int, int], np.ndarray] = {}
+
+    def noted(matrices: Any, window: Window, corners: Any, **options: Any) -> Any:
+        assert window == Window(64, 64)
+        found = window_eigenvalues(matrices, window, corners, **options)
+        solved.update(zip(corners, found[:, 0], strict=True))
+        return found
+
+    monkeypatch.setattr(farms, "window_eigenvalues", noted)
+    matrix = row_scaled(np.random.default_rng(0), shape)
+    fit = tail_fit(matrix, Spec(window=64, tolerance=0.02))
+    assert len(solved) == fit.n_windows < 40
+    known = plain_jackknife.standard_error(
+        solved, lambda pool: plain_farms.fit(pool, "median").alpha
+    )
+    assert fit.alpha_se == pytest.approx(known, rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(64, 640), (128, 640), (310, 210)])
+def test_layers_without_three_bands_or_with_tiles_that_overlap_get_the_usual_error_bar(
+    shape: tuple[int, int],
+) -> None:
+    side = 64 if shape[0] < 300 else 100
+    matrix = row_scaled(np.random.default_rng(0), shape)
+    few, every = (
+        tail_fit(matrix, Spec(window=side, tolerance=tolerance)) for tolerance in (0.03, None)
+    )
+    assert few.alpha_se == pytest.approx(every.alpha_se, rel=1e-9)
+    assert few.alpha_se > 0
+
+
+@pytest.mark.parametrize("draw", [gaussian, student, row_scaled, low_rank])
+def test_the_error_bar_of_few_tiles_is_the_spread_from_draw_to_draw(draw: Any) -> None:
+    fits = [
+        tail_fit(
+            draw(np.random.default_rng((seed, 11)), (320, 384)), Spec(window=64, tolerance=0.03)
+        )
+        for seed in range(60)
+    ]
+    spread = np.std([fit.alpha for fit in fits], ddof=1)
+    assert 0.6 < np.mean([fit.alpha_se for fit in fits]) / spread < 1.7
+
+
 def test_the_same_weights_take_the_same_windows() -> None:
     matrix = torch.randn(300, 200, generator=torch.Generator().manual_seed(1))
     spec = Spec(window=100, placement="random:30", tolerance=0.01)
@@ -92,12 +202,8 @@ def test_the_same_weights_take_the_same_windows() -> None:
         ({"tolerance": 1.5, "placement": "grid:5"}, "above 0 and below 1, not 1.5"),
         ({"tolerance": math.nan, "placement": "grid:5"}, "above 0 and below 1, not nan"),
         (
-            {"tolerance": 0.01},
-            "tolerance needs grid:K, step:S or random:N: tile takes no more windows than cover",
-        ),
-        (
-            {"tolerance": 0.01, "window": "whole", "placement": "grid:5"},
-            "grid:5 takes no windows at all",
+            {"tolerance": 0.01, "window": "whole"},
+            "tolerance needs windows: window whole takes the whole matrix at once",
         ),
     ],
 )

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from spectail.core.cutoffs import Cutoff
-from spectail.core.jackknife import alpha_standard_error
+from spectail.core.jackknife import alpha_standard_error, error_of_windows
 from spectail.core.metrics import largest_eigenvalue, moments
 from spectail.core.spec import Spec
 from spectail.core.spectra import numerical_zeros, window_eigenvalues
@@ -42,6 +42,10 @@ influence the common window."""
 MAX_SIDE = 1024
 """Longest short side of the common window."""
 NO_WINDOW = Window(0, 0)
+OVERLAP = 0.2
+"""Largest share of a band of windows that the next one may overlap where the error bar treats them
+as disjoint. Tiles overlap a little if the window does not divide the matrix."""
+NO_TAIL_OF_THEIR_OWN = "no error bar: some windows have no tail of their own"
 NO_EXPONENT = "all eigenvalues of the tail are equal: no exponent describes them"
 
 
@@ -219,7 +223,9 @@ class Farms:
 
         if spec.tolerance is None:
             return positions, eigenvalues(positions)
-        return enough_windows(positions, eigenvalues, lambda found: self.zeros(found, window), spec)
+        return enough_windows(
+            positions, window, eigenvalues, lambda found: self.zeros(found, window), spec
+        )
 
     def zeros(self, found: Array, window: Window) -> NDArray[np.bool_]:
         """Mark the eigenvalues that are numerical zeros and take no part in the fit."""
@@ -356,6 +362,10 @@ def _error_bar(
 ) -> tuple[float, str]:
     """Return the jackknife error of alpha from disjoint windows, or NaN and the reason."""
     rows, cols = matrices.shape[1:]
+    if spec.tolerance is not None and (bands := _own_bands(window, list(known))):
+        found = np.stack(list(known.values()))
+        error = error_of_windows(found, numerical_zeros(found, window), *bands, spec.cutoff)
+        return error, "" if math.isfinite(error) else NO_TAIL_OF_THEIR_OWN
     smaller = spec.cutoff.error_window(window, rows, cols)
     if min(smaller) < 2:
         return math.nan, f"no error bar: fewer than {MIN_BANDS} x {MIN_BANDS} disjoint windows fit"
@@ -374,5 +384,19 @@ def _error_bar(
         found = window_eigenvalues(matrices, smaller, corners)
     found = found.reshape(len(tops), len(lefts), *found.shape[1:])
     error = alpha_standard_error(found, numerical_zeros(found, smaller), spec.cutoff)
-    remark = "" if math.isfinite(error) else "no error bar: some windows have no tail of their own"
-    return error, remark
+    return error, "" if math.isfinite(error) else NO_TAIL_OF_THEIR_OWN
+
+
+def _own_bands(window: Window, positions: Positions) -> tuple[NDArray[np.intp], ...] | None:
+    """Return the numbers of the row band and the column band of windows measured to a tolerance.
+
+    None if fewer than MIN_BANDS bands are visited along either side, or if bands overlap by more
+    than OVERLAP: windows then lie too close for an error bar of their own.
+    """
+    bands = []
+    for starts, size in zip(np.transpose(positions), window, strict=True):
+        visited, numbers = np.unique(starts, return_inverse=True)
+        if visited.size < MIN_BANDS or np.diff(visited).min() < (1 - OVERLAP) * size:
+            return None
+        bands.append(numbers)
+    return tuple(bands)

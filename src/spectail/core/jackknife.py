@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from spectail.core.cutoffs import Cutoff
 
 Array: TypeAlias = NDArray[np.float64]
+Numbers: TypeAlias = NDArray[np.intp]
 
 MAX_BANDS = 16
 """Further bands per side are merged. The estimate is no worse, and the number of refits grows with
@@ -26,41 +27,51 @@ the square of the number of bands."""
 
 
 def alpha_standard_error(eigenvalues: Array, zero: NDArray[np.bool_], cutoff: Cutoff) -> float:
-    """Return the standard error of alpha from disjoint windows.
+    """Return the standard error of alpha from a full grid of disjoint windows.
 
     ``eigenvalues`` and ``zero`` have the shape (row bands, column bands, matrices, eigenvalues per
     window). All matrices (kernel slices) of one position are left out together. The result is NaN
     if no tail can be fitted without some part.
     """
-    bands = eigenvalues.shape[:2]
-    # Give every eigenvalue the numbers of its row band and its column band, then pool and sort.
-    row, column = (_merge(count) for count in bands)
-    row_of = np.broadcast_to(row[:, None, None, None], eigenvalues.shape)[~zero]
-    column_of = np.broadcast_to(column[None, :, None, None], eigenvalues.shape)[~zero]
+    rows, columns = eigenvalues.shape[:2]
+    row, column = (index.ravel() for index in np.indices((rows, columns)))
+    windows = (rows * columns, *eigenvalues.shape[2:])
+    return error_of_windows(
+        eigenvalues.reshape(windows), zero.reshape(windows), row, column, cutoff
+    )
+
+
+def error_of_windows(
+    eigenvalues: Array, zero: NDArray[np.bool_], row: Numbers, column: Numbers, cutoff: Cutoff
+) -> float:
+    """Return the standard error of alpha from disjoint windows, which need not fill a grid.
+
+    ``eigenvalues`` and ``zero`` have the shape (windows, matrices, eigenvalues per window); ``row``
+    and ``column`` hold the number of each window's band, counted from 0 without gaps.
+    """
+    row, column = (_merge(int(bands.max()) + 1)[bands] for bands in (row, column))
+    # A cell is where a row band and a column band meet; cells without a window do not count.
+    _, cell = np.unique(np.stack([row, column]), axis=1, return_inverse=True)
+    # Give every eigenvalue the numbers of its window, then pool and sort.
+    window = np.broadcast_to(np.arange(len(row))[:, None, None], eigenvalues.shape)[~zero]
     values = eigenvalues[~zero]
     order = np.argsort(values, kind="stable")
-    values, row_of, column_of = values[order], row_of[order], column_of[order]
-    cell = row_of * (column[-1] + 1) + column_of
-    groups = row[-1] + 1, column[-1] + 1
+    values, window = values[order], window[order]
     rows, columns, cells = (
-        jackknife_variance(values, group, count, cutoff)
-        for group, count in (
-            (row_of, groups[0]),
-            (column_of, groups[1]),
-            (cell, groups[0] * groups[1]),
-        )
+        jackknife_variance(values, groups[window], int(groups.max()) + 1, cutoff)
+        for groups in (row, column, cell.ravel())
     )
     # The difference can come out too small or negative by chance; the windows' own variance is
     # then the better estimate.
     return math.sqrt(max(rows + columns - cells, cells))
 
 
-def _merge(count: int) -> NDArray[np.intp]:
+def _merge(count: int) -> Numbers:
     """Return the group number of each band: at most MAX_BANDS groups of about equal size."""
     return np.arange(count) * min(count, MAX_BANDS) // count
 
 
-def jackknife_variance(values: Array, group: NDArray[np.intp], count: int, cutoff: Cutoff) -> float:
+def jackknife_variance(values: Array, group: Numbers, count: int, cutoff: Cutoff) -> float:
     """Return the jackknife variance of alpha, (G - 1) / G * sum((alpha without g - mean)^2).
 
     ``values`` are ascending, ``group`` holds the group number of each value and ``count`` is G,

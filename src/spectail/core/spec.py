@@ -25,7 +25,8 @@ class Spec:
     Placement and cutoff may also be given as text, such as ``"grid:10"`` or ``"top:0.1"``.
     ``window`` is the short side of the windows or one of WINDOW_WORDS. ``aspect_ratio`` is the
     window's side along the matrix's longer side divided by its other side. ``tolerance`` measures
-    windows one after the other until the remaining ones would move alpha by a smaller share. ``seed`` is for random placements and simulated nulls.
+    windows one after the other until the remaining ones would move alpha by a smaller share.
+    ``seed`` is for random placements and simulated nulls.
 
     ``legacy`` reproduces the published FARMS code: ``window`` counts rows, ``aspect_ratio`` is
     columns / rows as stored, grids use the floor stride, numerical zeros are kept, the lower bound
@@ -99,7 +100,7 @@ class Spec:
             raise SpecError(f"legacy must be True, False or 'weightwatcher', not {self.legacy!r}")
 
     def _check_tolerance(self) -> None:
-        """Raise SpecError if the tolerance is out of range or there are no windows to choose from."""
+        """Raise SpecError if the tolerance is out of range or there are no windows."""
         if self.tolerance is None:
             return
         if not 0 < self.tolerance < 1:

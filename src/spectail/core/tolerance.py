@@ -1,10 +1,16 @@
 """Measure windows one after the other until further windows would hardly move alpha.
 
-Dense grids measure every weight many times: 15 x 15 windows of half a matrix's sides hold 56 times
-its weights. A few windows that lie far apart give nearly the same alpha. The change that the
-remaining windows would make is estimated from the spread among those taken (each left out in turn),
-as for a sample without replacement. Windows that lie far apart share the fewest weights, so they
-spread more than neighbours do, and the rule takes too many windows rather than too few.
+A few windows give nearly the alpha of all of them, if they share neither rows nor columns: the
+entries of a weight matrix depend on each other along rows and along columns, so such windows are
+nearly independent. They are taken in an order in which each shares as little as possible with those
+before it. On tiles this is a Latin square: no band of rows or columns is visited twice before all
+of them have been visited once.
+
+The change that the remaining windows would make is estimated from the spread among those taken
+(each left out in turn), as for a sample without replacement. Windows in bands of their own spread
+more than neighbours do, so the rule takes too many windows rather than too few. A handful of
+windows can agree by chance. So their spread is never taken to be less than that of windows of
+independent entries, which is known.
 """
 
 from __future__ import annotations
@@ -21,12 +27,13 @@ from scipy.special import stdtrit
 from spectail.core.cutoffs import Cutoff
 from spectail.core.jackknife import jackknife_variance, tail_alpha
 from spectail.core.spec import Spec
+from spectail.core.windows import Window
 
 Array: TypeAlias = NDArray[np.float64]
 Position: TypeAlias = tuple[int, int]
 
 FIRST = 4
-"""Windows taken before the first check: on a grid, the four corners."""
+"""Windows taken before the first check: the fewest whose spread says something."""
 GROWTH = 1.5
 """Factor by which the number of windows grows from one check to the next."""
 CONFIDENCE = 0.9
@@ -35,6 +42,7 @@ CONFIDENCE = 0.9
 
 def enough_windows(
     positions: Sequence[Position],
+    window: Window,
     eigenvalues: Callable[[list[Position]], Array],
     zeros: Callable[[Array], NDArray[np.bool_]],
     spec: Spec,
@@ -49,7 +57,7 @@ def enough_windows(
     and the placement only; nothing is random.
     """
     assert spec.tolerance is not None
-    order = spread_order(positions)
+    order = spread_order(positions, window)
     taken: list[Position] = []
     found: list[Array] = []
     while len(taken) < len(positions):
@@ -59,37 +67,59 @@ def enough_windows(
         taken += new
         found.append(eigenvalues(new))
         so_far = np.concatenate(found)
+        least = _independent_spread(window, so_far, spec)
         if (
-            _change_of_the_rest(so_far, zeros(so_far), len(positions), spec.cutoff)
+            _change_of_the_rest(so_far, zeros(so_far), len(positions), spec.cutoff, least)
             <= spec.tolerance
         ):
             break
     return taken, np.concatenate(found)
 
 
-def spread_order(positions: Sequence[Position]) -> Iterator[int]:
-    """Yield indices of positions, each the farthest from all before it, starting with the first.
+def spread_order(positions: Sequence[Position], window: Window) -> Iterator[int]:
+    """Yield indices of positions, each sharing few rows and columns with all before it.
 
-    Of equally far positions the first is taken.
+    It starts with the first position. Of positions that share equally much, the one farthest from
+    all before it comes next; of equally far ones, the first.
 
-    >>> list(spread_order([(0, 0), (0, 5), (0, 10), (10, 0), (10, 10)]))
-    [0, 4, 2, 3, 1]
+    >>> list(spread_order([(0, 0), (0, 5), (5, 0), (5, 5)], Window(5, 5)))
+    [0, 3, 1, 2]
     """
-    # distance holds each position's squared distance to the nearest one chosen so far.
     places = np.asarray(positions, dtype=np.float64)
-    distance = np.full(len(places), np.inf)
+    # distance: squared distance to the nearest position chosen so far. shared: rows shared with
+    # each of them, as a share of a window, plus the same for columns.
+    distance, shared = np.full(len(places), np.inf), np.zeros(len(places))
     for _ in range(len(places)):
-        chosen = int(np.argmax(distance))
+        # Rounded, because equal sums of thirds may differ in their last bit.
+        least = np.round(shared, 6)
+        chosen = int(np.argmax(np.where(least == least.min(), distance, -np.inf)))
         yield chosen
-        distance = np.minimum(distance, ((places - places[chosen]) ** 2).sum(axis=1))
-        distance[chosen] = -1.0  # below every other distance, so it is never chosen again
+        apart = np.abs(places - places[chosen])
+        distance = np.minimum(distance, (apart**2).sum(axis=1))
+        shared += np.clip(1 - apart / window, 0, None).sum(axis=1)
+        shared[chosen] = np.inf  # it is never chosen again
 
 
-def _change_of_the_rest(found: Array, zero: NDArray[np.bool_], total: int, cutoff: Cutoff) -> float:
+def _independent_spread(window: Window, found: Array, spec: Spec) -> float:
+    """Return the standard deviation of alpha over as many windows of independent entries.
+
+    It is 0 for cutoffs that search the start of the tail. There it would have to be simulated anew
+    for each number of windows, and the windows taken spread far more than that.
+    """
+    if not spec.cutoff.smooth:
+        return 0.0
+    count = found.shape[0] * found.shape[1]
+    return spec.cutoff.null(window, count, math.nan, spec.seed)[1]
+
+
+def _change_of_the_rest(
+    found: Array, zero: NDArray[np.bool_], total: int, cutoff: Cutoff, least_spread: float
+) -> float:
     """Estimate how far the windows not yet taken could move alpha, as a share of alpha.
 
     It is half the width of the 90 % confidence interval of alpha over all ``total`` windows.
-    ``found`` has the shape (windows taken, matrices, eigenvalues).
+    ``found`` has the shape (windows taken, matrices, eigenvalues). ``least_spread`` is the least
+    standard error that the windows taken may have.
     """
     count = found.shape[0]
     if count < 2:
@@ -99,8 +129,9 @@ def _change_of_the_rest(found: Array, zero: NDArray[np.bool_], total: int, cutof
     values = found[~zero]
     order = np.argsort(values, kind="stable")
     values, group = values[order], group[order]
+    variance = max(jackknife_variance(values, group, count, cutoff), least_spread**2)
     # 1 - count / total: correction for sampling without replacement from a finite population.
-    variance = jackknife_variance(values, group, count, cutoff) * (1 - count / total)
+    variance *= 1 - count / total
     quantile = float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2))
     half_width = quantile * math.sqrt(variance) / tail_alpha(values, cutoff)
     return half_width if math.isfinite(half_width) else math.inf
