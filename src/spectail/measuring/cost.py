@@ -18,6 +18,7 @@ from spectail.core.spec import Spec
 from spectail.core.tolerance import FIRST, GROWTH
 from spectail.core.windows import Window, disjoint_bands
 from spectail.errors import SpecError
+from spectail.measuring.layer import Plan
 from spectail.models.source import Layer
 
 PROCESS_BYTES = 400 * 2**20
@@ -165,3 +166,12 @@ def _item_bytes(dtype: str) -> int:
     found = getattr(torch, dtype, None)
     # Packed types have names of their own; their values are read as float32.
     return int(found.itemsize) if isinstance(found, torch.dtype) else 4
+
+
+def plan_seconds(plan: Plan) -> list[float]:
+    """Return the estimated seconds on one core of every layer of a plan."""
+    run = plan.run
+    return [
+        estimate(layer, run.spec, run.window, full_spectrum=run.full_spectrum).seconds()
+        for layer in plan.layers
+    ]

@@ -1,0 +1,35 @@
+"""The command ``spectail merge``: join the parts of a run that several processes measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+from rich.console import Console
+
+from spectail.cli.analyze import show
+from spectail.cli.options import Quiet
+from spectail.measuring.shards import merge as merge_parts
+
+Folders: TypeAlias = Annotated[
+    list[Path],
+    typer.Argument(metavar="DIR...", help="The --out folder of the shards, or several of them."),
+]
+Out: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(help="Folder for tables and report; the same folder if only one is given."),
+]
+Fresh: TypeAlias = Annotated[
+    bool, typer.Option("--fresh", help="Replace another run in the folder.")
+]
+
+
+def merge(folders: Folders, out: Out = None, fresh: Fresh = False, quiet: Quiet = False) -> int:
+    """Join the parts of a run that analyze --shard measured into one table and report."""
+    analysis = merge_parts(*folders, out=out, fresh=fresh)
+    console = Console(quiet=quiet)
+    show(console, analysis)
+    report = (folders[0] if out is None else out) / "report.html"
+    console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
+    return 1 if any(layer.status == "failed" for layer in analysis.layers) else 0
