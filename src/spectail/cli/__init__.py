@@ -25,6 +25,7 @@ SUMMARY = (
 )
 COMMANDS = {
     "analyze": "Measure the tail exponent alpha of all weight matrices; write a table and report.",
+    "merge": "Join the parts of a run that analyze --shard measured into one table and report.",
     "compare": "Pair the layers of two analyses by name, show what moved most, and write a page.",
     "allocate": "Share out a budget among the layers of an analysed model, by their alphas.",
     "prune": "Prune a language model by an allocation of sparsities and write it with a report.",
