@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from spectail.core import metrics
 from spectail.core.metrics import entropy, largest_eigenvalue, moments
 
 SHAPES = [
@@ -79,6 +81,46 @@ def test_the_largest_eigenvalue_of_special_matrices(kind: str, dtype: torch.dtyp
 def test_the_largest_eigenvalue_of_a_matrix_too_large_for_its_gram(shape: tuple[int, ...]) -> None:
     matrices = draw(shape, torch.float32)
     assert largest_eigenvalue(matrices) == pytest.approx(dense(matrices), rel=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
+@pytest.mark.parametrize("shape", [(1, 200, 300), (3, 400, 150), (1, 1030, 1030)], ids=str)
+def test_a_rough_largest_eigenvalue_is_off_by_less_than_a_hundredth(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """Independent entries are the hardest case: no eigenvalue stands out."""
+    matrices = draw(shape, dtype)
+    known = dense(matrices)
+    assert 0.99 * known < largest_eigenvalue(matrices, rough=True) < 1.000001 * known
+    spiked = matrices + 0.2 * matrices[:, :, :1] @ matrices[:, :1]
+    assert largest_eigenvalue(spiked, rough=True) == pytest.approx(dense(spiked), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_a_rough_largest_eigenvalue_of_special_matrices(kind: str) -> None:
+    matrices = SPECIAL[kind]()
+    assert largest_eigenvalue(matrices, rough=True) == pytest.approx(dense(matrices), rel=0.01)
+
+
+def test_a_rough_largest_eigenvalue_takes_few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+
+    def counted(pieces: Any) -> Any:
+        gram = sum(piece.numpy() @ piece.mT.numpy() for piece in pieces)
+
+        def multiply(vector: np.ndarray) -> np.ndarray:
+            passes.append(1)
+            return gram @ vector
+
+        return multiply
+
+    monkeypatch.setattr(metrics, "_gram_product", counted)
+    matrices = draw((1, 600, 900), torch.float32)
+    largest_eigenvalue(matrices, rough=True)
+    rough = len(passes)
+    largest_eigenvalue(matrices)
+    assert rough <= 20
+    assert len(passes) - rough > 1.5 * rough
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

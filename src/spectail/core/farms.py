@@ -303,10 +303,13 @@ class Farms:
         return fit.eigenvalues
 
     def norms(
-        self, fit: TailFit, matrices: Tensor, *, convolution: bool = False
+        self, fit: TailFit, matrices: Tensor, *, convolution: bool = False, rough: bool = False
     ) -> tuple[float, float]:
-        """Return the largest eigenvalue of the whole matrices and the sum of all of them."""
-        return largest_eigenvalue(matrices), fit.sum_of_squares
+        """Return the largest eigenvalue of the whole matrices and the sum of all of them.
+
+        ``rough`` asks for the largest one in a few passes over the matrices.
+        """
+        return largest_eigenvalue(matrices, rough=rough), fit.sum_of_squares
 
     def is_comparable(self, fit: TailFit, common: int | None) -> bool:
         """Return whether the layer was measured in the run's window, so that alphas compare."""

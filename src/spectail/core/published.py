@@ -96,7 +96,7 @@ class Published(Farms):
         return min(2, cutoff.min_tail)
 
     def norms(
-        self, fit: TailFit, matrices: Tensor, *, convolution: bool = False
+        self, fit: TailFit, matrices: Tensor, *, convolution: bool = False, rough: bool = False
     ) -> tuple[float, float]:
         """Return the largest and the sum of the eigenvalues of the pooled windows."""
         largest = (

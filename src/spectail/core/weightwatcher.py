@@ -97,7 +97,7 @@ class WeightWatcher(Farms):
         return np.concatenate([np.maximum(fit.left_out, 0.0), fit.eigenvalues])
 
     def norms(
-        self, fit: TailFit, matrices: Tensor, *, convolution: bool = False
+        self, fit: TailFit, matrices: Tensor, *, convolution: bool = False, rough: bool = False
     ) -> tuple[float, float]:
         """Return the largest and the sum of all eigenvalues, scaled as the fit's."""
         spectrum = self.spectrum(fit)
