@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackError
 
 from spectail.core.farms import TailFit
 from spectail.core.goodness import GoodnessOfFit, judge_tail, verdict
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
 
     from spectail.core.spec import Spec
 
-SOLVER_ERRORS = (np.linalg.LinAlgError, torch.linalg.LinAlgError, ArpackError)  # type: ignore[attr-defined]
-"""What the eigenvalue solvers of NumPy, torch and SciPy raise if they do not converge."""
+SOLVER_ERRORS = (np.linalg.LinAlgError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+"""What the eigenvalue solvers of NumPy and torch raise if they do not converge."""
 BINS = 80
 """Bins of the stored histogram."""
 TOP_POINTS = 60
