@@ -129,11 +129,11 @@ def test_globs_that_change_nothing_or_leave_nothing(globs: dict[str, Any], messa
         st.allocate(transformer(2), target="sparsity", budget=0.5, **globs)
 
 
-def test_a_model_without_blocks_is_told_what_to_do() -> None:
-    analysis = results(layer("conv1", kind="conv"), layer("conv2", kind="conv"))
+def test_a_model_without_layers_to_compress_is_told_what_to_do() -> None:
+    analysis = results(layer("embed"), layer("classifier"))
     with pytest.raises(
         AllocationError,
-        match=r"none of the 2 layers takes part: conv1 \(in no block\), .* with include",
+        match=r"none of the 2 layers takes part: embed \(an embedding\), .* with include",
     ):
         st.allocate(analysis, target="sparsity", budget=0.5)
     with pytest.raises(
@@ -346,7 +346,7 @@ SHARE = {"name": "a", "value": 0.5, "unit": "a", "alpha": 2.0, "numel": 4}
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("nonsense", "cannot be used: Expecting value"),
+        ("nonsense", "cannot be used: it is no JSON: Expecting value"),
         ("[]", "it is not an allocation that this version can read"),
         ('{"run": {}}', "it is not an allocation"),
         (json.dumps(_stored(extra=1)), "it is not an allocation that this version can read"),
@@ -354,11 +354,15 @@ SHARE = {"name": "a", "value": 0.5, "unit": "a", "alpha": 2.0, "numel": 4}
         (json.dumps(_stored(shares=[SHARE, SHARE])), "it names a layer twice"),
         (
             json.dumps(_stored(shares=[{**SHARE, "value": math.nan}])),
-            "the value of a must be a finite number of at least 0",
+            "cannot be used: it is no JSON: NaN is not a number of JSON",
+        ),
+        (
+            json.dumps(_stored(shares=[{**SHARE, "value": -1}])),
+            "the value of a must be a finite number of at least 0, not -1",
         ),
         (
             json.dumps(_stored(shares=[{**SHARE, "value": "x"}])),
-            "the value of a must be a finite number .*, not 'x'",
+            "shares: entry 0: value: expected float, got str",
         ),
     ],
 )

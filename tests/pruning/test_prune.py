@@ -321,7 +321,10 @@ BAD: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "globs beside a mapping": (
         lambda m: (m, _without(m, ""), {"exclude": ["*up_proj"]}),
-        "include and exclude go with one ratio for all layers: an allocation names its layers",
+        (
+            "include, exclude, kinds and types go with one ratio for all layers: "
+            "an allocation names its layers"
+        ),
     ),
     "allocate what text does not reach": (
         lambda m: (
@@ -365,9 +368,9 @@ BAD: dict[str, tuple[Callable[[Any], Any], str]] = {
             "leave it out"
         ),
     ),
-    "no blocks": (
-        lambda m: (nn.Linear(8, 8), 0.5, {}),
-        "Linear has no blocks of weights to prune: ",
+    "nothing but an embedding": (
+        lambda m: (nn.ModuleDict({"embed": nn.Embedding(8, 8)}), 0.5, {}),
+        "ModuleDict has no weights to prune: none of the 1 layers takes part: embed (an embedding)",
     ),
     "pattern": (
         lambda m: (m, 0.6, {"pattern": "2:4"}),

@@ -14,6 +14,7 @@ from spectail.allocation.maps import Map
 from spectail.allocation.targets import Target, as_target
 from spectail.allocation.units import make_units, with_alphas
 from spectail.errors import AllocationError
+from spectail.models.naming.select import KindFilter
 from spectail.results.records import LayerRecord, Results
 
 
@@ -28,6 +29,8 @@ def allocate(
     by: str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    kinds: str | Sequence[str] = (),
+    types: str | Sequence[str] = (),
     missing: str = "error",
 ) -> Allocation:
     """Give every layer that takes part a value by its alpha, or by the mean alpha of its block.
@@ -42,9 +45,11 @@ def allocate(
     alpha (``allocation.scores``): ``depth:falling``, ``alpha+variance``, ``ends+alpha``.
 
     Embeddings, head, norms and routers stay out; for sparsity and bits, so does everything that
-    lies in no block. ``include`` globs add layers, ``exclude`` globs leave layers out. A layer
-    without a comparable alpha is an error, or takes the mean of its block, else of all
-    (``missing="mean"``), or is left out (``missing="leave"``).
+    lies in no block, unless the model has no blocks at all. ``include`` globs add layers,
+    ``exclude`` globs leave layers out. ``kinds`` (``"q,k"``) and ``types`` (``"conv"``) keep layers
+    of these only, embeddings and heads too if they are named. A layer without a comparable alpha is
+    an error, or takes the mean of its block, else of all (``missing="mean"``), or is left out
+    (``missing="leave"``).
 
     Raises:
         AllocationError: in one line, what cannot be allocated and what to do.
@@ -53,7 +58,11 @@ def allocate(
     _check(analysis, budget)
     rule = as_target(target, map=map, level=level, standardize_by_kind=standardize_by_kind, by=by)
     coverage = cover(
-        analysis.layers, inside_blocks=rule.inside_blocks, include=include, exclude=exclude
+        analysis.layers,
+        inside_blocks=rule.inside_blocks,
+        include=include,
+        exclude=exclude,
+        of=KindFilter.of(kinds, types),
     )
     layers, without_alpha, remarks = _ready(coverage.layers, rule, missing)
     shares, deviations = _shares(layers, rule, float(budget))
@@ -64,7 +73,7 @@ def allocate(
         shares=shares,
         left_out=(*coverage.left_out, *without_alpha),
         deviations=deviations,
-        notes=remarks,
+        notes=(*coverage.notes, *remarks),
         source=analysis.run.source,
         fingerprint=analysis.run.fingerprint,
         spec=analysis.run.spec.to_dict(),

@@ -11,7 +11,7 @@ from spectail.allocation.language_model_blocks import beside_language_model
 from spectail.allocation.left_out import Code, LeftOut, Reason
 from spectail.errors import AllocationError
 from spectail.models.naming.blocks import unit_of
-from spectail.models.naming.select import check_globs, matches
+from spectail.models.naming.select import ALL_KINDS, KindFilter, check_globs, matches
 from spectail.models.source import NOT_A_WEIGHT
 
 OUTSIDE_KINDS = {
@@ -35,6 +35,9 @@ SPECTRAL = Reason(
     Code.SPECTRAL,
     "complex weights of a Fourier layer: no sparsity or bit width is defined for them",
 )
+
+NO_BLOCKS = "The model has no blocks: every layer is a unit of its own."
+"""The note on a compression of a model without repeated blocks."""
 
 _SHORT_CONVOLUTION = re.compile(
     r"(?:^|\.)(?:\w*conv_?1d|(?:short)?conv\.conv|\w*dw_?conv|\w*depth_?wise\w*)$", re.IGNORECASE
@@ -89,10 +92,11 @@ L = TypeVar("L", bound=Coverable)
 
 @dataclass(frozen=True)
 class Coverage(Generic[L]):
-    """The layers that take part, in the model's order, and the others."""
+    """The layers that take part, in the model's order, the others, and notes for the user."""
 
     layers: tuple[L, ...]
     left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...] = ()
 
 
 def cover(
@@ -102,27 +106,34 @@ def cover(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     always: Collection[str] = (),
+    of: KindFilter = ALL_KINDS,
 ) -> Coverage[L]:
     """Choose the layers that take part.
 
     Embeddings, the head, norms, routers and LoRA deltas stay out. With ``inside_blocks``, for
     compression, so do layers in no repeated block, the towers beside the language model of a
-    multi-modal model, depth-wise convolutions and complex spectral weights. ``include`` globs add
-    layers that would stay out, ``exclude`` globs leave layers out. ``always`` holds full names of
-    layers that take part whatever their kind; unlike a glob, a name that adds nothing is no error.
+    multi-modal model, depth-wise convolutions and complex spectral weights. Where a model has no
+    blocks at all, its layers take their place. ``include`` globs add layers that would stay out,
+    ``exclude`` globs leave layers out. ``of`` keeps layers of some kinds and types only; a kind
+    that is named takes part even if it stays out by itself. ``always`` holds full names of layers
+    that take part whatever their kind; unlike a glob, a name that adds nothing is no error.
     Parameters that are no weight matrices stay out in any case.
 
     Raises:
-        AllocationError: a glob that changes nothing, or no layer that takes part.
+        AllocationError: a glob or a kind that matches nothing, or no layer that takes part.
 
     """
     # Globs are checked against the reasons, so that an include which adds nothing is noticed.
-    reasons = _outside(layers, inside_blocks)
+    has_blocks = any(unit_of(layer.name) is not None for layer in layers)
+    reasons = _outside(layers, inside_blocks, has_blocks, of)
     _check_globs(layers, include, exclude, reasons)
+    of.check((layer.kind for layer in layers), AllocationError)
     kept, left_out = [], []
     for layer in layers:
         wanted = layer.name in always or _matches_any(layer.name, include)
         reason = _no_weight(layer) if wanted else reasons.get(layer.name)
+        if not (reason or of.wants(layer.kind)):
+            reason = Reason(Code.OTHER_KIND, f"not of {of}")
         # A layer that both globs name stays out: exclude is the narrower wish.
         if _matches_any(layer.name, exclude):
             reason = EXCLUDED
@@ -132,24 +143,32 @@ def cover(
             kept.append(layer)
     if not kept:
         raise AllocationError(_nothing_left(left_out))
-    return Coverage(tuple(kept), tuple(left_out))
+    notes = (NO_BLOCKS,) if inside_blocks and not has_blocks else ()
+    return Coverage(tuple(kept), tuple(left_out), notes)
 
 
-def _outside(layers: Sequence[Coverable], inside_blocks: bool) -> dict[str, Reason]:
+def _outside(
+    layers: Sequence[Coverable], inside_blocks: bool, has_blocks: bool, of: KindFilter
+) -> dict[str, Reason]:
     """Give the reason of every layer that stays out unless it is included."""
     beside = beside_language_model([layer.name for layer in layers]) if inside_blocks else {}
-    reasons = {
-        layer.name: _by_role(layer) or (_not_compressed(layer, beside) if inside_blocks else None)
-        for layer in layers
-    }
+    reasons: dict[str, Reason | None] = {}
+    for layer in layers:
+        # Embeddings and heads lie in no block: naming their kind is a wish to include them.
+        named = layer.kind in OUTSIDE_KINDS and of.names(layer.kind)
+        reason = _by_role(layer, named)
+        if inside_blocks and not (reason or named):
+            reason = _not_compressed(layer, beside, has_blocks)
+        reasons[layer.name] = reason
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def _by_role(layer: Coverable) -> Reason | None:
-    """Say why a layer stays out of every allocation; None if it does not."""
+def _by_role(layer: Coverable, named: bool) -> Reason | None:
+    """Say why a layer stays out of every allocation, unless its kind is named; None if not."""
     # Norms with a matrix-shaped scale (over heads, say) are stored like any other weight.
     by_name = NORM if _NORM.search(layer.name) else None
-    return _no_weight(layer) or OUTSIDE_KINDS.get(layer.kind) or by_name
+    by_kind = None if named else OUTSIDE_KINDS.get(layer.kind)
+    return _no_weight(layer) or by_kind or by_name
 
 
 def _no_weight(layer: Coverable) -> Reason | None:
@@ -159,9 +178,9 @@ def _no_weight(layer: Coverable) -> Reason | None:
     return Reason(Code.NO_WEIGHT, getattr(layer, "no_weight", None) or "no weight matrix")
 
 
-def _not_compressed(layer: Coverable, beside: Mapping[str, str]) -> Reason | None:
+def _not_compressed(layer: Coverable, beside: Mapping[str, str], has_blocks: bool) -> Reason | None:
     """Say why a layer is neither pruned nor quantised; None if it is."""
-    if unit_of(layer.name) is None:
+    if has_blocks and unit_of(layer.name) is None:
         return OUTSIDE_BLOCKS
     if layer.name in beside:
         return Reason(Code.OTHER_TOWER, beside[layer.name])

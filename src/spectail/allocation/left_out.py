@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
+import msgspec
+
+from spectail.basics.schema import checked
 from spectail.basics.texts import first_names
 from spectail.errors import AllocationError
 
@@ -28,6 +32,8 @@ class Code(StrEnum):
     SPECTRAL = "spectral"
     EXCLUDED = "excluded"
     """The caller left it out by a glob."""
+    OTHER_KIND = "other-kind"
+    """Its kind or type is none of those that the caller chose."""
     NO_ALPHA = "no-alpha"
     """Nothing comparable was measured for it."""
     UNREACHED = "unreached"
@@ -69,20 +75,29 @@ class LeftOut:
         return {"name": self.name, "code": str(self.why.code), "reason": self.why.text}
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, str]) -> LeftOut:
+    def from_dict(cls, stored: Any) -> LeftOut:
         """Invert ``to_dict``; files of earlier versions store the text without a code.
 
         Raises:
             AllocationError: a code that this version does not know.
+            SchemaError: no text for the name or the reason.
 
         """
-        code = stored.get("code", Code.OTHER)
-        if code not in set(Code):
+        fields = checked(_Stored, stored)
+        if fields.code not in set(Code):
             raise AllocationError(
-                f"{stored['name']} is left out by the code {code!r}, which this version does not "
-                f"know; it knows {', '.join(Code)}"
+                f"{fields.name} is left out by the code {fields.code!r}, which this version does "
+                f"not know; it knows {', '.join(Code)}"
             )
-        return cls(stored["name"], Reason(Code(code), stored["reason"]))
+        return cls(fields.name, Reason(Code(fields.code), fields.reason))
+
+
+class _Stored(msgspec.Struct):
+    """A layer that gets no value, as it is stored."""
+
+    name: str
+    reason: str
+    code: str = Code.OTHER
 
 
 def describe_left_out(layers: Iterable[LeftOut]) -> list[str]:

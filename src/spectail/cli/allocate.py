@@ -14,7 +14,7 @@ from spectail.allocation.targets import Freeze, as_target, target_names
 from spectail.allocation.targets.freeze import RULES
 from spectail.allocation.units import FALLBACKS
 from spectail.analysis import Analysis
-from spectail.cli.options import Exclude, Quiet, read_settings
+from spectail.cli.options import Exclude, Kind, Quiet, Type, read_settings
 from spectail.errors import AllocationError
 from spectail.results.table import storable
 
@@ -92,6 +92,8 @@ def allocate(
     by: By = None,
     include: Include = None,
     exclude: Exclude = None,
+    kind: Kind = None,
+    type: Type = None,
     missing: Missing = "error",
     bounds: Bounds = None,
     choices: Choices = None,
@@ -119,6 +121,8 @@ def allocate(
         budget=_budget(rule.name, budget, top),
         include=include or (),
         exclude=exclude or (),
+        kinds=kind or (),
+        types=type or (),
         missing=missing,
     )
     console = Console(quiet=quiet, soft_wrap=True)

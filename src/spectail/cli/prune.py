@@ -12,11 +12,12 @@ from rich.progress import TimeElapsedColumn
 
 from spectail import presets
 from spectail.cli.bar import Bar
-from spectail.cli.options import Device, Exclude, Quiet
+from spectail.cli.options import Device, Exclude, Kind, Quiet, Type
 from spectail.errors import PruneError
 from spectail.evaluation.bos import CHOICES, check_choice
 from spectail.evaluation.texts import HOW
 from spectail.models.live.language import open_language_model
+from spectail.models.naming.select import KindFilter
 from spectail.pruning.allocators import (
     Allocator,
     allocator_names,
@@ -111,6 +112,8 @@ def prune(
     pattern: PatternText = None,
     include: Include = None,
     exclude: Exclude = None,
+    kind: Kind = None,
+    type: Type = None,
     eps: Eps = None,
     selection: Selection = None,
     evaluate: Evaluate = None,
@@ -134,6 +137,7 @@ def prune(
         eps=_eps(eps, allocator), pattern=Pattern.parse(pattern) if pattern else None,
         samples=samples, seq_len=seq_len, max_sequences=max_sequences, seed=seed, bos=bos,
         include=tuple(include or ()), exclude=tuple(exclude or ()),
+        of=KindFilter.of(kind or (), type or ()),
     )  # fmt: skip
     _check_texts(plan, method, calibration, evaluate)
     tests, choosing = evaluate or (), plan.eps == "auto"

@@ -16,6 +16,7 @@ from spectail.allocation.allocation import Allocation
 from spectail.errors import EvaluationError
 from spectail.evaluation import Perplexity, perplexity
 from spectail.evaluation.bos import Rule, resolve
+from spectail.models.naming.select import ALL_KINDS, KindFilter
 from spectail.pruning.allocators import Allocator, uniform
 from spectail.pruning.calibration import calibration_tokens
 from spectail.pruning.choice import SEQUENCES, Choice, choose, perplexity_or_nan, with_choice
@@ -59,6 +60,8 @@ class PruningPlan:
     """Globs of layers to prune that would stay dense by default."""
     exclude: tuple[str, ...] = ()
     """Globs of layers that stay dense."""
+    of: KindFilter = ALL_KINDS
+    """Kinds and types of layers to prune; others stay dense."""
     bos: str = "auto"
     """Where the beginning-of-sequence token (BOS) goes in all texts: see ``evaluation.bos``."""
 
@@ -92,7 +95,7 @@ def run(
     plan = plan if bos is None else replace(plan, bos=bos)
     tokens = _calibration(model, tokenizer, plan, texts)
     # One scope for all allocations, so that they differ in their ratios alone.
-    scope = scope_of(model, tokens, plan.include, plan.exclude)
+    scope = scope_of(model, tokens, plan.include, plan.exclude, plan.of)
     plan.allocator.check_scope(scope)
     scores = _Scores(model, tokenizer, plan, progress)
     # Before pruning, because the model is pruned in place.

@@ -16,6 +16,7 @@ from spectail.allocation.left_out import LeftOut
 from spectail.errors import PruneError
 from spectail.models.live.eval_mode import evaluating
 from spectail.models.naming.blocks import unit_of
+from spectail.models.naming.select import KindFilter
 from spectail.pruning.allocators.uniform import uniform
 from spectail.pruning.blocks import find_blocks, start
 from spectail.pruning.calibration import as_tokens, missing_bos
@@ -24,7 +25,7 @@ from spectail.pruning.quotas import Pattern, Quota, Zeros
 from spectail.pruning.reached_layers import check_reached, scope_of
 from spectail.pruning.report import Note, PrunedLayer, PruneReport
 from spectail.pruning.statistics import Statistic, check_seen, site_of, watching
-from spectail.pruning.weights_to_prune import PruningTarget, choose_targets
+from spectail.pruning.weights_to_prune import PruningTarget, Scope, choose_targets
 from spectail.results.depth import DepthCorrelations
 
 SHARED = "pruned by the inputs of the first"
@@ -62,6 +63,8 @@ def prune(
     pattern: Pattern | str | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    kinds: str | Sequence[str] = (),
+    types: str | Sequence[str] = (),
     progress: LayerProgress | None = None,
 ) -> PruneReport:
     """Set weights of ``model`` to zero, in place, and report the sparsity reached.
@@ -70,8 +73,9 @@ def prune(
         model: a model of transformers that runs on token ids; for magnitude any module. Of a
             multi-modal model the language model is pruned. Other weights are not touched.
         allocation: the ratio of zeros of each layer: an allocation that ``st.allocate`` made for
-            sparsity, a mapping that names all layers, or one ratio for all matrices inside blocks.
-            A convolution counts as one matrix, (out, in x kernel).
+            sparsity, a mapping that names all layers, or one ratio for all matrices inside blocks
+            (for all matrices, in a model without blocks). A convolution counts as one matrix, (out,
+            in x kernel).
         method: ``magnitude``, ``wanda``, ``wanda-variant``, ``sparsegpt``, or an object of a type
             in ``pruning.methods``. Magnitude and Wanda keep every weight that stays bit for bit;
             SparseGPT updates it.
@@ -83,6 +87,8 @@ def prune(
             below the one asked for. N/M must equal the mean ratio.
         include: with one ratio, globs of layers that would stay dense, such as a vision tower's.
         exclude: with one ratio, globs of layers that stay dense.
+        kinds: with one ratio, kinds of layers to prune, as ``"q,k"``; others stay dense.
+        types: with one ratio, types of layers to prune, as ``"conv"``; others stay dense.
         progress: called with the name of what comes next and with numbers of weights.
 
     Returns:
@@ -101,9 +107,13 @@ def prune(
     # Text that a method does not need is ignored, so one call serves all methods.
     tokens = as_tokens(calibration, model, rule.name) if rule.statistic else None
     # All checks come before the first weight is changed.
-    targets, left_out = _choose(model, allocation, groups_of, tokens, scope=(include, exclude))
-    depth = allocation.depth_correlations if isinstance(allocation, Allocation) else None
-    return _Job(model, rule, groups_of, tokens, targets, left_out, depth).run(progress)
+    scope = Scope(tuple(include), tuple(exclude), KindFilter.of(kinds, types))
+    shared = _shared_out(model, allocation, tokens, scope)
+    targets, left_out = _choose(model, shared, groups_of, tokens)
+    depth = shared.depth_correlations if isinstance(shared, Allocation) else None
+    # Notes of an allocation that the caller made are in its own summary.
+    notes = shared.notes if isinstance(shared, Allocation) and shared is not allocation else ()
+    return _Job(model, rule, groups_of, tokens, targets, left_out, depth, notes).run(progress)
 
 
 @dataclass(frozen=True)
@@ -117,6 +127,8 @@ class _Job:
     targets: list[PruningTarget]
     left_out: tuple[LeftOut, ...]
     depth: DepthCorrelations | None
+    notes: tuple[str, ...]
+    """What to tell the user about the layers that were chosen."""
 
     def run(self, progress: LayerProgress | None) -> PruneReport:
         """Prune all targets; on Ctrl-C raise PruningInterrupted with what was done so far."""
@@ -156,29 +168,39 @@ class _Job:
             seconds=round(time.perf_counter() - began, 3),
             complete=complete,
             left_out=self.left_out,
-            remarks=(Note("calibration", lacking),) if lacking else (),
+            remarks=(
+                *(Note("layers", text) for text in self.notes),
+                *((Note("calibration", lacking),) if lacking else ()),
+            ),
             depth=self.depth,
         )
 
 
-def _choose(
+def _shared_out(
     model: nn.Module,
     allocation: Allocation | Mapping[str, float] | float,
+    tokens: Tensor | None,
+    scope: Scope,
+) -> Allocation | Mapping[str, float]:
+    """Return the ratios by layer; one number is given to all layers of the scope."""
+    if isinstance(allocation, Real) and not isinstance(allocation, bool):
+        scope = scope_of(model, tokens, scope.include, scope.exclude, scope.of)
+        return uniform(model, float(allocation), scope=scope)
+    if scope.chosen:
+        raise PruneError(
+            "include, exclude, kinds and types go with one ratio for all layers: "
+            "an allocation names its layers"
+        )
+    return allocation  # type: ignore[return-value]
+
+
+def _choose(
+    model: nn.Module,
+    allocation: Allocation | Mapping[str, float],
     pattern: Pattern | None,
     tokens: Tensor | None,
-    *,
-    scope: tuple[Sequence[str], Sequence[str]],
 ) -> tuple[list[PruningTarget], tuple[LeftOut, ...]]:
-    """Return what to prune of each layer, and the layers that stay dense with their reasons.
-
-    ``scope`` holds the globs to include and those to exclude.
-    """
-    if isinstance(allocation, Real) and not isinstance(allocation, bool):
-        allocation = uniform(model, float(allocation), scope=scope_of(model, tokens, *scope))
-    elif any(scope):
-        raise PruneError(
-            "include and exclude go with one ratio for all layers: an allocation names its layers"
-        )
+    """Return what to prune of each layer, and the layers that stay dense with their reasons."""
     targets, left_out = choose_targets(model, allocation, pattern)
     if pattern:
         _check_mean(pattern, targets)

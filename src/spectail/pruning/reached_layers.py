@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from spectail.errors import PruneError
 from spectail.models.live.eval_mode import evaluating
 from spectail.models.live.walk import module_source
 from spectail.models.live.weights import Weight
-from spectail.models.naming.select import matches
+from spectail.models.naming.select import ALL_KINDS, KindFilter, matches
 from spectail.pruning.forward import run_tokens
 from spectail.pruning.statistics import Count, takes_features, unseen_of, watching
 from spectail.pruning.weights_to_prune import Scope, weights_of
@@ -29,6 +30,7 @@ def scope_of(
     tokens: Tensor | None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    of: KindFilter = ALL_KINDS,
 ) -> Scope:
     """Return the scope of a run; with calibration tokens it leaves out layers they do not reach.
 
@@ -36,7 +38,7 @@ def scope_of(
         PruneError: a glob changes nothing, or names only layers that no token reaches.
 
     """
-    scope = Scope(tuple(include), tuple(exclude))
+    scope = Scope(tuple(include), tuple(exclude), of)
     if tokens is None:
         return scope
     source = module_source(model, fingerprint=False)
@@ -50,7 +52,7 @@ def scope_of(
                 f"include {glob!r} names what calibration text cannot prune "
                 f"({lost[named[0]]}): prune it by magnitude"
             )
-    return Scope(scope.include, scope.exclude, lost)
+    return replace(scope, unseen=lost)
 
 
 def check_reached(model: nn.Module, weights: Sequence[Weight], tokens: Tensor) -> None:

@@ -17,6 +17,7 @@ from spectail.errors import AllocationError, PruneError, SourceError
 from spectail.models.live.walk import module_source
 from spectail.models.live.weights import Weight, editable, owners
 from spectail.models.naming.pairing import Pairing, pair_names, prediction_layers
+from spectail.models.naming.select import ALL_KINDS, KindFilter
 from spectail.models.source import Layer, Source
 from spectail.pruning.quotas import Pattern, Quota, pattern_counts, zero_counts
 
@@ -54,8 +55,15 @@ class Scope:
     """Globs of layers to prune that would stay dense by default."""
     exclude: tuple[str, ...] = ()
     """Globs of layers that stay dense."""
+    of: KindFilter = ALL_KINDS
+    """Kinds and types of layers to prune; others stay dense."""
     unseen: Mapping[str, str] = field(default_factory=dict)
     """Layers that calibration text does not reach, each with the reason: see ``reached_layers``."""
+
+    @property
+    def chosen(self) -> bool:
+        """Whether the caller has chosen layers."""
+        return bool(self.include or self.exclude or self.of)
 
     def cover(self, source: Source) -> Coverage[Layer]:
         """Divide the layers of a model into those that are pruned and those left out.
@@ -66,13 +74,17 @@ class Scope:
         """
         try:
             found = cover(
-                source.layers, inside_blocks=True, include=self.include, exclude=self.exclude
+                source.layers,
+                inside_blocks=True,
+                include=self.include,
+                exclude=self.exclude,
+                of=self.of,
             )
         except AllocationError as error:
             # With globs the error is about them; without, the model itself has nothing to prune.
-            if self.include or self.exclude:
+            if self.chosen:
                 raise PruneError(str(error)) from None
-            raise PruneError(f"{source.label} has no blocks of weights to prune: {error}") from None
+            raise PruneError(f"{source.label} has no weights to prune: {error}") from None
         kept = tuple(layer for layer in found.layers if layer.name not in self.unseen)
         if not kept:
             name = found.layers[0].name
@@ -92,7 +104,7 @@ class Scope:
             for layer in source.layers
             if layer.name in reasons
         )
-        return Coverage(kept, tuple(left_out))
+        return Coverage(kept, tuple(left_out), found.notes)
 
 
 def coverage_of(source: Source) -> Coverage[Layer]:

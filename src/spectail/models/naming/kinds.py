@@ -86,8 +86,8 @@ _PROJECTION = re.compile(
     r"(?:_(?:in|out|\d+))*$"
     r"|(?:^|\.)\w*(?:time|timestep)\w*_embed\w*\.\d+$"
 )
-"""Ends of names of linear layers in or behind an embedding: ``time_embedding.linear_1`` of diffusion
-models, ``embedding_projection``, ``embedding_hidden_mapping_in``."""
+"""Ends of names of linear layers in or behind an embedding: ``time_embedding.linear_1`` of
+diffusion models, ``embedding_projection``, ``embedding_hidden_mapping_in``."""
 _PREDICTION_HEAD = re.compile(r"(?:^|\.)shared_head\.head$")
 """The only output head that lies inside a block: the one of DeepSeek's multi-token prediction."""
 

@@ -159,6 +159,7 @@ def make_allocation(
 ) -> Allocation:
     """Return an allocation that uses no alpha. ``ratios`` are those of blocks or of layers."""
     source = module_source(model)
+    covered = scope.cover(source)
     return Allocation(
         target="sparsity",
         budget=float(sparsity),
@@ -171,7 +172,8 @@ def make_allocation(
             for unit, layers in layers_by_unit(model, scope).items()
             for name, numel in layers.items()
         ),
-        left_out=scope.cover(source).left_out,
+        left_out=covered.left_out,
+        notes=covered.notes,
         source=source.label,
         fingerprint=source.fingerprint,
     )

@@ -57,6 +57,8 @@ def _make(
         budget=sparsity,
         include=scope.include,
         exclude=(*scope.exclude, *scope.unseen),
+        kinds=scope.of.kinds,
+        types=scope.of.types,
         # A layer too small for a comparable alpha (the small projections of hybrid models) takes
         # the mean of its block, with a note.
         missing="mean",

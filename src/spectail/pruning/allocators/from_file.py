@@ -22,10 +22,10 @@ class FromFile(FixedAllocator):
     meaning = "the ratios of a file"
 
     def check_scope(self, scope: Scope) -> None:
-        """Refuse globs: the file names its layers itself."""
-        if scope.include or scope.exclude:
+        """Refuse a choice of layers: the file names its layers itself."""
+        if scope.chosen:
             raise PruneError(
-                "include and exclude go with a named allocation: "
+                "include, exclude, kind and type go with a named allocation: "
                 f"the file {self.name} names its layers itself"
             )
 
