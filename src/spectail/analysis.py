@@ -6,9 +6,10 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spectail.basics.files import all_or_nothing, refuse_foreign
+from spectail.basics.schema import SchemaError, build, each, parse_json
 from spectail.errors import RunError
 from spectail.report.page import page_mark
 from spectail.report.plots import alpha_by_depth
@@ -97,10 +98,8 @@ class Analysis(Results):
                 "as spectail analyze writes it"
             )
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            layers = tuple(LayerRecord.from_dict(layer) for layer in stored["layers"])
-            return cls(RunInfo.from_dict(stored["run"]), layers)
-        except (ValueError, KeyError, TypeError) as error:
+            return build(cls, parse_json(path.read_bytes()), run=RunInfo.from_dict, layers=_rows)
+        except ValueError as error:
             raise RunError(
                 f"{path} is not an analysis that this version can read ({error})"
             ) from error
@@ -108,6 +107,14 @@ class Analysis(Results):
     def _repr_html_(self) -> str:
         """Return the table as HTML, for notebooks."""
         return table_html(self.table)
+
+
+def _rows(stored: Any) -> tuple[LayerRecord, ...]:
+    """Restore the records of all layers, each with a name of its own."""
+    rows = each(LayerRecord.from_dict, stored)
+    if len({row.name for row in rows}) < len(rows):
+        raise SchemaError("a layer is in it twice")
+    return rows
 
 
 def refuse_foreign_files(folder: Path) -> None:

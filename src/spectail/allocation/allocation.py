@@ -8,16 +8,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
+import msgspec
 import pandas as pd
 
 from spectail.allocation.left_out import LeftOut, describe_left_out
 from spectail.basics.files import write_text
+from spectail.basics.schema import Finite, SchemaError, build, checked, each, parse_json
 from spectail.errors import AllocationError
 from spectail.models.naming.blocks import unit_of
 from spectail.results.depth import DepthCorrelations, depth_correlations, depths
@@ -34,17 +37,23 @@ _VALUES = {
 """What the values of a target are called in sentences."""
 
 
+Weights: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+"""How many weights a layer has."""
+Value: TypeAlias = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
+"""A value of a layer; sums over weights of larger ones would overflow."""
+
+
 @dataclass(frozen=True)
 class LayerValue:
     """The value of one layer."""
 
     name: str
-    value: float
+    value: Value
     unit: str
     """The block (``model.layers.3``) or layer whose alpha determined the value."""
-    alpha: float | None
+    alpha: Finite | None
     """The unit's alpha; None if the value does not come from an alpha."""
-    numel: int
+    numel: Weights
     """Number of weights of the layer."""
     format: str = ""
     """Name of the format that the layer gets; empty unless formats were chosen."""
@@ -61,7 +70,7 @@ class Allocation(Mapping[str, float]):
     """
 
     target: str
-    budget: float
+    budget: Finite
     """The requested mean of the values, weighted by numel, or the requested base value."""
     settings: dict[str, Any]
     """The target's options: map, level, bounds and the like, as plain JSON values."""
@@ -113,7 +122,7 @@ class Allocation(Mapping[str, float]):
         None for fewer than four blocks, if all blocks have one value, and for a rule that goes by
         depth alone, where the number would say nothing.
         """
-        if self.settings.get("rule", self.settings.get("by", "")).startswith("depth"):
+        if str(self.settings.get("rule", self.settings.get("by", ""))).startswith("depth"):
             return None
         blocks: dict[str, list[LayerValue]] = {}
         for share in self.shares:
@@ -173,17 +182,13 @@ class Allocation(Mapping[str, float]):
         """
         try:
             # Any JSON may be given, such as that of an analysis.
-            if stored.get("format") != _FORMAT:
+            fields = checked(dict[str, Any], stored)
+            if fields.pop("format", None) != _FORMAT:
                 raise AllocationError("it is not an allocation")
             # realised follows from the values, and is computed rather than believed.
-            known = {
-                key: value for key, value in stored.items() if key not in ("format", "realised")
-            }
-            known["shares"] = tuple(LayerValue(**share) for share in known["shares"])
-            known["left_out"] = tuple(LeftOut.from_dict(layer) for layer in known["left_out"])
-            known |= {name: tuple(known[name]) for name in ("deviations", "notes")}
-            allocation = cls(**known)
-        except (AttributeError, KeyError, TypeError) as error:
+            fields.pop("realised", None)
+            allocation = build(cls, fields, shares=_SHARES, left_out=_LEFT_OUT)
+        except SchemaError as error:
             raise AllocationError(
                 f"it is not an allocation that this version can read ({error})"
             ) from error
@@ -219,13 +224,17 @@ class Allocation(Mapping[str, float]):
                 f"no allocation at {path}: expected a file that spectail allocate has written"
             )
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_dict(parse_json(Path(path).read_bytes()))
         except (ValueError, AllocationError) as error:
             raise AllocationError(f"{path} cannot be used: {error}") from error
 
     def _repr_html_(self) -> str:
         """Return the table as HTML, for notebooks."""
         return table_html(self.table)
+
+
+_SHARES = partial(each, partial(build, LayerValue))
+_LEFT_OUT = partial(each, LeftOut.from_dict)
 
 
 def _mean(shares: Sequence[LayerValue], numbers: Mapping[str, float]) -> float:
@@ -251,7 +260,8 @@ def _measured(
 
 def _is_number(value: object) -> bool:
     """Whether a value is a finite number."""
-    return isinstance(value, int | float) and math.isfinite(value)
+    # A comparison takes whole numbers of any size; isfinite does not.
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def describe_settings(settings: Mapping[str, Any]) -> str:
@@ -270,7 +280,7 @@ def _option(name: str, value: Any) -> str:
 
 def _short(value: Any) -> str:
     """Write a value; a pair is a range."""
-    if isinstance(value, list) and len(value) == 2:
+    if isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)):
         return " to ".join(f"{x:g}" for x in value)
     return str(value)
 

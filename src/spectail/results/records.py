@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
 
 from spectail.basics.json_values import plain
+from spectail.basics.schema import Count, Finite, SchemaError, build, checked
 from spectail.core.spec import Spec
 from spectail.models.source import NOT_A_WEIGHT
+
+Status: TypeAlias = Annotated[str, msgspec.Meta(pattern="^(ok|skipped|failed)$")]
+"""What became of a layer."""
+Rank: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+"""The place of an eigenvalue among all of a layer, from the largest on."""
+Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=sys.float_info.max)]
+"""A finite number above 0."""
 
 
 @dataclass(frozen=True)
 class Spectrum:
     """Summary of a pooled spectrum: a histogram of log10(eigenvalue) and the largest ones."""
 
-    edges: tuple[float, float]
+    edges: tuple[Finite, Finite]
     """log10 of the smallest and the largest non-zero eigenvalue. The bins between them have equal
     width."""
-    counts: tuple[int, ...]
+    counts: tuple[Count, ...]
     """Number of eigenvalues in each bin."""
-    top: tuple[tuple[int, float], ...]
+    top: tuple[tuple[Rank, Positive], ...]
     """Pairs (rank, eigenvalue), where rank 1 is the largest. The ranks are about evenly spaced in
     log rank. The survival curve is rank / N."""
 
@@ -81,80 +93,80 @@ class LayerRecord:
     """One row of the table; NaN if not measured. The fields, in order, are the table's columns."""
 
     name: str = _column("Layer", "name", "full name of the parameter, without `.weight`", main=True)
-    block: int | None = _column(
+    block: Count | None = _column(
         "Block", "count", "index of the repeated unit that holds the layer", main=True
     )
     kind: str = _column(
         "Kind", "text", "what the layer does: q, k, v, o, gate, up, down, conv, ...", main=True
     )
-    rows: int = _column("Rows", "count", "output size of each matrix")
-    cols: int = _column("Columns", "count", "input size of each matrix")
-    numel: int = _column("Weights", "count", "number of weights")
-    n_matrices: int = _column(
+    rows: Count = _column("Rows", "count", "output size of each matrix")
+    cols: Count = _column("Columns", "count", "input size of each matrix")
+    numel: Count = _column("Weights", "count", "number of weights")
+    n_matrices: Count = _column(
         "Matrices", "count", "matrices whose eigenvalues are pooled: kernel positions, modes, heads"
     )
-    window_rows: int = _column("Window rows", "count", "rows of each window", 0)
-    window_cols: int = _column("Window cols", "count", "columns of each window", 0)
-    n_windows: int = _column(
+    window_rows: Count = _column("Window rows", "count", "rows of each window", 0)
+    window_cols: Count = _column("Window cols", "count", "columns of each window", 0)
+    n_windows: Count = _column(
         "Windows", "count", "number of windows over all matrices of the row", 0
     )
-    n_eigenvalues: int = _column(
+    n_eigenvalues: Count = _column(
         "Eigenvalues", "count", "eigenvalues found, numerical zeros included", 0
     )
-    n_zero: int = _column(
+    n_zero: Count = _column(
         "Zeros", "count", "numerical zeros among the eigenvalues, left out of the fit", 0
     )
-    alpha: float = _column(
+    alpha: Finite = _column(
         "Alpha",
         "alpha",
         "exponent of the tail; the report draws it as a dot, and a random matrix as a stroke",
         math.nan,
         main=True,
     )
-    alpha_se: float = _column(
+    alpha_se: Finite = _column(
         "± error", "fixed", "standard error of alpha (jackknife)", math.nan, main=True
     )
-    alpha_null: float = _column(
+    alpha_null: Finite = _column(
         "Random",
         "fixed",
         "alpha of a random matrix: independent entries of equal variance (the null)",
         math.nan,
     )
-    xmin: float = _column("xmin", "number", "smallest eigenvalue of the tail", math.nan)
-    n_tail: int = _column("In tail", "count", "eigenvalues in the tail", 0)
-    ks: float = _column(
+    xmin: Finite = _column("xmin", "number", "smallest eigenvalue of the tail", math.nan)
+    n_tail: Count = _column("In tail", "count", "eigenvalues in the tail", 0)
+    ks: Finite = _column(
         "KS", "fixed", "Kolmogorov-Smirnov distance between the tail and its fit", math.nan
     )
     tail_verdict: str = _column(
         "Tail verdict", "why", "whether a power law describes the tail (`ks` only)", ""
     )
-    lambda_max: float = _column(
+    lambda_max: Finite = _column(
         "Largest eigenvalue", "number", "largest eigenvalue of the *whole* matrix", math.nan
     )
-    frobenius_norm_sq: float = _column(
+    frobenius_norm_sq: Finite = _column(
         "Sum of eigenvalues", "number", "sum of the eigenvalues of the *whole* matrix", math.nan
     )
-    stable_rank: float = _column(
+    stable_rank: Finite = _column(
         "Stable rank", "number", "frobenius_norm_sq / lambda_max", math.nan, main=True
     )
-    alpha_weighted: float = _column(
+    alpha_weighted: Finite = _column(
         "Alpha weighted", "number", "alpha * log10(lambda_max)", math.nan
     )
-    log_norm: float = _column("Log norm", "number", "log10(frobenius_norm_sq)", math.nan)
-    entropy: float = _column(
+    log_norm: Finite = _column("Log norm", "number", "log10(frobenius_norm_sq)", math.nan)
+    entropy: Finite = _column(
         "Entropy",
         "number",
         "entropy of the whole spectrum, from 0 to 1 (`--full-spectrum` only)",
         math.nan,
     )
-    weight_var: float = _column("Weight variance", "number", "variance of the weights", math.nan)
-    alpha_full: float = _column(
+    weight_var: Finite = _column("Weight variance", "number", "variance of the weights", math.nan)
+    alpha_full: Finite = _column(
         "Full alpha",
         "fixed",
         "alpha of the whole matrix, without windows (`--full-spectrum` only)",
         math.nan,
     )
-    status: str = _column("Status", "status", "ok, skipped or failed", "ok", main=True)
+    status: Status = _column("Status", "status", "ok, skipped or failed", "ok", main=True)
     reason: str = _column(
         "Reason",
         "why",
@@ -162,8 +174,8 @@ class LayerRecord:
         "",
         main=True,
     )
-    seconds: float = _column("Seconds", "number", "time to read and measure the layer", 0.0)
-    alpha_null_sd: float = _column(
+    seconds: Finite = _column("Seconds", "number", "time to read and measure the layer", 0.0)
+    alpha_null_sd: Finite = _column(
         "Random sd", "fixed", "spread of alpha over random matrices of this shape", math.nan
     )
     comparable: bool = _column(
@@ -172,23 +184,23 @@ class LayerRecord:
         "whether the layer was measured in the run's window, so that its alpha compares",
         True,
     )
-    null_z: float = _column(
+    null_z: Finite = _column(
         "From random",
         "errors",
         "alpha - alpha_null, in combined standard errors of the two",
         math.nan,
         main=True,
     )
-    ks_p: float = _column(
+    ks_p: Finite = _column(
         "KS p",
         "fixed",
         "upper bound of the p-value of the power-law fit (`ks` only)",
         math.nan,
     )
-    lognormal_ratio: float = _column(
+    lognormal_ratio: Finite = _column(
         "Lognormal ratio", "errors", RATIO.format("a lognormal tail", "the lognormal"), math.nan
     )
-    exponential_ratio: float = _column(
+    exponential_ratio: Finite = _column(
         "Exponential ratio",
         "errors",
         RATIO.format("an exponential tail", "the exponential"),
@@ -200,28 +212,28 @@ class LayerRecord:
         "name in the file that transformers writes for a live model, where it differs",
         "",
     )
-    snr: float = _column(
+    snr: Finite = _column(
         "Signal to noise",
         "number",
         "Spectrum's signal-to-noise ratio of the whole matrix (`--full-spectrum` only)",
         math.nan,
     )
-    log_spectral_norm: float = _column(
+    log_spectral_norm: Finite = _column(
         "Log spectral norm", "number", "log10(lambda_max)", math.nan
     )
-    log_alpha_norm: float = _column(
+    log_alpha_norm: Finite = _column(
         "Log alpha norm",
         "number",
         "log10 of the sum of eigenvalue^alpha over the whole spectrum (`--full-spectrum` only)",
         math.nan,
     )
-    rank_loss: float = _column(
+    rank_loss: Finite = _column(
         "Rank loss",
         "count",
         "eigenvalues of the whole matrices that are zero within rounding (`--full-spectrum` only)",
         math.nan,
     )
-    matrix_rank: float = _column(
+    matrix_rank: Finite = _column(
         "Rank",
         "count",
         "eigenvalues of the whole matrices that are above zero (`--full-spectrum` only)",
@@ -231,7 +243,7 @@ class LayerRecord:
     part: str = field(default="", repr=False)
     """How the layer was cut out of its parameter: ``Part.cut``. A stored record counts for a layer
     only if it was cut in the same way."""
-    group_range: float = field(default=math.nan, repr=False)
+    group_range: Finite = field(default=math.nan, repr=False)
     """Mean squared range of groups of 128 weights, over the mean square of the weights."""
     rounding: tuple[Rounding, ...] = field(default=(), repr=False)
     """The error of each format, if asked for: ``allocate`` chooses bits by it."""
@@ -259,22 +271,24 @@ class LayerRecord:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LayerRecord:
-        """Restore a record from ``to_dict``; unknown keys raise TypeError."""
-        # JSON has no NaN: None stands for it, but only in columns of numbers.
-        floats = {f.name for f in dataclasses.fields(cls) if f.type == "float"}
-        known: dict[str, Any] = {
-            k: math.nan if v is None and k in floats else v for k, v in values.items()
+        """Restore a record from ``to_dict``; SchemaError for anything else."""
+        # JSON has no NaN: None stands for it in columns of numbers, whose default is NaN.
+        fields = {
+            name: value
+            for name, value in checked(dict[str, Any], values).items()
+            if value is not None or name not in _NUMBERS
         }
-        spectrum = known.pop("spectrum", None)
-        if spectrum:
-            spectrum = Spectrum(
-                tuple(spectrum["edges"]),
-                tuple(spectrum["counts"]),
-                tuple((r, x) for r, x in spectrum["top"]),
-            )
-        rounding = tuple(Rounding(*found) for found in known.pop("rounding", ()))
-        return cls(**known, spectrum=spectrum, rounding=rounding)
+        if unknown := fields.keys() - _FIELDS:
+            raise SchemaError(f"this version does not know its field {min(unknown)!r}")
+        if "rounding" in fields:
+            found = checked(tuple[tuple[str, Finite, Finite], ...], fields["rounding"])
+            fields["rounding"] = [dict(zip(_ROUNDING, one, strict=True)) for one in found]
+        return checked(cls, fields)
 
+
+_FIELDS = {f.name: str(f.type) for f in dataclasses.fields(LayerRecord)}
+_NUMBERS = {name for name, kind in _FIELDS.items() if kind in {"Finite", "float"}}
+_ROUNDING = tuple(f.name for f in dataclasses.fields(Rounding))
 
 COLUMN_TABLE = tuple(
     Column(f.name, **f.metadata) for f in dataclasses.fields(LayerRecord) if f.metadata
@@ -306,7 +320,7 @@ class RunInfo:
     source: str
     fingerprint: str
     spec: Spec
-    window: int | None
+    window: Count | None
     """Short side of the common window; None if every layer has its own."""
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -316,7 +330,7 @@ class RunInfo:
     """Types of layer that are measured; empty for all."""
     full_spectrum: bool = False
     device: str = "cpu"
-    n_vectors: int = 0
+    n_vectors: Count = 0
     """Number of parameters with fewer than two dimensions, which have no row."""
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
@@ -332,11 +346,9 @@ class RunInfo:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunInfo:
-        """Restore a run from ``to_dict``."""
-        # JSON gives lists, which never equal the tuples of the run that was saved.
-        lists = {k: tuple(values[k]) for k in ("include", "exclude", "notes")}
-        lists |= {k: tuple(values.get(k, ())) for k in ("kinds", "types")}
-        return cls(**{**values, **lists, "spec": Spec(**values["spec"])})
+        """Restore a run from ``to_dict``; SchemaError for anything else."""
+        text = partial(checked, str)
+        return build(cls, values, spec=partial(build, Spec, placement=text, cutoff=text))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,17 @@ import pandas as pd
 
 from spectail.results.records import COLUMNS, LayerRecord, Results
 
-_DTYPES = {"int": "int64", "float": "float64", "bool": "bool", "str": "str", "int | None": "Int64"}
+_DTYPES = {
+    "int": "int64",
+    "float": "float64",
+    "Count": "int64",
+    "Count | None": "Int64",
+    "Finite": "float64",
+    "bool": "bool",
+    "str": "str",
+    "Status": "str",
+}
+"""pandas dtypes by the annotation of a column's field."""
 COLUMN_DTYPES = {
     f.name: _DTYPES[str(f.type)] for f in dataclasses.fields(LayerRecord) if f.name in COLUMNS
 }

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from spectail.basics.checks import is_whole
+from spectail.basics.schema import SchemaError
 from spectail.errors import TrainingError
 from spectail.results.records import LayerRecord
 from spectail.training import measuring
@@ -22,7 +23,14 @@ from spectail.training.history import History, Update
 from spectail.training.notices import Notices
 from spectail.training.rules import Rule, as_rule
 from spectail.training.scope import find_scope, listed, trained_now
-from spectail.training.state import FORMAT, FactorRamp, check_state, signature
+from spectail.training.state import (
+    FORMAT,
+    FactorRamp,
+    StoredState,
+    check_state,
+    read_state,
+    signature,
+)
 from spectail.training.steps import Steps
 from spectail.training.trial import try_out
 from spectail.training.watch import Watch
@@ -173,34 +181,30 @@ class Balancer:
         then.
         """
         # All checks come first, so that a state that is refused changes nothing.
-        differing = check_state(state, self.state_dict(), signature(self._scope.candidates))
-        history = History.from_dict(state["history"])
+        stored = read_state(state)
+        differing = check_state(stored, self.state_dict(), signature(self._scope.candidates))
+        history, pending = History.from_dict(stored.history), _pending(stored)
         if differing:
-            told = ", ".join(f"{key} {state['rule'].get(key)!r} there" for key in differing)
+            told = ", ".join(f"{key} {stored.rule.get(key)!r} there" for key in differing)
             warnings.warn(
                 f"the Balancer's state was saved with other settings ({told}); those given here "
                 "count from the next measurement on",
                 stacklevel=2,
             )
-        self.steps, self.history = state["steps"], history
+        self.steps, self.history = stored.steps, history
         # With other settings the stored window may not fit, so this run keeps its own.
         if "spec" not in differing:
-            self._plan = replace(self._plan, run=replace(self._plan.run, window=state["window"]))
+            self._plan = replace(self._plan, run=replace(self._plan.run, window=stored.window))
         # The state may be older than a change of what is trained, so nothing counts as known here:
         # the next measurement compares again.
-        self._scope, self._trained = self._scope.narrowed(state["layers"]), None
+        self._scope, self._trained = self._scope.narrowed(stored.layers), None
         self._steps.groups.assign(self._scope.unit_of)
-        self._steps.groups.load_state(state["groups"])
+        self._steps.groups.load_state(stored.groups)
         names = [unit.name for unit in self._scope.units]
-        start, goal = (tuple(state[key][name] for name in names) for key in ("start", "goal"))
-        self._ramp = FactorRamp(start, goal, state["since"])
-        self._lacking, self._notices.told = dict(state["lacking"]), set(state["warned"])
-        self._pending = None
-        if pending := state["pending"]:
-            # As if the thread had just finished: update() takes both alike.
-            known: Future[list[LayerRecord]] = Future()
-            known.set_result([LayerRecord.from_dict(record) for record in pending["records"]])
-            self._pending = pending["step"], known
+        start, goal = (tuple(of[name] for name in names) for of in (stored.start, stored.goal))
+        self._ramp = FactorRamp(start, goal, stored.since)
+        self._lacking, self._notices.told = dict(stored.lacking), set(stored.warned)
+        self._pending = pending
 
     def remove(self) -> None:
         """Remove the Balancer; the optimizer then trains all layers at the base value."""
@@ -342,3 +346,15 @@ def _is_captured() -> bool:
     if not torch.cuda.is_initialized():
         return False
     return bool(torch.cuda.is_current_stream_capturing())
+
+
+def _pending(state: StoredState) -> tuple[int, Future[list[LayerRecord]]] | None:
+    """Return the measurement that was in progress, as if its thread had just finished."""
+    if state.pending is None:
+        return None
+    known: Future[list[LayerRecord]] = Future()
+    try:
+        known.set_result([LayerRecord.from_dict(record) for record in state.pending.records])
+    except SchemaError as error:
+        raise TrainingError(f"a record of the state cannot be read: {error}") from None
+    return state.pending.step, known

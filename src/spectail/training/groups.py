@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from spectail.errors import TrainingError
+from spectail.training.state import GroupValue
 from spectail.training.values import (
     alike,
     close,
@@ -209,12 +210,12 @@ class SplitGroups:
             if not own.is_plain
         }
 
-    def load_state(self, state: Sequence[Mapping[str, Any]]) -> None:
+    def load_state(self, state: Sequence[GroupValue]) -> None:
         """Restore the result of ``state``; the optimizer's state may be loaded before or after."""
         self._own = {}
         for kept in state:
-            own = _Own(kept["shown"], {unit: list(held) for unit, held in kept["values"]})
-            self._own.setdefault((kept["place"][0], kept["place"][1]), {})[kept["key"]] = own
+            own = _Own(kept.shown, {unit: list(held) for unit, held in kept.values})
+            self._own.setdefault(kept.place, {})[kept.key] = own
 
     def _placed(self) -> Iterator[_Part]:
         return (part for _, splits in self._windows for split in splits for part in split.parts)

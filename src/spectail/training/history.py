@@ -8,16 +8,19 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Annotated, Any, overload
 
+import msgspec
 import pandas as pd
 
 from spectail.analysis import Analysis
 from spectail.basics.files import write_text
 from spectail.basics.json_values import plain
+from spectail.basics.schema import Count, Finite, SchemaError, checked, parse_json
 from spectail.errors import RunError, TrainingError
 from spectail.report.theme import axis, figure, safe
 from spectail.results.records import LayerRecord, RunInfo
+from spectail.training.state import Factor
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 CHANGING = ("alpha", "xmin", "n_tail", "ks", "n_zero", "weight_var", "status", "reason")
 """The columns that may differ between two measurements of a layer; the others are stored once."""
 COLUMNS = ("step", "applied", "name", "alpha", "factor")
+_ONE_EACH = msgspec.Meta(min_length=len(CHANGING), max_length=len(CHANGING))
 HISTORY_FILE = "history.json"
 _FORMAT = "spectail training history"
 
@@ -45,6 +49,32 @@ class Update:
     """The factors of all layers that take part, as they are after the rule's transition."""
     layers: dict[str, list[Any]]
     """For each layer the values of the columns in ``CHANGING``; None for NaN."""
+
+
+class _StoredUpdate(msgspec.Struct):
+    """One measurement, as it is stored."""
+
+    step: Count
+    applied: Count
+    alphas: dict[str, Finite]
+    factors: dict[str, Factor]
+    layers: dict[str, Annotated[list[Any], _ONE_EACH]]
+
+
+class StoredHistory(msgspec.Struct):
+    """What ``History.to_dict`` gives."""
+
+    format: str
+    run: dict[str, Any]
+    rule: dict[str, Any]
+    names: list[str]
+    layers: list[dict[str, Any]]
+    updates: list[_StoredUpdate]
+
+    def __post_init__(self) -> None:
+        """Refuse a file of something else."""
+        if self.format != _FORMAT:
+            raise ValueError("it is not a history of training")
 
 
 class History(Sequence[Update]):
@@ -158,7 +188,7 @@ class History(Sequence[Update]):
                 f"no history at {folder}: expected {HISTORY_FILE}, as History.save writes it"
             )
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            return cls.from_dict(parse_json(path.read_bytes()))
         except (ValueError, TrainingError) as error:
             raise RunError(
                 f"{path} is not a history that this version can read ({error})"
@@ -185,27 +215,30 @@ class History(Sequence[Update]):
         The order of the layers is restored even if the file was stored with sorted keys.
         """
         try:
-            if stored["format"] != _FORMAT:
-                raise TrainingError("it is not a history of training")
-            history = cls(RunInfo.from_dict(stored["run"]), stored["rule"])
-            history._layers = {
-                values["name"]: LayerRecord.from_dict(values) for values in stored["layers"]
-            }
-            for values in stored["updates"]:
+            given = checked(StoredHistory, stored)
+            history = cls(RunInfo.from_dict(given.run), given.rule)
+            records = map(LayerRecord.from_dict, given.layers)
+            history._layers = {record.name: record for record in records}
+            for update in given.updates:
                 # JSON written with sorted keys has lost the order of the layers.
-                orders = {
-                    "alphas": stored["names"],
-                    "factors": stored["names"],
-                    "layers": history._layers,
-                }
-                ordered = {
-                    key: {n: values[key][n] for n in order if n in values[key]}
-                    for key, order in orders.items()
-                }
-                history._updates.append(Update(values["step"], values["applied"], **ordered))
-        except (KeyError, TypeError, AttributeError) as error:
+                ordered = Update(
+                    update.step,
+                    update.applied,
+                    {name: update.alphas[name] for name in given.names if name in update.alphas},
+                    {name: update.factors[name] for name in given.names if name in update.factors},
+                    {
+                        name: update.layers[name]
+                        for name in history._layers
+                        if name in update.layers
+                    },
+                )
+                history._updates.append(ordered)
+                # The values are checked now, though ``at`` will read them later.
+                for name, values in ordered.layers.items():
+                    history._record(name, values)
+        except SchemaError as error:
             raise TrainingError(
-                f"it is not a history that this version can read ({error!r})"
+                f"it is not a history that this version can read ({error})"
             ) from error
         return history
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
+import msgspec
+
+from spectail.basics.schema import Count, SchemaError, checked
 from spectail.basics.texts import first_names
 from spectail.errors import TrainingError
 from spectail.training.parameter_units import Unit
@@ -48,28 +52,95 @@ class FactorRamp:
         )
 
 
+Factor: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
+"""The factor of a unit; larger ones would overflow when they meet a rate."""
+
+
+class GroupValue(msgspec.Struct):
+    """A value of an optimizer's group that differs between the units: see ``SplitGroups.state``."""
+
+    place: tuple[int, int]
+    key: str
+    shown: Any
+    values: list[tuple[str | None, list[Any]]]
+
+    def __post_init__(self) -> None:
+        """Refuse values of another type than the one that the user's group shows."""
+        for _, held in self.values:
+            if len(held) > 1 or not all(_are_alike(value, self.shown) for value in held):
+                raise ValueError(f"values of {self.key!r} that are not of the type of its own")
+
+
+class Pending(msgspec.Struct):
+    """A measurement that was running in the background."""
+
+    step: Count
+    records: list[dict[str, Any]]
+
+
+class StoredState(msgspec.Struct):
+    """What ``Balancer.state_dict`` gives; later versions may add further fields."""
+
+    format: str
+    rule: dict[str, Any]
+    layers: dict[str, list[list[int]]]
+    waiting: list[str]
+    window: Count | None
+    steps: Count
+    start: dict[str, Factor]
+    goal: dict[str, Factor]
+    since: Count
+    lacking: dict[str, str]
+    warned: list[str]
+    groups: list[GroupValue]
+    pending: Pending | None
+    history: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        """Refuse a state of something else, and one without the factors of all its layers."""
+        if self.format != FORMAT:
+            raise ValueError(f"expected the format {FORMAT!r}, got {self.format[:40]!r}")
+        if not self.layers.keys() <= self.start.keys() & self.goal.keys():
+            raise ValueError("a layer without a factor")
+
+
+def _are_alike(value: Any, shown: Any) -> bool:
+    """Whether two stored values are both numbers, or of one type."""
+    if isinstance(shown, int | float) and isinstance(value, int | float):
+        return abs(value) <= sys.float_info.max
+    return type(value) is type(shown)
+
+
+def read_state(state: Any) -> StoredState:
+    """Check a stored state against its schema; TrainingError for anything else."""
+    try:
+        return checked(StoredState, state)
+    except SchemaError as error:
+        raise TrainingError(
+            "expected a state that Balancer.state_dict has given, this is another or a damaged one "
+            f"({error})"
+        ) from None
+
+
 def signature(units: Sequence[Unit]) -> dict[str, list[list[int]]]:
     """Return names and weight shapes of units, which tell the state of one model from another's."""
     return {unit.name: [list(p.shape) for p in unit.weights] for unit in units}
 
 
-def check_state(state: Any, own: Mapping[str, Any], candidates: Mapping[str, Any]) -> list[str]:
+def check_state(
+    state: StoredState, own: Mapping[str, Any], candidates: Mapping[str, Any]
+) -> list[str]:
     """Return the rule's settings in which a stored state differs from the Balancer's own.
 
     ``candidates`` is the signature of all layers that may ever take part. A layer may be in only
     one of the two states, if it was frozen, or not in the optimizer, then or is so now.
 
     Raises:
-        TrainingError: the state is not a Balancer's, or belongs to another model.
+        TrainingError: the state belongs to another model.
 
     """
-    # Keys beyond the known ones are allowed: a later version may store more.
-    if not isinstance(state, Mapping) or state.get("format") != FORMAT or own.keys() - state.keys():
-        raise TrainingError(
-            "expected a state that Balancer.state_dict has given, this is another or a damaged one"
-        )
-    before, now = state["layers"], own["layers"]
-    lacking = [name for name in now if name not in before and name not in state["waiting"]]
+    before, now = state.layers, own["layers"]
+    lacking = [name for name in now if name not in before and name not in state.waiting]
     more = [name for name in before if name not in candidates]
     other = [name for name in candidates if name in before and before[name] != candidates[name]]
     if lacking or more or other:
@@ -81,4 +152,4 @@ def check_state(state: Any, own: Mapping[str, Any], candidates: Mapping[str, Any
         raise TrainingError(
             f"the state is of another model, or of other layers of it: {'; '.join(found)}"
         )
-    return [key for key in own["rule"] if state["rule"].get(key) != own["rule"][key]]
+    return [key for key in own["rule"] if state.rule.get(key) != own["rule"][key]]

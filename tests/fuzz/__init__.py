@@ -1,0 +1,1 @@
+"""Fuzzers: every file that spectail reads, damaged in many ways (``make fuzz``)."""

@@ -1,0 +1,159 @@
+"""Run inputs in a process that is watched: time, memory, code that runs, files that are touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+import sysconfig
+import traceback
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from spectail.errors import SpectailError
+
+SECONDS = 5
+"""Processor seconds that one input may take."""
+EXTRA = 256 * 2**20
+"""Bytes of memory that one input may take beside its own size."""
+LONGEST = 3000
+"""Characters of the longest message that is still one line."""
+_FORBIDDEN = (
+    "os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect",
+    "os.remove", "os.rename", "os.rmdir", "os.mkdir", "shutil.rmtree", "os.symlink", "os.link",
+)  # fmt: skip
+"""Audit events that reading a file never needs outside of its own folder."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An input on which spectail does not do what it should."""
+
+    target: str
+    number: int
+    kind: str
+    """foreign, hang, memory, crash, outside or message."""
+    text: str
+    where: str = ""
+
+
+class Watch:
+    """Notes what happens outside of one folder while an input is read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = os.path.realpath(folder)
+        self.on, self.seen = False, ""
+        trusted = {sys.prefix, sys.base_prefix, sysconfig.get_paths()["stdlib"]}
+        root = str(Path(__file__).parents[2])
+        self.trusted = (*trusted, root, "/proc/", "/sys/", "/dev/", "/usr/", "/etc/localtime")
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.on:
+            return
+        if event == "open":
+            path = arguments[0]
+            if isinstance(path, str | bytes) and not self._is_inside(os.fsdecode(path)):
+                self.seen = f"open {os.fsdecode(path)[:200]}"
+        elif event.startswith(_FORBIDDEN):
+            paths = [os.fsdecode(a) for a in arguments if isinstance(a, str | bytes)]
+            if not paths or not all(map(self._is_inside, paths)):
+                self.seen = f"{event} {paths}"
+
+    def _is_inside(self, path: str) -> bool:
+        full = os.path.abspath(path)
+        return full.startswith((self.folder, *self.trusted))
+
+
+def write(folder: Path, files: dict[str, bytes]) -> int:
+    """Write the files of an input, with an old date; returns their size."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        # A file that was just written is waited for; see OpenFile.
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    return sum(map(len, files.values()))
+
+
+def run_case(target: Any, number: int, folder: Path, watch: Watch) -> Finding | None:
+    """Run one input in this process; None if all went as it should."""
+    try:
+        files, entry = target.case(number)
+        size = write(folder, files)
+    except Exception as error:  # noqa: BLE001 - a fault of the fuzzer's own is to be seen too
+        return Finding(target.name, number, "fuzzer", repr(error)[:300], _place(error))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    watch.on, watch.seen = True, ""
+    found: tuple[str, str, str] | None = None
+    try:
+        target.run(folder / entry)
+    except SpectailError as error:
+        text = str(error)
+        if not text or len(text) > LONGEST or "Memory" in text or "allocate" in text:
+            found = ("message", f"{len(text)} characters: {text[:300]}", _place(error))
+    except Exception as error:  # noqa: BLE001 - that is what is looked for
+        found = ("foreign", f"{type(error).__name__}: {error}"[:300], _place(error))
+    finally:
+        watch.on = False
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    if grown > size + EXTRA:
+        found = ("memory", f"{grown / 2**20:.0f} MiB for {size} bytes", "")
+    if watch.seen:
+        found = ("outside", watch.seen, "")
+    return Finding(target.name, number, *found) if found else None
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of spectail's that an error came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "/src/spectail/" in f.filename] or frames
+    return f"{own[-1].filename.rpartition('/src/')[2]}:{own[-1].lineno}"
+
+
+def work(target: Any, numbers: Iterable[int], channel: Connection) -> None:
+    """Run inputs and report each; called in a process of its own."""
+    warnings.simplefilter("ignore")
+    with TemporaryDirectory(prefix="fuzz") as name:
+        watch = Watch(Path(name))
+        folder = Path(name) / "case"
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        limit = _virtual_memory() + 4 * 2**30
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        for number in numbers:
+            channel.send(number)
+            _empty(folder)
+            finding = run_case(target, number, folder, watch)
+            if finding:
+                channel.send(asdict(finding))
+            if finding and finding.kind == "memory":
+                break  # the peak is known only once per process
+    channel.send(None)
+
+
+def _virtual_memory() -> int:
+    """Bytes of address space that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def _empty(folder: Path) -> None:
+    """Make the folder of a case anew."""
+    if folder.exists():
+        for path in sorted(folder.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    else:
+        folder.mkdir(parents=True)
+
+
+def as_line(finding: Finding) -> str:
+    """A finding as one line of JSON."""
+    return json.dumps(asdict(finding))
