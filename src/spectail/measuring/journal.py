@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from spectail.analysis import ANALYSIS_FILE, FILES, Analysis, refuse_foreign_files
 from spectail.basics.locks import open_locked
+from spectail.basics.schema import parse_json
 from spectail.errors import RunError
 from spectail.measuring.layer import record_of
 from spectail.models.source import Layer
@@ -165,7 +166,7 @@ class Journal:
         if len(lines) < 2:
             return False
         try:
-            head, *rows = (json.loads(line) for line in lines[:-1])
+            head, *rows = (parse_json(line) for line in lines[:-1])
             _require_same(self.path.parent, head["run"], run)
             self.records = {row["name"]: LayerRecord.from_dict(row) for row in rows}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
