@@ -21,7 +21,7 @@ from spectail.core.jackknife import alpha_standard_error, error_of_windows
 from spectail.core.metrics import largest_eigenvalue, moments
 from spectail.core.spec import Spec
 from spectail.core.spectra import numerical_zeros, window_eigenvalues
-from spectail.core.tails import PowerLaw, fit_from
+from spectail.core.tails import PowerLaw, fit_from, remark_on_ties, why_no_exponent
 from spectail.core.tolerance import enough_windows
 from spectail.core.windows import MIN_BANDS, Window, disjoint_bands, largest_fit, window_shape
 from spectail.errors import SpecError
@@ -46,7 +46,6 @@ OVERLAP = 0.2
 """Largest share of a band of windows that the next one may overlap where the error bar treats them
 as disjoint. Tiles overlap a little if the window does not divide the matrix."""
 NO_TAIL_OF_THEIR_OWN = "no error bar: some windows have no tail of their own"
-NO_EXPONENT = "all eigenvalues of the tail are equal: no exponent describes them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,8 +263,8 @@ class Farms:
                 f"too small: {tail.n_tail} eigenvalues in the tail, a fit needs at least {least}"
             )
             return replace(fit, status="skipped", reason=reason)
-        if not math.isfinite(tail.alpha):
-            return replace(fit, status="failed", reason=NO_EXPONENT)
+        if reason := why_no_exponent(fit.eigenvalues, tail):
+            return replace(fit, status="failed", reason=reason)
         mean, sd = spec.cutoff.null(fit.window, fit.n_windows, variance, spec.seed)
         return replace(fit, **tail._asdict(), alpha_null=mean, alpha_null_sd=sd)
 
@@ -282,7 +281,10 @@ class Farms:
         error, remark = (
             (math.nan, "") if known is None else _error_bar(fit.window, matrices, known, spec)
         )
-        remarks = [remark] if remark else []
+        rounding = max(fit.window) * np.finfo(np.float64).eps * fit.eigenvalues[-1]
+        tail = PowerLaw(fit.alpha, fit.xmin, fit.ks, fit.n_tail)
+        ties = remark_on_ties(fit.eigenvalues, tail, rounding)
+        remarks = [text for text in (remark, ties) if text]
         # With most eigenvalues zero, the "upper half" of the rest is a small part of the spectrum.
         total = fit.eigenvalues.size + fit.n_zero
         if fit.n_zero * 2 > total:

@@ -22,6 +22,17 @@ _ROUNDING = 1e-12
 """Bounds and distances are equal up to rounding, so candidates this close to the best are computed
 in full."""
 
+NO_EXPONENT = "all eigenvalues of the tail are equal: no exponent describes them"
+EQUAL = 0.02
+"""Eigenvalues within this ratio of each other are equal up to rounding. Storing an orthogonal
+matrix of any size in bfloat16 spreads its eigenvalues over 0.95 %, and in float16 over 0.12 %."""
+_LARGE_SHARE = 0.1
+"""A tail with this share of all eigenvalues is never as narrow as EQUAL by chance."""
+_SINGLE_ROUNDING = 1e-6
+"""The same ratio for smaller tails: what float32 does to equal eigenvalues."""
+_TIES_MATTER = 0.01
+"""Ties at xmin are mentioned if they can move alpha - 1 by this ratio."""
+
 
 class PowerLaw(NamedTuple):
     """A fitted tail: exponent, ``xmin``, KS distance and number of eigenvalues in the tail."""
@@ -47,6 +58,44 @@ def fit_from(eigenvalues: Array, start: int) -> PowerLaw:
         return PowerLaw(math.inf, xmin, math.nan, tail.size)
     alpha = 1 + tail.size / total
     return PowerLaw(alpha, xmin, float(_gaps(logs, alpha).max()), tail.size)
+
+
+def why_no_exponent(eigenvalues: Array, tail: PowerLaw) -> str:
+    """Return why no exponent describes a tail, or an empty string.
+
+    A tail of equal eigenvalues has none. Rounding spreads them a little, which would give an alpha
+    of hundreds to millions with a small error bar. So eigenvalues within EQUAL of each other count
+    as equal, unless they are a small part of the spectrum: a few of many are always close.
+    """
+    if not math.isfinite(tail.alpha):
+        return NO_EXPONENT
+    largest = eigenvalues[-1]
+    if largest <= (1 + EQUAL) * eigenvalues[0]:
+        return "all eigenvalues equal up to rounding: no exponent describes them"
+    near = EQUAL if tail.n_tail >= _LARGE_SHARE * eigenvalues.size else _SINGLE_ROUNDING
+    if largest <= (1 + near) * tail.xmin:
+        return "all eigenvalues of the tail equal up to rounding: no exponent describes them"
+    return ""
+
+
+def remark_on_ties(eigenvalues: Array, tail: PowerLaw, rounding: float) -> str:
+    """Return a remark if alpha depends on how eigenvalues near xmin were rounded, or nothing.
+
+    Ternary, sparse and quantised weights have many equal eigenvalues. Rounding decides which of
+    those equal to xmin lie at or above it; ``rounding`` is the largest error of an eigenvalue.
+    """
+    first, after = np.searchsorted(
+        eigenvalues, [tail.xmin - rounding, np.nextafter(tail.xmin + rounding, math.inf)]
+    )
+    most, least = eigenvalues.size - first, eigenvalues.size - after + 1
+    if most - least < _TIES_MATTER * tail.n_tail:
+        return ""
+    # ln(x / xmin) is 0 for eigenvalues equal to xmin, so only the number in the tail changes.
+    low, high = (1 + (tail.alpha - 1) * size / tail.n_tail for size in (least, most))
+    return (
+        f"{after - first} eigenvalues are equal to xmin up to rounding: "
+        f"alpha moves with rounding, from {low:.3g} to {high:.3g}"
+    )
 
 
 def best_ks_start(eigenvalues: Array, first: int, stop: int) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from spectail.basics.texts import type_and_line
 from spectail.core.farms import TailFit
 from spectail.core.goodness import GoodnessOfFit, judge_tail, verdict
 from spectail.core.measure import estimator_of, measure, too_small
@@ -67,7 +68,6 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
         return replace(record, status="failed", reason=layer.problem)
     if reason := too_small((layer.rows, layer.cols), spec, layer.n_matrices):
         return replace(record, status="skipped", reason=reason)
-    # One bad layer must not end a run of hours: only errors that concern the data are caught.
     try:
         with torch.no_grad():
             matrices = layer.read().detach().to(plan.device)
@@ -79,18 +79,24 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
         record = replace(record, status="skipped", reason=str(error))
     except (SourceChangedError, SourceUnreachableError):
         raise  # the rows so far would be of one model and the rest of another
-    except SourceError as error:
-        record = replace(record, status="failed", reason=str(error))
-    except torch.cuda.OutOfMemoryError:
-        record = replace(
-            record,
-            status="failed",
-            reason="the GPU's memory does not hold this layer: use --device cpu",
-        )
-    except SOLVER_ERRORS as error:
-        record = replace(record, status="failed", reason=f"the eigenvalue solver gave up: {error}")
+    except Exception as error:  # noqa: BLE001 - no layer may end a run of hours, whatever it raises
+        record = replace(record, status="failed", reason=why_failed(error))
     reason = "; ".join(filter(None, [layer.note, record.reason]))
     return replace(record, reason=reason, seconds=round(time.perf_counter() - started, 4))
+
+
+def why_failed(error: Exception) -> str:
+    """Return the reason that a layer's row shows after an error."""
+    if isinstance(error, SourceError):
+        return str(error)
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "the GPU's memory does not hold this layer: use --device cpu"
+    if isinstance(error, SOLVER_ERRORS):
+        return f"the eigenvalue solver gave up: {error}"
+    # torch has no type of its own for a failed allocation on the CPU.
+    if isinstance(error, MemoryError) or "memory" in str(error):
+        return "this machine has not enough memory for this layer: run again where there is more"
+    return f"it cannot be measured ({type_and_line(error)})"
 
 
 def record_of(layer: Layer) -> LayerRecord:

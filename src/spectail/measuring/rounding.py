@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 
 from spectail.core.quantisers import rounding_errors
-from spectail.measuring.layer import Plan
+from spectail.errors import SourceChangedError, SourceUnreachableError
+from spectail.measuring.layer import Plan, record_of, why_failed
 from spectail.models.source import Layer
 from spectail.results.records import LayerRecord, Rounding
 
@@ -21,11 +22,21 @@ def with_rounding(plan: Plan, records: Sequence[LayerRecord]) -> tuple[LayerReco
     """
     layers = {layer.name: layer for layer in plan.layers}
     return tuple(
-        replace(record, rounding=_rounding(layers[record.name], plan.device))
+        _completed(record, layers[record.name], plan.device)
         if record.status == "ok" and not record.rounding
         else record
         for record in records
     )
+
+
+def _completed(record: LayerRecord, layer: Layer, device: str) -> LayerRecord:
+    """Return a record with its errors; a layer that cannot be read any more has failed."""
+    try:
+        return replace(record, rounding=_rounding(layer, device))
+    except (SourceChangedError, SourceUnreachableError):
+        raise
+    except Exception as error:  # noqa: BLE001 - no layer may end a run of hours, whatever it raises
+        return replace(record_of(layer), status="failed", reason=why_failed(error))
 
 
 def _rounding(layer: Layer, device: str) -> tuple[Rounding, ...]:

@@ -79,19 +79,15 @@ def in_memory(name: str, tensor: Tensor, *, layout: str | None = None) -> LazyTe
     A quantised tensor is dequantised when it is read. A tensor that is spread over processes (a
     DTensor) is gathered when it is read, and all processes have to read it together.
     """
+    # First of all, since one kind of nested tensors is a subclass without a shape of numbers.
+    if tensor.is_nested:
+        problem = "a nested tensor, which is no matrix"
+        return unreadable(name, (0, 0), dtype_name(tensor.dtype), problem, layout=layout)
     if not is_plain(tensor):
         return _subclass(name, tensor, layout)
     problem = None
     identity: Hashable = None
     values = plain_view(tensor)
-    if values.is_nested:
-        return unreadable(
-            name,
-            (0, 0),
-            dtype_name(values.dtype),
-            "a nested tensor, which is no matrix",
-            layout=layout,
-        )
     if values.layout != torch.strided:
         problem = (
             f"stored as a {str(values.layout).removeprefix('torch.')} tensor, "

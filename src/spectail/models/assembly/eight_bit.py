@@ -227,7 +227,7 @@ def _block_sizes(value: object) -> list[tuple[int, int]]:
             if (
                 isinstance(parts, list | tuple)
                 and len(parts) == 2
-                and all(str(part).isdigit() for part in parts)
+                and all(str(part).isdecimal() for part in parts)
             ):
                 sizes.append((int(parts[0]), int(parts[1])))
         # Activations have block sizes of their own.

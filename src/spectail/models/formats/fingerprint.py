@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 import torch
 
-from spectail.errors import SourceError
 from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.remote_file import RemoteFile
 from spectail.models.lazy_tensor import LazyTensor
@@ -38,7 +37,7 @@ def fingerprint_files(files: Iterable[tuple[str, ReadableFile]]) -> str:
     digest = hashlib.sha256()
     # Sorted, so that the order in which a folder lists its files does not matter.
     for name, file in sorted(files, key=lambda item: item[0]):
-        digest.update(f"{name}\0{file.size}\0".encode())
+        digest.update(f"{name}\0{file.size}\0".encode("utf-8", "surrogatepass"))
         if isinstance(file, RemoteFile):
             digest.update(f"{file.identity}\0".encode() + file.start)
             continue
@@ -57,13 +56,14 @@ def fingerprint_tensors(tensors: Iterable[LazyTensor]) -> str:
     """Hash tensors in memory by name, shape, type and bytes, and large ones by a regular sample."""
     digest = hashlib.sha256()
     for stored in tensors:
-        digest.update(f"{stored.name}\0{stored.shape}\0{stored.dtype}\0".encode())
+        described = f"{stored.name}\0{stored.shape}\0{stored.dtype}\0"
+        digest.update(described.encode("utf-8", "surrogatepass"))
         # Name and shape are all there is of a tensor without values.
         if stored.problem or not stored.numel:
             continue
         try:
             flat = stored.read(()).detach().reshape(-1)
-        except SourceError:  # a quantised tensor whose own method fails: its row says so
+        except Exception:  # noqa: BLE001 - a tensor whose own method fails: its row says so
             continue
         size = flat.numel() * flat.element_size()
         if size > WHOLE_TENSOR:

@@ -25,6 +25,8 @@ _NOT_REPEATED = re.compile(
     r"|experts|adapters?|lora_\w+)$"
 )
 """Numbered modules that are no blocks: the layers of an MLP, experts, adapters."""
+MOST_DIGITS = 9
+"""Longer numbers are no index of a block: tables hold integers of 64 bits."""
 
 
 def block_of(name: str) -> int | None:
@@ -43,7 +45,10 @@ def block_of(name: str) -> int | None:
     match = _block_match(name)
     if match is None:
         return None
-    return int(match[match.lastindex]) if match.lastindex else 0
+    if not match.lastindex:
+        return 0
+    # A number that fits no table is no index of a block.
+    return int(match[match.lastindex]) if len(match[match.lastindex]) <= MOST_DIGITS else None
 
 
 def unit_of(name: str) -> str | None:

@@ -196,7 +196,11 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Return a sort key that orders numbers by value: ``layers.2`` comes before ``layers.10``."""
     pieces = _NUMBERS.split(name)
     # The leading 0 or 1 keeps numbers from being compared with texts.
-    return tuple((0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces)
+    # Longer numbers are larger, so that digits need not become an int, which has limits.
+    digits = ((piece, piece.lstrip("0")) for piece in pieces)
+    return tuple(
+        (0, len(number), number) if piece.isdecimal() else (1, 0, piece) for piece, number in digits
+    )
 
 
 def canonical_name(name: str) -> str:
