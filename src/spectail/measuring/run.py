@@ -8,19 +8,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from spectail import presets
 from spectail.analysis import Analysis
-from spectail.basics.texts import first_line
 from spectail.core.measure import common_window, estimator_of, too_small
 from spectail.core.spec import Spec
 from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError, SpecError
+from spectail.measuring.device import usable_device
 from spectail.measuring.engines import Engine, engine_named
 from spectail.measuring.journal import Journal
 from spectail.measuring.layer import Plan
 from spectail.measuring.rounding import with_rounding
 from spectail.measuring.shards import Shard, open_run, part_of
+from spectail.models.formats.remote import without_secrets
 from spectail.models.naming.select import KindFilter, select
 from spectail.models.open import open_source
 from spectail.models.source import Layer
@@ -140,7 +139,7 @@ def make_plan(
         n_vectors=opened.n_vectors,
         notes=(*opened.notes, *_window_notes(spec, window, shapes)),
         versions=_versions(),
-        given=os.fspath(source) if isinstance(source, str | os.PathLike) else "",
+        given=without_secrets(os.fspath(source)) if isinstance(source, str | os.PathLike) else "",
     )
     return Plan(
         run,
@@ -243,22 +242,6 @@ def _window_notes(spec: Spec, window: int | None, shapes: list[tuple[int, int]])
         "Every layer has a window of its own size: "
         "alphas of layers of different shape do not compare."
     ]
-
-
-def usable_device(device: str) -> str:
-    """Return the device, with ``auto`` resolved; raise SpecError if torch cannot use it here."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    # Allocating is the only test that covers every backend; an unknown one fails an assertion.
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = first_line(error)
-        raise SpecError(
-            "device must be auto, cpu or an accelerator that torch has here, "
-            f"not {device!r} ({reason})"
-        ) from error
-    return device
 
 
 def _versions() -> dict[str, str]:

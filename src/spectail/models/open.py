@@ -23,7 +23,7 @@ from spectail.models.formats.demo import demo_file
 from spectail.models.formats.fingerprint import fingerprint_tensors
 from spectail.models.formats.folders import path_source
 from spectail.models.formats.hub import cached_folder, is_hub_id
-from spectail.models.formats.remote import hub_source, is_address, remote_source
+from spectail.models.formats.remote import hub_source, is_address, remote_source, without_secrets
 from spectail.models.formats.state_dict import state_tensors
 from spectail.models.live.walk import module_source
 from spectail.models.source import Source
@@ -65,7 +65,7 @@ def open_source(
             return _named_source(os.fspath(source))
         except OSError as error:
             raise SourceError(
-                f"{os.fspath(source)} cannot be read: {error.strerror or error}"
+                f"{without_secrets(os.fspath(source))} cannot be read: {error.strerror or error}"
             ) from None
     raise SourceError(
         f"cannot open a {type(source).__name__}; expected a torch module, a state dict, a matrix, "

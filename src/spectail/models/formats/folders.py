@@ -254,7 +254,9 @@ def _joined(label: str, sources: Sequence[tuple[str, Source]], note: str) -> Sou
     ]
     vectors = sum(source.n_vectors for _, source in sources)
     files = tuple(file for _, source in sources for file in source.files)
-    return Source(label, _joint_digest(sources), tuple(layers), vectors, (note, *notes), files)
+    return Source(
+        label, _joint_digest(sources), tuple(layers), vectors, (note, *notes), files=files
+    )
 
 
 def _joint_digest(sources: Sequence[tuple[str, Source]]) -> str:

@@ -23,6 +23,19 @@ def is_address(text: str) -> bool:
     return bool(_ADDRESS.match(text))
 
 
+def without_secrets(text: str) -> str:
+    """Return an address without user, password and query; other texts as they are.
+
+    >>> without_secrets("https://me:password@host/model.safetensors?signature=x")
+    'https://host/model.safetensors'
+    """
+    if not is_address(text):
+        return text
+    scheme, _, rest = text.partition("://")
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
 def remote_source(address: str) -> Source:
     """Open a model elsewhere: a file, an index of shards or a folder. Only headers are read."""
     path = remote_path(address)
@@ -46,7 +59,11 @@ def remote_path(address: str) -> RemotePath:
         SourceError: The address is of an unknown kind or incomplete.
 
     """
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+        _ = parts.port  # raises for a port that is no number
+    except ValueError:
+        raise SourceError(f"{without_secrets(address)} is no valid address") from None
     scheme = parts.scheme.lower()
     if scheme in {"http", "https"}:
         return _on_the_web(address)

@@ -9,7 +9,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError
 from spectail.models.formats.open_file import ReadableFile
@@ -194,7 +194,7 @@ class RemoteFile(ReadableFile):
         """Copy the whole file to a temporary place, once, for a server that ignores ranges."""
         stamp, pieces = self._store.whole(self.path.key)
         # The file has no name and vanishes with the process.
-        self._copy = cast(io.BufferedRandom, tempfile.TemporaryFile())  # noqa: SIM115 - it stays open as long as this object
+        self._copy = tempfile.TemporaryFile()  # noqa: SIM115 - it stays open as long as this object
         weakref.finalize(self, self._copy.close)
         done = 0
         for piece in pieces:

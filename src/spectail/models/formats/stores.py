@@ -23,16 +23,18 @@ if TYPE_CHECKING:
     from spectail.models.formats.remote_file import RemoteFile
     from spectail.models.formats.remote_path import RemotePath
 
-_RETRIES = {
+WAITS: dict[str, Any] = {
+    "init_backoff": timedelta(milliseconds=200),
+    "max_backoff": timedelta(seconds=10),
+    "base": 2,
+}
+"""Waits before a request is repeated: they grow from 0.2 s to 10 s, with some randomness."""
+RETRIES: dict[str, Any] = {
     "max_retries": 6,
     "retry_timeout": timedelta(minutes=3),
-    "backoff": {
-        "init_backoff": timedelta(milliseconds=200),
-        "max_backoff": timedelta(seconds=10),
-        "base": 2,
-    },
+    "backoff": WAITS,
 }
-"""When a request is repeated: the waits grow from 0.2 s to 10 s, with some randomness."""
+"""How often a request is repeated."""
 _TIMEOUTS = {"connect_timeout": "10s", "read_timeout": "30s", "timeout": "600s"}
 """A read times out when no byte arrives for so long; the last limit is for a whole request."""
 
@@ -198,7 +200,7 @@ def settings(*, plain_http: bool, headers: Mapping[str, str] | None = None) -> d
     options: dict[str, Any] = {**_TIMEOUTS, "allow_http": plain_http}
     if headers:
         options["default_headers"] = dict(headers)
-    return {"client_options": options, "retry_config": _RETRIES}
+    return {"client_options": options, "retry_config": RETRIES}
 
 
 def explained(error: Exception, shown: str) -> Exception:
@@ -221,7 +223,7 @@ def explained(error: Exception, shown: str) -> Exception:
     if status.startswith("4") and status[:3] not in {"408", "429"}:
         return SourceError(f"{shown} cannot be read: the server answers {status}")
     return SourceUnreachableError(
-        f"{shown} cannot be read: {status or _cause(text)}, also after {_RETRIES['max_retries']} "
+        f"{shown} cannot be read: {status or _cause(text)}, also after {RETRIES['max_retries']} "
         "more tries; run the same command again"
     )
 

@@ -114,7 +114,8 @@ class WebFolder(Store):
             raise
         except (FileNotFoundError, SourceError):
             return {}
-        return names_on_page(text.decode("utf-8", "replace"), path)
+        shown = urlunsplit((self._parts.scheme, self._host, path, "", ""))
+        return names_on_page(text.decode("utf-8", "replace"), shown)
 
     def _usual_names(self, folder: str) -> dict[str, bool]:
         """Return which of the usual names exist."""
@@ -134,21 +135,21 @@ class _Page(WebFolder):
         return self._client(obstore, self._parts.path)
 
 
-def names_on_page(text: str, path: str) -> dict[str, bool]:
-    """Return the names that a listing page links to, with True for folders.
+def names_on_page(text: str, url: str) -> dict[str, bool]:
+    """Return the names that the listing page of a folder links to, with True for folders.
 
-    >>> names_on_page('<a href="../">up</a> <a href="a%20b.bin">..</a> <a href="/m/sub/">', "/m/")
+    >>> names_on_page('<a href="../">up</a> <a href="a%20b.bin"> <a href="/m/sub/">', "https://h/m/")
     {'a b.bin': False, 'sub': True}
     """
     links = _Links()
     links.feed(text)
     names = {}
     for link in links.found:
-        # Links may be relative or hold the whole path; a query only sorts the listing.
-        target = urlsplit(urljoin(path, link))
-        inside = unquote(target.path.removeprefix(unquote(path)).removeprefix(path))
+        # Links may be relative or whole addresses; one with a query only sorts the listing.
+        target = urljoin(url, link)
+        inside = unquote(target.removeprefix(url))
         name = inside.rstrip("/")
-        if target.path.startswith(path) and name and "/" not in name and not target.query:
+        if target.startswith(url) and name and not re.search(r"[/?#]", name):
             names[name] = inside.endswith("/")
     return names
 
