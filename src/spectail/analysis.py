@@ -15,9 +15,11 @@ from spectail.report.page import page_mark
 from spectail.report.plots import alpha_by_depth
 from spectail.report.run_page import EYEBROW, report_html
 from spectail.report.spectrum_plot import layer_spectrum
+from spectail.report.words import standing_out
 from spectail.results.compare import Comparison, pair_layers
 from spectail.results.depth import RankCorrelation, alpha_with_depth
 from spectail.results.records import LayerRecord, Results, RunInfo
+from spectail.results.summary import Summary, summarize
 from spectail.results.table import layer_table, table_html
 
 if TYPE_CHECKING:
@@ -52,6 +54,13 @@ class Analysis(Results):
         The mean of each kind of layer is taken out, because blocks may hold different kinds.
         """
         return alpha_with_depth(self.layers)
+
+    def summary(self) -> Summary:
+        """Summarize the run: counts, means of the metrics by layers and by weights, what stands out.
+
+        ``print(analysis.summary())`` writes a few lines, ``summary()["alpha"].mean`` is a number.
+        """
+        return summarize(self, standing_out(self))
 
     def plot(self) -> go.Figure:
         """Plot alpha across depth: a line per kind of layer, and a band for random matrices.
@@ -103,6 +112,21 @@ class Analysis(Results):
             raise RunError(
                 f"{path} is not an analysis that this version can read ({error})"
             ) from error
+
+    def __repr__(self) -> str:
+        """Describe the run in three lines."""
+        found, run = summarize(self), self.run
+        window = f"windows of {run.window}" if run.window else f"window {run.spec.window}"
+        counts = ", ".join(f"{n} {status}" for status, n in found.counts.items() if n)
+        lines = [
+            f"Analysis of {found.source}: {counts or 'no layers'} ({window}, {run.spec.cutoff})"
+        ]
+        if alpha := found.statistics.get("alpha"):
+            lines.append(
+                f"alpha {alpha.mean:.3f} on average (by weights {alpha.weighted_mean:.3f}), "
+                f"{alpha.least:.3f} to {alpha.greatest:.3f}"
+            )
+        return "\n".join([*lines, "more: .summary(), .table, .plot(), .save(folder)"])
 
     def _repr_html_(self) -> str:
         """Return the table as HTML, for notebooks."""

@@ -228,6 +228,15 @@ class Allocation(Mapping[str, float]):
         except (ValueError, AllocationError) as error:
             raise AllocationError(f"{path} cannot be used: {error}") from error
 
+    def __repr__(self) -> str:
+        """Describe the allocation in two lines."""
+        values, units = list(self.values()), len({share.unit for share in self.shares})
+        return (
+            f"Allocation of {self.target} {self.budget:g}: {len(self)} layers in {units} units, "
+            f"{min(values):.4g} to {max(values):.4g}; {len(self.left_out)} layers left out\n"
+            "more: .summary(), .table, .save(path)"
+        )
+
     def _repr_html_(self) -> str:
         """Return the table as HTML, for notebooks."""
         return table_html(self.table)

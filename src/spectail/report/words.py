@@ -31,6 +31,10 @@ from spectail.results.depth import STRONG, rank_correlation
 from spectail.results.records import LayerRecord, Results, null_gap
 
 
+STANDS_OUT = ("Range", "Random matrix", "Power law", "Kinds", "Depth", "Odd ones")
+"""Topics of the paragraphs that a summary repeats."""
+
+
 class Finding(NamedTuple):
     """One paragraph and its topic."""
 
@@ -41,6 +45,13 @@ class Finding(NamedTuple):
 def findings(results: Results) -> list[str]:
     """Describe a run in short paragraphs, from what was measured to what cannot be concluded."""
     return [f"{finding.topic}: {finding.text}" for finding in titled_findings(results)]
+
+
+def standing_out(results: Results) -> list[str]:
+    """Return one sentence or two on each thing that stands out, without Markdown."""
+    found = {finding.topic: finding.text for finding in titled_findings(results)}
+    # The paragraphs of the report without what can be said of every run.
+    return [f"{topic}: {found[topic].replace('`', '')}" for topic in STANDS_OUT if topic in found]
 
 
 def titled_findings(results: Results) -> list[Finding]:
