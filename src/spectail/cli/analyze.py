@@ -15,12 +15,13 @@ from rich.table import Table
 from spectail import presets
 from spectail.analysis import Analysis
 from spectail.cli.bar import Bar
-from spectail.cli.options import Exclude, Quiet
+from spectail.cli.options import Exclude, Kind, Quiet, Type
 from spectail.core.cutoffs import cutoff_forms
 from spectail.core.spec import Spec
 from spectail.errors import SpecError
-from spectail.measuring.engines import engine_named
-from spectail.measuring.run import make_plan, run_plan
+from spectail.measuring.engines import engine_named, is_elsewhere
+from spectail.measuring.run import make_plan, measure_plan
+from spectail.measuring.shards import Shard, open_run, part_of
 from spectail.models.source import Layer
 from spectail.results.table import extremes
 
@@ -60,6 +61,21 @@ Include: TypeAlias = Annotated[
 EngineName: TypeAlias = Annotated[
     str, typer.Option(help="What runs the measurement: local or ray.")
 ]
+RayAddress: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Address of a Ray cluster, host:port or auto, for --engine ray; without it one is "
+        "started on this machine unless one runs."
+    ),
+]
+ShardText: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Measure part I of N only, from 1/N to N/N; spectail merge joins the parts.",
+    ),
+]
 FullSpectrum: TypeAlias = Annotated[
     bool, typer.Option("--full-spectrum", help="Also measure whole matrices, without windows.")
 ]
@@ -91,14 +107,19 @@ def analyze(
     device: Device = "auto",
     include: Include = None,
     exclude: Exclude = None,
+    kind: Kind = None,
+    type: Type = None,
     engine: EngineName = "local",
+    ray_address: RayAddress = None,
+    shard: ShardText = None,
     full_spectrum: FullSpectrum = False,
     quantization_errors: QuantizationErrors = False,
     fresh: Fresh = False,
     quiet: Quiet = False,
 ) -> int:
     """Measure the tail exponent alpha of all weight matrices; write a table and report."""
-    measure = engine_named(engine)
+    measure = engine_named(engine, ray_address)
+    own = None if shard is None else Shard.of(shard)
     options = {"window": window, "placement": placement, "cutoff": cutoff, "tolerance": tolerance}
     spec = _spec(preset, aspect_ratio=aspect_ratio, **options)
     console = Console(quiet=quiet)
@@ -111,12 +132,23 @@ def analyze(
             device=device,
             include=include or (),
             exclude=exclude or (),
+            kinds=kind or (),
+            types=type or (),
             full_spectrum=full_spectrum,
             quantization_errors=quantization_errors,
+            elsewhere=is_elsewhere(measure),
         )
-    with _Bar(quiet=quiet) as bar:
-        analysis = run_plan(plan, measure, out=out, progress=bar, fresh=fresh)
-    _show(console, analysis, out)
+    with open_run(out, plan, own, fresh=fresh) as journal:
+        with _Bar(quiet=quiet) as bar:
+            analysis = measure_plan(part_of(plan, own), measure, journal, progress=bar)
+        try:
+            journal.finish(analysis)
+        finally:  # a full disk must not cost the user the numbers
+            show(console, analysis)
+    report = journal.path.parent / "report.html"
+    console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
+    if own:
+        console.print(f"{own.words}; spectail merge {out} joins the parts", soft_wrap=True)
     return 1 if any(layer.status == "failed" for layer in analysis.layers) else 0
 
 
@@ -144,8 +176,8 @@ class _Bar(Bar):
         self.show(layer.name[-44:] if layer else "writing the report", done, total)
 
 
-def _show(console: Console, analysis: Analysis, out: Path) -> None:
-    """Print the layers of lowest and highest alpha, failures, and the path of the report."""
+def show(console: Console, analysis: Analysis) -> None:
+    """Print the layers of lowest and highest alpha, and failures."""
     heaviest, lightest = extremes(analysis.table)
     for title, rows in (
         ("Heaviest tails (lowest alpha)", heaviest),
@@ -176,4 +208,3 @@ def _show(console: Console, analysis: Analysis, out: Path) -> None:
     for layer in analysis.layers:
         if layer.status == "failed":
             console.print(f"failed: {layer.name}: {layer.reason}", highlight=False, markup=False)
-    console.print(f"report: {out / 'report.html'}", highlight=False, markup=False, soft_wrap=True)

@@ -29,21 +29,40 @@ def single_threaded() -> Iterator[None]:
 
 
 def cores() -> int:
-    """Return how many cores the work of this thread may use: torch's threads, or one.
+    """Return how many cores the work of this thread may use.
 
-    It is one inside ``on_one_core``.
+    It is the number that ``spread_over`` or ``on_one_core`` gives, else torch's number of threads.
     """
-    return 1 if getattr(_THIS_THREAD, "alone", False) else torch.get_num_threads()
+    workers: int | None = getattr(_THIS_THREAD, "workers", None)
+    return torch.get_num_threads() if workers is None else workers
+
+
+@contextmanager
+def spread_over(workers: int) -> Iterator[None]:
+    """Spread the windows of this thread's work over ``workers`` threads, and nothing else.
+
+    Every sum then runs on one thread, whose order does not depend on the number of workers. So the
+    numbers are the same, bit for bit, with any number of them.
+    """
+    with single_threaded(), _workers(workers):
+        yield
 
 
 @contextmanager
 def on_one_core() -> Iterator[None]:
     """Keep the work of this thread on one core, without changing any setting of other threads."""
-    _THIS_THREAD.alone = True
+    with _workers(1):
+        yield
+
+
+@contextmanager
+def _workers(number: int) -> Iterator[None]:
+    """Set what ``cores`` returns in this thread."""
+    _THIS_THREAD.workers = number
     try:
         yield
     finally:
-        _THIS_THREAD.alone = False
+        _THIS_THREAD.workers = None
 
 
 _THIS_THREAD = threading.local()

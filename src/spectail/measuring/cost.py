@@ -99,7 +99,11 @@ def estimate(layer: Layer, spec: Spec, window: int | None, *, full_spectrum: boo
     With a tolerance the number of windows is known only after measuring: the estimate takes the
     number of the second check, which most layers do not exceed.
     """
-    if layer.no_weight or layer.problem or too_small((layer.rows, layer.cols), spec):
+    if (
+        layer.no_weight
+        or layer.problem
+        or too_small((layer.rows, layer.cols), spec, layer.n_matrices)
+    ):
         return Cost()
     try:
         solved = _solved(layer, spec, window)
@@ -115,7 +119,7 @@ def estimate(layer: Layer, spec: Spec, window: int | None, *, full_spectrum: boo
         windows=sum(counts),
         product_flops=sum(n * product for n, (product, _) in zip(counts, flops, strict=True)),
         solver_flops=sum(n * solver for n, (_, solver) in zip(counts, flops, strict=True)),
-        bytes=layer.numel * _item_bytes(layer.tensor.dtype),
+        bytes=layer.numel * item_bytes(layer.tensor.dtype),
         memory=max(_memory(shape, layer) for shape, _ in solved),
     )
 
@@ -151,7 +155,7 @@ def _flops(window: Window, layer: Layer, spec: Spec) -> tuple[float, float]:
 
 def _memory(window: Window, layer: Layer) -> int:
     """Return the peak memory in bytes: the layer's matrices and the buffers of one window."""
-    item = _item_bytes(layer.tensor.dtype)
+    item = item_bytes(layer.tensor.dtype)
     # Values are read as float32 or complex64, or wider if they are stored so. The bytes as they
     # are stored and these matrices exist side by side while a layer is read.
     wide = max(item, 8 if layer.tensor.is_complex else 4)
@@ -161,7 +165,7 @@ def _memory(window: Window, layer: Layer) -> int:
     return PROCESS_BYTES + layer.numel * (item + wide) + buffers
 
 
-def _item_bytes(dtype: str) -> int:
+def item_bytes(dtype: str) -> int:
     """Return the bytes of one entry of this type."""
     found = getattr(torch, dtype, None)
     # Packed types have names of their own; their values are read as float32.
@@ -175,3 +179,9 @@ def plan_seconds(plan: Plan) -> list[float]:
         estimate(layer, run.spec, run.window, full_spectrum=run.full_spectrum).seconds()
         for layer in plan.layers
     ]
+
+
+def costliest_first(plan: Plan) -> list[Layer]:
+    """Return the layers of a plan, the costliest first, so that none is waited for at the end."""
+    seconds = plan_seconds(plan)
+    return [plan.layers[i] for i in sorted(range(len(seconds)), key=lambda i: (-seconds[i], i))]

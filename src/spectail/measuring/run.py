@@ -12,9 +12,10 @@ from spectail import presets
 from spectail.analysis import Analysis
 from spectail.core.measure import common_window, estimator_of, too_small
 from spectail.core.spec import Spec
-from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError, SpecError
+from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError
+from spectail.measuring.cost import costliest_first
 from spectail.measuring.device import usable_device
-from spectail.measuring.engines import Engine, engine_named
+from spectail.measuring.engines import Engine, engine_named, is_elsewhere
 from spectail.measuring.journal import Journal
 from spectail.measuring.layer import Plan
 from spectail.measuring.rounding import with_rounding
@@ -53,6 +54,7 @@ def analyze(
     out: str | Path | None = None,
     fresh: bool = False,
     engine: str = "local",
+    ray_address: str | None = None,
     shard: Shard | str | tuple[int, int] | None = None,
     progress: Progress | None = None,
 ) -> Analysis:
@@ -69,12 +71,14 @@ def analyze(
 
     With ``out`` the results are stored in that folder as they come. A run that was killed continues
     where it stopped, and at the end the tables and the report are written there. ``fresh`` replaces
-    a run that the folder holds. ``engine`` is ``local`` or ``ray``. ``shard`` measures one part of
+    a run that the folder holds. ``engine`` is ``local`` or ``ray``, the latter on the cluster at
+    ``ray_address``. ``shard`` measures one part of
     the layers: ``"2/4"`` is the second of four, and ``merge`` joins the parts. A layer that cannot
     be measured keeps its row, with a reason.
 
     Raises SourceError, SpecError or RunError with a one-line message before anything is written.
     """
+    chosen = engine_named(engine, ray_address)
     plan = make_plan(
         source,
         spec=spec,
@@ -85,10 +89,11 @@ def analyze(
         types=types,
         full_spectrum=full_spectrum,
         quantization_errors=quantization_errors,
+        elsewhere=is_elsewhere(chosen),
     )
     return run_plan(
         plan,
-        engine_named(engine),
+        chosen,
         out=out,
         progress=progress,
         fresh=fresh,
@@ -107,9 +112,13 @@ def make_plan(
     types: str | Sequence[str] = (),
     full_spectrum: bool = False,
     quantization_errors: bool = False,
+    elsewhere: bool = False,
 ) -> Plan:
-    """Open the source and choose layers and common window, without measuring or writing."""
-    device = usable_device(device)
+    """Open the source and choose layers and common window, without measuring or writing.
+
+    ``elsewhere`` leaves the choice of the device to the processes that measure.
+    """
+    device = device if elsewhere else usable_device(device)
     opened = open_source(source)
     tied = opened.tied if estimator_of(spec).counts_tied else ()
     of = KindFilter.of(kinds, types)
@@ -189,6 +198,9 @@ def measure_plan(
 
     """
     known = journal.known(plan.layers) if journal else {}
+    if plan.quantization_errors and is_elsewhere(engine):
+        # The errors of formats come with a record there: this process reads no weights.
+        known = {name: x for name, x in known.items() if x.rounding or x.status != "ok"}
     try:
         for record in _measured(plan, engine, known, progress):
             known[record.name] = record
@@ -214,10 +226,13 @@ def _measured(
     total = sum(layer.numel for layer in plan.layers)
     missing = {layer.name: layer for layer in plan.layers if layer.name not in known}
     done = total - sum(layer.numel for layer in missing.values())
+    order = costliest_first(plan) if is_elsewhere(engine) else plan.layers
 
     # The engine takes layers from this generator, so progress is reported when one starts.
     def announced() -> Iterable[Layer]:
-        for layer in missing.values():
+        for layer in order:
+            if layer.name not in missing:
+                continue
             if progress:
                 progress(layer, done, total)
             yield layer

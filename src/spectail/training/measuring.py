@@ -15,9 +15,9 @@ from spectail.core.measure import common_window, too_small
 from spectail.core.spec import Spec
 from spectail.core.threads import on_one_core
 from spectail.errors import TrainingError
+from spectail.measuring.device import usable_device
 from spectail.measuring.engines import local
 from spectail.measuring.layer import Plan, measure_layer
-from spectail.measuring.run import usable_device
 from spectail.models.build import holding
 from spectail.models.live.walk import module_source
 from spectail.models.source import Layer

@@ -1,73 +1,351 @@
-"""The Ray engine: layers are spread over a cluster.
+"""The Ray engine: the layers of a run are tasks on the machines of a Ray cluster.
 
-Every worker opens the source itself, so all machines must see its files.
+Weights are read on the machine that measures them, so every machine must be able to open the
+source: by the same path on a shared file system, or from an object store. The process that starts
+the run (Ray calls it the driver) hands out layer after layer, the costliest first, and collects the
+records. Tasks hold no state, so a task whose worker or machine is lost is simply started again.
 """
 
 from __future__ import annotations
 
+import logging
+import math
+import os
+import socket
+import time
+import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
-import torch
-
-from spectail.errors import SpecError
-from spectail.measuring.layer import Plan, measure_layer
-from spectail.models.open import open_source
+from spectail.basics.texts import first_line, joined, plural
+from spectail.errors import RunError, SourceChangedError, SourceError, SpecError
+from spectail.measuring.cost import estimate, plan_seconds
+from spectail.measuring.engines.task import Request, Trouble, measure_request
+from spectail.measuring.layer import Plan, record_of
 from spectail.models.source import Layer
-from spectail.results.records import LayerRecord, RunInfo
+from spectail.results.records import LayerRecord
+
+TRIES = 3
+"""How often a layer is started before its row says that it failed."""
+AHEAD = 2
+"""Tasks handed to Ray for each CPU: those that wait show an autoscaler that more is needed."""
+PATIENCE = 60.0
+"""Seconds that a cluster may have no machine for the tasks, for example while one is replaced."""
+CONNECT_SECONDS = 10.0
+"""How long to wait for an answer at the address of a cluster."""
+_LOST = {
+    "OutOfMemoryError": "Ray ended its worker because the machine's memory was full",
+    "NodeDiedError": "its machine left the cluster",
+}
+"""What happened to a task, by the type of Ray's error; other errors are a worker that died."""
+_LOG = logging.getLogger(__name__)
 
 
-def measure(plan: Plan, layers: Iterable[Layer]) -> Iterator[LayerRecord]:
-    """Measure the layers on every CPU that Ray offers and yield records as they are done.
+@dataclass(frozen=True)
+class RayEngine:
+    """Measure the layers on a Ray cluster and yield records as they are done.
 
-    Each worker uses one thread.
+    ``address`` is that of a cluster (``host:port``, or ``auto`` for one on this machine). Without
+    it Ray connects to the cluster that ``RAY_ADDRESS`` names or that runs on this machine, and
+    starts one with all cores of this machine if there is none.
     """
+
+    address: str | None = None
+    elsewhere: ClassVar[bool] = True
+    """Layers are measured in other processes: these check the device, and get the costliest first.
+    """
+
+    def __call__(self, plan: Plan, layers: Iterable[Layer]) -> Iterator[LayerRecord]:
+        """Measure the layers of a plan.
+
+        Raises:
+            SpecError: Ray is not installed, or the source is no text that other machines can open.
+            RunError: There is no cluster at the address, or none of its machines is left.
+            SourceError: No machine can open the source, or one has another model there.
+
+        """
+        ray = _ray()
+        source = _source_text(plan.source)
+        connected_here = not ray.is_initialized()
+        if connected_here:
+            _connect(ray, self.address)
+        try:
+            yield from _Driver(ray, plan, source).records(layers)
+        finally:
+            if connected_here:
+                ray.shutdown()
+
+
+@dataclass
+class _Task:
+    """A layer that is handed out, and what became of its earlier tries."""
+
+    layer: Layer
+    losses: list[str]
+    cpus: int = 1
+    memory: int = 0
+
+
+@dataclass(frozen=True)
+class _Capacity:
+    """What the machines offer that can open the source."""
+
+    nodes: frozenset[str]
+    cpus: int
+    gpus: int
+    most_cpus: int
+    """CPUs of the largest machine."""
+    most_memory: int
+    """Memory in bytes of the machine that has most of it."""
+
+
+class _Driver:
+    """The loop that hands out the layers of one run and collects their records."""
+
+    def __init__(self, ray: Any, plan: Plan, source: str) -> None:
+        self.ray, self.plan, self.source = ray, plan, source
+        # Ray ends a worker after each task with a GPU unless told otherwise, and starting one takes
+        # seconds. It is never to repeat a task by itself: only the driver counts the tries.
+        self.remote = ray.remote(max_retries=0, max_calls=0)(_measure_on_node)
+        self.running: dict[Any, _Task] = {}
+        self.again: list[_Task] = []
+        self.bad_nodes: dict[str, str] = {}
+        self.seconds = sum(plan_seconds(plan))
+        self.last_seen = time.monotonic()
+        self.capacity = self._look()
+        self.gpu = self._wants_gpu()
+
+    def records(self, layers: Iterable[Layer]) -> Iterator[LayerRecord]:
+        """Yield the record of every layer, in the order in which they are done."""
+        new = iter(layers)
+        while True:
+            self._hand_out(new)
+            if not self.running:
+                return
+            done, _ = self.ray.wait(list(self.running), timeout=2.0)
+            for reference in done:
+                if record := self._result(reference):
+                    yield record
+            self._check_cluster()
+
+    def _hand_out(self, new: Iterator[Layer]) -> None:
+        """Start tasks until each CPU (or GPU) has AHEAD of them."""
+        slots = self.capacity.gpus if self.gpu else self.capacity.cpus
+        most = max(AHEAD * slots, AHEAD)
+        while sum(task.cpus for task in self.running.values()) < most:
+            if self.again:
+                task = self.again.pop()
+            elif layer := next(new, None):
+                task = _Task(layer, [])
+            else:
+                return
+            self._start(task)
+
+    def _start(self, task: _Task) -> None:
+        """Hand one task to Ray, with the CPUs and the memory that its layer needs."""
+        run = self.plan.run
+        cost = estimate(task.layer, run.spec, run.window, full_spectrum=run.full_spectrum)
+        # A layer that takes longer than an equal share of the run would be waited for at the end.
+        share = self.seconds / max(1, self.capacity.cpus)
+        wanted = 1 if self.gpu else math.ceil(cost.seconds() / share) if share else 1
+        task.cpus = max(1, min(wanted, self.capacity.most_cpus))
+        # A worker that ran out of memory gets more of it.
+        task.memory = min(cost.memory * 2 ** len(task.losses), self.capacity.most_memory)
+        options: dict[str, Any] = {
+            "num_cpus": task.cpus,
+            "memory": task.memory,
+            "name": task.layer.name,
+        }
+        if self.gpu:
+            options["num_gpus"] = 1
+        if self.bad_nodes:
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(self.bad_nodes)})"}
+        request = Request(
+            layer=task.layer.name,
+            source=self.source,
+            run=run,
+            device="auto" if self.gpu and self.plan.device == "auto" else self._device(),
+            cpus=task.cpus,
+            quantization_errors=self.plan.quantization_errors,
+        )
+        self.running[self.remote.options(**options).remote(request)] = task
+
+    def _result(self, reference: Any) -> LayerRecord | None:
+        """Return the record of a finished task, or arrange for its layer to be measured again."""
+        task = self.running.pop(reference)
+        errors = self.ray.exceptions
+        try:
+            node, found = self.ray.get(reference)
+        except errors.TaskCancelledError:
+            self.again.append(task)
+            return None
+        except errors.RayTaskError as error:
+            # measure_request handles what may go wrong with a layer: the worker cannot run it.
+            raise RunError(
+                "a machine of the cluster cannot run spectail: install the same versions of "
+                f"Python, Ray and spectail on all of them ({_cause(error)})"
+            ) from None
+        except errors.RayError as error:
+            return self._lost(task, error)
+        if isinstance(found, LayerRecord):
+            return found
+        self._trouble(node, found)
+        self.again.append(task)
+        return None
+
+    def _lost(self, task: _Task, error: Exception) -> LayerRecord | None:
+        """Start a lost task again, or give its layer up after TRIES of them."""
+        task.losses.append(_LOST.get(type(error).__name__, "its worker was killed"))
+        if len(task.losses) < TRIES:
+            self.again.append(task)
+            return None
+        reasons = joined(list(dict.fromkeys(task.losses)))
+        return replace(
+            record_of(task.layer),
+            status="failed",
+            reason=f"given up after {TRIES} tries: {reasons}",
+        )
+
+    def _trouble(self, node: str, trouble: Trouble) -> None:
+        """Use a machine no more that cannot open the source, and say so once.
+
+        Raises:
+            SourceChangedError: The machine has another model, so results would be of two models.
+
+        """
+        where = f"machine {self._address(node)}"
+        if trouble.changed:
+            raise SourceChangedError(f"{where}: {trouble.reason}")
+        if node not in self.bad_nodes:
+            self.bad_nodes[node] = trouble.reason
+            _LOG.warning("%s is not used: %s", where, trouble.reason)
+        self.capacity = self._look()
+        if not self.capacity.nodes:
+            raise SourceError(
+                f"no machine of the cluster ({plural(len(self.bad_nodes), 'machine')}) can measure "
+                f"{self.source}: {trouble.reason}; every machine must reach it by this name"
+            )
+
+    def _check_cluster(self) -> None:
+        """Follow machines that come and go.
+
+        Raises:
+            RunError: No machine has been there for PATIENCE seconds.
+
+        """
+        before, self.capacity = self.capacity, self._look()
+        if self.capacity.nodes:
+            self.last_seen = time.monotonic()
+        elif time.monotonic() - self.last_seen > PATIENCE:
+            raise RunError(
+                f"the cluster has had no machine for the layers for {PATIENCE:.0f} s: add one, "
+                "and run the same command again to go on"
+            )
+        if before.nodes <= self.capacity.nodes:
+            return
+        # What only a machine that is gone could have run would wait for ever.
+        for reference, task in self.running.items():
+            if self.capacity.nodes and (
+                task.cpus > self.capacity.most_cpus or task.memory > self.capacity.most_memory
+            ):
+                self.ray.cancel(reference)
+
+    def _look(self) -> _Capacity:
+        """Return what the cluster offers now."""
+        needs_gpu = getattr(self, "gpu", False)
+        nodes = {
+            node["NodeID"]: node["Resources"]
+            for node in self.ray.nodes()
+            if node["Alive"]
+            and node["NodeID"] not in self.bad_nodes
+            and node["Resources"].get("GPU" if needs_gpu else "CPU", 0) >= 1
+        }
+        return _Capacity(
+            nodes=frozenset(nodes),
+            cpus=int(sum(found.get("CPU", 0) for found in nodes.values())),
+            gpus=int(sum(found.get("GPU", 0) for found in nodes.values())),
+            most_cpus=int(max((found.get("CPU", 0) for found in nodes.values()), default=1)),
+            most_memory=int(max((found.get("memory", 0) for found in nodes.values()), default=0)),
+        )
+
+    def _wants_gpu(self) -> bool:
+        """Return whether the tasks ask for a GPU each: those of ``auto`` do if there is one."""
+        if self.plan.device == "cpu":
+            return False
+        if self.plan.device != "auto" and not self.capacity.gpus:
+            raise SpecError(
+                f"device {self.plan.device!r} needs a machine with a GPU, and Ray knows of none in "
+                "this cluster: use --device cpu, or start the machines with --num-gpus"
+            )
+        return self.capacity.gpus > 0
+
+    def _device(self) -> str:
+        """Return the device of the tasks; Ray shows each task only the GPU that it may use."""
+        return "cuda" if self.gpu else "cpu"
+
+    def _address(self, node: str) -> str:
+        """Return the address of a machine, and the beginning of Ray's name for it."""
+        found = {entry["NodeID"]: entry["NodeManagerAddress"] for entry in self.ray.nodes()}
+        return f"{found.get(node, 'unknown')} (node {node[:8]})"
+
+
+def _measure_on_node(request: Request) -> tuple[str, LayerRecord | Trouble]:
+    """Measure a layer in a worker of Ray; return the node's name too."""
+    return _ray().get_runtime_context().get_node_id(), measure_request(request)
+
+
+def _ray() -> Any:
+    """Import Ray, quietly; SpecError if it is not installed."""
+    # Ray reads these once. The first hides what raylets print into the output of the driver when a
+    # worker dies: the engine reports that itself. The second turns off reports of usage.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        import ray
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ray
+            import ray.exceptions
     except ImportError as error:
         raise SpecError(
             "the ray engine needs Ray: pip install 'spectail[ray]', or leave out --engine"
         ) from error
-    if not isinstance(plan.source, str):
-        raise SpecError(
-            "the ray engine needs a source that workers can open: "
-            "text that names a file, not an object"
-        )
-    started_here = not ray.is_initialized()
-    if started_here:
-        ray.init(log_to_driver=False, include_dashboard=False)
+    return ray
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    """Connect to a cluster, or start one on this machine; RunError if it does not answer."""
+    host, colon, port = (address or "").rpartition(":")
     try:
-        worker = ray.remote(_Worker)
-        count = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        idle = [worker.remote(plan.source, plan.run, plan.device) for _ in range(count)]
-        # Hand out the next layer only when a worker is idle, so that progress is announced in time.
-        busy: dict[Any, Any] = {}
-        for layer in layers:
-            if not idle:
-                done, _ = ray.wait(list(busy))
-                idle.append(busy.pop(done[0]))
-                yield ray.get(done[0])
-            actor = idle.pop()
-            busy[actor.measure.remote(layer.name)] = actor
-        while busy:
-            done, _ = ray.wait(list(busy))
-            busy.pop(done[0])
-            yield ray.get(done[0])
-    finally:
-        if started_here:
-            ray.shutdown()
+        if colon and port.isdecimal() and "/" not in host:
+            # Ray itself tries for a minute and prints pages.
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (OSError, RuntimeError, ValueError, AssertionError, ImportError) as error:
+        where = f"no Ray cluster answers at {address}" if address else "Ray does not start here"
+        raise RunError(
+            f"{where} ({first_line(error)}): start one with 'ray start --head' and give its "
+            "address, or leave out --ray-address to use this machine"
+        ) from error
 
 
-class _Worker:
-    """A Ray actor that opens the source once and measures layers by name."""
+def _source_text(source: Any) -> str:
+    """Return the text by which every machine can open the source; paths become absolute."""
+    if not isinstance(source, str | os.PathLike):
+        raise SpecError(
+            "the ray engine needs a source that other machines can open: a path, an address or a "
+            f"hub id, not a {type(source).__name__}"
+        )
+    text = os.fspath(source)
+    path = Path(text).expanduser()
+    # A worker has a current folder of its own.
+    return str(path.absolute()) if text != "demo" and path.exists() else text
 
-    def __init__(self, source: str, run: RunInfo, device: str) -> None:
-        # The cluster has one worker for each CPU, so each worker uses one thread.
-        torch.set_num_threads(1)
-        opened = open_source(source)
-        self.plan = Plan(run, opened.layers, device)
-        self.layers = {layer.name: layer for layer in (*opened.layers, *opened.tied)}
 
-    def measure(self, name: str) -> LayerRecord:
-        """Measure the layer of this name."""
-        return measure_layer(self.layers[name], self.plan)
+def _cause(error: Any) -> str:
+    """Return the last line of a task's traceback, which says what went wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
