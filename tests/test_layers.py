@@ -31,7 +31,7 @@ MODELS = [
     {"lazy_tensor", "naming"},
     {"layout", "assembly"},
     {"source"},
-    {"tied"},
+    {"tied", "difference"},
     {"build"},
     {"formats"},
     {"live"},

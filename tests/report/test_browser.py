@@ -1,6 +1,8 @@
 """The pages in a real browser: offline, without an error, at two widths, in both colour schemes."""
 
+import csv
 import dataclasses
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -174,7 +176,7 @@ def test_choosing_a_layer_draws_the_curves_of_its_record(report: Any, transforme
     assert after != before
     layer = transformer.layers[index]
     assert layer.spectrum is not None
-    curves = spectrum_curves(layer, layer.spectrum)
+    curves = spectrum_curves(layer, layer.spectrum, transformer.run.spec.cutoff)
     assert {meta for meta, _, _ in after} == set(curves)
     for meta, x, y in after:
         assert np.allclose(x, curves[meta].x, rtol=2e-4), meta
@@ -225,9 +227,10 @@ def test_keyboard_alone_sorts_and_chooses(report: Any) -> None:
 
 
 def column(page: Any, n: int) -> Any:
-    return page.eval_on_selector_all(
-        f"tbody td:nth-child({n})", "cells => cells.map(c => c.textContent)"
-    )
+    """The texts of a column; of the first one the names alone, without the reasons below them."""
+    cells = f"tbody td:nth-child({n})" + (" > :first-child" if n == 1 else "")
+    found = page.eval_on_selector_all(cells, "cells => cells.map(c => c.textContent)")
+    return [text.replace("\N{MINUS SIGN}", "-") for text in found]
 
 
 def test_sorting_goes_both_ways_and_missing_values_stay_last(report: Any) -> None:
@@ -261,6 +264,72 @@ def test_filters_narrow_the_table_and_say_how_far(report: Any) -> None:
     assert "short side 8 is below 16" in page.inner_text("tbody")
     page.select_option("#status", "not comparable")
     assert column(page, 1) == ["model.head.conv2"]
+
+
+def test_the_reason_is_seen_without_scrolling_sideways(opened: Any) -> None:
+    page = opened("transformer", PHONE)
+    page.select_option("#status", "skipped")
+    seen = page.eval_on_selector(
+        "tbody tr td .reason",
+        "r => { const b = r.getBoundingClientRect(); return [b.left, b.right, innerWidth]; }",
+    )
+    assert 0 <= seen[0] < seen[1] <= seen[2]
+
+
+def test_a_layer_is_found_by_typing_its_name(report: Any, transformer: Results) -> None:
+    report.fill("#find", "model.layers.7.mlp.up_proj")
+    until(report, "document.getElementById('find').value === ''")
+    chosen = transformer.layers[int(report.input_value("#layer"))]
+    assert chosen.name == "model.layers.7.mlp.up_proj"
+
+
+def test_the_rows_shown_are_downloaded_with_all_columns(report: Any) -> None:
+    report.select_option("#kind", "gate")
+    with report.expect_download() as waiting:
+        report.click("#csv")
+    rows = list(csv.DictReader(waiting.value.path().read_text().splitlines()))
+    assert [row["name"] for row in rows] == column(report, 1)
+    assert all(float(row["alpha"]) > 1 and row["reason"] == "" for row in rows)
+
+
+def test_formulas_are_text_in_the_download(opened: Any, hostile: Results) -> None:
+    page = opened("hostile")
+    with page.expect_download() as waiting:
+        page.click("#csv")
+    rows = list(csv.DictReader(io.StringIO(waiting.value.path().read_text(errors="replace"))))
+    assert len(rows) == len(hostile.layers)
+    assert all(row["name"][0] not in "=+-@\t\r" for row in rows)
+
+
+def test_a_cell_of_many_layers_lists_them_in_the_table(opened: Any, huge: Results) -> None:
+    page = opened("huge")
+    page.locator("#heatmap").scroll_into_view_if_needed()
+    place = page.evaluate(
+        """() => { const d = document.getElementById('heatmap'), b = d.getBoundingClientRect();
+        const x = d._fullLayout.xaxis, y = d._fullLayout.yaxis;
+        return [b.x + x._offset + x.d2p(3), b.y + y._offset + y.d2p(4)]; }"""
+    )
+    page.mouse.move(*place)
+    page.wait_for_selector("#heatmap .hoverlayer .hovertext")
+    page.mouse.click(*place)
+    until(page, "document.getElementById('filter').value !== ''")
+    kind = page.input_value("#kind")
+    expected = [x.name for x in huge.layers if x.block == 3 and x.kind == kind]
+    assert column(page, 1) == expected
+    assert len(expected) > 1
+
+
+def test_contents_lead_to_every_section(report: Any) -> None:
+    targets = report.eval_on_selector_all(
+        ".contents a", "links => links.map(a => a.getAttribute('href').slice(1))"
+    )
+    sections = report.eval_on_selector_all("main section", "all => all.map(s => s.id)")
+    assert targets == sections
+
+
+def test_decimals_of_a_column_align(report: Any) -> None:
+    ranks = [text for text in column(report, 8) if text != "–"]
+    assert len({len(text.partition(".")[2]) for text in ranks}) == 1
 
 
 def test_legend_buttons_hide_and_show_a_kind(report: Any) -> None:

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from scipy import integrate
 
+from spectail.core.cutoffs.base import Cutoff
+from spectail.core.cutoffs.ks import KSMinimum
+from spectail.core.cutoffs.median import Median
+from spectail.core.cutoffs.top import TopFraction
 from spectail.core.null import marchenko_pastur_alpha
+from spectail.core.tails import fit_from
 from spectail.errors import SpectailError
 from spectail.report.curves import null_shape, spectrum_curves
 from spectail.report.depth import depth_of
@@ -21,7 +26,7 @@ from spectail.report.spectrum_plot import layer_spectrum
 from spectail.report.theme import kind_styles
 from spectail.results.records import Results, Spectrum
 
-from .conftest import HOSTILE, NULL, ok_layer, run_of
+from .conftest import HOSTILE, NULL, ok_layer, run_of, spectrum_of
 
 
 def traces(fig: Any, meta: Any) -> list[Any]:
@@ -110,10 +115,10 @@ def test_full_against_windows(transformer: Results) -> None:
             assert (x, y) == (transformer.layers[i].alpha_full, transformer.layers[i].alpha)
 
 
-def test_spectrum_curves_hold_together(transformer: Results) -> None:
+def test_a_power_law_is_drawn_from_xmin_to_the_largest(transformer: Results) -> None:
     layer = transformer.layers[1]
     assert layer.spectrum is not None
-    curves = spectrum_curves(layer, layer.spectrum)
+    curves = spectrum_curves(layer, layer.spectrum, KSMinimum())
     edges, density = curves["histogram"]
     assert np.sum(density[:-1] * np.diff(np.log10(edges))) == pytest.approx(1)
     fit = curves["fit"]
@@ -127,12 +132,44 @@ def test_spectrum_curves_hold_together(transformer: Results) -> None:
     assert curves["fit survival"].y[0] == pytest.approx(layer.n_tail / sum(layer.spectrum.counts))
     assert curves["survival"].x[0] == layer.spectrum.top[0][1]
     assert curves["xmin"].x.tolist() == [layer.xmin, layer.xmin]
+    assert curves["null slope survival"].x.size == 0
+
+
+@pytest.mark.parametrize(("cutoff", "share"), [(Median(), 0.5), (TopFraction(0.25), 0.25)])
+def test_a_cutoff_without_a_power_law_shows_its_part_and_its_slope(
+    cutoff: Cutoff, share: float
+) -> None:
+    rng = np.random.default_rng(1)
+    eigenvalues = np.sort(rng.lognormal(0, 1, 800))
+    fit = fit_from(eigenvalues, round(800 * (1 - share)))
+    layer = ok_layer(
+        "w", None, "linear", spectrum=spectrum_of(eigenvalues), alpha=fit.alpha, xmin=fit.xmin,
+        n_tail=fit.n_tail, n_eigenvalues=800,
+        alpha_null=marchenko_pastur_alpha(1.0, fraction=share),
+    )  # fmt: skip
+    assert layer.spectrum is not None
+    curves = spectrum_curves(layer, layer.spectrum, cutoff)
+    assert curves["fit"].x.size == 0
+    # From xmin to the geometric mean of the part, which is what alpha says.
+    mean = math.exp(np.log(eigenvalues[-fit.n_tail :]).mean())
+    assert curves["fit survival"].x == pytest.approx([fit.xmin, mean])
+    assert curves["fit survival"].y == pytest.approx([share, share / math.e])
+    part, histogram = curves["part"], curves["histogram"]
+    area = np.sum(part.y[:-1] * np.diff(np.log10(part.x)))
+    assert area == pytest.approx(share, abs=0.02)
+    assert part.x[-1] == histogram.x[-1]
+    # The null starts at its own quantile of the same share.
+    null = curves["null slope survival"]
+    at = np.interp(null.x[0], curves["null survival"].x, curves["null survival"].y)
+    assert at == pytest.approx(share, abs=0.02)
+    slope = np.diff(np.log(null.y)) / np.diff(np.log(null.x))
+    assert 1 - slope[0] == pytest.approx(layer.alpha_null)
 
 
 def test_null_curve_fits_the_histogram_of_a_random_layer() -> None:
     layer = ok_layer("w", None, "linear", 0.0, seed=3)
     assert layer.spectrum is not None
-    curves = spectrum_curves(layer, layer.spectrum)
+    curves = spectrum_curves(layer, layer.spectrum, Median())
     at = np.array([rank for rank, _ in layer.spectrum.top]) / 576
     below_null = np.interp(
         curves["survival"].x, curves["null survival"].x, curves["null survival"].y
@@ -170,7 +207,7 @@ def test_degenerate_spectra_draw() -> None:
     layer = ok_layer(
         "w", None, "linear", spectrum=one, alpha=math.nan, xmin=math.nan, weight_var=0.0
     )
-    curves = spectrum_curves(layer, one)
+    curves = spectrum_curves(layer, one, Median())
     assert curves["fit"].x.size == curves["null"].x.size == 0
     assert np.isfinite(curves["histogram"].y).all()
     layer_spectrum(run_of([layer]), "w")
@@ -193,7 +230,9 @@ def test_stacks_with_equal_indices_are_different_places() -> None:
         ]
     )
     assert depth.places == (0, 1, 2, 3)
-    assert depth.labels == {0: "block.0", 1: "block.1", 2: "block.0", 3: ""}
+    assert depth.labels == {0: "block.0", 1: "block.1", 2: "block.0", 3: "head"}
+    assert depth.ticks()[0] == [0, 1, 2]
+    assert depth.names() == [(3, "head")]
 
 
 def test_one_stack_keeps_its_indices_and_what_is_outside_goes_around_it() -> None:

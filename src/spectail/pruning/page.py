@@ -33,7 +33,7 @@ VIEW = (
     Column("zeros", "Zeros", "count"),
     Column("numel", "Weights", "count"),
     Column("status", "Status", "status"),
-    Column("reason", "Remarks", "why"),
+    Column("reason", "Remarks", "why", main=False),
     Column("alpha", "Alpha of its unit", "fixed", main=False, help="what the ratio was given by"),
     Column(
         "quota",

@@ -14,7 +14,7 @@ from spectail.report import page
 from spectail.report.depth import depth_of
 from spectail.report.evidence import CLEAR, threshold
 from spectail.report.page import Chart, Column, Page, Paragraph, Section
-from spectail.report.run_page import model_name, spec_line
+from spectail.report.run_page import full_path, model_name, spec_line
 from spectail.report.theme import NULL, axis, figure, kind_styles, note, safe
 from spectail.results.compare import PAIRED, Comparison
 from spectail.results.records import Results
@@ -35,7 +35,7 @@ VIEW = (
     Column("alpha_change", "Change", "signed", help="B - A; below zero the tail became heavier"),
     Column("z", "In errors", "errors", help="the change divided by the combined standard error"),
     Column("status", "Status", "status"),
-    Column("reason", "Reason", "why"),
+    Column("reason", "Reason", "why", main=False),
     Column("alpha_se_a", "± A", "fixed", main=False),
     Column("alpha_se_b", "± B", "fixed", main=False),
     Column("stable_rank_a", "Stable rank A", "number", main=False),
@@ -267,7 +267,7 @@ def _origins(a: Results, b: Results) -> list[tuple[str, str]]:
         item
         for run, results in (("A", a), ("B", b))
         for item in (
-            (f"Source {run}", results.run.source),
+            (f"Source {run}", full_path(results.run)),
             (f"Fingerprint {run}", results.run.fingerprint),
         )
     ]

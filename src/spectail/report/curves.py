@@ -1,7 +1,11 @@
-"""The curves of one layer's spectrum as coordinates: histogram, tail fit, null and survival.
+"""The curves of one layer's spectrum as coordinates: histogram, what alpha measures, the null.
 
 The null is the spectrum of a random matrix. The survival curve is the share of eigenvalues at or
-above a value. Densities are per decade, d(share of the eigenvalues) / d(log10 eigenvalue), so that
+above a value. What alpha measures depends on the cutoff. If the cutoff claims a power law, the fit
+is drawn from xmin to the largest eigenvalue. If not, alpha is a statement on the eigenvalues from
+xmin on as a whole: the mean of ln(x / xmin) over them is 1 / (alpha - 1). It is drawn as a line of
+slope 1 - alpha on log axes that reaches so far beyond xmin, with the same line of the null beside
+it. Densities are per decade, d(share of the eigenvalues) / d(log10 eigenvalue), so that
 areas on a log axis are shares. ``report.js`` draws the same curves from the same few numbers; a
 browser test compares the two.
 """
@@ -15,6 +19,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from spectail.core.cutoffs.base import Cutoff
+from spectail.core.cutoffs.median import Median
 from spectail.core.null import marchenko_pastur_density
 from spectail.results.records import LayerRecord, Spectrum
 
@@ -24,6 +30,11 @@ FIT_POINTS = 41
 HIDDEN_SHARE = 0.005
 """The axes first leave out this share of the smallest eigenvalues, which may lie decades below."""
 _EMPTY: Array = np.array([], dtype=np.float64)
+OTHERS = (
+    *("part", "null", "null survival", "null slope survival"),
+    *("fit", "fit survival", "xmin", "xmin survival"),
+)
+"""Names of the lines that a layer may lack; the histogram and the survival curve it always has."""
 
 
 class Curve(NamedTuple):
@@ -91,7 +102,15 @@ def has_fit(layer: LayerRecord) -> bool:
     )
 
 
-def spectrum_curves(layer: LayerRecord, spectrum: Spectrum) -> dict[str, Curve]:
+def null_fraction(cutoff: Cutoff) -> float | None:
+    """Return the share of eigenvalues from xmin on where the cutoff fixes it, else None.
+
+    Only then the null has an xmin of its own to start from.
+    """
+    return 0.5 if isinstance(cutoff, Median) else getattr(cutoff, "fraction", None)
+
+
+def spectrum_curves(layer: LayerRecord, spectrum: Spectrum, cutoff: Cutoff) -> dict[str, Curve]:
     """Return the lines of a layer's figure by their names; a line may be empty.
 
     The names are the ``meta`` of the traces that draw them.
@@ -112,7 +131,7 @@ def spectrum_curves(layer: LayerRecord, spectrum: Spectrum) -> dict[str, Curve]:
         "histogram": Curve(edges, np.append(density, density[-1:])),
         "survival": Curve(values, ranks / max(1, total)),
     }
-    for name in ("null", "null survival", "fit", "fit survival", "xmin", "xmin survival"):
+    for name in OTHERS:
         curves[name] = Curve(_EMPTY, _EMPTY)
     ratio, shift = window_ratio(layer), null_shift(layer)
     if ratio is not None and shift is not None:
@@ -122,9 +141,41 @@ def spectrum_curves(layer: LayerRecord, spectrum: Spectrum) -> dict[str, Curve]:
         shown = shape.survival >= 0.5 / max(1, total)
         curves["null"] = Curve(x, shape.density)
         curves["null survival"] = Curve(x[shown], shape.survival[shown])
+        share = null_fraction(cutoff)
+        if share is not None and math.isfinite(layer.alpha_null) and layer.alpha_null > 1:
+            # The survival falls with x; np.interp wants rising values.
+            start = 10 ** (np.interp(-share, -shape.survival, shape.log10) + shift)
+            curves["null slope survival"] = _slope(float(start), share, layer.alpha_null)
     if has_fit(layer) and total:
-        curves |= _fit_curves(layer, total, high, float(density.max(initial=0)))
+        curves["part"] = _from(layer.xmin, curves["histogram"])
+        if cutoff.claims_power_law:
+            curves |= _fit_curves(layer, total, high)
+        else:
+            curves["fit survival"] = _slope(layer.xmin, layer.n_tail / total, layer.alpha)
+        line = np.array([layer.xmin, layer.xmin])
+        peak = max(float(density.max(initial=0)), float(curves["fit"].y[:1].max(initial=0)))
+        curves["xmin"] = Curve(line, np.array([0.0, peak]))
+        curves["xmin survival"] = Curve(line, np.array([0.5 / total, 1.0]))
     return curves
+
+
+def _slope(start: float, share: float, alpha: float) -> Curve:
+    """Return the line of slope 1 - alpha on log axes from (start, share).
+
+    It ends where the logarithm has grown by its mean over the eigenvalues from ``start`` on, which
+    is 1 / (alpha - 1) by the definition of alpha; the share has fallen by a factor of e there.
+    """
+    return Curve(
+        np.array([start, start * math.exp(1 / (alpha - 1))]), np.array([share, share / math.e])
+    )
+
+
+def _from(xmin: float, histogram: Curve) -> Curve:
+    """Return the part of a step line from xmin on."""
+    x, y = histogram
+    place = int(np.searchsorted(x, xmin, side="right"))
+    height = y[max(0, place - 1) : place]
+    return Curve(np.append([xmin], x[place:]), np.append(height, y[place:]))
 
 
 def shown_range(spectrum: Spectrum, curves: dict[str, Curve]) -> tuple[float, float]:
@@ -144,8 +195,8 @@ def shown_range(spectrum: Spectrum, curves: dict[str, Curve]) -> tuple[float, fl
     return low - pad, high + pad
 
 
-def _fit_curves(layer: LayerRecord, total: int, high: float, peak: float) -> dict[str, Curve]:
-    """Return the lines of the power law from xmin to the largest eigenvalue, and of xmin.
+def _fit_curves(layer: LayerRecord, total: int, high: float) -> dict[str, Curve]:
+    """Return the lines of the power law from xmin to the largest eigenvalue.
 
     The law is scaled to the share of eigenvalues that lie in the tail.
     """
@@ -154,10 +205,4 @@ def _fit_curves(layer: LayerRecord, total: int, high: float, peak: float) -> dic
     x = np.geomspace(layer.xmin, max(layer.xmin, 10**high), FIT_POINTS)
     survival = share * (x / layer.xmin) ** -slope
     density = survival * slope * math.log(10)
-    line = np.array([layer.xmin, layer.xmin])
-    return {
-        "fit": Curve(x, density),
-        "fit survival": Curve(x, survival),
-        "xmin": Curve(line, np.array([0.0, max(peak, float(density[0]))])),
-        "xmin survival": Curve(line, np.array([0.5 / total, 1.0])),
-    }
+    return {"fit": Curve(x, density), "fit survival": Curve(x, survival)}

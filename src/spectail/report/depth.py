@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from spectail.models.naming.blocks import u_shaped, unit_of
+
 
 @dataclass(frozen=True)
 class Depth:
@@ -19,16 +21,26 @@ class Depth:
     places: tuple[int, ...]
     """One per layer."""
     labels: dict[int, str]
-    """Label of every place; empty for a layer that lies in no block."""
+    """Label of every place: the block, or the end of the name of a layer that lies in no block."""
     title: str
+    outside: frozenset[int] = frozenset()
+    """Places of layers that lie in no block."""
 
     def ticks(self, most: int = 14) -> tuple[list[int], list[str]]:
-        """Return about ``most`` evenly spaced places that have a label, and these labels."""
-        places = sorted(place for place, label in self.labels.items() if label)
-        # -(-a // b) rounds up.
-        step = max(1, -(-len(places) // most))
-        shown = [place for place in places if (place - places[0]) % step == 0]
+        """Return about ``most`` evenly spaced places of blocks, and their labels."""
+        shown = _thinned(sorted(set(self.labels) - self.outside), most)
         return shown, [self.labels[place] for place in shown]
+
+    def names(self, most: int = 14) -> list[tuple[int, str]]:
+        """Return the places of layers in no block, at most about ``most``, with their labels."""
+        return [(place, self.labels[place]) for place in _thinned(sorted(self.outside), most)]
+
+
+def _thinned(places: list[int], most: int) -> list[int]:
+    """Return about ``most`` of the places, evenly spaced from the first on."""
+    # -(-a // b) rounds up.
+    step = max(1, -(-len(places) // most))
+    return [place for place in places if (place - places[0]) % step == 0]
 
 
 def stack_of(name: str, block: int | None) -> str | None:
@@ -39,6 +51,9 @@ def stack_of(name: str, block: int | None) -> str | None:
     """
     if block is None:
         return None
+    # The stacks of a U-Net are one stack, whose blocks are numbered through.
+    if found := u_shaped(unit_of(name) or ""):
+        return found[0].rstrip(".")
     # Names of some formats do not contain the index; their stack has no name then.
     parts = name.split(".")
     return ".".join(parts[: parts.index(str(block))]) if str(block) in parts else ""
@@ -60,21 +75,31 @@ def depth_of(layers: Sequence[tuple[str, int | None]]) -> Depth:
         single = _one_stack(list(units))
         if single is not None:
             labels = {
-                place: str(place) if key[0] is not None else "" for key, place in single.items()
+                place: str(place) if key[0] is not None else _ending(key[1])
+                for key, place in single.items()
             }
-            return Depth(tuple(single[key] for key in keys), labels, "block")
+            outside = frozenset(place for key, place in single.items() if key[0] is None)
+            return Depth(tuple(single[key] for key in keys), labels, "block", outside)
     labels = {place: _label(*key, place=place, stacks=len(stacks)) for key, place in units.items()}
+    alone = [place for (stack, _), place in units.items() if stack is None and stacks]
     return Depth(
         tuple(units[key] for key in keys),
         labels,
         "block, in the model's order" if stacks else "layer",
+        frozenset(alone),
     )
+
+
+def _ending(name: int | str) -> str:
+    """Return the last part of a layer's name, at most 14 characters of it."""
+    last = str(name).rsplit(".", 1)[-1]
+    return last if len(last) <= 14 else f"{last[:13]}\u2026"
 
 
 def _label(stack: str | None, unit: int | str, *, place: int, stacks: int) -> str:
     """Label a place by its block, and by its stack too if there are several."""
     if stack is None:
-        return "" if stacks else str(place)
+        return _ending(unit) if stacks else str(place)
     return f"{stack.split('.')[-1]}.{unit}" if stacks > 1 and stack else str(unit)
 
 

@@ -12,9 +12,10 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from functools import lru_cache
-from importlib import resources
+from importlib import metadata, resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment
@@ -75,6 +76,17 @@ class Section:
     """Whether a list above the chart lets the reader choose the layer."""
 
 
+@lru_cache(maxsize=1)
+def addresses() -> tuple[tuple[str, str], ...]:
+    """Return the addresses that the package names: its documentation, its code, the paper."""
+    try:
+        found = metadata.metadata("spectail").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        return ()
+    pairs = (entry.partition(", ") for entry in found)
+    return tuple((word, address) for word, _, address in pairs)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Page:
     """The content of a page; the template ``page.html`` arranges and escapes it."""
@@ -93,6 +105,10 @@ class Page:
     """The command that reproduces these numbers."""
     origins: list[tuple[str, str]]
     """Where the numbers come from: (what, value)."""
+    written: str = field(default_factory=lambda: f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}")
+    """When the page was written, in local time."""
+    links: tuple[tuple[str, str], ...] = field(default_factory=addresses)
+    """Where to read on: (word, address)."""
 
 
 def page_mark(eyebrow: str) -> bytes:

@@ -50,7 +50,7 @@ def alpha_by_depth(results: Results) -> go.Figure:
 
     Error bars are one ``alpha_se``. If a block holds several layers of a kind, the line joins their
     means. Layers that are not comparable (their window is not the run's) are open marks without a
-    line, and do not count for the null band.
+    line; they do not count for the null band or the scale, and lie at the edge if they are beyond.
     """
     layers = measured(results)
     depth = depth_of([(layer.name, layer.block) for _, layer in layers])
@@ -64,6 +64,15 @@ def alpha_by_depth(results: Results) -> go.Figure:
     if not layers:
         return note(fig, "no layer was measured")
     _add_null(fig, layers, depth)
+    for place, label in depth.names():
+        # Upright, for they are long and stand close together.
+        fig.add_annotation(
+            x=place, y=0, yref="paper", yanchor="bottom", text=safe(label), textangle=-90,
+            showarrow=False, opacity=0.75, font={"size": 11},
+        )  # fmt: skip
+    scale = _scale([layer for _, layer in layers])
+    if scale:
+        fig.update_yaxes(range=scale)
     styles = kind_styles([layer.kind for _, layer in layers])
     for kind in styles:
         mine = [
@@ -77,8 +86,21 @@ def alpha_by_depth(results: Results) -> go.Figure:
         if solid:
             _add_kind(fig, kind, solid, styles[kind])
         if opened:
-            _add_points(fig, kind, opened, styles[kind], legend=not solid, opened=True)
+            _add_points(fig, kind, opened, styles[kind], legend=not solid, opened=True, scale=scale)
     return fig
+
+
+def _scale(layers: Sequence[LayerRecord]) -> tuple[float, float] | None:
+    """Return the range of the comparable alphas, their errors and nulls; None if all count."""
+    solid = [layer for layer in layers if layer.comparable]
+    if not solid or len(solid) == len(layers):
+        return None
+    errors = [x.alpha_se if math.isfinite(x.alpha_se) else 0.0 for x in solid]
+    ends = [x.alpha + side * e for x, e in zip(solid, errors, strict=True) for side in (-1, 1)]
+    ends += [x.alpha_null for x in solid if math.isfinite(x.alpha_null)]
+    low, high = min(ends), max(ends)
+    pad = 0.06 * (high - low) or 0.1
+    return low - pad, high + pad
 
 
 def hover(layer: LayerRecord) -> str:
@@ -181,13 +203,18 @@ def _add_kind(
 def _add_points(
     fig: go.Figure, kind: str, mine: list[tuple[int, LayerRecord, int]], style: tuple[str, str],
     *, line: bool = False, legend: bool = True, opened: bool = False,
+    scale: tuple[float, float] | None = None,
 ) -> None:  # fmt: skip
-    """Draw points with error bars; ``mine`` has (row number, layer, place) of each."""
+    """Draw points with error bars; ``mine`` has (row number, layer, place) of each.
+
+    Points beyond ``scale`` lie at its edge.
+    """
     colour, symbol = style
+    low, high = scale or (-math.inf, math.inf)
     errors = [layer.alpha_se if math.isfinite(layer.alpha_se) else None for _, layer, _ in mine]
     fig.add_scatter(
         x=[x for _, _, x in mine],
-        y=[layer.alpha for _, layer, _ in mine],
+        y=[min(max(layer.alpha, low), high) for _, layer, _ in mine],
         customdata=[i for i, _, _ in mine],
         hovertext=[hover(layer) for _, layer, _ in mine],
         hoverinfo="text",

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import math
 import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spectail.core.cutoffs.base import Cutoff
+from spectail.models.naming.blocks import unit_of
 from spectail.report import page
-from spectail.report.curves import FIT_POINTS, HIDDEN_SHARE, null_shape, null_shift, window_ratio
+from spectail.report.curves import (
+    FIT_POINTS,
+    HIDDEN_SHARE,
+    OTHERS,
+    null_fraction,
+    null_shape,
+    null_shift,
+    window_ratio,
+)
 from spectail.report.evidence import CLEAR, Run, sort_run
 from spectail.report.page import Chart, Column, Page, Section
 from spectail.report.plots import (
@@ -17,7 +28,7 @@ from spectail.report.plots import (
     block_kind_heatmap,
     farms_against_full,
 )
-from spectail.report.spectrum_plot import spectrum_figure
+from spectail.report.spectrum_plot import part_name, spectrum_figure
 from spectail.report.theme import TIMES
 from spectail.report.words import titled_findings
 from spectail.results.records import COLUMN_TABLE, COLUMNS, LayerRecord, Results, RunInfo, null_gap
@@ -62,6 +73,7 @@ def report_html(results: Results) -> str:
             "view": [column.to_dict() for column in _view(run)],
         },
         "spectra": spectra_data(results),
+        "units": [unit_of(layer.name) for layer in results.layers],
     }
     written = Page(
         title=model_name(run),
@@ -89,6 +101,8 @@ def _view(run: RunInfo) -> list[Column]:
         main = column.main or (column.name == "tail_verdict" and run.spec.cutoff.claims_power_law)
         # Meanings are written as Markdown for the documentation; the page shows plain text.
         meaning = column.meaning.replace("`", "").replace("*", "")
+        # The reason stands below the name, where it is seen at every width.
+        main = main and column.name != "reason"
         shown[column.name] = Column(column.name, column.label, column.cell, main, meaning)
     rest = [name for name in COLUMNS if name not in (*FIRST, *NOT_SHOWN)]
     return [shown[name] for name in (*FIRST, *rest)]
@@ -116,7 +130,7 @@ def spec_line(run: RunInfo) -> list[tuple[str, str]]:
     if spec.tolerance is not None:
         parts.append(("tolerance", f"{spec.tolerance:g}"))
     if spec.legacy:
-        parts.append(("legacy", "on"))
+        parts.append(("legacy", "on" if spec.legacy is True else str(spec.legacy)))
     if "spectail" in run.versions:
         parts.append(("spectail", run.versions["spectail"]))
     return parts
@@ -149,7 +163,13 @@ def command(run: RunInfo) -> str:
     ]
     if spec.tolerance is not None:
         words += ["--tolerance", f"{spec.tolerance:g}"]
-    for option, globs in (("--include", run.include), ("--exclude", run.exclude)):
+    chosen = (
+        ("--include", run.include),
+        ("--exclude", run.exclude),
+        ("--kind", run.kinds),
+        ("--type", run.types),
+    )
+    for option, globs in chosen:
         for glob in globs:
             words += [option, glob]
     if run.full_spectrum:
@@ -162,6 +182,7 @@ def spectra_data(results: Results) -> dict[str, Any]:
 
     Layers with windows of one ratio share the shape of their null, which is stored once.
     """
+    cutoff = results.run.spec.cutoff
     shapes: dict[float, int] = {}
     layers: dict[int, dict[str, Any]] = {}
     for i, layer in enumerate(results.layers):
@@ -188,6 +209,10 @@ def spectra_data(results: Results) -> dict[str, Any]:
     return {
         "layers": layers,
         "shapes": curves,
+        "others": OTHERS,
+        "part": part_name(cutoff),
+        "power_law": cutoff.claims_power_law,
+        "null_fraction": null_fraction(cutoff),
         "fit_points": FIT_POINTS,
         "hidden_share": HIDDEN_SHARE,
         "first": _first(results, layers),
@@ -309,8 +334,8 @@ def _charts(results: Results) -> tuple[dict[str, Any], list[Section]]:
         sections.append(DEPTH)
     if any(layer.spectrum is not None for layer in run.ok):
         # Empty: the script draws the layer that is chosen.
-        figures["spectrum"] = page.figure_data(spectrum_figure({}))
-        sections.append(SPECTRUM)
+        figures["spectrum"] = page.figure_data(spectrum_figure({}, results.run.spec.cutoff))
+        sections.append(_spectrum_section(results.run.spec.cutoff))
     # A heat map of one block would be a single column.
     if len({layer.block for layer in run.ok if layer.block is not None}) > 1:
         figures["heatmap"] = page.figure_data(block_kind_heatmap(results))
@@ -333,20 +358,34 @@ DEPTH = Section(
         "A point opens its layer below.",
     ),
 )
-SPECTRUM = Section(
-    id="layer-section",
-    title="The spectrum of a layer",
-    lead="What alpha summarises: the eigenvalues of all windows, pooled.",
-    chart=Chart(
-        "spectrum",
-        "Spectrum of the chosen layer",
-        "Left or above: the density of the pooled eigenvalues on a log axis. "
-        "Right or below: the share of eigenvalues "
-        "at or above a value; a power law is a straight line there. "
-        "The fit starts at xmin and holds the tail's share.",
-    ),
-    chooses_layer=True,
-)
+
+
+def _spectrum_section(cutoff: Cutoff) -> Section:
+    """Make the section of a layer's spectrum, whose caption says what is drawn for this cutoff."""
+    part = part_name(cutoff)
+    what = (
+        "The fit starts at xmin and holds the tail's share; where the points leave it, the tail is "
+        "no power law."
+        if cutoff.claims_power_law
+        else f"Alpha is no claim of a power law here. It is 1 + 1 / m, where m is the mean of "
+        f"ln(x / xmin) over the shaded part ({part}): the line falls by this slope, and ends m "
+        f"beyond xmin. Dotted is a random matrix of the same variance, with its own slope."
+    )
+    return Section(
+        id="layer-section",
+        title="The spectrum of a layer",
+        lead="What alpha summarises: the eigenvalues of all windows, pooled.",
+        chart=Chart(
+            "spectrum",
+            "Spectrum of the chosen layer",
+            "Left or above: the density of the pooled eigenvalues on a log axis. "
+            "Right or below: the share of eigenvalues at or above a value; a power law is a "
+            f"straight line there. {what}",
+        ),
+        chooses_layer=True,
+    )
+
+
 BLOCKS = Section(
     id="blocks",
     title="Blocks and kinds",
@@ -362,15 +401,23 @@ SHAPE_BIAS = Section(
 )
 
 
+def full_path(run: RunInfo) -> str:
+    """Return the full path of a source that lies on this machine, else its name."""
+    path = Path(run.given).expanduser()
+    return str(path.resolve()) if run.given and path.exists() else run.source
+
+
 def _origins(run: RunInfo) -> list[tuple[str, str]]:
     """Return the origin of the numbers as (what, value) pairs."""
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     return [
-        ("Source", run.source),
+        ("Source", full_path(run)),
         ("Fingerprint", run.fingerprint),
         ("Device", run.device),
         ("Versions", versions),
         ("Include", ", ".join(run.include)),
+        ("Kinds", ", ".join(run.kinds)),
+        ("Types", ", ".join(run.types)),
         ("Exclude", ", ".join(run.exclude)),
         ("Notes", "; ".join(run.notes)),
     ]

@@ -28,9 +28,10 @@
   function number(v, digits) {
     if (v === null || v === undefined) return "\u2013";
     if (typeof v !== "number") return String(v);
-    if (digits !== undefined) return v.toFixed(digits);
-    if (v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e5)) return v.toExponential(2);
-    return String(Number(v.toPrecision(4)));
+    const far = v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e5);
+    const text = digits !== undefined ? v.toFixed(digits) : far ? v.toExponential(2) : String(Number(v.toPrecision(4)));
+    // A minus sign is as wide as a plus sign, a hyphen is not; and there is no negative zero.
+    return text.replace(/^-(?=[0.]*$)/, "").replace(/-/g, "\u2212");
   }
 
   const narrow = () => window.innerWidth < 720;
@@ -96,7 +97,10 @@
     legend(div);
     div.on("plotly_click", (event) => {
       const i = event.points[0].customdata;
-      if (typeof i === "number") choose(i, true);
+      if (typeof i !== "number") return;
+      // A cell of the heat map may hold many layers: the table then lists them.
+      const many = id === "heatmap" && data.units.filter((unit, k) => unit === data.units[i] && value(k, "kind") === value(i, "kind")).length > 1;
+      if (many) table.narrow(value(i, "kind"), data.units[i]); else choose(i, true);
     });
   }
 
@@ -147,6 +151,9 @@
 
   // ---- the chosen layer ---------------------------------------------------------------------------------------
 
+  // From (start, share) to where the logarithm has grown by its mean, 1 / (alpha - 1): see report/curves.py.
+  const slope = (start, share, alpha) => [[start, start * Math.exp(1 / (alpha - 1))], [share, share / Math.E]];
+
   // The same curves as report/curves.py: densities per decade, shares of the eigenvalues at or above.
   function curves(i) {
     const s = data.spectra.layers[i];
@@ -159,24 +166,33 @@
       histogram: [Array.from({ length: bins + 1 }, (_, k) => 10 ** (low + k * width)), [...density, ...density.slice(-1)]],
       survival: [s.values, s.ranks.map((r) => r / Math.max(1, total))],
     };
-    for (const key of ["null", "null survival", "fit", "fit survival", "xmin", "xmin survival"]) out[key] = [[], []];
+    for (const key of data.spectra.others) out[key] = [[], []];
     if (s.shift !== null && s.shape !== null) {
       const shape = data.spectra.shapes[s.shape];
       const x = shape.log10.map((u) => 10 ** (u + s.shift));
       const shown = (_, k) => shape.survival[k] >= 0.5 / Math.max(1, total);
       out.null = [x, shape.density];
       out["null survival"] = [x.filter(shown), shape.survival.filter(shown)];
+      const share = data.spectra.null_fraction, alpha = value(i, "alpha_null");
+      if (share !== null && alpha > 1) {
+        const k = shape.survival.findIndex((v) => v <= share);
+        const [a, b] = [shape.survival[k - 1], shape.survival[k]];
+        const start = shape.log10[k - 1] + (shape.log10[k] - shape.log10[k - 1]) * (a - share) / (a - b);
+        out["null slope survival"] = slope(10 ** (start + s.shift), share, alpha);
+      }
     }
     const alpha = value(i, "alpha"), xmin = value(i, "xmin");
     if (alpha > 1 && xmin > 0 && total) {
       const share = value(i, "n_tail") / total;
+      const first = out.histogram[0].findIndex((x) => x > xmin), from = first < 0 ? out.histogram[0].length : first;
+      out.part = [[xmin, ...out.histogram[0].slice(from)], [...out.histogram[1].slice(Math.max(0, from - 1), from), ...out.histogram[1].slice(from)]];
       const span = Math.max(0, high - Math.log10(xmin));
       const x = Array.from({ length: data.spectra.fit_points }, (_, k) => xmin * 10 ** (span * k / (data.spectra.fit_points - 1)));
       const above = x.map((v) => share * (v / xmin) ** (1 - alpha));
       const fit = above.map((v) => v * (alpha - 1) * Math.LN10);
-      out.fit = [x, fit];
-      out["fit survival"] = [x, above];
-      out.xmin = [[xmin, xmin], [0, Math.max(fit[0], ...density)]];
+      if (data.spectra.power_law) { out.fit = [x, fit]; out["fit survival"] = [x, above]; }
+      else out["fit survival"] = slope(xmin, share, alpha);
+      out.xmin = [[xmin, xmin], [0, Math.max(...out.fit[1].slice(0, 1), ...density)]];
       out["xmin survival"] = [[xmin, xmin], [0.5 / total, 1]];
     }
     return out;
@@ -201,12 +217,13 @@
     const v = (name) => value(i, name);
     const error = v("alpha_se") === null ? " (no error bar)" : " \u00b1 " + number(v("alpha_se"), 3);
     const z = v("null_z");
-    const away = z === null ? "" : ", " + number(Math.abs(z), 1) + " errors " + (z < 0 ? "above" : "below");
+    const away = z === null ? [] : [["against random", number(Math.abs(z), 1) + " errors " + (z < 0 ? "below" : "above")]];
     const pairs = [
       ["alpha", number(v("alpha"), 3) + error],
-      ["random matrix", number(v("alpha_null"), 3) + away],
+      ["random matrix", number(v("alpha_null"), 3)],
+      ...away,
       ["xmin", number(v("xmin"))],
-      ["in the tail", v("n_tail").toLocaleString("en") + " of " + (v("n_eigenvalues") - v("n_zero")).toLocaleString("en")],
+      [data.spectra.part, v("n_tail").toLocaleString("en") + " of " + (v("n_eigenvalues") - v("n_zero")).toLocaleString("en")],
       ["KS distance", number(v("ks"), 3)],
       ["shape", v("rows") + " \u00d7 " + v("cols")],
       ["windows", v("n_windows").toLocaleString("en") + " of " + v("window_rows") + " \u00d7 " + v("window_cols")],
@@ -269,6 +286,12 @@
     const move = (step) => () => choose(order[(order.indexOf(chosen) + step + order.length) % order.length], false);
     document.getElementById("previous").addEventListener("click", move(-1));
     document.getElementById("next").addEventListener("click", move(1));
+    const find = document.getElementById("find");
+    document.getElementById("names").append(...order.map((i) => make("option", { value: value(i, "name") })));
+    find.addEventListener("input", () => {
+      const i = order.find((k) => value(k, "name") === find.value);
+      if (i !== undefined) { choose(i, false); find.value = ""; }
+    });
     choose(data.spectra.first, false);
   }
 

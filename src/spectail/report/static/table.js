@@ -24,7 +24,9 @@ function layerTable(page) {
       td.className = "name"; td.title = text;
       const able = data.spectra ? data.spectra.layers[i] : true;
       const parts = text.split(/(?<=[._/])/).flatMap((part) => [part, make("wbr")]);
-      if (able) td.append(make("button", { type: "button" }, ...parts)); else td.append(...parts);
+      td.append(able ? make("button", { type: "button" }, ...parts) : make("span", {}, ...parts));
+      const reason = "reason" in column && value(i, "reason");
+      if (reason) td.append(make("div", { className: "reason" }, reason));
     },
     shape(td, i) { td.className = "right"; td.textContent = value(i, "rows") + " \u00d7 " + value(i, "cols"); },
     alpha(td, i, v) {
@@ -39,7 +41,7 @@ function layerTable(page) {
     fixed(td, i, v) { td.className = "right"; td.textContent = number(v, 3); },
     signed(td, i, v) { td.className = "right"; td.textContent = v === null ? "\u2013" : (v > 0 ? "+" : "") + number(v, 3); },
     errors(td, i, v) { td.className = "right"; td.textContent = v === null ? "\u2013" : (v > 0 ? "+" : "") + number(v, 1); },
-    number(td, i, v) { td.className = "right"; td.textContent = number(v); },
+    number(td, i, v, key) { td.className = "right"; td.textContent = number(v, digits(key, v)); },
     count(td, i, v) { td.className = "right"; td.textContent = v === null ? "\u2013" : v.toLocaleString("en"); },
     text(td, i, v) { td.className = "text"; td.textContent = v === null ? "" : String(v); td.title = td.textContent; },
     why(td, i, v) { td.className = "why"; td.textContent = v || ""; },
@@ -50,6 +52,18 @@ function layerTable(page) {
       }
     },
   };
+
+  // Numbers of one column have one number of decimals, by the middle of the column, so that they align.
+  const decimals = {};
+  function digits(key, v) {
+    if (!(key in decimals)) {
+      const sizes = data.table.rows.map((row) => Math.abs(row[column[key]])).filter((x) => x > 0 && x < 1e5).sort((a, b) => a - b);
+      const middle = sizes.length ? sizes[sizes.length >> 1] : 1;
+      decimals[key] = Math.min(6, Math.max(0, 3 - Math.floor(Math.log10(middle))));
+    }
+    const small = typeof v === "number" && v !== 0 && Math.abs(v) < 0.5 * 10 ** -decimals[key];
+    return typeof v === "number" && (small || Math.abs(v) >= 1e5) ? undefined : decimals[key];
+  }
 
   const shown = () => view.filter((c) => c.main || wide.checked);
 
@@ -76,7 +90,7 @@ function layerTable(page) {
       tr.dataset.row = i;
       for (const c of columns) {
         const td = document.createElement("td");
-        cells[c.type](td, i, c.key in column ? row[column[c.key]] : null);
+        cells[c.type](td, i, c.key in column ? row[column[c.key]] : null, c.key);
         tr.append(td);
       }
       return tr;
@@ -113,6 +127,27 @@ function layerTable(page) {
     document.getElementById("count").textContent = kept.length === rows.length ? all + " layers" : kept.length.toLocaleString("en") + " of " + all + " layers";
   }
 
+  // Spreadsheets run cells that begin like a formula: an apostrophe makes them text.
+  function csvCell(v) {
+    const text = v === null || v === undefined ? "" : typeof v === "string" && /^[=+\-@\t\r]/.test(v) ? "'" + v : String(v);
+    return /[",\r\n]/.test(text) ? '"' + text.replace(/"/g, '""') + '"' : text;
+  }
+
+  function download() {
+    const kept = order(rows.map((_, i) => i).filter(fits));
+    const lines = [data.table.columns, ...kept.map((i) => data.table.rows[i])].map((row) => row.map(csvCell).join(","));
+    const url = URL.createObjectURL(new Blob([lines.join("\r\n") + "\r\n"], { type: "text/csv" }));
+    make("a", { href: url, download: document.title.replace(/[^\w.-]+/g, "_") + ".csv" }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 10000);
+  }
+
+  // Show only the layers of one kind in one block.
+  function narrow(name, unit) {
+    kind.value = name; search.value = unit + "."; status.value = "";
+    refresh();
+    document.getElementById("layers").scrollIntoView();
+  }
+
   function highlight(i, scroll) {
     for (const tr of body.querySelectorAll("tr.current")) tr.classList.remove("current");
     for (const tr of rows) tr.classList.remove("current");
@@ -133,7 +168,8 @@ function layerTable(page) {
       const tr = event.target.closest("tr");
       if (tr && tr.dataset.row !== undefined) page.choose(Number(tr.dataset.row), Boolean(data.spectra));
     });
+    document.getElementById("csv").addEventListener("click", download);
     header(); build(); refresh();
   }
-  return { start, highlight };
+  return { start, highlight, narrow };
 }
