@@ -20,6 +20,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from spectail.basics.files import write_text
+
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "experiments"
 """Where runs are kept until they are finished."""
@@ -59,12 +61,9 @@ def save_json(path: str | Path, data: Any) -> None:
     NaN and infinities become null; a list of plain values stays on one line.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_plain(data), indent=1, allow_nan=False, ensure_ascii=False)
     text = _FLAT_LIST.sub(lambda match: "[" + re.sub(r",\n\s+", ", ", match[1]) + "]", text)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, text + "\n")
 
 
 @dataclass
@@ -81,14 +80,17 @@ class Journal:
         ValueError where that run has other settings.
         """
         head = json.dumps({"settings": _plain(settings)})
-        path.parent.mkdir(parents=True, exist_ok=True)
         lines = [] if fresh or not path.exists() else _whole_lines(path)
         if lines and lines[0] != head:
             raise ValueError(
                 f"{path} holds a run with other settings; go on with those, or start anew "
                 f"with --fresh"
             )
-        path.write_text("\n".join(lines or [head]) + "\n", encoding="utf-8")
+        text = "\n".join(lines or [head]) + "\n"
+        # A line that a kill cut is dropped by a file that replaces the old one as a whole: a kill
+        # in the middle of this must not cost the steps that are done.
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
         return cls(path, dict(json.loads(line) for line in lines[1:]))
 
     def add(self, key: str, value: Any) -> None:
@@ -176,7 +178,7 @@ def fill_page(page: Path, parts: Mapping[str, str]) -> None:
                 f"/{name} -->"
             )
         text = marks.sub(partial(_between, part), text)
-    page.write_text(text, encoding="utf-8")
+    write_text(page, text)
 
 
 def publish(

@@ -13,6 +13,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from spectail.basics.files import all_or_nothing
+
 COLOURS = (
     *("#2f6fc4", "#c97a05", "#12906a", "#d0492f", "#8a63d2", "#2a9bc7", "#c2619b"),
     *("#8a8a2b", "#8d6e63", "#68778d"),
@@ -53,6 +55,6 @@ def panels(
 
 def save(fig: Figure, path: Path) -> None:
     """Write the figure as PNG on white, the same bytes for the same figure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=150, facecolor="white", metadata={"Software": None})
+    with all_or_nothing(path) as (part,):
+        fig.savefig(part, dpi=150, facecolor="white", metadata={"Software": None})
     plt.close(fig)

@@ -24,6 +24,7 @@ from experiments.aspect_ratio.measure import (
 )
 from experiments.common import ROOT, WORK, Journal, publish, run_steps
 from experiments.stability.catalogue import CATALOGUE, find
+from spectail.basics.files import write_text
 from spectail.models.open import open_source
 
 HERE = Path(__file__).parent
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draw_sizes(results, options.images / "window-size.png")
     parts = tables(results)
     publish(options, results, parts)
-    (options.out / "tables.md").write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
+    write_text(options.out / "tables.md", "\n\n".join(parts.values()) + "\n")
     return 0
 
 

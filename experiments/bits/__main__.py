@@ -17,6 +17,7 @@ from experiments.bits.summary import summarise, tables
 from experiments.common import ROOT, Journal, publish, run_options, run_steps
 from experiments.pruning.texts import Texts, installed
 from experiments.pruning.toy import toy
+from spectail.basics.files import write_text
 from spectail.models.live.language import open_language_model
 
 QUICK = Settings(draws=2, seq_len=32, selection=2, tests=2, noise_tokens=(1, 32), dtype="float32")
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     models = {name: summary for name, summary in found.items() if summary}
     parts = tables(models)
     publish(options, {"settings": settings.to_dict(), "models": models}, parts)
-    (options.out / "tables.md").write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
+    write_text(options.out / "tables.md", "\n\n".join(parts.values()) + "\n")
     return 0 if finished else 3
 
 

@@ -23,6 +23,7 @@ from experiments.diagnosis.models import Subject, installed, subject
 from experiments.diagnosis.numbers import NUMBERS, OF_WINDOWS, measure_all, measure_windows
 from experiments.diagnosis.scores import Measured, score_model, trained_aucs
 from experiments.diagnosis.train import Recipe, TextReader, prose, saved, slow_layers, sums
+from spectail.basics.files import write_text
 from spectail.models.source import Layer
 
 SMALL = "small Llama"
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = tables(results)
     kept = {key: compact(model) for key, model in results["models"].items()}
     publish(options, {**results, "states": STATES, "models": kept}, parts)
-    (options.out / "tables.md").write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
+    write_text(options.out / "tables.md", "\n\n".join(parts.values()) + "\n")
     return 0
 
 

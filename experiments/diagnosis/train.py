@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from experiments.language.data import as_bytes, batch, drawn, spaced
 from experiments.language.train import llama, share_of_rate
 from experiments.pruning.texts import DOCUMENTS, read_html
+from spectail.basics.files import all_or_nothing
 
 KINDS = (
     *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
@@ -109,10 +110,8 @@ def saved(
     if not path.exists():
         model, found = train(recipe, seed, slow, read)
         state: dict[str, Any] = dict(model.state_dict())
-        folder.mkdir(parents=True, exist_ok=True)
-        half_done = path.with_suffix(".partial")
-        torch.save({"recipe": repr(recipe), "loss": found, "state_dict": state}, half_done)
-        half_done.replace(path)
+        with all_or_nothing(path) as (part,):
+            torch.save({"recipe": repr(recipe), "loss": found, "state_dict": state}, part)
     kept = torch.load(path, weights_only=True)
     if kept["recipe"] != repr(recipe):
         raise ValueError(f"{path} was trained with other settings; remove it or use --fresh")

@@ -21,6 +21,7 @@ from experiments.pruning.steps import FULL, Experiment, Settings
 from experiments.pruning.summary import summarise
 from experiments.pruning.texts import Texts, given, installed
 from experiments.pruning.toy import toy
+from spectail.basics.files import write_text
 from spectail.models.live.language import open_language_model
 
 QUICK = Settings(
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = tables(summary)
     publish(options, {"settings": kept, **summary, "block alphas": alphas}, parts)
     draw(summary, options.image)
-    (options.out / "tables.md").write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
+    write_text(options.out / "tables.md", "\n\n".join(parts.values()) + "\n")
     return 0 if finished else 3
 
 

@@ -19,6 +19,7 @@ from experiments.stability.catalogue import CATALOGUE, chosen_layers, find
 from experiments.stability.draw import draw, tables
 from experiments.stability.measure import Settings, measure_layer
 from experiments.stability.summary import middle, summarise
+from spectail.basics.files import write_text
 from spectail.models.open import open_source
 from spectail.models.source import Layer, Source
 
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     draw(results["summary"], options.image)
     parts = tables(results)
     publish(options, results, parts)
-    (options.out / "tables.md").write_text("\n\n".join(parts.values()) + "\n", encoding="utf-8")
+    write_text(options.out / "tables.md", "\n\n".join(parts.values()) + "\n")
     return 0
 
 

@@ -14,7 +14,7 @@ import msgspec
 import pandas as pd
 
 from spectail.analysis import Analysis
-from spectail.basics.files import write_text
+from spectail.basics.files import all_or_nothing
 from spectail.basics.json_values import plain
 from spectail.basics.schema import Count, Finite, SchemaError, checked, parse_json
 from spectail.errors import RunError, TrainingError
@@ -170,13 +170,14 @@ class History(Sequence[Update]):
 
     def save(self, folder: str | Path) -> Path:
         """Write ``history.json``, ``history.csv`` and a ``step_N.json`` for each measurement."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.table.to_csv(folder / "history.csv", index=False)
-        for step in {update.step for update in self}:
-            values = json.dumps(self.at(step).to_dict(), allow_nan=False)
-            write_text(folder / f"step_{step}.json", values)
-        return write_text(folder / HISTORY_FILE, json.dumps(self.to_dict(), allow_nan=False))
+        steps = {f"step_{step}.json": self.at(step) for step in {update.step for update in self}}
+        paths = [Path(folder) / name for name in ("history.csv", *steps, HISTORY_FILE)]
+        with all_or_nothing(*paths) as (csv, *others, history):
+            self.table.to_csv(csv, index=False)
+            for path, found in zip(others, steps.values(), strict=True):
+                path.write_text(json.dumps(found.to_dict(), allow_nan=False), encoding="utf-8")
+            history.write_text(json.dumps(self.to_dict(), allow_nan=False), encoding="utf-8")
+        return paths[-1]
 
     @classmethod
     def load(cls, folder: str | Path) -> History:
