@@ -282,7 +282,7 @@ def test_what_needs_no_model_imports_nothing_heavy(option: str) -> None:
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout
     modules = shown.split("MODULES")[1].split()
-    heavy = {"torch", "numpy", "scipy", "pandas", "plotly", "transformers"}
+    heavy = {"torch", "numpy", "scipy", "pandas", "pyarrow", "plotly", "transformers"}
     assert not heavy & {module.partition(".")[0] for module in modules}
 
 
@@ -294,6 +294,22 @@ def test_commands_that_read_results_import_neither_torch_nor_what_draws_and_solv
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     heavy = {"torch", "plotly", "scipy.optimize", "scipy.stats", "yaml"}
     assert not heavy & set(found.stdout.split())
+
+
+def test_a_measurement_starts_without_what_only_its_end_or_other_settings_need() -> None:
+    code = "import sys, spectail.cli.analyze; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    modules = {module.partition(".")[0] for module in found.stdout.split()}
+    assert not {"scipy", "pandas", "pyarrow", "plotly", "transformers", "yaml"} & modules
+
+
+def test_the_garbage_collector_waits_for_the_imports_only() -> None:
+    code = (
+        "import gc, spectail.cli; spectail.cli.run(['compare', '--help'])\n"
+        "print('FROZEN', gc.isenabled(), gc.get_freeze_count() > 10_000)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout.endswith("FROZEN True True\n")
 
 
 def test_the_package_runs_as_a_module() -> None:

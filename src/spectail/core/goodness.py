@@ -19,7 +19,6 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import erfc, erfcx, log_ndtr
 
 from spectail.core.tails import fit_from
 from spectail.errors import SpecError
@@ -229,6 +228,9 @@ def lognormal_terms(logs: Array) -> Array:
     beyond 2 no other lognormal fits better (del Castillo 1994). In that case the result is that of
     the power law.
     """
+    # Slow to import, and only a cutoff that claims a power law needs it.
+    from scipy.special import log_ndtr
+
     mean = float(logs.mean())
     ratio = float(np.square(logs).mean()) / mean**2
     if ratio >= _moment_ratio(_CUTS[1]):
@@ -256,11 +258,13 @@ def normalised_ratio(first: Array, second: Array) -> float:
 
 def two_sided(deviate: float) -> float:
     """Return the probability that a standard normal variable lies at least this far from 0."""
-    return float(erfc(abs(deviate) / math.sqrt(2)))
+    return math.erfc(abs(deviate) / math.sqrt(2))
 
 
 def _mean_beyond(cut: float) -> float:
     """Return the mean of z - cut for a standard normal z above ``cut``."""
+    from scipy.special import erfcx  # slow to import
+
     # erfcx is the ratio of tail to density without underflow (the inverse Mills ratio).
     return math.sqrt(2 / math.pi) / float(erfcx(cut / math.sqrt(2))) - cut
 

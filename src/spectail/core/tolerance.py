@@ -22,7 +22,6 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from spectail.core.cutoffs import Cutoff
 from spectail.core.jackknife import jackknife_variance, tail_alpha
@@ -132,6 +131,8 @@ def _change_of_the_rest(
     variance = max(jackknife_variance(values, group, count, cutoff), least_spread**2)
     # 1 - count / total: correction for sampling without replacement from a finite population.
     variance *= 1 - count / total
+    from scipy.special import stdtrit  # slow to import, and only a tolerance needs it
+
     quantile = float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2))
     half_width = quantile * math.sqrt(variance) / tail_alpha(values, cutoff)
     return half_width if math.isfinite(half_width) else math.inf

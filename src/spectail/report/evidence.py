@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
-from scipy.special import ndtri
 
 from spectail.results.depth import RankCorrelation, alpha_with_depth, block_alphas, depths
 from spectail.results.records import LayerRecord, Results
@@ -53,7 +53,7 @@ def threshold(comparisons: int) -> float:
     It is the two-sided 5 % level of a normal distribution, with Bonferroni's correction for the
     number of comparisons, and at least ``CLEAR``.
     """
-    return max(CLEAR, -float(ndtri(0.025 / max(1, comparisons))))
+    return max(CLEAR, -NormalDist().inv_cdf(0.025 / max(1, comparisons)))
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
+from spectail.basics.json_values import plain
 from spectail.errors import RunError
 from spectail.models.naming.pairing import Pairing, pair_names
 from spectail.models.source import NOT_A_WEIGHT
 from spectail.results.records import LayerRecord, Results
 from spectail.results.table import storable, table_html
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METRICS = ("xmin", "stable_rank", "lambda_max", "weight_var")
 """Columns that are listed for both runs, beside alpha and its error."""
@@ -44,6 +47,12 @@ class Comparison:
         order = paired["alpha_change"].abs().sort_values(ascending=False, kind="stable").index
         return paired.loc[order].head(n)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values: the warnings, and the rows with None for what is unknown."""
+        table = self.table.astype(object)
+        rows = table.where(table.notna(), None).to_dict("records")
+        return {"warnings": list(self.warnings), "rows": plain(rows)}
+
     def _repr_html_(self) -> str:
         """Return the table as HTML, for notebooks."""
         return table_html(self.table)
@@ -64,6 +73,8 @@ def pair_layers(a: Results, b: Results) -> Comparison:
             f"the two analyses share no layer: A has {first} and others, B has {second}; "
             "compare one model"
         )
+    import pandas as pd  # slow to import, and not needed before
+
     by_name = {layer.name: layer for layer in b.layers}
     unlike = _unlike(a, b)
     rows = [

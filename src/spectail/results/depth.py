@@ -15,7 +15,6 @@ from statistics import NormalDist
 from typing import Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from spectail.models.naming.blocks import u_shaped, unit_of
@@ -154,6 +153,8 @@ def block_alphas(layers: Iterable[LayerRecord]) -> dict[str, float]:
         if layer.status == "ok" and layer.comparable and math.isfinite(layer.alpha)
         if (unit := unit_of(layer.name)) is not None
     ]
+    import pandas as pd  # slow to import, and not every caller needs it
+
     alphas = pd.DataFrame(
         {
             "unit": [unit for unit, _ in inside],
@@ -250,6 +251,8 @@ def depth_correlations(
 
 def _ranks(values: ArrayLike) -> Array:
     """Return ranks from 1, ties with their mean rank."""
+    import pandas as pd  # slow to import, and not every caller needs it
+
     array = np.asarray(values, dtype=np.float64)
     # Means of equal numbers differ by rounding, and ranks of rounding errors would be noise.
     scale = np.abs(array).max(initial=0.0) or 1.0

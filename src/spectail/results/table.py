@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from spectail.results.records import COLUMNS, LayerRecord, Results
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _DTYPES = {
     "int": "int64",
@@ -36,6 +38,8 @@ def storable(text: str) -> str:
 
 def layer_table(results: Results) -> pd.DataFrame:
     """Return the table of all layers, skipped and failed ones too, with ``records.COLUMNS``."""
+    import pandas as pd  # slow to import, and a run needs it only at its end
+
     rows = [layer.row() for layer in results.layers]
     columns = {name: [row[name] for row in rows] for name in COLUMNS}
     for name, dtype in COLUMN_DTYPES.items():
