@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from spectail.evaluation import evaluate_tasks, perplexity
     from spectail.evaluation.perplexity import Perplexity
+    from spectail.measuring.describe import Description, describe
     from spectail.measuring.run import analyze
     from spectail.measuring.shards import merge
     from spectail.models.live.language import module_names, open_language_model
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from spectail.results.compare import Comparison
     from spectail.results.depth import DepthCorrelations, RankCorrelation
     from spectail.results.records import LayerRecord, Results, RunInfo
+    from spectail.results.summary import Summary
     from spectail.training.balancer import Balancer
     from spectail.training.history import History
     from spectail.training.rules import LLR, AlphaDecay, TBSigmoid, TempBalance
@@ -58,6 +60,7 @@ _WHERE = {
     "Analysis": "spectail.analysis",
     "Balancer": "spectail.training.balancer",
     "Comparison": "spectail.results.compare",
+    "Description": "spectail.measuring.describe",
     "DepthCorrelations": "spectail.results.depth",
     "EvaluationError": "spectail.errors",
     "ExportError": "spectail.errors",
@@ -82,6 +85,7 @@ _WHERE = {
     "Spec": "spectail.core.spec",
     "SpecError": "spectail.errors",
     "SpectailError": "spectail.errors",
+    "Summary": "spectail.results.summary",
     "TBSigmoid": "spectail.training.rules",
     "TailFit": "spectail.core.farms",
     "TempBalance": "spectail.training.rules",
@@ -90,6 +94,7 @@ _WHERE = {
     "analyze": "spectail.measuring.run",
     "calibration_tokens": "spectail.pruning.calibration",
     "compare": "spectail.analysis",
+    "describe": "spectail.measuring.describe",
     "cutoffs": "spectail.core.cutoffs",
     "evaluate_tasks": "spectail.evaluation",
     "maps": "spectail.allocation.maps",
@@ -117,6 +122,7 @@ __all__ = [
     "Analysis",
     "Balancer",
     "Comparison",
+    "Description",
     "DepthCorrelations",
     "EvaluationError",
     "ExportError",
@@ -140,6 +146,7 @@ __all__ = [
     "Spec",
     "SpecError",
     "SpectailError",
+    "Summary",
     "TBSigmoid",
     "TailFit",
     "TempBalance",
@@ -149,6 +156,7 @@ __all__ = [
     "calibration_tokens",
     "compare",
     "cutoffs",
+    "describe",
     "evaluate_tasks",
     "maps",
     "merge",

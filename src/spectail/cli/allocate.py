@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
-from rich.console import Console
 
 from spectail import presets
 from spectail.allocation.allocate import allocate as make_allocation
@@ -14,7 +13,16 @@ from spectail.allocation.targets import Freeze, as_target, target_names
 from spectail.allocation.targets.freeze import RULES
 from spectail.allocation.units import FALLBACKS
 from spectail.analysis import Analysis
-from spectail.cli.options import Exclude, Kind, Quiet, Type, read_settings
+from spectail.cli.options import (
+    Exclude,
+    Json,
+    Kind,
+    Quiet,
+    Type,
+    console_for,
+    print_json,
+    read_settings,
+)
 from spectail.errors import AllocationError
 from spectail.results.table import storable
 
@@ -33,7 +41,9 @@ Budget: TypeAlias = Annotated[
 Top: TypeAlias = Annotated[
     str | None, typer.Option(help="For freeze: the share of layers to train, as 25%.")
 ]
-Out: TypeAlias = Annotated[Path, typer.Option(help="The file to write, as JSON.")]
+Out: TypeAlias = Annotated[
+    Path | None, typer.Option(help="The file to write, as JSON. Needed without --json.")
+]
 Map: TypeAlias = Annotated[str | None, typer.Option(help=_MAPS)]
 Level: TypeAlias = Annotated[str | None, typer.Option(help="layer or block: what gets one value.")]
 ByKind: TypeAlias = Annotated[
@@ -83,7 +93,7 @@ def allocate(
     folder: Folder,
     # Written out here, the help is made when the command runs: it names targets added at run time.
     target: Annotated[str, typer.Option(help=f"What to allocate: {', '.join(target_names())}.")],
-    out: Out,
+    out: Out = None,
     budget: Budget = None,
     top: Top = None,
     map: Map = None,
@@ -100,9 +110,12 @@ def allocate(
     gamma: Gamma = None,
     normalize: Normalize = False,
     option: Option = None,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> int:
     """Share out a budget among the layers of an analysed model, by their alphas."""
+    if out is None and not json:
+        raise AllocationError("give --out FILE for the allocation, or --json to print it")
     rule = as_target(
         target,
         map=map,
@@ -125,12 +138,16 @@ def allocate(
         types=type or (),
         missing=missing,
     )
-    console = Console(quiet=quiet, soft_wrap=True)
+    console = console_for(json, quiet=quiet)
     try:
-        allocation.save(out)
+        if out is not None:
+            allocation.save(out)
     finally:  # a full disk must not cost the user the numbers
         console.print(storable(allocation.summary()), highlight=False, markup=False)
-    console.print(f"allocation: {out}", highlight=False, markup=False)
+        if json:
+            print_json(allocation.to_dict())
+    if out is not None:
+        console.print(f"allocation: {out}", highlight=False, markup=False)
     return 0
 
 

@@ -15,25 +15,36 @@ from rich.table import Table
 from spectail import presets
 from spectail.analysis import Analysis
 from spectail.cli.bar import Bar
-from spectail.cli.options import Exclude, Kind, Quiet, Type
+from spectail.cli.options import Exclude, Json, Kind, Quiet, Type, console_for, print_json
 from spectail.core.cutoffs import cutoff_forms
 from spectail.core.spec import Spec
-from spectail.errors import SpecError
+from spectail.errors import RunError, SpecError
 from spectail.measuring.engines import engine_named, is_elsewhere
 from spectail.measuring.run import make_plan, measure_plan
 from spectail.measuring.shards import Shard, open_run, part_of
 from spectail.models.source import Layer
-from spectail.results.table import extremes
+from spectail.results.table import extremes, storable
 
 Source: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="demo, a model folder, a checkpoint file, module:function or a hub id.",
+        help="demo, a model folder, a checkpoint file, an address (hf://, s3://, gs://, https://), "
+        "module:function or a hub id.",
     ),
 ]
 Out: TypeAlias = Annotated[
-    Path, typer.Option(help="Folder for tables and report; a killed run continues there.")
+    Path | None,
+    typer.Option(
+        help="Folder for tables and report; a killed run continues there. Needed without --json."
+    ),
+]
+Base: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE",
+        help="Measure what changed: the weights minus those of this model, layer by layer.",
+    ),
 ]
 Preset: TypeAlias = Annotated[
     str, typer.Option(help=f"The settings of a paper or tool: {', '.join(presets.BY_NAME)}.")
@@ -94,7 +105,8 @@ Fresh: TypeAlias = Annotated[
 
 def analyze(
     source: Source,
-    out: Out,
+    out: Out = None,
+    base: Base = None,
     preset: Preset = "farms",
     aspect_ratio: AspectRatio = None,
     window: WindowSize = None,
@@ -115,20 +127,23 @@ def analyze(
     full_spectrum: FullSpectrum = False,
     quantization_errors: QuantizationErrors = False,
     fresh: Fresh = False,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> int:
     """Measure the tail exponent alpha of all weight matrices; write a table and report."""
+    _check_out(out, json, shard=shard, fresh=fresh)
     measure = engine_named(engine, ray_address)
     own = None if shard is None else Shard.of(shard)
     options = {"window": window, "placement": placement, "cutoff": cutoff, "tolerance": tolerance}
-    spec = _spec(preset, aspect_ratio=aspect_ratio, **options)
-    console = Console(quiet=quiet)
+    spec = spec_of(preset, aspect_ratio=aspect_ratio, **options)
+    console = console_for(json, quiet=quiet)
     # A spinner only in a terminal: elsewhere its text would be mixed into the output.
     opening = console.status("opening the model")
     with opening if console.is_terminal and not quiet else nullcontext():
         plan = make_plan(
             source,
             spec=spec,
+            base=base,
             device=device,
             include=include or (),
             exclude=exclude or (),
@@ -138,21 +153,45 @@ def analyze(
             quantization_errors=quantization_errors,
             elsewhere=is_elsewhere(measure),
         )
-    with open_run(out, plan, own, fresh=fresh) as journal:
+    with nullcontext() if out is None else open_run(out, plan, own, fresh=fresh) as journal:
         with _Bar(quiet=quiet) as bar:
             analysis = measure_plan(part_of(plan, own), measure, journal, progress=bar)
         try:
-            journal.finish(analysis)
+            if journal:
+                journal.finish(analysis)
         finally:  # a full disk must not cost the user the numbers
             show(console, analysis)
-    report = journal.path.parent / "report.html"
-    console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
+            if json:
+                print_json(_values(analysis))
+    if journal:
+        report = journal.path.parent / "report.html"
+        console.print(f"report: {report}", highlight=False, markup=False)
     if own:
-        console.print(f"{own.words}; spectail merge {out} joins the parts", soft_wrap=True)
+        console.print(f"{own.words}; spectail merge {out} joins the parts")
     return 1 if any(layer.status == "failed" for layer in analysis.layers) else 0
 
 
-def _spec(preset: str, **options: Any) -> Spec:
+def _check_out(out: Path | None, json: bool, **others: object) -> None:
+    """Raise RunError if no place for the results is given, or an option needs a folder."""
+    if out is not None:
+        return
+    if not json:
+        raise RunError("give --out DIR, a folder for the results, or --json to print them")
+    for name, value in others.items():
+        if value:
+            raise RunError(f"--{name} needs --out DIR, the folder of the run")
+
+
+def _values(analysis: Analysis) -> dict[str, Any]:
+    """Return what ``--json`` prints: the settings, the summary and the rows of the table."""
+    return {
+        "run": analysis.run.to_dict(),
+        "summary": analysis.summary().to_dict(),
+        "layers": [layer.row() for layer in analysis.layers],
+    }
+
+
+def spec_of(preset: str, **options: Any) -> Spec:
     """Return the preset with the given options in place of its own."""
     if preset not in presets.BY_NAME:
         raise SpecError(f"preset must be one of {', '.join(presets.BY_NAME)}, not {preset!r}")
@@ -177,7 +216,7 @@ class _Bar(Bar):
 
 
 def show(console: Console, analysis: Analysis) -> None:
-    """Print the layers of lowest and highest alpha, and failures."""
+    """Print the layers of lowest and highest alpha, the summary, and failures."""
     heaviest, lightest = extremes(analysis.table)
     for title, rows in (
         ("Heaviest tails (lowest alpha)", heaviest),
@@ -196,14 +235,7 @@ def show(console: Console, analysis: Analysis) -> None:
             table.add_row(row["name"], f"{row['rows']} x {row['cols']}", *numbers)
         console.print(table)
         console.print()
-    if analysis.depth_correlation:
-        console.print(
-            analysis.depth_correlation.with_depth("alpha"), highlight=False, soft_wrap=True
-        )
-    counts = analysis.table["status"].value_counts()
-    console.print(
-        ", ".join(f"{count} {status}" for status, count in counts.items()), highlight=False
-    )
+    console.print(storable(str(analysis.summary())), highlight=False, markup=False, soft_wrap=True)
     # markup=False: names and reasons may contain square brackets, which rich would interpret.
     for layer in analysis.layers:
         if layer.status == "failed":

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from spectail.analysis import Analysis
 from spectail.basics.files import refuse_foreign, write_text
-from spectail.cli.options import Quiet
+from spectail.cli.options import Json, Quiet, console_for, print_json
 from spectail.errors import RunError
 from spectail.report.compare_page import EYEBROW, compare_html
 from spectail.report.page import page_mark
@@ -22,22 +22,32 @@ def compare(
     a: Annotated[Path, typer.Argument(metavar="DIR_A", help="Folder of the first analysis.")],
     b: Annotated[Path, typer.Argument(metavar="DIR_B", help="Folder of the second analysis.")],
     out: Annotated[
-        Path | None, typer.Option(help="The page to write; by default compare.html in DIR_B.")
+        Path | None,
+        typer.Option(
+            help="The page to write; by default compare.html in DIR_B, and none with --json."
+        ),
     ] = None,
+    json: Json = False,
     quiet: Quiet = False,
 ) -> int:
     """Pair the layers of two analyses by name, show what moved most, and write a page."""
     first, second = Analysis.load(a), Analysis.load(b)
     comparison = pair_layers(first, second)
     # B is the later run. Its analysis.json may be given in place of its folder.
-    page = out or (b if b.is_dir() else b.parent) / "compare.html"
-    refuse_foreign(page, page_mark(EYEBROW), RunError)
-    console = Console(quiet=quiet, soft_wrap=True)
+    default = None if json else (b if b.is_dir() else b.parent) / "compare.html"
+    page = out or default
+    if page is not None:
+        refuse_foreign(page, page_mark(EYEBROW), RunError)
+    console = console_for(json, quiet=quiet)
     try:
-        write_text(page, compare_html(comparison, first, second))
+        if page is not None:
+            write_text(page, compare_html(comparison, first, second))
     finally:  # a full disk must not cost the user the numbers
         _show(console, comparison)
-    console.print(f"page: {page}", highlight=False, markup=False)
+        if json:
+            print_json(comparison.to_dict())
+    if page is not None:
+        console.print(f"page: {page}", highlight=False, markup=False)
     return 0
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
-from rich.console import Console
 
 from spectail.basics.files import check_writable, write_text
 from spectail.cli.bar import Bar
-from spectail.cli.options import Device, Quiet
+from spectail.cli.options import Device, Json, Quiet, console_for, print_json
 from spectail.errors import EvaluationError
 from spectail.evaluation import CHOICES, evaluate_tasks, perplexity
 from spectail.evaluation.bos import check_choice
@@ -79,6 +78,7 @@ def evaluate(
     include: Include = None,
     exclude: Exclude = None,
     out: Out = None,
+    json_wanted: Json = False,
     quiet: Quiet = False,
 ) -> int:
     """Measure a language model: token perplexity on a text, or tasks of lm-eval."""
@@ -109,12 +109,14 @@ def evaluate(
             batch_size=batch_size, include_path=tasks_path,
         )  # fmt: skip
         words = "\n".join(_line(task, scores) for task, scores in result.items())
+    numbers = {"source": source, "dtype": dtype, **result}
     try:
         if out is not None:
-            numbers = {"source": source, "dtype": dtype, **result}
             write_text(out, json.dumps(numbers, indent=1) + "\n")
     finally:  # a full disk must not cost the user the numbers
-        Console(quiet=quiet, soft_wrap=True).print(words, highlight=False, markup=False)
+        console_for(json_wanted, quiet=quiet).print(words, highlight=False, markup=False)
+        if json_wanted:
+            print_json(numbers)
     return 0
 
 

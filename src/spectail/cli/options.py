@@ -7,10 +7,18 @@ from collections.abc import Sequence
 from typing import Annotated, Any, TypeAlias
 
 import typer
+from rich.console import Console
 
+from spectail.basics.json_values import plain
 from spectail.errors import SpectailError
 
 Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
+Json: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print the results as JSON on standard output; all else on standard error."
+    ),
+]
 Exclude: TypeAlias = Annotated[
     list[str] | None, typer.Option(help="Leave out layers whose name matches this glob.")
 ]
@@ -25,6 +33,16 @@ Type: TypeAlias = Annotated[
     ),
 ]
 Device: TypeAlias = Annotated[str, typer.Option(help="cpu, cuda...")]
+
+
+def console_for(json_wanted: bool, *, quiet: bool) -> Console:
+    """Return the console for texts: with ``--json`` standard output belongs to the JSON alone."""
+    return Console(stderr=json_wanted, quiet=quiet, soft_wrap=True)
+
+
+def print_json(values: Any) -> None:
+    """Print values as JSON on standard output, with null for numbers that are not finite."""
+    print(json.dumps(plain(values), allow_nan=False))
 
 
 def read_settings(

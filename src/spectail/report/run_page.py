@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from spectail import presets
 from spectail.core.cutoffs.base import Cutoff
 from spectail.models.naming.blocks import unit_of
 from spectail.report import page
@@ -26,6 +27,7 @@ from spectail.report.page import Chart, Column, Page, Section
 from spectail.report.plots import (
     alpha_by_depth,
     block_kind_heatmap,
+    change_by_depth,
     farms_against_full,
 )
 from spectail.report.spectrum_plot import part_name, spectrum_figure
@@ -139,11 +141,13 @@ def spec_line(run: RunInfo) -> list[tuple[str, str]]:
 def command(run: RunInfo) -> str:
     """Return the command that repeats a run, or Python code if the command line lacks a setting."""
     spec = run.spec
-    # The command line has no options for these two.
-    if spec.legacy or spec.seed:
+    # The command line has no options for legacy and seed, but presets by name.
+    preset = next((name for name, known in presets.BY_NAME.items() if known == spec), None)
+    if (spec.legacy and not preset) or spec.seed:
         settings = ", ".join(f"{key}={value!r}" for key, value in spec.to_dict().items())
         source = repr(run.given or run.source)
-        return f"import spectail as st\nst.analyze({source}, spec=st.Spec({settings}))"
+        base = f", base={run.base!r}" if run.base else ""
+        return f"import spectail as st\nst.analyze({source}{base}, spec=st.Spec({settings}))"
     words = [
         "spectail",
         "analyze",
@@ -161,8 +165,12 @@ def command(run: RunInfo) -> str:
         "--cutoff",
         str(spec.cutoff),
     ]
+    if spec.legacy and preset:
+        words[5:] = ["--preset", preset]
     if spec.tolerance is not None:
         words += ["--tolerance", f"{spec.tolerance:g}"]
+    if run.base:
+        words += ["--base", run.base]
     chosen = (
         ("--include", run.include),
         ("--exclude", run.exclude),
@@ -340,6 +348,9 @@ def _charts(results: Results) -> tuple[dict[str, Any], list[Section]]:
     if len({layer.block for layer in run.ok if layer.block is not None}) > 1:
         figures["heatmap"] = page.figure_data(block_kind_heatmap(results))
         sections.append(BLOCKS)
+    if any(math.isfinite(layer.relative_change) for layer in results.layers):
+        figures["changed"] = page.figure_data(change_by_depth(results))
+        sections.append(CHANGED)
     if any(math.isfinite(layer.alpha_full) for layer in run.ok):
         figures["full"] = page.figure_data(farms_against_full(results))
         sections.append(SHAPE_BIAS)
@@ -391,6 +402,17 @@ BLOCKS = Section(
     title="Blocks and kinds",
     lead="Each cell is one kind of layer in one block; darker means a heavier tail.",
     chart=Chart("heatmap", "Heat map of alpha by block and kind of layer", legend=False),
+)
+CHANGED = Section(
+    id="changed-section",
+    title="Where the weights changed",
+    lead="The size of the change, over the size of the base's weights.",
+    chart=Chart(
+        "changed",
+        "Relative change by depth",
+        "Frobenius norm of the change over that of the base's weights, on a log axis. Layers with "
+        "the base's own weights are skipped, and have no point.",
+    ),
 )
 SHAPE_BIAS = Section(
     id="shape-bias",

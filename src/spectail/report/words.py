@@ -30,7 +30,6 @@ from spectail.report.theme import TIMES
 from spectail.results.depth import STRONG, rank_correlation
 from spectail.results.records import LayerRecord, Results, null_gap
 
-
 STANDS_OUT = ("Range", "Random matrix", "Power law", "Kinds", "Depth", "Odd ones")
 """Topics of the paragraphs that a summary repeats."""
 
@@ -65,6 +64,7 @@ def titled_findings(results: Results) -> list[Finding]:
             _power_law(run),
             _kinds(run),
             _depth(run),
+            _changed(run),
             _odd(run),
             _full(run),
         ]
@@ -269,6 +269,20 @@ def _thirds(run: Run, trend: Trend) -> str:
     if trend.change * trend.correlation.rho < 0:
         return f"{text} all the same."
     return f"{text}: tails get {'lighter' if trend.change > 0 else 'heavier'} with depth."
+
+
+def _changed(run: Run) -> Finding | None:
+    """Say which layers changed most and least against the base, and which did not change."""
+    moved = [x for x in run.results.layers if math.isfinite(x.relative_change)]
+    if not moved:
+        return None
+    moved.sort(key=lambda x: -x.relative_change)
+    sizes = np.array([x.relative_change for x in moved])
+    text = f"against the base, the median layer changed by {np.median(sizes):.3g} of its norm; "
+    text += f"most `{moved[0].name}` ({sizes[0]:.3g})"
+    if len(moved) > 1:
+        text += f", least `{moved[-1].name}` ({sizes[-1]:.3g})"
+    return Finding("Change", f"{text}.")
 
 
 def _odd(run: Run) -> Finding | None:
