@@ -20,6 +20,7 @@ from spectail.core.measure import estimator_of, measure, too_small
 from spectail.core.metrics import entropy, log_alpha_norm, signal_to_noise
 from spectail.core.quantisers import group_range
 from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError, SpecError
+from spectail.models.difference import Change
 from spectail.models.source import Layer, SourceFile
 from spectail.results.records import LayerRecord, RunInfo, Spectrum, null_gap
 
@@ -55,6 +56,8 @@ class Plan:
     """Also measure the errors of formats: see ``with_rounding``."""
     files: tuple[SourceFile, ...] = ()
     """The files that the layers are read from, to be checked at the end."""
+    base: Any = None
+    """The model whose weights are taken away, as it was given."""
 
 
 def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
@@ -70,11 +73,19 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
         return replace(record, status="skipped", reason=reason)
     try:
         with torch.no_grad():
-            matrices = layer.read().detach().to(plan.device)
+            of_base = 0.0
+            if isinstance(layer, Change):
+                matrices, of_base = layer.read_change()
+            else:
+                matrices = layer.read()
+            matrices = matrices.detach().to(plan.device)
             if layer.n_matrices > 1:
                 # Kernel slices lie scattered in memory and are read several times.
                 matrices = matrices.contiguous()
             record = _measured(record, matrices, plan)
+            if of_base:
+                size = float(torch.linalg.vector_norm(matrices))
+                record = replace(record, relative_change=size / math.sqrt(of_base))
     except SpecError as error:
         record = replace(record, status="skipped", reason=str(error))
     except (SourceChangedError, SourceUnreachableError):

@@ -12,7 +12,7 @@ from spectail import presets
 from spectail.analysis import Analysis
 from spectail.core.measure import common_window, estimator_of, too_small
 from spectail.core.spec import Spec
-from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError
+from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError, SpecError
 from spectail.measuring.cost import costliest_first
 from spectail.measuring.device import usable_device
 from spectail.measuring.engines import Engine, engine_named, is_elsewhere
@@ -44,6 +44,7 @@ def analyze(
     source: Any,
     *,
     spec: Spec = presets.FARMS,
+    base: Any = None,
     device: str = "auto",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -62,9 +63,12 @@ def analyze(
 
     ``source`` is an ``nn.Module``, a state dict, or text: ``demo``, a Hugging Face folder, a
     ``.safetensors``, ``.pt``, ``.bin``, ``.pth`` or ``.gguf`` file, an index of shards,
-    ``module:function``, or a hub id. ``include`` and ``exclude`` are globs over layer names;
-    ``kinds`` (``"q,k"``) and ``types`` (``"conv"``, see ``naming.select``) choose layers by what
-    they do.
+    ``module:function``, an address (``hf://``, ``s3://``, ``gs://``, ``https://``), or a hub id.
+    ``include`` and ``exclude`` are globs over layer names; ``kinds`` (``"q,k"``) and ``types``
+    (``"conv"``, see ``naming.select``) choose layers by what they do.
+    With a ``base``, the model that ``source`` was fine-tuned from, the weights that are measured
+    are those of ``source`` minus those of ``base``, layer by layer, and ``relative_change`` says
+    how large the change is.
     ``full_spectrum`` adds ``alpha_full`` and ``entropy``, measured without windows.
     ``quantization_errors`` adds what each format of ``core.quantisers`` makes of the weights, by
     which ``allocate`` chooses bits.
@@ -82,6 +86,7 @@ def analyze(
     plan = make_plan(
         source,
         spec=spec,
+        base=base,
         device=device,
         include=include,
         exclude=exclude,
@@ -105,6 +110,7 @@ def make_plan(
     source: Any,
     *,
     spec: Spec,
+    base: Any = None,
     device: str = "auto",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -119,7 +125,12 @@ def make_plan(
     ``elsewhere`` leaves the choice of the device to the processes that measure.
     """
     device = device if elsewhere else usable_device(device)
-    opened = open_source(source)
+    if base is not None and quantization_errors:
+        raise SpecError(
+            "quantization errors are those of a model's weights, not of a difference: leave out "
+            "--base or --quantization-errors"
+        )
+    opened = open_source(source, base)
     tied = opened.tied if estimator_of(spec).counts_tied else ()
     of = KindFilter.of(kinds, types)
     layers = select((*opened.layers, *tied), include, exclude, of)
@@ -148,7 +159,8 @@ def make_plan(
         n_vectors=opened.n_vectors,
         notes=(*opened.notes, *_window_notes(spec, window, shapes)),
         versions=_versions(),
-        given=without_secrets(os.fspath(source)) if isinstance(source, str | os.PathLike) else "",
+        given=_typed(source),
+        base=_typed(base),
     )
     return Plan(
         run,
@@ -157,7 +169,13 @@ def make_plan(
         source,
         quantization_errors=quantization_errors,
         files=opened.files,
+        base=base,
     )
+
+
+def _typed(source: Any) -> str:
+    """Return a source as it was typed, without its secrets; empty for an object."""
+    return without_secrets(os.fspath(source)) if isinstance(source, str | os.PathLike) else ""
 
 
 def run_plan(

@@ -19,6 +19,7 @@ from torch.jit import ScriptModule
 from spectail.basics.texts import type_and_line
 from spectail.errors import SourceError
 from spectail.models.build import build_source
+from spectail.models.difference import difference
 from spectail.models.formats.demo import demo_file
 from spectail.models.formats.fingerprint import fingerprint_tensors
 from spectail.models.formats.folders import path_source
@@ -33,6 +34,7 @@ _FUNCTION = re.compile(r"^([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*(?:\.[A
 
 def open_source(
     source: nn.Module | Mapping[str, Any] | Tensor | np.ndarray[Any, Any] | str | os.PathLike[str],
+    base: Any = None,
 ) -> Source:
     """List the layers of a model without building it; values are read later if possible.
 
@@ -44,6 +46,8 @@ def open_source(
             ``https://host/model.safetensors``), ``module:function`` for a function that returns a
             module, or a hub id ``org/name``. Of what lies elsewhere, only the bytes of the tensors
             that are measured are fetched.
+        base: A second model, given in the same ways, whose weights are taken away from those of the
+            first: see ``difference``.
 
     Returns:
         The layers in the model's own order. A layer has the same name whichever source it came
@@ -53,6 +57,8 @@ def open_source(
         SourceError: The source cannot be found, read or trusted. The message is one line.
 
     """
+    if base is not None:
+        return difference(open_source(source), open_source(base))
     if isinstance(source, nn.Module):
         # The classes of scripted modules are gone, so names tell their layers, as in a file.
         if any(isinstance(part, ScriptModule) for part in source.modules()):

@@ -329,6 +329,45 @@ def _draw_cells(
     )
 
 
+def change_by_depth(results: Results) -> go.Figure:
+    """Draw the relative change of the weights along the model: the points of each kind of layer."""
+    layers = [(i, x) for i, x in enumerate(results.layers) if math.isfinite(x.relative_change)]
+    depth = depth_of([(layer.name, layer.block) for _, layer in layers])
+    places, labels = depth.ticks()
+    fig = figure(
+        xaxis=axis(
+            depth.title, showgrid=False, tickvals=places, ticktext=[safe(x) for x in labels]
+        ),
+        yaxis=axis("relative change", type="log", exponentformat="power"),
+    )
+    if not layers:
+        return note(fig, "no layer has changed")
+    for kind, (colour, symbol) in kind_styles([layer.kind for _, layer in layers]).items():
+        mine = [
+            (i, layer, x)
+            for (i, layer), x in zip(layers, depth.places, strict=True)
+            if layer.kind == kind
+        ]
+        once = len({x for _, _, x in mine}) == len(mine) > 1
+        fig.add_scatter(
+            x=[x for _, _, x in mine],
+            y=[layer.relative_change for _, layer, _ in mine],
+            customdata=[i for i, _, _ in mine],
+            hovertext=[
+                f"{hover(layer)}<br>relative change {layer.relative_change:.3g}"
+                for _, layer, _ in mine
+            ],
+            hoverinfo="text",
+            mode="lines+markers" if once else "markers",
+            name=safe(kind),
+            legendgroup=kind,
+            meta="layers",
+            line={"color": colour, "width": 2},
+            marker={"color": colour, "symbol": symbol, "size": 7},
+        )
+    return fig
+
+
 def farms_against_full(results: Results) -> go.Figure:
     """Draw alpha over windows against alpha of the full spectrum, for layers that have both."""
     layers = [(i, x) for i, x in measured(results) if math.isfinite(x.alpha_full)]

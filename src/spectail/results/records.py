@@ -239,6 +239,12 @@ class LayerRecord:
         "eigenvalues of the whole matrices that are above zero (`--full-spectrum` only)",
         math.nan,
     )
+    relative_change: Finite = _column(
+        "Relative change",
+        "number",
+        "norm of the change over the norm of the base's weights (`--base` only)",
+        math.nan,
+    )
     spectrum: Spectrum | None = field(default=None, repr=False)
     part: str = field(default="", repr=False)
     """How the layer was cut out of its parameter: ``Part.cut``. A stored record counts for a layer
@@ -337,6 +343,8 @@ class RunInfo:
     given: str = ""
     """The text that opened the source, if it was text. The command that repeats the run needs
     it."""
+    base: str = ""
+    """The same of the model whose weights were taken away."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

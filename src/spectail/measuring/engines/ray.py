@@ -165,6 +165,7 @@ class _Driver:
         request = Request(
             layer=task.layer.name,
             source=self.source,
+            base=None if self.plan.base is None else _source_text(self.plan.base),
             run=run,
             device="auto" if self.gpu and self.plan.device == "auto" else self._device(),
             cpus=task.cpus,

@@ -23,6 +23,8 @@ class Request:
     layer: str
     source: str
     """The text that opens the model on every machine."""
+    base: str | None
+    """The same for the model whose weights are taken away."""
     run: RunInfo
     device: str
     cpus: int
@@ -46,7 +48,7 @@ def measure_request(request: Request) -> LayerRecord | Trouble:
         return Trouble(f"it has spectail {own}, the run was planned by {found}: use one version")
     try:
         device = usable_device(request.device)
-        opened = _opened(request.source)
+        opened = _opened(request.source, request.base)
     except (SourceError, SpecError) as error:
         return Trouble(str(error))
     if opened.fingerprint != request.run.fingerprint:
@@ -69,6 +71,6 @@ def measure_request(request: Request) -> LayerRecord | Trouble:
 
 
 @lru_cache(maxsize=1)
-def _opened(source: str) -> Source:
+def _opened(source: str, base: str | None) -> Source:
     """Open the model once for all tasks that a worker process gets."""
-    return open_source(source)
+    return open_source(source, base)
