@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from spectail.basics.json_values import plain, read_json
+from spectail.errors import SourceError
 
 
 def test_numbers_that_json_lacks_become_null_at_any_depth() -> None:
@@ -21,13 +22,20 @@ def test_what_json_can_hold_stays_as_it_is(value: float | str | None) -> None:
     assert plain(value) is value
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b"3", b"\xff\xfe", b'"text"'])
-def test_a_file_without_the_value_counts_as_empty(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_that_is_missing_counts_as_empty(tmp_path: Path) -> None:
+    assert read_json(tmp_path / "config.json", dict) == {}
+    assert read_json(tmp_path / "config.json" / "below", list) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"3", b"\xff\xfe", b'"text"', b'{"a": NaN}', b'{"a": 1e400}', b"[" * 9999],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "config.json"
-    if content is not None:
-        path.write_bytes(content)
-    assert read_json(path, dict) == {}
-    assert read_json(path, list) == []
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"config\.json cannot be used \(.*\); download it"):
+        read_json(path, dict)
 
 
 @pytest.mark.parametrize(("text", "value"), [('{"a": "α"}', {"a": "α"}), ("[1, 2]", [1, 2])])
@@ -38,4 +46,5 @@ def test_a_value_is_read_as_the_type_it_has(
     kind: Any = type(value)
     assert read_json(tmp_path / "config.json", kind) == value
     other: Any = list if isinstance(value, dict) else dict
-    assert read_json(tmp_path / "config.json", other) == other()
+    with pytest.raises(SourceError, match=r"expected (array, got object|object, got array)"):
+        read_json(tmp_path / "config.json", other)

@@ -130,6 +130,11 @@ def mutate_json(rng: Random, content: bytes) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def mutate_values(rng: Random, content: bytes) -> bytes:
+    """Change values of a JSON text, which stays one."""
+    return json.dumps(odd_tree(rng, json.loads(content))).encode("utf-8", "surrogatepass")
+
+
 def mutate_lines(rng: Random, content: bytes) -> bytes:
     """Change one line of a file with one JSON value per line."""
     lines = content.split(b"\n")
@@ -213,7 +218,7 @@ def mutate_zip(rng: Random, content: bytes) -> bytes:
     elif action == 1:
         members.append(members[rng.randrange(len(members))])
     elif action == 2:
-        members[at] = (str(odd_value(rng))[:200] or "x", inner)
+        members[at] = (str(odd_value(rng))[:200].replace("\0", "") or "x", inner)
     elif name.endswith(".npy"):
         members[at] = (name, mutate_npy(rng, inner))
     else:

@@ -33,6 +33,7 @@ from .mutate import (
     mutate_npy,
     mutate_onnx,
     mutate_safetensors,
+    mutate_values,
     mutate_zip,
 )
 
@@ -307,7 +308,7 @@ def trained() -> tuple[Any, Any, st.Balancer]:
 
 def states() -> Iterator[Seed]:
     content = json.dumps(trained()[2].state_dict()).encode()
-    yield Seed({"state.json": content}, {"state.json": mutate_json}, "state.json")
+    yield Seed({"state.json": content}, {"state.json": mutate_values}, "state.json")
 
 
 def histories() -> Iterator[Seed]:

@@ -24,7 +24,7 @@ from spectail.basics.schema import Finite, SchemaError, build, checked, each, pa
 from spectail.errors import AllocationError
 from spectail.models.naming.blocks import unit_of
 from spectail.results.depth import DepthCorrelations, depth_correlations, depths
-from spectail.results.table import table_html
+from spectail.results.table import storable, table_html
 
 _FORMAT = "spectail allocation"
 _VALUES = {
@@ -111,7 +111,15 @@ class Allocation(Mapping[str, float]):
     def table(self) -> pd.DataFrame:
         """One row per layer that takes part: name, value, unit, alpha (of the unit), numel."""
         names = [f.name for f in dataclasses.fields(LayerValue)]
-        return pd.DataFrame([dataclasses.asdict(share) for share in self.shares], columns=names)
+        rows = [
+            # pandas cannot hold lone surrogates, which names may have.
+            {
+                k: storable(v) if isinstance(v, str) else v
+                for k, v in dataclasses.asdict(share).items()
+            }
+            for share in self.shares
+        ]
+        return pd.DataFrame(rows, columns=names)
 
     @cached_property
     def depth_correlations(self) -> DepthCorrelations | None:

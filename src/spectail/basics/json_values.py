@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
+
+from spectail.basics.schema import checked, parse_json
+from spectail.basics.texts import first_line
+from spectail.errors import SourceError
 
 T = TypeVar("T", dict[str, Any], list[Any])
 
@@ -33,9 +36,17 @@ def plain(values: Any) -> Any:
 
 
 def read_json(path: TextFile, kind: type[T]) -> T:
-    """Read a JSON file; one that is missing, damaged or not of type ``kind`` counts as empty."""
+    """Read a JSON file; one that is missing counts as empty.
+
+    Raises:
+        SourceError: The file is damaged, or holds JSON of another type.
+
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return checked(kind, parse_json(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
         return kind()
-    return value if isinstance(value, kind) else kind()
+    except ValueError as error:  # also text that is not UTF-8
+        raise SourceError(
+            f"{path} cannot be used ({first_line(error)}); download it again, or remove it"
+        ) from None

@@ -197,24 +197,21 @@ def _from_file(name: str, ref: TensorRef) -> LazyTensor:
 
 def _dequantised(array: StoredArray, scales: tuple[Any, ...], index: Index) -> Tensor:
     """Compute (q - zero point) * scale for the whole tensor, or per slice along one dimension."""
-    scale, zero = (
-        (
-            _numbers(part).double()
-            if not isinstance(part, int | float)
-            else torch.tensor(part).double()
-        )
-        for part in scales[:2]
-    )
-    if len(scales) > 2:
-        along = [1] * len(array.shape)
-        along[scales[2]] = -1
-        scale, zero = scale.reshape(along), zero.reshape(along)
-    # In float64, so that the result is rounded only once.
-    return piece_of(((array.read().double() - zero) * scale).float(), index)
+    try:
+        scale, zero = (_numbers(part).double() for part in scales[:2])
+        if len(scales) > 2:
+            along = [1] * len(array.shape)
+            along[scales[2]] = -1
+            scale, zero = scale.reshape(along), zero.reshape(along)
+        # In float64, so that the result is rounded only once.
+        return piece_of(((array.read().double() - zero) * scale).float(), index)
+    # What a damaged pickle gives for a scale may be of any type and shape.
+    except (RuntimeError, TypeError, ValueError, IndexError, OverflowError):
+        raise SourceError("the scales of its integers are damaged") from None
 
 
 def _numbers(part: Any) -> Tensor:
-    """Return scales that are stored as a tensor or given as a list."""
+    """Return scales that are stored as a tensor or given as a number or a list."""
     return part.array().read() if isinstance(part, TensorRef) else torch.tensor(part)
 
 

@@ -44,6 +44,9 @@ _HEAD_SIZE = ("head_dim", "kv_channels", "attention_head_dim")
 _WIDTH = ("hidden_size", "n_embd", "d_model", "embed_dim", "model_dim")
 """Keys for the width of the model."""
 
+_TOO_LARGE = 2**31
+"""No model has a size like this; a damaged configuration may state any number."""
+
 
 def sub_config(config: Config, name: str) -> Config:
     """Return the configuration of the sub-model that the tensor lies in; empty if there is none.
@@ -168,7 +171,7 @@ def _key_value_heads(config: Config, block: int | None) -> int | None:
 
 
 def number(config: Config, keys: Sequence[str], block: int | None = None) -> int | None:
-    """Return the first positive integer under one of the keys.
+    """Return the first positive integer of a sensible size under one of the keys.
 
     A list under a key has one entry for each block; ``block`` selects it.
     """
@@ -177,6 +180,6 @@ def number(config: Config, keys: Sequence[str], block: int | None = None) -> int
         if isinstance(value, list | tuple):
             value = value[block] if block is not None and block < len(value) else None
         # True is an integer in Python, and would count as one head.
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _TOO_LARGE:
             return value
     return None
