@@ -45,6 +45,10 @@ class Server:
     """The value of the Authorization header without which the answer is 401."""
     redirect_to: str = ""
     on_request: Callable[[Server], None] = lambda server: None
+    mirror: bool = False
+    """Whether a hub lists files by folders only."""
+    large: Any = None
+    """The server that a hub redirects to."""
     port: int = 0
     requests: list[Request] = field(default_factory=list)
     sent: int = 0
@@ -150,8 +154,14 @@ class _HubHandler(_Handler):
                 return self.answer(404)
             files = [file for file in (folder / match[1]).rglob("*") if file.is_file()]
             siblings = [{"rfilename": str(f.relative_to(folder / match[1]))} for f in files]
-            answer = {"id": match[1], "sha": COMMIT, "siblings": siblings}
+            answer = {"id": match[1], "sha": COMMIT}
+            if not self.state.mirror:
+                answer |= {"siblings": siblings}
             return self.answer(200, json.dumps(answer).encode())
+        if self.state.mirror and (match := re.fullmatch(r"/api/models/(.+)/tree/(.+)", path)):
+            files = [file for file in (folder / match[1]).rglob("*") if file.is_file()]
+            tree = [{"type": "file", "path": str(f.relative_to(folder / match[1]))} for f in files]
+            return self.answer(200, json.dumps(tree).encode())
         match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         if match is None or match[2] not in {"main", COMMIT}:
             return self.answer(404)

@@ -81,7 +81,9 @@ class HubRepository(Store):
         except ImportError:
             raise self.missing("huggingface_hub") from None
         if constants.HF_HUB_OFFLINE:
-            raise SourceError(f"{self.shown} cannot be read: HF_HUB_OFFLINE forbids it")
+            raise SourceError(
+                f"{self.shown} is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
+            )
         # obstore follows redirects to other servers without the token.
         plain = constants.ENDPOINT.startswith("http://")
         headers = utils.build_hf_headers(library_name="spectail")  # type: ignore[attr-defined]
@@ -93,15 +95,20 @@ class HubRepository(Store):
         if self._hashes is None:
             at = f"/revision/{quote(self._revision, safe='')}" if self._revision else ""
             info = _Answer(self, f"api/models/{self._name}{at}?blobs=true").json()
-            self._revision = info.get("sha") or self._revision or "main"
-            files = info.get("siblings") or ()
-            self._hashes = {str(file["rfilename"]): _hash(file) for file in files}
+            self._revision = str(info.get("sha") or self._revision or "main")
+            # A mirror may list the files only where the hub lists folders.
+            tree = f"tree/{quote(self._revision, safe='')}?recursive=true"
+            files = info.get("siblings") or _Answer(self, f"api/models/{self._name}/{tree}").json()
+            named = [(file.get("rfilename") or file.get("path"), file) for file in files]
+            self._hashes = {str(name): _hash(file) for name, file in named if name}
         return self._hashes
 
 
 def _hash(file: Mapping[str, Any]) -> str:
     """Return the hash of a file's content: that of its large-file storage, or that of git."""
-    return str((file.get("lfs") or {}).get("sha256") or file.get("blobId") or "")
+    large = file.get("lfs") or {}
+    known = (large.get("sha256"), large.get("oid"), file.get("blobId"), file.get("oid"))
+    return next((str(value) for value in known if value), "")
 
 
 class _Answer(HubRepository):
@@ -115,7 +122,7 @@ class _Answer(HubRepository):
     def _opened(self, obstore: Any) -> Any:
         return self._client(obstore, self._path)
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> Any:
         """Return the answer.
 
         Raises:
@@ -123,7 +130,7 @@ class _Answer(HubRepository):
 
         """
         try:
-            value = json.loads(b"".join(self.whole("")[1]))
+            return json.loads(b"".join(self.whole("")[1]))
         except (FileNotFoundError, AccessDeniedError):
             raise SourceError(
                 f"there is no model {self.shown} on the hub that you may read; check the id, "
@@ -131,4 +138,3 @@ class _Answer(HubRepository):
             ) from None
         except ValueError:
             raise SourceError(f"{self.shown} cannot be read: the hub's answer is no JSON") from None
-        return value if isinstance(value, dict) else {}

@@ -15,6 +15,7 @@ import torch
 from spectail.errors import SourceError
 from spectail.models.formats.demo import demo_file
 from spectail.models.formats.hub import is_hub_id
+from spectail.models.formats.remote import without_secrets
 from spectail.models.live.saved_names import saved_modules
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -63,6 +64,25 @@ def module_names(source: str | os.PathLike[str]) -> dict[str, str]:
     The order is that of ``named_modules``. A module whose name in the file is unknown keeps its own
     name.
     """
+    model, saved = _without_weights(source)
+    return {name: saved.get(name, name) for name, _ in model.named_modules() if name}
+
+
+def parameter_names(source: str | os.PathLike[str]) -> dict[str, str]:
+    """Map the names of a language model's parameters to those in its file, without its weights.
+
+    A parameter whose name in the file is unknown keeps its own name.
+    """
+    model, saved = _without_weights(source)
+    return {
+        name: f"{saved.get(module, module)}.{own}" if module else name
+        for name, _ in model.named_parameters()
+        for module, _, own in [name.rpartition(".")]
+    }
+
+
+def _without_weights(source: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]:
+    """Build a language model on the meta device; also return its modules' names in the file."""
     text = os.fspath(source)
     where, options = _location(text)
     # Parameters on the meta device take no memory, so that even a large model is built at once.
@@ -75,8 +95,7 @@ def module_names(source: str | os.PathLike[str]) -> dict[str, str]:
             if model_class
             else transformers.AutoModelForCausalLM.from_config(config)
         )
-        saved = saved_modules(model)
-    return {name: saved.get(name, name) for name, _ in model.named_modules() if name}
+        return model, saved_modules(model)
 
 
 def _model_class(transformers: Any, config: Any) -> Any:
@@ -110,7 +129,8 @@ def _location(text: str) -> tuple[str, dict[str, str]]:
         )
     if not path.exists() and not is_hub_id(text):
         raise SourceError(
-            f"no such folder: {text!r}; expected a model folder, a .gguf file, 'demo' or a hub id"
+            f"no such folder: {without_secrets(text)!r}; "
+            "expected a model folder, a .gguf file, 'demo' or a hub id"
         )
     return (str(path) if path.exists() else text), {}
 
