@@ -1,0 +1,198 @@
+"""Models in buckets: a server of S3's protocol on loopback, and the same server as Google's."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import spectail as st
+from spectail.cli import run
+from spectail.models.formats.buckets import bucket_region
+from spectail.models.open import open_source
+from tests.conftest import weights
+from tests.models.format_cases import state, write_gguf, write_torch
+from tests.models.test_remote import table
+
+boto3 = pytest.importorskip("boto3")
+pytest.importorskip("moto.server")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of moto's server, which runs as a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+        process.kill()
+
+
+@pytest.fixture
+def s3(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A client, with the environment of a user who has credentials."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "user-of-tests")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-tests")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return boto3.client("s3", region_name="us-east-1")
+
+
+@pytest.fixture
+def model(s3: Any, tmp_path: Path) -> Path:
+    """A folder with a model, uploaded as ``toys/models/toy model``."""
+    folder = tmp_path / "toy model"
+    folder.mkdir()
+    whole = weights()
+    for number, names in enumerate((sorted(whole)[:6], sorted(whole)[6:]), 1):
+        file = folder / f"model-{number:05d}-of-00002.safetensors"
+        save_file({name: whole[name] for name in names}, file)
+    (folder / "config.json").write_text('{"model_type": "llama", "num_attention_heads": 8}')
+    s3.create_bucket(Bucket="toys")
+    for path in folder.iterdir():
+        key = f"models/toy model/{path.name}"
+        s3.upload_file(str(path), "toys", key, ExtraArgs={"ACL": "public-read"})
+    return folder
+
+
+@pytest.mark.parametrize("scheme", ["s3", "s3a", "gs", "gcs"])
+@pytest.mark.parametrize("end", ["", "/"])
+def test_a_folder_reads_as_locally(
+    model: Path, server: str, scheme: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Google's XML interface has the addresses and listings of S3.
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
+    remote = table(f"{scheme}://toys/models/toy model{end}")
+    pd.testing.assert_frame_equal(remote, table(model), check_exact=True)
+
+
+def test_a_file_reads_as_locally(s3: Any, model: Path, tmp_path: Path) -> None:
+    for write in (write_torch, write_gguf):
+        path = write(tmp_path, state(rows=24))
+        s3.upload_file(str(path), "toys", path.name)
+        remote = table(f"s3://toys/{path.name}")
+        pd.testing.assert_frame_equal(remote, table(path), check_exact=True)
+    shard = "model-00001-of-00002.safetensors"
+    remote = table(f"s3://toys/models/toy model/{shard}")
+    pd.testing.assert_frame_equal(remote, table(model / shard), check_exact=True)
+
+
+def test_the_whole_bucket_may_be_a_folder(s3: Any, tmp_path: Path) -> None:
+    save_file(weights(), tmp_path / "model.safetensors")
+    s3.create_bucket(Bucket="alone")
+    s3.upload_file(str(tmp_path / "model.safetensors"), "alone", "model.safetensors")
+    remote = table("s3://alone")
+    pd.testing.assert_frame_equal(remote, table(tmp_path), check_exact=True)
+
+
+def test_credentials_come_from_a_profile(
+    model: Path, tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name)
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws" / "config").write_text(f"[profile lab]\nendpoint_url = {server}\n")
+    keys = "[lab]\naws_access_key_id = a\naws_secret_access_key = b\n"
+    (tmp_path / ".aws" / "credentials").write_text(keys)
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    assert len(open_source("s3://toys/models/toy model").layers) > 10
+    monkeypatch.setenv("AWS_PROFILE", "other")
+    with pytest.raises(st.SourceError, match="s3://toys cannot be read: ProfileNotFound"):
+        open_source("s3://toys/models/toy model")
+
+
+def test_without_credentials_requests_are_not_signed(
+    s3: Any, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = str(model / "model-00001-of-00002.safetensors")
+    s3.upload_file(shard, "toys", "private/model.safetensors")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert len(open_source("s3://toys/models/toy model").layers) > 10
+    denied = r"private/model.safetensors cannot be read: access is denied \(403 Forbidden\); check"
+    with pytest.raises(st.SourceError, match=denied):
+        open_source("s3://toys/private")
+
+
+def test_an_object_that_is_replaced_is_one_line(
+    s3: Any, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = open_source("s3://toys/models/toy model")
+    shard = "model-00001-of-00002.safetensors"
+    other = {name: tensor + 1 for name, tensor in weights().items()}
+    save_file({name: other[name] for name in sorted(other)[:6]}, model / shard)
+    s3.upload_file(str(model / shard), "toys", f"models/toy model/{shard}")
+    with pytest.raises(st.SourceChangedError, match=f"{shard} has changed since it was opened"):
+        [layer.read() for layer in source.layers]
+    assert open_source("s3://toys/models/toy model").fingerprint != source.fingerprint
+    s3.delete_object(Bucket="toys", Key=f"models/toy model/{shard}")
+    with pytest.raises(st.SourceChangedError, match="has changed"):
+        source.files[0].check_path()
+    command = ["analyze", "s3://toys/models/toy model", "--out", str(tmp_path / "run")]
+    assert run(command) == 2
+    assert f"shard {shard} of s3://toys/models/toy model is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("s3://nowhere/model", "there is no bucket s3://nowhere"),
+        ("s3://toys/nothing", "there is no model at s3://toys/nothing"),
+        ("s3://toys/empty/model.safetensors", "is empty; expected a safetensors file"),
+        ("s3://toys/notes", "s3://toys/notes holds no weights"),
+    ],
+)
+def test_what_is_missing_is_one_line(s3: Any, model: Path, address: str, words: str) -> None:
+    s3.put_object(Bucket="toys", Key="empty/model.safetensors", Body=b"")
+    s3.put_object(Bucket="toys", Key="notes/readme.txt", Body=b"nothing")
+    with pytest.raises(st.SourceError, match=words) as error:
+        open_source(address)
+    assert "\n" not in str(error.value)
+    assert "secret-of-tests" not in str(error.value)
+
+
+def test_s3_tells_the_region_of_a_bucket(s3: Any) -> None:
+    where = {"LocationConstraint": "eu-west-3"}
+    s3.create_bucket(Bucket="in-paris", CreateBucketConfiguration=where)
+    assert bucket_region(s3, "in-paris") == "eu-west-3"
+    assert bucket_region(s3, "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("scheme", "package"), [("s3", "boto3"), ("s3", "obstore"), ("gs", "obstore")]
+)
+def test_a_missing_package_is_one_line(
+    scheme: str, package: str, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, f"{package}.store", None)
+    words = f"needs the package {package}; install it with: pip install 'spectail.{scheme}.'"
+    with pytest.raises(st.SourceError, match=words):
+        open_source(f"{scheme}://toys/model")
+
+
+def test_values_are_those_that_were_uploaded(model: Path) -> None:
+    layers = {layer.name: layer for layer in open_source("s3://toys/models/toy model").layers}
+    for name, tensor in weights().items():
+        if tensor.dim() == 2:
+            assert torch.equal(layers[name.removesuffix(".weight")].read()[0], tensor)
