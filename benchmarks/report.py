@@ -1,4 +1,7 @@
-"""``python -m benchmarks.report``: the tables of docs/speed.md from the results that are there."""
+"""``python -m benchmarks.report``: fill the tables of the docs from the results that are there.
+
+They are in docs/speed.md and docs/large-models.md.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from experiments.common import ROOT, fill_page, markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = ROOT / "docs" / "speed.md"
+LARGE_PAGE = ROOT / "docs" / "large-models.md"
 MISSING = "Not measured yet."
 
 
@@ -30,6 +34,8 @@ def main() -> None:
             for name, table in tables.items()
         },
     )
+    measured = _read("checkpoint")
+    fill_page(LARGE_PAGE, {"large": _large(measured) if "tolerance" in measured else MISSING})
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -108,6 +114,41 @@ def _checkpoint(results: dict[str, Any]) -> str:
         ["size of the checkpoint", f"{results['megabytes'] / 1024:.1f} GiB"],
     ]
     return markdown_table([f"LLaMA-7B's shape, {results['blocks']} blocks", ""], rows)
+
+
+def _large(results: dict[str, Any]) -> str:
+    """Few windows beside all of them, and the sample of a larger model."""
+    few = [results["tolerance"], results["tolerance, smaller window"]]
+    runs = [results["analyze"], *few]
+    rows = [
+        ["windows", *(f"{run['windows']:,}" for run in runs)],
+        ["minutes", *(f"{run['seconds'] / 60:.1f}" for run in runs)],
+        ["peak resident memory", *(f"{run['peak_megabytes'] / 1024:.2f} GiB" for run in runs)],
+        ["layers with alpha within 1 %", "", *(f"{run['within_1_percent']:.1%}" for run in few)],
+        ["change of alpha, 90th percentile", "", *(f"{run['change']['90 %']:.2%}" for run in few)],
+        ["rank correlation of alpha", "", *(f"{run['rank_correlation']:.3f}" for run in few)],
+    ]
+    head = [f"7B, {results['blocks']} blocks", "all windows", "tolerance 1 %", "windows of 512"]
+    return "\n\n".join([markdown_table(head, rows), *map(_sampled, results.get("70b", []))])
+
+
+def _sampled(results: dict[str, Any]) -> str:
+    """A sample of a model, with what follows for the whole."""
+    run, computed = results["measured"], results["computed"]
+    rows = [
+        ["layers", str(results["layers"])],
+        ["size", f"{results['gigabytes']:.0f} GB"],
+        ["opened, every header read", f"{results['seconds_to_open']:.1f} s"],
+        [
+            f"{len(results['blocks_measured'])} blocks, measured",
+            f"{run['seconds'] / 60:.1f} minutes",
+        ],
+        ["peak resident memory", f"{run['peak_megabytes'] / 1024:.2f} GiB"],
+        ["all blocks, computed", f"{computed['minutes']:.0f} minutes"],
+        ["read in all, computed", f"{computed['gigabytes_read']:.0f} GB"],
+    ]
+    options = " ".join(run["options"][: run["options"].index("--include")])
+    return markdown_table([f"70B, {results['blocks']} blocks, `{options}`", ""], rows)
 
 
 def _training(results: dict[str, Any]) -> str:

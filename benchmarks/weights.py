@@ -15,8 +15,9 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -47,6 +48,14 @@ LLAMA = {
     "num_attention_heads": 32,
 }
 """LLaMA-7B without its 32 blocks."""
+LLAMA_70B = {
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "vocab_size": 32000,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+}
+"""Llama-2-70B without its 80 blocks."""
 
 
 def made(
@@ -86,7 +95,11 @@ def made(
 def shapes_of_block(config: dict[str, int]) -> dict[str, tuple[int, int]]:
     """The seven matrices of a block, output x input."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
-    attention = {f"self_attn.{kind}_proj": (hidden, hidden) for kind in "qkvo"}
+    heads = config.get("num_attention_heads", 1)
+    shared = hidden // heads * config.get("num_key_value_heads", heads)
+    attention = {
+        f"self_attn.{kind}_proj": (shared if kind in "kv" else hidden, hidden) for kind in "qkvo"
+    }
     return attention | {
         "mlp.gate_proj": (inner, hidden),
         "mlp.up_proj": (inner, hidden),
@@ -120,6 +133,68 @@ def write_checkpoint(
         save_file(shard, folder / file, metadata={"format": "pt"})
         where |= dict.fromkeys(shard, file)
         size += sum(2 * tensor.numel() for tensor in shard.values())
+    _describe(folder, config, blocks, where, size)
+    return size
+
+
+def write_sample(
+    folder: Path, blocks: int, written: Collection[int], *, config: dict[str, int]
+) -> int:
+    """Write a checkpoint of which only the blocks ``written`` have values.
+
+    The other files have their header and their full length, and take no room on the disk: what lies
+    behind the header is a hole. Returns the bytes of all tensors.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    where: dict[str, str] = {}
+    size = 0
+    for number, block in enumerate([None, *range(blocks)], 1):
+        file = f"model-{number:05d}-of-{blocks + 1:05d}.safetensors"
+        if block in written:
+            tensors = dict(_blocks(config, range(block, block + 1), blocks, 0))
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        else:
+            shapes = _shapes_of_shard(config, block)
+            _write_hole(folder / file, shapes)
+        where |= dict.fromkeys(shapes, file)
+        size += sum(2 * math.prod(shape) for shape in shapes.values())
+    _describe(folder, config, blocks, where, size)
+    return size
+
+
+def _shapes_of_shard(config: dict[str, int], block: int | None) -> dict[str, tuple[int, ...]]:
+    """The tensors of a block, or of both ends for None."""
+    hidden = (config["hidden_size"],)
+    if block is None:
+        ends = dict.fromkeys(
+            ("model.embed_tokens.weight", "lm_head.weight"), (config["vocab_size"], *hidden)
+        )
+        return ends | {"model.norm.weight": hidden}
+    prefix = f"model.layers.{block}."
+    matrices = {f"{prefix}{name}.weight": shape for name, shape in shapes_of_block(config).items()}
+    norms = ("input_layernorm", "post_attention_layernorm")
+    return matrices | {f"{prefix}{norm}.weight": hidden for norm in norms}
+
+
+def _write_hole(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Write a safetensors file of bfloat16 tensors with a hole in place of its values."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+def _describe(
+    folder: Path, config: dict[str, int], blocks: int, where: dict[str, str], size: int
+) -> None:
+    """Write the index of the shards and the model's configuration."""
     index = {"metadata": {"total_size": size}, "weight_map": where}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     described = {
@@ -130,7 +205,6 @@ def write_checkpoint(
     (folder / "config.json").write_text(
         json.dumps(described | config | {"num_hidden_layers": blocks})
     )
-    return size
 
 
 def _ends(config: dict[str, int], seed: int) -> Iterator[tuple[str, Tensor]]:

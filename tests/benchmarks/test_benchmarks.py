@@ -17,7 +17,7 @@ import torch
 import spectail as st
 from benchmarks import __main__ as benchmarks
 from benchmarks import balancer, checkpoint, command, common, fit, layers, plain, training
-from benchmarks.weights import made, shapes_of_block, write_checkpoint
+from benchmarks.weights import LLAMA_70B, made, shapes_of_block, write_checkpoint, write_sample
 from spectail.errors import SourceError
 from spectail.models.open import open_source
 from tests import language
@@ -208,6 +208,34 @@ class TestQuickModes:
         assert result["analyze"]["layers"] == 16
         assert result["analyze"]["layers_not_ok"] == []
         assert result["analyze"]["by_kind"]["down"]["layers"] == 2
+        # The tiny layers have no more than three windows of the common size.
+        assert result["tolerance"]["rank_correlation"] == 1.0
+        assert result["tolerance"]["within_1_percent"] == 1.0
+        assert result["tolerance, smaller window"]["window"] == [[32, 32]]
+        assert result["tolerance, smaller window"]["change"]["median"] > 0
+        for run in result["70b"]:
+            assert run["layers"] == 6 * 7 + 2
+            assert run["measured"]["layers"] == 3 * 7
+            assert run["measured"]["layers_not_ok"] == []
+            # Three of six blocks, and two ends that cost less than a block.
+            assert 3 / 7 < run["share_of_the_cost_measured"] < 1 / 2
+
+    def test_a_sample_has_the_size_of_the_whole_and_takes_the_room_of_its_blocks(
+        self, tmp_path: Path
+    ) -> None:
+        whole, part = tmp_path / "whole", tmp_path / "part"
+        size = write_checkpoint(whole, 3, config=checkpoint.TINY, per_shard=1)
+        assert write_sample(part, 3, [1], config=checkpoint.TINY) == size
+        one, other = (
+            {layer.name: layer for layer in open_source(folder).layers} for folder in (whole, part)
+        )
+        assert list(one) == list(other)
+        for name, layer in one.items():
+            assert (layer.rows, layer.cols) == (other[name].rows, other[name].cols)
+            filled = bool(other[name].read().any())
+            assert filled == (".1." in name)
+            if filled:
+                torch.testing.assert_close(layer.read(), other[name].read(), rtol=0, atol=0)
 
     def test_training(self, tmp_path: Path) -> None:
         result = one_result(["training", "--rounds", "1"], tmp_path / "training.json")
@@ -298,6 +326,14 @@ class TestWeights:
         assert max(alphas) < null
         assert min(abs(a - b) for a, b in zip(alphas[::2], alphas[1::2], strict=True)) > 0.02
         assert max(alphas) - min(alphas) > 0.2
+
+    def test_keys_and_values_of_70b_are_shared_by_eight_heads(self) -> None:
+        shapes = shapes_of_block(LLAMA_70B)
+        assert shapes["self_attn.k_proj"] == shapes["self_attn.v_proj"] == (1024, 8192)
+        assert shapes["self_attn.q_proj"] == (8192, 8192)
+        # 80 blocks, embedding and head: Llama-2-70B has 68.98 billion parameters.
+        total = 80 * sum(rows * cols for rows, cols in shapes.values()) + 2 * 32000 * 8192
+        assert total == pytest.approx(68.98e9, rel=1e-3)
 
     def test_a_checkpoint_reads_as_a_llama(self, tmp_path: Path) -> None:
         size = write_checkpoint(tmp_path, 3, config=checkpoint.TINY)
