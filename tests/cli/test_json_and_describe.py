@@ -153,7 +153,10 @@ def test_what_describe_says_is_what_analyze_does(checkpoint: Path, preset: str) 
 
 def _huge(path: Path, blocks: int = 80) -> int:
     """Write a sparse file with the header of a language model of 70 billion weights."""
-    shapes = {"model.embed_tokens.weight": (32000, 8192), "lm_head.weight": (32000, 8192)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (32000, 8192),
+        "lm_head.weight": (32000, 8192),
+    }
     for b in range(blocks):
         shapes |= {
             f"model.layers.{b}.self_attn.q_proj.weight": (8192, 8192),

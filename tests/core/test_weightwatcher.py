@@ -4,6 +4,8 @@
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +61,7 @@ def _rank_deficient() -> torch.Tensor:
     return left @ right
 
 
-CASES = {
+CASES: dict[str, tuple[Callable[[], Any], float]] = {
     "a stem of 7 x 7 with three channels": (lambda: nn.Conv2d(3, 16, 7), 0.5),
     "a depth-wise convolution": (lambda: nn.Conv2d(32, 32, 3, groups=32), 0.5),
     "a convolution of one position": (lambda: nn.Conv2d(40, 64, 1), 0.5),
@@ -73,11 +75,11 @@ CASES = {
 def test_every_column_is_weightwatchers(case: str) -> None:
     make, factor = CASES[case]
     torch.manual_seed(3)
-    module = nn.Sequential(make())
+    layer = make()
     with torch.no_grad():
-        module[0].weight *= torch.randn_like(module[0].weight).exp()
-    row = st.analyze(module, spec=SPEC).table.iloc[0]
-    weight = module[0].weight.detach().double().numpy()
+        layer.weight *= torch.randn_like(layer.weight).exp()
+    row = st.analyze(nn.Sequential(layer), spec=SPEC).table.iloc[0]
+    weight = layer.weight.detach().double().numpy()
     slices = weight.reshape(*weight.shape[:2], -1).transpose(2, 0, 1)
     expected = _oracle(slices, factor)
     assert row["status"] == "ok", row["reason"]

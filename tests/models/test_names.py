@@ -89,7 +89,7 @@ def test_units_of_one_index_have_names_of_their_own() -> None:
     assert unit_of("model.embed_tokens") is None
 
 
-U_NETS = {
+U_NETS: dict[str, list[tuple[str, int | None]]] = {
     "U-Net": [
         ("down_blocks.0.resnets.0.conv1", 0),
         ("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", 1),

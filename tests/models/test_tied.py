@@ -23,7 +23,7 @@ def test_a_tied_head_is_counted_only_under_the_preset() -> None:
     table = st.analyze(model, spec=st.presets.WEIGHTWATCHER).table.set_index("name")
     assert list(table.index) == ["embed_tokens", "lm_head"]
     assert list(table["kind"]) == ["embedding", "head"]
-    assert table.loc["lm_head", "alpha"] == table.loc["embed_tokens", "alpha"]
+    assert table["alpha"].nunique() == 1
     assert "uses the weight of embed_tokens" in str(table.loc["lm_head", "reason"])
 
 

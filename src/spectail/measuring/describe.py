@@ -6,9 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from spectail import presets
 from spectail.basics.json_values import plain
@@ -25,6 +23,9 @@ from spectail.models.naming.select import type_of
 from spectail.models.source import Layer
 from spectail.results.records import RunInfo
 from spectail.results.table import storable, table_html
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _GIB = 2**30
 
@@ -70,6 +71,9 @@ class Description:
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row per layer, with the fields of LayerOutline."""
+        # Imported here, because pandas takes half a second that nothing else needs.
+        import pandas as pd
+
         rows = [asdict(layer) for layer in self.layers]
         for row in rows:
             row |= {key: storable(value) for key, value in row.items() if isinstance(value, str)}
@@ -221,7 +225,7 @@ def _windows(layer: Layer, run: RunInfo) -> tuple[tuple[int, int], int, str, str
         window, positions = estimator_of(run.spec).place(shape, run.spec, run.window)
     except SpecError as error:
         return (0, 0), 0, "skipped", str(error)
-    return tuple(window), len(positions), "ok", ""
+    return (window.rows, window.cols), len(positions), "ok", ""
 
 
 def _grouped(layers: Sequence[LayerOutline]) -> list[str]:
