@@ -39,6 +39,7 @@ class Server:
     etags: bool = True
     dates: bool = False
     listing: bool = False
+    """Whether folders are answered with a page, which does not say how long it is."""
     denied: str = "$^"
     """A pattern of the paths that are answered with 403."""
     user: str = ""
@@ -98,11 +99,19 @@ class _Handler(BaseHTTPRequestHandler):
         if file.is_dir() and self.state.listing:
             names = sorted(f"{f.name}/" if f.is_dir() else f.name for f in file.iterdir())
             links = "".join(f'<a href="{quote(name)}">{name}</a>' for name in names)
-            self.answer(200, f"<html><a href='../'>..</a>{links}</html>".encode())
+            self.stream(f"<html><a href='../'>..</a>{links}</html>".encode())
         elif file.is_file():
             self.send_file(file.read_bytes(), fails)
         else:
             self.answer(404)
+
+    def stream(self, page: bytes) -> None:
+        """Send a page in chunks, as servers do that make it on request."""
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(f"{len(page):x}\r\n".encode() + page + b"\r\n0\r\n\r\n")
 
     def send_file(self, data: bytes, fails: bool) -> None:
         state, headers, status = self.state, {}, 200
@@ -157,11 +166,11 @@ class _HubHandler(_Handler):
             answer = {"id": match[1], "sha": COMMIT}
             if not self.state.mirror:
                 answer |= {"siblings": siblings}
-            return self.answer(200, json.dumps(answer).encode())
+            return self.stream(json.dumps(answer).encode())
         if self.state.mirror and (match := re.fullmatch(r"/api/models/(.+)/tree/(.+)", path)):
             files = [file for file in (folder / match[1]).rglob("*") if file.is_file()]
             tree = [{"type": "file", "path": str(f.relative_to(folder / match[1]))} for f in files]
-            return self.answer(200, json.dumps(tree).encode())
+            return self.stream(json.dumps(tree).encode())
         match = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         if match is None or match[2] not in {"main", COMMIT}:
             return self.answer(404)

@@ -316,3 +316,13 @@ def test_names_on_a_listing_page() -> None:
     <a href="sub/deeper.bin">d</a> <a>nothing</a>"""
     found = {"a.bin": False, "config.json": False, "b c.bin": False, "sub": True}
     assert names_on_page(page, "https://here/m/") == found
+
+
+def test_a_server_that_does_not_say_how_long_a_file_is_is_one_line(site: Path) -> None:
+    # A folder of that name is answered with a page without a length.
+    (site / "page.safetensors").mkdir()
+    with (
+        serve(site, listing=True) as server,
+        pytest.raises(st.SourceError, match="does not say how long the file is; download it"),
+    ):
+        open_source(f"{server.url}/page.safetensors")

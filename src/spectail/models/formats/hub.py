@@ -13,6 +13,7 @@ from spectail.errors import SourceError
 from spectail.models.formats.shard_index import read_index
 from spectail.models.formats.stores import AccessDeniedError, Store, settings
 from spectail.models.formats.table import FORMATS
+from spectail.models.formats.web_page import read_page
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
@@ -72,10 +73,14 @@ class HubRepository(Store):
     def _opened(self, obstore: Any) -> Any:
         """Open the commit's files. Requests are redirected to where the hub keeps large files."""
         self._files()
-        return self._client(obstore, f"{self._name}/resolve/{quote(str(self._revision), safe='')}")
+        endpoint, headers = self._hub()
+        # obstore follows redirects to other servers without the token.
+        given = settings(plain_http=endpoint.startswith("http://"), headers=headers)
+        path = f"{self._name}/resolve/{quote(str(self._revision), safe='')}"
+        return obstore.HTTPStore.from_url(f"{endpoint}/{path}", **given)
 
-    def _client(self, obstore: Any, path: str) -> Any:
-        """Open an address of the hub."""
+    def _hub(self) -> tuple[str, dict[str, str]]:
+        """Return the hub's address, and what is sent with every request."""
         try:
             from huggingface_hub import constants, utils
         except ImportError:
@@ -84,53 +89,33 @@ class HubRepository(Store):
             raise SourceError(
                 f"{self.shown} is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
             )
-        # obstore follows redirects to other servers without the token.
-        plain = constants.ENDPOINT.startswith("http://")
         headers = utils.build_hf_headers(library_name="spectail")  # type: ignore[attr-defined]
-        given = settings(plain_http=plain, headers=headers)
-        return obstore.HTTPStore.from_url(f"{constants.ENDPOINT}/{path}", **given)
+        return constants.ENDPOINT, headers
 
     def _files(self) -> dict[str, str]:
         """Ask the hub, once, for the commit and for all files with the hashes of their contents."""
         if self._hashes is None:
             at = f"/revision/{quote(self._revision, safe='')}" if self._revision else ""
-            info = _Answer(self, f"api/models/{self._name}{at}?blobs=true").json()
+            info = self._asked(f"{at}?blobs=true")
             self._revision = str(info.get("sha") or self._revision or "main")
             # A mirror may list the files only where the hub lists folders.
-            tree = f"tree/{quote(self._revision, safe='')}?recursive=true"
-            files = info.get("siblings") or _Answer(self, f"api/models/{self._name}/{tree}").json()
+            tree = f"/tree/{quote(self._revision, safe='')}?recursive=true"
+            files = info.get("siblings") or self._asked(tree)
             named = [(file.get("rfilename") or file.get("path"), file) for file in files]
             self._hashes = {str(name): _hash(file) for name, file in named if name}
         return self._hashes
 
-
-def _hash(file: Mapping[str, Any]) -> str:
-    """Return the hash of a file's content: that of its large-file storage, or that of git."""
-    large = file.get("lfs") or {}
-    known = (large.get("sha256"), large.get("oid"), file.get("blobId"), file.get("oid"))
-    return next((str(value) for value in known if value), "")
-
-
-class _Answer(HubRepository):
-    """An answer of the hub's own interface."""
-
-    def __init__(self, repository: HubRepository, path: str) -> None:
-        """Take the repository that is asked about, and the address below the endpoint."""
-        super().__init__(repository._name)
-        self.shown, self._path = repository.shown, path
-
-    def _opened(self, obstore: Any) -> Any:
-        return self._client(obstore, self._path)
-
-    def json(self) -> Any:
-        """Return the answer.
+    def _asked(self, path: str) -> Any:
+        """Return the hub's answer about the model.
 
         Raises:
-            SourceError: There is no such repository, or the hub cannot be reached.
+            SourceError: There is no such model, or the hub cannot be reached.
 
         """
+        endpoint, headers = self._hub()
+        url = f"{endpoint}/api/models/{self._name}{path}"
         try:
-            return json.loads(b"".join(self.whole("")[1]))
+            return json.loads(read_page(url, self.shown, headers))
         except (FileNotFoundError, AccessDeniedError):
             raise SourceError(
                 f"there is no model {self.shown} on the hub that you may read; check the id, "
@@ -138,3 +123,10 @@ class _Answer(HubRepository):
             ) from None
         except ValueError:
             raise SourceError(f"{self.shown} cannot be read: the hub's answer is no JSON") from None
+
+
+def _hash(file: Mapping[str, Any]) -> str:
+    """Return the hash of a file's content: that of its large-file storage, or that of git."""
+    large = file.get("lfs") or {}
+    known = (large.get("sha256"), large.get("oid"), file.get("blobId"), file.get("oid"))
+    return next((str(value) for value in known if value), "")

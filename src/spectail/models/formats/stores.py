@@ -31,11 +31,11 @@ WAITS: dict[str, Any] = {
 """Waits before a request is repeated: they grow from 0.2 s to 10 s, with some randomness."""
 RETRIES: dict[str, Any] = {
     "max_retries": 6,
-    "retry_timeout": timedelta(minutes=3),
+    "retry_timeout": timedelta(minutes=1),
     "backoff": WAITS,
 }
-"""How often a request is repeated."""
-_TIMEOUTS = {"connect_timeout": "10s", "read_timeout": "30s", "timeout": "600s"}
+"""How often a request is repeated, and for how long."""
+_TIMEOUTS = {"connect_timeout": "10s", "read_timeout": "20s", "timeout": "600s"}
 """A read times out when no byte arrives for so long; the last limit is for a whole request."""
 
 
@@ -210,34 +210,47 @@ def explained(error: Exception, shown: str) -> Exception:
     answer.
     """
     kind, text = type(error).__name__, str(error)
-    if isinstance(error, FileNotFoundError):
-        return FileNotFoundError(f"there is no {shown}")
     match = re.search(r"status code: (\d{3}(?: [A-Za-z][A-Za-z ]*)?)", text)
     status = match[1].strip() if match else ""
-    if kind in {"PermissionDeniedError", "UnauthenticatedError"} or status[:3] in {"401", "403"}:
+    if isinstance(error, FileNotFoundError):
+        status = "404"
+    elif kind in {"PermissionDeniedError", "UnauthenticatedError"}:
+        status = status or "403"
+    if "MissingContentLength" in text:
+        return LengthUnknownError(
+            f"{shown} cannot be read: the server does not say how long the file is; download it"
+        )
+    return failure(shown, status, next((words for part, words in _CAUSES if part in text), ""))
+
+
+def failure(shown: str, status: str, cause: str) -> Exception:
+    """Return the error to raise for a status of HTTP, such as ``503 Service Unavailable``.
+
+    Without a status, ``cause`` says what happened to the connection.
+    """
+    if status[:3] in {"404", "410"}:
+        return FileNotFoundError(f"there is no {shown}")
+    if status[:3] in {"401", "403"}:
         return AccessDeniedError(
-            f"{shown} cannot be read: access is denied ({status or kind}); "
+            f"{shown} cannot be read: access is denied ({status}); "
             "check the address and the credentials"
         )
     # Requests that the server refuses are not repeated, except those that came too fast or late.
     if status.startswith("4") and status[:3] not in {"408", "429"}:
         return SourceError(f"{shown} cannot be read: the server answers {status}")
+    what = status or cause or "the server cannot be reached or breaks off its answers"
     return SourceUnreachableError(
-        f"{shown} cannot be read: {status or _cause(text)}, also after {RETRIES['max_retries']} "
-        "more tries; run the same command again"
+        f"{shown} cannot be read: {what}, also after {RETRIES['max_retries']} more tries; "
+        "run the same command again"
     )
 
 
+class LengthUnknownError(SourceError):
+    """A server does not say how long a file is, as for pages that it makes on request."""
+
+
 class AccessDeniedError(SourceError):
-    """The server knows no credentials that allow to read a file."""
-
-
-def _cause(text: str) -> str:
-    """Name what obstore's message says in words."""
-    for part, words in _CAUSES:
-        if part in text:
-            return words
-    return "the server cannot be reached or breaks off its answers"
+    """A file may not be read, or not with these credentials."""
 
 
 _CAUSES = (
@@ -253,7 +266,6 @@ _CAUSES = (
     ("token request", "no credentials were found"),
     ("InstanceMetadata", "no credentials were found"),
     ("Content-Range", "the server's answer has no valid range"),
-    ("Content-Length", "the server does not say how long the file is"),
 )
 """Parts of obstore's messages, and what they mean."""
 

@@ -11,7 +11,8 @@ from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from spectail.errors import SourceError, SourceUnreachableError
 from spectail.models.formats.remote_path import RemotePath, open_at_once
-from spectail.models.formats.stores import AccessDeniedError, Store, settings
+from spectail.models.formats.stores import AccessDeniedError, LengthUnknownError, Store, settings
+from spectail.models.formats.web_page import read_page
 
 _USUAL = (
     "config.json",
@@ -32,8 +33,6 @@ _USUAL = (
 """Names that a model folder may hold; they are asked for where the server lists none."""
 _FILE_NAME = re.compile(r"\.[A-Za-z][A-Za-z0-9]+$")
 """The end of a name that is a file's (``model.gguf``) and no folder's (``Qwen2.5``)."""
-_LONGEST_PAGE = 2**23
-"""Bytes of a listing page after which the rest is not read."""
 
 
 class WebFolder(Store):
@@ -71,6 +70,11 @@ class WebFolder(Store):
             file = path.open()
         except FileNotFoundError:
             return False
+        except LengthUnknownError:
+            # Most likely the listing page of a folder.
+            if _FILE_NAME.search(path.name):
+                raise
+            return False
         start = bytes(file.read(0, 64)).lstrip().lower()
         page = start.startswith((b"<!doctype", b"<html"))
         return bool(_FILE_NAME.search(path.name)) or not page
@@ -90,32 +94,33 @@ class WebFolder(Store):
 
     def _opened(self, obstore: Any) -> Any:
         """Open the folder; keys are appended to its address."""
-        return self._client(obstore, self._parts.path.rstrip("/"))
+        given = settings(plain_http=self._parts.scheme == "http", headers=self._headers())
+        return obstore.HTTPStore.from_url(self._address(self._parts.path.rstrip("/")), **given)
 
-    def _client(self, obstore: Any, path: str) -> Any:
-        """Open an address of the server."""
-        headers = {}
-        if self._user:
-            user = self._user if ":" in self._user else f"{self._user}:"
-            secret = base64.b64encode(unquote(user).encode()).decode()
-            headers["Authorization"] = f"Basic {secret}"
-        url = urlunsplit((self._parts.scheme, self._host, path, self._parts.query, ""))
-        plain = self._parts.scheme == "http"
-        return obstore.HTTPStore.from_url(url, **settings(plain_http=plain, headers=headers))
+    def _address(self, path: str, query: str | None = None) -> str:
+        """Return the address of a path on the server, without user and password."""
+        query = self._parts.query if query is None else query
+        return urlunsplit((self._parts.scheme, self._host, path, query, ""))
+
+    def _headers(self) -> dict[str, str]:
+        """Return what is sent with every request."""
+        if not self._user:
+            return {}
+        user = self._user if ":" in self._user else f"{self._user}:"
+        secret = base64.b64encode(unquote(user).encode()).decode()
+        return {"Authorization": f"Basic {secret}"}
 
     def _shown_names(self, folder: str) -> dict[str, bool]:
         """Return the names on the server's page for a folder, if there is such a page."""
+        # With a slash at the end, servers answer with the listing and not with a redirect to it.
         path = f"{self._parts.path.rstrip('/')}/{quote(folder)}".rstrip("/") + "/"
-        url = urlunsplit(self._parts._replace(path=path))
         try:
-            stamp, pieces = _Page(url).whole("")
-            text = b"".join(pieces) if stamp.size < _LONGEST_PAGE else b""
+            page = read_page(self._address(path), self.address(folder), self._headers())
         except SourceUnreachableError:
             raise
         except (FileNotFoundError, SourceError):
             return {}
-        shown = urlunsplit((self._parts.scheme, self._host, path, "", ""))
-        return names_on_page(text.decode("utf-8", "replace"), shown)
+        return names_on_page(page.decode("utf-8", "replace"), self._address(path, ""))
 
     def _usual_names(self, folder: str) -> dict[str, bool]:
         """Return which of the usual names exist."""
@@ -126,13 +131,6 @@ class WebFolder(Store):
             # If access was denied to all of them, this says so.
             self.holds_file(paths[0])
         return found
-
-
-class _Page(WebFolder):
-    """The listing page of a folder, whose address ends with a slash."""
-
-    def _opened(self, obstore: Any) -> Any:
-        return self._client(obstore, self._parts.path)
 
 
 def names_on_page(text: str, url: str) -> dict[str, bool]:

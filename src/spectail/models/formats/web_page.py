@@ -1,0 +1,79 @@
+"""Pages of web servers, which are read whole: listings of folders and answers of the hub.
+
+obstore is made for files and refuses an answer that does not say how long it is, as pages that are
+made on request often do not. So these few are read with Python's own library.
+"""
+
+from __future__ import annotations
+
+import http.client
+import random
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from spectail.errors import SourceError
+from spectail.models.formats.stores import RETRIES, WAITS, failure
+
+_TIMEOUT = 20
+"""Seconds without a byte after which a try has failed."""
+_LONGEST = 2**26
+"""Bytes after which a page is too long to be a listing."""
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Follows redirects, and keeps the password from other servers."""
+
+    def redirect_request(
+        self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Request | None:
+        """Return the request that follows a redirect."""
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if request and urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
+            request.remove_header("Authorization")
+        return request
+
+
+def read_page(url: str, shown: str, headers: Mapping[str, str]) -> bytes:
+    """Read a page; a failed request is repeated as one for a file is.
+
+    Args:
+        url: The address, without user and password.
+        shown: The address for messages.
+        headers: What is sent with the request.
+
+    Raises:
+        FileNotFoundError: There is no such page.
+        SourceError: It cannot be read.
+
+    """
+    opener = build_opener(_Redirects)
+    wait, tries = WAITS["init_backoff"].total_seconds(), 0
+    while True:
+        status = ""
+        try:
+            with opener.open(Request(url, headers=dict(headers)), timeout=_TIMEOUT) as answer:
+                content: bytes = answer.read(_LONGEST + 1)
+            if len(content) > _LONGEST:
+                raise SourceError(f"{shown} is too long for a listing; name the file to open")
+            return content
+        except HTTPError as error:
+            status, cause = f"{error.code} {error.reason}", ""
+            error.close()
+        except (URLError, http.client.HTTPException, OSError) as error:
+            cause = str(getattr(error, "reason", error) or type(error).__name__)
+        problem = failure(shown, status, cause)
+        if tries == RETRIES["max_retries"] or not _may_pass(status):
+            raise problem
+        tries += 1
+        # Random, so that many programs that failed together do not come back together.
+        time.sleep(wait * random.uniform(0.5, 1))
+        wait = min(wait * WAITS["base"], WAITS["max_backoff"].total_seconds())
+
+
+def _may_pass(status: str) -> bool:
+    """Whether a failure may pass: that of the server or of the connection, not of the request."""
+    return not status.startswith("4") or status[:3] in {"408", "429"}
