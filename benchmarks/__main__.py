@@ -6,7 +6,17 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks import balancer, checkpoint, command, fit, layers, prune, solvers, training
+from benchmarks import (
+    agreement,
+    balancer,
+    checkpoint,
+    command,
+    fit,
+    layers,
+    prune,
+    solvers,
+    training,
+)
 from experiments.common import environment, save_json
 
 BENCHMARKS = {
@@ -14,6 +24,7 @@ BENCHMARKS = {
     "solvers": solvers,
     "fit": fit,
     "command": command,
+    "agreement": agreement,
     "checkpoint": checkpoint,
     "training": training,
     "balancer": balancer,

@@ -24,15 +24,17 @@ from transformers import AutoModel, AutoModelForCausalLM, GgufConfig
 def open_model(path: Path) -> nn.Module:
     """Open the model as a live module."""
     if path.suffix == ".gguf":
-        return AutoModelForCausalLM.from_pretrained(
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
         )
-    if path.is_dir():
-        return AutoModel.from_pretrained(path)
-    return of_state(torch.load(path, map_location="cpu", weights_only=True))
+    elif path.is_dir():
+        model = AutoModel.from_pretrained(path)
+    else:
+        model = of_state(torch.load(path, map_location="cpu", weights_only=True))
+    return model
 
 
 def of_state(state: dict[str, torch.Tensor]) -> nn.Module:
@@ -49,7 +51,7 @@ def of_state(state: dict[str, torch.Tensor]) -> nn.Module:
                 owner.add_module(part, nn.Module())
             owner = getattr(owner, part)
         layer = (
-            nn.Conv2d(weight.shape[1], weight.shape[0], tuple(weight.shape[2:]), bias=False)
+            nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2:], bias=False)  # type: ignore[arg-type]
             if weight.ndim == 4
             else nn.Linear(weight.shape[1], weight.shape[0], bias=False)
         )
