@@ -86,10 +86,7 @@ def largest_eigenvalue(matrices: Tensor, *, rough: bool = False) -> float:
             for batch in torch.split(matrices, 64)
         ]
         return float(torch.stack(norms).max()) ** 2
-    magnitude = largest_magnitude(matrices)
-    if not magnitude:
-        return 0.0
-    return max(_largest_of(matrix, magnitude, rough=rough) for matrix in matrices)
+    return max(_largest_of(matrix, rough=rough) for matrix in matrices)
 
 
 def entropy(eigenvalues: Array) -> float:
@@ -144,7 +141,7 @@ def signal_to_noise(eigenvalues: Array, n_zero: int, shape: tuple[int, int]) -> 
     return signal / noise / float(values[-1]) if noise > 0 else math.nan
 
 
-def _largest_of(matrix: Tensor, magnitude: float, *, rough: bool) -> float:
+def _largest_of(matrix: Tensor, *, rough: bool) -> float:
     """Return the largest eigenvalue of A A^H: iterate in float32, then refine in float64.
 
     The result is the Rayleigh quotient of the computed vector. Its error is the square of the
@@ -153,16 +150,18 @@ def _largest_of(matrix: Tensor, magnitude: float, *, rough: bool) -> float:
     """
     if matrix.shape[0] > matrix.shape[1]:
         matrix = matrix.mT
-    scaled, exponent = _in_range(matrix, magnitude)
+    magnitude = largest_magnitude(matrix)
     # One matrix of a layer may be zero although another is not; Lanczos would divide by zero.
-    if not scaled.any():
+    if not magnitude:
         return 0.0
+    scaled, exponent = _in_range(matrix, magnitude)
     # Blocks of columns, so that no double-precision copy of a large matrix is made.
     pieces = torch.split(scaled, max(1, _PIECE // matrix.shape[0]), dim=1)
+    # The Gram matrix costs as much as many steps: a few do without it.
     multiply = (
-        _gram_product(piece.cpu() for piece in pieces)
-        if scaled.shape[0] <= _GRAM_SIDE
-        else _two_products(scaled)
+        _two_products(scaled)
+        if rough or scaled.shape[0] > _GRAM_SIDE
+        else _gram_product(piece.cpu() for piece in pieces)
     )
     largest, vector = _lanczos(multiply, _start_vector(scaled), rough=rough)
     if rough:
