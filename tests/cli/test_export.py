@@ -64,7 +64,8 @@ def test_the_other_tools(
         (
             "bits.json",
             ["vllm"],
-            "--to must be one of llm-compressor, torchao, llama.cpp, torch-pruning, not 'vllm'",
+            "--to must be one of llm-compressor, auto-round, torchao, llama.cpp, torch-pruning, "
+            "axolotl, peft, factors, torch, transformers, lightning, not 'vllm'",
         ),
         (
             "sparsity.json",

@@ -85,8 +85,8 @@ def test_formats_are_chosen_from_a_folder_without_the_model(
     assert all(value == sizes[name] for name, value in found.values())
     assert stored["realised"] <= 4.6
     capsys.readouterr()
-    assert run(["export", str(file), "--to", "llama.cpp", "--out", str(tmp_path / "t.txt")]) == 2
-    assert "llama.cpp takes widths, but this allocation chose formats" in capsys.readouterr().err
+    assert run(["export", str(file), "--to", "torchao", "--out", str(tmp_path / "t.txt")]) == 2
+    assert "torchao has no format q" in capsys.readouterr().err
 
 
 def test_widths_need_no_flag(model: str, tmp_path: Path) -> None:

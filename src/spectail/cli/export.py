@@ -16,7 +16,9 @@ from spectail.cli.options import Quiet, read_settings
 from spectail.errors import ExportError
 from spectail.export import Tool, tool_names
 
-_FLAGS = {"modules": "model", "method": "method", "group_size": "group-size"}
+_FLAGS = {
+    "modules": "model", "parameters": "model", "method": "method", "group_size": "group-size"
+}  # fmt: skip
 """Options of tools that have a flag of their own, with that flag."""
 
 
@@ -27,7 +29,7 @@ Out: TypeAlias = Annotated[Path, typer.Option(help="The file to write.")]
 Model: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="The model's folder, from which llm-compressor's order and names of modules are taken."
+        help="The model's folder, from which names and order of modules and parameters are taken."
     ),
 ]
 Method: TypeAlias = Annotated[
@@ -67,12 +69,16 @@ def export(
     # The table is read now, since a tool may have been added after this module was imported.
     kind = next(tool for tool in tools.TOOLS if tool.name == to)
     others = read_settings(option, ExportError, known=("model", *_FLAGS))
-    flags = {"modules": model, "method": method, "group_size": group_size}
+    # Some tools address modules and some parameters; the flag is the same.
+    names = "parameters" if "parameters" in kind.options_for(allocation) else "modules"
+    flags = {names: model, "method": method, "group_size": group_size}
     given = {name: value for name, value in flags.items() if value is not None} | others
     _check_used(kind, allocation, given)
     # Imported here because it loads torch, which takes seconds and which most exports do not need.
     if model is not None:
-        given["modules"] = import_module("spectail.models.live.language").module_names(model)
+        language = import_module("spectail.models.live.language")
+        read = language.module_names if names == "modules" else language.parameter_names
+        given[names] = read(model)
     tool = kind(**given)
     write_text(out, tool.text(allocation))
     console = Console(quiet=quiet, soft_wrap=True)

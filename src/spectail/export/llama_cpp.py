@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from spectail.allocation.allocation import Allocation
 from spectail.errors import ExportError
-from spectail.export.parts import check_target, grouped
+from spectail.export.formats import has_formats, is_k_quant, refuse
+from spectail.export.parts import check_target, grouped, grouped_formats
 from spectail.export.tool import Tool
 from spectail.models.formats.gguf_names import FAMILIES
 from spectail.models.naming.names import canonical_name
@@ -45,19 +46,29 @@ def tensor_types(allocation: Allocation) -> tuple[str, ...]:
     r"""Return one ``pattern=type`` per tensor, such as ``^blk\.3\.attn_q\.weight$=q4_K``.
 
     A width without a type of its own gets the next wider type. The experts of a block lie in one
-    tensor, which gets the largest width in use that is not above their mean. Each pattern matches
-    one tensor, so their order does not matter.
+    tensor, which gets the largest width or format in use that is not above their mean. Each pattern
+    matches one tensor, so their order does not matter.
 
     Raises:
         ExportError: not an allocation of bits, or layers for which llama.cpp's name is not known.
 
     """
     check_target(allocation, "bits", "llama.cpp")
-    widths = grouped(allocation, gguf_tensor, "llama.cpp's names of these layers are not known")
-    return tuple(
-        f"^{tensor.replace('.', chr(92) + '.')}$={tensor_type(width)}"
-        for tensor, width in widths.items()
-    )
+    problem = "llama.cpp's names of these layers are not known"
+    if has_formats(allocation):
+        formats = grouped_formats(allocation, gguf_tensor, problem)
+        types = {tensor: format_type(own) for tensor, own in formats.items()}
+    else:
+        widths = grouped(allocation, gguf_tensor, problem)
+        types = {tensor: tensor_type(width) for tensor, width in widths.items()}
+    return tuple(f"^{tensor.replace('.', chr(92) + '.')}$={kind}" for tensor, kind in types.items())
+
+
+def format_type(name: str) -> str:
+    """Return llama.cpp's type for a format."""
+    if not (is_k_quant(name) or name == "nvfp4"):
+        raise refuse("llama.cpp", name, "q2_k, q3_k, q4_k, q5_k, q6_k, nvfp4")
+    return name.replace("_k", "_K")
 
 
 def tensor_type(width: float) -> str:

@@ -10,7 +10,17 @@ from typing import Any, ClassVar
 from spectail.allocation.allocation import Allocation
 from spectail.basics.checks import is_whole
 from spectail.errors import ExportError
-from spectail.export.parts import Modules, check_target, grouped, module_name, placed, shown
+from spectail.export.formats import Integers, has_formats, integers_of, refuse
+from spectail.export.parts import (
+    Modules,
+    V,
+    check_target,
+    grouped,
+    grouped_formats,
+    module_name,
+    placed,
+    shown,
+)
 from spectail.export.tool import Tool
 
 PRUNERS = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}
@@ -18,6 +28,13 @@ QUANTISERS = {"rtn": "QuantizationModifier", "gptq": "GPTQModifier"}
 
 # The name of an expert that is a module of its own in some models and part of a tensor in others.
 _EXPERT = re.compile(r"^(.+\.experts)\.\d+\.")
+_TOGETHER = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("q_a_proj", "kv_a_proj_with_mqa"),
+    ("w1", "w3"),
+)
+"""Modules that vLLM runs as one layer."""
 _LINEARISE = (
     "linearise them first, with llmcompressor.modeling.moe.linearize.load_quantizable_moe() "
     "around from_pretrained, and give the names of that model's modules"
@@ -31,7 +48,8 @@ class LLMCompressor(Tool):
     name: ClassVar[str] = "llm-compressor"
     takes: ClassVar[str] = "sparsity (`wanda`, `sparsegpt`), bits (`rtn`, `gptq`)"
     tried: ClassVar[str] = (
-        "0.14.0.1 on a small Llama: ratios and widths come back, module by module"
+        "0.14.0.1 on a small Llama: ratios, widths and formats come back, module by module, also "
+        "after saving and loading"
     )
 
     modules: Modules | None = None
@@ -39,19 +57,26 @@ class LLMCompressor(Tool):
     method: str | None = None
     """By default ``wanda`` for sparsities and ``rtn`` for bits."""
     group_size: int = 128
-    """Weights along a row that share a scale, for bits."""
+    """Weights along a row that share a scale, for widths."""
+    activations: bool = False
+    """Whether inputs of modules in fp8 and nvfp4 become fp8 and nvfp4 too."""
 
     @classmethod
     def options_for(cls, allocation: Allocation) -> list[str]:
-        """Return the names of its options; sparsities have no groups of weights."""
-        pruned = allocation.target == "sparsity"
-        return ["modules", "method", *([] if pruned else ["group_size"])]
+        """Return the names of its options; only widths have groups that can be chosen."""
+        if allocation.target == "sparsity":
+            return ["modules", "method"]
+        return ["modules", "method", "activations" if has_formats(allocation) else "group_size"]
 
     def text(self, allocation: Allocation) -> str:
         """Return a pruning recipe for sparsities, else a quantisation recipe."""
         if allocation.target != "sparsity":
             return quantization_recipe(
-                allocation, self.modules, method=self.method or "rtn", group_size=self.group_size
+                allocation,
+                self.modules,
+                method=self.method or "rtn",
+                group_size=self.group_size,
+                activations=self.activations,
             )
         if self.modules is None:
             raise ExportError(
@@ -98,48 +123,109 @@ def quantization_recipe(
     *,
     method: str = "rtn",
     group_size: int = 128,
+    activations: bool = False,
 ) -> str:
-    """Return YAML with one modifier and one ``config_groups`` entry per width.
+    """Return YAML with one modifier and one ``config_groups`` entry per width or format.
 
-    Weights become symmetric integers with one scale per group. llm-compressor silently ignores a
+    Widths become symmetric integers with one scale per group. Modules that vLLM runs as one layer
+    (q, k and v; gate and up; the experts of a block) share a format, the one of most bits in use
+    that has no more than their mean. llm-compressor silently ignores a
     target that is no module, so give the model's ``modules``, as for ``pruning_recipe``; without
-    them names are not checked. ``group_size`` is the number of weights along a row that share a
-    scale; it must divide the columns of every layer.
+    them names are not checked.
+
+    Args:
+        allocation: An allocation of bits.
+        modules: Names of the model's modules.
+        method: ``rtn`` or ``gptq``.
+        group_size: Number of weights along a row that share a scale, for widths; it must divide the
+            columns of every layer.
+        activations: Whether the inputs of modules in fp8 (by token, while the model runs) and nvfp4
+            (with calibration data) are quantised too; otherwise only weights are.
 
     Raises:
-        ExportError: not an allocation of bits, an unknown method, or a layer that is no module.
+        ExportError: not an allocation of bits, an unknown method, a format that llm-compressor does
+            not have, or a layer that is no module.
 
     """
     check_target(allocation, "bits", "a quantisation recipe")
     modifier = _modifier(QUANTISERS, method)
     check_group_size(group_size)
-    widths = _by_module(allocation)
-    # Widths go by name, so that the order of modules does not matter here.
+    schemes = _schemes(allocation, activations)
+    # Formats go by name, so that the order of modules does not matter here.
     if modules is not None:
-        widths = _placed(widths, modules)
-    scheme = {"type": "int", "symmetric": True, "strategy": "group", "group_size": group_size}
-    # A scheme has one width, so that every width needs a group of its own.
+        schemes = _placed(schemes, modules)
     groups = {
-        f"bits_{int(width)}": {
-            "weights": {"num_bits": int(width), **scheme},
-            "targets": [name for name, own in widths.items() if own == width],
+        f"bits_{name}" if name.isdecimal() else name: {
+            **_scheme(name, group_size, activations),
+            "targets": [module for module, own in schemes.items() if own == name],
         }
-        for width in sorted(set(widths.values()))
+        for name in sorted(set(schemes.values()))
     }
     return _stage("quantization", modifier, {"config_groups": groups})
 
 
+def _schemes(allocation: Allocation, activations: bool) -> dict[str, str]:
+    """Return the format of every module, or its width as a text."""
+    if has_formats(allocation):
+        formats = grouped_formats(
+            allocation, lambda name: _run_as(module_name(name)), _no_modules(allocation)
+        )
+        modules = dict.fromkeys(filter(None, map(module_name, allocation)))
+        return {name: formats[_run_as(name) or name] for name in modules}
+    if activations:
+        raise ExportError("activations go with formats: widths are of weights alone")
+    return {name: str(int(width)) for name, width in _by_module(allocation).items()}
+
+
+def _run_as(module: str | None) -> str | None:
+    """Return the layer of vLLM that holds a module; None for None.
+
+    vLLM runs q, k and v, or gate and up, as one layer, and all experts of a block too. Such a layer
+    has one format; llm-compressor itself refuses others beside nvfp4.
+    """
+    if module is None:
+        return None
+    if experts := _EXPERT.match(module):
+        return experts[1]
+    parent, _, own = module.rpartition(".")
+    for together in _TOGETHER:
+        if own in together:
+            return f"{parent}.{'+'.join(together)}"
+    return module
+
+
+def _scheme(name: str, group_size: int, activations: bool) -> dict[str, Any]:
+    """Return the arguments of a width or format, as compressed-tensors calls them."""
+    integers = Integers(int(name), group_size, True) if name.isdecimal() else integers_of(name)
+    if integers:
+        kind = {"num_bits": integers.bits, "type": "int", "symmetric": integers.symmetric}
+        return {"weights": {**kind, "strategy": "group", "group_size": integers.group}}
+    if name == "fp8":
+        kind = {"num_bits": 8, "type": "float", "symmetric": True}
+        inputs = {**kind, "strategy": "token", "dynamic": True}
+        weights = {**kind, "strategy": "channel"}
+    elif name == "nvfp4":
+        scales = "torch.float8_e4m3fn"
+        kind = {"num_bits": 4, "type": "float", "symmetric": True, "strategy": "tensor_group"}
+        weights = {**kind, "group_size": 16, "scale_dtype": scales, "zp_dtype": scales}
+        inputs = {**weights, "dynamic": "local", "observer": "static_minmax"}
+    else:
+        raise refuse("llm-compressor", name, "int2 to int8, w4a16, w8a16, fp8, nvfp4")
+    return {"weights": weights, **({"input_activations": inputs} if activations else {})}
+
+
 def _by_module(allocation: Allocation) -> dict[str, float]:
-    """Return one value per module; an error about experts in one tensor says what to do."""
+    """Return one value per module."""
+    return grouped(allocation, module_name, _no_modules(allocation))
+
+
+def _no_modules(allocation: Allocation) -> str:
+    """Return the error about layers that are no modules; for fused experts it says what to do."""
     how = f" ({_LINEARISE})" if any("[" in name for name in allocation) else ""
-    return grouped(
-        allocation,
-        module_name,
-        f"llm-compressor addresses modules by name, and these layers are none{how}",
-    )
+    return f"llm-compressor addresses modules by name, and these layers are none{how}"
 
 
-def _placed(values: Mapping[str, float], modules: Modules) -> dict[str, float]:
+def _placed(values: Mapping[str, V], modules: Modules) -> dict[str, V]:
     """Return the values under the names of the model's modules; refuse names that are none."""
     modules = modules if isinstance(modules, Mapping) else list(modules)
     found, lost = placed(values, modules)

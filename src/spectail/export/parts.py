@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from spectail.allocation.allocation import Allocation, LayerValue
 from spectail.basics.texts import first_names
 from spectail.errors import ExportError
 from spectail.models.naming.pairing import pair_names
+from spectail.models.naming.stored import stored_name
 
-# Layers of a fused weight are called after it: "c_attn.q", "gate_up_proj.up".
-_FUSED = re.compile(
-    r"^(.+\.(?:\w*qkv\w*|W_pack|c_attn|query_key_value|gate_up_proj))\.(?:q|k|v|gate|up)$"
-)
 # Experts in one tensor ("experts[3]"), matrices of torch's attention and recurrent modules, LoRA
 # deltas have no module of their own.
 _NO_MODULE = re.compile(
@@ -31,12 +28,6 @@ def check_target(allocation: Allocation, target: str, tool: str) -> None:
         raise ExportError(
             f"{tool} takes an allocation of {target}, but this one is of {allocation.target}"
         )
-    # A width would be taken from the bits of a format, scales included, and be another one.
-    if any(share.format for share in allocation.shares):
-        raise ExportError(
-            f"{tool} takes widths, but this allocation chose formats: read them from its file "
-            "(format of every share), or allocate with choices such as 2,3,4,8"
-        )
 
 
 def module_name(layer: str) -> str | None:
@@ -49,8 +40,7 @@ def module_name(layer: str) -> str | None:
     """
     if _NO_MODULE.search(layer):
         return None
-    fused = _FUSED.match(layer)
-    return fused[1] if fused else layer
+    return stored_name(layer)
 
 
 def by_module(allocation: Allocation, tool: str) -> dict[str, float]:
@@ -72,6 +62,46 @@ def grouped(
         ExportError: ``problem`` with the names of the layers that have no place.
 
     """
+    members = _members(allocation, place, problem)
+    # The mean of widths need not be a width, so that one in use is taken instead.
+    widths = sorted(set(allocation.values())) if allocation.target == "bits" else []
+    return {where: _together(shares, widths) for where, shares in members.items()}
+
+
+def grouped_formats(
+    allocation: Allocation, place: Callable[[str], str | None], problem: str
+) -> dict[str, str]:
+    """Return one format for each place; layers of one place share one within the budget.
+
+    It is the format of most bits in use that has no more than their mean.
+
+    Raises:
+        ExportError: ``problem`` with the names of the layers that have no place.
+
+    """
+    members = _members(allocation, place, problem)
+    # The scales of a format may take more bits in one layer than in another: the most count.
+    bits: dict[str, float] = {}
+    for share in allocation.shares:
+        bits[share.format] = max(share.value, bits.get(share.format, 0.0))
+    return {where: _one_format(shares, bits) for where, shares in members.items()}
+
+
+def _one_format(shares: list[LayerValue], bits: Mapping[str, float]) -> str:
+    """Return the common format of layers; ``bits`` holds the size of every format in use."""
+    own = {share.format: bits[share.format] for share in shares}
+    if len(own) == 1:
+        return shares[0].format
+    mean = math.fsum(bits[share.format] * share.numel for share in shares) / sum(
+        share.numel for share in shares
+    )
+    return max((name for name in bits if bits[name] <= mean), key=lambda name: bits[name])
+
+
+def _members(
+    allocation: Allocation, place: Callable[[str], str | None], problem: str
+) -> dict[str, list[LayerValue]]:
+    """Return the layers of each place; ExportError with those that have none."""
     # All layers without a place are collected, so that one error names them together.
     members: dict[str, list[LayerValue]] = {}
     homeless = []
@@ -85,9 +115,7 @@ def grouped(
         raise ExportError(
             f"{problem}: {shown(homeless)}; make the allocation without them, with exclude"
         )
-    # The mean of widths need not be a width, so that one in use is taken instead.
-    widths = sorted(set(allocation.values())) if allocation.target == "bits" else []
-    return {where: _together(shares, widths) for where, shares in members.items()}
+    return members
 
 
 def _together(shares: list[LayerValue], widths: list[float]) -> float:
@@ -102,11 +130,13 @@ def _together(shares: list[LayerValue], widths: list[float]) -> float:
     return max(width for width in widths if width <= mean) if widths else mean
 
 
+V = TypeVar("V", float, str)
+
 Modules: TypeAlias = "Iterable[str] | Mapping[str, str]"
 """Names of a live model's modules; a mapping also gives the name of each in the saved file."""
 
 
-def placed(values: Mapping[str, float], modules: Modules) -> tuple[dict[str, float], list[str]]:
+def placed(values: Mapping[str, V], modules: Modules) -> tuple[dict[str, V], list[str]]:
     """Return the values by module, in the modules' order, and the names that are no module.
 
     An allocation made from a file uses the file's names; ``pair_names`` pairs them with the

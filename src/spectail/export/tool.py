@@ -16,8 +16,8 @@ class Tool(ABC):
     """A program that takes an allocation. Subclasses are frozen dataclasses of its options.
 
     On the command line, an option ``method`` or ``group_size`` is ``--method`` or ``--group-size``;
-    an option ``modules`` gets the names of the modules of the model that ``--model`` names; any
-    other is given as ``--option NAME=VALUE``.
+    an option ``modules`` or ``parameters`` gets the names of those of the model that ``--model``
+    names; any other is given as ``--option NAME=VALUE``.
     """
 
     name: ClassVar[str]
