@@ -88,6 +88,18 @@ def test_a_power_of_two_keeps_every_bit(power: int) -> None:
     assert np.array_equal(scaled, plain * 4.0**power)
 
 
+@pytest.mark.parametrize("power", [-100, -20, 1, 60, 120])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+def test_a_power_of_two_keeps_every_bit_of_short_floats_too(dtype: torch.dtype, power: int) -> None:
+    matrix = draw((1, 90, 140), dtype)
+    corners = Tile().positions(90, 140, Window(70, 70))
+    plain, scaled = (
+        window_eigenvalues(m, Window(70, 70), corners) for m in (matrix, matrix * 2.0**power)
+    )
+    assert scaled.dtype == np.float64
+    assert np.array_equal(scaled, plain * 4.0**power)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e8, 1e30])
 def test_float32_near_its_limits_neither_overflows_nor_vanishes(scale: float) -> None:
     matrix = draw((1, 40, 40), torch.float32)
