@@ -332,17 +332,6 @@ def test_settings_that_make_no_sense_leave_nothing_behind(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_ray_engine_gives_the_same_table(checkpoint: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    from spectail.measuring.engines import ray
-    from spectail.measuring.run import make_plan, run_plan
-
-    plan = make_plan(str(checkpoint), spec=st.presets.FARMS)
-    pd.testing.assert_frame_equal(
-        _table(run_plan(plan, ray.measure)), _table(st.analyze(checkpoint))
-    )
-
-
 @pytest.mark.parametrize("name", list(st.presets.BY_NAME))
 def test_presets_measure_and_survive_json(checkpoint: Path, name: str) -> None:
     spec = st.presets.BY_NAME[name]

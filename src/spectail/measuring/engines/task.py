@@ -48,7 +48,7 @@ def measure_request(request: Request) -> LayerRecord | Trouble:
         return Trouble(f"it has spectail {own}, the run was planned by {found}: use one version")
     try:
         device = usable_device(request.device)
-        opened = _opened(request.source, request.base)
+        opened = _opened(request.source, request.base, request.run.fingerprint)
     except (SourceError, SpecError) as error:
         return Trouble(str(error))
     if opened.fingerprint != request.run.fingerprint:
@@ -71,6 +71,9 @@ def measure_request(request: Request) -> LayerRecord | Trouble:
 
 
 @lru_cache(maxsize=1)
-def _opened(source: str, base: str | None) -> Source:
-    """Open the model once for all tasks that a worker process gets."""
+def _opened(source: str, base: str | None, fingerprint: str) -> Source:
+    """Open the model once for all tasks of a run that a worker process gets.
+
+    ``fingerprint`` is that of the plan: a run of another one opens the source anew.
+    """
     return open_source(source, base)

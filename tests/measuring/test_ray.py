@@ -1,0 +1,343 @@
+"""The Ray engine on a real cluster of several nodes, all on this machine: kills included."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import spectail as st
+from spectail.cli import run
+from spectail.measuring.engines.ray import TRIES, RayEngine
+from spectail.measuring.run import make_plan, run_plan
+from tests.conftest import weights
+
+# As the engine does before it imports Ray: messages of raylets stay out of what tests capture.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+ray = pytest.importorskip("ray")
+Cluster = pytest.importorskip("ray.cluster_utils").Cluster
+
+SLOW = st.Spec(window="whole")
+"""Settings under which a layer of ``_large`` takes about a second, time enough to be killed in."""
+TOY = '''
+import os
+import torch
+from torch import nn
+
+def model():
+    """A model whose weights depend on the machine: as if each had a disk of its own."""
+    if os.environ.get("TOY") == "missing":
+        raise FileNotFoundError("no such disk")
+    torch.manual_seed(1 if os.environ.get("TOY") == "other" else 0)
+    return nn.Sequential(*(nn.Linear(96, 96) for _ in range(8)))
+'''
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a module that the workers can import."""
+    folder = tmp_path_factory.mktemp("toys")
+    (folder / "raytoy.py").write_text(TOY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(toys: Path) -> Iterator[Any]:
+    """A head without CPUs, and two nodes of one CPU each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{toys}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        patch.syspath_prepend(str(toys))
+        started = _cluster()
+        # Connected once: every connection starts worker processes of its own, which takes seconds.
+        ray.init(address=started.address, log_to_driver=False, logging_level="ERROR")
+        yield started
+        ray.shutdown()
+        started.shutdown()
+
+
+def _cluster(**head: Any) -> Any:
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **head})
+    for _ in range(2):
+        started.add_node(num_cpus=1)
+    return started
+
+
+def _table(analysis: st.Analysis) -> pd.DataFrame:
+    return analysis.table.drop(columns="seconds")
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """A checkpoint of five layers that take about a second each, and one that takes less."""
+    torch.manual_seed(0)
+    state = {f"layers.{i}.weight": torch.randn(1100, 1100) for i in range(5)}
+    save_file(state | {"small.weight": torch.randn(90, 90)}, tmp_path / "large.safetensors")
+    return tmp_path / "large.safetensors"
+
+
+@contextmanager
+def _whenever_a_worker_measures(
+    layer: str, act: Callable[[psutil.Process], None]
+) -> Iterator[None]:
+    """Call ``act`` with each worker process that is seen to measure the layer."""
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            for process in psutil.process_iter(["cmdline"]):
+                if process.info["cmdline"] and process.info["cmdline"][0] == f"ray::{layer}":
+                    act(process)
+            time.sleep(0.02)
+
+    watching = threading.Thread(target=look)
+    watching.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watching.join()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere.invalid:6379", "rubbish"])
+def test_an_address_without_a_cluster_is_one_line(
+    checkpoint: Path, tmp_path: Path, address: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["analyze", str(checkpoint), "--out", str(tmp_path / "run"), "--engine", "ray"]
+    started = time.monotonic()
+    assert run([*arguments, "--ray-address", address]) == 2
+    assert time.monotonic() - started < 30
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert f"no Ray cluster answers at {address}" in output.err
+    assert "\n" not in output.err.strip()
+
+
+def test_the_table_is_the_same_bit_for_bit(cluster: Any, checkpoint: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"full_spectrum": True, "quantization_errors": True}
+    here = st.analyze(checkpoint, **options)
+    seen = []
+    there = st.analyze(
+        checkpoint,
+        engine="ray",
+        out=tmp_path / "run",
+        progress=lambda layer, done, total: seen.append((layer, done, total)),
+        **options,
+    )
+    pd.testing.assert_frame_equal(_table(there), _table(here), rtol=0, atol=0)
+    assert [x.rounding for x in there.layers] == [x.rounding for x in here.layers]
+    assert seen[-1] == (None, seen[-1][2], seen[-1][2])
+    started = [layer.name for layer, _, _ in seen[:-1]]
+    assert started[0] == "model.embed_tokens", "the costliest layer is first"
+    assert sorted(started) == sorted(here.table["name"])
+    assert st.Analysis.load(tmp_path / "run").table.equals(there.table)
+
+
+def test_a_worker_that_is_killed_costs_one_more_try(cluster: Any, large: Path) -> None:
+    killed: list[int] = []
+
+    def kill_first(process: psutil.Process) -> None:
+        if not killed:
+            killed.append(process.pid)
+            process.kill()
+
+    with _whenever_a_worker_measures("layers.2", kill_first):
+        found = st.analyze(large, spec=SLOW, engine="ray")
+    assert killed
+    pd.testing.assert_frame_equal(_table(found), _table(st.analyze(large, spec=SLOW)))
+
+
+def test_a_layer_that_always_kills_its_worker_is_a_failed_row(
+    cluster: Any, large: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    killed = set()
+
+    def kill(process: psutil.Process) -> None:
+        killed.add(process.pid)
+        process.kill()
+
+    arguments = ["analyze", str(large), "--out", str(tmp_path / "run"), "--window", "whole"]
+    with _whenever_a_worker_measures("layers.3", kill):
+        code = run([*arguments, "--engine", "ray", "--ray-address", cluster.address])
+    assert len(killed) == TRIES
+    assert code == 1
+    table = st.Analysis.load(tmp_path / "run").table.set_index("name")
+    assert table.loc["layers.3", "status"] == "failed"
+    assert table.loc["layers.3", "reason"] == "given up after 3 tries: its worker was killed"
+    assert (table["status"].drop("layers.3") == "ok").all()
+    output = capfd.readouterr()
+    assert "failed: layers.3: given up after 3 tries: its worker was killed" in output.out
+    assert "raylet" not in output.out + output.err
+    # The same command measures the failed layer again, and nothing else.
+    assert run([*arguments, "--quiet"]) == 0
+    again = st.Analysis.load(tmp_path / "run").table.set_index("name")
+    assert again.loc["layers.3", "status"] == "ok"
+    others = again.index != "layers.3"
+    assert again["seconds"][others].equals(table["seconds"][others])
+
+
+@pytest.mark.slow
+def test_a_node_that_leaves_takes_no_layer_with_it(cluster: Any, large: Path) -> None:
+    node = cluster.add_node(num_cpus=1, resources={"leaving": 1})
+    removed = threading.Event()
+
+    def remove(layer: Any, done: int, total: int) -> None:
+        # By the second call the first tasks run, one on each node.
+        if done and not removed.is_set():
+            removed.set()
+            cluster.remove_node(node, allow_graceful=False)
+
+    found = st.analyze(large, spec=SLOW, engine="ray", progress=remove)
+    assert removed.is_set()
+    pd.testing.assert_frame_equal(_table(found), _table(st.analyze(large, spec=SLOW)))
+
+
+@contextmanager
+def _both_nodes_busy(flag: Path) -> Iterator[None]:
+    """Keep the cluster's two nodes busy until ``flag`` exists, so that tasks go to a third one."""
+
+    def wait() -> None:
+        while not flag.exists():
+            time.sleep(0.05)
+
+    waiting = ray.remote(max_retries=0)(wait)
+    busy = [waiting.options(scheduling_strategy="SPREAD").remote() for _ in range(2)]
+    while ray.available_resources().get("CPU", 0) > 0:
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        flag.touch()
+        ray.get(busy)
+
+
+def test_a_machine_without_the_files_is_left_out_and_named(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = []
+
+    def note(message: str, *words: object) -> None:
+        messages.append(message % words)
+        (tmp_path / "flag").touch()
+
+    monkeypatch.setattr(logging.getLogger("spectail.measuring.engines.ray"), "warning", note)
+    with _both_nodes_busy(tmp_path / "flag"):
+        node = cluster.add_node(num_cpus=1, env_vars={"TOY": "missing"})
+        found = st.analyze("raytoy:model", engine="ray")
+    cluster.remove_node(node)
+    pd.testing.assert_frame_equal(_table(found), _table(st.analyze("raytoy:model")))
+    [message] = messages
+    assert node.node_id[:8] in message
+    assert "is not used: raytoy:model failed: FileNotFoundError: no such disk" in message
+
+
+def test_a_machine_with_another_model_ends_the_run(
+    cluster: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with _both_nodes_busy(tmp_path / "flag"):
+        node = cluster.add_node(num_cpus=1, env_vars={"TOY": "other"})
+        code = run(["analyze", "raytoy:model", "--out", str(tmp_path / "run"), "--engine", "ray"])
+    cluster.remove_node(node)
+    assert code == 2
+    message = capfd.readouterr().err.strip()
+    assert "\n" not in message
+    assert node.node_id[:8] in message
+    assert "raytoy:model is another model than the one that was planned" in message
+
+
+def test_a_model_that_changes_after_the_plan_ends_the_run(cluster: Any, checkpoint: Path) -> None:
+    plan = make_plan(str(checkpoint), spec=st.presets.FARMS, elsewhere=True)
+    save_file(weights(seed=1), checkpoint)
+    with pytest.raises(st.SourceChangedError, match="is another model than the one"):
+        run_plan(plan, RayEngine(cluster.address))
+
+
+def test_a_source_that_no_machine_has_is_one_line(cluster: Any, checkpoint: Path) -> None:
+    plan = make_plan(str(checkpoint), spec=st.presets.FARMS, elsewhere=True)
+    checkpoint.unlink()
+    with pytest.raises(st.SourceError) as error:
+        run_plan(plan, RayEngine(cluster.address))
+    assert "no machine of the cluster (2 machines) can measure" in str(error.value)
+    assert f"no such file or folder: '{checkpoint}'" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_goes_on_where_it_stopped(
+    cluster: Any, large: Path, tmp_path: Path
+) -> None:
+    arguments = ["analyze", str(large), "--out", str(tmp_path / "run"), "--window", "whole"]
+    arguments += ["--engine", "ray", "--ray-address", cluster.address, "--quiet"]
+    driver = subprocess.Popen([sys.executable, "-m", "spectail", *arguments])
+    journal = tmp_path / "run" / ".progress.jsonl"
+
+    def kept() -> dict[str, Any]:
+        lines = journal.read_bytes().split(b"\n")[:-1] if journal.exists() else []
+        rows = [json.loads(line) for line in lines]
+        return {row["name"]: row["seconds"] for row in rows if "name" in row}
+
+    while len(kept()) < 2:
+        assert driver.poll() is None
+        time.sleep(0.05)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    before = kept()
+    assert len(before) < 6
+    assert run(arguments) == 0
+    found = st.Analysis.load(tmp_path / "run")
+    pd.testing.assert_frame_equal(_table(found), _table(st.analyze(large, spec=SLOW)))
+    seconds = dict(zip(found.table["name"], found.table["seconds"], strict=True))
+    assert {name: seconds[name] for name in before} == before, "measured once"
+
+
+def test_a_gpu_that_is_not_there_is_refused(cluster: Any, checkpoint: Path) -> None:
+    with pytest.raises(st.SpecError, match="device 'cuda' needs a machine with a GPU"):
+        st.analyze(checkpoint, device="cuda", engine="ray")
+
+
+@pytest.mark.slow
+def test_nodes_with_a_gpu_get_the_tasks_and_fall_back_where_torch_has_none(
+    cluster: Any, checkpoint: Path
+) -> None:
+    # Ray believes in the GPU that it is told of; torch finds none, so the task uses the CPU.
+    node = cluster.add_node(num_cpus=1, num_gpus=1)
+    found = st.analyze(checkpoint, engine="ray")
+    cluster.remove_node(node)
+    pd.testing.assert_frame_equal(_table(found), _table(st.analyze(checkpoint)))
+
+
+def test_what_other_machines_cannot_open_is_refused() -> None:
+    with pytest.raises(st.SpecError, match="not a dict"):
+        st.analyze(weights(), engine="ray")
+    with pytest.raises(st.SpecError, match="--ray-address needs --engine ray, not 'local'"):
+        st.analyze(weights(), ray_address="auto")
+
+
+@pytest.mark.slow
+def test_a_worker_that_the_memory_monitor_kills_is_named(
+    toys: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    # A threshold below what the machine uses already: the monitor kills every task.
+    config = {"memory_usage_threshold": 0.001, "memory_monitor_refresh_ms": 50}
+    started = _cluster(_system_config=config)
+    plan = make_plan(str(checkpoint), spec=st.presets.FARMS, include=["*0*q_proj"], elsewhere=True)
+    try:
+        [record] = run_plan(plan, RayEngine(started.address)).layers
+    finally:
+        started.shutdown()
+    assert record.status == "failed"
+    assert record.reason == (
+        "given up after 3 tries: Ray ended its worker because the machine's memory was full"
+    )
