@@ -267,7 +267,9 @@ class LayerRecord:
         """Return plain JSON values, with None for NaN."""
         values: dict[str, Any] = plain(self.row())
         stored = values | {
-            "spectrum": self.spectrum and dataclasses.asdict(self.spectrum),
+            # dataclasses.asdict copies each of its hundreds of numbers, which costs more than
+            # writing them.
+            "spectrum": self.spectrum and dict(vars(self.spectrum)),
             "group_range": plain(self.group_range),
             "part": self.part,
         }
