@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 
 from spectail.basics.texts import type_and_line
 from spectail.errors import SourceError
-from spectail.models.formats.remote_path import RemotePath
-from spectail.models.formats.stores import AccessDeniedError, Store, explained, settings
+from spectail.models.formats.stores import AccessDeniedError, Place, Store, explained, settings
 
 
 class Bucket(Store):
@@ -31,7 +30,7 @@ class Bucket(Store):
             self._listed[folder] = self._list(folder)
         return self._listed[folder]
 
-    def holds_file(self, path: RemotePath) -> bool:
+    def holds_file(self, path: Place) -> bool:
         """Whether there is a file of this path; if the bucket may not be listed, open it."""
         try:
             return super().holds_file(path)
@@ -40,7 +39,7 @@ class Bucket(Store):
                 return bool(path.key and path.open())
         return False
 
-    def holds_folder(self, path: RemotePath) -> bool:
+    def holds_folder(self, path: Place) -> bool:
         """Whether there is a folder of this path, as far as the bucket may be listed."""
         with suppress(AccessDeniedError):
             return super().holds_folder(path)

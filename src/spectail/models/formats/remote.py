@@ -49,7 +49,15 @@ def remote_source(address: str) -> Source:
 
 def hub_source(name: str) -> Source:
     """Open a model of the hub by its id."""
-    return path_source(RemotePath(HubRepository(name), ""), label=name)
+    path = RemotePath(HubRepository(name), "")
+    try:
+        path.exists()
+    except SourceError as error:
+        # It may have been meant as a path.
+        raise type(error)(
+            f"no such file or folder: {name!r}; as a hub id, it could not be read: {error}"
+        ) from None
+    return path_source(path, label=name)
 
 
 def remote_path(address: str) -> RemotePath:

@@ -9,14 +9,11 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError
 from spectail.models.formats.open_file import ReadableFile
-from spectail.models.formats.stores import Piece, RangesIgnoredError, RemoteStamp
-
-if TYPE_CHECKING:
-    from spectail.models.formats.remote_path import RemotePath
+from spectail.models.formats.stores import Piece, Place, RangesIgnoredError, RemoteStamp
 
 _FIRST = 2**16
 """Bytes that are read on opening: the header of most safetensors files fits."""
@@ -42,7 +39,9 @@ class RemoteFile(ReadableFile):
     opening.
     """
 
-    def __init__(self, path: RemotePath, stamp: RemoteStamp | None = None) -> None:
+    remote = True
+
+    def __init__(self, path: Place, stamp: RemoteStamp | None = None) -> None:
         """Open a file; with ``stamp``, only if the file still has that stamp.
 
         Raises:
@@ -50,7 +49,7 @@ class RemoteFile(ReadableFile):
             SourceError: It cannot be read, or it has changed.
 
         """
-        self.path: RemotePath = path
+        self.path: Place = path
         self.start = b""
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._next_miss, self._ahead = -1, _BLOCK

@@ -105,7 +105,7 @@ class RemotePath:
         """Return the paths in this folder whose names match a pattern."""
         return (path for path in self.iterdir() if fnmatchcase(path.name, pattern))
 
-    def open(self) -> RemoteFile:
+    def open(self) -> ReadableFile:
         """Open the file, once.
 
         Raises:

@@ -14,14 +14,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from spectail.basics.texts import type_and_line
 from spectail.errors import SourceError, SourceUnreachableError
-
-if TYPE_CHECKING:
-    from spectail.models.formats.remote_file import RemoteFile
-    from spectail.models.formats.remote_path import RemotePath
+from spectail.models.formats.file_path import FilePath
+from spectail.models.formats.open_file import ReadableFile
 
 WAITS: dict[str, Any] = {
     "init_backoff": timedelta(milliseconds=200),
@@ -59,6 +57,20 @@ class Piece:
     stamp: RemoteStamp
 
 
+class Place(FilePath, Protocol):
+    """A path in a store: a ``RemotePath``."""
+
+    store: Store
+    key: str
+
+    @property
+    def parent(self) -> Place:
+        """The folder that the path lies in."""
+
+    def open(self) -> ReadableFile:
+        """Open the file, once."""
+
+
 class Store(ABC):
     """A place elsewhere that holds files by key (``folder/name``)."""
 
@@ -68,7 +80,7 @@ class Store(ABC):
     def __init__(self, shown: str) -> None:
         """Take the place's address without secrets, as messages show it."""
         self.shown = shown
-        self.files: dict[str, RemoteFile] = {}
+        self.files: dict[str, ReadableFile] = {}
         """The files opened so far, by key."""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -89,11 +101,11 @@ class Store(ABC):
 
         """
 
-    def holds_file(self, path: RemotePath) -> bool:
+    def holds_file(self, path: Place) -> bool:
         """Whether there is a file of this path."""
         return bool(path.key) and self.names(path.parent.key).get(path.name) is False
 
-    def holds_folder(self, path: RemotePath) -> bool:
+    def holds_folder(self, path: Place) -> bool:
         """Whether there is a folder of this path."""
         return bool(self.names(path.key))
 

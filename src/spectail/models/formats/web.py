@@ -11,7 +11,13 @@ from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from spectail.errors import SourceError, SourceUnreachableError
 from spectail.models.formats.remote_path import RemotePath, open_at_once
-from spectail.models.formats.stores import AccessDeniedError, LengthUnknownError, Store, settings
+from spectail.models.formats.stores import (
+    AccessDeniedError,
+    LengthUnknownError,
+    Place,
+    Store,
+    settings,
+)
 from spectail.models.formats.web_page import read_page
 
 _USUAL = (
@@ -62,7 +68,7 @@ class WebFolder(Store):
             self._names[folder] = found
         return self._names[folder]
 
-    def holds_file(self, path: RemotePath) -> bool:
+    def holds_file(self, path: Place) -> bool:
         """Whether there is a file of this path; a web page in place of a folder is none."""
         if not path.key:
             return False
@@ -79,11 +85,11 @@ class WebFolder(Store):
         page = start.startswith((b"<!doctype", b"<html"))
         return bool(_FILE_NAME.search(path.name)) or not page
 
-    def holds_folder(self, path: RemotePath) -> bool:
+    def holds_folder(self, path: Place) -> bool:
         """Whether there is a folder of this path: no file, and with known names."""
         return not self._is_file(path) and bool(self.names(path.key))
 
-    def _is_file(self, path: RemotePath) -> bool:
+    def _is_file(self, path: Place) -> bool:
         """Whether a path is a file; servers deny access to folders that they do not list."""
         try:
             return self.holds_file(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import random
+import socket
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from spectail.errors import SourceError
+from spectail.errors import SourceError, SourceUnreachableError
 from spectail.models.formats.stores import RETRIES, WAITS, failure
 
 _TIMEOUT = 20
@@ -65,9 +66,13 @@ def read_page(url: str, shown: str, headers: Mapping[str, str]) -> bytes:
             error.close()
         except (URLError, http.client.HTTPException, OSError) as error:
             cause = str(getattr(error, "reason", error) or type(error).__name__)
-        problem = failure(shown, status, cause)
+            # The resolver has tried several times itself.
+            if isinstance(getattr(error, "reason", None), socket.gaierror):
+                raise SourceUnreachableError(
+                    f"{shown} cannot be read: the server's name is not known ({cause})"
+                ) from None
         if tries == RETRIES["max_retries"] or not _may_pass(status):
-            raise problem
+            raise failure(shown, status, cause) from None
         tries += 1
         # Random, so that many programs that failed together do not come back together.
         time.sleep(wait * random.uniform(0.5, 1))
