@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -88,12 +88,18 @@ def run_case(target: Any, number: int, folder: Path, watch: Watch) -> Finding | 
         size = write(folder, files)
     except Exception as error:  # noqa: BLE001 - a fault of the fuzzer's own is to be seen too
         return Finding(target.name, number, "fuzzer", repr(error)[:300], _place(error))
+    found = observe(lambda: target.run(folder / entry), size, watch)
+    return Finding(target.name, number, *found) if found else None
+
+
+def observe(read: Callable[[], object], size: int, watch: Watch) -> tuple[str, str, str] | None:
+    """Call a reader of ``size`` bytes; returns what kind of fault it has, its text and place."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     watch.on, watch.seen = True, ""
     found: tuple[str, str, str] | None = None
     try:
-        target.run(folder / entry)
+        read()
     except SpectailError as error:
         text = str(error)
         if not text or "MemoryError" in text or "t allocate" in text:
@@ -108,7 +114,7 @@ def run_case(target: Any, number: int, folder: Path, watch: Watch) -> Finding | 
         found = ("memory", f"{grown / 2**20:.0f} MiB for {size} bytes", "")
     if watch.seen:
         found = ("outside", watch.seen, "")
-    return Finding(target.name, number, *found) if found else None
+    return found
 
 
 def _place(error: BaseException) -> str:

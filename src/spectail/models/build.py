@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from spectail.basics.checks import is_whole
 from spectail.errors import SourceError
 from spectail.models.assembly.adapters.join import join_adapters
 from spectail.models.assembly.adapters.known import NOTHING_KNOWN, Known
@@ -48,7 +49,9 @@ def build_source(
         SourceError: two layers have the same name.
 
     """
-    tensors = with_placeholders(_cleaned(list(tensors)))
+    tensors = list(tensors)
+    _check_shapes(tensors, label)
+    tensors = with_placeholders(_cleaned(tensors))
     # The order matters: quantised and parametrised weights are computed from their pieces first,
     # adapters are joined next, since their change may depend on such a weight. Only then are the
     # further names of tied weights removed.
@@ -72,6 +75,16 @@ def build_source(
     found = tuple(replace(layer, block=numbers[layer.name]) for layer in layers.values())
     tied = tied_head(found, config or {})
     return Source(label, fingerprint, found, n_vectors, (*notes, *adapter_notes), tied)
+
+
+def _check_shapes(tensors: Iterable[LazyTensor], label: str) -> None:
+    """Raise SourceError for a shape that no tensor can have; only damaged files state one."""
+    for stored in tensors:
+        sizes = stored.shape
+        if not all(is_whole(size, 0) for size in sizes) or max((*sizes, stored.numel)) >= 2**63:
+            raise SourceError(
+                f"{label} states the shape {str(sizes)[:80]} for {stored.name!r}: it is damaged"
+            )
 
 
 def _add(layers: dict[str, Layer], layer: Layer, label: str) -> None:

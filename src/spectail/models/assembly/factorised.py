@@ -22,6 +22,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from spectail.basics.memory import too_large
 from spectail.models.assembly.pieces import Pieces
 from spectail.models.lazy_tensor import Index, LazyTensor, as_float, piece_of
 
@@ -67,6 +68,8 @@ def factorised(pieces: Pieces) -> LazyTensor | None:
             "replace the layer by a dense one, its weight by weight.to_tensor()",
             shape,
         )
+    if problem := too_large(shape, 8):
+        return pieces.failed(problem, shape)
     read = partial(_read, form, head, factors, pairs)
     return pieces.described(
         shape, read, dtype="complex128" if _is_double(pieces.anchor) else "complex64"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -89,7 +90,9 @@ class _Base:
         if isinstance(named, str) and named:
             # The name may be an absolute path, a path from the current folder or one from the
             # adapter's folder. A hub id matches none of them: nothing is downloaded for an adapter.
-            self._places += [Path(named).expanduser(), folder / named]
+            with suppress(RuntimeError):  # "~name" of a user that there is not
+                self._places.append(Path(named).expanduser())
+            self._places.append(folder / named)
         self._open = open_whole
         self._weights: Mapping[str, LazyTensor] | None = None
 
@@ -111,10 +114,8 @@ class _Base:
     def _read(self) -> Mapping[str, LazyTensor]:
         """List the weights of the first place that holds a whole model."""
         for place in self._places:
-            if not place.is_dir():
-                continue
             try:
-                source = self._open(place)
+                source = self._open(place) if place.is_dir() else None
             except (SourceError, OSError):
                 continue  # the adapter can be measured without its base, and its row says so
             if source is not None:

@@ -8,7 +8,6 @@ layer's class, which tells what the variables are.
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -17,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectail.basics.memory import in_words
 from spectail.errors import SourceError
 from spectail.models.formats.channels_last import as_torch
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.npy import torch_dtype
 from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.ranges import StoredArray, row_major, stored_tensor
-from spectail.models.formats.zipped import member
+from spectail.models.formats.zipped import member, open_archive
 from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name, piece_of, unreadable
 from spectail.models.naming.names import natural_key
 
@@ -98,7 +98,7 @@ def _library(file: ReadableFile) -> Any:
 
 def _inside(file: ReadableFile) -> tuple[ReadableFile, int]:
     """Find the weights in a ``.keras`` archive."""
-    with zipfile.ZipFile(file.stream()) as archive:
+    with open_archive(file) as archive:
         place, start, _ = member(file, 0, archive, _WEIGHTS)
         return place, start
 
@@ -111,12 +111,29 @@ def _described(dataset: Any, file: ReadableFile, start: int) -> LazyTensor:
         return unreadable(
             "", shape, "uint8", f"an array of type {dataset.dtype}, which is not read"
         )
+    if problem := _not_stored(dataset, dtype):
+        return unreadable("", shape, dtype_name(dtype), problem)
     # None if the array is chunked or compressed.
     offset = dataset.id.get_offset()
     if offset is not None:
         return stored_tensor("", StoredArray(file, start + offset, dtype, shape, row_major(shape)))
     read = partial(_read_chunked, file, start, dataset.name)
     return LazyTensor("", shape, dtype_name(dtype), read)
+
+
+_UNPACKED, _RATIO = 2**26, 32
+"""Bytes, and how many times what is stored of it, that a compressed array may have."""
+
+
+def _not_stored(dataset: Any, dtype: torch.dtype) -> str | None:
+    """Say that an array is in other files, or mostly not stored; None for all others."""
+    # A file must not make this read any other file of the user's.
+    if dataset.external or dataset.is_virtual:
+        return "its numbers lie in other files, which are not read"
+    size, stored = dataset.size * dtype.itemsize, dataset.id.get_storage_size()
+    if size > _UNPACKED + _RATIO * stored:
+        return f"the file holds {in_words(stored)} of its {in_words(size)}"
+    return None
 
 
 def _read_chunked(file: ReadableFile, start: int, path: str, index: Index) -> Tensor:

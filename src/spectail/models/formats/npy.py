@@ -18,7 +18,7 @@ from spectail.models.formats.channels_last import from_flax
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.ranges import StoredArray, column_major, row_major, stored_tensor
-from spectail.models.formats.zipped import member
+from spectail.models.formats.zipped import member, open_archive
 from spectail.models.lazy_tensor import LazyTensor, unreadable
 from spectail.models.naming.names import natural_key
 
@@ -59,7 +59,7 @@ def read_npy(files: Sequence[ReadableFile]) -> Contents:
 
 def _archive(file: ReadableFile) -> list[LazyTensor]:
     """Describe the members of an .npz file."""
-    with zipfile.ZipFile(file.stream()) as archive:
+    with open_archive(file) as archive:
         names = [name for name in archive.namelist() if name.endswith(".npy")]
         if not names:
             raise ValueError("no array")

@@ -114,18 +114,22 @@ class Inert:
         return found
 
 
-def tensors_in(value: Any, depth: int = 12) -> Iterator[TensorRef]:
-    """Yield the tensors inside of an object and its containers."""
-    if isinstance(value, TensorRef):
-        yield value
-    elif depth and isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item, depth - 1)
-    elif depth and isinstance(value, list | tuple | set):
-        for item in value:
-            yield from tensors_in(item, depth - 1)
-    elif depth and isinstance(value, Inert):
-        yield from tensors_in(value.contents, depth - 1)
+def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[TensorRef]:
+    """Yield the tensors inside of an object and its containers.
+
+    Containers may hold each other many times, so each is looked into once. ``seen`` collects their
+    ``id``; those that are in it at the beginning are passed over.
+    """
+    seen = set() if seen is None else seen
+    waiting = [value]
+    while waiting:
+        here = waiting.pop()
+        if isinstance(here, TensorRef):
+            yield here
+        elif isinstance(here, dict | list | tuple | set | Inert) and id(here) not in seen:
+            seen.add(id(here))
+            inside = here.values() if isinstance(here, dict) else here
+            waiting += here.contents if isinstance(here, Inert) else inside
 
 
 class NumpyType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectail.basics.memory import in_words
 from spectail.errors import SourceError
 from spectail.models.formats.pickled import ArrayRef, Inert, TensorRef, tensors_in
 from spectail.models.formats.ranges import StoredArray, stored_tensor
@@ -66,40 +68,9 @@ def state_tensors(value: object) -> list[LazyTensor]:
         SourceError: The value is a module, or another object with tensors inside.
 
     """
-    found = _find(value, 4)
+    found = _Search().find(value, 4)
     names = lightning_names(list(found)) if _LIGHTNING in _entries(value) else found
     return [_described(name, leaf) for name, leaf in zip(names, found.values(), strict=True)]
-
-
-def _find(value: object, depth: int) -> dict[str, Leaf]:
-    """Find the state dict: tensors by name."""
-    if isinstance(value, Leaf_TYPES):
-        return (
-            {"weight": value} if not isinstance(value, ArrayRef) or value.value is not None else {}
-        )
-    entries = _entries(value)
-    if not entries or depth == 0 or _is_optimizer(value):
-        _refuse_modules(value)
-        return {}
-    # A dict with a matrix is the state dict itself. Vectors
-    # alone may be statistics beside the model.
-    own = {str(name): leaf for name, leaf in entries.items() if _is_leaf(leaf)}
-    if any(len(_shape(leaf)) >= 2 for leaf in own.values()):
-        return own | _objects(entries) | _inner(entries, depth)
-    for key in _MODEL_KEYS:
-        # The first usual key that leads to tensors wins, so that an average of the weights is never
-        # read beside the weights themselves.
-        if key in entries:
-            _refuse_modules(entries[key])
-            if _entries(entries[key]) and (state := _find(entries[key], depth - 1)):
-                return state
-    inner = _inner(entries, depth)
-    # Nothing found: perhaps a module was saved whole, under a key of its own.
-    if not inner:
-        for key, item in entries.items():
-            if not str(key).lower().startswith(_NO_MODEL):
-                _refuse_modules(item)
-    return inner or own
 
 
 Leaf_TYPES = (Tensor, np.ndarray, LazyTensor, TensorRef, ArrayRef)
@@ -131,46 +102,82 @@ def _entries(value: object) -> Mapping[Any, Any]:
     return {}
 
 
-def _inner(entries: Mapping[Any, Any], depth: int) -> dict[str, Leaf]:
-    """Collect the state dicts of nested dicts; their keys precede the names."""
-    found: dict[str, Leaf] = {}
-    for key, inner in entries.items():
-        if _entries(inner) and not str(key).lower().startswith(_NO_MODEL):
-            found.update({f"{key}.{name}": leaf for name, leaf in _find(inner, depth - 1).items()})
-    return found
-
-
 def _is_optimizer(value: object) -> bool:
     """Whether a value is an optimizer's state dict, which scripts save under any name."""
     return isinstance(value, Mapping) and "param_groups" in value and "state" in value
 
 
-def _objects(entries: Mapping[Any, Any]) -> dict[str, Leaf]:
-    """List objects beside the tensors of a state dict that hold tensors themselves.
+class _Search:
+    """The search for a state dict. Containers may hold each other, so each is searched once."""
 
-    An example is a quantiser's class. Each gives a row that says why it is not read.
-    """
-    found: dict[str, Leaf] = {}
-    for name, item in entries.items():
-        inside = list(tensors_in(item)) if isinstance(item, Inert) else []
-        if inside and not str(name).lower().startswith(_NO_MODEL):
-            # The row has the shape of the largest tensor, which most likely is the weight.
-            largest = max(inside, key=lambda ref: torch.Size(ref.shape).numel())
-            problem = (
-                f"stored as an object of class {item.global_name}, which is not read from a file"
+    def __init__(self) -> None:
+        self._searched: set[int] = set()
+        self._inert: set[int] = set()
+
+    def find(self, value: object, depth: int) -> dict[str, Leaf]:
+        """Find the state dict: tensors by name."""
+        if isinstance(value, Leaf_TYPES):
+            return {"weight": value} if _is_leaf(value) else {}
+        entries = _entries(value)
+        if not entries or depth == 0 or _is_optimizer(value) or id(value) in self._searched:
+            self._refuse_modules(value)
+            return {}
+        self._searched.add(id(value))
+        # A dict with a matrix is the state dict itself. Vectors
+        # alone may be statistics beside the model.
+        own = {str(name): leaf for name, leaf in entries.items() if _is_leaf(leaf)}
+        if any(len(_shape(leaf)) >= 2 for leaf in own.values()):
+            return own | self._objects(entries) | self._inner(entries, depth)
+        for key in _MODEL_KEYS:
+            # The first usual key that leads to tensors wins, so that an average of the weights is
+            # never read beside the weights themselves.
+            if key in entries:
+                self._refuse_modules(entries[key])
+                if _entries(entries[key]) and (state := self.find(entries[key], depth - 1)):
+                    return state
+        inner = self._inner(entries, depth)
+        # Nothing found: perhaps a module was saved whole, under a key of its own.
+        if not inner:
+            for key, item in entries.items():
+                if not str(key).lower().startswith(_NO_MODEL):
+                    self._refuse_modules(item)
+        return inner or own
+
+    def _inner(self, entries: Mapping[Any, Any], depth: int) -> dict[str, Leaf]:
+        """Collect the state dicts of nested dicts; their keys precede the names."""
+        found: dict[str, Leaf] = {}
+        for key, inner in entries.items():
+            if _entries(inner) and not str(key).lower().startswith(_NO_MODEL):
+                below = self.find(inner, depth - 1)
+                found.update({f"{key}.{name}": leaf for name, leaf in below.items()})
+        return found
+
+    def _objects(self, entries: Mapping[Any, Any]) -> dict[str, Leaf]:
+        """List objects beside the tensors of a state dict that hold tensors themselves.
+
+        An example is a quantiser's class. Each gives a row that says why it is not read.
+        """
+        found: dict[str, Leaf] = {}
+        for name, item in entries.items():
+            inside = list(tensors_in(item, self._inert)) if isinstance(item, Inert) else []
+            if inside and not str(name).lower().startswith(_NO_MODEL):
+                # The row has the shape of the largest tensor, which most likely is the weight.
+                largest = max(inside, key=lambda ref: math.prod(ref.shape))
+                problem = (
+                    f"stored as an object of class {item.global_name}, which is not read from a "
+                    "file"
+                )
+                found[str(name)] = replace(largest, storage=None, problem=problem)
+        return found
+
+    def _refuse_modules(self, value: object) -> None:
+        """Refuse an object that holds tensors: it is a module that was saved whole."""
+        if isinstance(value, Inert) and any(True for _ in tensors_in(value, self._inert)):
+            raise SourceError(
+                f"holds tensors inside of a Python object of class {value.global_name} (a module "
+                "saved whole?), and objects are never loaded; "
+                "save the module's state_dict() instead: torch.save(model.state_dict(), 'model.pt')"
             )
-            found[str(name)] = replace(largest, storage=None, problem=problem)
-    return found
-
-
-def _refuse_modules(value: object) -> None:
-    """Refuse an object that holds tensors: it is a module that was saved whole."""
-    if isinstance(value, Inert) and any(True for _ in tensors_in(value)):
-        raise SourceError(
-            f"holds tensors inside of a Python object of class {value.global_name} (a module "
-            "saved whole?), and objects are never loaded; "
-            "save the module's state_dict() instead: torch.save(model.state_dict(), 'model.pt')"
-        )
 
 
 def _described(name: str, leaf: Leaf) -> LazyTensor:
@@ -184,12 +191,24 @@ def _described(name: str, leaf: Leaf) -> LazyTensor:
     return in_memory(name, as_tensor(leaf))
 
 
+_REPEATED = 2**24
+"""Bytes by which a view may exceed its storage. Expanded tensors are small, if they are saved."""
+
+
 def _from_file(name: str, ref: TensorRef) -> LazyTensor:
     """Describe a tensor of a torch file."""
     if ref.problem or ref.storage is None:
         dtype = str(ref.dtype).removeprefix("torch.")
         return unreadable(name, ref.shape, dtype, ref.problem or "without values")
     array = ref.array()
+    stored, shown = ref.storage.size, math.prod(ref.shape) * ref.dtype.itemsize
+    if shown > stored + _REPEATED:
+        dtype = str(ref.dtype).removeprefix("torch.")
+        problem = (
+            f"a view that repeats {in_words(stored)} in the file as {in_words(shown)}: "
+            "save the tensor after contiguous()"
+        )
+        return unreadable(name, ref.shape, dtype, problem)
     if ref.scales is None:
         return stored_tensor(name, array)
     return LazyTensor(name, ref.shape, "float32", partial(_dequantised, array, ref.scales))

@@ -22,7 +22,7 @@ from spectail.models.formats.open_file import MemoryFile, ReadableFile
 from spectail.models.formats.pickled import Storage
 from spectail.models.formats.state_dict import state_tensors
 from spectail.models.formats.unpickle import CodeInPickleError, PlainUnpickler
-from spectail.models.formats.zipped import member
+from spectail.models.formats.zipped import member, open_archive
 from spectail.models.lazy_tensor import LazyTensor
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -105,7 +105,7 @@ def load_archive(
     file: ReadableFile, start: int = 0, size: int | None = None
 ) -> tuple[Any, dict[str, None]]:
     """Read the archive at ``start``; ``size`` is its length if it is only a part of the file."""
-    with zipfile.ZipFile(file.stream(start, size)) as archive:
+    with open_archive(file, start, size) as archive:
         names = set(archive.namelist())
         file.prefetch(start + info.header_offset for info in archive.infolist())
         (main,) = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]

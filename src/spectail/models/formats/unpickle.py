@@ -197,7 +197,8 @@ _STORAGES: dict[str, torch.dtype] = {
 
 def _torch_name(name: str) -> Any:
     """Return the stand-in for a dtype, a storage class or a quantisation scheme of torch."""
-    value = getattr(torch, name, None)
+    # Not by getattr, which imports some modules of torch when they are asked for.
+    value = vars(torch).get(name)
     if isinstance(value, torch.dtype):
         return value
     if name.endswith("Storage") and name.removesuffix("Storage") in _STORAGES:

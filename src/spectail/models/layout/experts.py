@@ -34,6 +34,8 @@ _FLAT_KINDS = {"w1": "gate", "v1": "up", "w2": "down"}
 """The kinds of those parameters in experts with a gate."""
 _COUNT = ("moe_num_experts", "num_local_experts", "num_experts", "n_routed_experts")
 """Configuration keys for the number of experts."""
+MOST_EXPERTS = 2**14
+"""Each expert becomes a layer. Models have hundreds; a damaged file may state any number."""
 _FUSED = frozenset({"gate_up_proj", "input_linear", "ffn_gate_up_exps", "fc1"})
 """Input projections that can hold gate and up."""
 _PAIR = {
@@ -79,8 +81,10 @@ def expert_layout(*, is_transposed: bool, is_concatenated: bool) -> str:
 
 def stacked_experts(view: View) -> tuple[Part, ...] | None:
     """List the parts of experts that are stacked in three dimensions."""
-    if len(view.shape) != 3 or not (
-        _STACKED.search(view.name) or view.stored.layout in _LIVE_LAYOUTS
+    if (
+        len(view.shape) != 3
+        or view.shape[0] > MOST_EXPERTS
+        or not (_STACKED.search(view.name) or view.stored.layout in _LIVE_LAYOUTS)
     ):
         return None
     layout, kind = _layout(view), _kind(view)

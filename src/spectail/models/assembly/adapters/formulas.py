@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from spectail.basics.checks import is_whole
+
 Pieces: TypeAlias = Mapping[str, Tensor]
 """The tensors of one adapter by role, in float64."""
 
@@ -237,6 +239,10 @@ def oft(p: Pieces, facts: Facts) -> Tensor:
     return as_base(adapted - base, p)
 
 
+_MOST_TERMS = 64
+"""peft takes 5 by default. More than these add nothing to the series."""
+
+
 def _cayley(skew: Tensor, config: Mapping[str, Any]) -> Tensor:
     """Return the Cayley transform (I - Q)(I + Q)^-1, or peft's series I + 2 Q + 2 Q^2 + ... + Q^n.
 
@@ -248,6 +254,8 @@ def _cayley(skew: Tensor, config: Mapping[str, Any]) -> Tensor:
         exact: Tensor = torch.linalg.solve(identity + skew, identity - skew, left=False)
         return exact
     terms = config.get("num_cayley_neumann_terms", 5)
+    if not is_whole(terms) or terms > _MOST_TERMS:
+        raise ValueError(f"a series of {terms!r} terms")
     last = max(terms - 1, 3) if terms > 2 else terms - 1
     result, power = identity, identity
     for exponent in range(1, last + 1):

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from spectail.basics.memory import too_large
 from spectail.models.assembly.adapters.experts import expert_changes, fused_parameter, plain_target
 from spectail.models.assembly.adapters.forms import FORMS, Form
 from spectail.models.assembly.adapters.formulas import Facts
@@ -304,7 +305,7 @@ def _change(
             "factors is measured"
         )
     shape, problem = _shape_of(form, pieces, facts)
-    problem = problem or _misfit(group, form, pieces, facts)
+    problem = problem or _misfit(group, form, pieces, facts) or too_large(shape, 8)
     read = partial(_read_change, group.form, pieces, facts)
     parameters = parameters_of(pieces.values())
     return LazyTensor(

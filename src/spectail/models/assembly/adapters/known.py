@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from spectail.basics.checks import is_whole
 from spectail.models.lazy_tensor import LazyTensor
 
 
@@ -63,25 +64,48 @@ def scale_from_config(config: Mapping[str, Any], target: str, adapter: str) -> S
     if isinstance(mlx, Mapping):
         return _scale_of_mlx(mlx)
     # Patterns override the common rank and alpha for single layers.
-    rank = _by_pattern(config.get("rank_pattern"), target, config.get("r"))
-    alpha = _by_pattern(
-        config.get("alpha_pattern"), target, config.get("lora_alpha", config.get("alpha"))
-    )
+    try:
+        rank = _by_pattern(config.get("rank_pattern"), target, config.get("r"))
+        alpha = _by_pattern(
+            config.get("alpha_pattern"), target, config.get("lora_alpha", config.get("alpha"))
+        )
+    except _PatternError as error:
+        return Scale(note=f"its scale is not known: {error}")
     # Better unknown than wrong: the caller then adds a note.
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+    if not _is_rank(rank) or not _is_factor(alpha):
         return Scale()
     return Scale(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), rank)
+
+
+def _is_rank(value: Any) -> bool:
+    """Whether a value can be a rank."""
+    return is_whole(value) and value < 2**31
+
+
+def _is_factor(value: Any) -> bool:
+    """Whether a value is a number that can be multiplied by; JSON may hold one of any size."""
+    return isinstance(value, int | float) and abs(value) <= 1e30
 
 
 def _scale_of_mlx(parameters: Mapping[str, Any]) -> Scale:
     """Read MLX's scale, multiplied by alpha / rank if there is an alpha."""
     scale, alpha, rank = (parameters.get(key) for key in ("scale", "alpha", "rank"))
-    rank = rank if isinstance(rank, int) and rank > 0 else None
-    if not isinstance(scale, int | float):
+    rank = rank if _is_rank(rank) else None
+    if not _is_factor(scale):
         return Scale(None, rank)
-    if isinstance(alpha, int | float) and rank:
+    if _is_factor(alpha) and rank:
         scale = scale * alpha / rank
     return Scale(float(scale), rank)
+
+
+_NAME = re.compile(r"[\w.]+")
+"""A pattern that is simply a name."""
+_MOST_PATTERNS = 100
+"""The most patterns that are no names. Each is matched against every target."""
+
+
+class _PatternError(ValueError):
+    """A pattern cannot be read; the message names it."""
 
 
 def _by_pattern(patterns: object, target: str, default: Any) -> Any:
@@ -90,8 +114,33 @@ def _by_pattern(patterns: object, target: str, default: Any) -> Any:
     AdaLoRA's rank pattern is of another kind (lists of the ranks that were kept), and matches
     nothing.
     """
-    if isinstance(patterns, Mapping):
-        for pattern, value in patterns.items():
-            if re.match(rf"(?:.*\.)?(?:{pattern})$", target):
+    if not isinstance(patterns, Mapping):
+        return default
+    ends = {target, *(target[dot.end() :] for dot in re.finditer(r"\.", target))}
+    tried = 0
+    for pattern, value in patterns.items():
+        if pattern in ends:
+            return value
+        if not _NAME.fullmatch(pattern):
+            tried += 1
+            if tried > _MOST_PATTERNS:
+                raise _PatternError(f"its configuration has over {_MOST_PATTERNS} patterns")
+            if _matches(pattern, target):
                 return value
     return default
+
+
+def _matches(pattern: str, target: str) -> bool:
+    """Whether a regular expression matches the end of a name, from a dot or the start on."""
+    # Python's own matcher may take for ever on a pattern made for that. That of Arrow (RE2) takes
+    # time in proportion to the name, and lacks only look-around and back-references.
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        whole = rf"^(?:.*\.)?(?:{pattern})$"
+        return bool(pc.match_substring_regex(pa.scalar(target), pattern=whole).as_py())
+    except (pa.ArrowInvalid, UnicodeEncodeError):
+        raise _PatternError(
+            f"the pattern {pattern[:60]!r} of its configuration cannot be read"
+        ) from None
