@@ -14,6 +14,7 @@ from benchmarks import (
     fit,
     layers,
     prune,
+    scaling,
     solvers,
     training,
 )
@@ -29,6 +30,7 @@ BENCHMARKS = {
     "training": training,
     "balancer": balancer,
     "prune": prune,
+    "scaling": scaling,
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -1,6 +1,6 @@
 """``python -m benchmarks.report``: fill the tables of the docs from the results that are there.
 
-They are in docs/speed.md and docs/large-models.md.
+They are in docs/speed.md, docs/large-models.md and docs/past-one-machine.md.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from experiments.common import ROOT, fill_page, markdown_table
 RESULTS = Path(__file__).parent / "results"
 PAGE = ROOT / "docs" / "speed.md"
 LARGE_PAGE = ROOT / "docs" / "large-models.md"
+SCALING_PAGE = ROOT / "docs" / "past-one-machine.md"
+KEYS = {"fit": "rates", "workers": "workers", "models": "computed"}
+"""Which part of the result of ``scaling`` each table of its page needs."""
 MISSING = "Not measured yet."
 
 
@@ -35,6 +38,15 @@ def main() -> None:
         },
     )
     measured = _read("checkpoint")
+    scaling = _read("scaling") if _path("scaling").exists() else {}
+    tables = {"fit": _scaling_fit, "workers": _scaling_workers, "models": _scaling_models}
+    fill_page(
+        SCALING_PAGE,
+        {
+            f"scaling-{name}": table(scaling) if scaling.get(KEYS[name]) else MISSING
+            for name, table in tables.items()
+        },
+    )
     fill_page(LARGE_PAGE, {"large": _large(measured) if "tolerance" in measured else MISSING})
 
 
@@ -149,6 +161,61 @@ def _sampled(results: dict[str, Any]) -> str:
     ]
     options = " ".join(run["options"][: run["options"].index("--include")])
     return markdown_table([f"70B, {results['blocks']} blocks, `{options}`", ""], rows)
+
+
+def _scaling_fit(results: dict[str, Any]) -> str:
+    """The rates, and how far the estimate is from layers that took no part in the fit."""
+    rates, error = results["rates"], results["error of the fit"]
+    rows = [
+        ["milliseconds per layer", f"{1e3 * rates['layer']:.2g}"],
+        ["nanoseconds per weight", f"{1e9 * rates['weight']:.2g}"],
+        ["microseconds per window", f"{1e6 * rates['window']:.2g}"],
+        ["Gram matrices, GFLOP per second", _speed(rates["product"])],
+        ["eigenvalue solver, GFLOP per second", _speed(rates["solver"])],
+        ["layers timed", str(error["layers"])],
+        [
+            "error of the estimate: median, 90th percentile",
+            f"{error['median']:.0%}, {error['90 %']:.0%}",
+        ],
+    ]
+    return markdown_table(["one core", ""], rows)
+
+
+def _speed(seconds: float) -> str:
+    """Operations per second, in 1e9; a rate of zero could not be told from the others."""
+    return f"{1e-9 / seconds:.0f}" if seconds else "-"
+
+
+def _scaling_workers(results: dict[str, Any]) -> str:
+    """Time against the number of workers."""
+    found = results["workers"]
+    rows = []
+    for name, run in found.items():
+        alone = found["shards, 1" if name.startswith("shards") else "ray, 1 nodes"]["seconds"]
+        rows.append([name, f"{run['seconds']:.0f}", f"{alone / run['seconds']:.2f}"])
+    return markdown_table(["workers of one thread", "seconds", "times as fast as one"], rows)
+
+
+def _scaling_models(results: dict[str, Any]) -> str:
+    """Computed: time and bytes of large models."""
+    rows = []
+    for name, model in results["computed"].items():
+        for settings in ("tiles", "tolerance 1 %"):
+            run = model[settings]
+            minutes = run["minutes by nodes"]
+            rows.append(
+                [
+                    f"{name}, {settings}",
+                    f"{model['layers']:,}",
+                    f"{run['windows']:,}",
+                    f"{run['gigabytes read']:,}",
+                    f"{run['core hours']:.3g}",
+                    *(f"{minutes[nodes]:.2g}" for nodes in minutes),
+                ]
+            )
+    nodes = list(next(iter(results["computed"].values()))["tiles"]["minutes by nodes"])
+    head = ["computed", "layers", "windows", "GB read", "core hours"]
+    return markdown_table([*head, *(f"minutes, {n} nodes" for n in nodes)], rows)
 
 
 def _training(results: dict[str, Any]) -> str:

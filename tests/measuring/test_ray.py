@@ -326,13 +326,11 @@ def test_what_other_machines_cannot_open_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_the_memory_monitor_kills_is_named(
-    toys: Path, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_worker_that_the_memory_monitor_kills_is_named(toys: Path, large: Path) -> None:
     # A threshold below what the machine uses already: the monitor kills every task.
     config = {"memory_usage_threshold": 0.001, "memory_monitor_refresh_ms": 50}
+    plan = make_plan(str(large), spec=SLOW, include=["layers.0"], elsewhere=True)
     started = _cluster(_system_config=config)
-    plan = make_plan(str(checkpoint), spec=st.presets.FARMS, include=["*0*q_proj"], elsewhere=True)
     try:
         [record] = run_plan(plan, RayEngine(started.address)).layers
     finally:

@@ -1,0 +1,228 @@
+"""What a run costs on many machines: a model of the cost, and times against the number of workers.
+
+The rates of ``spectail.measuring.cost`` are fitted to the processor time of single layers on one
+core; the error is that on layers which took no part in the fit. Workers are processes with one
+thread: shards of one run, and Ray on simulated nodes. What follows for models that are too large to
+be measured here is computed from the fitted rates and marked as computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from scipy.optimize import nnls
+
+from benchmarks.command import SPECTAIL
+from benchmarks.model_shapes import MODELS, Shape, layers_of
+from benchmarks.weights import made
+from spectail.core.measure import common_window
+from spectail.core.spec import Spec
+from spectail.core.threads import spread_over
+from spectail.measuring.cost import MEASURED, Cost, Rates, estimate
+from spectail.measuring.layer import measure_layer
+from spectail.measuring.run import make_plan
+from spectail.measuring.shards import split
+
+SHAPES = [
+    (256, 256),
+    (192, 576),
+    (600, 300),
+    (1024, 1024),
+    (900, 700),
+    (2048, 1024),
+    (1500, 4000),
+    (2048, 2048),
+    (3000, 2500),
+    (4096, 4096),
+    (2048, 7168),
+    (11008, 4096),
+]
+"""Shapes of the layers that are timed."""
+SPECS = {
+    "window 192": Spec(window=192),
+    "window 512": Spec(window=512),
+    "window 1024": Spec(window=1024),
+    "window 384, tolerance 1 %": Spec(window=384, tolerance=0.01),
+    "window 1024, tolerance 1 %": Spec(window=1024, tolerance=0.01),
+}
+TILES, FEW = Spec(), Spec(tolerance=0.01)
+CORES = 64
+"""Cores of a node in the computed table."""
+NODES = (1, 4, 16, 64)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of this benchmark."""
+    parser.add_argument("--no-workers", action="store_true", help="only the fit and the models")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Fit the rates, time the workers, compute the models."""
+    shapes = [(128, 96), (96, 200), (256, 128)] if options.quick else SHAPES
+    specs = {"window 64": Spec(window=64)} if options.quick else SPECS
+    timed = [found for name, spec in specs.items() for found in _timed(shapes, name, spec)]
+    rates, error = _fitted(timed)
+    results: dict[str, Any] = {
+        "rates": asdict(rates),
+        "rates in use": asdict(MEASURED),
+        "error of the fit": error,
+        "layers": [row for row, _ in timed],
+    }
+    if not options.no_workers:
+        results["workers"] = _workers(quick=options.quick)
+    results["computed"] = {
+        name: _computed(shape, rates)
+        for name, shape in MODELS.items()
+        if not (options.quick and shape.experts)
+    }
+    return results
+
+
+def _timed(
+    shapes: list[tuple[int, int]], name: str, spec: Spec
+) -> list[tuple[dict[str, Any], Cost]]:
+    """Measure a layer of each shape on one core; return its processor time and its cost."""
+    found = []
+    for rows, cols in shapes:
+        if min(rows, cols) < int(spec.window):
+            continue
+        plan = make_plan({"layer.weight": made(rows, cols, dtype=torch.bfloat16)}, spec=spec)
+        seconds = []
+        with spread_over(1):
+            for _ in range(3 if rows * cols < 2**22 else 2):
+                # Processor time: other work on the machine counts less than it does for the clock.
+                started = time.process_time()
+                record = measure_layer(plan.layers[0], plan)
+                seconds.append(time.process_time() - started)
+                if record.status != "ok":
+                    raise RuntimeError(f"a layer of {rows} x {cols} failed: {record.reason}")
+        row = {
+            "settings": name,
+            "shape": [rows, cols],
+            "seconds": round(min(seconds), 4),
+            "windows": record.n_windows,
+        }
+        found.append((row, estimate(plan.layers[0], spec, plan.run.window)))
+    return found
+
+
+def _features(cost: Cost) -> list[float]:
+    """The amounts of work that the rates multiply, in the order of their fields."""
+    return [cost.layers, cost.weights, cost.windows, cost.product_flops, cost.solver_flops]
+
+
+def _fitted(timed: list[tuple[dict[str, Any], Cost]]) -> tuple[Rates, dict[str, float]]:
+    """Fit non-negative rates to the relative error; estimate it on layers left out in turn."""
+    seconds = np.array([row["seconds"] for row, _ in timed])
+    # Dividing by the time makes every layer count alike, and the residual a relative error.
+    scaled = np.array([_features(cost) for _, cost in timed]) / seconds[:, None]
+    # Columns of very different size would stop the solver early.
+    size = scaled.max(axis=0)
+    solved, _ = nnls(scaled / size, np.ones(len(seconds)))
+    errors = []
+    for fold in range(4):
+        left_out = np.arange(len(seconds)) % 4 == fold
+        others, _ = nnls(scaled[~left_out] / size, np.ones(int((~left_out).sum())))
+        errors += list(np.abs(scaled[left_out] / size @ others - 1))
+    for (row, _), estimated in zip(timed, scaled / size @ solved * seconds, strict=True):
+        row["estimated"] = round(float(estimated), 4)
+    rates = dict(zip((f.name for f in fields(Rates)), solved / size, strict=True))
+    return Rates(**{name: float(f"{rate:.3g}") for name, rate in rates.items()}), {
+        "median": round(float(np.median(errors)), 3),
+        "90 %": round(float(np.quantile(errors, 0.9)), 3),
+        "layers": len(errors),
+    }
+
+
+def _workers(*, quick: bool) -> dict[str, Any]:
+    """Time the same model in one process, as shards at once, and on nodes of a Ray cluster."""
+    sides, count = ((96, 128), 4) if quick else ((1024, 2048), 24)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        model = Path(scratch) / "model.safetensors"
+        save_file({f"layers.{i}.weight": made(*sides, seed=i) for i in range(count)}, model)
+        for workers in (1, 2):
+            found[f"shards, {workers}"] = _shards(model, Path(scratch) / f"s{workers}", workers)
+        for nodes in (1, 2):
+            found[f"ray, {nodes} nodes"] = _ray(model, Path(scratch) / f"r{nodes}", nodes)
+    return found
+
+
+def _shards(model: Path, out: Path, workers: int) -> dict[str, float]:
+    """Run all shards at once, one thread each, and merge them."""
+    command = [*SPECTAIL, "analyze", str(model), "--out", str(out), "--quiet", "--shard"]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = time.perf_counter()
+    running = [
+        subprocess.Popen([*command, f"{i + 1}/{workers}"], env=one_thread) for i in range(workers)
+    ]
+    if any(process.wait() for process in running):
+        raise RuntimeError("a shard failed; its own error is printed above")
+    measured = time.perf_counter() - started
+    subprocess.run([*SPECTAIL, "merge", str(out), "--quiet"], check=True)
+    return {
+        "seconds": round(measured, 2),
+        "seconds to merge": round(time.perf_counter() - started - measured, 2),
+    }
+
+
+def _ray(model: Path, out: Path, nodes: int) -> dict[str, float]:
+    """Run on a cluster of nodes of one CPU, started before the clock."""
+    code = (
+        "import sys, time; from ray.cluster_utils import Cluster; import spectail as st\n"
+        "c = Cluster(initialize_head=True, head_node_args={'num_cpus': 0})\n"
+        f"for _ in range({nodes}): c.add_node(num_cpus=1)\n"
+        "t = time.perf_counter()\n"
+        f"st.analyze({str(model)!r}, out={str(out)!r}, engine='ray', ray_address=c.address)\n"
+        "print('seconds', time.perf_counter() - t)\n"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
+    return {"seconds": round(float(printed.rsplit("seconds", 1)[1]), 2)}
+
+
+def _computed(shape: Shape, rates: Rates) -> dict[str, Any]:
+    """Time and bytes of a model by its shapes: all tiles, and few windows."""
+    layers = layers_of(shape)
+    return {
+        "weights": sum(layer.numel for layer in layers),
+        "layers": len(layers),
+        "window": common_window([(layer.rows, layer.cols) for layer in layers], TILES),
+        "tiles": _cost_of(layers, TILES, rates),
+        "tolerance 1 %": _cost_of(layers, FEW, rates),
+    }
+
+
+def _cost_of(layers: list[Any], spec: Spec, rates: Rates) -> dict[str, Any]:
+    """Sum the cost of the layers, and the time on several nodes."""
+    window = common_window([(layer.rows, layer.cols) for layer in layers], spec)
+    costs: dict[tuple[int, int], Cost] = {}
+    for layer in layers:
+        if (layer.rows, layer.cols) not in costs:
+            costs[layer.rows, layer.cols] = estimate(layer, spec, window)
+    each = [costs[layer.rows, layer.cols] for layer in layers]
+    seconds = [cost.seconds(rates) for cost in each]
+    minutes = {}
+    for nodes in NODES:
+        loads = [sum(seconds[place] for place in shard) for shard in split(seconds, nodes)]
+        minutes[str(nodes)] = float(f"{max(loads) / CORES / 60:.3g}")
+    return {
+        "windows": sum(cost.windows for cost in each),
+        "core hours": float(f"{sum(seconds) / 3600:.3g}"),
+        "gigabytes read": round(sum(cost.bytes for cost in each) / 1e9),
+        "minutes by nodes": minutes,
+        "largest layer, core minutes": float(f"{max(seconds) / 60:.3g}"),
+        "gigabytes of memory, largest layer": round(max(cost.memory for cost in each) / 1e9, 1),
+    }
