@@ -56,7 +56,7 @@ class Analysis(Results):
         return alpha_with_depth(self.layers)
 
     def summary(self) -> Summary:
-        """Summarize the run: counts, means of the metrics by layers and by weights, what stands out.
+        """Summarize the run: counts, means by layers and by weights, and what stands out.
 
         ``print(analysis.summary())`` writes a few lines, ``summary()["alpha"].mean`` is a number.
         """

@@ -46,6 +46,14 @@ def test_the_perplexity_of_a_folder_is_printed_and_written(
     }  # fmt: skip
 
 
+def test_json_is_alone_on_standard_output(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["--text", str(folder / "text.txt"), "--seq-len", "40", "--max-sequences", "4"]
+    assert run(["evaluate", str(folder / "model"), *options, "--json"]) == 0
+    captured = capfd.readouterr()
+    assert json.loads(captured.out)["sequences"] == 4
+    assert "perplexity " in captured.err
+
+
 def test_one_sequence_has_no_error_and_the_json_stays_json(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,18 @@ def test_describe_and_analyze_refuse_the_same(
         assert run([words[0], str(tmp_path / "m.safetensors"), *words[1:]]) == 2
         said.append(capfd.readouterr().err)
     assert said[0] == said[1] != ""
+
+
+def _loud() -> nn.Module:
+    """A function of a user's that prints."""
+    sys.stdout.write("building the model\n")
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 70))
+
+
+@pytest.mark.parametrize("command", ["analyze", "describe"])
+def test_what_a_model_prints_is_not_in_the_json(
+    command: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = _json([command, f"{__name__}:_loud", "--json"], capfd)
+    assert [layer["name"] for layer in found["layers"]] == ["0"]

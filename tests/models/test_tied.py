@@ -9,7 +9,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import spectail as st
+from spectail.models.open import open_source
 from tests.models.cases import Tied
+from tests.models.test_gguf import random, write
 
 
 def _names(source: object, spec: st.Spec) -> list[str]:
@@ -57,6 +59,37 @@ def test_the_configuration_says_whether_a_file_is_tied(case: str, tmp_path: Path
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert ("lm_head" in _names(tmp_path, st.presets.WEIGHTWATCHER)) == tied
     assert "lm_head" not in _names(tmp_path, st.presets.FULL)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "names", "tied"),
+    [
+        ("llama", ("token_embd", "blk.0.ffn_up"), True),
+        ("llama", ("token_embd", "output"), False),
+        ("bert", ("token_embd", "blk.0.ffn_up"), False),
+        ("llama", ("blk.0.ffn_up",), False),
+    ],
+)
+def test_a_gguf_file_without_a_head_is_tied(
+    architecture: str, names: tuple[str, ...], tied: bool, tmp_path: Path
+) -> None:
+    tensors = {f"{name}.weight": random(40, 32) for name in names}
+    source = open_source(write(tmp_path / "m.gguf", architecture, tensors))
+    assert [layer.name for layer in source.tied] == ["lm_head"] * tied
+
+
+class LightningModule(nn.Module):
+    """Recognised by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Tied()
+
+
+def test_names_of_tied_layers_lose_the_same_prefixes() -> None:
+    torch.manual_seed(0)
+    for model in (LightningModule(), nn.DataParallel(Tied())):
+        assert _names(model, st.presets.WEIGHTWATCHER) == ["embed_tokens", "lm_head"]
 
 
 def test_a_stored_head_is_not_counted_twice(tmp_path: Path) -> None:

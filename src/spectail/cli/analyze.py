@@ -15,7 +15,16 @@ from rich.table import Table
 from spectail import presets
 from spectail.analysis import Analysis
 from spectail.cli.bar import Bar
-from spectail.cli.options import Exclude, Json, Kind, Quiet, Type, console_for, print_json
+from spectail.cli.options import (
+    Exclude,
+    Json,
+    Kind,
+    Quiet,
+    Type,
+    console_for,
+    only_json,
+    print_json,
+)
 from spectail.core.cutoffs import cutoff_forms
 from spectail.core.spec import Spec
 from spectail.errors import RunError, SpecError
@@ -139,7 +148,7 @@ def analyze(
     console = console_for(json, quiet=quiet)
     # A spinner only in a terminal: elsewhere its text would be mixed into the output.
     opening = console.status("opening the model")
-    with opening if console.is_terminal and not quiet else nullcontext():
+    with opening if console.is_terminal and not quiet else nullcontext(), only_json(json):
         plan = make_plan(
             source,
             spec=spec,
@@ -154,7 +163,7 @@ def analyze(
             elsewhere=is_elsewhere(measure),
         )
     with nullcontext() if out is None else open_run(out, plan, own, fresh=fresh) as journal:
-        with _Bar(quiet=quiet) as bar:
+        with _Bar(quiet=quiet) as bar, only_json(json):
             analysis = measure_plan(part_of(plan, own), measure, journal, progress=bar)
         try:
             if journal:

@@ -17,7 +17,16 @@ from spectail.cli.analyze import (
     WindowSize,
     spec_of,
 )
-from spectail.cli.options import Exclude, Json, Kind, Quiet, Type, console_for, print_json
+from spectail.cli.options import (
+    Exclude,
+    Json,
+    Kind,
+    Quiet,
+    Type,
+    console_for,
+    only_json,
+    print_json,
+)
 from spectail.core.cutoffs import cutoff_forms
 from spectail.measuring.describe import describe as describe_source
 from spectail.results.table import storable
@@ -44,15 +53,16 @@ def describe(
 ) -> int:
     """List the layers of a model and what analyze would do; nothing is measured."""
     options = {"window": window, "placement": placement, "cutoff": cutoff, "tolerance": tolerance}
-    description = describe_source(
-        source,
-        spec=spec_of(preset, aspect_ratio=aspect_ratio, **options),
-        include=include or (),
-        exclude=exclude or (),
-        kinds=kind or (),
-        types=type or (),
-        full_spectrum=full_spectrum,
-    )
+    with only_json(json):
+        description = describe_source(
+            source,
+            spec=spec_of(preset, aspect_ratio=aspect_ratio, **options),
+            include=include or (),
+            exclude=exclude or (),
+            kinds=kind or (),
+            types=type or (),
+            full_spectrum=full_spectrum,
+        )
     if json:
         print_json(description.to_dict())
     else:

@@ -11,7 +11,7 @@ import typer
 
 from spectail.basics.files import check_writable, write_text
 from spectail.cli.bar import Bar
-from spectail.cli.options import Device, Json, Quiet, console_for, print_json
+from spectail.cli.options import Device, Json, Quiet, console_for, only_json, print_json
 from spectail.errors import EvaluationError
 from spectail.evaluation import CHOICES, evaluate_tasks, perplexity
 from spectail.evaluation.bos import check_choice
@@ -88,27 +88,28 @@ def evaluate(
     check_choice("auto" if bos is None else bos)
     _check_used("--text", text, tasks_path=tasks_path, limit=limit, few_shot=few_shot)
     if out is not None:
+        check_writable(out)
         if out.exists():
             raise EvaluationError(f"{out} exists, so it stays; give another name")
-        check_writable(out)
     # Read the text first: a missing file should not cost the time to load the model.
     passage = None if text is None else read_text(text)
-    model, tokenizer = open_language_model(source, dtype, device)
-    model = inner_language_model(model, include or (), exclude or ())
-    if passage is not None:
-        with Bar(quiet=quiet) as bar:
-            ppl = perplexity(
-                model, tokenizer, passage, seq_len=2048 if seq_len is None else seq_len,
-                max_sequences=max_sequences, batch_size=batch_size,
-                bos="auto" if bos is None else bos, progress=partial(bar.show, "perplexity"),
+    with only_json(json_wanted):
+        model, tokenizer = open_language_model(source, dtype, device)
+        model = inner_language_model(model, include or (), exclude or ())
+        if passage is not None:
+            with Bar(quiet=quiet) as bar:
+                ppl = perplexity(
+                    model, tokenizer, passage, seq_len=2048 if seq_len is None else seq_len,
+                    max_sequences=max_sequences, batch_size=batch_size,
+                    bos="auto" if bos is None else bos, progress=partial(bar.show, "perplexity"),
+                )  # fmt: skip
+            words, result = ppl.describe(), ppl.to_dict()
+        else:
+            result = evaluate_tasks(
+                model, tokenizer, str(tasks).split(","), limit=limit, few_shot=few_shot,
+                batch_size=batch_size, include_path=tasks_path,
             )  # fmt: skip
-        words, result = ppl.describe(), ppl.to_dict()
-    else:
-        result = evaluate_tasks(
-            model, tokenizer, str(tasks).split(","), limit=limit, few_shot=few_shot,
-            batch_size=batch_size, include_path=tasks_path,
-        )  # fmt: skip
-        words = "\n".join(_line(task, scores) for task, scores in result.items())
+            words = "\n".join(_line(task, scores) for task, scores in result.items())
     numbers = {"source": source, "dtype": dtype, **result}
     try:
         if out is not None:

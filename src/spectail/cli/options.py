@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import Annotated, Any, TypeAlias
 
 import typer
@@ -38,6 +40,11 @@ Device: TypeAlias = Annotated[str, typer.Option(help="cpu, cuda...")]
 def console_for(json_wanted: bool, *, quiet: bool) -> Console:
     """Return the console for texts: with ``--json`` standard output belongs to the JSON alone."""
     return Console(stderr=json_wanted, quiet=quiet, soft_wrap=True)
+
+
+def only_json(wanted: bool) -> AbstractContextManager[object]:
+    """With ``--json``, send what models and libraries print within the block to standard error."""
+    return redirect_stdout(sys.stderr) if wanted else nullcontext()
 
 
 def print_json(values: Any) -> None:

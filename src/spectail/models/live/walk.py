@@ -78,15 +78,23 @@ def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in owner._parameters.items()
         if parameter is not None
     }
-    return zip(clean_names(list(found)), found.values(), strict=True)
+    names = clean_names(list(found))
+    if _is_lightning(module):
+        names = lightning_names(names)
+    return zip(names, found.values(), strict=True)
 
 
 def _of_network(module: nn.Module, tensors: list[LazyTensor]) -> list[LazyTensor]:
     """Name the tensors of a LightningModule as its network does, as for its checkpoints."""
-    if not any(base.__name__ == "LightningModule" for base in type(module).__mro__):
+    if not _is_lightning(module):
         return tensors
     names = lightning_names([stored.name for stored in tensors])
     return [replace(stored, name=name) for stored, name in zip(tensors, names, strict=True)]
+
+
+def _is_lightning(module: nn.Module) -> bool:
+    """Whether a module is a LightningModule, without importing Lightning."""
+    return any(base.__name__ == "LightningModule" for base in type(module).__mro__)
 
 
 def _config(module: nn.Module) -> Mapping[str, Any]:
