@@ -60,7 +60,7 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def check_writable(path: Path) -> None:
-    """Raise OSError if the file or folder ``path`` could not be made.
+    """Raise OSError if the file or folder ``path`` could not be made; remove what a kill has left.
 
     It is for a command that computes for long before it writes.
     """
@@ -69,7 +69,7 @@ def check_writable(path: Path) -> None:
         folder = folder.parent
     # Only an attempt tells: permissions, quotas and read-only mounts all have a say.
     with tempfile.TemporaryFile(prefix=_PREFIX, dir=folder):
-        pass
+        _remove_leftovers(folder)
 
 
 def refuse_foreign(path: Path, mark: bytes, problem: type[SpectailError]) -> None:

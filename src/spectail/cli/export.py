@@ -11,7 +11,7 @@ from rich.console import Console
 
 from spectail import export as tools
 from spectail.allocation.allocation import Allocation
-from spectail.basics.files import write_text
+from spectail.basics.files import check_writable, write_text
 from spectail.cli.options import Quiet, read_settings
 from spectail.errors import ExportError
 from spectail.export import Tool, tool_names
@@ -63,6 +63,7 @@ def export(
     """Write an allocation in the format of another tool."""
     if to not in tool_names():
         raise ExportError(f"--to must be one of {', '.join(tool_names())}, not {to!r}")
+    check_writable(out)
     if out.exists() and not force:
         raise ExportError(f"{out} exists, so it stays; give another name, or --force")
     allocation = Allocation.load(file)

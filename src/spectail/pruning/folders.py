@@ -39,20 +39,19 @@ def check_free(out: str | Path) -> Path:
 
     """
     out = Path(out).absolute()
+    check_writable(out)
     if out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
         if os.path.ismount(out):
             raise PruneError(
                 f"{out} is a mount point, which cannot be replaced as a whole: "
                 f"give a new folder inside it, such as {out / 'pruned'}"
             )
-        check_writable(out)
         return out
     if out.exists():
         raise PruneError(
             f"{out} exists and is not an empty folder, so nothing is written there: "
             "give another one"
         )
-    check_writable(out)
     return out
 
 
