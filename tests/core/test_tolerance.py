@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from experiments.ensembles import gaussian, low_rank, row_scaled, student
-from spectail.core import farms
+from spectail.core import bands
 from spectail.core.cutoffs import Median, TopFraction
 from spectail.core.jackknife import tail_alpha
 from spectail.core.measure import tail_fit
@@ -150,7 +150,7 @@ def test_the_error_bar_comes_from_the_windows_that_were_taken(
         solved.update(zip(corners, found[:, 0], strict=True))
         return found
 
-    monkeypatch.setattr(farms, "window_eigenvalues", noted)
+    monkeypatch.setattr(bands, "window_eigenvalues", noted)
     matrix = row_scaled(np.random.default_rng(0), shape)
     fit = tail_fit(matrix, Spec(window=64, tolerance=0.02))
     assert len(solved) == fit.n_windows < 40
@@ -160,17 +160,43 @@ def test_the_error_bar_comes_from_the_windows_that_were_taken(
     assert fit.alpha_se == pytest.approx(known, rel=1e-9)
 
 
-@pytest.mark.parametrize("shape", [(64, 640), (128, 640), (310, 210)])
-def test_layers_without_three_bands_or_with_tiles_that_overlap_get_the_usual_error_bar(
-    shape: tuple[int, int],
+@pytest.mark.parametrize("shape", [(64, 1280), (128, 1280), (1500, 210)])
+def test_in_layers_of_one_or_two_bands_smaller_windows_inside_of_those_taken_give_the_error_bar(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     side = 64 if shape[0] < 300 else 100
+    taken: list[tuple[int, int]] = []
+    smaller: list[tuple[tuple[int, int], Window]] = []
+
+    def noted(matrices: Any, window: Window, corners: Any, **options: Any) -> Any:
+        if window.rows == side:
+            taken.extend(corners)
+        else:
+            smaller.extend((corner, window) for corner in corners)
+        return window_eigenvalues(matrices, window, corners, **options)
+
+    monkeypatch.setattr(bands, "window_eigenvalues", noted)
     matrix = row_scaled(np.random.default_rng(0), shape)
-    few, every = (
-        tail_fit(matrix, Spec(window=side, tolerance=tolerance)) for tolerance in (0.03, None)
-    )
-    assert few.alpha_se == pytest.approx(every.alpha_se, rel=1e-9)
+    few = tail_fit(matrix, Spec(window=side, tolerance=0.04))
+    assert few.n_windows == len(taken) < len(smaller)
     assert few.alpha_se > 0
+    for (top, left), window in smaller:
+        assert any(
+            a <= top
+            and top + window.rows <= a + side
+            and b <= left
+            and left + window.cols <= b + side
+            for a, b in taken
+        )
+
+
+def test_a_tolerance_that_takes_all_windows_leaves_the_error_bar_as_it_is() -> None:
+    for shape in [(64, 640), (310, 210), (320, 320)]:
+        matrix = row_scaled(np.random.default_rng(0), shape)
+        few, every = (
+            tail_fit(matrix, Spec(window=64, tolerance=tolerance)) for tolerance in (1e-6, None)
+        )
+        assert (few.n_windows, few.alpha_se) == (every.n_windows, every.alpha_se)
 
 
 @pytest.mark.parametrize("draw", [gaussian, student, row_scaled, low_rank])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import spectail as st
-from spectail.core import farms
+from spectail.core import bands
 from spectail.core.spectra import window_eigenvalues
 from spectail.core.windows import Window
 from spectail.measuring.cost import MEASURED, Cost, Rates, estimate
@@ -51,7 +51,7 @@ def test_the_windows_are_those_that_a_measurement_solves(
         solved.extend([window] * len(positions) * len(matrices))
         return window_eigenvalues(matrices, window, positions, **options)
 
-    monkeypatch.setattr(farms, "window_eigenvalues", noted)
+    monkeypatch.setattr(bands, "window_eigenvalues", noted)
     weights = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     [layer] = st.open_source({"a.weight": weights}).layers
     run = st.analyze({"a.weight": weights}, spec=spec).run

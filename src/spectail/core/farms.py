@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from spectail.core.bands import Bands, eigenvalues_of
 from spectail.core.cutoffs import Cutoff
-from spectail.core.jackknife import alpha_standard_error, error_of_windows
+from spectail.core.error_bar import jackknife_error
 from spectail.core.metrics import largest_eigenvalue, moments
 from spectail.core.spec import Spec
-from spectail.core.spectra import numerical_zeros, window_eigenvalues
+from spectail.core.spectra import numerical_zeros
 from spectail.core.tails import PowerLaw, fit_from, remark_on_ties, why_no_exponent
 from spectail.core.tolerance import enough_windows
-from spectail.core.windows import MIN_BANDS, Window, disjoint_bands, largest_fit, window_shape
+from spectail.core.windows import Window, largest_fit, window_shape
 from spectail.errors import SpecError
 
 if TYPE_CHECKING:
@@ -42,10 +43,10 @@ influence the common window."""
 MAX_SIDE = 1024
 """Longest short side of the common window."""
 NO_WINDOW = Window(0, 0)
-OVERLAP = 0.2
-"""Largest share of a band of windows that the next one may overlap where the error bar treats them
-as disjoint. Tiles overlap a little if the window does not divide the matrix."""
-NO_TAIL_OF_THEIR_OWN = "no error bar: some windows have no tail of their own"
+ROWS_ONLY = (
+    "norms and variance not measured: they need every weight, and with a tolerance only the rows "
+    "of the windows are fetched"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +155,20 @@ class Farms:
         )
         return replace(fit, weight_var=weight_var, sum_of_squares=squares)
 
+    def measure_bands(
+        self, bands: Bands, spec: Spec, common: int | None, *, error_bar: bool
+    ) -> TailFit:
+        """Measure a matrix of which only the bands of its windows are read: no norms, no variance.
+
+        Its shape must allow a window.
+        """
+        fit = self.fit(
+            bands, spec, common, convolution=False, error_bar=error_bar, variance=math.nan
+        )
+        if not fit.eigenvalues.size:
+            return replace(fit, status="failed", reason="all weights that were read are zero")
+        return replace(fit, reason="; ".join(filter(None, [fit.reason, ROWS_ONLY])))
+
     def _without_values(self, matrices: Tensor, spec: Spec) -> TailFit | None:
         """Return the result for matrices that cannot be measured whatever their values are."""
         if not matrices.shape[0]:
@@ -168,7 +183,7 @@ class Farms:
 
     def fit(
         self,
-        matrices: Tensor,
+        matrices: Tensor | Bands,
         spec: Spec,
         common: int | None,
         *,
@@ -184,7 +199,9 @@ class Farms:
         fit = self.with_tail(self.pooled(found, window), spec, variance)
         # The error bar can reuse the eigenvalues of windows that do not overlap.
         known = dict(zip(taken, found, strict=True))
-        fit = self.with_error(fit, spec, matrices, known if error_bar else None)
+        # If a tolerance took all windows, the error bar is that of all windows too.
+        usual = spec if len(taken) < len(positions) else replace(spec, tolerance=None)
+        fit = self.with_error(fit, usual, matrices, known if error_bar else None)
         if spec.tolerance is None or fit.status != "ok":
             return fit
         counted = _how_many(len(taken), len(positions), spec)
@@ -210,7 +227,7 @@ class Farms:
         return int(spec.window)
 
     def solve(
-        self, matrices: Tensor, window: Window, positions: Positions, spec: Spec
+        self, matrices: Tensor | Bands, window: Window, positions: Positions, spec: Spec
     ) -> tuple[Positions, Array]:
         """Return the positions solved and their eigenvalues, (positions, matrices, min(window)).
 
@@ -218,7 +235,7 @@ class Farms:
         """
 
         def eigenvalues(corners: Positions) -> Array:
-            return window_eigenvalues(matrices, window, corners, exact_zeros=self.exact_zeros)
+            return eigenvalues_of(matrices, window, corners, exact_zeros=self.exact_zeros)
 
         if spec.tolerance is None:
             return positions, eigenvalues(positions)
@@ -269,7 +286,11 @@ class Farms:
         return replace(fit, **tail._asdict(), alpha_null=mean, alpha_null_sd=sd)
 
     def with_error(
-        self, fit: TailFit, spec: Spec, matrices: Tensor, known: dict[tuple[int, int], Array] | None
+        self,
+        fit: TailFit,
+        spec: Spec,
+        matrices: Tensor | Bands,
+        known: dict[tuple[int, int], Array] | None,
     ) -> TailFit:
         """Add the error bar and remarks to a fit.
 
@@ -279,7 +300,7 @@ class Farms:
         if fit.status != "ok":
             return fit
         error, remark = (
-            (math.nan, "") if known is None else _error_bar(fit.window, matrices, known, spec)
+            (math.nan, "") if known is None else jackknife_error(fit.window, matrices, known, spec)
         )
         rounding = max(fit.window) * np.finfo(np.float64).eps * fit.eigenvalues[-1]
         tail = PowerLaw(fit.alpha, fit.xmin, fit.ks, fit.n_tail)
@@ -360,48 +381,3 @@ def tail_of(eigenvalues: Array, cutoff: Cutoff) -> PowerLaw:
     if start >= eigenvalues.size:
         return PowerLaw(math.nan, math.nan, math.nan, 0)
     return fit_from(eigenvalues, start)
-
-
-def _error_bar(
-    window: Window, matrices: Tensor, known: dict[tuple[int, int], Array], spec: Spec
-) -> tuple[float, str]:
-    """Return the jackknife error of alpha from disjoint windows, or NaN and the reason."""
-    rows, cols = matrices.shape[1:]
-    if spec.tolerance is not None and (bands := _own_bands(window, list(known))):
-        found = np.stack(list(known.values()))
-        error = error_of_windows(found, numerical_zeros(found, window), *bands, spec.cutoff)
-        return error, "" if math.isfinite(error) else NO_TAIL_OF_THEIR_OWN
-    smaller = spec.cutoff.error_window(window, rows, cols)
-    if min(smaller) < 2:
-        return math.nan, f"no error bar: fewer than {MIN_BANDS} x {MIN_BANDS} disjoint windows fit"
-    if smaller != window and not spec.cutoff.any_window:
-        return (
-            math.nan,
-            "no error bar: a fixed xmin means something else in the smaller windows that it needs",
-        )
-    # Reuse the eigenvalues of the fit if its windows include the disjoint ones (tiles do if they
-    # divide the matrix).
-    tops, lefts = disjoint_bands(rows, smaller.rows), disjoint_bands(cols, smaller.cols)
-    corners = [(top, left) for top in tops for left in lefts]
-    if smaller == window and all(corner in known for corner in corners):
-        found = np.stack([known[corner] for corner in corners])
-    else:
-        found = window_eigenvalues(matrices, smaller, corners)
-    found = found.reshape(len(tops), len(lefts), *found.shape[1:])
-    error = alpha_standard_error(found, numerical_zeros(found, smaller), spec.cutoff)
-    return error, "" if math.isfinite(error) else NO_TAIL_OF_THEIR_OWN
-
-
-def _own_bands(window: Window, positions: Positions) -> tuple[NDArray[np.intp], ...] | None:
-    """Return the numbers of the row band and the column band of windows measured to a tolerance.
-
-    None if fewer than MIN_BANDS bands are visited along either side, or if bands overlap by more
-    than OVERLAP: windows then lie too close for an error bar of their own.
-    """
-    bands = []
-    for starts, size in zip(np.transpose(positions), window, strict=True):
-        visited, numbers = np.unique(starts, return_inverse=True)
-        if visited.size < MIN_BANDS or np.diff(visited).min() < (1 - OVERLAP) * size:
-            return None
-        bands.append(numbers)
-    return tuple(bands)

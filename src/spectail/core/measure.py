@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from spectail.core.bands import Bands
 from spectail.core.farms import Farms, TailFit
 from spectail.core.published import Published
 from spectail.core.spec import Spec
@@ -63,7 +64,7 @@ def tail_fit(
 
 
 def measure(
-    matrices: Tensor,
+    matrices: Tensor | Bands,
     spec: Spec,
     common: int | None = None,
     *,
@@ -74,8 +75,11 @@ def measure(
 
     ``common`` is the window of the run, used if the spec's window is ``"common"``. ``convolution``
     says that the matrices are kernel slices, which only the published procedures treat differently.
-    Without ``error_bar`` alpha_se is NaN and everything else is the same.
+    Without ``error_bar`` alpha_se is NaN and everything else is the same. Of ``Bands`` only those
+    are read that windows lie in.
     """
+    if isinstance(matrices, Bands):
+        return estimator_of(spec).measure_bands(matrices, spec, common, error_bar=error_bar)
     return estimator_of(spec).measure(
         matrices, spec, common, convolution=convolution, error_bar=error_bar
     )

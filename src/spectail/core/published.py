@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from spectail.core.bands import Bands
 from spectail.core.cutoffs import Cutoff
 from spectail.core.farms import Farms, Positions, TailFit, too_small_text
 from spectail.core.spec import Spec
@@ -55,7 +56,7 @@ class Published(Farms):
 
     def fit(
         self,
-        matrices: Tensor,
+        matrices: Tensor | Bands,
         spec: Spec,
         common: int | None,
         *,
@@ -64,7 +65,7 @@ class Published(Farms):
         variance: float,
     ) -> TailFit:
         """Fit a layer; a convolution that is cut averages alpha over its divisions."""
-        if convolution and spec.window != "whole":
+        if convolution and spec.window != "whole" and not isinstance(matrices, Bands):
             return self._fit_divisions(matrices, spec)
         return super().fit(
             matrices,

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from spectail.core.bands import Bands, eigenvalues_of
 from spectail.core.cutoffs import Cutoff, KSMinimum
 from spectail.core.farms import Farms, Positions, TailFit
 from spectail.core.spec import Spec
-from spectail.core.spectra import numerical_zeros, window_eigenvalues
+from spectail.core.spectra import numerical_zeros
 from spectail.core.tails import PowerLaw
 from spectail.core.windows import Window
 
@@ -56,13 +57,13 @@ class WeightWatcher(Farms):
         return f"too small: {count} eigenvalues, WeightWatcher needs at least {MIN_EIGENVALUES}"
 
     def solve(
-        self, matrices: Tensor, window: Window, positions: Positions, spec: Spec
+        self, matrices: Tensor | Bands, window: Window, positions: Positions, spec: Spec
     ) -> tuple[Positions, Array]:
         """Return the eigenvalues; those that a Gram matrix cannot resolve come from an SVD."""
         taken, found = super().solve(matrices, window, positions, spec)
         # The SVD takes twice the time, and most layers have full rank.
         if numerical_zeros(found, window).any():
-            found = window_eigenvalues(matrices, window, taken, exact_zeros=True)
+            found = eigenvalues_of(matrices, window, taken, exact_zeros=True)
         return taken, found
 
     def zeros(self, found: Array, window: Window) -> NDArray[np.bool_]:

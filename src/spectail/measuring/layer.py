@@ -14,13 +14,16 @@ import numpy as np
 import torch
 
 from spectail.basics.texts import type_and_line
+from spectail.core.bands import Bands
 from spectail.core.farms import TailFit
 from spectail.core.goodness import GoodnessOfFit, judge_tail, verdict
 from spectail.core.measure import estimator_of, measure, too_small
 from spectail.core.metrics import entropy, log_alpha_norm, signal_to_noise
 from spectail.core.quantisers import group_range
+from spectail.core.tolerance import FIRST
 from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError, SpecError
 from spectail.models.difference import Change
+from spectail.models.formats.ranges import is_remote
 from spectail.models.source import Layer, SourceFile
 from spectail.results.records import LayerRecord, RunInfo, Spectrum, null_gap
 
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 
 SOLVER_ERRORS = (np.linalg.LinAlgError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 """What the eigenvalue solvers of NumPy and torch raise if they do not converge."""
+FEWEST_BANDS = 2 * FIRST
+"""Fewest bands of windows that a remote layer needs to be read in bands. About half of its bytes
+are saved then; what is lost are the norms of the whole matrix."""
 BINS = 80
 """Bins of the stored histogram."""
 TOP_POINTS = 60
@@ -73,19 +79,7 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
         return replace(record, status="skipped", reason=reason)
     try:
         with torch.no_grad():
-            of_base = 0.0
-            if isinstance(layer, Change):
-                matrices, of_base = layer.read_change()
-            else:
-                matrices = layer.read()
-            matrices = matrices.detach().to(plan.device)
-            if layer.n_matrices > 1:
-                # Kernel slices lie scattered in memory and are read several times.
-                matrices = matrices.contiguous()
-            record = _measured(record, matrices, plan)
-            if of_base:
-                size = float(torch.linalg.vector_norm(matrices))
-                record = replace(record, relative_change=size / math.sqrt(of_base))
+            record = _read_and_measured(record, layer, plan)
     except SpecError as error:
         record = replace(record, status="skipped", reason=str(error))
     except (SourceChangedError, SourceUnreachableError):
@@ -94,6 +88,46 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
         record = replace(record, status="failed", reason=why_failed(error))
     reason = "; ".join(filter(None, [layer.note, record.reason]))
     return replace(record, reason=reason, seconds=round(time.perf_counter() - started, 4))
+
+
+def _read_and_measured(record: LayerRecord, layer: Layer, plan: Plan) -> LayerRecord:
+    """Read a layer, whole or as far as its windows need, and add all numbers to its row."""
+    if bands := _bands(layer, plan):
+        return _measured(record, bands, plan)
+    of_base = 0.0
+    if isinstance(layer, Change):
+        matrices, of_base = layer.read_change()
+    else:
+        matrices = layer.read()
+    matrices = matrices.detach().to(plan.device)
+    if layer.n_matrices > 1:
+        # Kernel slices lie scattered in memory and are read several times.
+        matrices = matrices.contiguous()
+    record = _measured(record, matrices, plan)
+    if of_base:
+        size = float(torch.linalg.vector_norm(matrices))
+        record = replace(record, relative_change=size / math.sqrt(of_base))
+    return record
+
+
+def _bands(layer: Layer, plan: Plan) -> Bands | None:
+    """Return a remote layer in bands, if a tolerance leaves most of them unread.
+
+    None means that the layer is read whole: it is not remote, or little would be saved.
+    """
+    run, part = plan.run, layer.part
+    whole = run.spec.tolerance is None or run.full_spectrum or plan.quantization_errors
+    if whole or part is None or not is_remote(layer.tensor) or isinstance(layer, Change):
+        return None
+    axis = part.band_axis
+    window, _ = estimator_of(run.spec).place((layer.rows, layer.cols), run.spec, run.window)
+    if axis is None or (layer.rows, layer.cols)[axis] < FEWEST_BANDS * window[axis]:
+        return None
+
+    def read(start: int, stop: int) -> Tensor:
+        return part.read_band(layer.tensor, start, stop).to(plan.device)
+
+    return Bands(layer.rows, layer.cols, axis, read)
 
 
 def why_failed(error: Exception) -> str:
@@ -126,7 +160,7 @@ def record_of(layer: Layer) -> LayerRecord:
     )
 
 
-def _measured(record: LayerRecord, matrices: Tensor, plan: Plan) -> LayerRecord:
+def _measured(record: LayerRecord, matrices: Tensor | Bands, plan: Plan) -> LayerRecord:
     """Add all measured numbers to a row."""
     spec, run = plan.run.spec, plan.run
     fit = measure(
@@ -147,9 +181,9 @@ def _measured(record: LayerRecord, matrices: Tensor, plan: Plan) -> LayerRecord:
     if fit.status == "ok":
         record = _with_alpha(record, fit, plan)
     # A layer without a tail fit still has norms, if its weights are finite.
-    if math.isfinite(fit.sum_of_squares) and not plan.alpha_only:
-        record = _with_norms(record, fit, matrices, plan)
-    return record
+    if isinstance(matrices, Bands) or plan.alpha_only or not math.isfinite(fit.sum_of_squares):
+        return record
+    return _with_norms(record, fit, matrices, plan)
 
 
 def _with_alpha(record: LayerRecord, fit: TailFit, plan: Plan) -> LayerRecord:

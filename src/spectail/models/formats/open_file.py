@@ -62,6 +62,8 @@ class ReadableFile(ABC):
     """Names the file in messages; files beside it are found from here."""
     note: str = ""
     """A remark for the user on how the file is read."""
+    remote: bool = False
+    """Whether its bytes come over the network."""
 
     @property
     def name(self) -> str:

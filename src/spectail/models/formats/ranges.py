@@ -106,6 +106,16 @@ def stored_tensor(name: str, array: StoredArray) -> LazyTensor:
     )
 
 
+def is_remote(tensor: LazyTensor) -> bool:
+    """Return whether the tensor lies in a remote file as plain numbers, readable in pieces."""
+    read = tensor.read
+    return (
+        isinstance(read, partial)
+        and read.func is StoredArray.read
+        and bool(read.args[0].file.remote)
+    )
+
+
 def permuted_tensor(stored: LazyTensor, axes: Sequence[int]) -> LazyTensor:
     """Reorder the dimensions of a tensor."""
     # The values cannot be read; only the shape is needed for the row.

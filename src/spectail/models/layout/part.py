@@ -11,10 +11,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from spectail.models.layout.arrange import as_one, transposed
 from spectail.models.lazy_tensor import Index, LazyTensor, as_float, piece_of
 
 Arrange: TypeAlias = Callable[[Tensor], Tensor]
 """Turns a piece into (n_matrices, rows, cols): see ``arrange``."""
+_BAND_AXES: dict[Arrange, int] = {as_one: 0, transposed: 1}
+""":attr:`Part.band_axis` by arrangement."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,25 @@ class Part:
     def read(self, tensor: LazyTensor) -> Tensor:
         """Read the matrices, (n_matrices, rows, cols), in float32 or wider."""
         return self.arrange(as_float(tensor.read(self.index)))
+
+    @property
+    def band_axis(self) -> int | None:
+        """Along which side of the matrix bands can be read alone: 0 for rows, 1 for columns.
+
+        None if the layout is not one matrix that lies in the tensor row by row.
+        """
+        if sum(isinstance(entry, slice) for entry in self.index) > 1:
+            return None
+        return _BAND_AXES.get(self.arrange)
+
+    def read_band(self, tensor: LazyTensor, start: int, stop: int) -> Tensor:
+        """Read a band of one matrix along ``band_axis``, without the rest, as (1, rows, cols)."""
+        index: Index = (*self.index, slice(start, stop))
+        if self.index and isinstance(self.index[-1], slice):
+            # The part is itself a band of the stored rows.
+            first = range(tensor.shape[len(self.index) - 1])[self.index[-1]].start
+            index = (*self.index[:-1], slice(first + start, first + stop))
+        return self.arrange(as_float(tensor.read(index)))
 
     def view(self, tensor: Tensor) -> Tensor:
         """Arrange a tensor in memory without changing its type: a view if the layout allows one."""
