@@ -35,8 +35,8 @@ slow: .venv/dev
 INTEGRATIONS := .venv/integrations/bin/python -m pytest --override-ini filterwarnings=default -m 'slow or not slow' -rs \
 	@integrations/ci-tests.txt
 
-integrations: .venv/integrations/all.ready
-	$(INTEGRATIONS) @integrations/all-tests.txt
+integrations: .venv/integrations/all.ready .venv/llama.cpp/ready
+	PATH=$(CURDIR)/.venv/llama.cpp/build/bin:$$PATH $(INTEGRATIONS) @integrations/all-tests.txt
 
 # those that fit CI's time: quanto compiles an extension for over a minute
 integrations-ci: .venv/integrations/ci.ready
@@ -58,10 +58,25 @@ lowest: .venv/lowest/ready
 		--constraint constraints-lowest.txt --editable '.[hf,gguf,onnx,tf]' hypothesis pytest
 	@touch $@
 
-.venv/integrations/%.ready: integrations/%.txt integrations/ci.txt
+.venv/integrations/%.ready: integrations/%.txt integrations/ci.txt integrations/alone.txt
 	$(PYTHON) -m venv .venv/integrations
 	.venv/integrations/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	.venv/integrations/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--requirement integrations/alone.txt
 	.venv/integrations/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+# llama.cpp's own programs; they need cmake and a C++ compiler, which take about 20 minutes on two cores
+LLAMA_CPP := .venv/llama.cpp
+.venv/llama.cpp/ready: integrations/llama-cpp.txt .venv/integrations/all.ready
+	rm -rf $(LLAMA_CPP)
+	.venv/integrations/bin/python -m pip download --quiet --disable-pip-version-check --no-deps \
+		--no-binary :all: --dest $(LLAMA_CPP)/sdist --requirement $<
+	tar --extract --gzip --strip-components 1 --directory $(LLAMA_CPP) --file $(LLAMA_CPP)/sdist/*.tar.gz
+	cmake -S $(LLAMA_CPP)/vendor/llama.cpp -B $(LLAMA_CPP)/build -DCMAKE_BUILD_TYPE=Release \
+		-DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF \
+		-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF
+	cmake --build $(LLAMA_CPP)/build --parallel --target llama-quantize llama-bench
 	@touch $@
 
 .venv/base: pyproject.toml constraints.txt

@@ -25,8 +25,11 @@ from tests.export.conftest import allocation, llama_names
 from tests.language import llama
 
 MODULES = [name for name, _ in llama().named_modules()]
-BITS = {"int2": 2.25, "int4": 4.25, "w4a16": 4.125, "w8a16": 8.125, "fp8": 8.03, "nvfp4": 4.5,
-        "int3-g64": 3.5, "q2_k": 2.625, "q4_k": 4.5, "q6_k": 6.5625}  # fmt: skip
+BITS = {
+    "int2": 2.25, "int4": 4.25, "int2-g64": 2.5, "int3-g64": 3.5, "w4a16": 4.125, "w8a16": 8.125,
+    "fp8": 8.03, "nvfp4": 4.5, "q2_k": 2.625, "q3_k": 3.4375, "q4_k": 4.5, "q5_k": 5.5,
+    "q6_k": 6.5625,
+}  # fmt: skip
 
 
 def chosen(
@@ -126,8 +129,8 @@ def test_auto_round_is_told_what_stays() -> None:
 
 
 def test_llama_cpp_has_k_quants() -> None:
-    found = tensor_types(chosen(mixed("q2_k", "q4_k", "q6_k", "nvfp4")))
-    assert {line.rpartition("=")[2] for line in found} == {"q2_K", "q4_K", "q6_K", "nvfp4"}
+    found = tensor_types(chosen(mixed("q2_k", "q4_k", "q6_k")))
+    assert {line.rpartition("=")[2] for line in found} == {"q2_K", "q4_K", "q6_K"}
     experts = {f"model.layers.0.mlp.experts.{i}.up_proj": "q6_k" for i in range(3)}
     experts["model.layers.0.mlp.experts.3.up_proj"] = "q2_k"
     # The mean is 5.6 bits; q6_k has more, and of those below it only q4_k is in use elsewhere.
@@ -150,6 +153,7 @@ def test_parts_share_a_format_within_the_budget(numel: int) -> None:
         (quantization_recipe, "q4_k", "llm-compressor has no format q4_k: allocate again"),
         (widths, "q4_k", "torchao has no format q4_k: allocate again with --choices among int2 to"),
         (layer_config, "fp8", "auto-round has no format fp8: .* int2, int3, int4, int8, w4a16"),
+        (tensor_types, "nvfp4", "llama.cpp has no format nvfp4"),
         (tensor_types, "w4a16", "llama.cpp has no format w4a16: .* q2_k, q3_k, q4_k, q5_k, q6_k"),
     ],
 )  # fmt: skip

@@ -13,8 +13,11 @@ import yaml
 
 import spectail as st
 from spectail.errors import ExportError
+from spectail.export.formats import integers_of
 from spectail.export.llm_compressor import PRUNERS, QUANTISERS, pruning_recipe, quantization_recipe
 from tests.export.conftest import allocation, llama_names, llama_ratios
+from tests.export.runs import change, logits, rows, saved, wide_llama
+from tests.export.test_formats import chosen, mixed
 from tests.language import llama, tokenizer, words
 
 MODULES = [name for name, _ in llama().named_modules()]
@@ -167,6 +170,42 @@ def test_llm_compressor_gives_the_widths_back(tmp_path: Path, method: str) -> No
             assert torch.allclose(groups, groups.round(), atol=1e-2)
             assert 2 < groups.round().unique().numel() <= 2**width
     assert not hasattr(model.lm_head, "quantization_scheme")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("activations", [False, True], ids=["weights", "inputs"])
+def test_llm_compressor_gives_the_formats_back_after_loading(
+    tmp_path: Path, activations: bool
+) -> None:
+    llmcompressor = pytest.importorskip("llmcompressor")
+    datasets = pytest.importorskip("datasets")
+    names = ["fp8", "nvfp4", "w4a16", "w8a16", "int4", "int3-g64"]
+    formats = mixed(*(names[:3] if activations else names))
+    modules = [name for name, _ in wide_llama().named_modules()]
+    recipe = quantization_recipe(chosen(formats), modules, activations=activations)
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    saved(tmp_path / "model")
+    model, saved_tokenizer = st.open_language_model(tmp_path / "model")
+    ids = rows()
+    data = datasets.Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * 32] * len(ids)})
+    llmcompressor.oneshot(
+        model=model, tokenizer=saved_tokenizer, dataset=data, recipe=str(tmp_path / "recipe.yaml"),
+        max_seq_length=32, num_calibration_samples=16,
+    )  # fmt: skip
+    expected = logits(model)
+    model.save_pretrained(tmp_path / "out", save_compressed=True)
+    saved_tokenizer.save_pretrained(tmp_path / "out")
+    loaded, _ = st.open_language_model(tmp_path / "out")
+    for name, own in formats.items():
+        weights = loaded.get_submodule(name).quantization_scheme.weights
+        integers = integers_of(own)
+        bits = integers.bits if integers else {"fp8": 8, "nvfp4": 4}[own]
+        assert (weights.num_bits, str(weights.type)) == (bits, "int" if integers else "float")
+        if integers:
+            assert (weights.group_size, weights.symmetric) == (integers.group, integers.symmetric)
+    assert torch.equal(logits(loaded), expected)
+    assert change(expected, logits(wide_llama())) < 0.5
 
 
 @pytest.mark.parametrize(

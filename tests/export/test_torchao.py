@@ -2,14 +2,19 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from spectail.core.quantisers import quantiser_named, relative_error
 from spectail.errors import ExportError
 from spectail.export import torchao
+from spectail.export.torchao import TorchAO
 from tests.export.conftest import allocation, llama_names
+from tests.export.runs import change, logits, saved, wide_llama
+from tests.export.test_formats import chosen, mixed
 from tests.language import llama
 
 BITS = {name: (2, 3, 4, 8)[i % 4] for i, name in enumerate(llama_names())}
@@ -51,3 +56,29 @@ def test_torchao_gives_every_module_its_width() -> None:
         step = before[name].unflatten(1, (-1, 32)).abs().amax(-1).max() / 2 ** (width - 1)
         assert (weight.dequantize() - before[name]).abs().max() <= 1.1 * step
     assert type(model.lm_head.weight) is torch.nn.Parameter
+
+
+FORMATS = mixed("fp8", "w4a16", "w8a16", "int4", "int3-g64", "nvfp4")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchao_gives_every_module_its_format_also_after_loading(tmp_path: Path) -> None:
+    pytest.importorskip("torchao.quantization")
+    transformers = pytest.importorskip("transformers")
+    original: Any = wide_llama()
+    data = json.loads(TorchAO().text(chosen(FORMATS)))
+    config = torchao.fqn_to_config(data, [name for name, _ in original.named_modules()])
+    given = transformers.TorchAoConfig(config)
+    where = saved(tmp_path / "model")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        where, dtype=torch.bfloat16, quantization_config=given, device_map="cpu"
+    )
+    model.save_pretrained(tmp_path / "out")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", device_map="cpu")
+    for name, own in FORMATS.items():
+        weight = original.get_submodule(name).weight.detach().float()
+        error = change(loaded.get_submodule(name).weight.dequantize().float(), weight) ** 2
+        # Both round to nearest; torchao's scales are bfloat16, like the model.
+        assert error == pytest.approx(relative_error(quantiser_named(own), weight), rel=0.4), own
+    assert type(loaded.lm_head.weight) is torch.nn.Parameter
+    assert torch.equal(logits(loaded), logits(model))

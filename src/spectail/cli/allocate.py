@@ -92,7 +92,9 @@ _FLAGS = ("map", "level", "standardize_by_kind", "by", "bounds", "choices", "gam
 def allocate(
     folder: Folder,
     # Written out here, the help is made when the command runs: it names targets added at run time.
-    target: Annotated[str, typer.Option(help=f"What to allocate: {', '.join(target_names())}.")],
+    target: Annotated[
+        str, typer.Option(help=f"What to allocate: one of {', '.join(target_names())}.")
+    ],
     out: Out = None,
     budget: Budget = None,
     top: Top = None,

@@ -33,8 +33,8 @@ class LlamaCpp(Tool):
     name: ClassVar[str] = "llama.cpp"
     takes: ClassVar[str] = "bits"
     tried: ClassVar[str] = (
-        "nothing: tests compare the patterns with its tensor names, matched as its documentation "
-        "says"
+        "the llama.cpp in llama-cpp-python 0.3.36: `llama-quantize` gives every tensor of a small "
+        "Llama its type, and `llama-bench` runs the file"
     )
 
     def text(self, allocation: Allocation) -> str:
@@ -66,8 +66,10 @@ def tensor_types(allocation: Allocation) -> tuple[str, ...]:
 
 def format_type(name: str) -> str:
     """Return llama.cpp's type for a format."""
-    if not (is_k_quant(name) or name == "nvfp4"):
-        raise refuse("llama.cpp", name, "q2_k, q3_k, q4_k, q5_k, q6_k, nvfp4")
+    # llama-quantize has an NVFP4 too, without the scale of the tensor that its error was measured
+    # with: its maintainers advise against it (pull request 22858).
+    if not is_k_quant(name):
+        raise refuse("llama.cpp", name, "q2_k, q3_k, q4_k, q5_k, q6_k")
     return name.replace("_k", "_K")
 
 
