@@ -20,7 +20,7 @@ from spectail.results.compare import Comparison, pair_layers
 from spectail.results.depth import RankCorrelation, alpha_with_depth
 from spectail.results.records import LayerRecord, Results, RunInfo
 from spectail.results.summary import Summary, summarize
-from spectail.results.table import layer_table, table_html
+from spectail.results.table import for_spreadsheets, layer_table, table_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +87,7 @@ class Analysis(Results):
         refuse_foreign_files(Path(folder))
         paths = [Path(folder) / name for name in FILES]
         with all_or_nothing(*paths) as (csv, parquet, report, analysis):
-            self.table.to_csv(csv, index=False)
+            for_spreadsheets(self.table).to_csv(csv, index=False)
             self.table.to_parquet(parquet, index=False)
             report.write_text(report_html(self), encoding="utf-8")
             analysis.write_text(json.dumps(self.to_dict(), allow_nan=False), encoding="utf-8")

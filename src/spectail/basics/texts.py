@@ -6,13 +6,26 @@ import math
 from collections.abc import Iterable, Sequence
 
 
+def visible(text: str) -> str:
+    r"""Write characters that cannot be seen as escapes: control characters, marks of direction.
+
+    >>> visible("a\x1b[31m"), visible("né")
+    ('a\\x1b[31m', 'né')
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
 def first_names(names: Iterable[str], most: int = 1) -> str:
     """List the first ``most`` names and count the rest.
 
     >>> first_names(["q", "k", "v"], 2)
     'q, k and 1 more'
     """
-    names = list(names)
+    names = [visible(name) for name in names]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
+from spectail.cli.terminal import Terminal
 from spectail.errors import SpectailError
 
 UsageProblem: Any = next(
@@ -127,7 +127,7 @@ def run(arguments: list[str]) -> int:
     Whatever the user can fix is printed as one line on standard error.
     """
     # soft_wrap: a long message stays one line when it is redirected to a file.
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = Terminal(stderr=True, soft_wrap=True)
     # standalone_mode=False: typer returns or raises instead of exiting with messages of its own.
     try:
         result = typer.main.get_command(app).main(
@@ -140,7 +140,7 @@ def run(arguments: list[str]) -> int:
         goes_on = (
             "; the same command goes on where it stopped" if arguments[:1] == ["analyze"] else ""
         )
-        errors.print(f"interrupted{goes_on}", markup=False)
+        errors.print(f"interrupted{goes_on}")
         return 130  # 128 + SIGINT, as a shell reports an interrupted command
     except UsageProblem as error:
         problem = error.format_message()
@@ -157,5 +157,5 @@ def run(arguments: list[str]) -> int:
         cause = os.strerror(error.errno) if error.errno else error
         problem = f"cannot read or write{where}: {cause}{hint}"
     # Messages may hold line breaks from libraries; one line is easier to read and to search.
-    errors.print(f"spectail: {' '.join(problem.split())}", markup=False)
+    errors.print(f"spectail: {' '.join(problem.split())}")
     return 2

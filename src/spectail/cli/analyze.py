@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
-from rich.console import Console
 from rich.progress import TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from spectail import presets
 from spectail.analysis import Analysis
+from spectail.basics.texts import visible
 from spectail.cli.bar import Bar
 from spectail.cli.options import (
     Exclude,
@@ -25,6 +25,7 @@ from spectail.cli.options import (
     only_json,
     print_json,
 )
+from spectail.cli.terminal import Terminal
 from spectail.core.cutoffs import cutoff_forms
 from spectail.core.spec import Spec
 from spectail.errors import RunError, SpecError
@@ -174,7 +175,7 @@ def analyze(
                 print_json(_values(analysis))
     if journal:
         report = journal.path.parent / "report.html"
-        console.print(f"report: {report}", highlight=False, markup=False)
+        console.print(f"report: {report}")
     if own:
         console.print(f"{own.words}; spectail merge {out} joins the parts")
     return 1 if any(layer.status == "failed" for layer in analysis.layers) else 0
@@ -224,7 +225,7 @@ class _Bar(Bar):
         self.show(layer.name[-44:] if layer else "writing the report", done, total)
 
 
-def show(console: Console, analysis: Analysis) -> None:
+def show(console: Terminal, analysis: Analysis) -> None:
     """Print the layers of lowest and highest alpha, the summary, and failures."""
     heaviest, lightest = extremes(analysis.table)
     for title, rows in (
@@ -241,11 +242,11 @@ def show(console: Console, analysis: Analysis) -> None:
             )
         for row in rows.to_dict("records"):
             numbers = (f"{row[key]:.3f}" for key in ("alpha", "alpha_se", "alpha_null"))
-            table.add_row(row["name"], f"{row['rows']} x {row['cols']}", *numbers)
+            table.add_row(visible(row["name"]), f"{row['rows']} x {row['cols']}", *numbers)
         console.print(table)
         console.print()
-    console.print(storable(str(analysis.summary())), highlight=False, markup=False, soft_wrap=True)
+    console.print(storable(str(analysis.summary())), soft_wrap=True)
     # markup=False: names and reasons may contain square brackets, which rich would interpret.
     for layer in analysis.layers:
         if layer.status == "failed":
-            console.print(f"failed: {layer.name}: {layer.reason}", highlight=False, markup=False)
+            console.print(f"failed: {visible(layer.name)}: {visible(layer.reason)}")

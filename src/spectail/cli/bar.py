@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+
+from spectail.basics.texts import visible
+from spectail.cli.terminal import Terminal
 
 
 class Bar:
@@ -13,13 +15,13 @@ class Bar:
 
     def __init__(self, *columns: ProgressColumn, quiet: bool) -> None:
         shown = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %"),
             *columns,
         )
         # Older versions of rich end a disabled bar with an empty line: hence a quiet console too.
-        console = Console(stderr=True, quiet=quiet)
+        console = Terminal(stderr=True, quiet=quiet)
         self.progress = Progress(*shown, console=console, disable=quiet, transient=True)
         self.task = self.progress.add_task("starting", total=None)
 
@@ -32,4 +34,4 @@ class Bar:
 
     def show(self, what: str, done: int, total: int | None) -> None:
         """Show ``what`` and ``done`` of ``total``; ``total=None`` if it is unknown."""
-        self.progress.update(self.task, description=what, completed=done, total=total)
+        self.progress.update(self.task, description=visible(what), completed=done, total=total)

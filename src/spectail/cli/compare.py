@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from spectail.analysis import Analysis
 from spectail.basics.files import refuse_foreign, write_text
+from spectail.basics.texts import visible
 from spectail.cli.options import Json, Quiet, console_for, print_json
+from spectail.cli.terminal import Terminal
 from spectail.errors import RunError
 from spectail.report.compare_page import EYEBROW, compare_html
 from spectail.report.page import page_mark
@@ -47,14 +48,14 @@ def compare(
         if json:
             print_json(comparison.to_dict())
     if page is not None:
-        console.print(f"page: {page}", highlight=False, markup=False)
+        console.print(f"page: {page}")
     return 0
 
 
-def _show(console: Console, comparison: Comparison) -> None:
+def _show(console: Terminal, comparison: Comparison) -> None:
     """Print warnings and the layers that moved most."""
     for warning in comparison.warnings:
-        console.print(f"note: {warning}", highlight=False, markup=False)
+        console.print(f"note: {warning}")
     moved = comparison.moved(8).to_dict("records")
     table = Table(
         title="Moved most" if moved else "No layer moved",
@@ -70,5 +71,5 @@ def _show(console: Console, comparison: Comparison) -> None:
         # NaN is the only value that differs from itself: there is no z without error bars.
         z = f"{row['z']:+.1f}" if row["z"] == row["z"] else "-"
         numbers = f"{row['alpha_a']:.3f}", f"{row['alpha_b']:.3f}", f"{row['alpha_change']:+.3f}", z
-        table.add_row(row["name"], *numbers)
+        table.add_row(visible(row["name"]), *numbers)
     console.print(table)

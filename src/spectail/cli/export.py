@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
-from rich.console import Console
 
 from spectail import export as tools
 from spectail.allocation.allocation import Allocation
 from spectail.basics.files import check_writable, write_text
 from spectail.cli.options import Quiet, read_settings
+from spectail.cli.terminal import Terminal
 from spectail.errors import ExportError
 from spectail.export import Tool, tool_names
 
@@ -82,10 +82,10 @@ def export(
         given[names] = read(model)
     tool = kind(**given)
     write_text(out, tool.text(allocation))
-    console = Console(quiet=quiet, soft_wrap=True)
+    console = Terminal(quiet=quiet, soft_wrap=True)
     if remark := tool.remark(allocation):
-        console.print(remark, highlight=False, markup=False)
-    console.print(f"{to}: {out}", highlight=False, markup=False)
+        console.print(remark)
+    console.print(f"{to}: {out}")
     return 0
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
-from rich.console import Console
 
 from spectail.cli.analyze import show
 from spectail.cli.options import Quiet
+from spectail.cli.terminal import Terminal
 from spectail.measuring.shards import merge as merge_parts
 
 Folders: TypeAlias = Annotated[
@@ -28,8 +28,8 @@ Fresh: TypeAlias = Annotated[
 def merge(folders: Folders, out: Out = None, fresh: Fresh = False, quiet: Quiet = False) -> int:
     """Join the parts of a run that analyze --shard measured into one table and report."""
     analysis = merge_parts(*folders, out=out, fresh=fresh)
-    console = Console(quiet=quiet)
+    console = Terminal(quiet=quiet)
     show(console, analysis)
     report = (folders[0] if out is None else out) / "report.html"
-    console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"report: {report}", soft_wrap=True)
     return 1 if any(layer.status == "failed" for layer in analysis.layers) else 0

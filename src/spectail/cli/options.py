@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import Annotated, Any, TypeAlias
 
 import typer
-from rich.console import Console
 
 from spectail.basics.json_values import plain
+from spectail.cli.terminal import Terminal
 from spectail.errors import SpectailError
 
 Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")]
@@ -37,9 +37,9 @@ Type: TypeAlias = Annotated[
 Device: TypeAlias = Annotated[str, typer.Option(help="cpu, cuda...")]
 
 
-def console_for(json_wanted: bool, *, quiet: bool) -> Console:
+def console_for(json_wanted: bool, *, quiet: bool) -> Terminal:
     """Return the console for texts: with ``--json`` standard output belongs to the JSON alone."""
-    return Console(stderr=json_wanted, quiet=quiet, soft_wrap=True)
+    return Terminal(stderr=json_wanted, quiet=quiet, soft_wrap=True)
 
 
 def only_json(wanted: bool) -> AbstractContextManager[object]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import typer
-from rich.console import Console
 from rich.progress import TimeElapsedColumn
 
 from spectail import presets
 from spectail.cli.bar import Bar
 from spectail.cli.options import Device, Exclude, Kind, Quiet, Type
+from spectail.cli.terminal import Terminal
 from spectail.errors import PruneError
 from spectail.evaluation.bos import CHOICES, check_choice
 from spectail.evaluation.texts import HOW
@@ -170,7 +170,7 @@ def _prune(
 ) -> int:
     """Load, prune and save the model, and return the exit code."""
     try:
-        with Console(stderr=True, quiet=quiet).status("loading the model"):
+        with Terminal(stderr=True, quiet=quiet).status("loading the model"):
             model, tokenizer = open_language_model(source, device=device)
         with _Bar(quiet=quiet) as bar:
             done = run(model, tokenizer, plan, texts, progress=bar)
@@ -180,19 +180,17 @@ def _prune(
                 model, tokenizer, out, allocation=done.allocation, report=done.report, page=page
             )
         finally:  # a full disk must not cost the user the numbers
-            _show(Console(quiet=quiet, soft_wrap=True, highlight=False), plan, done)
+            _show(Terminal(quiet=quiet, soft_wrap=True), plan, done)
     except KeyboardInterrupt as stopped:
         # The folder appears complete or not at all, so there is nothing to clean up.
         told = f"{str(stopped) or 'interrupted'}; nothing was written"
-        Console(stderr=True, highlight=False, soft_wrap=True).print(told, markup=False)
+        Terminal(stderr=True, soft_wrap=True).print(told)
         return 130
-    Console(quiet=quiet, soft_wrap=True, highlight=False).print(
-        f"model: {out}\nreport: {out / PAGE_FILE}", markup=False
-    )
+    Terminal(quiet=quiet, soft_wrap=True).print(f"model: {out}\nreport: {out / PAGE_FILE}")
     return 0
 
 
-def _show(console: Console, plan: PruningPlan, done: Pruned) -> None:
+def _show(console: Terminal, plan: PruningPlan, done: Pruned) -> None:
     """Print what was pruned and how well the model does."""
     used = done.report.calibration
     if used and used[0] < plan.samples:
@@ -201,7 +199,7 @@ def _show(console: Console, plan: PruningPlan, done: Pruned) -> None:
             f"not {plan.samples}",
             markup=False,
         )
-    console.print(storable(done.report.summary()), markup=False)
+    console.print(storable(done.report.summary()))
 
 
 def _eps(given: str | None, allocator: Allocator) -> float | Literal["auto"] | None:

@@ -53,6 +53,33 @@ def layer_table(results: Results) -> pd.DataFrame:
     return frame.astype(COLUMN_DTYPES)
 
 
+_FORMULA = ("=", "+", "-", "@", "\t")
+"""What a cell begins with that a spreadsheet takes for a formula."""
+
+
+def for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
+    """Change texts that would do harm in a CSV file.
+
+    Names of layers come from files. A spreadsheet runs a cell such as ``=HYPERLINK(...)``; an
+    apostrophe before it makes it a text. A carriage return, which would end the row, is written as
+    an escape. ``layers.parquet`` and ``analysis.json`` hold the texts as they are.
+    """
+    texts = {
+        name: [_cell(value) for value in column]
+        for name, column in table.items()
+        if column.dtype == "str" or column.dtype == object
+    }
+    return table.assign(**texts)
+
+
+def _cell(value: object) -> object:
+    """Return what a cell of a CSV file holds for a value."""
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r", "\\r")
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
 def table_html(table: pd.DataFrame) -> str:
     """Return a table as HTML for notebooks, with four digits and at most 60 rows."""
     html: str = table.to_html(index=False, max_rows=60, float_format="{:.4g}".format, na_rep="")

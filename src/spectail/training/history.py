@@ -20,6 +20,7 @@ from spectail.basics.schema import Count, Finite, SchemaError, checked, parse_js
 from spectail.errors import RunError, TrainingError
 from spectail.report.theme import axis, figure, safe
 from spectail.results.records import LayerRecord, RunInfo
+from spectail.results.table import for_spreadsheets
 from spectail.training.state import Factor
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ class History(Sequence[Update]):
         steps = {f"step_{step}.json": self.at(step) for step in {update.step for update in self}}
         paths = [Path(folder) / name for name in ("history.csv", *steps, HISTORY_FILE)]
         with all_or_nothing(*paths) as (csv, *others, history):
-            self.table.to_csv(csv, index=False)
+            for_spreadsheets(self.table).to_csv(csv, index=False)
             for path, found in zip(others, steps.values(), strict=True):
                 path.write_text(json.dumps(found.to_dict(), allow_nan=False), encoding="utf-8")
             history.write_text(json.dumps(self.to_dict(), allow_nan=False), encoding="utf-8")

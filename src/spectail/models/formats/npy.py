@@ -44,6 +44,8 @@ def read_npy(files: Sequence[ReadableFile]) -> Contents:
             zipfile.BadZipFile,
             NotImplementedError,
             TypeError,
+            RecursionError,
+            MemoryError,  # Python's parser, of a header nested too deep
         ):
             raise SourceError(
                 f"{file.path} is not a readable file of numpy: it is truncated or damaged"
