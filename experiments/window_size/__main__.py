@@ -204,7 +204,7 @@ def size_table(done: dict[str, Any]) -> str:
         "alpha differs by: median (most)",
         "order in two halves of the windows",
         "halves differ by: median",
-        "spread of layers / halves",
+        "spread of layers / noise",
         "time",
     ]
     return markdown_table(head, rows)
