@@ -146,7 +146,10 @@ def test_lightning_trains_with_the_groups(tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning.pytorch")
     space = _run(Lightning(PARAMETERS, beside=DECAY).text(LR))
 
-    class Module(space["LayerRates"], lightning.LightningModule):  # type: ignore[misc]
+    rates: Any = space["LayerRates"]
+    base: Any = lightning.LightningModule
+
+    class Module(rates, base):  # type: ignore[misc]
         lr, weight_decay, kind = 0.02, 0.3, torch.optim.SGD
 
         def __init__(self) -> None:
@@ -161,7 +164,8 @@ def test_lightning_trains_with_the_groups(tmp_path: Path) -> None:
         max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
-    trainer.fit(module, torch.utils.data.DataLoader(torch.arange(16).reshape(4, 4), batch_size=2))
+    batches: Any = torch.arange(16).reshape(2, 2, 4)
+    trainer.fit(module, batches)
     assert _groups(trainer.optimizers[0], module.model) == _wanted(0.02, 0.3)
 
 
