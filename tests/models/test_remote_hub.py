@@ -17,7 +17,7 @@ import spectail as st
 from spectail.models.open import open_source
 from tests.conftest import weights
 from tests.models.servers import COMMIT, Server, serve, serve_hub
-from tests.models.test_remote import impatient, table
+from tests.models.test_remote import assert_same, impatient, table
 
 __all__ = ["impatient"]
 
@@ -50,21 +50,18 @@ def hub(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     ["org/toy-1.5", "hf://org/toy-1.5", "hf://org/toy-1.5@main", f"hf://org/toy-1.5@{COMMIT}"],
 )
 def test_a_model_of_the_hub_reads_as_locally(hub: Server, repository: Path, source: str) -> None:
-    analysis = st.analyze(source)
-    remote = analysis.table.drop(columns="seconds")
-    pd.testing.assert_frame_equal(remote, table(repository), check_exact=True)
-    assert analysis.run.source == source
+    assert_same(source, repository)
+    assert open_source(source).label == source
 
 
 def test_a_mirror_that_lists_by_folders(hub: Server, repository: Path) -> None:
     hub.mirror = True
-    pd.testing.assert_frame_equal(table("org/toy-1.5"), table(repository), check_exact=True)
+    assert_same("org/toy-1.5", repository)
 
 
 @pytest.mark.parametrize("path", ["other", "other/model.safetensors"])
 def test_a_file_or_folder_of_a_repository(hub: Server, repository: Path, path: str) -> None:
-    remote = table(f"hf://org/toy-1.5/{path}")
-    pd.testing.assert_frame_equal(remote, table(repository / path), check_exact=True)
+    assert_same(f"hf://org/toy-1.5/{path}", repository / path)
 
 
 def test_the_token_goes_to_the_hub_only(hub: Server) -> None:
@@ -112,7 +109,7 @@ def test_a_model_in_the_cache_is_read_from_there(
 
 def test_failures_of_the_hub_are_repeated(hub: Server, repository: Path, impatient: None) -> None:
     hub.fail_every = hub.large.fail_every = 3
-    pd.testing.assert_frame_equal(table("org/toy-1.5"), table(repository), check_exact=True)
+    assert_same("org/toy-1.5", repository)
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,11 @@ def explained(error: Exception, shown: str) -> Exception:
         status = "404"
     elif kind in {"PermissionDeniedError", "UnauthenticatedError"}:
         status = status or "403"
+    if "token request" in text:
+        return AccessDeniedError(
+            f"{shown} cannot be read: no credentials were found, or they are not accepted; for a "
+            "public bucket of Google set GOOGLE_SKIP_SIGNATURE=true"
+        )
     if "MissingContentLength" in text:
         return LengthUnknownError(
             f"{shown} cannot be read: the server does not say how long the file is; download it"
@@ -275,8 +280,6 @@ _CAUSES = (
     ("IncompleteBody", "the server breaks off its answers"),
     ("ConnectionReset", "the server breaks the connection"),
     ("IncompleteMessage", "the server breaks the connection"),
-    ("token request", "no credentials were found"),
-    ("InstanceMetadata", "no credentials were found"),
     ("Content-Range", "the server's answer has no valid range"),
 )
 """Parts of obstore's messages, and what they mean."""
