@@ -56,9 +56,9 @@ def jackknife_error(
         for top in disjoint_bands(rows, smaller.rows)
         for left in disjoint_bands(cols, smaller.cols)
     ]
-    inside = [corner for corner in corners if _within(smaller, corner, window, known)]
-    if few and _apart(smaller, inside):
-        corners = inside
+    if few:
+        inside = [corner for corner in corners if _within(smaller, corner, window, known)]
+        corners = inside if _apart(smaller, inside) else corners
     # Tiles include the disjoint windows if they divide the matrix.
     if smaller == window and all(corner in known for corner in corners):
         found = np.stack([known[corner] for corner in corners])

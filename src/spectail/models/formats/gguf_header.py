@@ -132,17 +132,19 @@ class _Cursor:
             values = list(layout.unpack_from(self.data, self.position))
             self.position += count * struct.calcsize("<" + _SCALARS[item])
             return values if count <= _LONGEST_ARRAY else None
-        for _ in range(count):
-            self.skip(item)
+        if item == _STRING:
+            self.skip_texts(count)
+        else:
+            for _ in range(count):
+                self.value(item)
         return None
 
-    def skip(self, kind: int) -> None:
-        """Step over one item of an array of texts or of arrays."""
-        if kind == _STRING:
-            (size,) = struct.unpack_from("<Q", self.data, self.position)
-            self.position += 8 + size
-        else:
-            self.value(kind)
+    def skip_texts(self, count: int) -> None:
+        """Step over an array of texts; a vocabulary has hundreds of thousands."""
+        data, position, size_at = self.data, self.position, struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            position += 8 + size_at(data, position)[0]
+        self.position = position
 
     def header(self) -> GgufHeader:
         """Parse everything that follows the magic number."""
