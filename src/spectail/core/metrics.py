@@ -7,7 +7,8 @@ eigenvalue is that of any of them, and sums run over all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from spectail.core.spectra import largest_magnitude
+from spectail.core.threads import spread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +39,8 @@ _SAFE_EXPONENT = 24
 float32."""
 _PIECE = 2**20
 """Number of entries of a block of columns that is converted to float64 at a time."""
+_ROUND = 16
+"""Gram matrices of blocks that are computed at a time."""
 _CACHED = 2**17
 """Number of entries that are summed at a time: few enough to stay in a core's cache."""
 
@@ -159,9 +163,10 @@ def _largest_of(matrix: Tensor, *, rough: bool) -> float:
     pieces = torch.split(scaled, max(1, _PIECE // matrix.shape[0]), dim=1)
     # The Gram matrix costs as much as many steps: a few do without it.
     multiply = (
-        _two_products(scaled)
+        # A GPU is better used by one large product than by many small ones.
+        _two_products((scaled,) if scaled.is_cuda else pieces)
         if rough or scaled.shape[0] > _GRAM_SIDE
-        else _gram_product(piece.cpu() for piece in pieces)
+        else _gram_product(pieces)
     )
     largest, vector = _lanczos(multiply, _start_vector(scaled), rough=rough)
     if rough:
@@ -228,25 +233,39 @@ def _lanczos(
         basis = np.concatenate([basis, (vector / length).astype(start.dtype)[None]])
 
 
-def _gram_product(pieces: Iterable[Tensor]) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def _gram_product(pieces: Sequence[Tensor]) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """Return the map v -> (A A^H) v, with the Gram matrix computed once.
 
     ``pieces`` are blocks of columns of A. NumPy multiplies a real matrix by its own transpose in
     half the work of a general product.
     """
-    gram = sum(piece.numpy() @ piece.mH.resolve_conj().numpy() for piece in pieces)
+
+    def product(piece: Tensor) -> NDArray[Any]:
+        block = piece.cpu()
+        gram: NDArray[Any] = block.numpy() @ block.mH.resolve_conj().numpy()
+        return gram
+
+    # A few at a time, since all Gram matrices of a round are in memory.
+    rounds = (spread(product, pieces[i : i + _ROUND]) for i in range(0, len(pieces), _ROUND))
+    gram = sum(chain.from_iterable(rounds))
     return lambda vector: gram @ vector.reshape(-1)
 
 
-def _two_products(scaled: Tensor) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """Return the map v -> A (A^H v), which never forms the Gram matrix."""
+def _two_products(pieces: Sequence[Tensor]) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Return the map v -> A (A^H v), which never forms the Gram matrix.
+
+    ``pieces`` are blocks of columns of A: each is read from memory once for both products.
+    """
 
     def multiply(vector: NDArray[Any]) -> NDArray[Any]:
-        v = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))).to(
-            scaled.device, scaled.dtype
-        )
-        product: NDArray[Any] = (scaled @ (scaled.mH @ v)).cpu().numpy()
-        return product
+        first = pieces[0]
+        v = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))).to(first.device, first.dtype)
+
+        def share(piece: Tensor) -> NDArray[Any]:
+            product: NDArray[Any] = (piece @ (piece.mH @ v)).cpu().numpy()
+            return product
+
+        return np.sum(spread(share, pieces), axis=0)  # type: ignore[no-any-return]
 
     return multiply
 

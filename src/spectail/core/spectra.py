@@ -16,11 +16,8 @@ but cannot tell the smallest eigenvalues of a square window from zero.
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -28,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from spectail.core.cuda import stacked_eigenvalues
-from spectail.core.threads import cores, single_threaded
+from spectail.core.threads import cores, spread
 from spectail.core.windows import Window
 
 if TYPE_CHECKING:
@@ -133,26 +130,8 @@ def _on_cpu(
         found[tuple(np.transpose(places))] = values
 
     strips = _strips(window, positions, matrices.shape[0], share=not exact_zeros)
-    # With a single batch or core the thread pool would only add overhead.
-    workers = cores()
-    batches = _batches(strips, window, workers)
-    if workers == 1 or len(batches) == 1:
-        for batch in batches:
-            solve(batch)
-        return found
-    # list() waits for all batches and raises the first error of a thread.
-    with single_threaded():
-        list(_pool(workers, os.getpid()).map(solve, batches))
+    spread(solve, _batches(strips, window, cores()))
     return found
-
-
-@lru_cache(maxsize=1)
-def _pool(workers: int, process: int) -> ThreadPoolExecutor:
-    """Return the worker threads of this process, which keep their buffers between calls.
-
-    A forked process has none of its parent's threads, so the process id is part of the key.
-    """
-    return ThreadPoolExecutor(workers, thread_name_prefix=f"spectail-{process}")
 
 
 class _Room(threading.local):

@@ -6,14 +6,20 @@ windows nearly twice as fast as one worker does, whether that has one thread or 
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np  # noqa: F401  (loads the BLAS that the controller must find)
 import torch
 from threadpoolctl import ThreadpoolController
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @contextmanager
@@ -37,12 +43,26 @@ def cores() -> int:
     return torch.get_num_threads() if workers is None else workers
 
 
+def spread(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+    """Return the results for all items in their order, computed on as many threads as ``cores``.
+
+    Each is computed on one thread, so that it does not depend on the number of threads. The first
+    error of a thread is raised.
+    """
+    workers = cores()
+    # With a single item or core the thread pool would only add overhead.
+    if workers == 1 or len(items) == 1:
+        return [function(item) for item in items]
+    with single_threaded():
+        return list(_pool(workers, os.getpid()).map(function, items))
+
+
 @contextmanager
 def spread_over(workers: int) -> Iterator[None]:
-    """Spread the windows of this thread's work over ``workers`` threads, and nothing else.
+    """Let only ``spread`` use several threads, ``workers`` of them, for the work of this thread.
 
-    Every sum then runs on one thread, whose order does not depend on the number of workers. So the
-    numbers are the same, bit for bit, with any number of them.
+    Every sum then runs on one thread, in an order that does not depend on the number of workers. So
+    the numbers are the same, bit for bit, with any number of them.
     """
     with single_threaded(), _workers(workers):
         yield
@@ -66,6 +86,18 @@ def _workers(number: int) -> Iterator[None]:
 
 
 _THIS_THREAD = threading.local()
+
+
+@lru_cache(maxsize=1)
+def _pool(workers: int, process: int) -> ThreadPoolExecutor:
+    """Return the worker threads of this process, which keep their buffers between calls.
+
+    A forked process has none of its parent's threads, so the process id is part of the key.
+    """
+    # torch and MKL count threads per thread: without this a new one begins with all cores.
+    return ThreadPoolExecutor(
+        workers, f"spectail-{process}", initializer=torch.set_num_threads, initargs=(1,)
+    )
 
 
 @lru_cache(maxsize=1)

@@ -16,7 +16,7 @@ from itertools import groupby
 
 import torch
 
-from spectail.core.threads import single_threaded
+from spectail.core.threads import single_threaded, spread_over
 from spectail.measuring.layer import Plan, measure_layer
 from spectail.models.source import Layer
 from spectail.results.records import LayerRecord
@@ -37,10 +37,20 @@ def measure(plan: Plan, layers: Iterable[Layer]) -> Iterator[LayerRecord]:
     # one size class are measured together, which keeps the order of records.
     for large, run in groupby(layers, key=lambda layer: layer.numel * cores > TOGETHER):
         if large or cores == 1:
-            yield from (measure_layer(layer, plan) for layer in run)
+            yield from (_with_all_cores(layer, plan, cores) for layer in run)
         else:
-            with single_threaded(), ThreadPoolExecutor(cores) as pool:
+            # torch and MKL count threads per thread: a new one begins with all cores.
+            with (
+                single_threaded(),
+                ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+            ):
                 yield from _side_by_side(pool, cores, plan, run)
+
+
+def _with_all_cores(layer: Layer, plan: Plan, cores: int) -> LayerRecord:
+    """Measure one layer on all cores, with the numbers that one core gives."""
+    with spread_over(cores):
+        return measure_layer(layer, plan)
 
 
 def _side_by_side(
