@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from spectail import presets
 from spectail.analysis import Analysis
+from spectail.basics.imports import importing
 from spectail.core.measure import common_window, estimator_of, too_small
 from spectail.core.spec import Spec
 from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError, SpecError
@@ -28,6 +29,10 @@ from spectail.results.records import LayerRecord, RunInfo
 
 VERSIONS_OF = ("spectail", "torch", "numpy", "scipy", "safetensors", "gguf")
 """Packages whose versions are stored with a run."""
+
+
+NEEDED_TO_WRITE = ("pyarrow.parquet", "pandas", "plotly.graph_objs._figure", "plotly.io")
+"""Libraries that write tables and report. Their import takes half a second of processor time."""
 
 
 class Progress(Protocol):
@@ -196,7 +201,8 @@ def run_plan(
     if out is None:
         return measure_plan(mine, engine, progress=progress)
     with open_run(Path(out), plan, shard, fresh=fresh) as journal:
-        analysis = measure_plan(mine, engine, journal, progress=progress)
+        with importing(*NEEDED_TO_WRITE):
+            analysis = measure_plan(mine, engine, journal, progress=progress)
         journal.finish(analysis)
     return analysis
 
