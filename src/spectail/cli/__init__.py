@@ -30,6 +30,7 @@ COMMANDS = {
     "describe": "List the layers of a model and what analyze would do; nothing is measured.",
     "merge": "Join the parts of a run that analyze --shard measured into one table and report.",
     "compare": "Pair the layers of two analyses by name, show what moved most, and write a page.",
+    "card": "Write a run as a block of Markdown for a model card.",
     "allocate": "Share out a budget among the layers of an analysed model, by their alphas.",
     "prune": "Prune a language model by an allocation of sparsities and write it with a report.",
     "evaluate": "Measure a language model: token perplexity on a text, or tasks of lm-eval.",

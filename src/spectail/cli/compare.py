@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 from rich.table import Table
 
 from spectail.analysis import Analysis
 from spectail.basics.files import refuse_foreign, write_text
-from spectail.basics.texts import visible
+from spectail.basics.texts import first_names, plural, visible
 from spectail.cli.options import Json, Quiet, console_for, print_json
 from spectail.cli.terminal import Terminal
 from spectail.errors import RunError
 from spectail.report.compare_page import EYEBROW, compare_html
 from spectail.report.page import page_mark
 from spectail.results.compare import Comparison, pair_layers
+from spectail.results.conditions import Condition
+
+FailOn: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CONDITION",
+        help="End with exit code 1 if it holds for a layer: z>4 (alpha rose by more than 4 "
+        "combined errors), z<-4, |z|>4, change>0.1, alpha>6. May be given several times.",
+    ),
+]
 
 
 def compare(
@@ -28,10 +38,12 @@ def compare(
             help="The page to write; by default compare.html in DIR_B, and none with --json."
         ),
     ] = None,
+    fail_on: FailOn = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
     """Pair the layers of two analyses by name, show what moved most, and write a page."""
+    conditions = [Condition.of(text) for text in fail_on or ()]
     first, second = Analysis.load(a), Analysis.load(b)
     comparison = pair_layers(first, second)
     # B is the later run. Its analysis.json may be given in place of its folder.
@@ -49,7 +61,22 @@ def compare(
             print_json(comparison.to_dict())
     if page is not None:
         console.print(f"page: {page}")
-    return 0
+    held = [_fails(console, one, comparison) for one in conditions]  # all of them are printed
+    return 1 if any(held) else 0
+
+
+def _fails(console: Terminal, condition: Condition, comparison: Comparison) -> bool:
+    """Print whether a condition holds for some layer, and for which."""
+    names, unknown = condition.holds(comparison), condition.unknown(comparison)
+    found = f"{plural(len(names), 'layer')}: {first_names(names, 8)}" if names else "no layer"
+    console.print(f"{condition.text} holds for {found}", soft_wrap=True)
+    if unknown:
+        console.print(
+            f"note: {condition.text} cannot be decided for {plural(unknown, 'layer')}, which have "
+            "no partner or no error bar",
+            soft_wrap=True,
+        )
+    return bool(names)
 
 
 def _show(console: Terminal, comparison: Comparison) -> None:

@@ -1,0 +1,89 @@
+"""``spectail card`` and ``spectail compare --fail-on``."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import spectail as st
+from spectail.cli import run
+from spectail.errors import RunError
+from spectail.results.compare import pair_layers
+from spectail.results.conditions import Condition
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two runs of one model; in the second the first q has a heavier tail."""
+    folder = tmp_path_factory.mktemp("runs")
+    drawn = torch.Generator().manual_seed(0)
+    weights = {
+        f"model.layers.{b}.self_attn.{kind}_proj.weight": torch.randn(256, 256, generator=drawn)
+        for b in range(3)
+        for kind in ("q", "k")
+    }
+    weights["model.layers.0.evil|name<b>.weight"] = torch.randn(256, 256, generator=drawn)
+    st.analyze(weights, out=folder / "a")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    scales = torch.linspace(0, 3, 256).exp()
+    st.analyze(weights | {name: weights[name] * scales}, out=folder / "b")
+    return folder / "a", folder / "b"
+
+
+def test_a_condition_ends_with_1_and_names_the_layers(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = map(str, folders)
+    assert run(["compare", a, b]) == 0
+    assert run(["compare", a, b, "--fail-on", "z>4"]) == 0
+    assert run(["compare", a, b, "--fail-on", "z<-4"]) == 1
+    assert run(["compare", a, b, "--fail-on", "|z|>4", "--fail-on", "z>4"]) == 1
+    out = capsys.readouterr().out
+    assert "z<-4 holds for 1 layer: model.layers.0.self_attn.q_proj" in out
+    assert "z>4 holds for no layer" in out
+
+
+@pytest.mark.parametrize("text", ["z", "z>", "w>4", "z=4", "|z>4", "z>nan", "z>1e999", "z>4;rm"])
+def test_a_condition_of_another_form_is_an_error(text: str) -> None:
+    with pytest.raises(RunError, match=r"a condition is one of z, change, alpha"):
+        Condition.of(text)
+
+
+def test_conditions_agree_with_the_table(folders: tuple[Path, Path]) -> None:
+    comparison = pair_layers(*map(st.Analysis.load, folders))
+    table = comparison.table
+    for text, held in (
+        ("change>=0", table["alpha_change"] >= 0),
+        ("|change|<=0.01", table["alpha_change"].abs() <= 0.01),
+        ("alpha<2.1", table["alpha_b"] < 2.1),
+    ):
+        assert Condition.of(text).holds(comparison) == table["name"][held].tolist()
+
+
+def test_what_cannot_be_decided_is_counted(folders: tuple[Path, Path]) -> None:
+    a, b = map(st.Analysis.load, folders)
+    fewer = st.Analysis(b.run, b.layers[:-2])
+    assert Condition.of("z>4").unknown(pair_layers(a, fewer)) == 2
+
+
+def test_the_card_says_what_the_run_says(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["card", str(folders[0])]) == 0
+    text = capsys.readouterr().out
+    analysis = st.Analysis.load(folders[0])
+    of_q = analysis.table[analysis.table["kind"] == "q"]["alpha"]
+    assert f"| q | 3 | {of_q.mean():.3f} |" in text
+    assert "7 of 7 layers measured" in text
+    assert "no claim of a power law" in text
+    assert "st.analyze" in text or "spectail analyze" in text
+    # Names cannot open a cell or an element.
+    outside = "".join(text.split("`")[::2])
+    assert "<b>" not in outside
+    out = tmp_path / "card.md"
+    assert run(["card", str(folders[0]), "--out", str(out)]) == 0
+    assert out.read_text() == text
+    assert run(["card", str(folders[1]), "--out", str(out), "--quiet"]) == 0
+    (tmp_path / "own.md").write_text("my own text")
+    assert run(["card", str(folders[0]), "--out", str(tmp_path / "own.md")]) == 2
+    assert run(["card", str(tmp_path)]) == 2
