@@ -16,6 +16,7 @@ from spectail.results.records import Results
 
 MARK = "<!-- spectail card -->"
 """The first line of the block."""
+PAPER = "https://arxiv.org/abs/2506.06280"
 TOPICS = ("Range", "Random matrix", "Depth", "Change", "Odd ones")
 """The findings of the report that a card repeats."""
 
@@ -51,7 +52,7 @@ def _opening(results: Results) -> str:
     run = sort_run(results)
     settings = ", ".join(f"{word} {value}" for word, value in spec_line(results.run))
     text = f"{len(run.ok):,} of {plural(len(results.layers), 'layer')} "
-    text += f"measured by spectail in windows as in [FARMS](https://arxiv.org/abs/2506.06280) ({settings})."
+    text += f"measured by spectail in windows as in [FARMS]({PAPER}) ({settings})."
     alphas = np.array([layer.alpha for layer in run.ranked])
     if alphas.size:
         low, high = np.quantile(alphas, [0.25, 0.75])
