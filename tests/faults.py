@@ -1,9 +1,11 @@
 """Commands in processes that are killed, or run out of disk, at one of their file operations.
 
-``python -m tests.faults FOLDER COMMAND FAULT EVERY`` runs a command once undisturbed, then once for
-every EVERY-th of its file operations with the fault there, and again without. It prints a line for
-each thing that is wrong. The processes are forks of one that has imported everything, so each takes
-a fraction of a second.
+``python -m tests.faults FOLDER EVERY COMMANDS FAULTS`` runs each command once undisturbed, then
+for every EVERY-th of its file operations once with the fault there, and once more without. It
+prints a line for each thing that is wrong. The processes are forks of one that has imported
+everything, so each takes a fraction of a second. Faults: ``kill`` (SIGKILL), ``full`` (no room from
+there on), ``broken`` (every operation fails from there on) and ``size`` (no file may be as large as
+it becomes).
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def commands(inputs: Path, out: Path) -> dict[str, list[str]]:
     budget = ["--target", "sparsity", "--budget", "0.5", "--missing", "mean"]
     return {
         "analyze": ["analyze", model, "--out", str(out / "run")],
-        "fresh": ["analyze", model, "--out", str(out / "run"), "--fresh", "--cutoff", "top:0.2"],
+        "fresh": ["analyze", model, "--fresh", "--cutoff", "top:0.2", "--out", str(out / "run")],
         "compare": ["compare", run_, run_, "--out", str(out / "new" / "page.html")],
         "allocate": ["allocate", run_, *budget, "--out", str(out / "new" / "allocation.json")],
         "export": ["export", allocation, "--to", "llama.cpp", "--out", str(out / "types.txt")],
@@ -137,7 +139,9 @@ class Disturbance:
         if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & 3):
             return
         with contextlib.suppress(OSError, TypeError):
-            path = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else os.fspath(path)
+            path = (
+                os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else os.fspath(path)
+            )
         if isinstance(path, bytes):
             path = os.fsdecode(path)
         if not str(path).startswith(self.folder):
@@ -222,31 +226,17 @@ def counted(folder: Path, arguments: list[str]) -> tuple[int, str]:
     return int(count), said
 
 
-def faults(work: Path, command: str, fault: str, every: int) -> Iterator[str]:
+def faults(inputs: Path, work: Path, command: str, fault: str, every: int) -> Iterator[str]:
     """Run a command with a fault at each of its operations; say what goes wrong."""
-    inputs, whole = work / "inputs", work / "whole"
-    inputs.mkdir(parents=True)
-    code, said = in_child(lambda: prepare(inputs))
-    if code:
-        raise SystemExit(f"the inputs cannot be made: {said}")
-
-    def fresh_folder(out: Path) -> list[str]:
-        out.mkdir()
-        arguments = commands(inputs, out)
-        if command == "fresh":
-            in_child(lambda: perform(arguments["analyze"]))
-        return arguments[command]
-
-    operations, _ = counted(whole, fresh_folder(whole))
+    work.mkdir()
+    whole = work / "whole"
+    operations, _ = counted(whole, start(inputs, whole, command))
     sizes = sorted({p.stat().st_size for p in whole.rglob("*") if p.is_file()})
-    places = range(1, operations + 1, every)
-    if fault == "size":
-        places = range(0, len(sizes), every)
-    print(f"{command}: {operations} operations, {len(places)} runs", file=sys.stderr)
+    places = range(0, len(sizes), every) if fault == "size" else range(1, operations + 1, every)
+    sys.stderr.write(f"{command}: {operations} operations, {len(places)} runs with {fault}\n")
     for at in places:
         out = work / f"{fault}-{at}"
-        arguments = fresh_folder(out)
-        before = files_in(out)
+        arguments = start(inputs, out, command)
 
         def disturbed(arguments: list[str] = arguments, out: Path = out, at: int = at) -> int:
             if fault == "size":
@@ -254,15 +244,40 @@ def faults(work: Path, command: str, fault: str, every: int) -> Iterator[str]:
             Disturbance(out, at, fault)
             return perform(arguments)
 
-        code, said = in_child(disturbed)
-        yield from (f"{at}: {what}" for what in check(code, said, fault, out, before))
-        code, said = in_child(lambda arguments=arguments: perform(arguments))  # type: ignore[misc]
-        if code and not (code == 2 and "exists" in said and fault == "kill"):
-            yield f"{at}: again: exit code {code}, {said}"
-        if files_in(out) != files_in(whole):
-            yield f"{at}: files differ: {sorted(files_in(out) ^ files_in(whole))}"
-        elif numbers(out) != numbers(whole):
-            yield f"{at}: numbers differ"
+        for problem in once(command, fault, out, disturbed):
+            yield f"{command}, {fault} at {at}: {problem}"
+        for problem in again(out, whole, arguments):
+            yield f"{command}, {fault} at {at}, run again: {problem}"
+
+
+def start(inputs: Path, out: Path, command: str) -> list[str]:
+    """Make the folder of a command's outputs, and return its arguments."""
+    out.mkdir()
+    arguments = commands(inputs, out)
+    if command == "fresh":
+        in_child(lambda: perform(arguments["analyze"]))
+    return arguments[command]
+
+
+def once(command: str, fault: str, out: Path, disturbed: Callable[[], int]) -> Iterator[str]:
+    """Run a command with its fault; say what is wrong with what it prints and leaves."""
+    before = files_in(out)
+    code, said = in_child(disturbed)
+    # An experiment is a script: its errors keep Python's traceback.
+    if not (command == "experiment" and "OSError" in said):
+        yield from check(code, said, fault, out, before)
+
+
+def again(out: Path, whole: Path, arguments: list[str]) -> Iterator[str]:
+    """Run a command undisturbed after a fault; say what differs from a run without one."""
+    there = (out / Path(arguments[-1]).relative_to(out)).exists()
+    code, said = in_child(lambda: perform(arguments))
+    if code and not (code == 2 and there and "exists" in said):
+        yield f"exit code {code}, {said}"
+    if files_in(out) != files_in(whole):
+        yield f"files differ: {sorted(files_in(out) ^ files_in(whole))}"
+    elif numbers(out) != numbers(whole):
+        yield "numbers differ"
 
 
 def check(code: int, said: str, fault: str, out: Path, before: set[str]) -> Iterator[str]:
@@ -286,5 +301,11 @@ if __name__ == "__main__":
     with contextlib.redirect_stdout(io.StringIO()):
         for name in ("analyze", "compare", "allocate", "export", "evaluate", "prune"):
             run([name, "--help"])
-    found = list(faults(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])))
-    print("\n".join(found))
+    folder, every, names, kinds = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    made, why = in_child(lambda: prepare(folder))
+    if made:
+        raise SystemExit(f"the inputs cannot be made: {why}")
+    for name in names.split(","):
+        for kind in kinds.split(","):
+            for problem in faults(folder, folder / f"{name}-{kind}", name, kind, every):
+                sys.stdout.write(f"{problem}\n")

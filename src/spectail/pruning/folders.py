@@ -11,6 +11,7 @@ from torch import nn
 
 from spectail.allocation.allocation import Allocation
 from spectail.basics.files import all_or_nothing, check_writable
+from spectail.basics.texts import type_and_line
 from spectail.errors import PruneError
 from spectail.models.live.language import without_bars
 from spectail.pruning.report import PruneReport
@@ -72,9 +73,16 @@ def save_pruned(
     with all_or_nothing(out) as (part,):
         part.mkdir()
         saved: Any = model
-        with without_bars():
-            saved.save_pretrained(part)
-        tokenizer.save_pretrained(part)
+        try:
+            with without_bars():
+                saved.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+        except OSError:
+            raise
+        except Exception as error:  # a full disk is another error in each library
+            raise PruneError(
+                f"the pruned model cannot be written to {out}: {type_and_line(error)}"
+            ) from error
         _copy_processor(saved, part)
         allocation.save(part / ALLOCATION_FILE)
         report.save(part / REPORT_FILE)
