@@ -25,9 +25,11 @@ import spectail as st
 from benchmarks.command import SPECTAIL
 from benchmarks.common import run_command
 from benchmarks.weights import LLAMA, LLAMA_70B, write_checkpoint, write_sample
+from spectail.core.tolerance import FIRST
 from spectail.measuring.cost import Cost, estimate
+from spectail.measuring.layer import FEWEST_BANDS
 from spectail.models.open import open_source
-from spectail.models.source import Source
+from spectail.models.source import Layer, Source
 
 TINY = {"hidden_size": 128, "intermediate_size": 320, "vocab_size": 300, "num_attention_heads": 4}
 """What a quick run writes."""
@@ -92,7 +94,8 @@ def _all_runs(folder: Path, scratch: Path, *, smaller: str, few_only: bool) -> d
     }
     if not few_only:
         runs["analyze"] = ()
-    found, alphas = {}, {}
+    found: dict[str, Any] = {}
+    alphas: dict[str, dict[str, float]] = {}
     for key, words in runs.items():
         out = scratch / f"out-{len(found)}"
         found[key] = measure(folder, out, words)
@@ -191,8 +194,19 @@ def _sample(
         "computed": {
             "minutes": round(found["seconds"] / share / 60, 1),
             "gigabytes_read": round(whole.bytes / 1e9, 2),
+            "gigabytes_fetched": round(
+                sum(_fetched(layer, window, costs[layer.name].bytes) for layer in source.layers)
+                / 1e9,
+                2,
+            ),
         },
     }
+
+
+def _fetched(layer: Layer, window: int, size: int) -> float:
+    """Bytes of a layer that are fetched over the network for the first windows of a tolerance."""
+    bands = layer.rows // window
+    return size if bands < FEWEST_BANDS else size * FIRST * window / layer.rows
 
 
 def _layers(out: Path) -> list[dict[str, Any]]:

@@ -157,7 +157,8 @@ def _sampled(results: dict[str, Any]) -> str:
         ],
         ["peak resident memory", f"{run['peak_megabytes'] / 1024:.2f} GiB"],
         ["all blocks, computed", f"{computed['minutes']:.0f} minutes"],
-        ["read in all, computed", f"{computed['gigabytes_read']:.0f} GB"],
+        ["read from disk, computed", f"{computed['gigabytes_read']:.0f} GB"],
+        ["fetched if it is remote, computed", f"{computed['gigabytes_fetched']:.0f} GB"],
     ]
     options = " ".join(run["options"][: run["options"].index("--include")])
     return markdown_table([f"70B, {results['blocks']} blocks, `{options}`", ""], rows)
@@ -169,9 +170,16 @@ def _scaling_fit(results: dict[str, Any]) -> str:
     rows = [
         ["milliseconds per layer", f"{1e3 * rates['layer']:.2g}"],
         ["nanoseconds per weight", f"{1e9 * rates['weight']:.2g}"],
+        [
+            "nanoseconds per weight and step for the largest eigenvalue",
+            f"{1e9 * rates['reread']:.2g}",
+        ],
         ["microseconds per window", f"{1e6 * rates['window']:.2g}"],
-        ["Gram matrices, GFLOP per second", _speed(rates["product"])],
-        ["eigenvalue solver, GFLOP per second", _speed(rates["solver"])],
+        ["nanoseconds per squared side of a window", f"{1e9 * rates['tridiagonal']:.2g}"],
+        [
+            "GFLOP per second, Gram matrices and reduction to tridiagonal form",
+            _speed(rates["flop"]),
+        ],
         ["layers timed", str(error["layers"])],
         [
             "error of the estimate: median, 90th percentile",

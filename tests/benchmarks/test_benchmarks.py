@@ -219,6 +219,7 @@ class TestQuickModes:
             assert run["measured"]["layers_not_ok"] == []
             # Three of six blocks, and two ends that cost less than a block.
             assert 3 / 7 < run["share_of_the_cost_measured"] < 1 / 2
+            assert run["computed"]["gigabytes_fetched"] <= run["computed"]["gigabytes_read"]
 
     def test_a_sample_has_the_size_of_the_whole_and_takes_the_room_of_its_blocks(
         self, tmp_path: Path

@@ -42,7 +42,7 @@ def test_a_layer_of_many_bands_costs_the_rows_of_its_windows(tmp_path: Path) -> 
     long = draw(1024, 768)
     save_file({"long.weight": long}, tmp_path / "m.safetensors")
     remote, local, sent = tables(tmp_path)
-    row = remote.loc["long"]
+    row = remote.to_dict("index")["long"]
     taken = int(row["n_windows"])
     assert 4 <= taken < 16
     # Every window lies in a row band of its own: 32 rows of 768 numbers of 4 bytes.
@@ -54,7 +54,7 @@ def test_a_layer_of_many_bands_costs_the_rows_of_its_windows(tmp_path: Path) -> 
     assert remote[NORMS].isna().all(axis=None)
     assert local[NORMS].notna().all(axis=None)
     assert "norms and variance not measured: they need every weight" in row["reason"]
-    assert "norms" not in local.loc["long", "reason"]
+    assert "norms" not in str(local.loc["long", "reason"])
 
 
 def test_a_layer_of_few_bands_is_read_whole_with_its_norms(tmp_path: Path) -> None:
