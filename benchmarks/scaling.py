@@ -113,13 +113,22 @@ def _timed(
             "seconds": round(min(seconds), 4),
             "windows": record.n_windows,
         }
-        found.append((row, estimate(plan.layers[0], spec, plan.run.window)))
+        found.append(
+            (row, estimate(plan.layers[0], spec, plan.run.window, expected=record.n_windows))
+        )
     return found
 
 
 def _features(cost: Cost) -> list[float]:
     """The amounts of work that the rates multiply, in the order of their fields."""
-    return [cost.layers, cost.weights, cost.windows, cost.product_flops, cost.solver_flops]
+    return [
+        cost.layers,
+        cost.weights,
+        cost.reread,
+        cost.windows,
+        cost.tridiagonal,
+        cost.flops,
+    ]
 
 
 def _fitted(timed: list[tuple[dict[str, Any], Cost]]) -> tuple[Rates, dict[str, float]]:

@@ -1,6 +1,5 @@
 """The cost model's fit, and the shapes of the models that it is applied to."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -15,21 +14,21 @@ from spectail.measuring.cost import Cost, Rates
 
 def test_rates_and_the_error_are_recovered_from_times_that_they_made() -> None:
     rng = np.random.default_rng(0)
-    truth = Rates(layer=2e-3, weight=1e-8, window=1e-4, product=4e-11, solver=1e-10)
+    truth = Rates(layer=2e-3, weight=1e-8, reread=5e-10, window=1e-4, tridiagonal=2e-8, flop=4e-11)
     timed = []
-    for _ in range(40):
+    for _ in range(60):
         side, windows = int(rng.integers(64, 1024)), int(rng.integers(1, 40))
         weights = int(rng.integers(1, 30)) * side**2
-        cost = Cost(1, weights, windows, windows * side**3, windows * 4 / 3 * side**3)
-        # The solver's share differs from the product's, as it does for windows that are long.
-        cost = dataclasses.replace(cost, product_flops=cost.product_flops * rng.uniform(1, 3))
+        reread = weights * float(rng.integers(5, 40))
+        flops = windows * 7 / 3 * side**3
+        cost = Cost(1, weights, reread, windows, windows * float(side) ** 2, flops)
         noise = rng.uniform(0.95, 1.05)
         timed.append(({"seconds": noise * cost.seconds(truth)}, cost))
     rates, error = scaling._fitted(timed)
-    for name in ("product", "solver"):
-        assert getattr(rates, name) == pytest.approx(getattr(truth, name), rel=0.15)
+    assert rates.flop == pytest.approx(truth.flop, rel=0.1)
+    assert rates.reread == pytest.approx(truth.reread, rel=0.3)
     assert error["90 %"] < 0.08
-    assert error["layers"] == 40
+    assert error["layers"] == 60
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,20 @@ import torch
 
 from spectail.core.measure import estimator_of, too_small
 from spectail.core.spec import Spec
-from spectail.core.tolerance import FIRST, GROWTH
-from spectail.core.windows import Window, disjoint_bands
+from spectail.core.windows import MIN_BANDS, Window, disjoint_bands
 from spectail.errors import SpecError
 from spectail.measuring.layer import Plan
 from spectail.models.source import Layer
 
 PROCESS_BYTES = 400 * 2**20
 """Memory of a process that has imported torch and measures nothing."""
+PRECISE_STEPS, ROUGH_STEPS = 30, 10
+"""Typical steps of the iteration for the largest eigenvalue; with a tolerance it is rough."""
+GRAM_SIDE = 1024
+"""Short side from which that iteration reads the matrix in every step."""
+EXPECTED_WINDOWS = 6
+"""Windows that a layer needs with a tolerance of 1 %: the median of SmolLM2-135M, whose windows are
+small (192). Windows of 1024 take 4, the least number."""
 COMPLEX_FACTOR = 4
 """Real operations in one complex multiplication and addition, relative to real ones."""
 SVD_FACTOR = 4
@@ -36,16 +42,20 @@ class Rates:
     layer: float
     """Per layer: to find it, to fit its tail and to write its row."""
     weight: float
-    """Per weight: to read and convert it, and to compute the norms of the whole matrix."""
+    """Per weight: to read and convert it, and for the sums over the whole matrix."""
+    reread: float
+    """Per weight and step of the iteration for the largest eigenvalue of the whole matrix."""
     window: float
     """Per window: calls, independent of its size."""
-    product: float
-    """Per floating-point operation of the Gram matrices."""
-    solver: float
-    """Per floating-point operation of the eigenvalue solver."""
+    tridiagonal: float
+    """Per squared side of a window: the eigenvalues of the tridiagonal matrix."""
+    flop: float
+    """Per floating-point operation of Gram matrices and of the reduction to tridiagonal form."""
 
 
-MEASURED = Rates(layer=2e-3, weight=8e-9, window=1e-4, product=3.5e-11, solver=1.2e-10)
+MEASURED = Rates(
+    layer=7.9e-4, weight=6.8e-9, reread=7.6e-11, window=8.4e-5, tridiagonal=2.4e-8, flop=3.4e-11
+)
 """Fitted to the times of one core of a server CPU; see ``benchmarks/results/scaling.json``."""
 
 
@@ -56,48 +66,55 @@ class Cost:
     layers: int = 0
     """Layers that are measured; skipped and unreadable ones cost nothing."""
     weights: int = 0
+    reread: float = 0.0
+    """Weights times steps of the iteration for the largest eigenvalue."""
     windows: int = 0
     """Windows whose eigenvalues are computed, those of the error bar included."""
-    product_flops: float = 0.0
-    solver_flops: float = 0.0
+    tridiagonal: float = 0.0
+    """Sum of the squared sides of the windows."""
+    flops: float = 0.0
+    """Floating-point operations of Gram matrices and of their reduction to tridiagonal form."""
     bytes: int = 0
     """Bytes read from the source."""
     memory: int = 0
     """Peak memory in bytes of a process that measures the layer on one core; of a sum, the largest.
     """
 
-    @property
-    def flops(self) -> float:
-        """Floating-point operations of Gram matrices and eigenvalue solver."""
-        return self.product_flops + self.solver_flops
-
     def seconds(self, rates: Rates = MEASURED) -> float:
         """Return the time on one core."""
         return (
             rates.layer * self.layers
             + rates.weight * self.weights
+            + rates.reread * self.reread
             + rates.window * self.windows
-            + rates.product * self.product_flops
-            + rates.solver * self.solver_flops
+            + rates.tridiagonal * self.tridiagonal
+            + rates.flop * self.flops
         )
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             self.layers + other.layers,
             self.weights + other.weights,
+            self.reread + other.reread,
             self.windows + other.windows,
-            self.product_flops + other.product_flops,
-            self.solver_flops + other.solver_flops,
+            self.tridiagonal + other.tridiagonal,
+            self.flops + other.flops,
             self.bytes + other.bytes,
             max(self.memory, other.memory),
         )
 
 
-def estimate(layer: Layer, spec: Spec, window: int | None, *, full_spectrum: bool = False) -> Cost:
+def estimate(
+    layer: Layer,
+    spec: Spec,
+    window: int | None,
+    *,
+    full_spectrum: bool = False,
+    expected: int = EXPECTED_WINDOWS,
+) -> Cost:
     """Estimate the cost of a layer; ``window`` is the common window of the run.
 
-    With a tolerance the number of windows is known only after measuring: the estimate takes the
-    number of the second check, which most layers do not exceed.
+    With a tolerance the number of windows is known only after measuring; ``expected`` is a guess.
     """
     if (
         layer.no_weight
@@ -106,30 +123,48 @@ def estimate(layer: Layer, spec: Spec, window: int | None, *, full_spectrum: boo
     ):
         return Cost()
     try:
-        solved = _solved(layer, spec, window)
+        solved = _solved(layer, spec, window, expected)
     except SpecError:  # a window that does not fit: the layer is skipped
         return Cost()
     if full_spectrum and spec.window != "whole":
         solved.append((Window(layer.rows, layer.cols), 1))
-    flops = [_flops(shape, layer, spec) for shape, _ in solved]
     counts = [count * layer.n_matrices for _, count in solved]
     return Cost(
         layers=1,
         weights=layer.numel,
+        reread=_steps(layer, spec) * layer.numel,
         windows=sum(counts),
-        product_flops=sum(n * product for n, (product, _) in zip(counts, flops, strict=True)),
-        solver_flops=sum(n * solver for n, (_, solver) in zip(counts, flops, strict=True)),
+        tridiagonal=sum(
+            n * float(min(shape)) ** 2 for n, (shape, _) in zip(counts, solved, strict=True)
+        ),
+        flops=sum(
+            n * _flops(shape, layer, spec) for n, (shape, _) in zip(counts, solved, strict=True)
+        ),
         bytes=layer.numel * item_bytes(layer.tensor.dtype),
         memory=max(_memory(shape, layer) for shape, _ in solved),
     )
 
 
-def _solved(layer: Layer, spec: Spec, window: int | None) -> list[tuple[Window, int]]:
+def _steps(layer: Layer, spec: Spec) -> float:
+    """Return how often the iteration for the largest eigenvalue reads the matrix.
+
+    Small matrices have a dense solver, and up to GRAM_SIDE the iteration works on the Gram matrix,
+    whose cost per weight grows with the side.
+    """
+    steps = PRECISE_STEPS if spec.tolerance is None else ROUGH_STEPS
+    return steps * min(1.0, min(layer.rows, layer.cols) / GRAM_SIDE)
+
+
+def _solved(
+    layer: Layer, spec: Spec, window: int | None, expected: int
+) -> list[tuple[Window, int]]:
     """Return the shapes of the windows to solve in each matrix, and how many there are of each."""
     shape, positions = estimator_of(spec).place((layer.rows, layer.cols), spec, window)
-    if spec.tolerance is not None:
-        return [(shape, min(len(positions), math.ceil(FIRST * GROWTH)))]
-    solved = [(shape, len(positions))]
+    few = spec.tolerance is not None
+    solved = [(shape, min(len(positions), expected) if few else len(positions))]
+    # A few windows out of many lie apart, and the error bar takes them.
+    if few and len(positions) >= MIN_BANDS**2:
+        return solved
     # The error bar solves disjoint windows of its own, unless those of the fit include them.
     smaller = spec.cutoff.error_window(shape, layer.rows, layer.cols)
     if min(smaller) < 2 or (smaller != shape and not spec.cutoff.any_window):
@@ -142,15 +177,15 @@ def _solved(layer: Layer, spec: Spec, window: int | None) -> list[tuple[Window, 
     return solved
 
 
-def _flops(window: Window, layer: Layer, spec: Spec) -> tuple[float, float]:
-    """Return the operations for one window: the Gram matrix, and its eigenvalues."""
+def _flops(window: Window, layer: Layer, spec: Spec) -> float:
+    """Return the operations for the eigenvalues of one window."""
     short, long = sorted(window)
     factor = COMPLEX_FACTOR if layer.tensor.is_complex else 1
     if estimator_of(spec).exact_zeros:
-        return 0.0, float(factor * SVD_FACTOR * short * short * long)
+        return float(factor * SVD_FACTOR * short * short * long)
     # Golub and Van Loan, Matrix Computations, 4th edition: 4/3 n^3 to reduce a symmetric matrix to
-    # tridiagonal form, whose eigenvalues cost a lower order. The product uses the symmetry.
-    return float(factor * short * short * long), factor * 4 / 3 * short**3
+    # tridiagonal form. The product uses the symmetry.
+    return factor * (short * short * long + 4 / 3 * short**3)
 
 
 def _memory(window: Window, layer: Layer) -> int:
