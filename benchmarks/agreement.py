@@ -19,6 +19,7 @@ import spectail as st
 from benchmarks.common import run_command
 from experiments.stability.catalogue import CATALOGUE, find
 from spectail.errors import SourceError
+from spectail.models.naming.names import clean_names, layer_name
 
 SCRIPT = Path(__file__).with_name("weightwatcher_table.py")
 COLUMNS = {
@@ -77,7 +78,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             found = json.loads(out.read_text())
         analysis = st.analyze(path, spec=st.presets.WEIGHTWATCHER)
         rows = {row["name"]: row for row in analysis.table.to_dict("records")}
-        theirs = {row["longname"]: row for row in found["rows"]}
+        # Checkpoints of wrapped models have names such as ``module.conv``, which spectail cleans.
+        names = clean_names([row["longname"] + ".weight" for row in found["rows"]])
+        theirs = {layer_name(n): row for n, row in zip(names, found["rows"], strict=True)}
         result[model.name] = compare(theirs, rows)
         result[model.name]["means"] = {
             metric: [_mean(found["rows"], metric), analysis.summary()[metric].mean]

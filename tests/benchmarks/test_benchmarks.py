@@ -16,7 +16,17 @@ import torch
 
 import spectail as st
 from benchmarks import __main__ as benchmarks
-from benchmarks import balancer, checkpoint, command, common, fit, layers, plain, training
+from benchmarks import (
+    agreement,
+    balancer,
+    checkpoint,
+    command,
+    common,
+    fit,
+    layers,
+    plain,
+    training,
+)
 from benchmarks.weights import LLAMA_70B, made, shapes_of_block, write_checkpoint, write_sample
 from spectail.errors import SourceError
 from spectail.models.open import open_source
@@ -180,6 +190,33 @@ class TestQuickModes:
         result = one_result(["command"], tmp_path / "command.json")
         assert result["weightwatcher"] == "not measured"
         assert result["spectail"]["peak_megabytes"][0] > 50
+
+    def test_agreement_without_weightwatcher(self, tmp_path: Path) -> None:
+        result = one_result(["agreement"], tmp_path / "agreement.json")
+        assert result == {"weightwatcher": "not measured"}
+
+    def test_agreement_finds_differences_and_layers_of_one_side(self) -> None:
+        same = {"status": "ok", **dict.fromkeys(agreement.COLUMNS.values(), 2.0)}
+        theirs = {"a": dict.fromkeys(agreement.COLUMNS, 2.0)}
+        theirs |= {"b": {**theirs["a"], "D": 2.2}, "c": theirs["a"]}
+        ours = {"a": same, "b": same, "d": same, "e": {"status": "skipped", "reason": "too small"}}
+        found = agreement.compare(theirs, ours)
+        assert found["columns"]["ks"] == {"difference": pytest.approx(0.2 / 2.2), "layer": "b"}
+        assert found["columns"]["alpha"]["difference"] == 0
+        assert found["only in WeightWatcher"] == ["c"]
+        assert found["only in spectail"] == ["d", "e: too small"]
+
+    def test_weightwatchers_numbers_were_reproduced(self) -> None:
+        stored = json.loads((benchmarks.RESULTS / "agreement.json").read_text())["results"]
+        assert stored.pop("weightwatcher")["weightwatcher"] == "0.7.7"
+        assert set(stored) == set(agreement.MODELS)
+        for model in stored.values():
+            assert model["only in WeightWatcher"] == []
+            for name, column in model["columns"].items():
+                # WeightWatcher adds 1e-10 to each term of the entropy.
+                assert column["difference"] < (1e-6 if name == "entropy" else 1e-10), name
+            for theirs, ours in model["means"].values():
+                assert ours == pytest.approx(theirs, rel=1e-10)
 
     def test_command_against_weightwatcher(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
