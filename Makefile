@@ -8,7 +8,7 @@ BIN := .venv/bin
 # the pinned set, so that pip does not search; torch first, from the CPU build where one is offered
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check slow docs notebooks integrations integrations-ci lowest clean
+.PHONY: demo test check slow fuzz docs notebooks integrations integrations-ci lowest clean
 
 demo: .venv/demo
 	$(BIN)/spectail analyze demo --out demo
@@ -30,6 +30,12 @@ notebooks: .venv/dev
 
 slow: .venv/dev
 	$(BIN)/pytest -m slow
+
+# 100,000 damaged files of every kind (hours); it goes on where it stopped. make fuzz COUNT=1000 is a short run.
+COUNT ?= 100000
+fuzz: .venv/dev
+	$(BIN)/python -m tests.fuzz --attacks > /dev/null
+	$(BIN)/python -m tests.fuzz --count $(COUNT)
 
 # Warnings that the tools themselves give are theirs to mend. Skips are listed with their reasons.
 INTEGRATIONS := .venv/integrations/bin/python -m pytest --override-ini filterwarnings=default -m 'slow or not slow' -rs \

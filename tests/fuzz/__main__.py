@@ -2,6 +2,7 @@
 
 Each target goes on where its last run stopped (``build/fuzz/NAME.json``). Findings are appended to
 ``build/fuzz/findings.jsonl``; ``--show TARGET NUMBER`` repeats one with its traceback.
+``--attacks`` runs the files that were made on purpose. The exit code is 1 if there are findings.
 """
 
 from __future__ import annotations
@@ -9,72 +10,123 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from . import watch
-from .targets import TARGETS, Target
+from .attacks import LOADERS
+from .attacks.read_back import READ_BACK, write
+from .targets import TARGETS, Target, measure
+from .watch import Finding
 
-FOLDER = Path("build") / "fuzz"
 AT_ONCE = 5000
 """Inputs per process."""
 SILENCE = 120
 """Seconds after which a process that reports nothing is ended."""
 
 
+def followed(work: Callable[[Connection], None]) -> Iterator[Any]:
+    """Run ``work`` in a process and yield what it sends; a ``Finding`` at the end if it dies."""
+    here, there = multiprocessing.Pipe(duplex=False)
+    worker = multiprocessing.get_context("fork").Process(target=work, args=(there,))
+    worker.start()
+    there.close()
+    try:
+        while here.poll(SILENCE):
+            message = here.recv()
+            if message is None:
+                return
+            yield message
+    except EOFError:
+        pass
+    finally:
+        worker.kill()
+        worker.join()
+    # SIGPROF (27) ends a process that has used up its time; -9 is a wait without end.
+    kind = "hang" if worker.exitcode in {-27, -9} else "crash"
+    yield Finding("", 0, kind, f"the process ended with {worker.exitcode}")
+
+
 def batch(target: Target, start: int, stop: int) -> list[dict[str, Any]]:
     """Run inputs ``start`` to ``stop`` in processes that are replaced if they die."""
     found: list[dict[str, Any]] = []
     while start < stop:
-        here, there = multiprocessing.Pipe()
-        worker = multiprocessing.get_context("fork").Process(
-            target=watch.work, args=(target, range(start, stop), there)
-        )
-        worker.start()
-        there.close()
-        last, ended = start, False
-        try:
-            while here.poll(SILENCE):
-                message = here.recv()
-                if message is None:
-                    ended = True
-                    break
-                if isinstance(message, dict):
-                    found.append(message)
-                else:
-                    last = message
-        except EOFError:
-            pass
-        if not ended:
-            worker.kill()
-        worker.join()
-        if not ended:
-            kind = "hang" if worker.exitcode in {-27, -9} else "crash"
-            found.append(
-                {"target": target.name, "number": last, "kind": kind, "text": str(worker.exitcode),
-                 "where": ""}
-            )  # fmt: skip
+        last = stop - 1
+        for message in followed(lambda to: watch.work(target, range(start, stop), to)):
+            if isinstance(message, Finding):
+                found.append(asdict(message) | {"target": target.name, "number": last})
+            elif isinstance(message, dict):
+                found.append(message)
+            else:
+                last = message
         start = last + 1
     return found
 
 
-def fuzz(target: Target, count: int, until: float) -> None:
-    """Run a target up to its ``count``-th input."""
-    state = FOLDER / f"{target.name.replace(' ', '-')}.json"
+def fuzz(target: Target, count: int, until: float, folder: Path) -> int:
+    """Run a target up to its ``count``-th input; returns the number of findings."""
+    state = folder / f"{target.name.replace(' ', '-')}.json"
     done = json.loads(state.read_text())["done"] if state.exists() else 0
     findings = 0
     target.case(0)  # the seeds are made once, before the processes that share them
     while done < count and time.monotonic() < until:
         stop = min(done + AT_ONCE, count)
         found = batch(target, done, stop)
-        with (FOLDER / "findings.jsonl").open("a") as file:
+        with (folder / "findings.jsonl").open("a") as file:
             file.writelines(json.dumps(finding) + "\n" for finding in found)
         done, findings = stop, findings + len(found)
         state.write_text(json.dumps({"done": done}))
         print(f"{target.name}: {done:,} inputs, {findings} findings in this run", flush=True)
+    return findings
+
+
+def attack(name: str, prepare: Callable[[Path], Path], read: Callable[[Path], object]) -> int:
+    """Run one attack in a process of its own and print what is wrong, or that nothing is."""
+    with TemporaryDirectory(prefix="fuzz") as parent:
+        folder = Path(parent) / "in"
+        folder.mkdir()
+        path = prepare(folder)
+        size = watch.age(folder)
+
+        def work(to: Connection) -> None:
+            watch.limit()
+            to.send(watch.observe(lambda: read(path), size, watch.Watch(Path(parent))))
+            to.send(None)
+
+        (found, *_) = [*followed(work), None]
+    if isinstance(found, Finding):
+        found = (found.kind, found.text, "")
+    print(json.dumps({"attack": name, "found": found}), flush=True)
+    return found is not None
+
+
+def attacks() -> int:
+    """Run all attacks; returns the number of those that succeed."""
+    succeeded = 0
+    for loader, table in LOADERS.items():
+        for name, make in table.items():
+            succeeded += attack(f"{loader}: {name}", make, measure)
+    for kind, changes in READ_BACK.items():
+        target = TARGETS[kind]
+        entry = target.case(0)[1]
+        for name, change in changes.items():
+
+            def prepare(folder: Path, kind: str = kind, change: Any = change) -> Path:
+                write(folder, kind, change)
+                return folder
+
+            def read(path: Path, target: Target = target, entry: str = entry) -> None:
+                target.run(path / entry)
+
+            succeeded += attack(f"{kind}: {name}", prepare, read)
+    return succeeded
 
 
 def show(target: Target, number: int) -> None:
@@ -87,23 +139,27 @@ def show(target: Target, number: int) -> None:
         target.run(Path(name) / entry)
 
 
-def main() -> None:
-    """Read the arguments and run."""
+def main() -> int:
+    """Read the arguments and run; returns the exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--target", action="append", choices=list(TARGETS))
+    parser.add_argument("--folder", type=Path, default=Path("build") / "fuzz")
+    parser.add_argument("--attacks", action="store_true")
     parser.add_argument("--show", nargs=2, metavar=("TARGET", "NUMBER"))
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     if given.show:
         show(TARGETS[given.show[0]], int(given.show[1]))
-        return
-    FOLDER.mkdir(parents=True, exist_ok=True)
+        return 0
+    if given.attacks:
+        return int(attacks() > 0)
+    given.folder.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + given.seconds
-    for name in given.target or TARGETS:
-        fuzz(TARGETS[name], given.count, until)
+    names = given.target or TARGETS
+    return int(sum(fuzz(TARGETS[name], given.count, until, given.folder) for name in names) > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

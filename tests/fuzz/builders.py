@@ -7,20 +7,41 @@ import json
 import pickle
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgpack
 import numpy as np
 import torch
 from onnx import TensorProto, helper
 
+Attack: TypeAlias = Callable[[Path], Path]
+"""Writes an input into a folder and returns what is opened."""
+HUGE = 2**40
+DEEP = 100_000
+
+
+def one_file(name: str, make: Callable[[], bytes]) -> Attack:
+    """An attack of one file."""
+    return lambda folder: put(folder, name, make())
+
+
+def inside(key: str, depth: int) -> dict[str, Any]:
+    """A dict within a dict within a dict."""
+    value: dict[str, Any] = {"num_attention_heads": 4}
+    for _ in range(depth):
+        value = {key: value}
+    return value
+
 
 def put(folder: Path, name: str, content: bytes | str) -> Path:
     """Write a file and return its path."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)
+    path.write_bytes(
+        content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+    )
     return path
 
 
@@ -111,7 +132,7 @@ def big_member(name: str, size: int, start: bytes = b"") -> bytes:
     """An archive of one member of zeros, which is written in pieces."""
     stream = io.BytesIO()
     with (
-        zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file,
+        zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
         file.open(name, "w", force_zip64=True) as member,
     ):
         member.write(start)
@@ -177,5 +198,3 @@ def onnx_model(dims: tuple[int, ...], raw: bytes = b"", **external: str) -> byte
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 16])
     graph = helper.make_graph([node], "g", [x], [y], [constant])
     return bytes(helper.make_model(graph).SerializeToString())
-
-

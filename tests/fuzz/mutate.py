@@ -44,7 +44,9 @@ def odd_value(rng: Random) -> Any:
             lambda: rng.choice([float("nan"), float("inf"), float("-inf")]),
             lambda: 10 ** rng.choice([19, 30, 400]),
             lambda: rng.choice(["", "a", "\0", "\x1b[31m", "../../etc/passwd", "/etc/passwd"]),
-            lambda: rng.choice(["\ud800", "²", "x" * 5000, "1", "nan", "[/nope]", "(a+)+$", "model"]),
+            lambda: rng.choice(
+                ["\ud800", "²", "x" * 5000, "1", "nan", "[/nope]", "(a+)+$", "model"]
+            ),
             lambda: [],
             lambda: {},
             lambda: [odd_value(rng) for _ in range(rng.randrange(4))],
@@ -69,7 +71,7 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
     return found
 
 
-def odd_tree(rng: Random, value: Any) -> Any:
+def odd_tree(rng: Random, value: Any) -> Any:  # noqa: C901 - a list of kinds of damage
     """Change one to three places of nested dicts and lists, in place."""
     if not isinstance(value, dict | list) or rng.random() < 0.02:
         return odd_value(rng)
@@ -91,7 +93,9 @@ def odd_tree(rng: Random, value: Any) -> Any:
         elif action == 7 and isinstance(holder, dict):
             holder[str(odd_value(rng))] = holder.pop(key)
         elif action == 8 and isinstance(holder[key], int | float) and holder[key] == holder[key]:
-            holder[key] = rng.choice([-holder[key], holder[key] + 1, holder[key] / 2, holder[key] * 2])
+            holder[key] = rng.choice(
+                [-holder[key], holder[key] + 1, holder[key] / 2, holder[key] * 2]
+            )
         elif isinstance(holder, list):
             holder.insert(key, copy.deepcopy(holder[key]))
     return value
@@ -269,7 +273,7 @@ def mutate_msgpack(rng: Random, content: bytes) -> bytes:
     return packed
 
 
-def mutate_onnx(rng: Random, content: bytes) -> bytes:
+def mutate_onnx(rng: Random, content: bytes) -> bytes:  # noqa: C901 - as above
     """Change fields of the parsed graph, or any bytes."""
     if rng.random() < 0.4:
         return mutate_bytes(rng, content)

@@ -87,7 +87,10 @@ def _quantised(*, config: bool) -> Iterator[Seed]:
             content = _tensors({f"{quantised_cases.Q}.{k}": v for k, v in case.tensors.items()})
         except (KeyError, ValueError, RuntimeError):
             continue  # a type that the format does not have
-        files = {"model.safetensors": content, "config.json": json.dumps(dict(case.config)).encode()}
+        files = {
+            "model.safetensors": content,
+            "config.json": json.dumps(dict(case.config)).encode(),
+        }
         damaged: dict[str, Mutator] = (
             {"config.json": mutate_json} if config else {"model.safetensors": mutate_safetensors}
         )
@@ -169,7 +172,7 @@ def adapters() -> Iterator[Seed]:
     state[f"{prefix}lora_magnitude_vector"] = torch.ones(16)
     files = {"adapter_model.safetensors": _tensors(state), "base/model.safetensors": _tensors(base)}
     files["adapter_config.json"] = json.dumps(config).encode()
-    yield Seed(files, {name: mutate_json for name in ["adapter_config.json"]})
+    yield Seed(files, dict.fromkeys(["adapter_config.json"], mutate_json))
     flat = {"unet.r": 3, "unet.lora_alpha": 6, "unet.alpha_pattern": {"to_k": 1.5}}
     metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(flat)}
     state = {f"unet.to_k.lora_{side}.weight": x for side, x in (("A", a), ("B", b))}
@@ -293,7 +296,9 @@ def allocations() -> Iterator[Seed]:
     for target, budget in (("sparsity", 0.5), ("bits", 4), ("lr", 1e-3), ("weight-decay", 0.1)):
         made = st.allocate(_analysis(), target=target, budget=budget, missing="mean")
         content = json.dumps(made.to_dict()).encode()
-        yield Seed({"allocation.json": content}, {"allocation.json": mutate_json}, "allocation.json")
+        yield Seed(
+            {"allocation.json": content}, {"allocation.json": mutate_json}, "allocation.json"
+        )
 
 
 @cache

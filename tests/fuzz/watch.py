@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
@@ -81,6 +80,22 @@ def write(folder: Path, files: dict[str, bytes]) -> int:
     return sum(map(len, files.values()))
 
 
+def age(folder: Path) -> int:
+    """Give all files of a folder an old date; returns their size."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    for path in files:
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    return sum(path.stat().st_size for path in files)
+
+
+def limit() -> None:
+    """Limit the address space of this process, and let it end when its time is used up."""
+    warnings.simplefilter("ignore")
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    most = _virtual_memory() + 4 * 2**30
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
 def run_case(target: Any, number: int, folder: Path, watch: Watch) -> Finding | None:
     """Run one input in this process; None if all went as it should."""
     try:
@@ -126,13 +141,10 @@ def _place(error: BaseException) -> str:
 
 def work(target: Any, numbers: Iterable[int], channel: Connection) -> None:
     """Run inputs and report each; called in a process of its own."""
-    warnings.simplefilter("ignore")
+    limit()
     with TemporaryDirectory(prefix="fuzz") as name:
         watch = Watch(Path(name))
         folder = Path(name) / "case"
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        limit = _virtual_memory() + 4 * 2**30
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         for number in numbers:
             channel.send(number)
             _empty(folder)
@@ -156,8 +168,3 @@ def _empty(folder: Path) -> None:
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
     else:
         folder.mkdir(parents=True)
-
-
-def as_line(finding: Finding) -> str:
-    """A finding as one line of JSON."""
-    return json.dumps(asdict(finding))

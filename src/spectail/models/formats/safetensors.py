@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import torch
 
+from spectail.basics.schema import Count, SchemaError, checked
 from spectail.errors import SourceError
 from spectail.models.formats.channels_last import from_flax, from_mlx
 from spectail.models.formats.format import Contents, Format
@@ -49,6 +51,15 @@ _LONGEST_HEADER = 100_000_000
 """Bytes; the library has the same limit."""
 
 
+class _Entry(msgspec.Struct):
+    """What a header says about one tensor."""
+
+    dtype: str
+    shape: tuple[Count, ...]
+    data_offsets: tuple[Count, Count]
+    """The first byte, and the byte after the last one, counted from the end of the header."""
+
+
 class _DamageError(ValueError):
     """A description of what is wrong with a header."""
 
@@ -79,11 +90,13 @@ def _tensors_of(file: ReadableFile) -> list[LazyTensor]:
     try:
         start, header = _header(file)
         metadata = header.pop("__metadata__", None) or {}
-        _check_ranges(header, file.size - start)
-        tensors = [_tensor(file, start, name, info) for name, info in header.items()]
+        entries = checked(dict[str, _Entry], header)
+        _check_ranges(entries, file.size - start)
+        tensors = [_tensor(file, start, name, entry) for name, entry in entries.items()]
         return [from_mlx(t) for t in tensors] if metadata.get("format") == "mlx" else tensors
     except (_DamageError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = str(error) if isinstance(error, _DamageError) else "its header is damaged"
+        known = isinstance(error, _DamageError | SchemaError)
+        reason = str(error) if known else "its header is damaged"
         raise SourceError(
             f"{file.path} is not a readable safetensors file ({reason}): "
             "it is truncated or of another format"
@@ -113,11 +126,11 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _check_ranges(header: dict[str, Any], size: int) -> None:
+def _check_ranges(entries: Mapping[str, _Entry], size: int) -> None:
     """Check that the tensors fill the data one after the other, without gap or overlap."""
     end = 0
-    for name, info in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
-        begin, stop = info["data_offsets"]
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        begin, stop = entry.data_offsets
         # Overlapping ranges could make two layers share bytes, and a gap could hide others.
         if begin != end or stop < begin:
             raise _DamageError(f"the data of {name!r} does not begin where that of another ends")
@@ -126,19 +139,16 @@ def _check_ranges(header: dict[str, Any], size: int) -> None:
         raise _DamageError(f"its header announces {end} bytes of data and {size} follow")
 
 
-def _tensor(file: ReadableFile, start: int, name: str, info: dict[str, Any]) -> LazyTensor:
+def _tensor(file: ReadableFile, start: int, name: str, entry: _Entry) -> LazyTensor:
     """Describe one tensor by its entry in the header."""
-    shape = tuple(info["shape"])
-    if not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise _DamageError(f"the shape of {name!r} is {info['shape']}")
-    dtype = _TYPES.get(info["dtype"])
+    shape, dtype = entry.shape, _TYPES.get(entry.dtype)
     # An unknown type concerns one tensor. The others can still be measured.
     if dtype is None:
-        kind = str(info["dtype"])
+        kind = entry.dtype
         return unreadable(
             name, shape, kind.lower(), f"stored as {kind}, a type that torch cannot compute with"
         )
-    begin, stop = info["data_offsets"]
+    begin, stop = entry.data_offsets
     if stop - begin != math.prod(shape) * dtype.itemsize:
         raise _DamageError(
             f"{name!r} has {stop - begin} bytes, its shape and type need another number"
