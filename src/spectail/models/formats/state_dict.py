@@ -88,7 +88,8 @@ def _shape(leaf: Leaf) -> tuple[int, ...]:
     """Return the shape of any kind of tensor."""
     if isinstance(leaf, ArrayRef):
         return () if leaf.value is None else leaf.value.shape
-    return tuple(leaf.shape)
+    # One kind of nested tensors has no shape at all.
+    return (0, 0) if isinstance(leaf, Tensor) and leaf.is_nested else tuple(leaf.shape)
 
 
 def _entries(value: object) -> Mapping[Any, Any]:

@@ -25,8 +25,8 @@ _NOT_REPEATED = re.compile(
     r"|experts|adapters?|lora_\w+)$"
 )
 """Numbered modules that are no blocks: the layers of an MLP, experts, adapters."""
-MOST_DIGITS = 9
-"""Longer numbers are no index of a block: tables hold integers of 64 bits."""
+_NO_INDEX = re.compile(r"\d{10}")
+"""A number that is no index of a block; tables hold integers of 64 bits."""
 
 
 def block_of(name: str) -> int | None:
@@ -45,10 +45,7 @@ def block_of(name: str) -> int | None:
     match = _block_match(name)
     if match is None:
         return None
-    if not match.lastindex:
-        return 0
-    # A number that fits no table is no index of a block.
-    return int(match[match.lastindex]) if len(match[match.lastindex]) <= MOST_DIGITS else None
+    return int(match[match.lastindex]) if match.lastindex else 0
 
 
 def unit_of(name: str) -> str | None:
@@ -97,6 +94,12 @@ def u_shaped(unit: str) -> tuple[str, int, int] | None:
 
 def _block_match(name: str) -> re.Match[str] | None:
     """Find the component of the name that holds the block's number."""
+    match = _any_match(name)
+    return None if match is None or _NO_INDEX.search(match[0]) else match
+
+
+def _any_match(name: str) -> re.Match[str] | None:
+    """Find the component that looks as if it held a number of a block."""
     inside, middle = _IN_CONTAINER.search(name), _MIDDLE.search(name)
     # The blocks inside of the middle block are parts of it.
     if middle and (inside is None or middle.start() <= inside.start()):
