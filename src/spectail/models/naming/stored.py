@@ -8,7 +8,10 @@ from spectail.models.naming.kinds import kind_of
 
 _NUMBERED = re.compile(r"\[\d+\](?:\.\w+)?$")
 """A matrix of a stack, such as an expert, and its part if it is fused too."""
-_ATTENTION_PART = re.compile(r"\.[qkv]$")
+_ATTENTION_PART = re.compile(r"\.(?:[abqkvz]|gate)$")
+_QKV = re.compile(r"(?:^|\.)(?:\w*qkv\w*|in_proj|in_proj_ba)$", re.IGNORECASE)
+"""Names that hold several projections of attention, beside those of the kinds ``qkv`` and ``kv``:
+DeBERTa's, and those of linear attention."""
 _GATED_PART = re.compile(r"\.(?:gate|up)$")
 _RECURRENT = re.compile(r"((?:^|\.)weight_(?:ih|hh|hr)(?:_l\d+(?:_reverse)?)?)\.[ifgorzn]$")
 _GATED = re.compile(
@@ -29,7 +32,7 @@ def stored_name(layer: str) -> str:
     name = _NUMBERED.sub("", layer)
     whole = name.rpartition(".")[0]
     # "q" and "up" are also names of whole layers: only the name before them tells.
-    if _ATTENTION_PART.search(name) and kind_of(whole) in ("qkv", "kv"):
+    if _ATTENTION_PART.search(name) and (_QKV.search(whole) or kind_of(whole) in ("qkv", "kv")):
         return whole
     if _GATED_PART.search(name) and _GATED.search(whole):
         return whole
