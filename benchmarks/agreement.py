@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             run_command([options.weightwatcher, str(SCRIPT), str(path), str(out)])
             found = json.loads(out.read_text())
         analysis = st.analyze(path, spec=st.presets.WEIGHTWATCHER)
-        rows = {row["name"]: row for row in analysis.table.to_dict("records")}
+        rows = {layer.name: layer.row() for layer in analysis.layers}
         # Checkpoints of wrapped models have names such as ``module.conv``, which spectail cleans.
         names = clean_names([row["longname"] + ".weight" for row in found["rows"]])
         theirs = {layer_name(n): row for n, row in zip(names, found["rows"], strict=True)}

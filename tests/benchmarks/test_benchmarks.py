@@ -196,10 +196,15 @@ class TestQuickModes:
         assert result == {"weightwatcher": "not measured"}
 
     def test_agreement_finds_differences_and_layers_of_one_side(self) -> None:
-        same = {"status": "ok", **dict.fromkeys(agreement.COLUMNS.values(), 2.0)}
+        same: dict[str, Any] = {"status": "ok", **dict.fromkeys(agreement.COLUMNS.values(), 2.0)}
         theirs = {"a": dict.fromkeys(agreement.COLUMNS, 2.0)}
         theirs |= {"b": {**theirs["a"], "D": 2.2}, "c": theirs["a"]}
-        ours = {"a": same, "b": same, "d": same, "e": {"status": "skipped", "reason": "too small"}}
+        ours: dict[str, dict[str, Any]] = {
+            "a": same,
+            "b": same,
+            "d": same,
+            "e": {"status": "skipped", "reason": "too small"},
+        }
         found = agreement.compare(theirs, ours)
         assert found["columns"]["ks"] == {"difference": pytest.approx(0.2 / 2.2), "layer": "b"}
         assert found["columns"]["alpha"]["difference"] == 0

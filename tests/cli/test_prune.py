@@ -109,6 +109,21 @@ def test_the_folder_loads_and_holds_what_was_asked_for(
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_only_layers_of_a_kind_are_pruned(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--method", "magnitude", "--sparsity", "0.5", "--allocation", "uniform")
+    assert _run(folder, tmp_path, *options, "--kind", "q,k", "--quiet") == 0
+    weights = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    sparse = {name for name, weight in weights.items() if (weight == 0).float().mean() > 0.4}
+    assert sparse
+    assert {name.split(".")[-2] for name in sparse} == {"q_proj", "k_proj"}
+    other = tmp_path / "other"
+    other.mkdir()
+    assert _run(folder, other, *options, "--type", "conv") == 2
+    assert "--type 'conv' matches no layer; the types here are" in capsys.readouterr().err
+
+
 def test_a_file_of_allocate_and_a_quiet_run(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

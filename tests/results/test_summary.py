@@ -18,14 +18,16 @@ from tests.allocation.conftest import layer, results, unmeasured
 
 def _model() -> nn.ModuleDict:
     torch.manual_seed(0)
-    model = nn.ModuleDict({f"layer{i}": nn.Linear(64 + 20 * i, 96) for i in range(4)})
-    model["small"] = nn.Linear(4, 5)
-    model["own_window"] = nn.Linear(40, 30)
-    model["broken"] = nn.Linear(70, 80)
+    layers = {f"layer{i}": nn.Linear(64 + 20 * i, 96) for i in range(4)}
+    layers |= {
+        "small": nn.Linear(4, 5),
+        "own_window": nn.Linear(40, 30),
+        "broken": nn.Linear(70, 80),
+    }
     with torch.no_grad():
-        model["layer1"].weight *= torch.randn_like(model["layer1"].weight).exp()  # type: ignore[arg-type,operator]
-        model["broken"].weight[0, 0] = math.nan  # type: ignore[index]
-    return model
+        layers["layer1"].weight *= torch.randn_like(layers["layer1"].weight).exp()
+        layers["broken"].weight[0, 0] = math.nan
+    return nn.ModuleDict(layers)
 
 
 def test_means_are_those_of_pandas() -> None:
