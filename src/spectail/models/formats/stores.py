@@ -160,7 +160,7 @@ class Store(ABC):
                 raise RangesIgnoredError from None
             # A range of an empty file cannot be satisfied.
             if " 416 " in str(error) and not start:
-                return Piece(memoryview(b""), self.stamp(key))
+                return Piece(memoryview(b""), self.whole(key)[0])
             raise explained(error, self.address(key)) from None
 
     def whole(self, key: str) -> tuple[RemoteStamp, Iterator[bytes]]:
@@ -179,22 +179,6 @@ class Store(ABC):
         try:
             result = obstore.get(client, key)
             return _stamp(result.meta), self._pieces(result, key)
-        except Exception as error:  # noqa: BLE001 - obstore raises OSError and classes of its own
-            raise explained(error, self.address(key)) from None
-
-    def stamp(self, key: str) -> RemoteStamp:
-        """Return the stamp of a file without its content.
-
-        Raises:
-            FileNotFoundError: There is no such file.
-            SourceError: The place cannot be reached.
-
-        """
-        client = self.client
-        import obstore
-
-        try:
-            return _stamp(obstore.head(client, key))
         except Exception as error:  # noqa: BLE001 - obstore raises OSError and classes of its own
             raise explained(error, self.address(key)) from None
 
