@@ -68,8 +68,8 @@ def cluster(toys: Path) -> Iterator[Any]:
         started.shutdown()
 
 
-def _cluster(**head: Any) -> Any:
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **head})
+def _cluster() -> Any:
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(2):
         started.add_node(num_cpus=1)
     return started
@@ -326,11 +326,14 @@ def test_what_other_machines_cannot_open_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_the_memory_monitor_kills_is_named(toys: Path, large: Path) -> None:
+def test_a_worker_that_the_memory_monitor_kills_is_named(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A threshold below what the machine uses already: the monitor kills every task.
-    config = {"memory_usage_threshold": 0.001, "memory_monitor_refresh_ms": 50}
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.001")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "50")
     plan = make_plan(str(large), spec=SLOW, include=["layers.0"], elsewhere=True)
-    started = _cluster(_system_config=config)
+    started = _cluster()
     try:
         [record] = run_plan(plan, RayEngine(started.address)).layers
     finally:
