@@ -87,6 +87,19 @@ def test_parts_of_one_parameter_are_chosen_together() -> None:
         assert _trained(allocation) == names
 
 
+def test_experts_that_a_file_stores_one_by_one_are_chosen_together() -> None:
+    layers = [
+        layer(f"model.layers.{b}.mlp.experts.{i}.{part}_proj", alpha + i / 9)
+        for b in range(2)
+        for part, alpha in (("gate", 2 + b), ("up", 3 - b), ("down", 4 - 2 * b))
+        for i in range(3)
+    ]
+    allocation = st.allocate(results(*layers), target="freeze", budget=0.5)
+    # Means: gate and up 2.61 in both blocks, of which the first is earlier; down 4.11 and 2.11.
+    assert {name.split(".", 5)[2] for name in _trained(allocation)} == {"0"}
+    assert len(_trained(allocation)) == 9
+
+
 def test_of_equals_the_earlier_is_trained() -> None:
     layers = [layer(f"layers.{i}.mlp.up_proj", 2.0) for i in range(4)]
     allocation = st.allocate(results(*layers), target="freeze", budget=0.5)

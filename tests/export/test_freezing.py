@@ -152,6 +152,16 @@ def test_a_name_left_out_of_the_allocation_counts_as_frozen() -> None:
     assert lora_targets(Allocation.from_dict(values))["target_modules"] == r"layers\.1"
 
 
+def test_matrices_of_attention_and_recurrence_are_parameters() -> None:
+    names = ["attn.in_proj_weight.q", "attn.in_proj_weight.k", "rnn.weight_ih_l0.i", "fc"]
+    targets = lora_targets(_choice(names, names[:3]))
+    loose = ["attn.in_proj_weight", "rnn.weight_ih_l0"]
+    assert targets == {"target_modules": [], "target_parameters": loose}
+    patterns = unfrozen_parameters(_choice(names, names[:3]))
+    for name in loose:
+        assert [axolotl_matches(pattern, name) for pattern in patterns].count(True) == 1
+
+
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Qwen3 mixture, whose file stores the experts one by one."""

@@ -4,7 +4,11 @@ import pytest
 
 from spectail.errors import ExportError
 from spectail.export.parts import by_module, module_name
+from spectail.models.naming.names import layer_name
+from spectail.models.naming.stored import stored_name
+from spectail.models.open import open_source
 from tests.export.conftest import allocation
+from tests.models.fused import FAMILIES
 
 
 @pytest.mark.parametrize(
@@ -68,3 +72,10 @@ def test_layers_that_are_no_modules_are_named() -> None:
         "l.0.experts.down_proj[3], l.0.experts.down_proj[4] and 2 more; "
         "make the allocation without them, with exclude"
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_part_of_a_fused_weight_knows_the_weight(family: str) -> None:
+    pytest.importorskip("transformers")
+    layers = open_source(FAMILIES[family].build()).layers
+    assert [stored_name(x.name) for x in layers] == [layer_name(x.tensor.name) for x in layers]

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from spectail.allocation.allocation import Allocation
 from spectail.errors import ExportError
-from spectail.export.parts import grouped, shown
+from spectail.export.parts import grouped, module_name, shown
 from spectail.models.naming.names import canonical_name, layer_name
 from spectail.models.naming.pairing import pair_names
 from spectail.models.naming.stored import stored_name
@@ -47,10 +47,11 @@ def known_parameters(allocation: Allocation, parameters: Parameters | None = Non
     if parameters is not None:
         return list(parameters)
     layers = [*allocation, *(layer.name for layer in allocation.left_out)]
-    # A layer in a stack is a parameter itself; all others are the weight of a module.
+    # A layer without a module of its own is a parameter itself; others are the weight of a module.
     return list(
         dict.fromkeys(
-            stored_name(name) if "[" in name else f"{stored_name(name)}.weight" for name in layers
+            f"{module}.weight" if (module := module_name(name)) else stored_name(name)
+            for name in layers
         )
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,10 +13,15 @@ from spectail.allocation.targets.base import Target
 from spectail.allocation.units import Array, Units
 from spectail.basics.texts import first_names
 from spectail.errors import AllocationError
+from spectail.models.naming.names import canonical_name
 from spectail.models.naming.stored import stored_name
 
 RULES = ("alpha", "alpha-in-kind", "snr")
 """What decides: alpha over all layers, alpha among the layers of each kind, or Spectrum's rule."""
+
+
+_EXPERT = re.compile(r"^(.*\bexperts)\.\d+\.(\w+)$")
+"""A projection of one expert."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +34,7 @@ class Freeze(Target):
     2406.06623): the layers of highest signal-to-noise ratio in each kind.
 
     The share counts parameters, and is rounded down in every group that is ranked, as in Spectrum.
-    Parts of one parameter (q, k and v of a fused weight, experts in one tensor) are chosen
+    Parts of one parameter (q, k and v of a fused weight, the experts of a block) are chosen
     together, by the mean over the parts. Of equals the earlier one is trained.
     """
 
@@ -61,7 +67,7 @@ class Freeze(Target):
         scores = self._scores(units)
         parameters: dict[str, list[int]] = {}
         for i, name in enumerate(units.names):
-            parameters.setdefault(stored_name(name), []).append(i)
+            parameters.setdefault(_parameter(name), []).append(i)
         groups = self._groups(units, parameters)
         values = np.zeros(len(units.names))
         trained = 0
@@ -113,3 +119,15 @@ class Freeze(Target):
             kinds = {units.members[i][0].kind for i in members}
             groups.setdefault(tuple(sorted(kinds)), []).append(members)
         return list(groups.values())
+
+
+def _parameter(layer: str) -> str:
+    """Return what is trained or frozen with a layer as a whole.
+
+    Files store experts one by one, but transformers keeps those of a block in two tensors: one of
+    gates and up projections, one of down projections.
+    """
+    match = _EXPERT.match(canonical_name(layer))
+    if match is None:
+        return stored_name(layer)
+    return f"{match[1]}.{'gate_up' if match[2] in ('gate_proj', 'up_proj') else match[2]}"
