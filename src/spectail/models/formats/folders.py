@@ -20,7 +20,7 @@ from spectail.models.formats.fingerprint import fingerprint_files
 from spectail.models.formats.foreign import refuse_foreign, refuse_stand_in, without_weights
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.open_file import ReadableFile
-from spectail.models.formats.remote_path import open_file
+from spectail.models.formats.remote_path import open_at_once, open_file
 from spectail.models.formats.shard_index import names_without_shard, read_index
 from spectail.models.naming.names import natural_key
 from spectail.models.source import Source
@@ -298,6 +298,7 @@ def _assembled(
     form: Format, paths: Sequence[FilePath], label: str, promised: Iterable[str] = ()
 ) -> Source:
     """Read the files of one model and combine its tensors with the configuration beside them."""
+    open_at_once(paths)
     files = [open_file(path) for path in paths]
     contents = _read(form, files)
     folder = paths[0].parent
