@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -37,7 +38,8 @@ def test_the_numbers_do_not_depend_on_how_the_work_is_spread(
     plan = make_plan(state, spec=spec, device="cpu")
 
     def rows(records: Any) -> list[dict[str, Any]]:
-        return [record.to_dict() | {"seconds": 0} for record in records]
+        found = [record.to_dict() | {"seconds": 0} for record in records]
+        return sorted(found, key=lambda row: row["name"])
 
     with single_threaded():
         expected = rows([measure_layer(layer, plan) for layer in plan.layers])
@@ -47,6 +49,26 @@ def test_the_numbers_do_not_depend_on_how_the_work_is_spread(
         assert rows(local.measure(plan, plan.layers)) == expected
     torch.set_num_threads(1)
     assert rows(local.measure(plan, plan.layers)) == expected
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_no_core_waits_beside_a_long_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan({f"l{i}.weight": torch.randn(70, 70) for i in range(9)}, spec=st.Spec())
+    others_done = Event()
+    arrived: list[str] = []
+
+    def measured(layer: Any, plan: Any) -> Any:
+        if layer.name == "l0":
+            assert others_done.wait(20), "the other core waited for the first layer"
+        return layer
+
+    monkeypatch.setattr(local, "measure_layer", measured)
+    for record in local.measure(plan, plan.layers):
+        arrived.append(record.name)
+        if len(arrived) == 8:
+            others_done.set()
+    assert arrived[-1] == "l0"
+    assert sorted(arrived) == [layer.name for layer in plan.layers]
 
 
 @pytest.mark.usefixtures("two_threads")

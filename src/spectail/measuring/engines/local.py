@@ -9,9 +9,8 @@ of its own: the next one is read and copied while the solver works on the first.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from itertools import groupby
 
 import torch
@@ -27,14 +26,14 @@ alone."""
 
 
 def measure(plan: Plan, layers: Iterable[Layer]) -> Iterator[LayerRecord]:
-    """Measure the layers and yield their records in order."""
+    """Measure the layers and yield their records as they are measured."""
     cores = torch.get_num_threads()
     if plan.device != "cpu":
         with ThreadPoolExecutor(2, initializer=_own_stream, initargs=(plan.device,)) as pool:
             yield from _side_by_side(pool, 2, plan, layers)
         return
     # Each of the layers in progress may hold an equal share of TOGETHER. Consecutive layers of
-    # one size class are measured together, which keeps the order of records.
+    # one size class are measured together.
     for large, run in groupby(layers, key=lambda layer: layer.numel * cores > TOGETHER):
         if large or cores == 1:
             yield from (_with_all_cores(layer, plan, cores) for layer in run)
@@ -56,15 +55,16 @@ def _with_all_cores(layer: Layer, plan: Plan, cores: int) -> LayerRecord:
 def _side_by_side(
     pool: ThreadPoolExecutor, workers: int, plan: Plan, layers: Iterable[Layer]
 ) -> Iterator[LayerRecord]:
-    """Measure layers with ``workers`` threads and yield their records in order."""
-    # Submit at most ``workers`` layers ahead of the one returned next, to bound the memory.
-    waiting: deque[Future[LayerRecord]] = deque()
+    """Measure layers with ``workers`` threads and yield each record as soon as it is measured."""
+    # One layer waits its turn, so that no worker is ever idle: not even beside an embedding, which
+    # takes as long as thirty other layers.
+    waiting: set[Future[LayerRecord]] = set()
     for layer in layers:
-        waiting.append(pool.submit(measure_layer, layer, plan))
-        while len(waiting) > workers:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        waiting.add(pool.submit(measure_layer, layer, plan))
+        if len(waiting) > workers:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    yield from (future.result() for future in as_completed(waiting))
 
 
 def _own_stream(device: str) -> None:
