@@ -1,16 +1,15 @@
 """What ``analyze`` prints about depth: one line, or none where there is nothing to say."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 from scipy.stats import spearmanr
 
 from spectail.analysis import Analysis
-from spectail.cli.analyze import _show
+from spectail.cli.analyze import show
+from spectail.cli.terminal import Terminal
 from tests.allocation.conftest import layer, results
 
 
@@ -19,7 +18,7 @@ def printed(alphas: Any) -> tuple[Analysis, list[Any]]:
     found = results(*(layer(f"layers.{b}.mlp.up_proj", a) for b, a in enumerate(alphas)))
     analysis = Analysis(found.run, found.layers)
     shown = io.StringIO()
-    _show(Console(file=shown, width=40), analysis, Path("run"))
+    show(Terminal(file=shown, width=40), analysis)
     lines = shown.getvalue().splitlines()
     return analysis, [line for line in lines if "depth" in line]
 
@@ -30,7 +29,8 @@ def test_alpha_with_depth_is_one_line(slope: float) -> None:
     analysis, lines = printed(alphas)
     found = analysis.depth_correlation
     assert found is not None
-    assert lines == [found.with_depth("alpha")]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"Depth: {found.with_depth('alpha')[:-1]}; ")
     assert found.rho == pytest.approx(spearmanr(range(16), alphas).statistic)
     assert f"rank correlation {spearmanr(range(16), alphas).statistic:.2f}" in lines[0]
 
