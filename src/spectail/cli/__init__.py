@@ -138,9 +138,9 @@ def run(arguments: list[str]) -> int:
     except typer.Exit as exit_:
         return exit_.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        goes_on = (
-            "; the same command goes on where it stopped" if arguments[:1] == ["analyze"] else ""
-        )
+        # Without --out nothing is stored.
+        stored = arguments[:1] == ["analyze"] and any(x.startswith("--out") for x in arguments)
+        goes_on = "; the same command goes on where it stopped" if stored else ""
         errors.print(f"interrupted{goes_on}")
         return 130  # 128 + SIGINT, as a shell reports an interrupted command
     except UsageProblem as error:

@@ -29,7 +29,9 @@ from spectail.cli.terminal import Terminal
 from spectail.core.cutoffs import cutoff_forms
 from spectail.core.spec import Spec
 from spectail.errors import RunError, SpecError
-from spectail.measuring.engines import engine_named, is_elsewhere
+from spectail.measuring.engines import Engine, engine_named, is_elsewhere
+from spectail.measuring.journal import Journal
+from spectail.measuring.layer import Plan
 from spectail.measuring.run import make_plan, measure_plan
 from spectail.measuring.shards import Shard, open_run, part_of
 from spectail.models.source import Layer
@@ -164,21 +166,28 @@ def analyze(
             elsewhere=is_elsewhere(measure),
         )
     with nullcontext() if out is None else open_run(out, plan, own, fresh=fresh) as journal:
-        with _Bar(quiet=quiet) as bar, only_json(json):
-            analysis = measure_plan(part_of(plan, own), measure, journal, progress=bar)
-        try:
-            if journal:
-                journal.finish(analysis)
-        finally:  # a full disk must not cost the user the numbers
-            show(console, analysis)
-            if json:
-                print_json(_values(analysis))
-    if journal:
-        report = journal.path.parent / "report.html"
-        console.print(f"report: {report}")
+        analysis = _measured(console, part_of(plan, own), measure, journal, json=json)
     if own:
         console.print(f"{own.words}; spectail merge {out} joins the parts")
     return 1 if any(layer.status == "failed" for layer in analysis.layers) else 0
+
+
+def _measured(
+    console: Terminal, plan: Plan, engine: Engine, journal: Journal | None, *, json: bool
+) -> Analysis:
+    """Measure what the plan holds, store it if there is a journal, and print the results."""
+    with _Bar(quiet=console.quiet) as bar, only_json(json):
+        analysis = measure_plan(plan, engine, journal, progress=bar)
+    try:
+        if journal:
+            journal.finish(analysis)
+    finally:  # a full disk must not cost the user the numbers
+        show(console, analysis)
+        if json:
+            print_json(values_of(analysis))
+    if journal:
+        console.print(f"report: {journal.path.parent / 'report.html'}")
+    return analysis
 
 
 def _check_out(out: Path | None, json: bool, **others: object) -> None:
@@ -192,7 +201,7 @@ def _check_out(out: Path | None, json: bool, **others: object) -> None:
             raise RunError(f"--{name} needs --out DIR, the folder of the run")
 
 
-def _values(analysis: Analysis) -> dict[str, Any]:
+def values_of(analysis: Analysis) -> dict[str, Any]:
     """Return what ``--json`` prints: the settings, the summary and the rows of the table."""
     return {
         "run": analysis.run.to_dict(),
