@@ -76,6 +76,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "weightwatcher's whole process / spectail's": paired(
             [turn.seconds for turn in other], seconds
         ),
+        "processor time: weightwatcher's whole process / spectail's": paired(
+            [turn.processor_seconds for turn in other], [turn.processor_seconds for turn in own]
+        ),
         "peak memory: weightwatcher / spectail": paired(
             [turn.peak_megabytes for turn in other], [turn.peak_megabytes for turn in own]
         ),
@@ -104,5 +107,6 @@ def _spectail(cutoff: str, only: str | None) -> Run:
 def _summary(runs: list[Run]) -> dict[str, Any]:
     return {
         "seconds": [round(run.seconds, 2) for run in runs],
+        "processor_seconds": [round(run.processor_seconds, 2) for run in runs],
         "peak_megabytes": [run.peak_megabytes for run in runs],
     }

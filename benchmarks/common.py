@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import statistics
 import subprocess
 import tempfile
@@ -126,6 +127,9 @@ class Run:
     """What a command took: seconds from start to end, memory in MB, what it printed."""
 
     seconds: float
+    processor_seconds: float
+    """Seconds on all processors together, in the program and in the kernel for it. Other programs
+    on the machine hardly change them."""
     peak_megabytes: float
     peak_anonymous_megabytes: float
     """Without mapped files, sampled: a checkpoint that is mapped counts as
@@ -141,6 +145,7 @@ def run_command(
     ``extra`` are environment variables. RuntimeError with the end of its output where it fails.
     """
     peak = anonymous = 0.0
+    before = _children_seconds()
     with tempfile.TemporaryFile("w+") as printed:
         started = time.perf_counter()
         process = subprocess.Popen(
@@ -162,7 +167,14 @@ def run_command(
         raise RuntimeError(
             f"{Path(command[0]).name} ended with exit code {process.returncode}: ...{output[-600:]}"
         )
-    return Run(seconds, round(peak, 1), round(anonymous, 1), output)
+    spent = _children_seconds() - before
+    return Run(seconds, spent, round(peak, 1), round(anonymous, 1), output)
+
+
+def _children_seconds() -> float:
+    """Processor seconds of all commands that this process has waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def peak_megabytes() -> float:

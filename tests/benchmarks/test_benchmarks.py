@@ -143,6 +143,17 @@ class TestTimes:
         assert 90 < large.peak_megabytes - small.peak_megabytes < 110
         assert large.seconds > 0.2
 
+    def test_processor_time_is_the_commands_own_and_does_not_count_waiting(self) -> None:
+        python = command.SPECTAIL[0]
+        sum(range(10**7))
+        code = "import time; t = time.process_time\nwhile t() < {}: pass\ntime.sleep({})"
+        waiting, busy = (
+            common.run_command([python, "-c", code.format(work, sleep)])
+            for work, sleep in ((0.0, 0.6), (0.6, 0.0))
+        )
+        assert waiting.processor_seconds < 0.3 < 0.6 <= waiting.seconds
+        assert 0.6 <= busy.processor_seconds < 1.0
+
     def test_every_side_is_asked_in_every_round_with_its_own_environment(self) -> None:
         sides = {name: common.Side(Counter, (10,), {"BENCHMARK_SIDE": name}) for name in "ab"}
         outcomes = common.run_sides(sides, 3)
