@@ -243,20 +243,20 @@ def _joined(label: str, sources: Sequence[tuple[str, Source]], note: str) -> Sou
 
     A source with an empty name keeps its layers' names.
     """
-    layers = []
-    for name, source in sources:
-        layers += [
+    layers, tied = (
+        tuple(
             replace(layer, name=f"{name}.{layer.name}") if name else layer
-            for layer in source.layers
-        ]
+            for name, source in sources
+            for layer in getattr(source, which)
+        )
+        for which in ("layers", "tied")
+    )
     notes = [
         f"{name}: {text}" if name else text for name, source in sources for text in source.notes
     ]
     vectors = sum(source.n_vectors for _, source in sources)
     files = tuple(file for _, source in sources for file in source.files)
-    return Source(
-        label, _joint_digest(sources), tuple(layers), vectors, (note, *notes), files=files
-    )
+    return Source(label, _joint_digest(sources), layers, vectors, (note, *notes), tied, files=files)
 
 
 def _joint_digest(sources: Sequence[tuple[str, Source]]) -> str:
