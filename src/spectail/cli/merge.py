@@ -7,9 +7,8 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from spectail.cli.analyze import show
-from spectail.cli.options import Quiet
-from spectail.cli.terminal import Terminal
+from spectail.cli.analyze import show, values_of
+from spectail.cli.options import Json, Quiet, console_for, print_json
 from spectail.measuring.shards import merge as merge_parts
 
 Folders: TypeAlias = Annotated[
@@ -25,11 +24,18 @@ Fresh: TypeAlias = Annotated[
 ]
 
 
-def merge(folders: Folders, out: Out = None, fresh: Fresh = False, quiet: Quiet = False) -> int:
+def merge(
+    folders: Folders,
+    out: Out = None,
+    fresh: Fresh = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> int:
     """Join the parts of a run that analyze --shard measured into one table and report."""
     analysis = merge_parts(*folders, out=out, fresh=fresh)
-    console = Terminal(quiet=quiet)
+    console = console_for(json, quiet=quiet)
     show(console, analysis)
-    report = (folders[0] if out is None else out) / "report.html"
-    console.print(f"report: {report}", soft_wrap=True)
+    if json:
+        print_json(values_of(analysis))
+    console.print(f"report: {(folders[0] if out is None else out) / 'report.html'}")
     return 1 if any(layer.status == "failed" for layer in analysis.layers) else 0

@@ -19,6 +19,7 @@ from typing import Any
 
 from spectail.analysis import ANALYSIS_FILE, Analysis
 from spectail.basics.files import write_text
+from spectail.basics.schema import Count, SchemaError, checked, parse_json
 from spectail.basics.texts import first_names, joined
 from spectail.errors import RunError, SpecError
 from spectail.measuring.cost import plan_seconds
@@ -29,7 +30,8 @@ from spectail.results.records import LayerRecord, RunInfo
 SHARD_FILE = "shard.json"
 """The file in a part's folder that says which layers of which run the part holds."""
 MOST_NAMES = 20
-"""Unfinished layers that a message names; further ones are counted."""
+"""Missing parts and unfinished layers that a message names; further ones are counted."""
+MOST_SHARDS = 100_000
 _FORM = re.compile(r"(\d+)/(\d+)")
 
 
@@ -41,12 +43,14 @@ class Shard:
     count: int
 
     def __post_init__(self) -> None:
-        if self.count < 1 or not 1 <= self.number <= self.count:
+        if not 1 <= self.count <= MOST_SHARDS:
+            raise SpecError(
+                f"a run has 1 to {MOST_SHARDS:,} shards: expected I/N such as 1/4, not {self}"
+            )
+        if not 1 <= self.number <= self.count:
             raise SpecError(
                 f"shards are counted from 1: 1/{self.count} to {self.count}/{self.count}, "
                 f"not {self}; add 1 to a rank that counts from 0"
-                if self.count > 0
-                else f"a run has at least 1 shard: expected I/N such as 1/4, not {self}"
             )
 
     @classmethod
@@ -133,6 +137,18 @@ def _places(plan: Plan, shard: Shard) -> list[int]:
 
 
 @dataclass(frozen=True)
+class _Stored:
+    """The schema of SHARD_FILE."""
+
+    shard: tuple[Count, Count]
+    run: dict[str, Any]
+    total: Count
+    """Number of layers of the whole run."""
+    layers: tuple[tuple[Count, str], ...]
+    """The layers of the part: their places in the run's table and their names."""
+
+
+@dataclass(frozen=True)
 class _Part:
     """What one shard of a run has measured so far."""
 
@@ -149,15 +165,15 @@ class _Part:
         """Read the description of a part; RunError if it is damaged."""
         path = folder / SHARD_FILE
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = checked(_Stored, parse_json(path.read_bytes()))
             return cls(
                 folder,
-                Shard.of(tuple(stored["shard"])),
-                RunInfo.from_dict(stored["run"]),
-                int(stored["total"]),
-                {int(index): str(name) for index, name in stored["layers"]},
+                Shard.of(stored.shard),
+                RunInfo.from_dict(stored.run),
+                stored.total,
+                dict(stored.layers),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (SchemaError, SpecError) as error:
             raise RunError(
                 f"{path} is damaged ({error}); measure this part again with --fresh"
             ) from error
@@ -262,7 +278,7 @@ def _require_complete(parts: Sequence[_Part]) -> None:
     present = {part.shard.number for part in parts}
     problems = []
     if missing := [number for number in range(1, count + 1) if number not in present]:
-        numbers = joined([str(number) for number in missing])
+        numbers = first_names([str(number) for number in missing], MOST_NAMES)
         word = "part" if len(missing) == 1 else "parts"
         problems.append(f"{word} {numbers} of {count} missing")
     for part in parts:
@@ -272,14 +288,15 @@ def _require_complete(parts: Sequence[_Part]) -> None:
                 f"{part.shard.words} lacks {len(names)} {word}: {first_names(names, MOST_NAMES)}"
             )
     if problems:
-        again = joined([f"--shard {number}/{count}" for number in missing]) if missing else ""
+        again = first_names([f"--shard {number}/{count}" for number in missing], MOST_NAMES)
         hint = f" with {again}" if again else ""
         raise RunError(
             f"the run is not complete: {'; '.join(problems)}. "
             f"Run spectail analyze again{hint}; a part goes on where it stopped"
         )
-    places = sorted({index for part in parts for index in part.layers})
-    if places != list(range(parts[0].total)):
+    places = {index for part in parts for index in part.layers}
+    # No range is made of the total, which a damaged file may put at any number.
+    if len(places) != parts[0].total or max(places, default=-1) >= parts[0].total:
         raise RunError(
             f"the parts hold {len(places)} of the run's {parts[0].total} layers: they were "
             "split by different versions; measure all of them again with --fresh"
@@ -304,7 +321,8 @@ def _in_journal(path: Path) -> set[str]:
     # A last line that is not complete is a record that is being written, or that a kill cut off.
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
-            names.add(str(json.loads(line)["name"]))
-        except (ValueError, KeyError, TypeError):
+            row = checked(dict[str, Any], parse_json(line))
+        except SchemaError:
             continue
+        names.add(str(row.get("name")))
     return names
