@@ -13,6 +13,7 @@ from benchmarks import (
     command,
     fit,
     layers,
+    precision,
     prune,
     scaling,
     solvers,
@@ -23,6 +24,7 @@ from experiments.common import environment, save_json
 BENCHMARKS = {
     "layers": layers,
     "solvers": solvers,
+    "precision": precision,
     "fit": fit,
     "command": command,
     "agreement": agreement,

@@ -25,6 +25,7 @@ from benchmarks import (
     fit,
     layers,
     plain,
+    precision,
     training,
 )
 from benchmarks.weights import LLAMA_70B, made, shapes_of_block, write_checkpoint, write_sample
@@ -111,6 +112,13 @@ def test_the_quickest_threads_leave_the_setting_alone() -> None:
     before = torch.get_num_threads()
     assert plain.quickest_threads(lambda: torch.ones(10).sum()) in (1, before)
     assert torch.get_num_threads() == before
+
+
+def test_rounding_moves_alpha_by_less_than_the_bound() -> None:
+    matrix = torch.from_numpy(np.random.default_rng(0).standard_t(3, (128, 192)))
+    change, bound, lost = precision.compare(matrix, 64)
+    assert 0 < change < bound < 0.1
+    assert 0 < lost < 0.1
 
 
 class TestTimes:

@@ -9,8 +9,9 @@ float64 anyway.
 
 On the CPU the work is done by NumPy's BLAS and LAPACK: its product of a matrix with its own
 transpose takes half the work of a general product, and it solves stacks without holding Python's
-lock. ``benchmarks/solvers.py`` times the alternatives. float32 would save a quarter of the time,
-but cannot tell the smallest eigenvalues of a square window from zero.
+lock. ``benchmarks/solvers.py`` times the alternatives. float32 would save at most a quarter of the
+time, but cannot tell the smallest eigenvalues of a square window from zero, and a bound on its
+error in alpha is too loose to decide anything (``benchmarks/precision.py``).
 """
 
 from __future__ import annotations
