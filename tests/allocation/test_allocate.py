@@ -19,7 +19,7 @@ from spectail.errors import AllocationError
 from spectail.results.records import LayerRecord
 from tests.allocation.conftest import layer, results, transformer, unmeasured
 
-TARGETS = {"sparsity": 0.5, "bits": 3.5, "lr": 0.1, "weight-decay": 0.1}
+TARGETS = {"sparsity": 0.5, "bits": 3.5, "lr": 0.1, "weight-decay": 0.1, "freeze": 0.5}
 
 
 def _left_out(allocation: Any) -> dict[str, Any]:
@@ -249,7 +249,10 @@ def test_mixed_windows_are_flagged() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "size"}, r"target must be one of sparsity, bits, lr, weight-decay, not 'size'"),
+        (
+            {"target": "size"},
+            r"target must be one of sparsity, bits, lr, weight-decay, freeze, not 'size'",
+        ),
         ({"target": 3}, r"target must be one of spectail\.targets or its name, not 3"),
         ({"level": "model"}, r"level must be block or layer, not 'model'"),
         ({"missing": "zero"}, r"missing must be one of error, mean, leave, not 'zero'"),

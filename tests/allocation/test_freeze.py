@@ -100,6 +100,18 @@ def test_experts_that_a_file_stores_one_by_one_are_chosen_together() -> None:
     assert len(_trained(allocation)) == 9
 
 
+@pytest.mark.parametrize(("by", "key"), [("alpha", "alpha"), ("alpha-in-kind", "alpha"),
+                                         ("snr", "snr")])  # fmt: skip
+def test_whole_blocks_by_their_mean(by: str, key: str) -> None:
+    layers = _model(np.random.default_rng(1), 8)
+    rule = st.targets.Freeze(by=by, level="block")
+    allocation = st.allocate(results(*layers), target=rule, budget=0.25)
+    means = {b: np.mean([getattr(x, key) for x in layers if f".{b}." in x.name]) for b in range(8)}
+    best = sorted(means, key=lambda b: -means[b])[:2]
+    assert _trained(allocation) == {x.name for x in layers if any(f".{b}." in x.name for b in best)}
+    assert allocation.deviations[0].startswith("2 of 8 blocks are trained: ")
+
+
 def test_of_equals_the_earlier_is_trained() -> None:
     layers = [layer(f"layers.{i}.mlp.up_proj", 2.0) for i in range(4)]
     allocation = st.allocate(results(*layers), target="freeze", budget=0.5)
@@ -135,8 +147,8 @@ def test_what_the_analysis_does_not_have() -> None:
         st.allocate(results(*layers), target=rule, budget=0.5)
     with pytest.raises(AllocationError, match="by must be one of alpha, alpha-in-kind, snr for"):
         st.targets.Freeze(by="variance")
-    with pytest.raises(AllocationError, match="target freeze takes by, but no level"):
-        st.allocate(transformer(), target="freeze", budget=0.5, level="block")
+    with pytest.raises(AllocationError, match="level must be block or layer, not 'model'"):
+        st.allocate(transformer(), target="freeze", budget=0.5, level="model")
 
 
 def _published(weight: torch.Tensor) -> float:

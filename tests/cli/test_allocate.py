@@ -61,8 +61,9 @@ def test_a_sparsity_is_shared_out_written_and_described(
          {"map": "sigmoid:1.0:1.0:10.0", "level": "block", "normalize": True}),
         (["--target", "weight-decay", "--budget", "0.1"],
          {"map": "linear:0.666:3.0", "level": "layer", "normalize": False}),
-        (["--target", "freeze", "--top", "50%", "--by", "alpha-in-kind"], {"by": "alpha-in-kind"}),
-        (["--target", "freeze", "--top", "0.25"], {"by": "alpha"}),
+        (["--target", "freeze", "--top", "50%", "--by", "alpha-in-kind"],
+         {"by": "alpha-in-kind", "level": "layer"}),
+        (["--target", "freeze", "--top", "0.25"], {"by": "alpha", "level": "layer"}),
     ],
     ids=lambda x: x[1] if isinstance(x, list) else "",
 )  # fmt: skip

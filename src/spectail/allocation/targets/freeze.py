@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from itertools import chain
+from statistics import fmean
 from typing import ClassVar
 
 import numpy as np
 
 from spectail.allocation.targets.base import Target
-from spectail.allocation.units import Array, Units
+from spectail.allocation.units import Array, Units, check_level
 from spectail.basics.texts import first_names
 from spectail.errors import AllocationError
 from spectail.models.naming.names import canonical_name
@@ -42,12 +44,14 @@ class Freeze(Target):
     meaning: ClassVar[str] = "1 for the layers to train, 0 for those to freeze"
     budget_meaning: ClassVar[str] = "share of the layers to train (`--top 25%`), met from below"
     inside_blocks: ClassVar[bool] = True
-    level: ClassVar[str] = "layer"  # type: ignore[misc] # blocks are not chosen as a whole
 
     by: str = "alpha"
     """One of ``RULES``."""
+    level: str = "layer"
+    """``block`` trains whole blocks, by the mean over their layers."""
 
     def __post_init__(self) -> None:
+        check_level(self.level)
         if self.by not in RULES:
             raise AllocationError(
                 f"by must be one of {', '.join(RULES)} for target freeze, not {self.by!r}"
@@ -64,7 +68,7 @@ class Freeze(Target):
             raise AllocationError(
                 f"the share of layers to train must be above 0 and at most 1, not {budget!r}"
             )
-        scores = self._scores(units)
+        scores, what = self._scores(units), f"{self.level}s"
         parameters: dict[str, list[int]] = {}
         for i, name in enumerate(units.names):
             parameters.setdefault(_parameter(name), []).append(i)
@@ -79,15 +83,13 @@ class Freeze(Target):
                 values[members] = 1.0
             trained += count
         if not trained:
-            where = (
-                f"the {len(parameters)} layers" if self.by == "alpha" else "the layers of any kind"
-            )
+            where = f"{len(parameters)} {what}" if self.by == "alpha" else f"{what} of any kind"
             raise AllocationError(
-                f"a share of {budget:.3g} is less than one of {where}: ask for a larger one"
+                f"a share of {budget:.3g} is less than one of the {where}: ask for a larger one"
             )
         share = float(units.numel @ values / units.numel.sum())
         return values, (
-            f"{trained} of {len(parameters)} layers are trained: {100 * share:.3g} % of the "
+            f"{trained} of {len(parameters)} {what} are trained: {100 * share:.3g} % of the "
             "weights that take part.",
         )
 
@@ -95,20 +97,22 @@ class Freeze(Target):
         """Return what the units are ranked by, the highest first."""
         if self.by != "snr":
             return units.alpha
-        # A unit is one layer here, and only rows of an analysis have the ratio.
-        found = [getattr(members[0], "snr", math.nan) for members in units.members]
-        lacking = [name for name, x in zip(units.names, found, strict=True) if not math.isfinite(x)]
-        if len(lacking) == len(found):
+        # Only rows of an analysis have the ratio.
+        found = [[getattr(x, "snr", math.nan) for x in members] for members in units.members]
+        layers = [x for members in units.members for x in members]
+        ratios = chain.from_iterable(found)
+        lacking = [x.name for x, r in zip(layers, ratios, strict=True) if not math.isfinite(r)]
+        if len(lacking) == len(layers):
             raise AllocationError(
                 "the analysis has no signal-to-noise ratios: run spectail analyze with "
                 "--full-spectrum"
             )
         if lacking:
             raise AllocationError(
-                f"{len(lacking)} of {len(found)} layers have no signal-to-noise ratio: "
+                f"{len(lacking)} of {len(layers)} layers have no signal-to-noise ratio: "
                 f"{first_names(lacking, 8)}; exclude them"
             )
-        return np.array(found)
+        return np.array([fmean(own) for own in found])
 
     def _groups(self, units: Units, parameters: dict[str, list[int]]) -> list[list[list[int]]]:
         """Return the groups to rank: each a list of parameters, as the indices of their units."""
@@ -116,7 +120,7 @@ class Freeze(Target):
             return [list(parameters.values())]
         groups: dict[tuple[str, ...], list[list[int]]] = {}
         for members in parameters.values():
-            kinds = {units.members[i][0].kind for i in members}
+            kinds = {layer.kind for i in members for layer in units.members[i]}
             groups.setdefault(tuple(sorted(kinds)), []).append(members)
         return list(groups.values())
 
