@@ -82,7 +82,7 @@ _ENDINGS = tuple((kind, re.compile(rf"(?:^|\.)(?:{pattern})$")) for kind, patter
 _PATCHES = re.compile(r"(?:^|\.)patch_embed\w*\.proj(?:ection)?$")
 """The projection of image patches, which takes the place of an embedding."""
 _PROJECTION = re.compile(
-    r"(?:^|[._])(?:proj\w*|linear\w*|dense|mapping|transformation|mlp|conv\w*|fc)\d*"
+    r"(?:^|[._])(?:proj(?:ect(?:ion|or)?)?(?:_layer)?|linear|dense|mapping|transformation|mlp|fc)\d*"
     r"(?:_(?:in|out|\d+))*$"
     r"|(?:^|\.)\w*(?:time|timestep)\w*_embed\w*\.\d+$"
 )
