@@ -72,7 +72,7 @@ def batch(target: Target, start: int, stop: int) -> list[dict[str, Any]]:
 
 def fuzz(target: Target, count: int, until: float, folder: Path) -> int:
     """Run a target up to its ``count``-th input; returns the number of findings."""
-    state = folder / f"{target.name.replace(' ', '-')}.json"
+    state = folder / f"{target.name}.json"
     done = json.loads(state.read_text())["done"] if state.exists() else 0
     findings = 0
     target.case(0)  # the seeds are made once, before the processes that share them

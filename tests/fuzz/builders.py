@@ -7,7 +7,7 @@ import json
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from onnx import TensorProto, helper
 
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 Attack: TypeAlias = Callable[[Path], Path]
 """Writes an input into a folder and returns what is opened."""
 HUGE = 2**40
@@ -56,7 +57,7 @@ def entry(shape: Any, start: int, stop: int, dtype: Any = "F32") -> dict[str, An
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
 
 
-def tensors(shapes: dict[str, tuple[int, ...]]) -> bytes:
+def tensors(shapes: Shapes) -> bytes:
     """A valid file of zeros in these shapes."""
     header, at = {}, 0
     for name, shape in shapes.items():
@@ -66,7 +67,7 @@ def tensors(shapes: dict[str, tuple[int, ...]]) -> bytes:
     return safetensors(header, bytes(at))
 
 
-def model_with(folder: Path, config: Any, shapes: dict[str, tuple[int, ...]] | None = None) -> Path:
+def model_with(folder: Path, config: Any, shapes: Shapes | None = None) -> Path:
     """A folder with a small model and this config.json, as JSON or as it is."""
     shapes = shapes or {"model.layers.0.self_attn.qkv_proj.weight": (64, 32)}
     put(folder, "model.safetensors", tensors(shapes))
@@ -74,7 +75,7 @@ def model_with(folder: Path, config: Any, shapes: dict[str, tuple[int, ...]] | N
     return folder
 
 
-def adapter(folder: Path, shapes: dict[str, tuple[int, ...]], config: Any = None) -> Path:
+def adapter(folder: Path, shapes: Shapes, config: Any = None) -> Path:
     """A folder with an adapter in these shapes."""
     named = {f"base_model.model.layers.0.q_proj.{key}": shape for key, shape in shapes.items()}
     put(folder, "adapter_model.safetensors", tensors(named))
@@ -187,7 +188,7 @@ def onnx_model(dims: tuple[int, ...], raw: bytes = b"", **external: str) -> byte
     constant = TensorProto(name="layers.0.weight", data_type=1)
     constant.dims[:] = dims
     if external:
-        constant.data_location = 1
+        constant.data_location = TensorProto.EXTERNAL
         for key, value in external.items():
             found = constant.external_data.add()
             found.key, found.value = key, value

@@ -34,27 +34,24 @@ def nested(depth: int) -> list[Any]:
 
 def odd_value(rng: Random) -> Any:
     """A JSON value that a reader may not expect."""
-    return rng.choice(
-        [
-            lambda: None,
-            lambda: rng.random() < 0.5,
-            lambda: rng.choice(NUMBERS + LARGE),
-            lambda: -rng.choice(NUMBERS + LARGE),
-            lambda: rng.choice([0.0, -0.0, 0.5, -1.5, 1e-320, 1.7e308, 5.0]),
-            lambda: rng.choice([float("nan"), float("inf"), float("-inf")]),
-            lambda: 10 ** rng.choice([19, 30, 400]),
-            lambda: rng.choice(["", "a", "\0", "\x1b[31m", "../../etc/passwd", "/etc/passwd"]),
-            lambda: rng.choice(
-                ["\ud800", "²", "x" * 5000, "1", "nan", "[/nope]", "(a+)+$", "model"]
-            ),
-            lambda: [],
-            lambda: {},
-            lambda: [odd_value(rng) for _ in range(rng.randrange(4))],
-            lambda: {str(odd_value(rng)): odd_value(rng) for _ in range(rng.randrange(3))},
-            lambda: nested(rng.choice([3, 50, 500])),
-            lambda: [[0]] * rng.choice([3, 300]),
-        ]
-    )()
+    makers: list[Callable[[], Any]] = [
+        lambda: None,
+        lambda: rng.random() < 0.5,
+        lambda: rng.choice(NUMBERS + LARGE),
+        lambda: -rng.choice(NUMBERS + LARGE),
+        lambda: rng.choice([0.0, -0.0, 0.5, -1.5, 1e-320, 1.7e308, 5.0]),
+        lambda: rng.choice([float("nan"), float("inf"), float("-inf")]),
+        lambda: 10 ** rng.choice([19, 30, 400]),
+        lambda: rng.choice(["", "a", "\0", "\x1b[31m", "../../etc/passwd", "/etc/passwd"]),
+        lambda: rng.choice(["\ud800", "²", "x" * 5000, "1", "nan", "[/nope]", "(a+)+$", "model"]),
+        lambda: [],
+        lambda: {},
+        lambda: [odd_value(rng) for _ in range(rng.randrange(4))],
+        lambda: {str(odd_value(rng)): odd_value(rng) for _ in range(rng.randrange(3))},
+        lambda: nested(rng.choice([3, 50, 500])),
+        lambda: [[0]] * rng.choice([3, 300]),
+    ]
+    return rng.choice(makers)()
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
@@ -241,14 +238,13 @@ def mutate_npy(rng: Random, content: bytes) -> bytes:
         return mutate_bytes(rng, content)
     header = {"descr": "<f4", "fortran_order": False, "shape": (16, 24)}
     key = rng.choice(list(header))
-    header[key] = rng.choice(
-        [
-            lambda: odd_value(rng),
-            lambda: rng.choice(["<f4", "|O", ">f8", "<U9", "V4", "<f16", "=i4", "<c8", "<f99"]),
-            lambda: tuple(odd_value(rng) for _ in range(rng.randrange(5))),
-            lambda: (rng.choice(NUMBERS + LARGE), rng.choice(NUMBERS + LARGE)),
-        ]
-    )()
+    makers: list[Callable[[], Any]] = [
+        lambda: odd_value(rng),
+        lambda: rng.choice(["<f4", "|O", ">f8", "<U9", "V4", "<f16", "=i4", "<c8", "<f99"]),
+        lambda: tuple(odd_value(rng) for _ in range(rng.randrange(5))),
+        lambda: (rng.choice(NUMBERS + LARGE), rng.choice(NUMBERS + LARGE)),
+    ]
+    header[key] = rng.choice(makers)()
     if rng.random() < 0.1:
         del header[key]
     text = repr(header).encode("utf-8", "replace") + b"\n"

@@ -132,7 +132,7 @@ def index() -> Iterator[Seed]:
     names = [f"model-{i:05d}-of-00002.safetensors" for i in (1, 2)]
     files = {names[0]: _tensors({"a.weight": torch.ones(16, 16)})}
     files[names[1]] = _tensors({"b.weight": torch.ones(16, 20)})
-    where = {"metadata": {"total_size": 2304}, "weight_map": {"a.weight": names[0]}}
+    where: dict[str, Any] = {"metadata": {"total_size": 2304}, "weight_map": {"a.weight": names[0]}}
     where["weight_map"]["b.weight"] = names[1]
     files["model.safetensors.index.json"] = json.dumps(where).encode()
     yield Seed(files, {"model.safetensors.index.json": mutate_json})

@@ -147,7 +147,7 @@ TARGETS = {
         Target("analysis", seeds.analyses, load_analysis),
         Target("journal", seeds.journals, read_journal),
         Target("allocation", seeds.allocations, load_allocation),
-        Target("balancer state", seeds.states, load_state),
+        Target("balancer-state", seeds.states, load_state),
         Target("history", seeds.histories, load_history),
     )
 }

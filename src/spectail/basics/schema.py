@@ -90,7 +90,8 @@ def build(kind: type[T], stored: Any, **own: Callable[[Any], Any]) -> T:
         SchemaError: A field is missing, unknown to this version or of another type.
 
     """
-    hints, made = _hints(kind), {}
+    made_of: Any = kind
+    hints, made = _hints(made_of), {}
     for name, value in checked(dict[str, Any], stored).items():
         if name not in hints:
             raise SchemaError(f"this version does not know its field {name!r}")
@@ -116,7 +117,7 @@ def each(make: Callable[[Any], T], stored: Any) -> tuple[T, ...]:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     """Return the types of a dataclass's fields, with their limits."""
     return get_type_hints(kind, include_extras=True)
 

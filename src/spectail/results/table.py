@@ -64,12 +64,11 @@ def for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
     apostrophe before it makes it a text. A carriage return, which would end the row, is written as
     an escape. ``layers.parquet`` and ``analysis.json`` hold the texts as they are.
     """
-    texts = {
-        name: [_cell(value) for value in column]
-        for name, column in table.items()
-        if column.dtype == "str" or column.dtype == object
-    }
-    return table.assign(**texts)
+    table = table.copy()
+    for name, column in table.items():
+        if column.dtype == "str" or column.dtype == object:
+            table[name] = column.map(_cell)
+    return table
 
 
 def _cell(value: object) -> object:

@@ -76,13 +76,13 @@ ADAPTERS: dict[str, Attack] = {
 
 def _pattern(folder: Path, patterns: dict[str, Any]) -> Path:
     """An adapter of layers with long names, with these patterns."""
-    shapes = {}
+    shapes: dict[str, tuple[int, int]] = {}
     for layer in range(20):
         name = f"base_model.model.layers.{layer}.{'a' * 60}.q_proj."
         shapes |= {f"{name}lora_A.weight": (4, 16), f"{name}lora_B.weight": (16, 4)}
     b.put(folder, "adapter_model.safetensors", b.tensors(shapes))
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
-    config |= {"rank_pattern": patterns, "alpha_pattern": patterns}  # type: ignore[dict-item]
+    config |= {"rank_pattern": patterns, "alpha_pattern": patterns}
     b.put(folder, "adapter_config.json", json.dumps(config))
     return folder
 

@@ -76,7 +76,8 @@ def _many_arrays(count: int) -> bytes:
 
 def _twice() -> bytes:
     stream = io.BytesIO()
-    np.savez(stream, **{"a.weight": np.ones((16, 16), np.float32)})
+    named: dict[str, Any] = {"a.weight": np.ones((16, 16), np.float32)}
+    np.savez(stream, **named)
     stream.seek(0)
     with zipfile.ZipFile(stream, "a") as file:
         content = file.read("a.weight.npy")
@@ -177,7 +178,7 @@ OTHERS: dict[str, Attack] = {
 }
 
 
-def _external(folder: Path, **more: str) -> Path:
+def _external(folder: Path, **more: Any) -> Path:
     b.put(folder, "x.bin", bytes(64))
     return b.put(folder, "m.onnx", b.onnx_model((4, 4), location="x.bin", **more))
 

@@ -231,7 +231,7 @@ def files_of(target: str, change: Change) -> dict[str, bytes]:
     makers = {
         "analysis": seeds.analyses,
         "allocation": seeds.allocations,
-        "balancer state": seeds.states,
+        "balancer-state": seeds.states,
         "history": seeds.histories,
     }
     return _changed(next(makers[target]()), change)
@@ -247,7 +247,7 @@ READ_BACK: dict[str, dict[str, Change]] = {
     "analysis": ROWS,
     "journal": ROWS,
     "allocation": ALLOCATIONS,
-    "balancer state": STATES,
+    "balancer-state": STATES,
     "history": HISTORIES,
 }
 """Attacks on each file that spectail reads back."""

@@ -128,8 +128,8 @@ def tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[TensorRef]:
             yield here
         elif isinstance(here, dict | list | tuple | set | Inert) and id(here) not in seen:
             seen.add(id(here))
-            inside = here.values() if isinstance(here, dict) else here
-            waiting += here.contents if isinstance(here, Inert) else inside
+            inside: Any = here.contents if isinstance(here, Inert) else here
+            waiting += inside.values() if isinstance(here, dict) else inside
 
 
 class NumpyType:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from spectail.basics.checks import is_whole
 from spectail.models.lazy_tensor import LazyTensor
@@ -82,7 +82,7 @@ def _is_rank(value: Any) -> bool:
     return is_whole(value) and value < 2**31
 
 
-def _is_factor(value: Any) -> bool:
+def _is_factor(value: Any) -> TypeGuard[float]:
     """Whether a value is a number that can be multiplied by; JSON may hold one of any size."""
     return isinstance(value, int | float) and abs(value) <= 1e30
 
