@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from spectail.results.depth import DepthCorrelations, RankCorrelation
     from spectail.results.records import LayerRecord, Results, RunInfo
     from spectail.results.summary import Summary
+    from spectail.results.trajectory import Trajectory
     from spectail.training.balancer import Balancer
     from spectail.training.history import History
     from spectail.training.rules import LLR, AlphaDecay, TBSigmoid, TempBalance
@@ -90,6 +91,7 @@ _WHERE = {
     "TailFit": "spectail.core.farms",
     "TempBalance": "spectail.training.rules",
     "TrainingError": "spectail.errors",
+    "Trajectory": "spectail.results.trajectory",
     "allocate": "spectail.allocation.allocate",
     "analyze": "spectail.measuring.run",
     "calibration_tokens": "spectail.pruning.calibration",
@@ -151,6 +153,7 @@ __all__ = [
     "TailFit",
     "TempBalance",
     "TrainingError",
+    "Trajectory",
     "allocate",
     "analyze",
     "calibration_tokens",

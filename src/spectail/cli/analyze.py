@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -15,6 +16,7 @@ from spectail import presets
 from spectail.analysis import Analysis
 from spectail.basics.texts import visible
 from spectail.cli.bar import Bar
+from spectail.cli.checkpoints import analyze_checkpoints
 from spectail.cli.options import (
     Exclude,
     Json,
@@ -37,12 +39,12 @@ from spectail.measuring.shards import Shard, open_run, part_of
 from spectail.models.source import Layer
 from spectail.results.table import extremes, storable
 
-Source: TypeAlias = Annotated[
-    str,
+Sources: TypeAlias = Annotated[
+    list[str],
     typer.Argument(
-        metavar="SOURCE",
+        metavar="SOURCE...",
         help="demo, a model folder, a checkpoint file, an address (hf://, s3://, gs://, https://), "
-        "module:function or a hub id.",
+        "module:function or a hub id; or several checkpoints of one training run.",
     ),
 ]
 Out: TypeAlias = Annotated[
@@ -102,6 +104,14 @@ ShardText: TypeAlias = Annotated[
 FullSpectrum: TypeAlias = Annotated[
     bool, typer.Option("--full-spectrum", help="Also measure whole matrices, without windows.")
 ]
+Source: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="demo, a model folder, a checkpoint file, an address (hf://, s3://, gs://, https://), "
+        "module:function or a hub id.",
+    ),
+]
 QuantizationErrors: TypeAlias = Annotated[
     bool,
     typer.Option(
@@ -116,7 +126,7 @@ Fresh: TypeAlias = Annotated[
 
 
 def analyze(
-    source: Source,
+    sources: Sources,
     out: Out = None,
     base: Base = None,
     preset: Preset = "farms",
@@ -144,50 +154,75 @@ def analyze(
 ) -> int:
     """Measure the tail exponent alpha of all weight matrices; write a table and report."""
     _check_out(out, json, shard=shard, fresh=fresh)
-    measure = engine_named(engine, ray_address)
-    own = None if shard is None else Shard.of(shard)
     options = {"window": window, "placement": placement, "cutoff": cutoff, "tolerance": tolerance}
-    spec = spec_of(preset, aspect_ratio=aspect_ratio, **options)
-    console = console_for(json, quiet=quiet)
-    # A spinner only in a terminal: elsewhere its text would be mixed into the output.
-    opening = console.status("opening the model")
-    with opening if console.is_terminal and not quiet else nullcontext(), only_json(json):
-        plan = make_plan(
-            source,
-            spec=spec,
-            base=base,
-            device=device,
-            include=include or (),
-            exclude=exclude or (),
-            kinds=kind or (),
-            types=type or (),
-            full_spectrum=full_spectrum,
-            quantization_errors=quantization_errors,
-            elsewhere=is_elsewhere(measure),
-        )
-    with nullcontext() if out is None else open_run(out, plan, own, fresh=fresh) as journal:
-        analysis = _measured(console, part_of(plan, own), measure, journal, json=json)
-    if own:
-        console.print(f"{own.words}; spectail merge {out} joins the parts")
+    runner = Runner(
+        console=console_for(json, quiet=quiet),
+        measure=engine_named(engine, ray_address),
+        settings={
+            "spec": spec_of(preset, aspect_ratio=aspect_ratio, **options),
+            "base": base,
+            "device": device,
+            "include": include or (),
+            "exclude": exclude or (),
+            "kinds": kind or (),
+            "types": type or (),
+            "full_spectrum": full_spectrum,
+            "quantization_errors": quantization_errors,
+        },
+        shard=None if shard is None else Shard.of(shard),
+        fresh=fresh,
+        json=json,
+    )
+    if len(sources) > 1:
+        return analyze_checkpoints(runner, sources, out)
+    analysis = runner(sources[0], out, values_of if json else None)
+    if runner.shard:
+        runner.console.print(f"{runner.shard.words}; spectail merge {out} joins the parts")
     return 1 if any(layer.status == "failed" for layer in analysis.layers) else 0
 
 
-def _measured(
-    console: Terminal, plan: Plan, engine: Engine, journal: Journal | None, *, json: bool
-) -> Analysis:
-    """Measure what the plan holds, store it if there is a journal, and print the results."""
-    with _Bar(quiet=console.quiet) as bar, only_json(json):
-        analysis = measure_plan(plan, engine, journal, progress=bar)
-    try:
+@dataclass(frozen=True, kw_only=True)
+class Runner:
+    """What one source after the other is measured with."""
+
+    console: Terminal
+    measure: Engine
+    settings: dict[str, Any]
+    """Arguments of ``make_plan``."""
+    shard: Shard | None
+    fresh: bool
+    json: bool
+
+    def __call__(
+        self, source: str, out: Path | None, values: Callable[[Analysis], Any] | None = None
+    ) -> Analysis:
+        """Measure a source, store it in ``out``, print the results, and ``values`` as JSON."""
+        # A spinner only in a terminal: elsewhere its text would be mixed into the output.
+        opening = self.console.status("opening the model")
+        quiet = self.console.quiet or not self.console.is_terminal
+        with nullcontext() if quiet else opening, only_json(self.json):
+            plan = make_plan(source, **self.settings, elsewhere=is_elsewhere(self.measure))
+        if out is None:
+            return self._measured(plan, None, values)
+        with open_run(out, plan, self.shard, fresh=self.fresh) as journal:
+            return self._measured(part_of(plan, self.shard), journal, values)
+
+    def _measured(
+        self, plan: Plan, journal: Journal | None, values: Callable[[Analysis], Any] | None
+    ) -> Analysis:
+        """Measure what the plan holds, store it if there is a journal, and print the results."""
+        with _Bar(quiet=self.console.quiet) as bar, only_json(self.json):
+            analysis = measure_plan(plan, self.measure, journal, progress=bar)
+        try:
+            if journal:
+                journal.finish(analysis)
+        finally:  # a full disk must not cost the user the numbers
+            show(self.console, analysis)
+            if values:
+                print_json(values(analysis))
         if journal:
-            journal.finish(analysis)
-    finally:  # a full disk must not cost the user the numbers
-        show(console, analysis)
-        if json:
-            print_json(values_of(analysis))
-    if journal:
-        console.print(f"report: {journal.path.parent / 'report.html'}")
-    return analysis
+            self.console.print(f"report: {journal.path.parent / 'report.html'}")
+        return analysis
 
 
 def _check_out(out: Path | None, json: bool, **others: object) -> None:
