@@ -21,6 +21,7 @@ import pandas as pd
 from spectail.allocation.left_out import LeftOut, describe_left_out
 from spectail.basics.files import write_text
 from spectail.basics.schema import Finite, SchemaError, build, checked, each, parse_json
+from spectail.basics.texts import plural
 from spectail.errors import AllocationError
 from spectail.models.naming.blocks import unit_of
 from spectail.results.depth import DepthCorrelations, depth_correlations, depths
@@ -240,7 +241,8 @@ class Allocation(Mapping[str, float]):
         """Describe the allocation in two lines."""
         values, units = list(self.values()), len({share.unit for share in self.shares})
         return (
-            f"Allocation of {self.target} {self.budget:g}: {len(self)} layers in {units} units, "
+            f"Allocation of {self.target} {self.budget:g}: {plural(len(self), 'layer')} in "
+            f"{plural(units, 'unit')}, "
             f"{min(values):.4g} to {max(values):.4g}; {len(self.left_out)} layers left out\n"
             "more: .summary(), .table, .save(path)"
         )
