@@ -26,7 +26,7 @@ def folder_of(path: Path, seed: int = 0) -> Path:
     path.mkdir(exist_ok=True)
     state = weights(seed)
     names = list(state)
-    where = {}
+    where: dict[str, str] = {}
     for number in (1, 2):
         shard = f"model-0000{number}-of-00002.safetensors"
         mine = names[number - 1 :: 2]
