@@ -96,6 +96,8 @@ class Farms:
     """Whether to use an SVD, which keeps exact zeros exact and takes twice the time."""
     convolution_factor = 1.0
     """What the eigenvalues of convolutions are multiplied by."""
+    floor_words = "numerical zero"
+    """What eigenvalues must exceed to take part in the fit."""
     counts_tied = False
     """Whether a weight that several modules share is measured once for each of them."""
 
@@ -310,7 +312,7 @@ class Farms:
         total = fit.eigenvalues.size + fit.n_zero
         if fit.n_zero * 2 > total:
             remarks.append(
-                f"only {total - fit.n_zero} of {total} eigenvalues are above numerical zero"
+                f"only {total - fit.n_zero} of {total} eigenvalues are above {self.floor_words}"
             )
         return replace(fit, alpha_se=error, reason="; ".join(remarks))
 

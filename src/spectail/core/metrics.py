@@ -93,16 +93,18 @@ def largest_eigenvalue(matrices: Tensor, *, rough: bool = False) -> float:
     return max(_largest_of(matrix, rough=rough) for matrix in matrices)
 
 
-def entropy(eigenvalues: Array) -> float:
+def entropy(eigenvalues: Array, rank: int | None = None) -> float:
     """Return the matrix entropy -sum(p ln p) / ln(rank), between 0 and 1; NaN at rank 1.
 
-    p are the eigenvalues divided by their sum.
+    p are the eigenvalues divided by their sum. ``rank`` is the number of positive ones by default.
     """
-    # p ln p tends to 0 with p, so zeros add nothing.
-    shares = eigenvalues[eigenvalues > 0] / eigenvalues.sum()
-    if shares.size < 2:
+    # p ln p tends to 0 with p, so zeros add nothing. A tiny eigenvalue may have a share of zero.
+    shares = eigenvalues / eigenvalues.sum()
+    shares = shares[shares > 0]
+    rank = shares.size if rank is None else rank
+    if rank < 2:
         return math.nan
-    return float(-(shares * np.log(shares)).sum() / math.log(shares.size))
+    return float(-(shares * np.log(shares)).sum() / math.log(rank))
 
 
 def log_alpha_norm(eigenvalues: Array, alpha: float) -> float:
@@ -152,9 +154,9 @@ def _largest_of(matrix: Tensor, *, rough: bool) -> float:
     vector's error, so iterating in float32 halves the cost and loses no digit that matters. Weights
     in float64 are iterated in float64. A rough result is not refined.
     """
+    magnitude = largest_magnitude(matrix)  # before transposing: rows are read faster than columns
     if matrix.shape[0] > matrix.shape[1]:
         matrix = matrix.mT
-    magnitude = largest_magnitude(matrix)
     # One matrix of a layer may be zero although another is not; Lanczos would divide by zero.
     if not magnitude:
         return 0.0

@@ -47,6 +47,7 @@ class WeightWatcher(Farms):
     """WeightWatcher's procedure: overrides of the steps in which it differs from the default."""
 
     convolution_factor = 0.5
+    floor_words = f"{THRESHOLD:g}"
     counts_tied = True
 
     def too_small(self, shape: tuple[int, int], spec: Spec, n_matrices: int = 1) -> str:

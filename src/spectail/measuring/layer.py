@@ -256,7 +256,7 @@ def _with_norms(record: LayerRecord, fit: TailFit, matrices: Tensor, plan: Plan)
     alpha_full = full.alpha if plan.run.full_spectrum else math.nan
     return replace(
         record,
-        entropy=entropy(spectrum),
+        entropy=entropy(spectrum, full.rank),
         log_alpha_norm=log_alpha_norm(spectrum, record.alpha),
         rank_loss=full.rank_loss,
         matrix_rank=full.rank,
