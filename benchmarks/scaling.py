@@ -11,6 +11,7 @@ be measured here is computed from the fitted rates and marked as computed.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -67,29 +68,47 @@ WORKERS = (1, 2, 4, 8)
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
-    parser.add_argument("--no-workers", action="store_true", help="only the fit and the models")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--no-workers", action="store_true", help="the fit and the models, anew")
+    only.add_argument("--only-workers", action="store_true", help="the workers, anew")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Fit the rates, time the workers, compute the models."""
-    shapes = [(128, 96), (96, 200), (256, 128)] if options.quick else SHAPES
-    specs = {"window 64": Spec(window=64)} if options.quick else SPECS
+    """Fit the rates, compute the models, time the workers."""
+    results = _earlier(options)
+    if not options.only_workers:
+        results |= _fit(quick=options.quick)
+    if not options.no_workers:
+        results["workers"] = _workers(quick=options.quick)
+    return results
+
+
+def _earlier(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the result that is there, of which a run of one half keeps the other."""
+    path = options.result or Path(__file__).parent / "results" / "scaling.json"
+    if not (options.no_workers or options.only_workers) or not path.exists():
+        return {}
+    results: dict[str, Any] = json.loads(path.read_text())["results"]
+    return results
+
+
+def _fit(*, quick: bool) -> dict[str, Any]:
+    """Fit the rates and compute the models by them."""
+    shapes = [(128, 96), (96, 200), (256, 128)] if quick else SHAPES
+    specs = {"window 64": Spec(window=64)} if quick else SPECS
     timed = [found for name, spec in specs.items() for found in _timed(shapes, name, spec)]
     rates, error = _fitted(timed)
-    results: dict[str, Any] = {
+    return {
         "rates": asdict(rates),
         "rates in use": asdict(MEASURED),
         "error of the fit": error,
         "layers": [row for row, _ in timed],
+        "computed": {
+            name: _computed(shape, rates)
+            for name, shape in MODELS.items()
+            if not (quick and shape.experts)
+        },
     }
-    if not options.no_workers:
-        results["workers"] = _workers(quick=options.quick)
-    results["computed"] = {
-        name: _computed(shape, rates)
-        for name, shape in MODELS.items()
-        if not (options.quick and shape.experts)
-    }
-    return results
 
 
 def _timed(

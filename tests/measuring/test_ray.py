@@ -302,6 +302,34 @@ def test_a_killed_driver_goes_on_where_it_stopped(
     assert {name: seconds[name] for name in before} == before, "measured once"
 
 
+def test_a_finished_run_needs_no_cluster(checkpoint: Path, tmp_path: Path) -> None:
+    first = st.analyze(checkpoint, out=tmp_path / "run")
+    again = st.analyze(checkpoint, out=tmp_path / "run", engine="ray", ray_address="127.0.0.1:9")
+    pd.testing.assert_frame_equal(first.table, again.table)
+
+
+def test_another_cluster_than_that_of_the_connection_is_refused(
+    cluster: Any, checkpoint: Path
+) -> None:
+    with pytest.raises(
+        st.RunError, match=r"is connected to .*, not 127\.0\.0\.1:9: call ray\.shut"
+    ):
+        st.analyze(checkpoint, engine="ray", ray_address="127.0.0.1:9")
+
+
+def test_a_run_that_is_interrupted_leaves_no_tasks(cluster: Any, large: Path) -> None:
+    def interrupt(layer: Any, done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        st.analyze(large, spec=SLOW, engine="ray", progress=interrupt)
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU", 0) < 2:
+        assert time.monotonic() < deadline, "tasks still hold the CPUs"
+        time.sleep(0.1)
+
+
 def test_a_gpu_that_is_not_there_is_refused(cluster: Any, checkpoint: Path) -> None:
     with pytest.raises(st.SpecError, match="device 'cuda' needs a machine with a GPU"):
         st.analyze(checkpoint, device="cuda", engine="ray")
@@ -327,17 +355,21 @@ def test_what_other_machines_cannot_open_is_refused() -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_the_memory_monitor_kills_is_named(
-    large: Path, monkeypatch: pytest.MonkeyPatch
+    large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A threshold below what the machine uses already: the monitor kills every task.
     monkeypatch.setenv("RAY_memory_usage_threshold", "0.001")
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "50")
-    plan = make_plan(str(large), spec=SLOW, include=["layers.0"], elsewhere=True)
     started = _cluster()
+    # A process of its own, since this one is connected to the other cluster.
+    command = [sys.executable, "-m", "spectail", "analyze", str(large), "--window", "whole"]
+    command += ["--include", "layers.0", "--out", str(tmp_path / "run"), "--quiet"]
     try:
-        [record] = run_plan(plan, RayEngine(started.address)).layers
+        found = subprocess.run([*command, "--engine", "ray", "--ray-address", started.address])
     finally:
         started.shutdown()
+    assert found.returncode == 1
+    [record] = st.Analysis.load(tmp_path / "run").layers
     assert record.status == "failed"
     assert record.reason == (
         "given up after 3 tries: Ray ended its worker because the machine's memory was full"

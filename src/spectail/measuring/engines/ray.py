@@ -15,11 +15,13 @@ import socket
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
-from spectail.basics.texts import first_line, joined, plural
+from spectail.basics.texts import first_line, joined, plural, visible
 from spectail.errors import RunError, SourceChangedError, SourceError, SpecError
 from spectail.measuring.cost import estimate, plan_seconds
 from spectail.measuring.engines.task import Request, Trouble, measure_request
@@ -33,6 +35,8 @@ AHEAD = 2
 """Tasks handed to Ray for each CPU: those that wait show an autoscaler that more is needed."""
 PATIENCE = 60.0
 """Seconds that a cluster may have no machine for the tasks, for example while one is replaced."""
+LOOK_SECONDS = 2.0
+"""How often to look which machines there are."""
 CONNECT_SECONDS = 10.0
 """How long to wait for an answer at the address of a cluster."""
 _LOST = {
@@ -68,12 +72,20 @@ class RayEngine:
         """
         ray = _ray()
         source = _source_text(plan.source)
+        new = iter(layers)
+        # A finished run needs no cluster.
+        if (first := next(new, None)) is None:
+            return
         connected_here = not ray.is_initialized()
         if connected_here:
             _connect(ray, self.address)
+        else:
+            _require_connection(ray, self.address)
+        driver = _Driver(ray, plan, source)
         try:
-            yield from _Driver(ray, plan, source).records(layers)
+            yield from driver.records(chain([first], new))
         finally:
+            driver.cancel()
             if connected_here:
                 ray.shutdown()
 
@@ -113,7 +125,7 @@ class _Driver:
         self.again: list[_Task] = []
         self.bad_nodes: dict[str, str] = {}
         self.seconds = sum(plan_seconds(plan))
-        self.last_seen = time.monotonic()
+        self.last_seen = self.next_look = time.monotonic()
         self.capacity = self._look()
         self.gpu = self._wants_gpu()
 
@@ -124,11 +136,21 @@ class _Driver:
             self._hand_out(new)
             if not self.running:
                 return
-            done, _ = self.ray.wait(list(self.running), timeout=2.0)
+            done, _ = self.ray.wait(list(self.running), timeout=LOOK_SECONDS)
+            if done:  # and whatever else is done by now
+                done, _ = self.ray.wait(
+                    list(self.running), num_returns=len(self.running), timeout=0
+                )
             for reference in done:
                 if record := self._result(reference):
                     yield record
             self._check_cluster()
+
+    def cancel(self) -> None:
+        """Stop the tasks of a run that has ended early."""
+        for reference in self.running:
+            with suppress(self.ray.exceptions.RayError):
+                self.ray.cancel(reference, force=True)
 
     def _hand_out(self, new: Iterator[Layer]) -> None:
         """Start tasks until each CPU (or GPU) has AHEAD of them."""
@@ -156,7 +178,7 @@ class _Driver:
         options: dict[str, Any] = {
             "num_cpus": task.cpus,
             "memory": task.memory,
-            "name": task.layer.name,
+            "name": visible(task.layer.name),
         }
         if self.gpu:
             options["num_gpus"] = 1
@@ -183,22 +205,25 @@ class _Driver:
             self.again.append(task)
             return None
         except errors.RayTaskError as error:
-            # measure_request handles what may go wrong with a layer: the worker cannot run it.
+            # measure_request handles whatever may go wrong with a layer.
+            cause = _cause(error)
+            if "import" not in cause and "No module" not in cause:
+                return self._lost(task, cause)
             raise RunError(
                 "a machine of the cluster cannot run spectail: install the same versions of "
-                f"Python, Ray and spectail on all of them ({_cause(error)})"
+                f"Python, Ray and spectail on all of them ({cause})"
             ) from None
         except errors.RayError as error:
-            return self._lost(task, error)
+            return self._lost(task, _LOST.get(type(error).__name__, "its worker was killed"))
         if isinstance(found, LayerRecord):
             return found
         self._trouble(node, found)
         self.again.append(task)
         return None
 
-    def _lost(self, task: _Task, error: Exception) -> LayerRecord | None:
+    def _lost(self, task: _Task, reason: str) -> LayerRecord | None:
         """Start a lost task again, or give its layer up after TRIES of them."""
-        task.losses.append(_LOST.get(type(error).__name__, "its worker was killed"))
+        task.losses.append(reason)
         if len(task.losses) < TRIES:
             self.again.append(task)
             return None
@@ -236,6 +261,9 @@ class _Driver:
             RunError: No machine has been there for PATIENCE seconds.
 
         """
+        if time.monotonic() < self.next_look:
+            return
+        self.next_look = time.monotonic() + LOOK_SECONDS
         before, self.capacity = self.capacity, self._look()
         if self.capacity.nodes:
             self.last_seen = time.monotonic()
@@ -331,6 +359,16 @@ def _connect(ray: Any, address: str | None) -> None:
             f"{where} ({first_line(error)}): start one with 'ray start --head' and give its "
             "address, or leave out --ray-address to use this machine"
         ) from error
+
+
+def _require_connection(ray: Any, address: str | None) -> None:
+    """Raise RunError if this process is connected to another cluster than ``address``."""
+    connected = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto", connected):
+        raise RunError(
+            f"this process is connected to the Ray cluster at {connected}, not {address}: call "
+            "ray.shutdown() first, or leave out the address"
+        )
 
 
 def _source_text(source: Any) -> str:
