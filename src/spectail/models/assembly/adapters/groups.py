@@ -59,10 +59,13 @@ def grouped(
                 order.append(groups[key])
             # Later pieces join the group of the first.
             groups[key].pieces[piece.role] = stored
+    by_target: dict[str, list[Group]] = {}
+    for group in groups.values():
+        by_target.setdefault(group.target, []).append(group)
     for stored, piece in beside:
-        for group in groups.values():
+        for group in by_target.get(piece.target, ()):
             # A piece without an adapter's name goes with every adapter of the weight.
-            if group.target == piece.target and piece.adapter in {"", group.adapter}:
+            if piece.adapter in {"", group.adapter}:
                 group.pieces[piece.role] = stored
     for group in groups.values():
         _settle(group)
