@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -170,10 +171,13 @@ def _largest_of(matrix: Tensor, *, rough: bool) -> float:
         if rough or scaled.shape[0] > _GRAM_SIDE
         else _gram_product(pieces)
     )
-    largest, vector = _lanczos(multiply, _start_vector(scaled), rough=rough)
+    largest, vector = _lanczos(multiply, _start_vector(scaled.shape[0], scaled.dtype), rough=rough)
     if rough:
         return math.ldexp(largest, 2 * exponent)
     top = torch.from_numpy(vector).to(matrix.device, _wide(matrix))
+    # On a CPU the copies in double precision stay in the cache.
+    if not scaled.is_cuda:
+        pieces = torch.split(scaled, max(1, _CACHED // matrix.shape[0]), dim=1)
     # Rayleigh quotient |A^H v|^2 / |v|^2 in double precision; ldexp undoes the scaling.
     image = sum(float(_squared(piece.mH.to(top.dtype) @ top)) for piece in pieces)
     return math.ldexp(image / float(_squared(top)), 2 * exponent)
@@ -192,14 +196,15 @@ def _in_range(matrix: Tensor, magnitude: float) -> tuple[Tensor, int]:
     return matrix.to(working) * 2.0**-exponent, exponent
 
 
-def _start_vector(scaled: Tensor) -> NDArray[Any]:
+@lru_cache(maxsize=16)
+def _start_vector(size: int, dtype: torch.dtype) -> NDArray[Any]:
     """Return a unit vector to start from, in the precision of the matrix.
 
     It is the same for every matrix of this height, so results are reproducible. A random vector is
     almost surely not orthogonal to the eigenvector.
     """
-    start = np.random.default_rng(0).standard_normal(scaled.shape[0])
-    return (start / np.linalg.norm(start)).astype(torch.empty(0, dtype=scaled.dtype).numpy().dtype)
+    start = np.random.default_rng(0).standard_normal(size)
+    return (start / np.linalg.norm(start)).astype(torch.empty(0, dtype=dtype).numpy().dtype)
 
 
 def _lanczos(
