@@ -157,6 +157,8 @@ def run(arguments: list[str]) -> int:
         )
         cause = os.strerror(error.errno) if error.errno else error
         problem = f"cannot read or write{where}: {cause}{hint}"
+    except MemoryError as error:
+        problem = f"this machine has not enough memory: {error or 'an allocation failed'}"
     # Messages may hold line breaks from libraries; one line is easier to read and to search.
     errors.print(f"spectail: {' '.join(problem.split())}")
     return 2

@@ -81,8 +81,8 @@ def in_memory(name: str, tensor: Tensor, *, layout: str | None = None) -> LazyTe
     """
     # First of all, since one kind of nested tensors is a subclass without a shape of numbers.
     if tensor.is_nested:
-        problem = "a nested tensor, which is no matrix"
-        return unreadable(name, (0, 0), dtype_name(tensor.dtype), problem, layout=layout)
+        why = "a nested tensor, which is no matrix"
+        return unreadable(name, (0, 0), dtype_name(tensor.dtype), why, layout=layout)
     if not is_plain(tensor):
         return _subclass(name, tensor, layout)
     problem = None
