@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from spectail.analysis import Analysis
-from spectail.cli.analyze import show
+from spectail.cli.runner import show
 from spectail.cli.terminal import Terminal
 from tests.allocation.conftest import layer, results
 

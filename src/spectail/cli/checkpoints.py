@@ -5,17 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from spectail.basics.files import refuse_foreign, write_text
 from spectail.cli.options import print_json
+from spectail.cli.runner import Runner
 from spectail.errors import RunError
 from spectail.report.page import page_mark
 from spectail.report.trajectory_page import EYEBROW, trajectory_html
 from spectail.results.trajectory import Trajectory
-
-if TYPE_CHECKING:
-    from spectail.cli.analyze import Runner
 
 CURVES = "curves.html"
 """The page of curves over the checkpoints."""

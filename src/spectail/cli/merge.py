@@ -7,8 +7,9 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from spectail.cli.analyze import show, values_of
+from spectail.cli.analyze import values_of
 from spectail.cli.options import Json, Quiet, console_for, print_json
+from spectail.cli.runner import show
 from spectail.measuring.shards import merge as merge_parts
 
 Folders: TypeAlias = Annotated[
