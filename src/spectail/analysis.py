@@ -19,8 +19,9 @@ from spectail.report.words import standing_out
 from spectail.results.compare import Comparison, pair_layers
 from spectail.results.depth import RankCorrelation, alpha_with_depth
 from spectail.results.records import LayerRecord, Results, RunInfo
+from spectail.results.scalars import scalars
 from spectail.results.summary import Summary, summarize
-from spectail.results.table import for_spreadsheets, layer_table, table_html
+from spectail.results.table import for_spreadsheets, layer_table, table_html, with_whole_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +48,17 @@ class Analysis(Results):
         """One row per layer, skipped and failed ones included, with ``records.COLUMNS``."""
         return layer_table(self)
 
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """Give the table to any library that reads Arrow's stream interface (PyCapsule).
+
+        ``polars.DataFrame(analysis)``, ``pyarrow.table(analysis)`` and DuckDB's ``FROM analysis``
+        take it. What was not measured is null, and ``block`` holds integers.
+        """
+        import pyarrow as pa  # slow to import, and a run needs it only at its end
+
+        table = pa.Table.from_pandas(with_whole_blocks(self.table), preserve_index=False)
+        return table.__arrow_c_stream__(requested_schema)
+
     @cached_property
     def depth_correlation(self) -> RankCorrelation | None:
         """Rank correlation of alpha with depth over the blocks; None for fewer than four blocks.
@@ -61,6 +73,13 @@ class Analysis(Results):
         ``print(analysis.summary())`` writes a few lines, ``summary()["alpha"].mean`` is a number.
         """
         return summarize(self, standing_out(self))
+
+    def scalars(self) -> dict[str, float]:
+        """Return ``mean_alpha`` and ``alpha/<layer>`` for a logger, without unmeasured layers.
+
+        ``wandb.log(analysis.scalars(), step=step)``; MLflow's ``log_metrics`` takes the same.
+        """
+        return scalars({layer.name: layer.alpha for layer in self.layers})
 
     def plot(self) -> go.Figure:
         """Plot alpha across depth: a line per kind of layer, and a band for random matrices.
@@ -87,8 +106,9 @@ class Analysis(Results):
         refuse_foreign_files(Path(folder))
         paths = [Path(folder) / name for name in FILES]
         with all_or_nothing(*paths) as (csv, parquet, report, analysis):
-            for_spreadsheets(self.table).to_csv(csv, index=False)
-            self.table.to_parquet(parquet, index=False)
+            table = with_whole_blocks(self.table)
+            for_spreadsheets(table).to_csv(csv, index=False)
+            table.to_parquet(parquet, index=False)
             report.write_text(report_html(self), encoding="utf-8")
             analysis.write_text(json.dumps(self.to_dict(), allow_nan=False), encoding="utf-8")
         return Path(folder) / "report.html"

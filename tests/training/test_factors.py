@@ -18,7 +18,6 @@ from torch import nn
 
 import spectail as st
 from spectail.cli import run as cli
-from spectail.training.history import scalars
 from spectail.training.rules import LLR, RULES, AlphaDecay, TBSigmoid, TempBalance, as_rule
 from spectail.training.rules.base import Rule
 from tests.reference.plain_allocation import (
@@ -340,23 +339,6 @@ def test_history_is_kept_saved_plotted_and_compared(tmp_path: Path) -> None:
         history.plot("beta")
     with pytest.raises(st.RunError, match="no history at"):
         type(history).load(tmp_path / "nowhere")
-
-
-def test_scalars_go_to_a_tensorboard_writer() -> None:
-    class Writer:
-        def __init__(self) -> None:
-            self.got: list[tuple[str, float, int]] = []
-
-        def add_scalar(self, tag: str, value: float, step: int) -> None:
-            self.got.append((tag, value, step))
-
-    writer, model = Writer(), net()
-    balancer = st.Balancer(model, sgd(model), "tempbalance", every=2, on_update=scalars(writer))
-    train(model, balancer.optimizer, 2)
-    update = balancer.history[0]
-    assert ("alpha/5", update.alphas["5"], 2) in writer.got
-    assert ("factor/5", update.factors["5"], 2) in writer.got
-    assert len(writer.got) == 6
 
 
 def test_rules_from_text_and_their_settings() -> None:

@@ -78,7 +78,7 @@ class Description:
         for row in rows:
             row |= {key: storable(value) for key, value in row.items() if isinstance(value, str)}
         table = pd.DataFrame(rows, columns=[field.name for field in fields(LayerOutline)])
-        return table.astype({"block": "Int64"})
+        return table.astype({"block": "float64"})
 
     @property
     def numel(self) -> int:

@@ -106,8 +106,7 @@ def compare_html(comparison: Comparison, a: Results, b: Results) -> str:
 def change_by_depth(comparison: Comparison) -> go.Figure:
     """Draw the change of alpha along the model: a line per kind, combined errors as bars."""
     paired = _drawable(comparison)
-    # The column is of pandas' nullable integers, whose NA is no None.
-    blocks = [None if block is pd.NA else int(block) for block in paired["block"]]
+    blocks = [None if math.isnan(block) else int(block) for block in paired["block"]]
     depth = depth_of(list(zip(paired["name"].tolist(), blocks, strict=True)))
     places, labels = depth.ticks() if len(paired) else ([], [])
     fig = figure(
@@ -275,7 +274,5 @@ def _origins(a: Results, b: Results) -> list[tuple[str, str]]:
 
 def _plain(value: object) -> object:
     """Return a cell as a JSON value."""
-    if value is pd.NA:
-        return None
     # NumPy's numbers are no JSON values.
     return value.item() if isinstance(value, np.generic) else value

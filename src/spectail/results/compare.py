@@ -11,7 +11,7 @@ from spectail.errors import RunError
 from spectail.models.naming.pairing import Pairing, pair_names
 from spectail.models.source import NOT_A_WEIGHT
 from spectail.results.records import LayerRecord, Results
-from spectail.results.table import storable, table_html
+from spectail.results.table import storable, table_html, with_whole_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +49,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values: the warnings, and the rows with None for what is unknown."""
-        table = self.table.astype(object)
+        table = with_whole_blocks(self.table).astype(object)
         rows = table.where(table.notna(), None).to_dict("records")
         return {"warnings": list(self.warnings), "rows": plain(rows)}
 
@@ -84,8 +84,7 @@ def pair_layers(a: Results, b: Results) -> Comparison:
         for layer in _weights(a)
     ]
     rows += [_row(None, by_name[name]) for name in pairing.right_only]
-    # Int64 with a capital is pandas' nullable integer: layers outside blocks have no index.
-    table = pd.DataFrame(rows).astype({"block": "Int64"})
+    table = pd.DataFrame(rows).astype({"block": "float64"})  # as in an analysis: NaN without one
     return Comparison(table, tuple(_warnings(a, b, table)))
 
 

@@ -14,7 +14,8 @@ _DTYPES = {
     "int": "int64",
     "float": "float64",
     "Count": "int64",
-    "Count | None": "Int64",
+    # pandas' nullable integers would fit better, but wandb.Table refuses their missing value.
+    "Count | None": "float64",
     "Finite": "float64",
     "bool": "bool",
     "str": "str",
@@ -24,7 +25,7 @@ _DTYPES = {
 COLUMN_DTYPES = {
     f.name: _DTYPES[str(f.type)] for f in dataclasses.fields(LayerRecord) if f.name in COLUMNS
 }
-"""pandas dtype of every column of the table; ``block`` is nullable."""
+"""pandas dtype of every column of the table; ``block`` is NaN for layers outside of blocks."""
 
 
 def storable(text: str) -> str:
@@ -51,6 +52,11 @@ def layer_table(results: Results) -> pd.DataFrame:
         {name: pd.Series(values, dtype="object") for name, values in columns.items()}
     )
     return frame.astype(COLUMN_DTYPES)
+
+
+def with_whole_blocks(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with ``block`` as integers or missing, for files: a float is written 3.0."""
+    return table.astype({"block": "Int64"})
 
 
 _FORMULA = ("=", "+", "-", "@", "\t")

@@ -141,7 +141,7 @@ class Trajectory:
             for label, step, run in zip(self.labels, self.steps, self.runs, strict=True)
             for x in run.layers
         ]  # fmt: skip
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows).astype({"block": "float64"})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values: alphas of every layer, and the verdicts."""

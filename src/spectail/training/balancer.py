@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from spectail.basics.checks import is_whole
@@ -20,6 +21,7 @@ from spectail.training import measuring
 from spectail.training.factors import factors_of
 from spectail.training.groups import SplitGroups, does_nothing
 from spectail.training.history import History, Update
+from spectail.training.log import Log, Writer, as_log
 from spectail.training.notices import Notices
 from spectail.training.rules import Rule, as_rule
 from spectail.training.scope import find_scope, listed, trained_now
@@ -57,7 +59,9 @@ class Balancer:
     the next measurement, which is a fixed step, so a resumed run stays the same. ``device`` is the
     device to measure on (default: the GPU if the model is on one, else the CPU). ``group`` is the
     group of processes that share the measuring (default: that of DDP or of the DTensors).
-    ``on_update`` is called with every ``Update``.
+    ``log`` gets the numbers of every measurement, as ``log(values, step=...)``: ``wandb.log``,
+    ``mlflow.log_metrics``, ``trackio.log``, a TensorBoard writer or any such function. Of several
+    processes only the first logs. ``on_update`` is called with every ``Update``.
 
     Raises TrainingError with one clear line if model, optimizer and rule do not fit. To find out,
     the optimizer makes a few steps on small copies of its groups.
@@ -82,12 +86,14 @@ class Balancer:
         background: bool = False,
         device: str | None = None,
         group: Any = None,
+        log: Log | Writer | None = None,
         on_update: Callable[[Update], None] | None = None,
     ) -> None:
         _check(model, every)
         optimizers = find_optimizers(optimizer)
         self.model, self.optimizer, self.rule = model, optimizers.outermost, as_rule(rule)
         self.every, self.background, self.on_update = every, background, on_update
+        self._log = None if log is None else as_log(log)
         self.steps = 0
         """The number of optimizer steps so far, without those that only initialise its state."""
         # The window is chosen here and kept, so that alphas of different times can be compared.
@@ -325,6 +331,10 @@ class Balancer:
         update = self.history.add(
             step, self.steps, records, alphas=dict(found.alphas), factors=factors
         )
+        if self._log and (self._group is None or dist.get_rank(self._group) == 0):
+            # The step when the factors changed: loggers refuse steps that run backwards, as those
+            # of background measurements would.
+            self._log(update.scalars(), step=update.applied)
         if self.on_update:
             self.on_update(update)
         return update

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, overload
@@ -20,6 +20,7 @@ from spectail.basics.schema import Count, Finite, SchemaError, checked, parse_js
 from spectail.errors import RunError, TrainingError
 from spectail.report.theme import axis, figure, safe
 from spectail.results.records import LayerRecord, RunInfo
+from spectail.results.scalars import scalars
 from spectail.results.table import for_spreadsheets
 from spectail.training.state import Factor
 
@@ -50,6 +51,10 @@ class Update:
     """The factors of all layers that take part, as they are after the rule's transition."""
     layers: dict[str, list[Any]]
     """For each layer the values of the columns in ``CHANGING``; None for NaN."""
+
+    def scalars(self) -> dict[str, float]:
+        """Return ``mean_alpha``, ``alpha/<layer>`` and ``factor/<layer>``, for a logger."""
+        return scalars(self.alphas, self.factors)
 
 
 class _StoredUpdate(msgspec.Struct):
@@ -247,22 +252,6 @@ class History(Sequence[Update]):
     def _record(self, name: str, values: Sequence[Any]) -> LayerRecord:
         changed = dict(zip(CHANGING, values, strict=True))
         return LayerRecord.from_dict(self._layers[name].to_dict() | changed)
-
-
-def scalars(writer: Any) -> Callable[[Update], None]:
-    """Return a function for ``on_update`` that writes to a TensorBoard writer (``add_scalar``).
-
-    The tags are ``alpha/<layer>`` at the step of the measurement, and ``factor/<layer>`` at the
-    step when the factor was applied.
-    """
-
-    def write(update: Update) -> None:
-        for name, alpha in update.alphas.items():
-            writer.add_scalar(f"alpha/{name}", alpha, update.step)
-        for name, factor in update.factors.items():
-            writer.add_scalar(f"factor/{name}", factor, update.applied)
-
-    return write
 
 
 def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
