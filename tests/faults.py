@@ -4,8 +4,8 @@
 for every EVERY-th of its file operations once with the fault there, and once more without. It
 prints a line for each thing that is wrong. The processes are forks of one that has imported
 everything, so each takes a fraction of a second. Faults: ``kill`` (SIGKILL), ``full`` (no room from
-there on), ``broken`` (every operation fails from there on) and ``size`` (no file may be as large as
-it becomes).
+there on), ``broken`` (every operation fails from there on), ``size`` (no file may be as large as it
+becomes) and ``moment`` (SIGKILL after a part of the run's time).
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import contextlib
 import errno
 import io
 import json
+import math
 import os
 import resource
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,8 +93,11 @@ def perform(arguments: list[str]) -> int:
     return run(arguments)
 
 
-def in_child(action: Callable[[], int]) -> tuple[int, str]:
-    """Run something in a forked process; return its exit code, or minus its signal, and errors."""
+def in_child(action: Callable[[], int], seconds: float = math.inf) -> tuple[int, str]:
+    """Run something in a forked process; return its exit code, or minus its signal, and errors.
+
+    After so many seconds it is killed.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -107,6 +112,9 @@ def in_child(action: Callable[[], int]) -> tuple[int, str]:
         os._exit(code)
     os.close(writing)
     with os.fdopen(reading, errors="replace") as stream:
+        if seconds < math.inf:
+            time.sleep(seconds)
+            os.kill(child, signal.SIGKILL)
         said = stream.read()
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status), said
@@ -230,7 +238,9 @@ def faults(inputs: Path, work: Path, command: str, fault: str, every: int) -> It
     """Run a command with a fault at each of its operations; say what goes wrong."""
     work.mkdir()
     whole = work / "whole"
+    started = time.perf_counter()
     operations, _ = counted(whole, start(inputs, whole, command))
+    duration = time.perf_counter() - started
     sizes = sorted({p.stat().st_size for p in whole.rglob("*") if p.is_file()})
     places = range(0, len(sizes), every) if fault == "size" else range(1, operations + 1, every)
     sys.stderr.write(f"{command}: {operations} operations, {len(places)} runs with {fault}\n")
@@ -241,10 +251,12 @@ def faults(inputs: Path, work: Path, command: str, fault: str, every: int) -> It
         def disturbed(arguments: list[str] = arguments, out: Path = out, at: int = at) -> int:
             if fault == "size":
                 return limited(max(0, sizes[at] - 1), arguments)
-            Disturbance(out, at, fault)
+            if fault != "moment":
+                Disturbance(out, at, fault)
             return perform(arguments)
 
-        for problem in once(command, fault, out, disturbed):
+        seconds = duration * at / operations if fault == "moment" else math.inf
+        for problem in once(command, fault, out, disturbed, seconds):
             yield f"{command}, {fault} at {at}: {problem}"
         for problem in again(out, whole, arguments):
             yield f"{command}, {fault} at {at}, run again: {problem}"
@@ -259,10 +271,12 @@ def start(inputs: Path, out: Path, command: str) -> list[str]:
     return arguments[command]
 
 
-def once(command: str, fault: str, out: Path, disturbed: Callable[[], int]) -> Iterator[str]:
+def once(
+    command: str, fault: str, out: Path, disturbed: Callable[[], int], seconds: float
+) -> Iterator[str]:
     """Run a command with its fault; say what is wrong with what it prints and leaves."""
     before = files_in(out)
-    code, said = in_child(disturbed)
+    code, said = in_child(disturbed, seconds)
     # An experiment is a script: its errors keep Python's traceback.
     if not (command == "experiment" and "OSError" in said):
         yield from check(code, said, fault, out, before)
@@ -283,7 +297,7 @@ def again(out: Path, whole: Path, arguments: list[str]) -> Iterator[str]:
 def check(code: int, said: str, fault: str, out: Path, before: set[str]) -> Iterator[str]:
     """What is wrong after a disturbed run."""
     yield from damage(out)
-    if fault == "kill":
+    if fault in {"kill", "moment"}:
         return
     if code not in (0, 2):
         yield f"exit code {code}: {said}"

@@ -26,7 +26,7 @@ def run(folder: Path, every: int, names: str, kinds: str) -> subprocess.Complete
     ("every", "names", "kinds"),
     [
         pytest.param(12, FAST, "kill,full", id="some"),
-        pytest.param(1, SLOW, "kill,full,broken,size", id="all", marks=pytest.mark.slow),
+        pytest.param(1, SLOW, "kill,moment,full,broken,size", id="all", marks=pytest.mark.slow),
     ],
 )
 def test_a_disturbed_command_leaves_whole_files_and_goes_on(
