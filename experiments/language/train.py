@@ -1,6 +1,6 @@
 """One training run of a small Llama over bytes, with or without a Balancer.
 
-AdamW or Muon, warm-up and cosine.
+AdamW, Muon or HTMuon, warm-up and cosine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import spectail as st
 from experiments.images.train import alphas
 from experiments.language.data import Corpus, batch, spaced
+from experiments.language.spectral import SpectralPower
 from spectail.training.rules import Rule
+
+POWERS = {"exact Muon": 0.0, "HTMuon": 0.125}
+"""Powers of the singular values; HTMuon's is that of its paper (arXiv 2603.10067)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +57,9 @@ def llama(hidden: int, layers: int, length: int) -> nn.Module:
 
 
 def optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """AdamW for all, or Muon for the matrices inside of blocks and AdamW for the rest.
+    """AdamW for all, or another for the matrices inside of blocks and AdamW for the rest.
 
-    Both have one rate.
+    Both have one rate. The other is torch's Muon or one of POWERS.
     """
     options: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "AdamW":
@@ -63,7 +67,11 @@ def optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     inside = [p for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2]
     known = set(map(id, inside))
     rest = [p for p in model.parameters() if id(p) not in known]
-    muon = torch.optim.Muon(inside, adjust_lr_fn="match_rms_adamw", **options)
+    muon = (
+        SpectralPower(inside, power=POWERS[recipe.optimizer], **options)
+        if recipe.optimizer in POWERS
+        else torch.optim.Muon(inside, adjust_lr_fn="match_rms_adamw", **options)
+    )
     return [muon, torch.optim.AdamW(rest, betas=(0.9, 0.95), **options)]
 
 
@@ -76,13 +84,13 @@ def share_of_rate(step: int, steps: int) -> float:
 
 
 def fit(
-    model: nn.Module, text: Corpus, recipe: Recipe, rule: Rule | None, look: st.Spec
+    model: nn.Module, text: Corpus, recipe: Recipe, rule: Rule | None, look: st.Spec | None
 ) -> dict[str, Any]:
     """Train and return the validation loss by step, and alphas before and after.
 
     Losses are in nats a byte; alphas are those of every layer. ``rule`` scales what it scales of
     the first optimizer (None: nothing). ``look`` is how alphas are measured for the record, the
-    same for every method.
+    same for every method; with None they are not.
     """
     model = model.to(recipe.device).train()
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -93,7 +101,7 @@ def fit(
     ]
     if rule:
         st.Balancer(model, chosen[0], rule, every=recipe.every)
-    before = alphas(model, look)
+    before = alphas(model, look) if look else {}
     losses = {0: loss(model, text.validation, recipe)}
     for step in range(1, recipe.steps + 1):
         tokens = batch(text.train, size=recipe.batch, length=recipe.length, generator=generator).to(
@@ -111,7 +119,7 @@ def fit(
         "losses": losses,
         "validation": losses[recipe.steps],
         "alphas before": before,
-        "alphas": alphas(model, look),
+        "alphas": alphas(model, look) if look else {},
     }
 
 
