@@ -40,12 +40,16 @@ def run(made: NotebookNode) -> NotebookNode:
         NotebookClient(made, timeout=300, coalesce_streams=True, resources=where).execute()
     for cell in made.cells:
         cell.metadata.pop("execution", None)  # the times of day at which it ran
-        if (
-            cell.cell_type == "code"
-        ):  # progress bars, and warnings that name folders of this machine
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if _kept(output)]
     made.metadata.pop("language_info", None)
     return made
+
+
+def _kept(output: NotebookNode) -> bool:
+    """Whether to keep an output: not progress bars, nor warnings that name local folders."""
+    emptied = "data" in output and not any(output.data.values())
+    return not emptied and output.get("name") != "stderr"
 
 
 def main() -> None:

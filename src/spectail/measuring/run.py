@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from spectail import presets
 from spectail.analysis import Analysis
@@ -19,6 +19,7 @@ from spectail.measuring.device import usable_device
 from spectail.measuring.engines import Engine, engine_named, is_elsewhere
 from spectail.measuring.journal import Journal
 from spectail.measuring.layer import Plan
+from spectail.measuring.notebook_bar import notebook_bar
 from spectail.measuring.rounding import with_rounding
 from spectail.measuring.shards import Shard, open_run, part_of
 from spectail.models.formats.remote import without_secrets
@@ -62,7 +63,7 @@ def analyze(
     engine: str = "local",
     ray_address: str | None = None,
     shard: Shard | str | tuple[int, int] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | Literal["notebook"] | None = "notebook",
 ) -> Analysis:
     """Measure every weight matrix of a model.
 
@@ -85,6 +86,9 @@ def analyze(
     the layers: ``"2/4"`` is the second of four, and ``merge`` joins the parts. A layer that cannot
     be measured keeps its row, with a reason.
 
+    ``progress`` is called before each layer. By default a notebook shows a bar while the layers are
+    measured, and a script shows nothing; with None a notebook shows nothing either.
+
     Raises SourceError, SpecError or RunError with a one-line message before anything is written.
     """
     chosen = engine_named(engine, ray_address)
@@ -105,7 +109,7 @@ def analyze(
         plan,
         chosen,
         out=out,
-        progress=progress,
+        progress=notebook_bar() if progress == "notebook" else progress,
         fresh=fresh,
         shard=None if shard is None else Shard.of(shard),
     )

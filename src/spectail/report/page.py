@@ -123,7 +123,7 @@ def _static(name: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _plotly() -> str:
+def plotly_js() -> str:
     """Return plotly.js with unix line ends, which browsers use when they hash a script."""
     from plotly.offline import get_plotlyjs
 
@@ -150,7 +150,7 @@ def figure_data(fig: go.Figure) -> dict[str, Any]:
 def render(page: Page, payload: Mapping[str, object]) -> str:
     """Write the whole page; ``payload`` holds the figures and the table for its script."""
     # plotly.js is 4 MB, but a page that loads it from the network would not open offline.
-    plotly, script = _plotly(), _static("table.js") + _static("report.js")
+    plotly, script = plotly_js(), _static("table.js") + _static("report.js")
     # Inline scripts run only if the policy has their hash; a script in a smuggled name has none.
     sources = " ".join(f"'sha256-{_digest(text)}'" for text in (plotly, script))
     policy = (

@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING, Any
 
+from spectail.report.notebook import figure_class
 from spectail.results.table import storable
 
 if TYPE_CHECKING:
@@ -98,10 +99,8 @@ def axis(title: str, **more: object) -> dict[str, Any]:
 def figure(**layout: object) -> go.Figure:
     """Make an empty figure with the shared fonts, margins, legend and a transparent background.
 
-    plotly is imported at the first figure, so that measuring and training do not need it.
+    In a notebook it is drawn in the exported page too, see ``report.notebook``.
     """
-    import plotly.graph_objects as go
-
     # The page restyles text and grid for light and dark; transparent grounds let it show through.
     base: dict[str, Any] = {
         "template": "none",
@@ -120,7 +119,7 @@ def figure(**layout: object) -> go.Figure:
         },
         "hovermode": "closest",
     }
-    return go.Figure(layout={**base, **layout})
+    return figure_class()(layout={**base, **layout})
 
 
 def note(fig: go.Figure, text: str) -> go.Figure:
