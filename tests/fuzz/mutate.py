@@ -91,7 +91,7 @@ def odd_tree(rng: Random, value: Any) -> Any:  # noqa: C901 - a list of kinds of
             holder[str(odd_value(rng))] = holder.pop(key)
         elif action == 8 and isinstance(holder[key], int | float) and holder[key] == holder[key]:
             holder[key] = rng.choice(
-                [-holder[key], holder[key] + 1, holder[key] / 2, holder[key] * 2]
+                [-holder[key], holder[key] + 1, holder[key] // 2, holder[key] * 2]
             )
         elif isinstance(holder, list):
             holder.insert(key, copy.deepcopy(holder[key]))
