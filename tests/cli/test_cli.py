@@ -273,10 +273,21 @@ def test_the_listed_help_is_that_of_the_command(name: str) -> None:
     assert " ".join(command.__doc__.split("\n\n")[0].split()) == cli.COMMANDS[name]
 
 
-@pytest.mark.parametrize("option", ["--help", "--version"])
-def test_what_needs_no_model_imports_nothing_heavy(option: str) -> None:
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "spectail.cli.run(['--help'])",
+        "spectail.cli.run(['--version'])",
+        "spectail.cli.run([])",
+        "spectail.__version__",
+        "spectail.SpectailError",
+    ],
+)
+def test_what_needs_no_model_imports_nothing_heavy(statement: str) -> None:
     code = (
-        f"import sys, spectail.cli; spectail.cli.run([{option!r}]); print('MODULES', *sys.modules)"
+        "import sys, spectail\n"
+        f"if {statement!r}.startswith('spectail.cli'): import spectail.cli\n"
+        f"{statement}; print('MODULES', *sys.modules)"
     )
     shown = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
