@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from spectail.core.bands import Bands, eigenvalues_of
 from spectail.core.cutoffs import Cutoff
+from spectail.core.erg import erg_count
 from spectail.core.error_bar import jackknife_error
 from spectail.core.metrics import largest_eigenvalue, moments
 from spectail.core.spec import Spec
@@ -218,6 +219,12 @@ class Farms:
         window = window_shape(*shape, self.side(shape, spec, common), spec.aspect_ratio)
         return window, spec.placement.positions(*shape, window, spec.seed)
 
+    def cut(
+        self, matrices: Tensor, spec: Spec, common: int | None, *, convolution: bool
+    ) -> tuple[Tensor, Window, Positions]:
+        """Return the matrices as they are cut, the window, and where it is cut."""
+        return matrices, *self.place((matrices.shape[1], matrices.shape[2]), spec, common)
+
     def side(self, shape: tuple[int, int], spec: Spec, common: int | None) -> int:
         """Return the short side of a layer's windows."""
         fit = largest_fit(*shape, spec.aspect_ratio)
@@ -326,6 +333,10 @@ class Farms:
     def spectrum(self, fit: TailFit) -> Array:
         """Return the eigenvalues of a whole matrix that its norms and entropy are computed from."""
         return fit.eigenvalues
+
+    def erg_count(self, fit: TailFit) -> int:
+        """Return the most eigenvalues, from the largest on, whose product is at least 1."""
+        return erg_count(self.spectrum(fit), fit.eigenvalues.size + fit.n_zero)
 
     def norms(
         self, fit: TailFit, matrices: Tensor, *, convolution: bool = False, rough: bool = False

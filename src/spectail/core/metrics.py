@@ -35,6 +35,8 @@ any vector leaves a small residual; further steps still come closer to the large
 ROUGH = 1e-2
 """Residual that is small enough for a rough result: on matrices of independent entries, the hardest
 case, it leaves an error of 0.1 to 0.5 %, on trained layers less."""
+CLOSE = 3e-3
+"""Residual for a result to 1e-4: the largest eigenvalue of random matrices varies far more."""
 _SAFE_EXPONENT = 24
 """Weights between 2^-24 and 2^24 are not scaled first: their squares are far inside the range of
 float32."""
@@ -91,7 +93,15 @@ def largest_eigenvalue(matrices: Tensor, *, rough: bool = False) -> float:
             for batch in torch.split(matrices, 64)
         ]
         return float(torch.stack(norms).max()) ** 2
-    return max(_largest_of(matrix, rough=rough) for matrix in matrices)
+    return max(_largest_of(matrix, ROUGH if rough else None) for matrix in matrices)
+
+
+def nearly_largest_eigenvalue(matrix: Tensor) -> float:
+    """Return the largest squared singular value of one matrix, to a relative error of about 1e-4.
+
+    It takes about 30 passes over a matrix of independent entries.
+    """
+    return _largest_of(matrix, CLOSE)
 
 
 def entropy(eigenvalues: Array, rank: int | None = None) -> float:
@@ -148,12 +158,13 @@ def signal_to_noise(eigenvalues: Array, n_zero: int, shape: tuple[int, int]) -> 
     return signal / noise / float(values[-1]) if noise > 0 else math.nan
 
 
-def _largest_of(matrix: Tensor, *, rough: bool) -> float:
+def _largest_of(matrix: Tensor, residual: float | None) -> float:
     """Return the largest eigenvalue of A A^H: iterate in float32, then refine in float64.
 
     The result is the Rayleigh quotient of the computed vector. Its error is the square of the
     vector's error, so iterating in float32 halves the cost and loses no digit that matters. Weights
-    in float64 are iterated in float64. A rough result is not refined.
+    in float64 are iterated in float64. With a ``residual``, at which the iteration stops, the
+    result is not refined.
     """
     magnitude = largest_magnitude(matrix)  # before transposing: rows are read faster than columns
     if matrix.shape[0] > matrix.shape[1]:
@@ -168,11 +179,11 @@ def _largest_of(matrix: Tensor, *, rough: bool) -> float:
     multiply = (
         # A GPU is better used by one large product than by many small ones.
         _two_products((scaled,) if scaled.is_cuda else pieces)
-        if rough or scaled.shape[0] > _GRAM_SIDE
+        if residual or scaled.shape[0] > _GRAM_SIDE
         else _gram_product(pieces)
     )
-    largest, vector = _lanczos(multiply, _start_vector(scaled.shape[0], scaled.dtype), rough=rough)
-    if rough:
+    largest, vector = _lanczos(multiply, _start_vector(scaled.shape[0], scaled.dtype), residual)
+    if residual:
         return math.ldexp(largest, 2 * exponent)
     top = torch.from_numpy(vector).to(matrix.device, _wide(matrix))
     # On a CPU the copies in double precision stay in the cache.
@@ -208,7 +219,7 @@ def _start_vector(size: int, dtype: torch.dtype) -> NDArray[Any]:
 
 
 def _lanczos(
-    multiply: Callable[[NDArray[Any]], NDArray[Any]], start: NDArray[Any], *, rough: bool
+    multiply: Callable[[NDArray[Any]], NDArray[Any]], start: NDArray[Any], residual: float | None
 ) -> tuple[float, NDArray[Any]]:
     """Return the largest eigenvalue of a positive semi-definite operator, and its eigenvector.
 
@@ -218,7 +229,7 @@ def _lanczos(
     """
     # float32 cannot reach a finer tolerance, and the Rayleigh quotient squares the error.
     precise = 1e-10 if start.dtype in (np.float64, np.complex128) else 1e-5
-    tolerance, check = (ROUGH, 1) if rough else (precise, _LEAST_STEPS)
+    tolerance, check = (residual, 1) if residual else (precise, _LEAST_STEPS)
     basis, diagonal, beside = start[None], np.empty(0), np.empty(0)
     while True:
         vector = multiply(basis[-1])

@@ -54,6 +54,14 @@ class Published(Farms):
             return Window(*shape), [(0, 0)]
         return published_windows(shape, spec, self.side(shape, spec, common))
 
+    def cut(
+        self, matrices: Tensor, spec: Spec, common: int | None, *, convolution: bool
+    ) -> tuple[Tensor, Window, Positions]:
+        """Return the matrices as they are cut; a convolution is cut into divisions."""
+        if convolution and spec.window != "whole":
+            return published_divisions(matrices, spec)
+        return super().cut(matrices, spec, common, convolution=convolution)
+
     def fit(
         self,
         matrices: Tensor | Bands,

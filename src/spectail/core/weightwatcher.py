@@ -8,6 +8,7 @@ default estimator in these points:
 - A layer is measured if it has 8 eigenvalues or more over all of its matrices.
 - Fewer than 20 eigenvalues are fitted by another formula; see ``small_sample_fit``.
 - Norms, ranks and entropy come from all eigenvalues, small ones included.
+- The eigenvalue that makes the product of the ERG condition less than 1 is counted too.
 - Tied weights count once for every module that uses them.
 """
 
@@ -97,6 +98,10 @@ class WeightWatcher(Farms):
     def spectrum(self, fit: TailFit) -> Array:
         """Return all eigenvalues, those that the fit leaves out included, ascending."""
         return np.concatenate([np.maximum(fit.left_out, 0.0), fit.eigenvalues])
+
+    def erg_count(self, fit: TailFit) -> int:
+        """Return ``detX_num``, which includes the eigenvalue that makes the product less than 1."""
+        return min(super().erg_count(fit) + 1, fit.eigenvalues.size + fit.n_zero)
 
     def norms(
         self, fit: TailFit, matrices: Tensor, *, convolution: bool = False, rough: bool = False

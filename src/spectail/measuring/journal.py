@@ -231,7 +231,8 @@ def _require_same(folder: Path, stored: dict[str, Any], run: RunInfo) -> None:
 def differences(stored: dict[str, Any], run: RunInfo) -> list[str]:
     """List the settings in which a stored run differs from this one."""
     # Device, notes and library versions may differ: they do not change what is measured.
-    keys = ("fingerprint", "spec", "window", "include", "exclude", "kinds", "types", "full_spectrum")
+    keys = ["fingerprint", "spec", "window", "include", "exclude", "kinds", "types"]
+    keys += ["full_spectrum", "traps", "erg"]
     # Through JSON, so that tuples compare equal to the lists that were stored.
     before, now = (json.loads(json.dumps(values)) for values in (stored, run.to_dict()))
     # A run of an earlier version lacks settings that were added since, which were off then.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from spectail.core.goodness import GoodnessOfFit, judge_tail, verdict
 from spectail.core.measure import estimator_of, measure, too_small
 from spectail.core.metrics import entropy, log_alpha_norm, signal_to_noise
 from spectail.core.quantisers import group_range
-from spectail.core.tolerance import FIRST
+from spectail.core.tolerance import FIRST, spread_order
+from spectail.core.traps import MIN_SIDE, find_traps
 from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError, SpecError
 from spectail.models.difference import Change
 from spectail.models.formats.ranges import is_remote
@@ -44,6 +46,13 @@ TOP_POINTS = 60
 NOT_ONE_TAIL = "not applicable: alpha is an average over several tails"
 """Verdict for a convolution if the published code averages alphas over its divisions
 (``Spec.legacy``)."""
+
+TRAPS_OF_MEAN = "the mean of the weights alone is large enough for a trap"
+"""Remark on traps that need no huge weights."""
+NO_EDGE = (
+    f"traps not looked for: a window's short side is below {MIN_SIDE}, or all weights are equal"
+)
+"""Remark on a layer that has no edge."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +125,14 @@ def _bands(layer: Layer, plan: Plan) -> Bands | None:
     None means that the layer is read whole: it is not remote, or little would be saved.
     """
     run, part = plan.run, layer.part
-    whole = run.spec.tolerance is None or run.full_spectrum or plan.quantization_errors
-    if whole or part is None or not is_remote(layer.tensor) or isinstance(layer, Change):
+    whole = run.full_spectrum or run.traps or plan.quantization_errors
+    if (
+        whole
+        or run.spec.tolerance is None
+        or part is None
+        or not is_remote(layer.tensor)
+        or isinstance(layer, Change)
+    ):
         return None
     axis = part.band_axis
     window, _ = estimator_of(run.spec).place((layer.rows, layer.cols), run.spec, run.window)
@@ -180,6 +195,11 @@ def _measured(record: LayerRecord, matrices: Tensor | Bands, plan: Plan) -> Laye
     )
     if fit.status == "ok":
         record = _with_alpha(record, fit, plan)
+        if run.erg:
+            count = estimator_of(spec).erg_count(fit)
+            record = replace(record, erg_n=count, erg_gap=count - record.n_tail)
+        if run.traps and not isinstance(matrices, Bands):
+            record = _with_traps(record, fit, matrices, plan)
     # A layer without a tail fit still has norms, if its weights are finite.
     if isinstance(matrices, Bands) or plan.alpha_only or not math.isfinite(fit.sum_of_squares):
         return record
@@ -212,6 +232,26 @@ def _with_alpha(record: LayerRecord, fit: TailFit, plan: Plan) -> LayerRecord:
         reason="; ".join(filter(None, [remark, fit.reason])),
     )
     return replace(record, null_z=null_gap(record))
+
+
+def _with_traps(record: LayerRecord, fit: TailFit, matrices: Tensor, plan: Plan) -> LayerRecord:
+    """Add the traps of the layer, looked for in as many windows as alpha was measured in."""
+    spec, convolution = plan.run.spec, record.kind == "conv"
+    matrices, window, positions = estimator_of(spec).cut(
+        matrices, spec, plan.run.window, convolution=convolution
+    )
+    taken = fit.n_windows // matrices.shape[0]
+    if taken < len(positions):  # the rest was not needed for the tolerance
+        positions = [positions[i] for i in islice(spread_order(positions, window), taken)]
+    found = find_traps(matrices, window, positions, seed=spec.seed)
+    remark = TRAPS_OF_MEAN if found.from_mean else NO_EDGE if math.isnan(found.p) else ""
+    return replace(
+        record,
+        n_traps=found.n,
+        trap_ratio=found.ratio,
+        trap_p=found.p,
+        reason="; ".join(filter(None, [record.reason, remark])),
+    )
 
 
 def _judged(fit: TailFit, spec: Spec) -> tuple[GoodnessOfFit, str]:

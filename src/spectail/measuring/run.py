@@ -58,6 +58,8 @@ def analyze(
     types: str | Sequence[str] = (),
     full_spectrum: bool = False,
     quantization_errors: bool = False,
+    traps: bool = False,
+    erg: bool = False,
     out: str | Path | None = None,
     fresh: bool = False,
     engine: str = "local",
@@ -78,6 +80,8 @@ def analyze(
     ``full_spectrum`` adds ``alpha_full`` and ``entropy``, measured without windows.
     ``quantization_errors`` adds what each format of ``core.quantisers`` makes of the weights, by
     which ``allocate`` chooses bits.
+    ``traps`` adds ``n_traps``, ``trap_ratio`` and ``trap_p`` (see ``core.traps``), ``erg`` adds
+    ``erg_n`` and ``erg_gap`` (see ``core.erg``).
 
     With ``out`` the results are stored in that folder as they come. A run that was killed continues
     where it stopped, and at the end the tables and the report are written there. ``fresh`` replaces
@@ -103,6 +107,8 @@ def analyze(
         types=types,
         full_spectrum=full_spectrum,
         quantization_errors=quantization_errors,
+        traps=traps,
+        erg=erg,
         elsewhere=is_elsewhere(chosen),
     )
     return run_plan(
@@ -127,6 +133,8 @@ def make_plan(
     types: str | Sequence[str] = (),
     full_spectrum: bool = False,
     quantization_errors: bool = False,
+    traps: bool = False,
+    erg: bool = False,
     elsewhere: bool = False,
 ) -> Plan:
     """Open the source and choose layers and common window, without measuring or writing.
@@ -164,6 +172,8 @@ def make_plan(
         kinds=of.kinds,
         types=of.types,
         full_spectrum=full_spectrum,
+        traps=traps,
+        erg=erg,
         device=device,
         n_vectors=opened.n_vectors,
         notes=(*opened.notes, *_window_notes(spec, window, shapes)),

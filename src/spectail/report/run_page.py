@@ -182,6 +182,7 @@ def command(run: RunInfo) -> str:
             words += [option, glob]
     if run.full_spectrum:
         words.append("--full-spectrum")
+    words += ["--traps"] * run.traps + ["--erg"] * run.erg
     return shlex.join(words)
 
 

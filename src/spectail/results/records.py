@@ -245,6 +245,38 @@ class LayerRecord:
         "norm of the change over the norm of the base's weights (`--base` only)",
         math.nan,
     )
+    n_traps: Finite = _column(
+        "Traps",
+        "count",
+        "eigenvalues beyond the edge once the entries are shuffled (`--traps` only)",
+        math.nan,
+    )
+    trap_ratio: Finite = _column(
+        "Trap ratio",
+        "number",
+        "largest eigenvalue of the shuffled layer over the edge (`--traps` only)",
+        math.nan,
+    )
+    trap_p: Finite = _column(
+        "Trap p",
+        "fixed",
+        "probability that a layer of light-tailed entries has as large an eigenvalue "
+        "(`--traps` only)",
+        math.nan,
+    )
+    erg_n: Finite = _column(
+        "ERG",
+        "count",
+        "most eigenvalues, from the largest on, whose product is at least 1 if their mean is 1 "
+        "(`--erg` only)",
+        math.nan,
+    )
+    erg_gap: Finite = _column(
+        "ERG gap",
+        "count",
+        "erg_n - n_tail; positive: the tail starts too high for the ERG condition (`--erg` only)",
+        math.nan,
+    )
     spectrum: Spectrum | None = field(default=None, repr=False)
     part: str = field(default="", repr=False)
     """How the layer was cut out of its parameter: ``Part.cut``. A stored record counts for a layer
@@ -337,6 +369,8 @@ class RunInfo:
     types: tuple[str, ...] = ()
     """Types of layer that are measured; empty for all."""
     full_spectrum: bool = False
+    traps: bool = False
+    erg: bool = False
     device: str = "cpu"
     n_vectors: Count = 0
     """Number of parameters with fewer than two dimensions, which have no row."""
