@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from spectail.allocation.left_out import LeftOut, describe_left_out
+from spectail.basics.files import write_text
 from spectail.basics.json_values import plain
 from spectail.basics.texts import first_names
 from spectail.evaluation import Perplexity, Rule
@@ -247,12 +248,8 @@ class PruneReport:
         return {"format": _FORMAT, **own, **totals, "calibration": shape, **lists, **texts}
 
     def save(self, path: str | Path) -> Path:
-        """Write the report as JSON."""
-        path = Path(path)
-        path.write_text(
-            json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        return path
+        """Write the report as JSON, completely or not at all."""
+        return write_text(Path(path), json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
 
     def _repr_html_(self) -> str:
         """The table, for notebooks."""
