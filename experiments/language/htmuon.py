@@ -45,6 +45,7 @@ DIGITS = {"validation": 3, "median": 3, "top 10 %": 2}
 """What is compared, with the digits that are shown."""
 HEADS = ("validation loss", "alpha, median cutoff", "alpha, top 10 %")
 CHOSEN = "each its best"
+KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +131,8 @@ class Results:
         )
         return next(missing, self.settings.seeds)
 
-    def values(self, optimizer: str, lr: float, what: str) -> list[float]:
-        """The loss, or the mean alpha of the matrices, of each seed.
+    def values(self, optimizer: str, lr: float, what: str, kind: str = "") -> list[float]:
+        """The loss, or the mean alpha of the matrices (of a kind), of each seed.
 
         NaN for a run that diverged.
         """
@@ -140,7 +141,7 @@ class Results:
             return [math.nan] * len(runs)
         if what == "validation":
             return [run[what] for run in runs]
-        return [mean_of(run[what], "alpha") for run in runs]
+        return [mean_of(run[what], "alpha", kind) for run in runs]
 
     def best(self, optimizer: str) -> float:
         """The rate of the least mean validation loss, among rates at which no seed diverged."""
@@ -153,9 +154,9 @@ class Results:
         return next(mean_of(self.done[k][what], "alpha_null") for k in first if self.done[k][what])
 
 
-def mean_of(layers: Mapping[str, Mapping[str, float]], column: str) -> float:
-    """The mean of a column over matrices."""
-    return fmean(layer[column] for layer in layers.values())
+def mean_of(layers: Mapping[str, Mapping[str, float]], column: str, kind: str = "") -> float:
+    """The mean of a column over matrices, or over those of a kind (how their names end)."""
+    return fmean(layer[column] for name, layer in layers.items() if name.endswith(kind))
 
 
 def with_error(values: Sequence[float], digits: int, *, difference: bool = False) -> str:
@@ -188,7 +189,8 @@ def tables(results: Results) -> dict[str, str]:
     note = f"{state}; complete seeds: {results.seeds}. Mean ± standard error over seeds."
     levels = markdown_table(("optimizer, base rate", *HEADS), _levels(results))
     gaps = markdown_table(("difference", "base rate", *HEADS), _differences(results))
-    return {"htmuon": "\n\n".join((note, levels, gaps))}
+    kinds = markdown_table(("at the best rate", *OPTIMIZERS), _kinds(results))
+    return {"htmuon": "\n\n".join((note, levels, gaps, kinds))}
 
 
 def _levels(results: Results) -> Iterator[list[str]]:
@@ -213,6 +215,14 @@ def _differences(results: Results) -> Iterator[list[str]]:
                 )
                 cells.append(with_error([x - y for x, y in pairs], digits, difference=True))
             yield [f"{one} less {other}", label, *cells]
+
+
+def _kinds(results: Results) -> Iterator[list[str]]:
+    """One row per cutoff and kind of matrix."""
+    for what in CUTOFFS:
+        for kind in KINDS:
+            cells = (results.values(o, results.best(o), what, f"{kind}_proj") for o in OPTIMIZERS)
+            yield [f"{kind}, {what}", *(with_error(found, DIGITS[what]) for found in cells)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ import torch
 from scipy import linalg
 
 from experiments.language.htmuon import (
+    KINDS,
     OPTIMIZERS,
     PAIRS,
     Results,
@@ -57,7 +58,9 @@ def test_any_power_is_that_of_the_gram_matrix(shape: Any, power: float) -> None:
 def test_the_scale_of_a_gradient_does_not_matter() -> None:
     matrix = drawn(4, 6).float()
     for scale in (1e-30, 1e10):
-        assert torch.allclose(with_power(matrix * scale, 0.125), with_power(matrix, 0.125))
+        for power in (0.125, 1):
+            found = with_power(matrix * scale, power)
+            torch.testing.assert_close(found, with_power(matrix, power), rtol=0, atol=1e-5)
 
 
 def test_no_gradient_moves_nothing_and_a_diverged_one_stays_so() -> None:
@@ -102,9 +105,10 @@ def test_power_0_steps_as_torchs_muon_does() -> None:
 
 
 def run(loss: float | None, alpha: float) -> dict[str, Any]:
+    names = [f"layers.0.{kind}_proj" for kind in KINDS]
     layers = {
         name: {"alpha": alpha + gap, "alpha_se": 0.1, "alpha_null": 2.0}
-        for name, gap in (("q", 0.1), ("k", -0.1))
+        for name, gap in zip(names, (0.3, 0.2, 0.1, 0.0, -0.1, -0.2, -0.3), strict=True)
     }
     return {"validation": loss, "median": layers, "top 10 %": layers if loss else {}}
 
@@ -135,6 +139,7 @@ def test_the_best_rate_has_the_least_mean_loss_and_a_diverged_one_never() -> Non
         "| HTMuon less exact Muon | each its best | +0.000 ± 0.000 | **+1.000 ± 0.000** |" in text
     )
     assert text.count("| 0.1 | diverged | diverged | diverged |") == len(PAIRS)
+    assert "| gate, median | 0.902 ± 0.001 | 1.902 ± 0.001 | 2.902 ± 0.001 |" in text
     assert "| random matrices |  | 2.000 | 2.00 |" in text
 
 
