@@ -112,12 +112,13 @@ def test_the_trainer_may_restore_the_callback_itself(tmp_path: Path) -> None:
 
 
 def test_once_per_epoch(tmp_path: Path) -> None:
-    callback = BalancerCallback("alphadecay")
+    logged: list[int] = []
+    callback = BalancerCallback("alphadecay", log=lambda values, step: logged.append(step))
     trainer(
         tmp_path, callback, max_steps=-1, num_train_epochs=2, weight_decay=0.1, save_strategy="no"
     ).train()
     assert callback.balancer is not None
-    assert [update.step for update in callback.balancer.history] == [6, 12]
+    assert [update.step for update in callback.balancer.history] == [6, 12] == logged
 
 
 def test_bad_rules_and_every_are_refused(tmp_path: Path) -> None:

@@ -79,7 +79,14 @@ def work(rank: int, how: str, port: int, folder: Path) -> None:
         remember_what_is_measured(measured)
         model = wrapped(how)
         optimizer = optimizer_of(model)
-        balancer = st.Balancer(model, optimizer, "tempbalance", every=EVERY)
+        logged: list[int] = []
+        balancer = st.Balancer(
+            model,
+            optimizer,
+            "tempbalance",
+            every=EVERY,
+            log=lambda values, step: logged.append(step),
+        )
         train(model, optimizer, STEPS)
         state, own = balancer.state_dict(), list(measured)
         again, other = resumed(how)
@@ -92,6 +99,7 @@ def work(rank: int, how: str, port: int, folder: Path) -> None:
             "alphas": [dict(update.alphas) for update in balancer.history],
             "weights": [full(p.detach()).clone() for p in model.parameters()],
             "measured": own,
+            "logged": logged,
         }
         torch.save(found, folder / f"{rank}.pt")
     finally:
@@ -148,6 +156,7 @@ def test_two_processes_do_what_one_does(how: str, tmp_path: Path) -> None:
         assert torch.allclose(a, c, atol=1e-5)
     assert set(first["measured"]) == {"3", "7"}, "the layers are shared out"
     assert set(second["measured"]) == {"5"}
+    assert (first["logged"], second["logged"]) == ([2, 4], []), "one process logs"
 
 
 def work_with_zero(rank: Any, port: Any, folder: Path) -> None:
