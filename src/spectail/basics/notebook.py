@@ -16,5 +16,6 @@ def kernel() -> Any:
 
 def cell_id(shell: Any) -> str | None:
     """Return the id of the cell that is being run; None from a front end that sends no ids."""
-    found: str | None = shell.get_parent().get("metadata", {}).get("cellId")
+    message = shell.get_parent() if hasattr(shell, "get_parent") else {}  # ipykernel 6 and later
+    found: str | None = (message.get("metadata") or {}).get("cellId")
     return found
