@@ -40,10 +40,10 @@ def test_the_p_value_is_uniform_for_gaussian_entries(
 ) -> None:
     rng = np.random.default_rng(5)
     scale = rng.lognormal(size=(shape[0], 1, 1))
-    p = [_found(scale * rng.standard_normal(shape), window, i).p for i in range(300)]
-    # 300 draws see a distance of 0.11 from the uniform law; overlapping windows lie within it too.
+    p = [_found(scale * rng.standard_normal(shape), window, i).p for i in range(200)]
+    # 200 draws see a distance of 0.14 from the uniform law; overlapping windows lie within it too.
     assert kstest(p, "uniform").pvalue > 1e-3
-    assert sum(x <= 0.05 for x in p) == pytest.approx(15, abs=12)
+    assert sum(x <= 0.05 for x in p) == pytest.approx(10, abs=9)
 
 
 def test_uniform_entries_have_fewer_traps_than_gaussian_ones() -> None:

@@ -15,10 +15,11 @@ def plain_windows_of(
 ) -> list[Array]:
     """Return the squared singular values of each window."""
     rows, cols = window
-    return [
-        np.linalg.svd(matrix[top : top + rows, left : left + cols], compute_uv=False) ** 2
-        for top, left in positions
-    ]
+    found = []
+    for top, left in positions:
+        values: Array = np.linalg.svd(matrix[top : top + rows, left : left + cols])[1]
+        found.append(np.square(values))
+    return found
 
 
 def plain_erg_count(eigenvalues: Array) -> int:
