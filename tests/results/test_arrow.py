@@ -41,7 +41,7 @@ def test_the_table_has_values_that_every_logger_reads(analysis: st.Analysis) -> 
     # wandb.Table reads column.values[row] and knows NumPy's numbers, texts and truth values.
     table = analysis.table
     for name in COLUMNS:
-        for value in table[name].to_numpy():
+        for value in table[name].values:
             assert isinstance(value, np.generic | str | bool | int | float), (name, value)
     expected = [np.nan if x.block is None else x.block for x in analysis.layers]
     assert np.array_equal(table["block"].to_numpy(), expected, equal_nan=True)
