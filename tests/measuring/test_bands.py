@@ -66,7 +66,9 @@ def test_a_layer_of_few_bands_is_read_whole_with_its_norms(tmp_path: Path) -> No
     assert remote[NORMS].notna().all(axis=None)
 
 
-@pytest.mark.parametrize("asked", [{"full_spectrum": True}, {"quantization_errors": True}])
+@pytest.mark.parametrize(
+    "asked", [{"full_spectrum": True}, {"quantization_errors": True}, {"traps": True}]
+)
 def test_what_asks_for_the_whole_matrix_reads_it(tmp_path: Path, asked: dict[str, Any]) -> None:
     save_file({"long.weight": draw(1024, 64)}, tmp_path / "m.safetensors")
     remote, local, _ = tables(tmp_path, **asked)
