@@ -47,8 +47,8 @@ SPEC = st.Spec(window="whole", cutoff="ks")
 class Settings:
     """The size of the experiment."""
 
-    seeds: int = 3
-    steps: int = 3000
+    seeds: int = 5
+    steps: int = 10_000
     width: int = 256
     inputs: int = 64
     classes: int = 10
