@@ -28,7 +28,7 @@ from spectail.core.cutoffs import parse_cutoff
 from spectail.core.spectra import numerical_zeros, window_eigenvalues
 from spectail.core.tails import fit_from
 from spectail.core.windows import Window, parse_placement
-from spectail.measuring.run import make_plan
+from spectail.measuring.planning import make_plan
 
 CUTOFFS = ("median", "peak", "ks")
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")

@@ -19,7 +19,7 @@ import spectail as st
 from spectail.core.cutoffs import Median
 from spectail.core.tails import fit_from
 from spectail.core.windows import Tile, Window
-from spectail.measuring.run import make_plan
+from spectail.measuring.planning import make_plan
 
 Array: TypeAlias = NDArray[np.float64]
 EPS = float(np.finfo(np.float32).eps)

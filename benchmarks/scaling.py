@@ -34,7 +34,7 @@ from spectail.core.spec import Spec
 from spectail.core.threads import spread_over
 from spectail.measuring.cost import MEASURED, Cost, Rates, estimate
 from spectail.measuring.layer import measure_layer
-from spectail.measuring.run import make_plan
+from spectail.measuring.planning import make_plan
 from spectail.measuring.shards import split
 
 SHAPES = [

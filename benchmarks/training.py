@@ -19,7 +19,7 @@ from benchmarks.common import Side, clock, paired, run_sides
 from experiments.images.networks import Residual
 from spectail.core.measure import too_small
 from spectail.core.windows import largest_fit, window_shape
-from spectail.measuring.run import make_plan
+from spectail.measuring.planning import make_plan
 
 TARGET = 1.0
 """Seconds."""

@@ -12,7 +12,7 @@ import spectail as st
 from spectail.core.threads import cores, single_threaded, spread, spread_over
 from spectail.measuring.engines import local
 from spectail.measuring.layer import measure_layer
-from spectail.measuring.run import make_plan
+from spectail.measuring.planning import make_plan
 from tests.conftest import weights
 
 

@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 import spectail as st
 from spectail.cli import run
 from spectail.measuring.engines.ray import TRIES, RayEngine
-from spectail.measuring.run import make_plan, run_plan
+from spectail.measuring.planning import make_plan
+from spectail.measuring.run import run_plan
 from tests.conftest import weights
 
 # As the engine does before it imports Ray: messages of raylets stay out of what tests capture.

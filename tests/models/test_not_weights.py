@@ -11,7 +11,7 @@ from spectail.allocation.coverage import cover
 from spectail.core.spec import Spec
 from spectail.errors import AllocationError
 from spectail.measuring.layer import record_of
-from spectail.measuring.run import make_plan
+from spectail.measuring.planning import make_plan
 from spectail.models.naming.not_weights import are_weights_named, no_matrix
 from spectail.models.open import open_source
 

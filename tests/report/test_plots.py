@@ -17,9 +17,9 @@ from spectail.core.tails import fit_from
 from spectail.errors import SpectailError
 from spectail.report.curves import null_shape, spectrum_curves
 from spectail.report.depth import depth_of
+from spectail.report.heatmap import block_kind_heatmap
 from spectail.report.plots import (
     alpha_by_depth,
-    block_kind_heatmap,
     farms_against_full,
 )
 from spectail.report.spectrum_plot import layer_spectrum

@@ -19,7 +19,8 @@ from spectail.cli.terminal import Terminal
 from spectail.measuring.engines import Engine, is_elsewhere
 from spectail.measuring.journal import Journal
 from spectail.measuring.layer import Plan
-from spectail.measuring.run import make_plan, measure_plan
+from spectail.measuring.planning import make_plan
+from spectail.measuring.run import measure_plan
 from spectail.measuring.shards import Shard, open_run, part_of
 from spectail.models.source import Layer
 from spectail.results.table import extremes, storable

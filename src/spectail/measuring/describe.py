@@ -17,7 +17,7 @@ from spectail.core.threads import cores
 from spectail.errors import SpecError
 from spectail.measuring.cost import Cost, estimate, item_bytes
 from spectail.measuring.layer import Plan
-from spectail.measuring.run import make_plan
+from spectail.measuring.planning import make_plan
 from spectail.models.formats.fingerprint import no_fingerprints
 from spectail.models.naming.select import type_of
 from spectail.models.source import Layer

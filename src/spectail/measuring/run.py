@@ -1,36 +1,26 @@
-"""The function ``analyze``: open a source, plan the run, measure its layers, keep the results."""
+"""The function ``analyze``: plan the run, measure its layers, keep the results."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from spectail import presets
 from spectail.analysis import Analysis
 from spectail.basics.imports import importing
-from spectail.core.measure import common_window, estimator_of, too_small
 from spectail.core.spec import Spec
-from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError, SpecError
+from spectail.errors import SourceChangedError, SourceUnreachableError
 from spectail.measuring.cost import costliest_first
-from spectail.measuring.device import usable_device
 from spectail.measuring.engines import Engine, engine_named, is_elsewhere
 from spectail.measuring.journal import Journal
 from spectail.measuring.layer import Plan
 from spectail.measuring.notebook_bar import notebook_bar
+from spectail.measuring.planning import make_plan
 from spectail.measuring.rounding import with_rounding
 from spectail.measuring.shards import Shard, open_run, part_of
-from spectail.models.formats.remote import without_secrets
-from spectail.models.naming.select import KindFilter, select
-from spectail.models.open import open_source
 from spectail.models.source import Layer
-from spectail.results.records import LayerRecord, RunInfo
-
-VERSIONS_OF = ("spectail", "torch", "numpy", "scipy", "safetensors", "gguf")
-"""Packages whose versions are stored with a run."""
-
+from spectail.results.records import LayerRecord
 
 NEEDED_TO_WRITE = ("pyarrow.parquet", "pandas", "plotly.graph_objs._figure", "plotly.io")
 """Libraries that write tables and report. Their import takes half a second of processor time."""
@@ -121,82 +111,6 @@ def analyze(
     )
 
 
-def make_plan(
-    source: Any,
-    *,
-    spec: Spec,
-    base: Any = None,
-    device: str = "auto",
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    kinds: str | Sequence[str] = (),
-    types: str | Sequence[str] = (),
-    full_spectrum: bool = False,
-    quantization_errors: bool = False,
-    traps: bool = False,
-    erg: bool = False,
-    elsewhere: bool = False,
-) -> Plan:
-    """Open the source and choose layers and common window, without measuring or writing.
-
-    ``elsewhere`` leaves the choice of the device to the processes that measure.
-    """
-    device = device if elsewhere else usable_device(device)
-    if base is not None and quantization_errors:
-        raise SpecError(
-            "quantization errors are those of a model's weights, not of a difference: leave out "
-            "--base or --quantization-errors"
-        )
-    opened = open_source(source, base)
-    tied = opened.tied if estimator_of(spec).counts_tied else ()
-    of = KindFilter.of(kinds, types)
-    layers = select((*opened.layers, *tied), include, exclude, of)
-    if not layers:
-        raise SourceError(
-            f"{opened.label} has no weight matrices to measure: "
-            f"{opened.n_vectors} vectors, nothing else"
-        )
-    # Layers that cannot be read (part is None) do not influence the common window.
-    readable = [layer for layer in layers if layer.part is not None]
-    shapes = [(layer.rows, layer.cols) for layer in readable]
-    large = [x for x in readable if not too_small((x.rows, x.cols), spec, x.n_matrices)]
-    window = common_window([(layer.rows, layer.cols) for layer in large], spec)
-    # ``given`` is kept as it was typed, so that the report can show the command to repeat.
-    run = RunInfo(
-        source=opened.label,
-        fingerprint=opened.fingerprint,
-        spec=spec,
-        window=window,
-        include=tuple(include),
-        exclude=tuple(exclude),
-        kinds=of.kinds,
-        types=of.types,
-        full_spectrum=full_spectrum,
-        traps=traps,
-        erg=erg,
-        device=device,
-        n_vectors=opened.n_vectors,
-        notes=(*opened.notes, *_window_notes(spec, window, shapes)),
-        versions=_versions(),
-        given=_typed(source),
-        base=_typed(base),
-    )
-    return Plan(
-        run,
-        layers,
-        device,
-        source,
-        quantization_errors=quantization_errors,
-        files=opened.files,
-        base=base,
-    )
-
-
-def _typed(source: Any) -> str:
-    """Return a source as it was typed, without its secrets; empty for an object."""
-    return without_secrets(os.fspath(source)) if isinstance(source, str | os.PathLike) else ""
-
-
 def run_plan(
     plan: Plan,
     engine: Engine,
@@ -280,29 +194,3 @@ def _measured(
         yield record
     if progress:
         progress(None, done, total)
-
-
-def _window_notes(spec: Spec, window: int | None, shapes: list[tuple[int, int]]) -> list[str]:
-    """Return a note for the report if the run has no common window."""
-    if window is not None or len(set(shapes)) < 2:
-        return []
-    if spec.window == "common":
-        return [
-            "No layer is large enough for a common window: each has its own, "
-            "and other shapes do not compare."
-        ]
-    return [
-        "Every layer has a window of its own size: "
-        "alphas of layers of different shape do not compare."
-    ]
-
-
-def _versions() -> dict[str, str]:
-    """Return the installed versions of VERSIONS_OF."""
-    found = {}
-    for name in VERSIONS_OF:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from spectail import presets
-from spectail.core.cutoffs.base import Cutoff
 from spectail.models.naming.blocks import unit_of
 from spectail.report import page
 from spectail.report.curves import (
@@ -23,13 +22,14 @@ from spectail.report.curves import (
     window_ratio,
 )
 from spectail.report.evidence import CLEAR, Run, sort_run
-from spectail.report.page import Chart, Column, Page, Section
+from spectail.report.heatmap import block_kind_heatmap
+from spectail.report.page import Column, Page, Section
 from spectail.report.plots import (
     alpha_by_depth,
-    block_kind_heatmap,
     change_by_depth,
     farms_against_full,
 )
+from spectail.report.run_sections import BLOCKS, CHANGED, DEPTH, SHAPE_BIAS, spectrum_section
 from spectail.report.spectrum_plot import part_name, spectrum_figure
 from spectail.report.theme import TIMES
 from spectail.report.words import titled_findings
@@ -344,7 +344,7 @@ def _charts(results: Results) -> tuple[dict[str, Any], list[Section]]:
     if any(layer.spectrum is not None for layer in run.ok):
         # Empty: the script draws the layer that is chosen.
         figures["spectrum"] = page.figure_data(spectrum_figure({}, results.run.spec.cutoff))
-        sections.append(_spectrum_section(results.run.spec.cutoff))
+        sections.append(spectrum_section(results.run.spec.cutoff))
     # A heat map of one block would be a single column.
     if len({layer.block for layer in run.ok if layer.block is not None}) > 1:
         figures["heatmap"] = page.figure_data(block_kind_heatmap(results))
@@ -356,72 +356,6 @@ def _charts(results: Results) -> tuple[dict[str, Any], list[Section]]:
         figures["full"] = page.figure_data(farms_against_full(results))
         sections.append(SHAPE_BIAS)
     return figures, sections
-
-
-DEPTH = Section(
-    id="depth-section",
-    title="Alpha across depth",
-    lead="Lower means a heavier tail. The dotted line is a matrix of independent entries.",
-    chart=Chart(
-        "depth",
-        "Alpha by depth",
-        "Bars are one standard error; the band is two standard deviations of a random matrix. "
-        "Open marks have another window than the run and are not comparable. "
-        "A point opens its layer below.",
-    ),
-)
-
-
-def _spectrum_section(cutoff: Cutoff) -> Section:
-    """Make the section of a layer's spectrum, whose caption says what is drawn for this cutoff."""
-    part = part_name(cutoff)
-    what = (
-        "The fit starts at xmin and holds the tail's share; where the points leave it, the tail is "
-        "no power law."
-        if cutoff.claims_power_law
-        else f"Alpha is no claim of a power law here. It is 1 + 1 / m, where m is the mean of "
-        f"ln(x / xmin) over the shaded part ({part}): the line falls by this slope, and ends m "
-        f"beyond xmin. Dotted is a random matrix of the same variance, with its own slope."
-    )
-    return Section(
-        id="layer-section",
-        title="The spectrum of a layer",
-        lead="What alpha summarises: the eigenvalues of all windows, pooled.",
-        chart=Chart(
-            "spectrum",
-            "Spectrum of the chosen layer",
-            "Left or above: the density of the pooled eigenvalues on a log axis. "
-            "Right or below: the share of eigenvalues at or above a value; a power law is a "
-            f"straight line there. {what}",
-        ),
-        chooses_layer=True,
-    )
-
-
-BLOCKS = Section(
-    id="blocks",
-    title="Blocks and kinds",
-    lead="Each cell is one kind of layer in one block; darker means a heavier tail.",
-    chart=Chart("heatmap", "Heat map of alpha by block and kind of layer", legend=False),
-)
-CHANGED = Section(
-    id="changed-section",
-    title="Where the weights changed",
-    lead="The size of the change, over the size of the base's weights.",
-    chart=Chart(
-        "changed",
-        "Relative change by depth",
-        "Frobenius norm of the change over that of the base's weights, on a log axis. Layers with "
-        "the base's own weights are skipped, and have no point.",
-    ),
-)
-SHAPE_BIAS = Section(
-    id="shape-bias",
-    title="Windows against the full spectrum",
-    lead="Off the dotted line, the shape of the matrix moved alpha: "
-    "windows of one size take that out.",
-    chart=Chart("full", "Alpha over windows against alpha of the full spectrum"),
-)
 
 
 def full_path(run: RunInfo) -> str:
