@@ -66,6 +66,16 @@ def test_what_cannot_be_decided_is_counted(folders: tuple[Path, Path]) -> None:
     assert Condition.of("z>4").unknown(pair_layers(a, fewer)) == 2
 
 
+def test_a_condition_that_can_be_decided_nowhere_fails(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [layer.name for layer in st.Analysis.load(folders[0]).layers]
+    broken = {f"{name}.weight": torch.full((256, 256), torch.nan) for name in names}
+    st.analyze(broken, out=tmp_path / "broken")
+    assert run(["compare", str(folders[0]), str(tmp_path / "broken"), "--fail-on", "z>4"]) == 1
+    assert "cannot be decided for 7 layers" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_card_says_what_the_run_says(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

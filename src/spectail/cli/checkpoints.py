@@ -10,6 +10,8 @@ from spectail.basics.files import refuse_foreign, write_text
 from spectail.cli.options import print_json
 from spectail.cli.runner import Runner
 from spectail.errors import RunError
+from spectail.measuring.planning import make_plan
+from spectail.models.formats.fingerprint import no_fingerprints
 from spectail.report.page import page_mark
 from spectail.report.trajectory_page import EYEBROW, trajectory_html
 from spectail.results.trajectory import Trajectory
@@ -24,6 +26,9 @@ def analyze_checkpoints(runner: Runner, sources: list[str], out: Path | None) ->
         what = "--shard takes one model" if runner.shard else "several checkpoints need --out DIR"
         raise RunError(f"{what}: each has a folder of its own in it, beside {CURVES}")
     refuse_foreign(out / CURVES, page_mark(EYEBROW), RunError)
+    with no_fingerprints():  # a name mistyped costs no measurement of the others
+        for source in sources:
+            make_plan(source, **runner.settings)
     runs = {}
     for label, source in labelled(sources).items():
         runner.console.print(f"{label}:")

@@ -66,17 +66,17 @@ def compare(
 
 
 def _fails(console: Terminal, condition: Condition, comparison: Comparison) -> bool:
-    """Print whether a condition holds for some layer, and for which."""
+    """Print for which layers a condition holds; what can be decided for none fails too."""
     names, unknown = condition.holds(comparison), condition.unknown(comparison)
     found = f"{plural(len(names), 'layer')}: {first_names(names, 8)}" if names else "no layer"
     console.print(f"{condition.text} holds for {found}", soft_wrap=True)
     if unknown:
         console.print(
-            f"note: {condition.text} cannot be decided for {plural(unknown, 'layer')}, which have "
-            "no partner or no error bar",
+            f"note: {condition.text} cannot be decided for {plural(unknown, 'layer')}: not "
+            "measured or not comparable in both runs, without a partner or an error bar",
             soft_wrap=True,
         )
-    return bool(names)
+    return bool(names) or unknown == len(comparison.table)
 
 
 def _show(console: Terminal, comparison: Comparison) -> None:

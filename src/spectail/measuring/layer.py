@@ -24,7 +24,7 @@ from spectail.core.quantisers import group_range
 from spectail.core.tolerance import FIRST, spread_order
 from spectail.core.traps import MIN_SIDE, find_traps
 from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError, SpecError
-from spectail.models.difference import Change
+from spectail.models.difference import Change, UnchangedError
 from spectail.models.formats.ranges import is_remote
 from spectail.models.source import Layer, SourceFile
 from spectail.results.records import LayerRecord, RunInfo, Spectrum, null_gap
@@ -89,6 +89,8 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
     try:
         with torch.no_grad():
             record = _read_and_measured(record, layer, plan)
+    except UnchangedError as error:
+        record = replace(record, status="skipped", reason=str(error), relative_change=0.0)
     except SpecError as error:
         record = replace(record, status="skipped", reason=str(error))
     except (SourceChangedError, SourceUnreachableError):

@@ -14,6 +14,12 @@ from spectail.errors import SourceError, SpecError
 from spectail.models.source import Layer, Source
 
 UNCHANGED = "the same weights as in the base: nothing was trained here"
+ADAPTER = ".lora"
+"""The end of the name of a low-rank change; before it stands the name of the layer it changes."""
+
+
+class UnchangedError(SpecError):
+    """Both models have the same weights in a layer, so there is nothing to measure."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +28,14 @@ class Change(Layer):
 
     base: Layer | None = field(default=None, repr=False, compare=False)
     """The same layer of the base model."""
+    added: bool = False
+    """Whether the layer is a low-rank adapter, whose weights are a change already."""
 
     def read(self) -> Tensor:
         """Read the difference as (n_matrices, rows, cols).
 
         Raises:
-            SpecError: Both models have the same weights here.
+            UnchangedError: Both models have the same weights here.
             SourceError: One of the two cannot be read.
 
         """
@@ -37,9 +45,11 @@ class Change(Layer):
         """Read the difference, and the sum of squares of the base's weights."""
         assert self.base is not None
         before = self.base.read()
-        change = super().read() - before
+        change = super().read()
+        if not self.added:
+            change = change - before
         if not change.any():
-            raise SpecError(UNCHANGED)
+            raise UnchangedError(UNCHANGED)
         return change, float(torch.linalg.vector_norm(before)) ** 2
 
 
@@ -47,8 +57,8 @@ def difference(tuned: Source, base: Source) -> Source:
     """Return the layers of ``tuned`` with the weights of ``base`` taken away, paired by name.
 
     A layer of ``tuned`` that has no counterpart of the same shape is skipped, and its row says why.
-    A low-rank adapter on top of the weights (``<layer>.lora``) is a change already and stays as it
-    is. What only ``base`` has is named in a note.
+    A low-rank adapter (``<layer>.lora``) is a change of the layer ``<layer>`` already: its weights
+    stay as they are. What only ``base`` has is named in a note.
 
     Raises:
         SourceError: The models have no layer in common.
@@ -56,15 +66,17 @@ def difference(tuned: Source, base: Source) -> Source:
     """
     of_base = {layer.name: layer for layer in base.layers}
     layers = tuple(_change(layer, of_base) for layer in tuned.layers)
-    if not any(isinstance(layer, Change) or layer.kind == "lora" for layer in layers):
+    if not any(isinstance(layer, Change) for layer in layers):
         raise SourceError(
             f"{tuned.label} and {base.label} have no layer of the same name and shape: "
             f"{first_names([layer.name for layer in tuned.layers])} in the first, "
             f"{first_names(list(of_base))} in the second; a base is the model that was fine-tuned"
         )
-    missing = [name for name in of_base if name not in {layer.name for layer in tuned.layers}]
+    known = {layer.name.removesuffix(ADAPTER) for layer in tuned.layers}
+    missing = [name for name in of_base if name not in known]
+    adapter = any(isinstance(layer, Change) and layer.added for layer in layers)
     notes = [f"Weights are those of {tuned.label} minus those of {base.label}."]
-    if missing:
+    if missing and not adapter:  # an adapter changes the layers that it was made for
         notes.append(f"Only the base has {first_names(missing)}.")
     both = f"{tuned.fingerprint} minus {base.fingerprint}"
     return replace(
@@ -80,9 +92,10 @@ def difference(tuned: Source, base: Source) -> Source:
 
 def _change(layer: Layer, of_base: Mapping[str, Layer]) -> Layer:
     """Return a layer minus its counterpart in the base."""
-    if layer.kind == "lora" or layer.no_weight:
+    if layer.no_weight:
         return layer
-    before = of_base.get(layer.name)
+    added = layer.kind == "lora" and layer.name.endswith(ADAPTER)
+    before = of_base.get(layer.name.removesuffix(ADAPTER) if added else layer.name)
     if before is None:
         return replace(layer, no_weight="the base has no layer of this name")
     if problem := layer.problem or before.problem:
@@ -91,7 +104,9 @@ def _change(layer: Layer, of_base: Mapping[str, Layer]) -> Layer:
     if here != there:
         shapes = f"{_spelled(here)} here and {_spelled(there)} in the base"
         return replace(layer, no_weight=f"{shapes}: their difference is not defined")
-    return Change(**{f.name: getattr(layer, f.name) for f in fields(Layer)}, base=before)
+    return Change(
+        **{f.name: getattr(layer, f.name) for f in fields(Layer)}, base=before, added=added
+    )
 
 
 def _spelled(shape: tuple[int, int, int]) -> str:

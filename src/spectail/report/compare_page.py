@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EYEBROW = "What moved"
 """The line above the heading, by which ``page_mark`` recognises the page."""
-CHANGE = "change of alpha (B - A)"
+CHANGE = "change of alpha (B \u2212 A)"
 """Title of the axis."""
 VIEW = (
     Column("name", "Layer", "name"),

@@ -175,6 +175,7 @@ def _template() -> Any:
     # Markup() marks what is HTML already; everything else is escaped.
     environment = Environment(autoescape=True)
     environment.filters["with_code"] = _with_code
+    environment.filters["minus"] = minus
     return environment.from_string(_static("page.html"))
 
 
@@ -185,6 +186,11 @@ def _digest(script: str) -> str:
 
 def _with_code(text: str) -> Markup:
     """Write a sentence with a capital, and turn text between backticks into code."""
-    return Markup(
-        re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text[:1].upper() + text[1:])))
-    )
+    parts = str(escape(text[:1].upper() + text[1:])).split("`")
+    # Names stay as they are; between them a hyphen before a number is a minus sign.
+    return Markup("".join(f"<code>{x}</code>" if i % 2 else minus(x) for i, x in enumerate(parts)))
+
+
+def minus(text: str) -> str:
+    """Write minus signs as such: before a number, and between spaces."""
+    return re.sub(r"(?<![\w.-])-(?=\d)|(?<= )-(?= )", "\u2212", text)

@@ -233,7 +233,8 @@ def _add_points(
 
 def change_by_depth(results: Results) -> go.Figure:
     """Draw the relative change of the weights along the model: the points of each kind of layer."""
-    layers = [(i, x) for i, x in enumerate(results.layers) if math.isfinite(x.relative_change)]
+    # A log axis has no place for the layers that did not change at all.
+    layers = [(i, x) for i, x in enumerate(results.layers) if x.relative_change > 0]
     depth = depth_of([(layer.name, layer.block) for _, layer in layers])
     places, labels = depth.ticks()
     fig = figure(

@@ -30,7 +30,7 @@ from spectail.report.theme import TIMES
 from spectail.results.depth import STRONG, rank_correlation
 from spectail.results.records import LayerRecord, Results, null_gap
 
-STANDS_OUT = ("Range", "Random matrix", "Power law", "Kinds", "Depth", "Odd ones")
+STANDS_OUT = ("Range", "Random matrix", "Power law", "Kinds", "Depth", "Change", "Odd ones")
 """Topics of the paragraphs that a summary repeats."""
 
 
@@ -56,7 +56,7 @@ def standing_out(results: Results) -> list[str]:
 def titled_findings(results: Results) -> list[Finding]:
     """Return the paragraphs of ``findings`` with topic and text apart."""
     run = sort_run(results)
-    parts: list[Finding | None] = [_scope(run)]
+    parts: list[Finding | None] = [_scope(run), _changed(run)]
     if run.ok:
         parts += [
             _range(run),
@@ -64,7 +64,6 @@ def titled_findings(results: Results) -> list[Finding]:
             _power_law(run),
             _kinds(run),
             _depth(run),
-            _changed(run),
             _odd(run),
             _full(run),
         ]
@@ -167,12 +166,11 @@ def _sides_of_null(weighed: Sequence[tuple[LayerRecord, float]]) -> str:
     alike = [layer.name for layer, gap in weighed if abs(gap) <= CLEAR]
     below, above = (sum(side * gap > CLEAR for _, gap in weighed) for side in (-1, 1))
     counts = []
+    of = f" of {plural(len(weighed), 'layer')} lie"
     if below:
-        counts.append(
-            f"{below:,} of {plural(len(weighed), 'layer')} lie clearly below it (heavier tails)"
-        )
+        counts.append(f"{below:,}{of} clearly below it (heavier tails)")
     if above:
-        counts.append(f"{above:,} clearly above it (lighter tails)")
+        counts.append(f"{above:,}{'' if below else of} clearly above it (lighter tails)")
     if alike:
         names = f": {listed(alike)}" if len(alike) < len(weighed) else ""
         counts.append(
@@ -273,15 +271,15 @@ def _thirds(run: Run, trend: Trend) -> str:
 
 def _changed(run: Run) -> Finding | None:
     """Say which layers changed most and least against the base, and which did not change."""
-    moved = [x for x in run.results.layers if math.isfinite(x.relative_change)]
-    if not moved:
+    known = [x for x in run.results.layers if math.isfinite(x.relative_change)]
+    moved = sorted((x for x in known if x.relative_change), key=lambda x: -x.relative_change)
+    if not known:
         return None
-    moved.sort(key=lambda x: -x.relative_change)
-    sizes = np.array([x.relative_change for x in moved])
-    text = f"against the base, the median layer changed by {np.median(sizes):.3g} of its norm; "
-    text += f"most `{moved[0].name}` ({sizes[0]:.3g})"
-    if len(moved) > 1:
-        text += f", least `{moved[-1].name}` ({sizes[-1]:.3g})"
+    text = f"{len(moved):,} of {plural(len(known), 'layer')} differ from the base"
+    if moved:
+        sizes = np.array([x.relative_change for x in moved])
+        text += f", by {np.median(sizes):.3g} of their norm in the median; most "
+        text += f"`{moved[0].name}` ({sizes[0]:.3g}), least `{moved[-1].name}` ({sizes[-1]:.3g})"
     return Finding("Change", f"{text}.")
 
 

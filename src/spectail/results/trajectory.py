@@ -92,8 +92,8 @@ class Trajectory:
         )
         if not found.layers:
             raise RunError(
-                f"no layer was measured in all of {first_names(order, 2)}: they must be "
-                "checkpoints of one model"
+                f"no layer has an alpha in all of {first_names(order, 2)}: they must be "
+                "checkpoints of one model, and the tables of their runs say what was skipped"
             )
         return found
 

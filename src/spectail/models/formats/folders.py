@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from spectail.basics.json_values import read_json
+from spectail.basics.texts import type_and_line
 from spectail.errors import SourceChangedError, SourceError
 from spectail.models.assembly.recipes import quantisation_of
 from spectail.models.build import build_source
@@ -347,16 +348,26 @@ def configuration_of(folder: FilePath) -> tuple[Mapping[str, Any], Sequence[Read
 
 
 def _json_of(path: FilePath) -> tuple[dict[str, Any], list[ReadableFile]]:
-    """Read a JSON object and return it with its file; neither if it is missing or damaged."""
+    """Read a JSON object and return it with its file; neither if it is missing.
+
+    A damaged one is an error: without it heads and quantised weights would be read in another way.
+    """
     if not path.is_file():
         return {}, []
     # The file that is hashed must be the one that is read, so it is opened once.
     file = open_file(path)
     try:
         value = json.loads(bytes(file.read(0, file.size)).decode("utf-8"))
-    except (ValueError, RecursionError):
-        return {}, []
-    return (value, [file]) if isinstance(value, dict) else ({}, [])
+    except (ValueError, RecursionError) as error:
+        raise SourceError(
+            f"{path} is damaged ({type_and_line(error)}); restore it, or move it away"
+        ) from error
+    if not isinstance(value, dict):
+        raise SourceError(
+            f"{path} holds a {type(value).__name__} where a JSON object was expected; restore it, "
+            "or move it away"
+        )
+    return value, [file]
 
 
 def _read(form: Format, files: Sequence[ReadableFile]) -> Contents:
