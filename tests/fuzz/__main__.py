@@ -20,6 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from . import watch
 from .attacks import LOADERS
 from .attacks.read_back import READ_BACK, write
@@ -141,6 +143,8 @@ def show(target: Target, number: int) -> None:
 
 def main() -> int:
     """Read the arguments and run; returns the exit code."""
+    # A forked process has none of its parent's threads and waits for them without end.
+    torch.set_num_threads(1)
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=float("inf"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,9 @@ INPUTS = 100
 def _run(*arguments: str) -> str:
     """Run the fuzzers in a process that no other test has used; the exit code tells nothing."""
     command = [sys.executable, "-m", "tests.fuzz", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    # One thread from the start: libraries' thread pools do not survive a fork.
+    alone = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=alone)
     assert done.returncode in {0, 1}, done.stderr[-3000:]
     return done.stdout
 
