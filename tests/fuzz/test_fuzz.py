@@ -15,7 +15,7 @@ from .attacks.read_back import READ_BACK
 from .targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
-INPUTS = 100
+INPUTS = 50
 """Inputs of each kind; ``make fuzz`` runs 100,000."""
 
 
