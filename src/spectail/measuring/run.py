@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -129,8 +130,7 @@ def run_plan(
     if out is None:
         return measure_plan(mine, engine, progress=progress)
     with open_run(Path(out), plan, shard, fresh=fresh) as journal:
-        with importing(*NEEDED_TO_WRITE):
-            analysis = measure_plan(mine, engine, journal, progress=progress)
+        analysis = measure_plan(mine, engine, journal, progress=progress)
         journal.finish(analysis)
     return analysis
 
@@ -154,10 +154,12 @@ def measure_plan(
         # The errors of formats come with a record there: this process reads no weights.
         known = {name: x for name, x in known.items() if x.rounding or x.status != "ok"}
     try:
-        for record in _measured(plan, engine, known, progress):
-            known[record.name] = record
-            if journal:
-                journal.add(record)
+        # A run with a journal is written afterwards, from Python as from the command line.
+        with importing(*NEEDED_TO_WRITE) if journal else nullcontext():
+            for record in _measured(plan, engine, known, progress):
+                known[record.name] = record
+                if journal:
+                    journal.add(record)
         # Engines return records in any order; the table has the order of the model.
         records = tuple(known[layer.name] for layer in plan.layers)
         if plan.quantization_errors:
