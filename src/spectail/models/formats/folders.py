@@ -357,6 +357,7 @@ def _json_of(path: FilePath) -> tuple[dict[str, Any], list[ReadableFile]]:
     # The file that is hashed must be the one that is read, so it is opened once.
     file = open_file(path)
     try:
+        # Not ``read_json``, which refuses Infinity: transformers writes it (Mamba-2's step limits).
         value = json.loads(bytes(file.read(0, file.size)).decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise SourceError(
