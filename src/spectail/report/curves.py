@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectail.core.cutoffs.base import Cutoff
-from spectail.core.cutoffs.median import Median
 from spectail.core.null import marchenko_pastur_density
 from spectail.results.records import LayerRecord, Spectrum
 
@@ -102,14 +101,6 @@ def has_fit(layer: LayerRecord) -> bool:
     )
 
 
-def null_fraction(cutoff: Cutoff) -> float | None:
-    """Return the share of eigenvalues from xmin on where the cutoff fixes it, else None.
-
-    Only then the null has an xmin of its own to start from.
-    """
-    return 0.5 if isinstance(cutoff, Median) else getattr(cutoff, "fraction", None)
-
-
 def spectrum_curves(layer: LayerRecord, spectrum: Spectrum, cutoff: Cutoff) -> dict[str, Curve]:
     """Return the lines of a layer's figure by their names; a line may be empty.
 
@@ -141,7 +132,8 @@ def spectrum_curves(layer: LayerRecord, spectrum: Spectrum, cutoff: Cutoff) -> d
         shown = shape.survival >= 0.5 / max(1, total)
         curves["null"] = Curve(x, shape.density)
         curves["null survival"] = Curve(x[shown], shape.survival[shown])
-        share = null_fraction(cutoff)
+        # Only a cutoff that fixes the share gives the null an xmin of its own to start from.
+        share = cutoff.share
         if share is not None and math.isfinite(layer.alpha_null) and layer.alpha_null > 1:
             # The survival falls with x; np.interp wants rising values.
             start = 10 ** (np.interp(-share, -shape.survival, shape.log10) + shift)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from spectail.basics.texts import with_error
 from spectail.errors import SpectailError
-from spectail.report.curves import Curve, null_fraction, shown_range, spectrum_curves
+from spectail.report.curves import Curve, shown_range, spectrum_curves
 from spectail.report.plots import shorten
 from spectail.report.theme import ACCENT, FIT, NULL, axis, figure, safe
 from spectail.results.records import LayerRecord, Results, Spectrum
@@ -104,10 +104,9 @@ def layer_spectrum(results: Results, name: str) -> go.Figure:
 
 def part_name(cutoff: Cutoff) -> str:
     """Name the eigenvalues that alpha is about, as the cutoff chooses them."""
-    fraction = null_fraction(cutoff)
-    if fraction is None:
+    if cutoff.share is None:
         return "from xmin on"
-    return "upper half" if fraction == 0.5 else f"largest {100 * fraction:g} %"
+    return "upper half" if cutoff.share == 0.5 else f"largest {100 * cutoff.share:g} %"
 
 
 def fit_name(cutoff: Cutoff) -> str:

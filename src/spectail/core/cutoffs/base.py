@@ -45,6 +45,11 @@ class Cutoff(ABC):
     any_window: ClassVar[bool] = True
     """Whether the cutoff means the same in smaller windows, which the error bar may need."""
 
+    @property
+    def share(self) -> float | None:
+        """The share of the eigenvalues that it selects, if that is one number for all spectra."""
+        return None
+
     @abstractmethod
     def start(self, eigenvalues: Array) -> int:
         """Return the index of xmin in the ascending eigenvalues (N if there is no tail)."""

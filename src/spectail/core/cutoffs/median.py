@@ -29,6 +29,11 @@ class Median(Cutoff):
     meaning = BULK
     smooth = True
 
+    @property
+    def share(self) -> float:
+        """A half."""
+        return 0.5
+
     def start(self, eigenvalues: Array) -> int:
         """Return the index of xmin in the ascending eigenvalues."""
         return eigenvalues.size // 2

@@ -33,6 +33,11 @@ class TopFraction(Cutoff):
         if not 0 < self.fraction <= 1:
             raise SpecError(f"top:F needs a fraction above 0 and at most 1, not {self.fraction!r}")
 
+    @property
+    def share(self) -> float:
+        """``fraction``."""
+        return self.fraction
+
     def start(self, eigenvalues: Array) -> int:
         """Return the index of xmin in the ascending eigenvalues."""
         return eigenvalues.size - max(1, int(self.fraction * eigenvalues.size + 0.5))

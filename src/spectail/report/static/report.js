@@ -173,7 +173,7 @@
       const shown = (_, k) => shape.survival[k] >= 0.5 / Math.max(1, total);
       out.null = [x, shape.density];
       out["null survival"] = [x.filter(shown), shape.survival.filter(shown)];
-      const share = data.spectra.null_fraction, alpha = value(i, "alpha_null");
+      const share = data.spectra.share, alpha = value(i, "alpha_null");
       if (share !== null && alpha > 1) {
         const k = shape.survival.findIndex((v) => v <= share);
         const [a, b] = [shape.survival[k - 1], shape.survival[k]];
