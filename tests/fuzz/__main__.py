@@ -1,7 +1,8 @@
 """Run the fuzzers: ``python -m tests.fuzz [--count N] [--seconds S] [--target NAME]...``.
 
-Each target goes on where its last run stopped (``build/fuzz/NAME.json``). Findings are appended to
-``build/fuzz/findings.jsonl``; ``--show TARGET NUMBER`` repeats one with its traceback.
+Each target goes on where its last run stopped (``build/fuzz/NAME.json``), with the same seed. A new
+run takes its seed from the clock; another ``--seed`` starts anew. Findings are appended to
+``build/fuzz/findings.jsonl``; ``--show TARGET NUMBER --seed SEED`` repeats one with its traceback.
 ``--attacks`` runs the files that were made on purpose. The exit code is 1 if there are findings.
 """
 
@@ -56,12 +57,12 @@ def followed(work: Callable[[Connection], None]) -> Iterator[Any]:
     yield Finding("", 0, kind, f"the process ended with {worker.exitcode}")
 
 
-def batch(target: Target, start: int, stop: int) -> list[dict[str, Any]]:
+def batch(target: Target, seed: int, start: int, stop: int) -> list[dict[str, Any]]:
     """Run inputs ``start`` to ``stop`` in processes that are replaced if they die."""
     found: list[dict[str, Any]] = []
     while start < stop:
         last = stop - 1
-        for message in followed(lambda to: watch.work(target, range(start, stop), to)):
+        for message in followed(lambda to: watch.work(target, range(start, stop), seed, to)):
             if isinstance(message, Finding):
                 found.append(asdict(message) | {"target": target.name, "number": last})
             elif isinstance(message, dict):
@@ -72,21 +73,30 @@ def batch(target: Target, start: int, stop: int) -> list[dict[str, Any]]:
     return found
 
 
-def fuzz(target: Target, count: int, until: float, folder: Path) -> int:
+def fuzz(target: Target, seed: int | None, count: int, until: float, folder: Path) -> int:
     """Run a target up to its ``count``-th input; returns the number of findings."""
-    state = folder / f"{target.name}.json"
-    done = json.loads(state.read_text())["done"] if state.exists() else 0
-    findings = 0
-    target.case(0)  # the seeds are made once, before the processes that share them
-    while done < count and time.monotonic() < until:
-        stop = min(done + AT_ONCE, count)
-        found = batch(target, done, stop)
+    path = folder / f"{target.name}.json"
+    state = json.loads(path.read_text()) if path.exists() else {}
+    if not state or seed not in {None, state["seed"]}:
+        fresh = int(time.time()) if seed is None else seed
+        state = {"seed": fresh, "done": 0, "seconds": 0.0, "findings": 0}
+    target.good()  # the seeds are made once, before the processes that share them
+    while state["done"] < count and time.monotonic() < until:
+        start, began = state["done"], time.monotonic()
+        stop = min(start + AT_ONCE, count)
+        found = batch(target, state["seed"], start, stop)
         with (folder / "findings.jsonl").open("a") as file:
-            file.writelines(json.dumps(finding) + "\n" for finding in found)
-        done, findings = stop, findings + len(found)
-        state.write_text(json.dumps({"done": done}))
-        print(f"{target.name}: {done:,} inputs, {findings} findings in this run", flush=True)
-    return findings
+            for finding in found:
+                file.write(json.dumps({"seed": state["seed"]} | finding) + "\n")
+        state["done"], state["findings"] = stop, state["findings"] + len(found)
+        state["seconds"] += time.monotonic() - began
+        path.write_text(json.dumps(state))
+        print(
+            f"{target.name}: {stop:,} inputs of seed {state['seed']}, {state['seconds']:.0f} s, "
+            f"{state['findings']} findings",
+            flush=True,
+        )
+    return int(state["findings"])
 
 
 def attack(name: str, prepare: Callable[[Path], Path], read: Callable[[Path], object]) -> int:
@@ -117,7 +127,7 @@ def attacks() -> int:
             succeeded += attack(f"{loader}: {name}", make, measure)
     for kind, changes in READ_BACK.items():
         target = TARGETS[kind]
-        entry = target.case(0)[1]
+        entry = target.good().entry
         for name, change in changes.items():
 
             def prepare(folder: Path, kind: str = kind, change: Any = change) -> Path:
@@ -131,10 +141,10 @@ def attacks() -> int:
     return succeeded
 
 
-def show(target: Target, number: int) -> None:
+def show(target: Target, number: int, seed: int) -> None:
     """Run one input in this process and let its error pass."""
     with TemporaryDirectory() as name:
-        files, entry = target.case(number)
+        files, entry = target.case(number, seed)
         watch.write(Path(name), files)
         for file, content in files.items():
             print(file, len(content), content[:300])
@@ -152,17 +162,19 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("build") / "fuzz")
     parser.add_argument("--attacks", action="store_true")
     parser.add_argument("--show", nargs=2, metavar=("TARGET", "NUMBER"))
+    parser.add_argument("--seed", type=int)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     if given.show:
-        show(TARGETS[given.show[0]], int(given.show[1]))
+        show(TARGETS[given.show[0]], int(given.show[1]), given.seed)
         return 0
     if given.attacks:
         return int(attacks() > 0)
     given.folder.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + given.seconds
     names = given.target or TARGETS
-    return int(sum(fuzz(TARGETS[name], given.count, until, given.folder) for name in names) > 0)
+    found = [fuzz(TARGETS[n], given.seed, given.count, until, given.folder) for n in names]
+    return int(sum(found) > 0)
 
 
 if __name__ == "__main__":

@@ -113,13 +113,17 @@ class Target:
     make: Callable[[], Iterator[Seed]]
     run: Callable[[Path], None] = measure
 
-    def case(self, number: int) -> tuple[dict[str, bytes], str]:
+    def case(self, number: int, seed: int) -> tuple[dict[str, bytes], str]:
         """The files of one damaged input, and which of them is opened."""
         good = _seeds(self.make)
-        rng = Random(f"{self.name} {number}")
-        seed = good[number % len(good)]
-        name = rng.choice(sorted(seed.damaged))
-        return seed.files | {name: seed.damaged[name](rng, seed.files[name])}, seed.entry
+        rng = Random(f"{self.name} {seed} {number}")
+        start = good[number % len(good)]
+        name = rng.choice(sorted(start.damaged))
+        return start.files | {name: start.damaged[name](rng, start.files[name])}, start.entry
+
+    def good(self) -> Seed:
+        """The first good input."""
+        return _seeds(self.make)[0]
 
 
 @cache

@@ -96,10 +96,10 @@ def limit() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def run_case(target: Any, number: int, folder: Path, watch: Watch) -> Finding | None:
+def run_case(target: Any, number: int, seed: int, folder: Path, watch: Watch) -> Finding | None:
     """Run one input in this process; None if all went as it should."""
     try:
-        files, entry = target.case(number)
+        files, entry = target.case(number, seed)
         size = write(folder, files)
     except Exception as error:  # noqa: BLE001 - a fault of the fuzzer's own is to be seen too
         return Finding(target.name, number, "fuzzer", repr(error)[:300], _place(error))
@@ -139,7 +139,7 @@ def _place(error: BaseException) -> str:
     return f"{own[-1].filename.rpartition('/src/')[2]}:{own[-1].lineno}"
 
 
-def work(target: Any, numbers: Iterable[int], channel: Connection) -> None:
+def work(target: Any, numbers: Iterable[int], seed: int, channel: Connection) -> None:
     """Run inputs and report each; called in a process of its own."""
     limit()
     with TemporaryDirectory(prefix="fuzz") as name:
@@ -148,7 +148,7 @@ def work(target: Any, numbers: Iterable[int], channel: Connection) -> None:
         for number in numbers:
             channel.send(number)
             _empty(folder)
-            finding = run_case(target, number, folder, watch)
+            finding = run_case(target, number, seed, folder, watch)
             if finding:
                 channel.send(asdict(finding))
             if finding and finding.kind == "memory":
