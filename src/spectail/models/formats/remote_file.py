@@ -7,12 +7,13 @@ import tempfile
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError
 from spectail.models.formats.open_file import ReadableFile
+from spectail.models.formats.samples import PIECE, Samples, fixed_places
 from spectail.models.formats.stores import Piece, Place, RangesIgnoredError, RemoteStamp
 
 _FIRST = 2**16
@@ -36,13 +37,16 @@ class RemoteFile(ReadableFile):
     """A file elsewhere, opened by reading its first bytes, and refused after it has changed.
 
     An unpickled copy opens the path again, and refuses a file whose stamp differs from the one at
-    opening.
+    opening. If the server states neither an ETag nor a date, pieces of the content stand in: one is
+    read again after every read, and all of them at the end.
     """
 
     remote = True
 
-    def __init__(self, path: Place, stamp: RemoteStamp | None = None) -> None:
-        """Open a file; with ``stamp``, only if the file still has that stamp.
+    def __init__(
+        self, path: Place, stamp: RemoteStamp | None = None, samples: Samples | None = None
+    ) -> None:
+        """Open a file; with ``stamp`` and ``samples``, only if the file still has them.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -56,6 +60,7 @@ class RemoteFile(ReadableFile):
         self._lock = threading.Lock()
         self._copy: io.BufferedRandom | None = None
         self._store = path.store
+        self._samples: Samples | None = None
         try:
             first = self._store.get(path.key, 0, _FIRST)
         except RangesIgnoredError:
@@ -70,10 +75,15 @@ class RemoteFile(ReadableFile):
                 self.start = bytes(self._checked(0, expected))
         if stamp is not None and stamp != self.stamp:
             raise self._changed()
+        if not self.stamp.tag:
+            places = fixed_places(len(self.start), self.size)
+            self._samples = Samples(self.start, self._pieces([(at, PIECE) for at in places]))
+        if samples is not None:
+            self._compare(samples)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the path and the stamp."""
-        return RemoteFile, (self.path, self.stamp)
+        """Pickle the path, the stamp and what replaces a stamp."""
+        return RemoteFile, (self.path, self.stamp, self._samples)
 
     @property
     def size(self) -> int:
@@ -82,15 +92,23 @@ class RemoteFile(ReadableFile):
 
     @property
     def identity(self) -> str:
-        """What identifies the content: a hash that the place states, the ETag or the date."""
-        return self._store.identity(self.path.key) or self.stamp.tag
+        """What identifies the content: a hash that the place states, the ETag or the date.
+
+        Without any of them it is a hash of pieces of the content.
+        """
+        known = self._store.identity(self.path.key) or self.stamp.tag
+        return known or (self._samples.identity if self._samples else "")
 
     def check_path(self) -> None:
         """Raise ``SourceChangedError`` if the path holds another content than was opened.
 
         A file that was copied whole is not asked for again: all its values are of one content.
         """
-        if self._copy is None and self.size and self._fetch(0, 1).stamp != self.stamp:
+        if self._copy is not None or not self.size:
+            return
+        if self._samples:
+            self._compare(self._samples)
+        elif self._fetch(0, 1).stamp != self.stamp:
             raise self._changed()
 
     def read_into(self, offset: int, target: memoryview) -> None:
@@ -168,6 +186,38 @@ class RemoteFile(ReadableFile):
 
     def _checked(self, start: int, size: int) -> memoryview:
         """Fetch bytes of the file that was opened, all of them."""
+        data = self._whole(start, size)
+        if self._samples:
+            # Only what was read before can show that this was read from another file.
+            with self._lock:
+                place, kept = self._samples.next()
+                self._samples.keep(start, data)
+            if self._whole(place, len(kept)) != kept:
+                raise self._changed()
+        return data
+
+    def _compare(self, samples: Samples) -> None:
+        """Raise SourceChangedError unless the file still holds these pieces."""
+        with self._lock:
+            kept = dict(samples.pieces)
+        found = self._pieces([(start, len(piece)) for start, piece in kept.items()])
+        beginning = memoryview(self._pieces([(0, samples.beginning)])[0])
+        if found != kept or not samples.begins(beginning):
+            raise self._changed()
+
+    def _pieces(self, places: Sequence[tuple[int, int]]) -> dict[int, bytes]:
+        """Read pieces of so many bytes at these places, some at the same time."""
+
+        def piece(place: tuple[int, int]) -> tuple[int, bytes]:
+            if self._copy is not None:
+                return place[0], bytes(self.read(*place))
+            return place[0], bytes(self._whole(*place))
+
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            return dict(pool.map(piece, places))
+
+    def _whole(self, start: int, size: int) -> memoryview:
+        """Fetch bytes of the file, all of them, if its stamp is that of the file opened."""
         for _ in range(_TRIES):
             piece = self._fetch(start, size)
             if piece.stamp != self.stamp:
