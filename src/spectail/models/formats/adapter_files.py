@@ -16,6 +16,7 @@ from spectail.models.assembly.adapters.known import NOTHING_KNOWN, Known, Scale,
 from spectail.models.assembly.adapters.spelling import is_piece
 from spectail.models.formats.file_path import FilePath
 from spectail.models.formats.remote_path import open_file
+from spectail.models.formats.settings import check_adapter_settings
 from spectail.models.lazy_tensor import LazyTensor
 from spectail.models.source import Source
 
@@ -43,7 +44,10 @@ def adapter_beside(path: FilePath, tensors: Iterable[LazyTensor], open_whole: Op
         config and any(is_piece(stored.name) for stored in tensors)
     ):
         return NOTHING_KNOWN
+    check_adapter_settings(path.parent / CONFIG, config)
     parts = {} if config else _from_header(path)
+    for part, stated in parts.items():
+        check_adapter_settings(path, stated, f"{part}.")
     scale_of = partial(_scale_of_part, parts) if parts else partial(scale_from_config, config)
     return Known(scale_of, _Base(path.parent, config, open_whole), config)
 

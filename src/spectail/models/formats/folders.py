@@ -22,6 +22,7 @@ from spectail.models.formats.foreign import refuse_foreign, refuse_stand_in, wit
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.remote_path import open_at_once, open_file
+from spectail.models.formats.settings import check_model_settings, check_quantisation
 from spectail.models.formats.shard_index import names_without_shard, read_index
 from spectail.models.naming.names import natural_key
 from spectail.models.source import Source
@@ -336,14 +337,18 @@ def _assembled(
 def configuration_of(folder: FilePath) -> tuple[Mapping[str, Any], Sequence[ReadableFile]]:
     """Read a model's configuration, and return also the files that it was read from."""
     config, files = _json_of(folder / "config.json")
+    check_model_settings(folder / "config.json", config)
     if quantisation_of(config):
         return config, files
     # Some quantisation libraries write a file of their own instead of an entry in ``config.json``.
     for name in ("hf_quant_config.json", "quantize_config.json", "quant_config.json"):
         said, file = _json_of(folder / name)
         if said:
-            config = {**config, "quantization_config": said.get("quantization", said)}
-            return config, [*files, *file]
+            where, settings = (
+                ("quantization.", said["quantization"]) if "quantization" in said else ("", said)
+            )
+            check_quantisation(folder / name, settings, where)
+            return {**config, "quantization_config": settings}, [*files, *file]
     return config, files
 
 

@@ -21,6 +21,7 @@ from spectail.models.formats.gguf_header import GgufTensor, read_header
 from spectail.models.formats.gguf_names import FAMILIES, PERMUTED, HfName, hf_name
 from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.ranges import StoredArray, row_major
+from spectail.models.formats.settings import check_gguf_settings
 from spectail.models.layout.experts import MOST_EXPERTS
 from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, piece_of
 from spectail.models.naming.names import natural_key
@@ -77,6 +78,7 @@ def read_gguf(files: Sequence[ReadableFile]) -> Contents:
             f"{files[0].path} holds {_NO_MODELS[kind.pop()]}, no weights; "
             "open the model's own GGUF file"
         )
+    check_gguf_settings(files[0].path, architecture, metadata)
     tensors: list[LazyTensor] = []
     unnamed: list[str] = []
     for file, header in headers:

@@ -35,16 +35,18 @@ _TEXT = ("text", "llm", "language", "thinker")
 _SETTINGS = frozenset({"attn", "ffn", "quantization", "generation", "rope"})
 """Nested settings of one model, which are no sub-models."""
 
-_QUERY = ("num_attention_heads", "n_head", "n_heads", "num_heads", "num_query_heads")
+QUERY = ("num_attention_heads", "n_head", "n_heads", "num_heads", "num_query_heads")
 """Keys for the number of query heads."""
-_KEY_VALUE = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads", "num_query_groups")
+KEY_VALUE = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads", "num_query_groups")
 """Keys for the number of key and value heads."""
-_HEAD_SIZE = ("head_dim", "kv_channels", "attention_head_dim")
+HEAD_SIZE = ("head_dim", "kv_channels", "attention_head_dim")
 """Keys for the size of one head."""
-_WIDTH = ("hidden_size", "n_embd", "d_model", "embed_dim", "model_dim")
+GROUPS = ("multi_query_group_num",)
+"""Key for the number of key and value heads of ChatGLM, if it has ``multi_query_attention``."""
+WIDTH = ("hidden_size", "n_embd", "d_model", "embed_dim", "model_dim")
 """Keys for the width of the model."""
 
-_TOO_LARGE = 2**31
+TOO_LARGE = 2**31
 """No model has a size like this; a damaged configuration may state any number."""
 
 
@@ -66,7 +68,9 @@ def sub_config(config: Config, name: str) -> Config:
     if any(_BETWEEN.search(component) for component in components):
         return config
     # A text model's heads must not be applied to a vision tower.
-    if _is_foreign(components) and (_is_text(config) or any(map(_is_sub, config.items()))):
+    if _is_foreign(components) and (
+        _is_text(config) or any(is_sub_model(*entry) for entry in config.items())
+    ):
         return {}
     # Names without a telling component belong to the language model.
     for role in () if _is_foreign(components) else _TEXT:
@@ -79,7 +83,7 @@ def sub_config(config: Config, name: str) -> Config:
 def _meant(config: Config, component: str) -> Config | None:
     """Find the sub-configuration that one component of a name refers to."""
     subs: dict[str, Config] = {
-        _role(key) or key: value for key, value in config.items() if _is_sub((key, value))
+        _role(key) or key: value for key, value in config.items() if is_sub_model(key, value)
     }
     if component in subs:
         return subs[component]
@@ -99,9 +103,9 @@ def _role(key: str) -> str | None:
     return role if named and role not in _SETTINGS else None
 
 
-def _is_sub(item: tuple[str, Any]) -> bool:
+def is_sub_model(key: str, value: Any) -> bool:
     """Whether an entry of a configuration is the configuration of a sub-model."""
-    return isinstance(item[1], Mapping) and _role(item[0]) is not None
+    return isinstance(value, Mapping) and _role(key) is not None
 
 
 def _is_text(config: Config) -> bool:
@@ -145,11 +149,11 @@ def heads_of(config: Config, name: str) -> Heads | None:
     Where the configuration lists a value for each block, the tensor's block selects it.
     """
     block = block_of(name)
-    query = number(config, _QUERY, block)
+    query = number(config, QUERY, block)
     if query is None:
         return None
-    size = number(config, _HEAD_SIZE, block)
-    width = number(config, _WIDTH, block)
+    size = number(config, HEAD_SIZE, block)
+    width = number(config, WIDTH, block)
     # Most configurations leave the size out if it is the width divided by the heads.
     if size is None and width is not None and width % query == 0:
         size = width // query
@@ -166,8 +170,8 @@ def _key_value_heads(config: Config, block: int | None) -> int | None:
     if one or settings.get("attn_type") == "multiquery_attention":
         return 1
     if config.get("multi_query_attention"):
-        return number(config, ("multi_query_group_num",), block)
-    return number(config, _KEY_VALUE, block) or number(settings, _KEY_VALUE, block)
+        return number(config, GROUPS, block)
+    return number(config, KEY_VALUE, block) or number(settings, KEY_VALUE, block)
 
 
 def number(config: Config, keys: Sequence[str], block: int | None = None) -> int | None:
@@ -180,6 +184,6 @@ def number(config: Config, keys: Sequence[str], block: int | None = None) -> int
         if isinstance(value, list | tuple):
             value = value[block] if block is not None and block < len(value) else None
         # True is an integer in Python, and would count as one head.
-        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < _TOO_LARGE:
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < TOO_LARGE:
             return value
     return None

@@ -32,7 +32,7 @@ _FLAT = re.compile(r"(?:^|\.)experts\.mlp\.(w1|v1|w2)$")
 """Names of parameters that stack experts in two dimensions."""
 _FLAT_KINDS = {"w1": "gate", "v1": "up", "w2": "down"}
 """The kinds of those parameters in experts with a gate."""
-_COUNT = ("moe_num_experts", "num_local_experts", "num_experts", "n_routed_experts")
+COUNT = ("moe_num_experts", "num_local_experts", "num_experts", "n_routed_experts")
 """Configuration keys for the number of experts."""
 MOST_EXPERTS = 2**14
 """Each expert becomes a layer. Models have hundreds; a damaged file may state any number."""
@@ -185,6 +185,6 @@ def flat_experts(view: View) -> tuple[Part, ...] | None:
 def _count(view: View) -> int | None:
     """Return the number of experts from the configuration or from the router beside them."""
     settings = view.config.get("ffn_config")
-    stated = number(settings, _COUNT) if isinstance(settings, dict) else None
+    stated = number(settings, COUNT) if isinstance(settings, dict) else None
     router = view.shapes.get(view.layer.partition("experts.mlp.")[0] + "router.layer.weight")
-    return stated or number(view.config, _COUNT) or (router[0] if router else None)
+    return stated or number(view.config, COUNT) or (router[0] if router else None)
