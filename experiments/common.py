@@ -12,10 +12,12 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -93,6 +95,10 @@ class Journal:
             write_text(path, text)
         return cls(path, dict(json.loads(line) for line in lines[1:]))
 
+    def reload(self) -> None:
+        """Take what another process has added."""
+        self.done = dict(json.loads(line) for line in _whole_lines(self.path)[1:])
+
     def add(self, key: str, value: Any) -> None:
         """Keep one step."""
         self.done[key] = value = _plain(value)
@@ -100,17 +106,71 @@ class Journal:
             file.write(json.dumps([key, value]) + "\n")
 
 
+class Workers:
+    """Processes that do steps of an experiment, each with an experiment of its own.
+
+    ``build`` opens it; its ``journal`` is the one that the parent process writes. A step is
+    ``functools.partial`` of a method of the experiment. With one worker the parent does everything.
+    """
+
+    def __init__(self, number: int, build: Callable[[], Any]) -> None:
+        self.number, self._build = number, build
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def results(self, steps: Mapping[str, Callable[[], Any]]) -> Iterator[tuple[str, Any]]:
+        """Every step's key and result, in the order in which they are done."""
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                self.number, get_context("spawn"), _begin_worker, (self._build,)
+            )
+        running = {}
+        for key, step in steps.items():
+            if not isinstance(step, partial):
+                raise TypeError(f"step {key}: expected a partial of a method, not {step!r}")
+            running[self._pool.submit(_do, step.func.__name__, step.args)] = key
+        for future in as_completed(running):
+            yield running[future], future.result()
+
+
+_experiment: Any = None
+"""In a worker process: its experiment."""
+
+
+def _begin_worker(build: Callable[[], Any]) -> None:
+    global _experiment
+    _experiment = build()
+
+
+def _do(method: str, arguments: tuple[Any, ...]) -> Any:
+    _experiment.journal.reload()
+    return getattr(_experiment, method)(*arguments)
+
+
 def run_steps(
     journal: Journal,
     steps: Iterable[tuple[str, Callable[[], Any]]],
     *,
     seconds: float | None = None,
+    workers: Workers | None = None,
 ) -> bool:
     """Do the steps that the journal lacks, with a line of progress each.
 
-    False where ``seconds`` ran out before.
+    False where ``seconds`` ran out before; several workers are not stopped by ``seconds``.
     """
     steps = list(steps)
+    if workers is not None and workers.number > 1:
+        left = {key: step for key, step in steps if key not in journal.done}
+        for i, (key, value) in enumerate(workers.results(left), len(steps) - len(left) + 1):
+            journal.add(key, value)
+            print(f"[{i}/{len(steps)}] {key}", flush=True)
+        return True
     started = time.perf_counter()
     for i, (key, step) in enumerate(steps, 1):
         if key in journal.done:

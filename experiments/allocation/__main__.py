@@ -8,33 +8,26 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-import torch
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 from experiments.allocation import profiles
-from experiments.allocation.steps import Experiment, Settings, finalists
-from experiments.allocation.subjects import MODELS, SCORED_IN, Subject, open_model
+from experiments.allocation.opening import JOURNALS, open_experiment
+from experiments.allocation.steps import Experiment, Settings, Step, finalists
+from experiments.allocation.subjects import MODELS
 from experiments.allocation.summary import draw, read, results, tables
 from experiments.common import (
     ROOT,
-    WORK,
-    Journal,
+    Workers,
     environment,
     fill_page,
     run_steps,
     save_json,
 )
-from experiments.pruning.texts import Texts, installed
-from experiments.pruning.toy import toy
 
 QUICK = Settings(
     eps=(0.2, 0.5), draws=2, seq_len=32, calibration=4, selection=2, tests=2, harder=0.7
 )
-JOURNALS = ROOT / "experiments" / "allocation" / "journals"
-"""Kept in the repository: a run of many hours goes on anywhere."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,18 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.tables:
         publish_all(settings)
         return 0
-    torch.manual_seed(0)
-    model, tokenizer, texts = _inputs(options)
-    sizes = {"calibration": texts.calibration, "selection": texts.selection, **texts.tests}
-    kept = settings.to_dict() | {"texts": {name: len(text) for name, text in sizes.items()}}
-    scored_in = SCORED_IN.get(options.model, torch.float32)
-    if scored_in != torch.float32:
-        kept["scored_in"] = str(scored_in)
-    folder = WORK / "quick" if options.quick else JOURNALS
-    journal = Journal.open(folder / f"{Path(options.model).stem}.jsonl", kept, fresh=options.fresh)
-    subject = Subject(model, scored_in)
-    experiment = Experiment(subject, tokenizer, texts, settings=settings, journal=journal)
-    finished = run_all(experiment, options.seconds)
+    begin = partial(open_experiment, options.model, settings, options.device, quick=options.quick)
+    experiment = begin(fresh=options.fresh)
+    another = partial(begin, journal=experiment.journal)
+    with Workers(options.workers, another) as workers:
+        finished = run_all(experiment, options.seconds, workers)
     if not options.quick:
         publish_all(settings)
     return 0 if finished else 3
@@ -74,29 +60,25 @@ def publish_all(settings: Settings) -> None:
     draw(journals, settings, ROOT / "docs" / "images" / "allocation.png")
 
 
-def run_all(experiment: Experiment, seconds: float | None) -> bool:
+def run_all(experiment: Experiment, seconds: float | None, workers: Workers | None = None) -> bool:
     """Do the steps in their order; False if the time ran out before the last."""
     until = None if seconds is None else time.monotonic() + seconds
 
-    def run(steps: Any) -> bool:
+    def run(steps: Iterable[Step], workers: Workers | None = workers) -> bool:
         left = None if until is None else max(0.0, until - time.monotonic())
-        return run_steps(experiment.journal, steps, seconds=left)
+        return run_steps(experiment.journal, steps, seconds=left, workers=workers)
 
     def best(target: tuple[str, float]) -> list[str]:
         return finalists(experiment.journal.done, experiment.settings, target)
 
     targets, harder = experiment.settings.targets, experiment.settings.harder_targets
     return (
-        run(experiment.measuring())
-        and all(run(experiment.selecting(target)) for target in targets)
-        and all(run(experiment.testing(target, best(target))) for target in targets)
-        and all(run(experiment.selecting(target, best(target))) for target in harder)
-        and all(run(experiment.testing(target, best(target))) for target in harder)
+        run(experiment.measuring(), None)
+        and run(step for target in targets for step in experiment.selecting(target))
+        and run(step for target in targets for step in experiment.testing(target, best(target)))
+        and run(step for target in harder for step in experiment.selecting(target, best(target)))
+        and run(step for target in harder for step in experiment.testing(target, best(target)))
     )
-
-
-def _inputs(options: argparse.Namespace) -> tuple[Any, Any, Texts]:
-    return toy() if options.quick else (*open_model(options.model), installed())
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -104,6 +86,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model", default=MODELS[0], help=f"{', '.join(MODELS)}, or what spectail prune opens"
     )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the steps")
     parser.add_argument("--seconds", type=float, help="stop after so long; run again to go on")
     parser.add_argument("--fresh", action="store_true", help="forget an earlier run")
     parser.add_argument("--tables", action="store_true", help="only write what the journals give")

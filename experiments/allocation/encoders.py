@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from experiments.allocation.__main__ import JOURNALS, run_all
+from experiments.allocation.__main__ import run_all
 from experiments.allocation.antibodies import antibodies
+from experiments.allocation.opening import JOURNALS
 from experiments.allocation.rules import READS_NO_WEIGHTS
 from experiments.allocation.steps import Experiment, Settings
 from experiments.allocation.subjects import Subject

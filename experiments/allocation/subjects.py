@@ -36,9 +36,6 @@ from spectail.pruning.weights_to_prune import make_targets
 
 MODELS = ("smollm2", "gemma")
 """SmolLM2-135M-Instruct, and Gemma-3-270M, which needs BOS in front of every sequence."""
-SCORED_IN = {"gemma": torch.bfloat16}
-"""Models whose perplexities are computed in less than float32, for all rules alike, because of
-their large vocabulary; weights, calibration and pruning are in float32 always."""
 LOGITS = 1 << 28
 """How many logits are held at once: they are what takes memory, a row of the vocabulary a token."""
 
@@ -60,9 +57,8 @@ def open_model(name: str) -> tuple[Any, Any]:
 class Subject(Borrowed):
     """A model in float32 that is pruned again and again, and put back each time."""
 
-    def __init__(self, model: Any, scored_in: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__(model.float())
-        self.scored_in = scored_in
 
     def layers(self) -> tuple[Layer, ...]:
         """The layers that are pruned."""
@@ -75,8 +71,7 @@ class Subject(Borrowed):
         """Perplexity on sequences (n, length), first tokens apart; lower is better."""
         vocabulary = int(self.model.get_output_embeddings().weight.shape[0])
         at_once = max(1, LOGITS // (vocabulary * tokens.shape[1]))
-        low = self.scored_in != torch.float32
-        with torch.inference_mode(), torch.autocast("cpu", dtype=self.scored_in, enabled=low):
+        with torch.inference_mode():
             losses = [
                 loss
                 for batch in torch.split(tokens, at_once)
@@ -103,7 +98,7 @@ class Subject(Borrowed):
         """Sums of squares of every layer's inputs in the dense model."""
         with torch.inference_mode(), watching(self.weights, Squares) as seen:
             for batch in tokens:
-                self.model.base_model(batch[None], use_cache=False)
+                self.model.base_model(batch[None].to(self.model.device), use_cache=False)
         return seen
 
     def activations(self, seen: Any) -> dict[str, dict[str, float]]:
