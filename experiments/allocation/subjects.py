@@ -36,7 +36,7 @@ from spectail.pruning.weights_to_prune import make_targets
 
 MODELS = ("smollm2", "gemma")
 """SmolLM2-135M-Instruct, and Gemma-3-270M, which needs BOS in front of every sequence."""
-LOGITS = 1 << 28
+LOGITS = 1 << 27
 """How many logits are held at once: they are what takes memory, a row of the vocabulary a token."""
 
 
