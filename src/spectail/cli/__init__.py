@@ -31,6 +31,7 @@ COMMANDS = {
     "merge": "Join the parts of a run that analyze --shard measured into one table and report.",
     "compare": "Pair the layers of two analyses by name, show what moved most, and write a page.",
     "card": "Write a run as a block of Markdown for a model card.",
+    "sensitivity": "Measure how much the loss grows with the error of each layer, for bit widths.",
     "allocate": "Share out a budget among the layers of an analysed model, by their alphas.",
     "prune": "Prune a language model by an allocation of sparsities and write it with a report.",
     "evaluate": "Measure a language model: token perplexity on a text, or tasks of lm-eval.",
@@ -139,7 +140,8 @@ def run(arguments: list[str]) -> int:
         return exit_.exit_code
     except (typer.Abort, KeyboardInterrupt):
         # Without --out nothing is stored.
-        stored = arguments[:1] == ["analyze"] and any(x.startswith("--out") for x in arguments)
+        goes_on_with = arguments[:1] in (["analyze"], ["sensitivity"])
+        stored = goes_on_with and any(x.startswith("--out") for x in arguments)
         goes_on = "; the same command goes on where it stopped" if stored else ""
         errors.print(f"interrupted{goes_on}")
         return 130  # 128 + SIGINT, as a shell reports an interrupted command
@@ -159,6 +161,11 @@ def run(arguments: list[str]) -> int:
         problem = f"cannot read or write{where}: {cause}{hint}"
     except MemoryError as error:
         problem = f"this machine has not enough memory: {error or 'an allocation failed'}"
+    except RuntimeError as error:
+        # torch's type, by its name: the command line starts without importing torch.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        problem = f"{'. '.join(str(error).split('. ')[:2])}: use --device cpu or a smaller batch"
     # Messages may hold line breaks from libraries; one line is easier to read and to search.
     errors.print(f"spectail: {' '.join(problem.split())}")
     return 2

@@ -16,6 +16,7 @@ from spectail.errors import EvaluationError
 from spectail.evaluation import CHOICES, evaluate_tasks, perplexity
 from spectail.evaluation.bos import check_choice
 from spectail.evaluation.texts import HOW, read_text
+from spectail.measuring.device import usable_device
 from spectail.models.live.inner import inner_language_model
 from spectail.models.live.language import DTYPES, open_language_model
 
@@ -91,6 +92,7 @@ def evaluate(
         check_writable(out)
         if out.exists():
             raise EvaluationError(f"{out} exists, so it stays; give another name")
+    device = usable_device(device)
     # Read the text first: a missing file should not cost the time to load the model.
     passage = None if text is None else read_text(text)
     with only_json(json_wanted):

@@ -34,7 +34,7 @@ Type: TypeAlias = Annotated[
         help="Only layers of these types: linear, conv, embedding, recurrent, spectral, lora."
     ),
 ]
-Device: TypeAlias = Annotated[str, typer.Option(help="cpu, cuda...")]
+Device: TypeAlias = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, auto...")]
 
 
 def console_for(json_wanted: bool, *, quiet: bool) -> Terminal:

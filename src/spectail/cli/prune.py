@@ -16,6 +16,7 @@ from spectail.cli.terminal import Terminal
 from spectail.errors import PruneError
 from spectail.evaluation.bos import CHOICES, check_choice
 from spectail.evaluation.texts import HOW
+from spectail.measuring.device import usable_device
 from spectail.models.live.language import open_language_model
 from spectail.models.naming.select import KindFilter
 from spectail.pruning.allocators import (
@@ -169,6 +170,7 @@ def _prune(
     quiet: bool,
 ) -> int:
     """Load, prune and save the model, and return the exit code."""
+    device = usable_device(device)
     try:
         with Terminal(stderr=True, quiet=quiet).status("loading the model"):
             model, tokenizer = open_language_model(source, device=device)

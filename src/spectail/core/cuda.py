@@ -35,33 +35,56 @@ def stacked_eigenvalues(
     """Return the eigenvalues of windows, shape (positions, matrices, window.rows).
 
     Stacks of windows are solved together. The windows must not be taller than wide. When a stack
-    does not fit into memory, it is halved and tried again. A single window that does not fit raises
-    torch's OutOfMemoryError.
+    does not fit into memory, or is too large for the solver, it is halved and tried again. A single
+    window that does not fit raises torch's OutOfMemoryError.
     """
     found = np.empty((len(positions), matrices.shape[0], window.rows))
     done, count = 0, min(len(positions), _fitting(matrices, window))
     while done < len(positions):
+        taken = positions[done : done + count]
         try:
-            stack = _stack(matrices, window, positions[done : done + count]) * scale
-            # Singular values come in descending order, eigenvalues in ascending order.
-            values = (
-                torch.linalg.svdvals(stack).flip(-1) ** 2
-                if exact_zeros
-                else torch.linalg.eigvalsh(stack @ stack.mH)
-            )
-        except torch.cuda.OutOfMemoryError:
-            if count == 1:
+            values = _solved(_stack(matrices, window, taken).mul_(scale), exact_zeros=exact_zeros)
+        except RuntimeError as error:
+            if count == 1 or not (is_out_of_memory(error) or _is_of_solver(error)):
                 raise
+            values = None
+        # Outside of the handler, which would keep the failed stack in memory.
+        if values is None:
             torch.cuda.empty_cache()
             count = count // 2
             continue
-        found[done : done + count] = values.cpu().numpy()
-        done += count
+        found[done : done + count] = values
+        done += len(taken)
     return found
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that the GPU has too little free memory."""
+    # cuBLAS and cuSOLVER, and CUDA itself outside of torch's allocator, have errors of their own.
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(
+        words in str(error) for words in ("STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+    )
+
+
+def _is_of_solver(error: BaseException) -> bool:
+    """Return whether cuSOLVER refuses a stack, as it does with some that are too large for it."""
+    return "cusolver error" in str(error).lower()
+
+
+def _solved(stack: Tensor, *, exact_zeros: bool) -> Array:
+    """Return the ascending eigenvalues of a stack of windows, scaled as the windows are."""
+    # Singular values come in descending order, eigenvalues in ascending order.
+    values = (
+        torch.linalg.svdvals(stack).flip(-1) ** 2
+        if exact_zeros
+        else torch.linalg.eigvalsh(stack @ stack.mH)
+    )
+    numbers: Array = values.cpu().numpy()
+    return numbers
+
+
 def _stack(matrices: Tensor, window: Window, positions: Sequence[tuple[int, int]]) -> Tensor:
-    """Cut the windows at these positions out of every matrix, in double precision."""
+    """Return a copy of the windows at these positions of every matrix, in double precision."""
     cut = torch.stack([matrices[:, r : r + window.rows, c : c + window.cols] for r, c in positions])
     return cut.to(torch.complex128 if cut.is_complex() else torch.float64)
 

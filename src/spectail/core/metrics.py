@@ -7,7 +7,8 @@ eigenvalue is that of any of them, and sums run over all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from spectail.core.bands import Bands, bands_of
 from spectail.core.spectra import largest_magnitude
 from spectail.core.threads import spread
 
@@ -46,9 +48,11 @@ _ROUND = 16
 """Gram matrices of blocks that are computed at a time."""
 _CACHED = 2**17
 """Number of entries that are summed at a time: few enough to stay in a core's cache."""
+_ON_GPU = 2**24
+"""The same on a GPU, where every sum makes the CPU wait and memory is faster."""
 
 
-def moments(matrices: Tensor) -> tuple[float, float]:
+def moments(matrices: Tensor | Bands) -> tuple[float, float]:
     """Return the variance of the entries and the sum of their squares, both in float64.
 
     The sum of squares is the sum of all eigenvalues (the squared Frobenius norm). The variance of
@@ -56,12 +60,12 @@ def moments(matrices: Tensor) -> tuple[float, float]:
     is made. Sums run over differences from the mean of the first piece, so a large mean causes no
     cancellation.
     """
-    flat = matrices.reshape(-1)
-    count, total, squares = flat.numel(), 0.0 + 0.0j, 0.0
-    # Copying every piece into one buffer avoids new memory for each.
-    shift = flat[:_CACHED].to(_wide(flat)).mean()
-    buffer = torch.empty(min(count, _CACHED), dtype=_wide(flat), device=flat.device)
-    for piece in torch.split(flat, _CACHED):
+    count, total, squares = math.prod(matrices.shape), 0.0 + 0.0j, 0.0
+    for i, piece in enumerate(_entries(matrices)):
+        if i == 0:
+            shift = piece.to(_wide(piece)).mean()
+            # Copying every piece into one buffer avoids new memory for each.
+            buffer = torch.empty(piece.numel(), dtype=_wide(piece), device=piece.device)
         values = buffer[: piece.numel()].copy_(piece).sub_(shift)
         total += complex(values.sum().item())
         squares += float(_squared(values))
@@ -75,17 +79,34 @@ def moments(matrices: Tensor) -> tuple[float, float]:
     return variance, count * (variance + _square(mean + offset))
 
 
+def _entries(matrices: Tensor | Bands) -> Iterator[Tensor]:
+    """Yield all entries as flat pieces of _CACHED entries; the last one may be shorter."""
+    rest: Tensor | None = None
+    for block in bands_of(matrices):
+        flat = block.reshape(-1)
+        # Pieces do not end where bands do, so that sums have the same bits with and without bands.
+        flat = flat if rest is None else torch.cat([rest, flat])
+        whole = flat.numel() // _CACHED * _CACHED
+        yield from torch.split(flat[:whole], _CACHED) if whole else ()
+        rest = flat[whole:]
+    if rest is not None and rest.numel():
+        yield rest
+
+
 def _square(number: complex) -> float:
     """Return |number|^2; Python's power raises an error where this gives infinity."""
     return number.real * number.real + number.imag * number.imag
 
 
-def largest_eigenvalue(matrices: Tensor, *, rough: bool = False) -> float:
+def largest_eigenvalue(matrices: Tensor | Bands, *, rough: bool = False) -> float:
     """Return the largest squared singular value of any matrix, to a relative error of about 1e-7.
 
     Large matrices use Lanczos iteration from a fixed start vector. ``rough`` stops it at a residual
     of ROUGH, which takes 5 to 20 passes over the matrix instead of 20 to 100.
     """
+    residual = ROUGH if rough else None
+    if isinstance(matrices, Bands):
+        return _largest_of(matrices, residual)
     # Kernel slices are many and small, so they are solved in stacks of 64.
     if min(matrices.shape[1:]) <= _DENSE_SIDE:
         norms = [
@@ -93,7 +114,7 @@ def largest_eigenvalue(matrices: Tensor, *, rough: bool = False) -> float:
             for batch in torch.split(matrices, 64)
         ]
         return float(torch.stack(norms).max()) ** 2
-    return max(_largest_of(matrix, ROUGH if rough else None) for matrix in matrices)
+    return max(_largest_of(matrix, residual) for matrix in torch.split(matrices, 1))
 
 
 def nearly_largest_eigenvalue(matrix: Tensor) -> float:
@@ -101,7 +122,7 @@ def nearly_largest_eigenvalue(matrix: Tensor) -> float:
 
     It takes about 30 passes over a matrix of independent entries.
     """
-    return _largest_of(matrix, CLOSE)
+    return _largest_of(matrix[None], CLOSE)
 
 
 def entropy(eigenvalues: Array, rank: int | None = None) -> float:
@@ -158,53 +179,86 @@ def signal_to_noise(eigenvalues: Array, n_zero: int, shape: tuple[int, int]) -> 
     return signal / noise / float(values[-1]) if noise > 0 else math.nan
 
 
-def _largest_of(matrix: Tensor, residual: float | None) -> float:
+def _largest_of(matrix: Tensor | Bands, residual: float | None) -> float:
     """Return the largest eigenvalue of A A^H: iterate in float32, then refine in float64.
 
-    The result is the Rayleigh quotient of the computed vector. Its error is the square of the
-    vector's error, so iterating in float32 halves the cost and loses no digit that matters. Weights
-    in float64 are iterated in float64. With a ``residual``, at which the iteration stops, the
-    result is not refined.
+    ``matrix`` is one matrix, (1, rows, cols), or its bands. The result is the Rayleigh quotient of
+    the computed vector. Its error is the square of the vector's error, so iterating in float32
+    halves the cost and loses no digit that matters. Weights in float64 are iterated in float64.
+    With a ``residual``, at which the iteration stops, the result is not refined.
     """
-    magnitude = largest_magnitude(matrix)  # before transposing: rows are read faster than columns
-    if matrix.shape[0] > matrix.shape[1]:
-        matrix = matrix.mT
+    magnitude = max(map(largest_magnitude, bands_of(matrix)))
     # One matrix of a layer may be zero although another is not; Lanczos would divide by zero.
     if not magnitude:
         return 0.0
-    scaled, exponent = _in_range(matrix, magnitude)
-    # Blocks of columns, so that no double-precision copy of a large matrix is made.
-    pieces = torch.split(scaled, max(1, _PIECE // matrix.shape[0]), dim=1)
+    columns = _Columns.of(matrix, magnitude)
     # The Gram matrix costs as much as many steps: a few do without it.
     multiply = (
-        # A GPU is better used by one large product than by many small ones.
-        _two_products((scaled,) if scaled.is_cuda else pieces)
-        if residual or scaled.shape[0] > _GRAM_SIDE
-        else _gram_product(pieces)
+        _two_products(columns)
+        if residual or columns.height > _GRAM_SIDE
+        else _gram_product(columns)
     )
-    largest, vector = _lanczos(multiply, _start_vector(scaled.shape[0], scaled.dtype), residual)
+    largest, vector = _lanczos(multiply, _start_vector(columns.height, columns.dtype), residual)
     if residual:
-        return math.ldexp(largest, 2 * exponent)
-    top = torch.from_numpy(vector).to(matrix.device, _wide(matrix))
-    # On a CPU the copies in double precision stay in the cache.
-    if not scaled.is_cuda:
-        pieces = torch.split(scaled, max(1, _CACHED // matrix.shape[0]), dim=1)
+        return math.ldexp(largest, 2 * columns.exponent)
     # Rayleigh quotient |A^H v|^2 / |v|^2 in double precision; ldexp undoes the scaling.
-    image = sum(float(_squared(piece.mH.to(top.dtype) @ top)) for piece in pieces)
-    return math.ldexp(image / float(_squared(top)), 2 * exponent)
+    wide = torch.complex128 if columns.dtype.is_complex else torch.float64
+    top = torch.from_numpy(vector).to(wide)
+    image = 0.0
+    # The copies in double precision stay in a core's cache.
+    for block in chain.from_iterable(columns.blocks(_CACHED)):
+        image += float(_squared(columns.converted(block).mH.to(wide) @ top.to(block.device)))
+    return math.ldexp(image / float(_squared(top)), 2 * columns.exponent)
 
 
-def _in_range(matrix: Tensor, magnitude: float) -> tuple[Tensor, int]:
-    """Return the matrix in at least float32, divided by 2^exponent, and the exponent.
+@dataclass(frozen=True)
+class _Columns:
+    """A matrix A of which a few columns are converted for computing at a time.
 
-    ``magnitude`` is the largest magnitude of an entry. Extreme weights are scaled so that their
-    squares neither overflow nor vanish; a power of two makes this exact.
+    No second copy of a large matrix is made. A is the given matrix or its transpose, whose
+    eigenvalues are the same.
     """
-    exponent = math.frexp(magnitude)[1]
-    working = torch.promote_types(matrix.dtype, torch.float32)
-    if abs(exponent) <= _SAFE_EXPONENT:
-        return matrix.to(working), 0
-    return matrix.to(working) * 2.0**-exponent, exponent
+
+    matrix: Tensor | Bands
+    turned: bool
+    """Whether A is the transpose. Of a tensor it is what is no taller than wide; of bands that are
+    rows it has these as its columns."""
+    exponent: int
+    """A is divided by 2^exponent, so that squares of extreme weights neither overflow nor vanish.
+    A power of two makes this exact."""
+    dtype: torch.dtype
+    """Type to compute in: that of the matrix, but at least float32."""
+
+    @classmethod
+    def of(cls, matrix: Tensor | Bands, magnitude: float) -> _Columns:
+        """Describe a matrix whose largest entry has this magnitude."""
+        rows, cols = matrix.shape[1:]
+        turned = matrix.axis == 0 if isinstance(matrix, Bands) else rows > cols
+        exponent = math.frexp(magnitude)[1]
+        return cls(
+            matrix,
+            turned,
+            0 if abs(exponent) <= _SAFE_EXPONENT else exponent,
+            torch.promote_types(matrix.dtype, torch.float32),
+        )
+
+    @property
+    def height(self) -> int:
+        """Number of rows of A."""
+        return self.matrix.shape[2 if self.turned else 1]
+
+    def blocks(self, entries: int) -> Iterator[Sequence[Tensor]]:
+        """Yield A in blocks of about so many entries: those of one band, or all, at a time."""
+        for band in bands_of(self.matrix):
+            own = band[0].mT if self.turned else band[0]
+            # A GPU is better used by one large product than by many small ones.
+            size = own.shape[1] if own.is_cuda else max(1, entries // self.height)
+            yield torch.split(own, size, dim=1)
+
+    def converted(self, block: Tensor) -> Tensor:
+        """Return a block as it is computed with."""
+        block = block.to(self.dtype)
+        return block * 2.0**-self.exponent if self.exponent else block
 
 
 @lru_cache(maxsize=16)
@@ -251,39 +305,43 @@ def _lanczos(
         basis = np.concatenate([basis, (vector / length).astype(start.dtype)[None]])
 
 
-def _gram_product(pieces: Sequence[Tensor]) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def _gram_product(columns: _Columns) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """Return the map v -> (A A^H) v, with the Gram matrix computed once.
 
-    ``pieces`` are blocks of columns of A. NumPy multiplies a real matrix by its own transpose in
-    half the work of a general product.
+    NumPy multiplies a real matrix by its own transpose in half the work of a general product.
     """
 
-    def product(piece: Tensor) -> NDArray[Any]:
-        block = piece.cpu()
+    def product(block: Tensor) -> NDArray[Any]:
+        block = columns.converted(block).cpu()
         gram: NDArray[Any] = block.numpy() @ block.mH.resolve_conj().numpy()
         return gram
 
-    # A few at a time, since all Gram matrices of a round are in memory.
-    rounds = (spread(product, pieces[i : i + _ROUND]) for i in range(0, len(pieces), _ROUND))
-    gram = sum(chain.from_iterable(rounds))
-    return lambda vector: gram @ vector.reshape(-1)
+    total: Any = 0
+    for blocks in columns.blocks(_PIECE):
+        # A few at a time, since all Gram matrices of a round are in memory.
+        for i in range(0, len(blocks), _ROUND):
+            total = sum(spread(product, blocks[i : i + _ROUND]), start=total)
+    return lambda vector: total @ vector.reshape(-1)
 
 
-def _two_products(pieces: Sequence[Tensor]) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def _two_products(columns: _Columns) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """Return the map v -> A (A^H v), which never forms the Gram matrix.
 
-    ``pieces`` are blocks of columns of A: each is read from memory once for both products.
+    Each block of columns of A is read from memory once for both products.
     """
 
     def multiply(vector: NDArray[Any]) -> NDArray[Any]:
-        first = pieces[0]
-        v = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1))).to(first.device, first.dtype)
+        v = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1)))
 
-        def share(piece: Tensor) -> NDArray[Any]:
-            product: NDArray[Any] = (piece @ (piece.mH @ v)).cpu().numpy()
+        def share(block: Tensor) -> NDArray[Any]:
+            block = columns.converted(block)
+            product: NDArray[Any] = (block @ (block.mH @ v.to(block.device))).cpu().numpy()
             return product
 
-        return np.sum(spread(share, pieces), axis=0)  # type: ignore[no-any-return]
+        total: Any = 0
+        for blocks in columns.blocks(_PIECE):
+            total = total + np.sum(spread(share, blocks), axis=0)
+        return total  # type: ignore[no-any-return]
 
     return multiply
 

@@ -14,7 +14,8 @@ def usable_device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     # Allocating is the only test that covers every backend; an unknown one fails an assertion.
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("it holds no values")
     except (RuntimeError, AssertionError) as error:
         reason = first_line(error)
         raise SpecError(

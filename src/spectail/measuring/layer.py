@@ -16,6 +16,7 @@ import torch
 
 from spectail.basics.texts import type_and_line
 from spectail.core.bands import Bands
+from spectail.core.cuda import is_out_of_memory
 from spectail.core.farms import TailFit
 from spectail.core.goodness import GoodnessOfFit, judge_tail, verdict
 from spectail.core.measure import estimator_of, measure, too_small
@@ -151,7 +152,7 @@ def why_failed(error: Exception) -> str:
     """Return the reason that a layer's row shows after an error."""
     if isinstance(error, SourceError):
         return str(error)
-    if isinstance(error, torch.cuda.OutOfMemoryError):
+    if is_out_of_memory(error):
         return "the GPU's memory does not hold this layer: use --device cpu"
     if isinstance(error, SOLVER_ERRORS):
         return f"the eigenvalue solver gave up: {error}"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from spectail.basics.texts import first_names
 from spectail.errors import SourceError, SpecError
+from spectail.models.lazy_tensor import as_float
 from spectail.models.source import Layer, Source
 
 UNCHANGED = "the same weights as in the base: nothing was trained here"
@@ -47,10 +48,27 @@ class Change(Layer):
         before = self.base.read()
         change = super().read()
         if not self.added:
-            change = change - before
+            # One of the two may be a module on a GPU, the other a file.
+            change = change - before.to(change.device)
         if not change.any():
             raise UnchangedError(UNCHANGED)
         return change, float(torch.linalg.vector_norm(before)) ** 2
+
+    @property
+    def band_axis(self) -> int | None:
+        """Along which side bands of both models' matrices can be read; None if they differ."""
+        axis = super().band_axis
+        assert self.base is not None
+        return axis if axis == self.base.band_axis else None
+
+    def read_band(self, start: int, stop: int) -> Tensor:
+        """Read a band of the difference, (1, rows, cols)."""
+        band = super().read_band(start, stop)
+        if self.added:
+            return band
+        assert self.base is not None
+        before = self.base.read_band(start, stop)
+        return as_float(band) - as_float(before).to(band.device)
 
 
 def difference(tuned: Source, base: Source) -> Source:

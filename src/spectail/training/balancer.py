@@ -18,6 +18,7 @@ from spectail.basics.schema import SchemaError
 from spectail.errors import TrainingError
 from spectail.results.records import LayerRecord
 from spectail.training import measuring
+from spectail.training.capture import is_captured
 from spectail.training.factors import factors_of
 from spectail.training.groups import SplitGroups, does_nothing
 from spectail.training.history import History, Update
@@ -275,12 +276,15 @@ class Balancer:
         )
 
     def _factors_of_step(self) -> dict[str, float]:
-        if _is_captured():
+        if is_captured():
             self._notices.captured()
         return self.factors
 
     def _after_step(self) -> None:
         self._watch.stepped()
+        # A step that is recorded trains nothing yet, and to measure would spoil the recording.
+        if is_captured():
+            return
         self._notices.groups(self._steps, self._scope)
         # Counting it would move all later measurements of a resumed run by one step.
         if does_nothing(self.optimizer):
@@ -349,13 +353,6 @@ def _check(model: Any, every: Any) -> None:
             "per epoch), or None "
             f"to call update() yourself, not {every!r}"
         )
-
-
-def _is_captured() -> bool:
-    """Whether the present code is being recorded into a CUDA graph."""
-    if not torch.cuda.is_initialized():
-        return False
-    return bool(torch.cuda.is_current_stream_capturing())
 
 
 def _pending(state: StoredState) -> tuple[int, Future[list[LayerRecord]]] | None:

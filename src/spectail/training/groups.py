@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from spectail.errors import TrainingError
+from spectail.training.capture import is_captured
 from spectail.training.state import GroupValue
 from spectail.training.values import (
     alike,
@@ -363,7 +364,9 @@ def _set(part: _Part, key: str, value: Any, factor: float) -> None:
     given, given_version = part.given.get(key, (None, 0))
     untouched = before is not None and given is before and given_version == times_written(before)
     source = part.sources.get(key)
-    if untouched and source and source[0] is value and source[1:] == (times_written(value), factor):
+    known = source and source[0] is value and source[1:] == (times_written(value), factor)
+    # A CUDA graph records the copying, so that a replay goes by the rate that the user has set.
+    if untouched and known and not is_captured():
         return
     if not isinstance(before, Tensor) or before is value or not alike(before, value):
         before = value.detach().clone()

@@ -47,7 +47,7 @@ def plan_of(model: nn.Module, spec: Spec, device: str | None) -> Plan:
     device = (
         usable_device(device)
         if device
-        else next(("cuda" for p in model.parameters() if p.is_cuda), "cpu")
+        else next((str(p.device) for p in model.parameters() if p.is_cuda), "cpu")
     )
     run = RunInfo(
         source=source.label,
@@ -109,41 +109,47 @@ def measure_now(plan: Plan, layers: Sequence[Layer], group: Any) -> list[LayerRe
 
 def measure_beside(plan: Plan, layers: Sequence[Layer]) -> Future[list[LayerRecord]]:
     """Measure copies of the layers in a thread on one core, while training goes on."""
-    with torch.no_grad():
-        copies = [
-            layer if layer.part is None else _held(layer, keep=True, copy=True) for layer in layers
-        ]
+    copies = [layer if layer.part is None else _copied(layer, plan.device) for layer in layers]
     # The measuring stream must wait until the copies are made on the training stream.
-    on_gpu = plan.device.startswith("cuda")
-    ready = torch.cuda.Event() if on_gpu else None
-    if ready is not None:
-        ready.record()
+    ready = (
+        torch.cuda.current_stream(plan.device).record_event()
+        if torch.device(plan.device).type == "cuda"
+        else None
+    )
     pool = ThreadPoolExecutor(1, thread_name_prefix="spectail-balancer")
     try:
-        return pool.submit(
-            _measure_in_order, plan, [layer for layer in copies if layer is not None], ready
-        )
+        return pool.submit(_measure_in_order, plan, copies, ready)
     finally:
         # The thread ends by itself after its one task.
         pool.shutdown(wait=False)
 
 
-def _held(layer: Layer, *, keep: bool, copy: bool = False) -> Layer | None:
+def _held(layer: Layer, *, keep: bool) -> Layer | None:
     """Read a layer and return it with its values; None if it was read for other processes only."""
     if layer.part is None:
         return layer if keep else None
     with torch.no_grad():
         values = layer.read().detach()
-    return holding(layer, values.clone() if copy else values) if keep else None
+    return holding(layer, values) if keep else None
+
+
+def _copied(layer: Layer, device: str) -> Layer:
+    """Return a layer with a copy of its values on the device that measures."""
+    # Copied here and not by the thread, which waits for nothing on the training stream.
+    with torch.no_grad():
+        return holding(layer, layer.read().detach().to(device, copy=True))
 
 
 def _measure_in_order(plan: Plan, layers: Sequence[Layer], ready: Any) -> list[LayerRecord]:
-    """Measure layer by layer, on one core or on a stream of its own once the copies are ready."""
-    if ready is None:
-        # Training needs the other cores.
-        with on_one_core():
+    """Measure layer by layer on one core, on a stream of its own once the copies are ready."""
+    # Training needs the other cores.
+    with on_one_core():
+        if ready is None:
             return [measure_layer(layer, plan) for layer in layers]
-    stream = torch.cuda.Stream(plan.device)
-    with torch.cuda.stream(stream):
-        stream.wait_event(ready)
-        return [measure_layer(layer, plan) for layer in layers]
+        stream = torch.cuda.Stream(plan.device)
+        with torch.cuda.stream(stream):
+            stream.wait_event(ready)
+            found = [measure_layer(layer, plan) for layer in layers]
+        # The memory of the copies goes back to the training stream, which does not wait for this.
+        stream.synchronize()
+        return found

@@ -372,9 +372,10 @@ def _apart() -> Iterator[set[int]]:
     states = random.getstate(), np.random.get_state()
     end = look_at_steps(refuse)
     try:
-        with torch.random.fork_rng(), torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield allowed
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # fork_rng itself warns where there are several GPUs
+            with torch.random.fork_rng(), torch.enable_grad():
+                yield allowed
     finally:
         end()
         random.setstate(states[0])

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from spectail.training.capture import is_captured
+
 FIRST = 4
 """The number of backward passes without a step after which the weights are compared first; later
 comparisons follow after twice as many passes each time.
@@ -69,6 +71,9 @@ class Watch:
         # Its Balancer is gone.
         if tell is None:
             self.remove()
+            return
+        # A recorded pass changes nothing yet, and its values cannot be read.
+        if is_captured():
             return
         self._passes += 1
         values = parameter.detach()
