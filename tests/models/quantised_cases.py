@@ -476,6 +476,33 @@ def bitsandbytes_cases(codes: Tensor) -> dict[str, Case]:
             twice.reshape(ROWS, COLS),
         ),
         "nf4 without its state": Case(state, problem=("bitsandbytes", "quant_state")),
+        **{
+            f"nf4 with {name}": Case(
+                {**state, "weight.quant_state.bitsandbytes__nf4": said(**more)},
+                problem=("bitsandbytes", "quant_state", text),
+            )
+            for name, more, text in (
+                ("blocks of -1", {"blocksize": -1}, "expected int >= 1 at blocksize"),
+                ("blocks of 3.7", {"blocksize": 3.7}, "expected int, got float at blocksize"),
+                ("blocks of 10^400", {"blocksize": 10**400}, "at blocksize"),
+                (
+                    "other blocks",
+                    {"blocksize": 128},
+                    "128 magnitudes for 8192 numbers in blocks of",
+                ),
+                ("a shape of texts", {"shape": ["128", "64"]}, "expected int, got str at shape[0]"),
+                ("a negative shape", {"shape": [-128, -64]}, "expected int >= 0 at shape[0]"),
+                ("an offset that is a text", {"nested_offset": "2"}, "at nested_offset"),
+            )
+        },
+        "nf4 quantised twice without a table": Case(
+            {
+                **state,
+                "weight.absmax": nested_codes,
+                "weight.quant_state.bitsandbytes__nf4": said(nested_blocksize=64),
+            },
+            problem=("bitsandbytes", "quantised, and no table for them"),
+        ),
         "nf4 without anything": Case(
             {"weight": packed}, problem=("uint8", "4096x1", "dequantise it first")
         ),

@@ -7,14 +7,14 @@ first is in the high half.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, TypeAlias
 
+import msgspec
 import torch
 from torch import Tensor
 
+from spectail.basics.schema import Count, Finite, SchemaError, checked, parse_json
 from spectail.models.assembly.eight_bit import EXPONENTS, scale_values
 from spectail.models.assembly.pieces import Pieces, shape_text
 from spectail.models.lazy_tensor import LazyTensor
@@ -168,27 +168,57 @@ def bitsandbytes_4bit(pieces: Pieces) -> LazyTensor | None:
     )
     if state is None or pieces.blocked:
         return pieces.failed(_NO_STATE if state is None else pieces.blocked or "")
-    said = _json_bytes(state)
-    shape, block = said.get("shape"), said.get("blocksize")
     nested = pieces.get("{}.*.nested_absmax"), pieces.get("{}.*.nested_quant_map")
-    if (
-        not isinstance(shape, list)
-        or not isinstance(block, int)
-        or math.prod(shape) > 2 * pieces.anchor.numel
-    ):
-        return pieces.failed(_NO_STATE)
+    try:
+        said = checked(_QuantState, parse_json(bytes(state.read(()).to(torch.uint8).tolist())))
+    except SchemaError as error:
+        return pieces.failed(f"{_BAD_STATE} ({error})")
+    shape = tuple(said.shape)
+    if wrong := _contradiction(pieces, said):
+        return pieces.failed(f"{_BAD_STATE} ({wrong})")
     return pieces.made(
-        tuple(shape),
+        shape,
         four_bit_values,
         pieces.anchor,
         pieces["{}.*.absmax"],
         pieces["{}.*.quant_map"],
         *nested,
-        shape=tuple(shape),
-        block=block,
-        nested_block=said.get("nested_blocksize"),
-        offset=said.get("nested_offset"),
+        shape=shape,
+        # A last block may be shorter, and a single one may state any size.
+        block=min(said.blocksize, max(1, math.prod(shape))),
+        nested_block=min(said.nested_blocksize or 1, max(1, pieces["{}.*.absmax"].numel)),
+        offset=said.nested_offset,
     )
+
+
+_Block: TypeAlias = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+
+
+class _QuantState(msgspec.Struct):
+    """What bitsandbytes states about a 4-bit weight; its other entries are not used."""
+
+    shape: list[Count]
+    blocksize: _Block
+    nested_blocksize: _Block | None = None
+    nested_offset: Finite | None = None
+
+
+def _contradiction(pieces: Pieces, said: _QuantState) -> str:
+    """Say where the stated shape and blocks contradict the tensors; empty if they do not."""
+    if math.prod(said.shape) > 2 * pieces.anchor.numel:
+        return f"a shape of {shape_text(tuple(said.shape))}"
+    scales, outer = pieces["{}.*.absmax"], pieces.get("{}.*.nested_absmax")
+    if (outer is None) != (pieces.get("{}.*.nested_quant_map") is None) or (
+        outer is None and not scales.is_floating
+    ):
+        return "magnitudes that are quantised, and no table for them"
+    levels = [(scales, math.prod(said.shape), said.blocksize)]
+    if outer is not None:
+        levels.append((outer, scales.numel, said.nested_blocksize or 0))
+    for magnitudes, count, block in levels:
+        if not block or magnitudes.numel != -(-count // block):
+            return f"{magnitudes.numel} magnitudes for {count} numbers in blocks of {block}"
+    return ""
 
 
 _NO_STATE = (
@@ -196,15 +226,11 @@ _NO_STATE = (
     "shape is missing: dequantise it first"
 )
 """The problem of a weight without the text that gives its shape."""
-
-
-def _json_bytes(stored: LazyTensor) -> Mapping[str, Any]:
-    """Read a JSON text that is stored as bytes; an empty mapping if it is not valid JSON."""
-    try:
-        value = json.loads(bytes(stored.read(()).to(torch.uint8).tolist()))
-    except ValueError:
-        return {}
-    return value if isinstance(value, Mapping) else {}
+_BAD_STATE = (
+    "stored as 4-bit numbers of bitsandbytes, and the quant_state beside them is damaged: "
+    "dequantise it first"
+)
+"""The problem of a weight whose text is there, but says what cannot be."""
 
 
 def four_bit_values(

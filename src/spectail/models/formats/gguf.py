@@ -190,11 +190,17 @@ def _described(
         )
     else:
         # Biases of q and k are reordered as well, but vectors are not measured.
-        heads = _permuted_heads(known, metadata) if len(shape) == 2 else None
+        reordered = known is not None and len(shape) == 2 and _is_permuted(known, metadata)
+        heads = _permuted_heads(known, metadata) if known and reordered else None
         if heads and shape[0] % (2 * heads):
             problem = f"{shape[0]} rows do not divide into the {heads} heads that the file states"
         yield LazyTensor(
-            name.replace("{}", "0"), shape, dtype, partial(_read, place, heads), problem=problem
+            name.replace("{}", "0"),
+            shape,
+            dtype,
+            partial(_read, place, heads),
+            problem=problem,
+            note=_NO_HEADS if reordered and not heads else "",
         )
 
 
@@ -223,14 +229,20 @@ def _read_reshaped(place: _Place | None, shape: tuple[int, ...], index: Index) -
     return piece_of(_read(place, None, ()).reshape(shape), index)
 
 
-def _permuted_heads(known: HfName | None, metadata: Mapping[str, object]) -> int | None:
-    """Return the number of heads whose rows llama.cpp has reordered; None for other tensors."""
-    if (
-        known is None
-        or known.stem not in {"attn_q", "attn_k"}
-        or metadata.get("general.architecture") not in PERMUTED
-    ):
-        return None
+_NO_HEADS = (
+    "llama.cpp reorders the rows of this weight by heads, and the file does not state how many: "
+    "measured in the order of the file"
+)
+
+
+def _is_permuted(known: HfName, metadata: Mapping[str, object]) -> bool:
+    """Whether llama.cpp has reordered the rows of a tensor."""
+    is_kind = known.stem in {"attn_q", "attn_k"}
+    return is_kind and metadata.get("general.architecture") in PERMUTED
+
+
+def _permuted_heads(known: HfName, metadata: Mapping[str, object]) -> int | None:
+    """Return the number of heads of a tensor whose rows llama.cpp has reordered."""
     match = re.search(r"\.(\d+)\.", known.name)
     block = int(match[1]) if match else 0
     heads = _heads(metadata, "head_count", block)

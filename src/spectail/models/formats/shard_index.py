@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from spectail.basics.texts import first_names
+from spectail.basics.schema import checked, parse_json
+from spectail.basics.texts import first_line, first_names
 from spectail.errors import SourceError
 from spectail.models.formats.file_path import FilePath
 from spectail.models.formats.remote_path import open_at_once
@@ -23,13 +23,14 @@ def read_index(index: FilePath) -> tuple[list[FilePath], list[str]]:
 
     """
     try:
-        weight_map: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()), key=natural_key)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        stored = checked(dict[str, Any], parse_json(index.read_text(encoding="utf-8")))
+        weight_map = checked(dict[str, str], stored.get("weight_map"))
+    except ValueError as error:  # also text that is not UTF-8
         raise SourceError(
             f"{index} is not an index of shards: "
-            "expected JSON with a 'weight_map' from tensor to file name"
+            f"expected JSON with a 'weight_map' from tensor to file name ({first_line(error)})"
         ) from None
+    names = sorted(set(weight_map.values()), key=natural_key)
     if not names:
         raise SourceError(
             f"{index} is an index of shards that names none; download the model again"
