@@ -9,15 +9,19 @@ all the *other* seeds: no run takes part in choosing itself, and test data choos
 from __future__ import annotations
 
 import argparse
-from collections import Counter
+import multiprocessing
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -106,6 +110,12 @@ class Grid:
         ]
 
 
+Run: TypeAlias = tuple[str, Candidate, int]
+"""A case, a candidate and a seed."""
+Train: TypeAlias = Callable[[str, Candidate, int], dict[str, Any]]
+"""Trains one run and returns its validation and its test result, and what the factors were."""
+
+
 @dataclass(frozen=True)
 class Study:
     """The cases (a network and a task), their grids, and how results compare."""
@@ -117,17 +127,17 @@ class Study:
     best: Callable[..., Candidate]
     """``max`` where results are accuracies, ``min`` where they are errors."""
 
-    def steps(self, train: Callable[[str, Candidate, int], dict[str, Any]]) -> Iterator[Any]:
-        """All runs: case by case, and in each case seed by seed."""
-        yield "environment", environment
-        for case, grid in self.grids.items():
-            for seed in range(self.seeds):
+    def runs(self) -> Iterator[Run]:
+        """All runs, seed by seed over all cases, so that a study that is stopped is balanced."""
+        for seed in range(self.seeds):
+            for case, grid in self.grids.items():
                 for rule in grid.rules:
                     for candidate in grid.candidates(rule):
-                        yield key(case, candidate, seed), partial(train, case, candidate, seed)
-            for candidate in (Candidate(PLAIN, lr) for lr in grid.beside):
-                for seed in range(self.seeds):
-                    yield key(case, candidate, seed), partial(train, case, candidate, seed)
+                        yield case, candidate, seed
+        for seed in range(self.seeds):
+            for case, grid in self.grids.items():
+                for lr in grid.beside:
+                    yield case, Candidate(PLAIN, lr), seed
 
     def complete(self, done: Mapping[str, Any], case: str) -> int:
         """The number of seeds that have been run with all candidates."""
@@ -215,22 +225,92 @@ def tables(done: Mapping[str, Any], study: Study, digits: int) -> dict[str, str]
 
 def run(
     study: Study,
-    train: Callable[[str, Candidate, int], dict[str, Any]],
+    trainer: Callable[[], Train],
     options: argparse.Namespace,
     settings: Mapping[str, Any],
     digits: int,
 ) -> int:
     """Run what the journal lacks, fill the page and print the tables.
 
-    0 when all is done, else 3.
+    ``trainer`` loads the data; it is called in every process that trains. 0 when all is done,
+    else 3.
     """
-    journal = Journal.open(options.journal, settings, fresh=options.fresh)
-    finished = run_steps(journal, study.steps(train), seconds=options.seconds)
+    # Results of a GPU differ by rounding, so they never go on with a journal of the CPU.
+    device = {} if options.device == "cpu" else {"device": options.device}
+    journal = Journal.open(options.journal, {**settings, **device}, fresh=options.fresh)
+    finished = train_missing(study, journal, trainer, options)
     parts = tables(journal.done, study, digits)
     if options.page:
-        fill_page(options.page, parts)
+        fill_page(options.page, {f"{name}{options.part}": text for name, text in parts.items()})
     print("\n\n".join(parts.values()))
     return 0 if finished else 3
+
+
+def train_missing(
+    study: Study, journal: Journal, trainer: Callable[[], Train], options: argparse.Namespace
+) -> bool:
+    """Do the runs that the journal lacks; False where ``--seconds`` ran out before."""
+    missing = [found for found in study.runs() if key(*found) not in journal.done]
+    if missing and options.seconds != 0 and "environment" not in journal.done:
+        journal.add("environment", environment() | accelerator(options.device))
+    if options.workers > 1:
+        return in_processes(missing, journal, trainer, options)
+    loaded = cache(trainer)
+
+    def train(found: Run) -> dict[str, Any]:
+        return loaded()(*found)
+
+    steps = [(key(*found), partial(train, found)) for found in missing]
+    return run_steps(journal, steps, seconds=options.seconds)
+
+
+def in_processes(
+    missing: Sequence[Run],
+    journal: Journal,
+    trainer: Callable[[], Train],
+    options: argparse.Namespace,
+) -> bool:
+    """Do the runs in ``--workers`` processes at once; this process alone writes the journal.
+
+    False where ``--seconds`` ran out before; runs that had begun are finished then.
+    """
+    started, waiting = time.perf_counter(), deque(missing)
+    running: dict[Future[dict[str, Any]], Run] = {}
+    # CUDA does not work in a forked process.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.workers, context, _start, (trainer,)) as pool:
+        while True:
+            late = options.seconds is not None and _since(started) >= options.seconds
+            while waiting and len(running) < options.workers and not late:
+                found = waiting.popleft()
+                running[pool.submit(_train, found)] = found
+            if not running:
+                return not waiting
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name = key(*running.pop(future))
+                journal.add(name, future.result())
+                print(f"{_since(started):.0f} s, {len(waiting)} wait: {name}", flush=True)
+
+
+_worker: dict[str, Train] = {}
+"""What a process of ``in_processes`` trains with, so that it loads the data once."""
+
+
+def _start(trainer: Callable[[], Train]) -> None:
+    _worker["train"] = trainer()
+
+
+def _train(found: Run) -> dict[str, Any]:
+    return _worker["train"](*found)
+
+
+def _since(started: float) -> float:
+    return time.perf_counter() - started
+
+
+def accelerator(device: str) -> dict[str, str]:
+    """The name of the GPU for the record of the environment; nothing for the CPU."""
+    return {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
 
 
 def options_of(
@@ -243,6 +323,8 @@ def options_of(
     parser.add_argument(
         "--seconds", type=float, help="stop after so long; the same command goes on"
     )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that train at once")
     parser.add_argument("--fresh", action="store_true", help="forget what was run before")
     parser.add_argument("--quick", action="store_true", help="a toy run; needs --out")
     parser.add_argument("--out", type=Path, help="folder of the journal; the docs stay as they are")
@@ -251,7 +333,8 @@ def options_of(
         parser.error(
             "--quick needs --out, so that the toy's journal does not mix with the real one"
         )
-    options.journal = (options.out or folder) / "controls.jsonl"
+    options.part = "-full" if vars(options).get("full") else ""
+    options.journal = (options.out or folder) / f"controls{options.part}.jsonl"
     options.page = None if options.out else page
     return options
 

@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,25 @@ from experiments.images.networks import NETWORKS
 from experiments.images.train import Recipe, accuracy, fit
 from spectail.training.history import Update
 
+SPECS = {
+    "whole matrices": st.presets.TEMPBALANCE,
+    "windows": st.Spec(window=16),
+}
+"""How alpha is measured, as in ``experiments.images``."""
+RANGE = ("linear:0.5:1.5",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Sizes of a run; networks, data and training as in ``experiments.images``."""
 
     grids: dict[str, Grid] = field(
-        default_factory=lambda: {"VGG-16": Grid((0.05,), ("linear:0.5:1.5",), beside=(0.0375,))}
+        default_factory=lambda: {"VGG-16": Grid((0.05,), RANGE, beside=(0.0375,))}
     )
-    """By network. Alphas are those of whole matrices, which gained most there."""
+    """By network, or by network and a name of ``SPECS`` after a comma.
+
+    Whole matrices, which gained most in ``experiments.images``, need no name.
+    """
     width: int = 16
     n_train: int = 5000
     n_validation: int = 2000
@@ -48,8 +59,17 @@ class Settings:
     seeds: int = 6
 
 
+RATES = {"VGG-16": (0.0125, 0.025, 0.05), "ResNet-18": (0.025, 0.05, 0.1)}
+FULL = Settings(
+    grids={
+        f"{network}, {spec}": Grid(lrs, RANGE) for network, lrs in RATES.items() for spec in SPECS
+    },
+    n_train=10_000,
+    n_validation=10_000,
+    batch=128,
+)
 QUICK = Settings(
-    grids={"toy": Grid((0.05,), ("linear:0.5:1.5",))},
+    grids={"toy": Grid((0.05,), RANGE)},
     n_train=64,
     n_validation=32,
     epochs=2,
@@ -67,26 +87,40 @@ class Training:
 
     images: Images
     settings: Settings
+    device: str
 
-    def __call__(self, network: str, candidate: Candidate, seed: int) -> dict[str, Any]:
+    def __call__(self, case: str, candidate: Candidate, seed: int) -> dict[str, Any]:
         """Train, and return accuracies in per cent and what the factors were."""
-        pixels = self.images.train[0]
+        network, _, spec = case.partition(", ")
+        example = self.images.train[0][:2].to(self.device)
         torch.manual_seed(seed)
-        model = NETWORKS[network](self.settings.width, pixels.shape[1], self.images.classes)
+        model = NETWORKS[network](self.settings.width, example.shape[1], self.images.classes)
+        model = model.to(self.device)
         by_alpha = st.TempBalance(
-            map=candidate.map or "linear:0.5:1.5", spec=st.presets.TEMPBALANCE
+            map=candidate.map or RANGE[0], spec=SPECS[spec or "whole matrices"]
         )
         recipe = Recipe(
-            epochs=self.settings.epochs, batch=self.settings.batch, lr=candidate.lr, seed=seed
+            epochs=self.settings.epochs,
+            batch=self.settings.batch,
+            lr=candidate.lr,
+            seed=seed,
+            device=self.device,
         )
         updates: list[Update] = []
-        rule = rule_of(candidate, by_alpha, model, pixels[:2], seed)
+        rule = rule_of(candidate, by_alpha, model, example, seed)
         found = fit(model, self.images, recipe, rule, None, updates.append)
         return {
             "validation": found["validation"],
             "test": accuracy(model, self.images.test),
-            **of_factors(updates, depth_order(model, pixels[:2])),
+            **of_factors(updates, depth_order(model, example)),
         }
+
+
+def trainer(options: argparse.Namespace, settings: Settings) -> Training:
+    """Load the images; each process that trains does so itself."""
+    sizes = {"n_train": settings.n_train, "n_validation": settings.n_validation}
+    images = drawn(settings.n_train) if options.quick else load(options.data, **sizes)
+    return Training(images, settings, options.device)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,13 +129,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data", type=Path, default=FASHION, help="folder of Fashion-MNIST's files"
     )
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="both networks, whole matrices and windows, three base rates: for a GPU",
+    )
     page = ROOT / "docs" / "images-results.md"
     options = options_of(parser, arguments, Path(__file__).parent, page)
-    settings = QUICK if options.quick else Settings()
-    sizes = {"n_train": settings.n_train, "n_validation": settings.n_validation}
-    images = drawn(settings.n_train) if options.quick else load(options.data, **sizes)
+    settings = QUICK if options.quick else FULL if options.full else Settings()
     study = Study(settings.grids, settings.seeds, plain="one rate", best=max)
-    return run(study, Training(images, settings), options, asdict(settings), digits=2)
+    return run(study, partial(trainer, options, settings), options, asdict(settings), digits=2)
 
 
 if __name__ == "__main__":

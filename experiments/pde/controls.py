@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,21 +82,22 @@ class Training:
     shuffles.
     """
 
-    def __init__(self, problems: Mapping[str, Problem], settings: Settings) -> None:
+    def __init__(self, problems: Mapping[str, Problem], settings: Settings, device: str) -> None:
         self.cases = {str(case): case for case in settings.cases}
         # The published experiment knows how networks begin; its journal is not used.
         nowhere = Journal(Path("unused"))
-        self.experiment = Experiment(problems, settings.training, nowhere, "cpu")
+        self.experiment = Experiment(problems, settings.training, nowhere, device)
 
     def __call__(self, case: str, candidate: Candidate, seed: int) -> dict[str, Any]:
         """Train, and return errors in per cent and what the factors were."""
         cell, experiment = self.cases[case].cell, self.experiment
         begin = experiment.pretrained if cell.task == TUNED else experiment.fresh
-        network, problem = begin(cell.network, seed), experiment.problems[cell.task]
+        network = begin(cell.network, seed).to(experiment.device)
+        problem = experiment.problems[cell.task]
         by_alpha = methods(cell.network, experiment.settings)[self.cases[case].rule]
         assert isinstance(by_alpha, st.TBSigmoid)
         by_alpha = replace(by_alpha, map=candidate.map or by_alpha.map)
-        example = problem.train[0][:2]
+        example = problem.train[0][:2].to(experiment.device)
         updates: list[Update] = []
         unit = fit(
             network,
@@ -111,6 +113,12 @@ class Training:
         }
 
 
+def trainer(options: argparse.Namespace, settings: Settings) -> Training:
+    """Load or solve the data; each process that trains does so itself."""
+    problems = problems_of(settings.training, options.data)
+    return Training(problems, settings, options.device)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing; 0 when all is done, 3 when ``--seconds`` ran out before."""
     parser = argparse.ArgumentParser(prog="python -m experiments.pde.controls")
@@ -120,10 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page = ROOT / "docs" / "pde-results.md"
     options = options_of(parser, arguments, Path(__file__).parent, page)
     settings = QUICK if options.quick else Settings()
-    training = Training(problems_of(settings.training, options.data), settings)
     grids = {str(case): case.grid for case in settings.cases}
     study = Study(grids, settings.seeds, plain="Adam", best=min)
-    return run(study, training, options, asdict(settings), digits=2)
+    return run(study, partial(trainer, options, settings), options, asdict(settings), digits=2)
 
 
 if __name__ == "__main__":

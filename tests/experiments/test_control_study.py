@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import spectail as st
-from experiments.common import Journal
+from experiments.common import ROOT, Journal
 from experiments.control_study import (
     ALPHA,
     KINDS,
@@ -152,6 +152,46 @@ def test_a_quick_run_trains_every_arrangement_and_goes_on(
     capsys.readouterr()
     assert experiment.main(where) == 0  # nothing is left to do
     assert "[" not in capsys.readouterr().out.partition("|")[0]
+
+
+def test_processes_do_the_runs_of_one_process(tmp_path: Path) -> None:
+    journals = {}
+    for workers in ("1", "2"):
+        where = tmp_path / workers
+        assert images.main(["--quick", "--out", str(where), "--workers", workers]) == 0
+        lines = (where / "controls.jsonl").read_text().splitlines()[1:]
+        journals[workers] = dict(json.loads(line) for line in lines)
+    assert journals["1"] == journals["2"]
+
+
+def test_runs_are_balanced_over_cases() -> None:
+    grids = {"a": Grid((0.1,), ("linear:0.5:1.5",)), "b": Grid((0.2,), ("linear:0.5:1.5",))}
+    runs = list(Study(grids, 2, "one rate", best=max).runs())
+    assert [seed for _, _, seed in runs] == [0] * 14 + [1] * 14
+    assert len(set(runs)) == 28
+    assert [case for case, _, _ in runs[:14]] == ["a"] * 7 + ["b"] * 7
+
+
+@pytest.mark.parametrize(("experiment", "options"), [(images, []), (pde, [])])
+def test_the_tables_of_the_docs_are_those_of_the_journals(
+    experiment: Any, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = ROOT / "docs" / f"{experiment.__package__.rpartition('.')[2]}-results.md"
+    monkeypatch.setattr(experiment, "ROOT", tmp_path)
+    (tmp_path / "docs").mkdir()
+    copy = tmp_path / "docs" / page.name
+    copy.write_text(page.read_text())
+    # No time for any run: the page is filled with what the journal has, if it is of these settings.
+    assert experiment.main([*options, "--seconds", "0"]) in (0, 3)
+    assert copy.read_text() == page.read_text()
+
+
+def test_a_journal_of_a_gpu_is_kept_apart(tmp_path: Path) -> None:
+    where = ["--quick", "--out", str(tmp_path), "--seconds", "0"]
+    images.main([*where, "--device", "cuda"])
+    assert json.loads((tmp_path / "controls.jsonl").read_text())["settings"]["device"] == "cuda"
+    with pytest.raises(ValueError, match="other settings"):
+        images.main(where)
 
 
 @pytest.mark.parametrize("experiment", [images, pde])
