@@ -3,12 +3,22 @@ on, pages that are filled in."""
 
 import json
 import math
+import os
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from experiments.common import Journal, environment, fill_page, markdown_table, run_steps, save_json
+from experiments.common import (
+    Journal,
+    Workers,
+    environment,
+    fill_page,
+    markdown_table,
+    run_steps,
+    save_json,
+)
 
 
 def test_environment_tells_versions_and_no_host() -> None:
@@ -77,6 +87,37 @@ def test_steps_are_done_once_and_stop_when_time_is_up(
     assert run_steps(journal, steps)
     assert calls == ["a", "c"]
     assert "[3/3] c: 0.0 s" in capsys.readouterr().out
+
+
+class Sums:
+    """An experiment whose second step needs what the first has found."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+
+    def first(self, number: int) -> dict[str, int]:
+        return {"number": number, "process": os.getpid()}
+
+    def second(self, number: int) -> int:
+        return int(self.journal.done[f"first | {number}"]["number"]) + 1
+
+
+def test_workers_do_the_steps_that_are_missing(tmp_path: Path) -> None:
+    sums = Sums(Journal.open(tmp_path / "run.jsonl", {}))
+    sums.journal.add("first | 0", {"number": 10, "process": 0})
+    with Workers(2, partial(Sums, sums.journal)) as workers:
+        for method in (sums.first, sums.second):
+            steps = [(f"{method.__name__} | {i}", partial(method, i)) for i in range(4)]
+            assert run_steps(sums.journal, steps, workers=workers)
+    done = Journal.open(tmp_path / "run.jsonl", {}).done
+    assert [done[f"second | {i}"] for i in range(4)] == [11, 2, 3, 4]
+    processes = {done[f"first | {i}"]["process"] for i in range(1, 4)}
+    assert os.getpid() not in processes
+    with (
+        Workers(2, partial(Sums, sums.journal)) as workers,
+        pytest.raises(TypeError, match="step x"),
+    ):
+        run_steps(sums.journal, [("x", lambda: 1)], workers=workers)
 
 
 def test_tables_and_pages(tmp_path: Path) -> None:
