@@ -80,14 +80,15 @@ def moments(matrices: Tensor | Bands) -> tuple[float, float]:
 
 
 def _entries(matrices: Tensor | Bands) -> Iterator[Tensor]:
-    """Yield all entries as flat pieces of _CACHED entries; the last one may be shorter."""
+    """Yield all entries as flat pieces of equal size; the last one may be shorter."""
     rest: Tensor | None = None
     for block in bands_of(matrices):
         flat = block.reshape(-1)
         # Pieces do not end where bands do, so that sums have the same bits with and without bands.
         flat = flat if rest is None else torch.cat([rest, flat])
-        whole = flat.numel() // _CACHED * _CACHED
-        yield from torch.split(flat[:whole], _CACHED) if whole else ()
+        size = _ON_GPU if flat.is_cuda else _CACHED
+        whole = flat.numel() // size * size
+        yield from torch.split(flat[:whole], size) if whole else ()
         rest = flat[whole:]
     if rest is not None and rest.numel():
         yield rest
@@ -195,7 +196,7 @@ def _largest_of(matrix: Tensor | Bands, residual: float | None) -> float:
     # The Gram matrix costs as much as many steps: a few do without it.
     multiply = (
         _two_products(columns)
-        if residual or columns.height > _GRAM_SIDE
+        if residual or columns.height > _GRAM_SIDE or columns.is_on_gpu
         else _gram_product(columns)
     )
     largest, vector = _lanczos(multiply, _start_vector(columns.height, columns.dtype), residual)
@@ -241,6 +242,11 @@ class _Columns:
             0 if abs(exponent) <= _SAFE_EXPONENT else exponent,
             torch.promote_types(matrix.dtype, torch.float32),
         )
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether A lies on a GPU, for which products with a vector cost next to nothing."""
+        return isinstance(self.matrix, torch.Tensor) and self.matrix.is_cuda
 
     @property
     def height(self) -> int:
