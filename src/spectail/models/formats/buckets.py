@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 
 from spectail.basics.texts import type_and_line
 from spectail.errors import SourceError
+from spectail.models.formats import waiting
 from spectail.models.formats.stores import AccessDeniedError, Place, Store, explained, settings
+from spectail.models.formats.waiting import waiting_for
 
 
 class Bucket(Store):
@@ -51,7 +53,8 @@ class Bucket(Store):
         import obstore
 
         try:
-            result = obstore.list_with_delimiter(client, folder or None)
+            with waiting_for(self.shown, self.address(folder)):
+                result = obstore.list_with_delimiter(client, folder or None)
         except Exception as error:  # noqa: BLE001 - obstore raises OSError and classes of its own
             if isinstance(error, FileNotFoundError) or "NoSuchBucket" in str(error):
                 raise SourceError(f"there is no bucket {self.shown}") from None
@@ -81,9 +84,13 @@ class S3Bucket(Bucket):
         try:
             session = boto3.Session()
             signed = session.get_credentials() is not None
-            client = session.client(
-                "s3", config=None if signed else Config(signature_version=UNSIGNED)
+            patience = Config(
+                connect_timeout=waiting.CONNECT.total_seconds(),
+                read_timeout=waiting.ANSWER.total_seconds(),
+                retries={"total_max_attempts": 2},
             )
+            config = patience if signed else patience.merge(Config(signature_version=UNSIGNED))
+            client = session.client("s3", config=config)
             given = self._place(client)
         except BotoCoreError as error:
             raise SourceError(f"{self.shown} cannot be read: {type_and_line(error)}") from None

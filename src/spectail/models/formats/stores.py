@@ -8,7 +8,9 @@ it were the range.
 
 from __future__ import annotations
 
+import random
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,8 +20,10 @@ from typing import Any, Protocol
 
 from spectail.basics.texts import type_and_line
 from spectail.errors import SourceError, SourceUnreachableError
+from spectail.models.formats import waiting
 from spectail.models.formats.file_path import FilePath
 from spectail.models.formats.open_file import ReadableFile
+from spectail.models.formats.waiting import waiting_for
 
 WAITS: dict[str, Any] = {
     "init_backoff": timedelta(milliseconds=200),
@@ -27,14 +31,10 @@ WAITS: dict[str, Any] = {
     "base": 2,
 }
 """Waits before a request is repeated: they grow from 0.2 s to 10 s, with some randomness."""
-RETRIES: dict[str, Any] = {
-    "max_retries": 6,
-    "retry_timeout": timedelta(minutes=1),
-    "backoff": WAITS,
-}
-"""How often a request is repeated, and for how long."""
-_TIMEOUTS = {"connect_timeout": "10s", "read_timeout": "20s", "timeout": "600s"}
-"""A read times out when no byte arrives for so long; the last limit is for a whole request."""
+RETRIES = 6
+"""How often a request is repeated, unless the server is silent for long (``waiting.RETRY``)."""
+_LONGEST = timedelta(days=1)
+"""How long one answer may take as long as its bytes arrive; obstore has no way to say for ever."""
 
 
 class RangesIgnoredError(Exception):
@@ -149,19 +149,23 @@ class Store(ABC):
             SourceError: The file cannot be read.
 
         """
-        client = self.client
-        import obstore
-
-        try:
-            result = obstore.get(client, key, options={"range": (start, end)})
-            return Piece(memoryview(result.bytes()), _stamp(result.meta))
-        except Exception as error:  # noqa: BLE001 - obstore raises OSError and classes of its own
-            if type(error).__name__ == "NotSupportedError":
-                raise RangesIgnoredError from None
-            # A range of an empty file cannot be satisfied.
-            if " 416 " in str(error) and not start:
+        rest, silent = pauses(), 0
+        while True:
+            try:
+                answer = self._answer(key, {"range": (start, end)})
+            except PastEndError:
+                if start:
+                    raise
                 return Piece(memoryview(b""), self.whole(key)[0])
-            raise explained(error, self.address(key)) from None
+            try:
+                return Piece(memoryview(answer.bytes()), _stamp(answer.meta))
+            except Exception as error:  # noqa: BLE001 - obstore raises OSError and its own classes
+                silent += is_silence(error)
+                pause = next(rest, None)
+                # obstore itself goes on with a body that broke off, but only if it has an ETag.
+                if answer.meta["e_tag"] or pause is None or silent > 1:
+                    raise explained(error, self.address(key)) from None
+            time.sleep(pause)
 
     def whole(self, key: str) -> tuple[RemoteStamp, Iterator[bytes]]:
         """Return the stamp of a file, and the pieces of the whole file in order.
@@ -173,13 +177,20 @@ class Store(ABC):
             SourceError: The file cannot be read.
 
         """
+        answer = self._answer(key)
+        return _stamp(answer.meta), self._pieces(answer, key)
+
+    def _answer(self, key: str, options: Any = None) -> Any:
+        """Ask for a file, and return obstore's answer as soon as it begins."""
         client = self.client
         import obstore
 
         try:
-            result = obstore.get(client, key)
-            return _stamp(result.meta), self._pieces(result, key)
+            with waiting_for(self.shown, self.address(key)):
+                return obstore.get(client, key, options=options)
         except Exception as error:  # noqa: BLE001 - obstore raises OSError and classes of its own
+            if type(error).__name__ == "NotSupportedError":
+                raise RangesIgnoredError from None
             raise explained(error, self.address(key)) from None
 
     def _pieces(self, result: Any, key: str) -> Iterator[bytes]:
@@ -193,10 +204,25 @@ class Store(ABC):
 
 def settings(*, plain_http: bool, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return the arguments that every store of obstore is opened with."""
-    options: dict[str, Any] = {**_TIMEOUTS, "allow_http": plain_http}
+    options: dict[str, Any] = {
+        "connect_timeout": waiting.CONNECT,
+        "read_timeout": waiting.ANSWER,
+        "timeout": _LONGEST,
+        "allow_http": plain_http,
+    }
     if headers:
         options["default_headers"] = dict(headers)
-    return {"client_options": options, "retry_config": RETRIES}
+    retries = {"max_retries": RETRIES, "retry_timeout": waiting.RETRY, "backoff": WAITS}
+    return {"client_options": options, "retry_config": retries}
+
+
+def pauses() -> Iterator[float]:
+    """Yield the seconds to wait before each further try of a request that failed."""
+    wait = WAITS["init_backoff"].total_seconds()
+    for _ in range(RETRIES):
+        # Random, so that many programs that failed together do not come back together.
+        yield wait * random.uniform(0.5, 1)
+        wait = min(wait * WAITS["base"], WAITS["max_backoff"].total_seconds())
 
 
 def explained(error: Exception, shown: str) -> Exception:
@@ -221,7 +247,24 @@ def explained(error: Exception, shown: str) -> Exception:
         return LengthUnknownError(
             f"{shown} cannot be read: the server does not say how long the file is; download it"
         )
+    if status[:3] == "416":
+        return PastEndError(f"{shown} cannot be read: it is shorter than it was")
+    if is_silence(error):
+        return unanswered(shown)
     return failure(shown, status, next((words for part, words in _CAUSES if part in text), ""))
+
+
+def is_silence(error: Exception) -> bool:
+    """Whether an error of obstore means that a server has sent nothing for long."""
+    return "operation timed out" in str(error) or "TimedOut" in str(error)
+
+
+def unanswered(shown: str) -> SourceError:
+    """Return the error to raise for a server that has sent nothing for long."""
+    return SourceUnreachableError(
+        f"{shown} cannot be read: the server has not answered for about {waiting.silence()}; "
+        "run the same command again"
+    )
 
 
 def failure(shown: str, status: str, cause: str) -> Exception:
@@ -241,13 +284,17 @@ def failure(shown: str, status: str, cause: str) -> Exception:
         return SourceError(f"{shown} cannot be read: the server answers {status}")
     what = status or cause or "the server cannot be reached or breaks off its answers"
     return SourceUnreachableError(
-        f"{shown} cannot be read: {what}, also after {RETRIES['max_retries']} more tries; "
+        f"{shown} cannot be read: {what}, also after {RETRIES} more tries; "
         "run the same command again"
     )
 
 
 class LengthUnknownError(SourceError):
     """A server does not say how long a file is, as for pages that it makes on request."""
+
+
+class PastEndError(SourceError):
+    """A range lies behind the end of a file."""
 
 
 class AccessDeniedError(SourceError):
@@ -257,8 +304,6 @@ class AccessDeniedError(SourceError):
 _CAUSES = (
     ("dns error", "the server's name is not known"),
     ("certificate", "the server's certificate is not trusted"),
-    ("operation timed out", "the server does not answer in time"),
-    ("TimedOut", "the server does not answer in time"),
     ("Connection refused", "the connection is refused"),
     ("ConnectError", "there is no connection to the server"),
     ("IncompleteBody", "the server breaks off its answers"),

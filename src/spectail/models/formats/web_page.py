@@ -7,7 +7,6 @@ made on request often do not. So these few are read with Python's own library.
 from __future__ import annotations
 
 import http.client
-import random
 import socket
 import time
 from collections.abc import Mapping
@@ -17,10 +16,10 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from spectail.errors import SourceError, SourceUnreachableError
-from spectail.models.formats.stores import RETRIES, WAITS, failure
+from spectail.models.formats import waiting
+from spectail.models.formats.stores import failure, pauses, unanswered
+from spectail.models.formats.waiting import waiting_for
 
-_TIMEOUT = 20
-"""Seconds without a byte after which a try has failed."""
 _LONGEST = 2**26
 """Bytes after which a page is too long to be a listing."""
 
@@ -51,32 +50,45 @@ def read_page(url: str, shown: str, headers: Mapping[str, str]) -> bytes:
         SourceError: It cannot be read.
 
     """
-    opener = build_opener(_Redirects)
-    wait, tries = WAITS["init_backoff"].total_seconds(), 0
+    rest, started = pauses(), time.monotonic()
     while True:
-        status = ""
+        status = cause = ""
         try:
-            with opener.open(Request(url, headers=dict(headers)), timeout=_TIMEOUT) as answer:
-                content: bytes = answer.read(_LONGEST + 1)
+            content = _read(Request(url, headers=dict(headers)), shown)
             if len(content) > _LONGEST:
                 raise SourceError(f"{shown} is too long for a listing; name the file to open")
             return content
         except HTTPError as error:
-            status, cause = f"{error.code} {error.reason}", ""
+            status = f"{error.code} {error.reason}"
             error.close()
         except (URLError, http.client.HTTPException, OSError) as error:
-            cause = str(getattr(error, "reason", error) or type(error).__name__)
+            reason = getattr(error, "reason", error)
+            cause = str(reason or type(error).__name__)
             # The resolver has tried several times itself.
-            if isinstance(getattr(error, "reason", None), socket.gaierror):
+            if isinstance(reason, socket.gaierror):
                 raise SourceUnreachableError(
                     f"{shown} cannot be read: the server's name is not known ({cause})"
                 ) from None
-        if tries == RETRIES["max_retries"] or not _may_pass(status):
-            raise failure(shown, status, cause) from None
-        tries += 1
-        # Random, so that many programs that failed together do not come back together.
-        time.sleep(wait * random.uniform(0.5, 1))
-        wait = min(wait * WAITS["base"], WAITS["max_backoff"].total_seconds())
+            if time.monotonic() - started > waiting.RETRY.total_seconds():
+                raise (
+                    unanswered(shown)
+                    if isinstance(reason, TimeoutError)
+                    else failure(shown, status, cause)
+                ) from None
+        pause = next(rest, None)
+        if pause is None or not _may_pass(status):
+            raise failure(shown, status, cause)
+        time.sleep(pause)
+
+
+def _read(request: Request, shown: str) -> bytes:
+    """Read a page, or its first bytes if it is too long."""
+    opener = build_opener(_Redirects)
+    with waiting_for(urlsplit(request.full_url).netloc, shown):
+        answer = opener.open(request, timeout=waiting.ANSWER.total_seconds())
+    with answer:
+        content: bytes = answer.read(_LONGEST + 1)
+    return content
 
 
 def _may_pass(status: str) -> bool:
