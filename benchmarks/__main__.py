@@ -11,6 +11,7 @@ from benchmarks import (
     balancer,
     checkpoint,
     command,
+    device,
     fit,
     layers,
     precision,
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "balancer": balancer,
     "prune": prune,
     "scaling": scaling,
+    "device": device,
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -1,6 +1,7 @@
 """A model measured on a GPU gives the table of the CPU."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def both(source: Any, **options: Any) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("name", SPECS)
 def test_every_spec(name: str) -> None:
-    spec = st.Spec(window=64, legacy=True) if name == "farms-llm" else SPECS[name]
+    spec = SPECS[name]
+    # Windows as large as published fit none of these layers.
+    spec = replace(spec, window=64) if isinstance(spec.window, int) else spec
     compare(*both(Net(), spec=spec))
 
 
