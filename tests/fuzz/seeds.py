@@ -268,7 +268,7 @@ def onnx_files() -> Iterator[Seed]:
 
 
 @cache
-def _analysis() -> st.Analysis:
+def analysis() -> st.Analysis:
     """An analysis of a toy transformer with every kind of row."""
     state: dict[str, Any] = dict(weights(blocks=5))
     state["model.layers.0.mlp.bad_proj.weight"] = torch.full((96, 96), float("nan"))
@@ -276,12 +276,12 @@ def _analysis() -> st.Analysis:
 
 
 def analyses() -> Iterator[Seed]:
-    content = json.dumps(_analysis().to_dict()).encode()
+    content = json.dumps(analysis().to_dict()).encode()
     yield Seed({"analysis.json": content}, {"analysis.json": mutate_json})
 
 
 def journals() -> Iterator[Seed]:
-    run, layers = _analysis().run, _analysis().layers
+    run, layers = analysis().run, analysis().layers
     lines = [{"run": run.to_dict()}, *(layer.to_dict() for layer in layers[:8])]
     content = "".join(json.dumps(line) + "\n" for line in lines).encode()
     yield Seed({".progress.jsonl": content}, {".progress.jsonl": mutate_lines})
@@ -289,12 +289,12 @@ def journals() -> Iterator[Seed]:
 
 def run_of_journal() -> Any:
     """The run that the journal belongs to."""
-    return _analysis().run
+    return analysis().run
 
 
 def allocations() -> Iterator[Seed]:
     for target, budget in (("sparsity", 0.5), ("bits", 4), ("lr", 1e-3), ("weight-decay", 0.1)):
-        made = st.allocate(_analysis(), target=target, budget=budget, missing="mean")
+        made = st.allocate(analysis(), target=target, budget=budget, missing="mean")
         content = json.dumps(made.to_dict()).encode()
         yield Seed(
             {"allocation.json": content}, {"allocation.json": mutate_json}, "allocation.json"

@@ -36,6 +36,8 @@ _VALUES = {
     "freeze": "the trained layers",
 }
 """What the values of a target are called in sentences."""
+_MOST = {"sparsity": 1, "bits": 64, "freeze": 1}
+"""The largest value of a layer under targets that have one."""
 
 
 Weights: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
@@ -325,4 +327,9 @@ def _check(allocation: Allocation) -> None:
             raise AllocationError(
                 f"the value of {share.name} must be a finite number of at least 0, "
                 f"not {share.value!r}"
+            )
+        most = _MOST.get(allocation.target, math.inf)
+        if share.value > most:
+            raise AllocationError(
+                f"{allocation.target} of {share.name} must be at most {most:g}, not {share.value!r}"
             )

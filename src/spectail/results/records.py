@@ -12,7 +12,16 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 
 from spectail.basics.json_values import plain
-from spectail.basics.schema import Count, Finite, SchemaError, build, checked
+from spectail.basics.schema import (
+    Count,
+    Finite,
+    NotNegative,
+    Positive,
+    SchemaError,
+    Share,
+    build,
+    checked,
+)
 from spectail.core.spec import Spec
 from spectail.models.source import NOT_A_WEIGHT
 
@@ -20,8 +29,8 @@ Status: TypeAlias = Annotated[str, msgspec.Meta(pattern="^(ok|skipped|failed)$")
 """What became of a layer."""
 Rank: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 """The place of an eigenvalue among all of a layer, from the largest on."""
-Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=sys.float_info.max)]
-"""A finite number above 0."""
+Exponent: TypeAlias = Annotated[float, msgspec.Meta(ge=1, le=sys.float_info.max)]
+"""An exponent of a tail, which is 1 plus a positive number."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,11 @@ class Spectrum:
     top: tuple[tuple[Rank, Positive], ...]
     """Pairs (rank, eigenvalue), where rank 1 is the largest. The ranks are about evenly spaced in
     log rank. The survival curve is rank / N."""
+
+    def __post_init__(self) -> None:
+        """Refuse a histogram that ends before it begins."""
+        if self.edges[0] > self.edges[1]:
+            raise ValueError(f"edges from {self.edges[0]:g} to {self.edges[1]:g}")
 
 
 @dataclass(frozen=True)
@@ -116,51 +130,53 @@ class LayerRecord:
     n_zero: Count = _column(
         "Zeros", "count", "numerical zeros among the eigenvalues, left out of the fit", 0
     )
-    alpha: Finite = _column(
+    alpha: Exponent = _column(
         "Alpha",
         "alpha",
         "exponent of the tail; the report draws it as a dot, and a random matrix as a stroke",
         math.nan,
         main=True,
     )
-    alpha_se: Finite = _column(
+    alpha_se: NotNegative = _column(
         "± error", "fixed", "standard error of alpha (jackknife)", math.nan, main=True
     )
-    alpha_null: Finite = _column(
+    alpha_null: NotNegative = _column(
         "Random",
         "fixed",
         "alpha of a random matrix: independent entries of equal variance (the null)",
         math.nan,
     )
-    xmin: Finite = _column("xmin", "number", "smallest eigenvalue of the tail", math.nan)
+    xmin: NotNegative = _column("xmin", "number", "smallest eigenvalue of the tail", math.nan)
     n_tail: Count = _column("In tail", "count", "eigenvalues in the tail", 0)
-    ks: Finite = _column(
+    ks: Share = _column(
         "KS", "fixed", "Kolmogorov-Smirnov distance between the tail and its fit", math.nan
     )
     tail_verdict: str = _column(
         "Tail verdict", "why", "whether a power law describes the tail (`ks` only)", ""
     )
-    lambda_max: Finite = _column(
+    lambda_max: NotNegative = _column(
         "Largest eigenvalue", "number", "largest eigenvalue of the *whole* matrix", math.nan
     )
-    frobenius_norm_sq: Finite = _column(
+    frobenius_norm_sq: NotNegative = _column(
         "Sum of eigenvalues", "number", "sum of the eigenvalues of the *whole* matrix", math.nan
     )
-    stable_rank: Finite = _column(
+    stable_rank: NotNegative = _column(
         "Stable rank", "number", "frobenius_norm_sq / lambda_max", math.nan, main=True
     )
     alpha_weighted: Finite = _column(
         "Alpha weighted", "number", "alpha * log10(lambda_max)", math.nan
     )
     log_norm: Finite = _column("Log norm", "number", "log10(frobenius_norm_sq)", math.nan)
-    entropy: Finite = _column(
+    entropy: NotNegative = _column(
         "Entropy",
         "number",
         "entropy of the whole spectrum, from 0 to 1 (`--full-spectrum` only)",
         math.nan,
     )
-    weight_var: Finite = _column("Weight variance", "number", "variance of the weights", math.nan)
-    alpha_full: Finite = _column(
+    weight_var: NotNegative = _column(
+        "Weight variance", "number", "variance of the weights", math.nan
+    )
+    alpha_full: Exponent = _column(
         "Full alpha",
         "fixed",
         "alpha of the whole matrix, without windows (`--full-spectrum` only)",
@@ -174,8 +190,8 @@ class LayerRecord:
         "",
         main=True,
     )
-    seconds: Finite = _column("Seconds", "number", "time to read and measure the layer", 0.0)
-    alpha_null_sd: Finite = _column(
+    seconds: NotNegative = _column("Seconds", "number", "time to read and measure the layer", 0.0)
+    alpha_null_sd: NotNegative = _column(
         "Random sd", "fixed", "spread of alpha over random matrices of this shape", math.nan
     )
     comparable: bool = _column(
@@ -191,7 +207,7 @@ class LayerRecord:
         math.nan,
         main=True,
     )
-    ks_p: Finite = _column(
+    ks_p: Share = _column(
         "KS p",
         "fixed",
         "upper bound of the p-value of the power-law fit (`ks` only)",
@@ -227,44 +243,44 @@ class LayerRecord:
         "log10 of the sum of eigenvalue^alpha over the whole spectrum (`--full-spectrum` only)",
         math.nan,
     )
-    rank_loss: Finite = _column(
+    rank_loss: NotNegative = _column(
         "Rank loss",
         "count",
         "eigenvalues of the whole matrices that are zero within rounding (`--full-spectrum` only)",
         math.nan,
     )
-    matrix_rank: Finite = _column(
+    matrix_rank: NotNegative = _column(
         "Rank",
         "count",
         "eigenvalues of the whole matrices that are above zero (`--full-spectrum` only)",
         math.nan,
     )
-    relative_change: Finite = _column(
+    relative_change: NotNegative = _column(
         "Relative change",
         "number",
         "norm of the change over the norm of the base's weights (`--base` only)",
         math.nan,
     )
-    n_traps: Finite = _column(
+    n_traps: NotNegative = _column(
         "Traps",
         "count",
         "eigenvalues beyond the edge once the entries are shuffled (`--traps` only)",
         math.nan,
     )
-    trap_ratio: Finite = _column(
+    trap_ratio: NotNegative = _column(
         "Trap ratio",
         "number",
         "largest eigenvalue of the shuffled layer over the edge (`--traps` only)",
         math.nan,
     )
-    trap_p: Finite = _column(
+    trap_p: Share = _column(
         "Trap p",
         "fixed",
         "probability that a layer of light-tailed entries has as large an eigenvalue "
         "(`--traps` only)",
         math.nan,
     )
-    erg_n: Finite = _column(
+    erg_n: NotNegative = _column(
         "ERG",
         "count",
         "most eigenvalues, from the largest on, whose product is at least 1 if their mean is 1 "
@@ -281,7 +297,7 @@ class LayerRecord:
     part: str = field(default="", repr=False)
     """How the layer was cut out of its parameter: ``Part.cut``. A stored record counts for a layer
     only if it was cut in the same way."""
-    group_range: Finite = field(default=math.nan, repr=False)
+    group_range: NotNegative = field(default=math.nan, repr=False)
     """Mean squared range of groups of 128 weights, over the mean square of the weights."""
     rounding: tuple[Rounding, ...] = field(default=(), repr=False)
     """The error of each format, if asked for: ``allocate`` chooses bits by it."""
@@ -321,13 +337,14 @@ class LayerRecord:
         if unknown := fields.keys() - _FIELDS:
             raise SchemaError(f"this version does not know its field {min(unknown)!r}")
         if "rounding" in fields:
-            found = checked(tuple[tuple[str, Finite, Finite], ...], fields["rounding"])
+            found = checked(tuple[tuple[str, Positive, NotNegative], ...], fields["rounding"])
             fields["rounding"] = [dict(zip(_ROUNDING, one, strict=True)) for one in found]
         return checked(cls, fields)
 
 
+_KINDS_OF_NUMBERS = {"Finite", "NotNegative", "Exponent", "Share"}
 _FIELDS = {f.name: str(f.type) for f in dataclasses.fields(LayerRecord)}
-_NUMBERS = {name for name, kind in _FIELDS.items() if kind in {"Finite", "float"}}
+_NUMBERS = {name for name, kind in _FIELDS.items() if kind in _KINDS_OF_NUMBERS}
 _ROUNDING = tuple(f.name for f in dataclasses.fields(Rounding))
 
 COLUMN_TABLE = tuple(
@@ -360,7 +377,7 @@ class RunInfo:
     source: str
     fingerprint: str
     spec: Spec
-    window: Count | None
+    window: Annotated[int, msgspec.Meta(ge=1)] | None
     """Short side of the common window; None if every layer has its own."""
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ _DTYPES = {
     "Count": "int64",
     # pandas' nullable integers would fit better, but wandb.Table refuses their missing value.
     "Count | None": "float64",
-    "Finite": "float64",
+    **dict.fromkeys(("Finite", "NotNegative", "Exponent", "Share"), "float64"),
     "bool": "bool",
     "str": "str",
     "Status": "str",

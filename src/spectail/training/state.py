@@ -66,6 +66,9 @@ class GroupValue(msgspec.Struct):
 
     def __post_init__(self) -> None:
         """Refuse values of another type than the one that the user's group shows."""
+        # The parameters of a group are the model's own and are never stored.
+        if self.key == "params":
+            raise ValueError("parameters among the values of a group")
         for _, held in self.values:
             if len(held) > 1 or not all(_are_alike(value, self.shown) for value in held):
                 raise ValueError(f"values of {self.key!r} that are not of the type of its own")
