@@ -34,6 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path
     )
     (path.parent / "text.txt").write_text(TEXT)
+    other = " ".join(WORDS[(5 * i * i + 3 * i + 11) % 89] for i in range(300))
+    (path.parent / "other.txt").write_text(other)
     return path
 
 
@@ -51,11 +53,12 @@ def test_analyze(tmp_path: Path) -> None:
 def test_prune(folder: Path, tmp_path: Path, method: str) -> None:
     zeros = []
     text = str(folder.parent / "text.txt")
-    for device in (DEVICE, "cpu"):
-        out = tmp_path / device
+    for name, device in (("here", DEVICE), ("cpu", "cpu")):
+        out = tmp_path / name
         arguments = [
             "prune", str(folder), "--out", str(out), "--sparsity", "0.5", "--method", method,
-            "--allocation", "owl", "--calibration", text, "--seq-len", "16", "--evaluate", text,
+            "--allocation", "owl", "--calibration", text, "--seq-len", "16", "--evaluate",
+            str(folder.parent / "other.txt"),
             "--device", device,
         ]  # fmt: skip
         assert run(arguments) == 0
@@ -76,8 +79,8 @@ def test_eps_is_chosen(folder: Path, tmp_path: Path) -> None:
 
 def test_evaluate(folder: Path, tmp_path: Path) -> None:
     found = []
-    for device in (DEVICE, "cpu"):
-        out = tmp_path / f"{device}.json"
+    for name, device in (("here", DEVICE), ("cpu", "cpu")):
+        out = tmp_path / f"{name}.json"
         arguments = [
             "evaluate", str(folder), "--text", str(folder.parent / "text.txt"), "--seq-len", "32",
             "--out", str(out), "--device", device,
