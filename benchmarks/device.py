@@ -115,7 +115,7 @@ def _layer(matrix: torch.Tensor, gpu: bool) -> dict[str, Any]:
     """Return seconds for all windows of a layer, and how many there are."""
     side = min(1024, min(matrix.shape) // 3)
     window = Window(side, side)
-    positions = Tile().positions(*matrix.shape, window)
+    positions = Tile().positions(matrix.shape[0], matrix.shape[1], window)
     matrices = matrix[None]
     found: dict[str, Any] = {"windows": len(positions), "side": side}
     for threads in _threads():

@@ -1,5 +1,6 @@
 """The command line with ``--device``: the results of the CPU, and one line for a wrong device."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.cuda.device import DEVICE, compare, needs_device, needs_gpu
 from tests.pruning.models import decoder
 
 transformers = pytest.importorskip("transformers")
+evaluate = importlib.import_module("spectail.cli.evaluate")
 pytestmark = needs_device
 WORDS = [f"w{i}" for i in range(90)]
 TEXT = " ".join(WORDS[(7 * i * i + i) % 90] for i in range(500))
@@ -114,12 +116,16 @@ def test_a_device_that_does_not_exist_is_one_line(
 
 
 @needs_gpu
-def test_too_little_memory_is_one_line(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from tests.cuda.test_spectra import most_memory
+def test_too_little_memory_is_one_line(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object) -> object:
+        return torch.empty(2**50, device=DEVICE)
 
-    with most_memory(0):
-        code = run(["evaluate", str(folder), "--text", str(folder.parent / "text.txt"),
-                    "--seq-len", "60", "--batch-size", "8", "--device", DEVICE])  # fmt: skip
-    assert code == 2
+    monkeypatch.setattr(evaluate, "open_language_model", too_large)
+    text = str(folder.parent / "text.txt")
+    assert run(["evaluate", str(folder), "--text", text, "--device", DEVICE]) == 2
     told = capfd.readouterr().err.strip().splitlines()
-    assert told[-1].startswith("spectail: CUDA out of memory")
+    assert len(told) == 1
+    assert told[0].startswith("spectail: CUDA out of memory. Tried to allocate")
+    assert told[0].endswith(": use --device cpu or a smaller batch")

@@ -34,7 +34,7 @@ def differing(found: nn.Module, expected: nn.Module) -> float:
 
 
 def pruned(
-    model: nn.Module, device: str, *, text: torch.Tensor | None = None, **options: Any
+    model: nn.Module, device: str, *, text: Any = None, **options: Any
 ) -> tuple[nn.Module, Any]:
     model = copy.deepcopy(model).to(device)
     calibration = tokens() if text is None else text

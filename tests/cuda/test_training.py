@@ -123,7 +123,7 @@ def weights_of(model: nn.Module) -> list[torch.Tensor]:
 def test_a_step_in_a_graph(tensor_rate: bool) -> None:
     """The factors of the capture hold in every replay, and the rate is that of the replay."""
     model = net().to(DEVICE)
-    rate = torch.tensor(1e-2, device=DEVICE) if tensor_rate else 1e-2
+    rate: Any = torch.tensor(1e-2, device=DEVICE) if tensor_rate else 1e-2
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, capturable=True, weight_decay=0)
     balancer = st.Balancer(model, optimizer, "tempbalance", every=1)
     x = nets.batch(0)
@@ -303,6 +303,7 @@ def test_a_balancer_in_bfloat16() -> None:
 @needs_gpu
 def test_a_compiled_model() -> None:
     model = net().to(DEVICE)
-    balancer = st.Balancer(torch.compile(model, backend="eager"), sgd(model), "llr", every=2)
+    compiled: Any = torch.compile(model, backend="eager")
+    balancer = st.Balancer(compiled, sgd(model), "llr", every=2)
     train(model, balancer.optimizer, 4)
     assert len(balancer.history) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -146,10 +147,16 @@ def _measure_in_order(plan: Plan, layers: Sequence[Layer], ready: Any) -> list[L
     with on_one_core():
         if ready is None:
             return [measure_layer(layer, plan) for layer in layers]
-        stream = torch.cuda.Stream(plan.device)
+        stream = _stream(plan.device)
         with torch.cuda.stream(stream):
             stream.wait_event(ready)
             found = [measure_layer(layer, plan) for layer in layers]
         # The memory of the copies goes back to the training stream, which does not wait for this.
         stream.synchronize()
         return found
+
+
+@lru_cache
+def _stream(device: str) -> Any:
+    """Return the stream that measures in the background; cuBLAS keeps memory for each one used."""
+    return torch.cuda.Stream(device)
