@@ -1,4 +1,4 @@
-"""Damage to files: to any bytes, and with knowledge of JSON, zip archives and formats' headers.
+"""Damage to files: to any bytes, and to the values of JSON, msgpack, numpy and ONNX.
 
 Each function takes a source of random choices and the bytes of a good file, and returns the bytes
 of a bad one. The same seed gives the same bytes.
@@ -7,10 +7,8 @@ of a bad one. The same seed gives the same bytes.
 from __future__ import annotations
 
 import copy
-import io
 import json
 import re
-import zipfile
 from collections.abc import Callable
 from random import Random
 from typing import Any, TypeAlias
@@ -200,35 +198,6 @@ def mutate_safetensors(rng: Random, content: bytes) -> bytes:
         return mutate_bytes(rng, content)
     header = mutate_json(rng, content[8 : 8 + length])
     return len(header).to_bytes(8, "little") + header + content[8 + length :]
-
-
-def mutate_zip(rng: Random, content: bytes) -> bytes:
-    """Change members of an archive and pack them again, so that checksums fit; or any bytes."""
-    if rng.random() < 0.3:
-        return mutate_bytes(rng, content)
-    result = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        members = [(info.filename, archive.read(info)) for info in archive.infolist()]
-    # The pickle or the array's header holds the meaning; the numbers do not.
-    telling = [i for i, (name, _) in enumerate(members) if name.endswith((".pkl", ".npy", ".h5"))]
-    at = rng.choice(telling) if telling and rng.random() < 0.8 else rng.randrange(len(members))
-    name, inner = members[at]
-    action = rng.randrange(12)
-    if action == 0:
-        del members[at]
-    elif action == 1:
-        members.append(members[rng.randrange(len(members))])
-    elif action == 2:
-        members[at] = (str(odd_value(rng))[:200].replace("\0", "") or "x", inner)
-    elif name.endswith(".npy"):
-        members[at] = (name, mutate_npy(rng, inner))
-    else:
-        members[at] = (name, mutate_bytes(rng, inner))
-    kind = zipfile.ZIP_DEFLATED if rng.random() < 0.2 else zipfile.ZIP_STORED
-    with zipfile.ZipFile(result, "w", kind) as archive:
-        for name, inner in members:
-            archive.writestr(name.encode("utf-8", "replace").decode() or "x", inner)
-    return result.getvalue()
 
 
 def mutate_npy(rng: Random, content: bytes) -> bytes:

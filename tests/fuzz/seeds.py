@@ -24,6 +24,7 @@ from tests.conftest import weights
 from tests.models import format_cases, quantised_cases, test_adapters_files
 from tests.training.nets import net, train
 
+from . import mutate
 from .mutate import (
     Mutator,
     mutate_bytes,
@@ -32,9 +33,15 @@ from .mutate import (
     mutate_msgpack,
     mutate_npy,
     mutate_onnx,
-    mutate_safetensors,
     mutate_values,
+)
+from .structure import (
+    gguf_fields,
+    hdf5_blocks,
     mutate_zip,
+    pickle_opcodes,
+    safetensors_entries,
+    sometimes,
 )
 
 
@@ -67,6 +74,11 @@ def _tensors(state: dict[str, torch.Tensor]) -> bytes:
     plain = {key: value.contiguous().clone() for key, value in state.items()}
     return save(plain)
 
+
+mutate_safetensors = sometimes(0.4, safetensors_entries, mutate.mutate_safetensors)
+mutate_pickle = sometimes(0.6, pickle_opcodes, mutate_bytes)
+mutate_gguf = sometimes(0.6, gguf_fields, mutate_bytes)
+mutate_hdf5 = sometimes(0.5, hdf5_blocks, mutate_bytes)
 
 STATE = format_cases.state(rows=24)
 
@@ -204,8 +216,8 @@ def _write_more_gguf(folder: Path, _: Any) -> Path:
 
 
 def gguf_files() -> Iterator[Seed]:
-    yield _one(_written(format_cases.write_gguf, STATE), mutate_bytes)
-    yield _one(_written(_write_more_gguf, None), mutate_bytes)
+    yield _one(_written(format_cases.write_gguf, STATE), mutate_gguf)
+    yield _one(_written(_write_more_gguf, None), mutate_gguf)
 
 
 def torch_files() -> Iterator[Seed]:
@@ -222,15 +234,15 @@ def torch_files() -> Iterator[Seed]:
 
 
 def pickles() -> Iterator[Seed]:
-    yield _one(_written(format_cases.write_old_torch, STATE), mutate_bytes)
+    yield _one(_written(format_cases.write_old_torch, STATE), mutate_pickle)
     arrays = {"a.weight": np.ones((16, 20), np.float32), "b": {"c.weight": np.ones((20, 16))}}
     for protocol in (2, 4):
-        yield _one({"model.pkl": pickle.dumps(arrays, protocol)}, mutate_bytes)
+        yield _one({"model.pkl": pickle.dumps(arrays, protocol)}, mutate_pickle)
 
 
 def distcp() -> Iterator[Seed]:
     files = _written(format_cases.write_distributed, STATE)
-    damaged: dict[str, Mutator] = {".metadata": mutate_bytes}
+    damaged: dict[str, Mutator] = {".metadata": mutate_pickle}
     damaged |= {name: mutate_zip for name in files if name.endswith(".x")}
     damaged |= {name: mutate_bytes for name in files if name.endswith(".distcp")}
     yield Seed(files, damaged)
@@ -245,12 +257,12 @@ def npy() -> Iterator[Seed]:
 
 def hdf5() -> Iterator[Seed]:
     files = _written(format_cases.write_keras, STATE)
-    yield _one(files, mutate_bytes)
+    yield _one(files, mutate_hdf5)
     stream = io.BytesIO()
     with h5py.File(stream, "w") as file:
         file.create_dataset("layers/dense/vars/0", data=np.ones((16, 24)), chunks=(4, 4))
         file.create_dataset("layers/x/vars/0", data=np.ones((24, 16)), compression="gzip")
-    yield _one({"model.weights.h5": stream.getvalue()}, mutate_bytes)
+    yield _one({"model.weights.h5": stream.getvalue()}, mutate_hdf5)
     packed = io.BytesIO()
     import zipfile
 
@@ -285,6 +297,17 @@ def journals() -> Iterator[Seed]:
     lines = [{"run": run.to_dict()}, *(layer.to_dict() for layer in layers[:8])]
     content = "".join(json.dumps(line) + "\n" for line in lines).encode()
     yield Seed({".progress.jsonl": content}, {".progress.jsonl": mutate_lines})
+
+
+def shards() -> Iterator[Seed]:
+    """The two parts of a run, which ``spectail merge`` reads."""
+    files: dict[str, bytes] = {}
+    with TemporaryDirectory() as name:
+        for shard in ("1/2", "2/2"):
+            st.analyze(dict(weights(blocks=2)), out=name, shard=shard)
+        for path in sorted(Path(name).rglob("*.json*")):
+            files[str(path.relative_to(name))] = path.read_bytes()
+    yield Seed(files, dict.fromkeys(files, mutate_json))
 
 
 def run_of_journal() -> Any:

@@ -18,6 +18,7 @@ from spectail.analysis import Analysis, compare
 from spectail.errors import SpectailError
 from spectail.measuring.journal import Journal
 from spectail.measuring.run import analyze
+from spectail.measuring.shards import merge
 from spectail.training.balancer import Balancer
 from spectail.training.history import History
 from tests.training.nets import loss_of, net
@@ -62,6 +63,11 @@ def read_journal(path: Path) -> None:
     journal = Journal.open(path, run)
     journal.close()
     use(Analysis(run, tuple(journal.records.values())), path / "done")
+
+
+def merge_parts(path: Path) -> None:
+    """Merge the parts of a run."""
+    _ = merge(path).table
 
 
 def load_allocation(path: Path) -> None:
@@ -150,6 +156,7 @@ TARGETS = {
         Target("onnx", seeds.onnx_files),
         Target("analysis", seeds.analyses, load_analysis),
         Target("journal", seeds.journals, read_journal),
+        Target("shards", seeds.shards, merge_parts),
         Target("allocation", seeds.allocations, load_allocation),
         Target("balancer-state", seeds.states, load_state),
         Target("history", seeds.histories, load_history),
