@@ -29,7 +29,7 @@ SUBJECTS = {
         "Measuring and comparing",
         ("measuring", "analysis", "results", "core", "presets", "models"),
     ),
-    "allocating": ("Allocating", ("allocation",)),
+    "allocating": ("Allocating", ("allocation", "sensitivity")),
     "pruning": ("Pruning and evaluating", ("pruning", "evaluation")),
     "training": ("Training", ("training",)),
     "errors": ("Errors", ("errors",)),

@@ -20,6 +20,7 @@ FLOORS = [
     {"analysis"},
     {"measuring"},
     {"pruning", "training"},
+    {"sensitivity"},
     {"cli"},
     {"__main__"},
 ]

@@ -20,6 +20,8 @@ from spectail import presets
 from spectail.core.quantisers import Integers, relative_error
 from spectail.models.naming.blocks import block_of
 from spectail.pruning.calibration import calibration_tokens
+from spectail.sensitivity.measure import sensitivity_of
+from spectail.sensitivity.predictions import Predictions
 
 FIRST = ["uniform", "relative error"]
 NOISE = "error and noise"
@@ -64,7 +66,7 @@ class Experiment:
         self.subject, self.tokenizer, self.texts = subject, tokenizer, texts
         self.settings, self.journal = settings, journal
         self._drawn: dict[Any, Tensor] = {}
-        self._dense: Tensor | None = None
+        self._dense: Predictions | None = None
 
     def steps(self) -> Iterator[Step]:
         """First the default against the uniform width, then the others; further draws last."""
@@ -141,14 +143,14 @@ class Experiment:
 
     def noise(self, block: int) -> dict[str, float]:
         """Sensitivities of the layers of a block."""
-        tokens = self._noise_tokens()
         self.subject.restore()
         if self._dense is None:
-            self._dense = self.subject.log_probabilities(tokens)
-        measured = self.measured()
+            self._dense = Predictions(self.subject.model, self._noise_tokens())
+        # The seeds of ``st.sensitivities``, which cannot be given one block of many.
         return {
-            measured.names[i]: self.subject.sensitivity(tokens, self._dense, i, self.settings.noise)
-            for i in np.flatnonzero(measured.block == block).tolist()
+            weight.name: sensitivity_of(weight, self._dense, noise=self.settings.noise, seed=i)
+            for i, weight in enumerate(self.subject.weights)
+            if block_of(weight.name) == block
         }
 
     def _noise(self) -> Iterator[Step]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from spectail.core.quantisers import Integers
 from spectail.evaluation import Perplexity, batch_losses
@@ -44,31 +43,6 @@ class Subject:
         with torch.inference_mode():
             losses = [loss for batch in tokens for loss in batch_losses(self.model, batch[None])]
         return float(Perplexity(losses, seq_len=tokens.shape[1]))
-
-    def sensitivity(self, tokens: Tensor, dense: Tensor, index: int, t2: float) -> float:
-        """Return the growth of the loss per t^2 of one layer, with Gaussian noise of error t^2.
-
-        The growth is the Kullback-Leibler divergence from the dense predictions, which is the
-        expected growth of the loss where the dense model is right, and needs far fewer tokens.
-        """
-        weight, values = self.weights[index], self.first[index]
-        draw = torch.Generator().manual_seed(index)
-        noise = torch.randn(values.shape, generator=draw)
-        noise *= (t2 * values.square().sum() / noise.square().sum()).sqrt()
-        try:
-            self._write(weight, values + noise)
-            noisy = self.log_probabilities(tokens)
-        finally:
-            self._write(weight, values)
-        found = functional.kl_div(noisy, dense, log_target=True, reduction="sum")
-        return float(found) / dense.shape[0] / t2
-
-    def log_probabilities(self, tokens: Tensor) -> Tensor:
-        """Return the predictions (positions, vocabulary) at every fourth position."""
-        with torch.inference_mode():
-            hidden = self.model.base_model(tokens, use_cache=False).last_hidden_state[:, 3::4]
-            logits = self.model.get_output_embeddings()(hidden.flatten(0, 1))
-        return functional.log_softmax(logits.float(), dim=-1)
 
     def _write(self, weight: Weight, values: Tensor) -> None:
         with torch.no_grad():

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from spectail.allocation.allocate import allocate
     from spectail.allocation.allocation import Allocation, LayerValue
     from spectail.allocation.left_out import LeftOut
+    from spectail.allocation.sensitivities import LayerSensitivity, Sensitivities
     from spectail.analysis import Analysis, compare
     from spectail.core import cutoffs
     from spectail.core.farms import TailFit
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from spectail.results.records import LayerRecord, Results, RunInfo
     from spectail.results.summary import Summary
     from spectail.results.trajectory import Trajectory
+    from spectail.sensitivity.measure import sensitivities
     from spectail.training.balancer import Balancer
     from spectail.training.history import History
     from spectail.training.rules import LLR, AlphaDecay, TBSigmoid, TempBalance
@@ -68,6 +70,7 @@ _WHERE = {
     "History": "spectail.training.history",
     "LLR": "spectail.training.rules",
     "LayerRecord": "spectail.results.records",
+    "LayerSensitivity": "spectail.allocation.sensitivities",
     "LayerValue": "spectail.allocation.allocation",
     "LeftOut": "spectail.allocation.left_out",
     "Note": "spectail.pruning.report",
@@ -80,6 +83,7 @@ _WHERE = {
     "Results": "spectail.results.records",
     "RunError": "spectail.errors",
     "RunInfo": "spectail.results.records",
+    "Sensitivities": "spectail.allocation.sensitivities",
     "SourceChangedError": "spectail.errors",
     "SourceUnreachableError": "spectail.errors",
     "SourceError": "spectail.errors",
@@ -108,6 +112,7 @@ _WHERE = {
     "perplexity": "spectail.evaluation",
     "presets": "spectail.presets",
     "prune": "spectail.pruning.prune",
+    "sensitivities": "spectail.sensitivity.measure",
     "tail_fit": "spectail.core.measure",
     "targets": "spectail.allocation.targets",
 }
@@ -130,6 +135,7 @@ __all__ = [
     "ExportError",
     "History",
     "LayerRecord",
+    "LayerSensitivity",
     "LayerValue",
     "LeftOut",
     "Note",
@@ -142,6 +148,7 @@ __all__ = [
     "Results",
     "RunError",
     "RunInfo",
+    "Sensitivities",
     "SourceChangedError",
     "SourceError",
     "SourceUnreachableError",
@@ -170,6 +177,7 @@ __all__ = [
     "perplexity",
     "presets",
     "prune",
+    "sensitivities",
     "tail_fit",
     "targets",
 ]

@@ -260,7 +260,7 @@ def test_mixed_windows_are_flagged() -> None:
         ({"budget": "half"}, r"the budget must be a number, not 'half'"),
         (
             {"target": "bits", "map": "sqrt"},
-            r"target bits takes choices, error, gamma, level, but no map",
+            r"target bits takes choices, error, gamma, level, sensitivities, but no map",
         ),
     ],
 )

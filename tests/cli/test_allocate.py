@@ -108,7 +108,7 @@ def test_include_exclude_missing_and_quiet(
         ),
         (
             ["--target", "bits", "--budget", "3", "--map", "sqrt"],
-            "target bits takes choices, error, gamma, level, but no map",
+            "target bits takes choices, error, gamma, level, sensitivities, but no map",
         ),
         (["--target", "freeze"], "target freeze needs --top, as --top 25%"),
         (["--target", "lr"], "target lr needs --budget"),

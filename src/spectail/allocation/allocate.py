@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 
 from spectail.allocation.allocation import Allocation, LayerValue
@@ -32,6 +32,7 @@ def allocate(
     kinds: str | Sequence[str] = (),
     types: str | Sequence[str] = (),
     missing: str = "error",
+    sensitivities: Mapping[str, float] | None = None,
 ) -> Allocation:
     """Give every layer that takes part a value by its alpha, or by the mean alpha of its block.
 
@@ -43,6 +44,7 @@ def allocate(
     ``layer`` gets a value. ``standardize_by_kind``, for sparsity, compares alphas within each kind
     of layer (``units.standardized_by_kind``). ``by``, for sparsity, says what decides in place of
     alpha (``allocation.scores``): ``depth:falling``, ``alpha+variance``, ``ends+alpha``.
+    ``sensitivities``, for bits, weigh the error of each layer (``st.sensitivities``).
 
     Embeddings, head, norms and routers stay out; for sparsity and bits, so does everything that
     lies in no block, unless the model has no blocks at all. ``include`` globs add layers,
@@ -56,7 +58,14 @@ def allocate(
 
     """
     _check(analysis, budget)
-    rule = as_target(target, map=map, level=level, standardize_by_kind=standardize_by_kind, by=by)
+    rule = as_target(
+        target,
+        map=map,
+        level=level,
+        standardize_by_kind=standardize_by_kind,
+        by=by,
+        sensitivities=sensitivities,
+    )
     coverage = cover(
         analysis.layers,
         inside_blocks=rule.inside_blocks,

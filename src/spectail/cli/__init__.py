@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import functools
 import gc
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module, metadata
 from types import ModuleType
 from typing import Any
@@ -62,9 +64,25 @@ class _Commands(TyperGroup):
         if name in COMMANDS:
             module = _imported(f"spectail.cli.{name}")
             own = typer.Typer(add_completion=False)
-            own.command(name)(getattr(module, name))
+            own.command(name)(_stoppable(getattr(module, name)))
             command = typer.main.get_command(own)
         return name, command, rest
+
+
+def _stoppable(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Raise Ctrl-C within a command as ``typer.Abort``.
+
+    Typer itself would end a command that raises KeyboardInterrupt with exit code 130 and no word.
+    """
+
+    @functools.wraps(command)
+    def stoppable(*given: Any, **named: Any) -> Any:
+        try:
+            return command(*given, **named)
+        except KeyboardInterrupt:
+            raise typer.Abort from None
+
+    return stoppable
 
 
 def _imported(name: str) -> ModuleType:

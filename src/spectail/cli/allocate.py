@@ -9,6 +9,7 @@ import typer
 
 from spectail import presets
 from spectail.allocation.allocate import allocate as make_allocation
+from spectail.allocation.sensitivities import Sensitivities
 from spectail.allocation.targets import Freeze, as_target, target_names
 from spectail.allocation.targets.freeze import RULES
 from spectail.allocation.units import FALLBACKS
@@ -77,6 +78,10 @@ Choices: TypeAlias = Annotated[
 Gamma: TypeAlias = Annotated[
     float | None, typer.Option(help="How strongly alpha influences the bits; 0 by default.")
 ]
+SensitivityFile: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(help="For bits: a file of spectail sensitivity, which weighs each layer's error."),
+]
 Normalize: TypeAlias = Annotated[
     bool, typer.Option("--normalize", help="Keep the mean rate at the base rate.")
 ]
@@ -85,7 +90,17 @@ Option: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(help="Another setting of the target, as NAME=VALUE; can be given several times."),
 ]
-_FLAGS = ("map", "level", "standardize_by_kind", "by", "bounds", "choices", "gamma", "normalize")
+_FLAGS = (
+    "map",
+    "level",
+    "standardize_by_kind",
+    "by",
+    "bounds",
+    "choices",
+    "gamma",
+    "sensitivities",
+    "normalize",
+)
 """Settings of a target that have an option of their own."""
 
 
@@ -110,6 +125,7 @@ def allocate(
     bounds: Bounds = None,
     choices: Choices = None,
     gamma: Gamma = None,
+    sensitivities: SensitivityFile = None,
     normalize: Normalize = False,
     option: Option = None,
     json: Json = False,
@@ -127,6 +143,7 @@ def allocate(
         bounds=_bounds(bounds),
         choices=_choices(choices),
         gamma=gamma,
+        sensitivities=None if sensitivities is None else Sensitivities.load(sensitivities),
         normalize=normalize or None,
         **read_settings(option, AllocationError, known=_FLAGS),
     )

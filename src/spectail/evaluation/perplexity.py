@@ -180,7 +180,7 @@ def batch_losses(model: nn.Module, batch: Tensor, *, unpredicted: int = 1) -> li
     ``batch`` holds token ids (n, seq_len). The first ``unpredicted`` tokens of a block are context
     only.
     """
-    logits = _logits(model, batch.to(_device(model)))
+    logits = logits_of(model, batch.to(device_of(model)))
     return [_loss(rows, ids, unpredicted) for rows, ids in zip(logits, batch, strict=True)]
 
 
@@ -244,25 +244,27 @@ def _check_vocabulary(model: nn.Module, blocks: Tensor) -> None:
         )
 
 
-def _logits(model: nn.Module, ids: Tensor) -> Tensor:
-    """Return logits (batch, seq_len, vocabulary)."""
+def logits_of(model: nn.Module, ids: Tensor, **options: Any) -> Any:
+    """Return logits (batch, seq_len, vocabulary); of a model without a head, what it returns.
+
+    ``options`` are further arguments of a model of transformers.
+    """
     # use_cache=False: keys and values of earlier tokens are not needed and take memory.
     if not hasattr(model, "config"):
         output = model(ids)
     elif "input_ids" not in inspect.signature(model.forward).parameters:
-        output = model(ids, use_cache=False)
+        output = model(ids, use_cache=False, **options)
     else:
         # By name: in some multi-modal models the first argument is an image.
-        output = _of_text_alone(model, ids)
+        output = _of_text_alone(model, ids, **options)
     # A plain module returns the logits themselves.
-    logits: Tensor = getattr(output, "logits", output)
-    return logits
+    return getattr(output, "logits", output)
 
 
-def _of_text_alone(model: nn.Module, ids: Tensor) -> Any:
+def _of_text_alone(model: nn.Module, ids: Tensor, **options: Any) -> Any:
     """Call a model of transformers that may need images or audio too, as BLIP-2 and Idefics do."""
     try:
-        return model(input_ids=ids, use_cache=False)
+        return model(input_ids=ids, use_cache=False, **options)
     except (TypeError, ValueError, AttributeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         # The first line only: the command line shows an error as one line.
@@ -292,7 +294,7 @@ def _loss(logits: Tensor, tokens: Tensor, unpredicted: int) -> float:
     return float(torch.stack(sums).sum()) / len(targets)
 
 
-def _device(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
     """Return the device for the token ids: that of the embedding.
 
     In a model that is spread over several devices, the first parameter may lie elsewhere.

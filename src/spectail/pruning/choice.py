@@ -6,18 +6,17 @@ The score must not come from the test text; use text that is held out for the ch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-import torch
 from torch import nn
 
 from spectail.allocation.allocation import Allocation
 from spectail.errors import EvaluationError, PruneError
 from spectail.evaluation import Perplexity, Progress, perplexity
 from spectail.evaluation.bos import resolve
+from spectail.models.live.restored import restored
 from spectail.pruning.setting import Setting
 
 T = TypeVar("T")
@@ -60,7 +59,8 @@ def choose(
         if progress:
             progress(candidate, number, len(candidates))
         # Also after an error or Ctrl-C, so that the caller always gets the dense model back.
-        with _restored(model):
+        # Vectors such as norms and biases are never pruned, so they need no copy.
+        with restored(p for p in model.parameters() if p.ndim > 1):
             prune_with(candidate)
             found.append((candidate, float(score(model))))
     # min() would keep a NaN that comes first, because no comparison with NaN is true.
@@ -112,21 +112,3 @@ def perplexity_or_nan(
         )
     except EvaluationError:
         return Perplexity([math.nan], seq_len=seq_len, bos=resolve(bos, tokenizer, model).rule)
-
-
-@contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Restore the values of all matrices of the model when the context ends."""
-    # Vectors such as norms and biases are never pruned, so they need no copy.
-    before = {
-        name: parameter.detach().clone()
-        for name, parameter in model.named_parameters()
-        if parameter.ndim > 1
-    }
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name in before:
-                    parameter.copy_(before[name])

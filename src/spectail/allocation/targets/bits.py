@@ -2,16 +2,18 @@
 
 HIGGS, arXiv 2411.17525: the loss of a quantised model grows by about the sum of a_l t_l^2, where
 t_l^2 = ||Q(W_l) - W_l||^2 / ||W_l||^2 is the relative error of layer l, and a_l its sensitivity.
-Here a_l is 1 unless alpha is to count: a layer's number of weights is part of the size only. Were
-it part of the error too (the sum of ||Q(W_l) - W_l||^2, which is numel Var(W) t^2), then small
-layers, whose bits cost little, would get no more of them than large ones.
+Here a_l is 1 unless sensitivities are given or alpha is to count: a layer's number of weights is
+part of the size only. Were it part of the error too (the sum of ||Q(W_l) - W_l||^2, which is
+numel Var(W) t^2), then small layers, whose bits cost little, would get no more of them than large
+ones.
 AlphaQ, arXiv 2606.04980, estimates that sum by numel Var(W) 4^-bits in place of measuring it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -19,6 +21,11 @@ import numpy as np
 
 from spectail import presets
 from spectail.allocation.knapsack import Integers, choose
+from spectail.allocation.sensitivities import (
+    Sensitivities,
+    check_sensitivities,
+    sensitivities_of,
+)
 from spectail.allocation.targets.base import Target
 from spectail.allocation.units import Array, Measured, Units, check_level
 from spectail.basics.texts import first_names
@@ -57,6 +64,9 @@ class Bits(Target):
     """How strongly alpha counts beside the error. By default 0, which ignores alpha; for AlphaQ's
     estimate 1, as published."""
     level: str = "layer"
+    sensitivities: Mapping[str, float] | None = field(default=None, repr=False, hash=False)
+    """The factor a_l of each layer's relative error, as ``st.sensitivities`` measures it with
+    noise; by default 1 for all."""
 
     def __post_init__(self) -> None:
         check_level(self.level)
@@ -73,6 +83,13 @@ class Bits(Target):
             raise AllocationError(
                 f"gamma must be a finite number of at least 0, not {self.gamma!r}"
             )
+        if self.sensitivities is not None:
+            check_sensitivities(self.sensitivities)
+            if self.error == "variance":
+                raise AllocationError(
+                    "sensitivities weigh relative errors, and error variance is an absolute one: "
+                    "leave out one of them"
+                )
 
     @property
     def widths(self) -> bool:
@@ -86,12 +103,23 @@ class Bits(Target):
         return default if self.gamma is None else self.gamma
 
     def settings(self) -> dict[str, Any]:
-        """Return the options as plain JSON values, with the gamma that counts."""
-        return {**super().settings(), "gamma": self.power}
+        """Return the options as plain JSON values, with the gamma that counts.
+
+        Of sensitivities it is said how they were measured; their file has the numbers.
+        """
+        given = self.sensitivities
+        told = given.describe() if isinstance(given, Sensitivities) else "given"
+        own = super().settings() | {"gamma": self.power, "sensitivities": told}
+        return own if given is not None else {k: v for k, v in own.items() if k != "sensitivities"}
 
     def values(self, units: Units, budget: float) -> tuple[Array, tuple[str, ...]]:
         """Return the bits per weight of each unit, and how they deviate from a published rule."""
         if self.error == "measured" and self.widths and not _are_measured(units):
+            if self.sensitivities is not None:
+                raise AllocationError(
+                    "sensitivities weigh measured errors, and the analysis was made by a version "
+                    "that measures none: analyse the model again"
+                )
             values, told = replace(self, error="variance").values(units, budget)
             return values, (*told, _UNMEASURED)
         if not self.widths:
@@ -99,7 +127,7 @@ class Bits(Target):
         sizes, costs = self.options_of(units)
         _check_budget(sizes, costs, units, budget)
         picks, gap = choose(costs, sizes, _limit(int(units.numel.sum()), budget))
-        deviations: list[str] = []
+        deviations = [*self._weights(units)[1]]
         if self.error == "variance" and np.unique(units.numel).size > 1:
             deviations.append("Widths are weighted by numel; the published code counts modules.")
         if gap > 0:
@@ -140,17 +168,25 @@ class Bits(Target):
         """
         shape = (len(units.names), len(self.choices))
         sizes, errors = np.zeros(shape, dtype=np.int64), np.zeros(shape)
+        weights, _ = self._weights(units)
         for i, members in enumerate(units.members):
             for layer in members:
                 bits, found = self._choices_of(layer)
                 sizes[i] += np.rint(bits * layer.numel).astype(np.int64)
-                errors[i] += found
+                errors[i] += weights[layer.name] * found
         # Logarithms keep large powers of alpha from overflowing; an error of 0 becomes -inf.
         with np.errstate(divide="ignore"):
             logs = np.log(errors)
         logs += self.power * (np.log(np.median(units.alpha)) - np.log(units.alpha))[:, None]
         finite = logs[np.isfinite(logs)]
         return sizes, np.exp(logs - (finite.max() if finite.size else 0.0))
+
+    def _weights(self, units: Units) -> tuple[Mapping[str, float], tuple[str, ...]]:
+        """Return the factor of every layer's error, and notes on replaced ones."""
+        layers = [layer for members in units.members for layer in members]
+        if self.sensitivities is None:
+            return {layer.name: 1.0 for layer in layers}, ()
+        return sensitivities_of(layers, self.sensitivities)
 
     def _choices_of(self, layer: Measured) -> tuple[Array, Array]:
         """Return the bits per weight and the error of each choice for one layer."""
