@@ -11,6 +11,7 @@ import torch
 from spectail.core.measure import tail_fit
 from spectail.core.spec import Spec
 from spectail.core.spectra import numerical_zeros, shared_grams, window_eigenvalues
+from spectail.core.threads import spread_over
 from spectail.core.windows import Grid, RandomPlacement, Tile, Window
 from tests.reference import plain_farms
 
@@ -76,6 +77,22 @@ def test_batches_and_threads_give_what_one_window_gives(threads: int) -> None:
         [window_eigenvalues(matrix, Window(96, 96), [corner]) for corner in corners]
     )
     assert together == pytest.approx(np.concatenate([alone] * 6), rel=1e-10)
+
+
+@pytest.mark.parametrize("side", [20, 72, 100, 192, 256, 264])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+def test_a_window_has_the_same_bits_in_every_batch_and_on_any_number_of_threads(
+    side: int, dtype: torch.dtype
+) -> None:
+    """MKL and OpenBLAS may both be at work; neither may let neighbours change a window's bits."""
+    matrices = draw((1, side, 11 * side + 5), dtype)
+    window = Window(side, side)
+    positions = [(0, left) for left in range(0, 10 * side, side)]
+    alone = [window_eigenvalues(matrices, window, [position])[0] for position in positions]
+    for workers in (1, 2, 3):
+        with spread_over(workers):
+            together = window_eigenvalues(matrices, window, positions)
+        assert np.array_equal(together, alone)
 
 
 @pytest.mark.parametrize("power", [-300, -80, -1, 1, 80, 300])

@@ -59,6 +59,7 @@ def _marchenko_pastur_nodes(ratio: float) -> tuple[Array, Array]:
     return x, weights / weights.sum()
 
 
+@lru_cache(maxsize=1024)
 def marchenko_pastur_alpha(
     ratio: float, *, fraction: float | None = None, xmin: float | None = None
 ) -> float:
