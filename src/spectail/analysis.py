@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spectail.basics.addresses import is_address, unfolded, without_secrets
 from spectail.basics.files import all_or_nothing, refuse_foreign
 from spectail.basics.schema import SchemaError, build, each, parse_json
 from spectail.errors import RunError
@@ -122,15 +123,16 @@ class Analysis(Results):
         path = Path(folder)
         path = path / ANALYSIS_FILE if path.is_dir() else path
         if not path.is_file():
-            raise RunError(
-                f"no finished analysis at {folder}: expected {ANALYSIS_FILE}, "
-                "as spectail analyze writes it"
-            )
+            raise RunError(f"no finished analysis at {_shown(folder)}: {_advice(Path(folder))}")
+        # A model may be many gigabytes long, and is seldom called so.
+        if path.suffix != ".json":
+            raise RunError(f"{path} is no analysis: {_advice(path)}")
         try:
             return build(cls, parse_json(path.read_bytes()), run=RunInfo.from_dict, layers=_rows)
         except ValueError as error:
             raise RunError(
-                f"{path} is not an analysis that this version can read ({error})"
+                f"{path} is not an analysis that this version can read ({error}); restore it, or "
+                "measure the model again with spectail analyze"
             ) from error
 
     def __repr__(self) -> str:
@@ -151,6 +153,23 @@ class Analysis(Results):
     def _repr_html_(self) -> str:
         """Return the table as HTML, for notebooks."""
         return table_html(self.table)
+
+
+def _shown(folder: str | Path) -> str:
+    """Return a path for messages; an address was typed in place of a path, maybe with secrets."""
+    return without_secrets(unfolded(str(folder)))
+
+
+def _advice(path: Path) -> str:
+    """Say what to do with something that is no finished analysis."""
+    if path.is_dir() and any(path.glob("part-*-of-*")):
+        return f"it holds parts of a run; join them with: spectail merge {path}"
+    if (path / ".progress.jsonl").exists():
+        return "the run is not finished; run the same spectail analyze command again to go on"
+    expected = f"expected a folder with {ANALYSIS_FILE}, as spectail analyze writes it"
+    if path.exists() or is_address(_shown(path)):
+        return f"{expected}; measure a model first, with: spectail analyze {_shown(path)} --out DIR"
+    return expected
 
 
 def _rows(stored: Any) -> tuple[LayerRecord, ...]:

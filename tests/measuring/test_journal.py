@@ -212,6 +212,11 @@ FOREIGN: dict[str, Callable[[Path], Any]] = {
     "layers.parquet": lambda path: pd.DataFrame({"a": [1]}).to_parquet(path),
     "report.html": lambda path: path.write_text("<title>my report</title>"),
     "analysis.json": lambda path: path.write_text('{"results": [1, 2]}'),
+    ".progress.jsonl": lambda path: path.write_text('{"step": 1, "loss": 2.5}\n'),
+    ".progress.jsonl of one line": lambda path: path.with_name(".progress.jsonl").write_text(
+        "half of a line"
+    ),
+    ".progress.jsonl folder": lambda path: path.with_name(".progress.jsonl").mkdir(),
     "report.html folder": lambda path: path.with_name("report.html").mkdir(),
 }
 
@@ -232,9 +237,37 @@ def test_files_of_others_are_never_overwritten(
     assert run(["analyze", str(checkpoint), "--out", str(out), *fresh]) == 2
     line = f"{out / name.split()[0]} exists and spectail did not write it, so it stays"
     assert line in capsys.readouterr().err
-    with pytest.raises(st.RunError, match="spectail did not write it"):
-        st.analyze(checkpoint, include=["*q_proj"]).save(out)
+    if not name.startswith("."):
+        with pytest.raises(st.RunError, match="spectail did not write it"):
+            st.analyze(checkpoint, include=["*q_proj"]).save(out)
     assert {path: path.is_file() and path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_files_of_others_beside_a_journal_stay_too(
+    checkpoint: Path, tmp_path: Path, fresh: bool
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        st.analyze(checkpoint, out=out, progress=at_the_end)
+    (out / "layers.csv").write_text("name,salary\nAnn,5\n")
+    with pytest.raises(st.RunError, match="spectail did not write it"):
+        st.analyze(checkpoint, out=out, fresh=fresh)
+    assert (out / "layers.csv").read_text() == "name,salary\nAnn,5\n"
+    assert (out / ".progress.jsonl").stat().st_size > 500
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100])
+def test_a_journal_cut_off_within_its_first_line_is_begun_anew(
+    checkpoint: Path, tmp_path: Path, kept: int
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        st.analyze(checkpoint, out=out, progress=at_the_end)
+    journal = out / ".progress.jsonl"
+    journal.write_bytes(journal.read_bytes()[:kept])
+    st.analyze(checkpoint, out=out)
+    assert not journal.exists()
 
 
 def test_a_run_killed_between_two_files_goes_on(checkpoint: Path, tmp_path: Path) -> None:

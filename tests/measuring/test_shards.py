@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -222,6 +223,34 @@ def test_a_damaged_part_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "layers.csv").exists()
     path.write_text(whole)
     st.merge(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"fingerprint": 1}', b"[]", b"\xff"])
+def test_a_damaged_analysis_of_a_part_says_what_to_do(
+    checkpoint: Path, tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _measure(checkpoint, tmp_path, 2)
+    path = tmp_path / "part-2-of-2" / "analysis.json"
+    path.write_bytes(content)
+    assert run(["merge", str(tmp_path)]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert str(path) in line
+    assert line.endswith(f"remove {path.parent} and measure this part again with --shard 2/2")
+    shutil.rmtree(path.parent)
+    again = ["analyze", str(checkpoint), "--out", str(tmp_path), "--quiet", "--shard", "2/2"]
+    assert run(again) == 0
+    assert run(["merge", str(tmp_path), "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_shard_file_of_somebody_else_stays(checkpoint: Path, tmp_path: Path, fresh: bool) -> None:
+    path = tmp_path / "run" / "part-1-of-2" / "shard.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"mine": 1}')
+    with pytest.raises(st.RunError, match=r"shard\.json exists and spectail did not write it"):
+        st.analyze(checkpoint, out=tmp_path / "run", shard="1/2", fresh=fresh)
+    assert path.read_text() == '{"mine": 1}'
+    assert [file.name for file in path.parent.iterdir()] == ["shard.json"]
 
 
 def test_no_change_of_a_part_raises_anything_else(checkpoint: Path, tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ class Server:
     user: str = ""
     """The value of the Authorization header without which the answer is 401."""
     redirect_to: str = ""
+    extra: dict[str, str] = field(default_factory=dict)
+    """Headers that are sent with every file."""
     on_request: Callable[[Server], None] = lambda server: None
     mirror: bool = False
     """Whether a hub lists files by folders only."""
@@ -114,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(f"{len(page):x}\r\n".encode() + page + b"\r\n0\r\n\r\n")
 
     def send_file(self, data: bytes, fails: bool) -> None:
-        state, headers, status = self.state, {}, 200
+        state, headers, status = self.state, dict(self.state.extra), 200
         if state.etags:
             headers["ETag"] = f'"{hashlib.md5(data).hexdigest()}"'
         if state.dates:

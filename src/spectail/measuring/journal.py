@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from spectail.analysis import ANALYSIS_FILE, FILES, Analysis, refuse_foreign_files
+from spectail.basics.files import refuse_foreign
 from spectail.basics.locks import open_locked
 from spectail.basics.schema import parse_json
 from spectail.errors import RunError
@@ -61,8 +62,8 @@ class Journal:
                 f"the output must be a folder, and {folder} is a file; choose another --out"
             )
         path = folder / JOURNAL_FILE
-        if not path.exists():
-            refuse_foreign_files(folder)
+        _refuse_foreign_journal(path)
+        refuse_foreign_files(folder)
         folder.mkdir(parents=True, exist_ok=True)
         journal = cls(path, _locked(path))
         try:
@@ -185,6 +186,17 @@ class Journal:
         except OSError as error:
             os.ftruncate(self._file, size)
             raise OSError(error.errno, error.strerror, str(self.path)) from None
+
+
+def _refuse_foreign_journal(path: Path) -> None:
+    """Raise RunError if the journal's name is taken by a file that spectail did not write."""
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(len(_HOLDER))
+        # A kill may leave a part of the first line.
+        if _HOLDER.startswith(start):
+            return
+    refuse_foreign(path, b'"fingerprint"', RunError)
 
 
 def _locked(path: Path) -> int:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
+from spectail.basics.addresses import without_secrets
 from spectail.core.measure import common_window, estimator_of, too_small
 from spectail.core.spec import Spec
 from spectail.errors import SourceError, SpecError
 from spectail.measuring.device import usable_device
 from spectail.measuring.layer import Plan
-from spectail.models.formats.remote import without_secrets
 from spectail.models.naming.select import KindFilter, select
 from spectail.models.open import open_source
 from spectail.models.source import Layer, Source

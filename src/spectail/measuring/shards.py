@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from spectail.analysis import ANALYSIS_FILE, Analysis
-from spectail.basics.files import write_text
+from spectail.basics.addresses import unfolded, without_secrets
+from spectail.basics.files import refuse_foreign, write_text
 from spectail.basics.schema import Count, SchemaError, checked, parse_json
 from spectail.basics.texts import first_names, joined
 from spectail.errors import RunError, SpecError
@@ -118,6 +119,7 @@ def open_run(
         with Journal.open(folder, plan.run, fresh=fresh) as journal:
             yield journal
         return
+    refuse_foreign(folder / shard.folder / SHARD_FILE, b'"shard": [', RunError)
     if not fresh:
         _refuse_other_parts(folder, plan.run, shard)
     with Journal.open(folder / shard.folder, plan.run, fresh=fresh) as journal:
@@ -175,14 +177,20 @@ class _Part:
             )
         except (SchemaError, SpecError) as error:
             raise RunError(
-                f"{path} is damaged ({error}); measure this part again with --fresh"
+                f"{path} is damaged ({error}); remove {folder} and measure this part again"
             ) from error
 
     def records(self) -> dict[str, LayerRecord]:
         """Return the records of a finished part; of an unfinished one there are none."""
         if not (self.folder / ANALYSIS_FILE).exists():
             return {}
-        finished = Analysis.load(self.folder)
+        try:
+            finished = Analysis.load(self.folder)
+        except RunError as error:
+            raise RunError(
+                f"{self.folder / ANALYSIS_FILE} is damaged ({error.__cause__ or error}); "
+                f"remove {self.folder} and measure this part again with --shard {self.shard}"
+            ) from error
         _require_same(self.folder, finished.run.to_dict(), self.run)
         return {layer.name: layer for layer in finished.layers}
 
@@ -219,7 +227,7 @@ def merge(*folders: str | Path, out: str | Path | None = None, fresh: bool = Fal
     """
     parts = [part for folder in folders for part in _parts_in(Path(folder))]
     if not parts:
-        names = joined([str(folder) for folder in folders])
+        names = joined([without_secrets(unfolded(str(folder))) for folder in folders])
         raise RunError(
             f"no parts of a run in {names}: expected folders such as part-1-of-4, "
             "as spectail analyze --shard 1/4 writes them"

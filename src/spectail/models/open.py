@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 
+from spectail.basics.addresses import is_address, without_secrets
 from spectail.basics.texts import type_and_line
 from spectail.errors import SourceError
 from spectail.models.build import build_source
@@ -24,7 +25,7 @@ from spectail.models.formats.demo import demo_file
 from spectail.models.formats.fingerprint import fingerprint_tensors
 from spectail.models.formats.folders import path_source
 from spectail.models.formats.hub import cached_folder, is_hub_id
-from spectail.models.formats.remote import hub_source, is_address, remote_source, without_secrets
+from spectail.models.formats.remote import hub_source, remote_source
 from spectail.models.formats.state_dict import state_tensors
 from spectail.models.live.walk import module_source
 from spectail.models.source import Source

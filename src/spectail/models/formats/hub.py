@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from spectail.errors import SourceError
 from spectail.models.formats.shard_index import read_index
@@ -17,11 +17,30 @@ from spectail.models.formats.web_page import read_page
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
+_REPOSITORY = re.compile(r"^([\w.-]+(?:/[\w.-]+)?)(?:@([^/]+))?(?:/(.*))?$")
+"""A repository of the hub with a revision and a path: ``org/name@main/folder``."""
+
 
 def is_hub_id(text: str) -> bool:
     """Whether a text that is no path looks like ``org/name``."""
     # ``models/net.pt`` is a mistyped path and no hub id.
     return bool(_HUB_ID.match(text)) and not text.lower().endswith((".json", *_endings()))
+
+
+def hub_address(place: str) -> tuple[str, str | None, str]:
+    """Return the id, the revision and the path of ``org/name@revision/path`` behind ``hf://``.
+
+    Raises:
+        SourceError: It names no model.
+
+    >>> hub_address("org/name@main/folder"), hub_address("org/name/")
+    (('org/name', 'main', 'folder'), ('org/name', None, ''))
+
+    """
+    match = _REPOSITORY.match(place.strip("/"))
+    if match is None:
+        raise SourceError(f"'hf://{place}' names no model; expected hf://org/name")
+    return match[1], unquote(match[2]) if match[2] else None, (match[3] or "").strip("/")
 
 
 def _endings() -> tuple[str, ...]:

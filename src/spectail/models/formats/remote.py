@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from spectail.basics.addresses import without_secrets
 from spectail.errors import SourceError
 from spectail.models.formats.buckets import BUCKETS
 from spectail.models.formats.folders import path_source
-from spectail.models.formats.hub import HubRepository
+from spectail.models.formats.hub import HubRepository, hub_address
 from spectail.models.formats.remote_path import RemotePath
 from spectail.models.formats.web import WebFolder
 from spectail.models.source import Source
-
-_ADDRESS = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
-_REPOSITORY = re.compile(r"^([\w.-]+(?:/[\w.-]+)?)(?:@([^/]+))?(?:/(.*))?$")
-"""A repository of the hub with a revision and a path: ``org/name@main/folder``."""
-
-
-def is_address(text: str) -> bool:
-    """Whether a text is an address, such as ``s3://bucket/folder``."""
-    return bool(_ADDRESS.match(text))
-
-
-def without_secrets(text: str) -> str:
-    """Return an address without user, password and query; other texts as they are.
-
-    >>> without_secrets("https://me:password@host/model.safetensors?signature=x")
-    'https://host/model.safetensors'
-    """
-    if not is_address(text):
-        return text
-    scheme, _, rest = text.partition("://")
-    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def remote_source(address: str) -> Source:
@@ -83,7 +61,8 @@ def remote_path(address: str) -> RemotePath:
         )
     rest = address.partition("://")[2].strip("/")
     if scheme == "hf":
-        return _on_the_hub(rest)
+        name, revision, path = hub_address(rest)
+        return RemotePath(HubRepository(name, revision), path)
     if "@" in parts.netloc:
         raise SourceError(
             f"{place} holds credentials, which are not read from an address; give them as the "
@@ -104,12 +83,3 @@ def _on_the_web(address: str) -> RemotePath:
     return RemotePath(
         WebFolder(urlunsplit(parts._replace(path=folder, fragment=""))), unquote(name)
     )
-
-
-def _on_the_hub(rest: str) -> RemotePath:
-    """Return the path of ``org/name@revision/path``; the last two may be missing."""
-    match = _REPOSITORY.match(rest)
-    if match is None:
-        raise SourceError(f"'hf://{rest}' names no model; expected hf://org/name")
-    revision = unquote(match[2]) if match[2] else None
-    return RemotePath(HubRepository(match[1], revision), (match[3] or "").strip("/"))

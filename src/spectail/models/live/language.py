@@ -12,12 +12,21 @@ from typing import Any
 
 import torch
 
+from spectail.basics.addresses import is_address, without_secrets
 from spectail.errors import SourceError
 from spectail.models.formats.demo import demo_file
-from spectail.models.formats.hub import is_hub_id
-from spectail.models.formats.remote import without_secrets
+from spectail.models.formats.hub import hub_address, is_hub_id
 from spectail.models.live.saved_names import saved_modules
 
+_COPIES = {
+    "s3": "copy it first, with: aws s3 cp --recursive s3://{} DIR",
+    "s3a": "copy it first, with: aws s3 cp --recursive s3://{} DIR",
+    "gs": "copy it first, with: gcloud storage cp --recursive gs://{} DIR",
+    "gcs": "copy it first, with: gcloud storage cp --recursive gs://{} DIR",
+    "https": "download weights, config.json and tokenizer from https://{} to DIR first",
+    "http": "download weights, config.json and tokenizer from http://{} to DIR first",
+}
+"""What to do with a model at an address that transformers does not read, by kind of address."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -30,8 +39,9 @@ def open_language_model(
     its parts.
 
     Args:
-        source: A folder that transformers wrote, a ``.gguf`` file, ``demo``, or a hub id
-            ``org/name``.
+        source: A folder that transformers wrote, a ``.gguf`` file, ``demo``, or a model of the hub:
+            its id ``org/name``, or ``hf://org/name@revision/folder`` (the last two may be missing).
+            A model of the hub is fetched to the hub's cache.
         dtype: ``auto`` (as stored; a GGUF file is dequantised to float32), ``float32``,
             ``bfloat16`` or ``float16``.
         device: Where to put the model; the CPU by default.
@@ -44,17 +54,18 @@ def open_language_model(
     if dtype not in DTYPES:
         raise SourceError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     where, options = _location(text)
-    # Only GGUF files have options; torch has no counterpart for their quantised types.
-    wanted: Any = torch.float32 if options and dtype == "auto" else dtype
+    # torch has no counterpart for the quantised types of GGUF files.
+    quantised = "gguf_file" in options
+    wanted: Any = torch.float32 if quantised and dtype == "auto" else dtype
     with _one_line_errors(text):
         transformers = _transformers()
-        quantised = (
-            {"quantization_config": transformers.GgufConfig(dequantize=True)} if options else {}
+        more = (
+            {"quantization_config": transformers.GgufConfig(dequantize=True)} if quantised else {}
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
         config = transformers.AutoConfig.from_pretrained(where, **options)
         model_class = _model_class(transformers, config) or transformers.AutoModelForCausalLM
-        model = model_class.from_pretrained(where, dtype=wanted, **options, **quantised)
+        model = model_class.from_pretrained(where, dtype=wanted, **options, **more)
     return (model if device is None else model.to(device)).eval(), tokenizer
 
 
@@ -113,7 +124,9 @@ def _model_class(transformers: Any, config: Any) -> Any:
 
 
 def _location(text: str) -> tuple[str, dict[str, str]]:
-    """Return the path or hub id for ``from_pretrained``, and its options for a GGUF file."""
+    """Return the path or hub id for ``from_pretrained``, and the options that go with it."""
+    if is_address(text):
+        return _on_the_hub(text)
     path = demo_file() if text == "demo" else Path(text).expanduser()
     # transformers wants the folder and the file's name apart.
     if path.is_file() and path.suffix.lower() == ".gguf":
@@ -133,6 +146,33 @@ def _location(text: str) -> tuple[str, dict[str, str]]:
             "expected a model folder, a .gguf file, 'demo' or a hub id"
         )
     return (str(path) if path.exists() else text), {}
+
+
+def _on_the_hub(address: str) -> tuple[str, dict[str, str]]:
+    """Return the hub id and the options of ``hf://org/name``.
+
+    Raises:
+        SourceError: It is another kind of address. Models there are not copied whole without a
+            word: they may be large.
+
+    """
+    scheme, _, repository = address.partition("://")
+    if scheme.lower() != "hf":
+        shown = without_secrets(address)
+        place = shown.partition("://")[2]
+        copy = _COPIES.get(scheme.lower())
+        raise SourceError(
+            f"{shown} is not loaded from there, since transformers needs the whole model in a "
+            f"folder: {copy.format(place.rstrip('/'))}, and give DIR"
+            if copy
+            else f"{shown} cannot be loaded; expected hf://, a folder, a .gguf file or a hub id"
+        )
+    name, revision, path = hub_address(repository)
+    options = {"revision": revision} if revision else {}
+    folder, _, file = path.rpartition("/")
+    if file.lower().endswith(".gguf"):
+        options["gguf_file"], path = file, folder
+    return name, options | ({"subfolder": path} if path else {})
 
 
 def _transformers() -> Any:
