@@ -150,7 +150,8 @@ from spectail.cli import run
 torch.set_num_threads(1)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 900 * 2**20,) * 2)
-sys.exit(run(["analyze", sys.argv[1], "--out", sys.argv[2]]))
+# Without --traps it would be read in bands, which the memory holds.
+sys.exit(run(["analyze", sys.argv[1], "--traps", "--out", sys.argv[2]]))
 """
 
 

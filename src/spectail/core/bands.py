@@ -1,16 +1,19 @@
-"""A matrix of which only those bands of rows or columns are read that windows lie in.
+"""A matrix that is read a band of rows or columns at a time, so that it is never in memory whole.
 
-For models that are read over the network: with a tolerance, a large layer is measured in a few
-windows, and the rest of it need not be fetched.
+There are two uses. Of a large layer that is measured in a few windows over the network, only the
+bands that these windows lie in are read, each once. Of a layer that would fill the memory, every
+band is read, and as often as it is needed: once for each pass over the matrix.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from spectail.core.spectra import largest_magnitude, window_eigenvalues
@@ -22,18 +25,50 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = NDArray[np.float64]
 
+BAND_ENTRIES = 2**22
+"""About how many entries a band has in a pass over the matrix. Larger ones take more time: the
+system gives them fresh pages of memory for each read."""
+
 
 class Bands:
     """One matrix whose rows (``axis`` 0) or columns (``axis`` 1) are read a band at a time.
 
-    ``read`` returns the band from a start to a stop as (1, rows, cols). Bands stay in memory, so
-    none is read twice.
+    ``read`` returns the band from a start to a stop as (1, rows, cols). ``complete`` says that the
+    matrix may be read whole and repeatedly: then only one band is in memory at a time. Otherwise
+    all bands that were read stay in memory, and none is read twice.
     """
 
-    def __init__(self, rows: int, cols: int, axis: int, read: Callable[[int, int], Tensor]) -> None:
+    def __init__(
+        self,
+        rows: int,
+        cols: int,
+        axis: int,
+        read: Callable[[int, int], Tensor],
+        *,
+        complete: bool = False,
+    ) -> None:
         self.shape = (1, rows, cols)
-        self._axis, self._read = axis, read
+        self.axis, self.complete = axis, complete
+        self._read = read
         self._kept: dict[tuple[int, int], Tensor] = {}
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Type of the entries as they are read."""
+        return self._read(0, 1).dtype
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Read the whole matrix in bands of about BAND_ENTRIES entries."""
+        extent, beside = self.shape[1 + self.axis], self.shape[2 - self.axis]
+        size = max(1, BAND_ENTRIES // beside)
+        for start in range(0, extent, size):
+            yield self._read(start, min(start + size, extent))
+
+    def rows(self, numbers: Sequence[int]) -> Tensor:
+        """Return some rows, (len(numbers), cols)."""
+        if self.axis == 0:
+            return torch.cat([self._read(number, number + 1)[0] for number in numbers])
+        return torch.cat([band[0, list(numbers)] for band in self], dim=1)
 
     def eigenvalues(
         self, window: Window, corners: Sequence[tuple[int, int]], *, exact_zeros: bool = False
@@ -45,25 +80,39 @@ class Bands:
 
         """
         found = np.empty((len(corners), 1, min(window)))
-        for start in dict.fromkeys(corner[self._axis] for corner in corners):
-            places = [i for i, corner in enumerate(corners) if corner[self._axis] == start]
-            band = self._band(start, start + window[self._axis])
+        for start in dict.fromkeys(corner[self.axis] for corner in corners):
+            places = [i for i, corner in enumerate(corners) if corner[self.axis] == start]
+            band = self._band(start, start + window[self.axis])
             # Corners count from the beginning of the band.
-            first = (start, 0) if self._axis == 0 else (0, start)
+            first = (start, 0) if self.axis == 0 else (0, start)
             inside = [(corners[i][0] - first[0], corners[i][1] - first[1]) for i in places]
             found[places] = window_eigenvalues(band, window, inside, exact_zeros=exact_zeros)
+            del band  # or it would be in memory while the next one is read
         return found
 
     def _band(self, start: int, stop: int) -> Tensor:
-        """Return a band, read only if it lies in none that has been read."""
-        for (first, last), kept in self._kept.items():
-            if first <= start and stop <= last:
-                return kept.narrow(self._axis + 1, start - first, stop - start)
+        """Return a band, read only if it lies in none that is in memory."""
+        if (kept := self._in_memory(start, stop)) is not None:
+            return kept
+        if self.complete:
+            self._kept.clear()
         band = self._read(start, stop)
         if not math.isfinite(largest_magnitude(band)):
             raise SourceError("some of the weights that were read are NaN or infinite")
         self._kept[start, stop] = band
         return band
+
+    def _in_memory(self, start: int, stop: int) -> Tensor | None:
+        """Return a band that lies in one that is in memory, or None."""
+        for (first, last), kept in self._kept.items():
+            if first <= start and stop <= last:
+                return kept.narrow(self.axis + 1, start - first, stop - start)
+        return None
+
+
+def bands_of(matrices: Tensor | Bands) -> Iterable[Tensor]:
+    """Return the bands of a matrix, or the one tensor that holds all matrices of a layer."""
+    return matrices if isinstance(matrices, Bands) else (matrices,)
 
 
 def eigenvalues_of(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spectail.core.bands import Bands, eigenvalues_of
+from spectail.core.bands import Bands, bands_of, eigenvalues_of
 from spectail.core.cutoffs import Cutoff
 from spectail.core.erg import erg_count
 from spectail.core.error_bar import jackknife_error
@@ -135,7 +135,7 @@ class Farms:
 
     def measure(
         self,
-        matrices: Tensor,
+        matrices: Tensor | Bands,
         spec: Spec,
         common: int | None,
         *,
@@ -172,14 +172,14 @@ class Farms:
             return replace(fit, status="failed", reason="all weights that were read are zero")
         return replace(fit, reason="; ".join(filter(None, [fit.reason, ROWS_ONLY])))
 
-    def _without_values(self, matrices: Tensor, spec: Spec) -> TailFit | None:
+    def _without_values(self, matrices: Tensor | Bands, spec: Spec) -> TailFit | None:
         """Return the result for matrices that cannot be measured whatever their values are."""
         if not matrices.shape[0]:
             return TailFit(status="skipped", reason="too small: a layer of no matrices")
         count, rows, cols = matrices.shape
         if reason := self.too_small((rows, cols), spec, count):
             return TailFit(status="skipped", reason=reason)
-        if matrices.is_meta:
+        if isinstance(matrices, torch.Tensor) and matrices.is_meta:
             reason = "the weights have no values (meta device): load the checkpoint first"
             return TailFit(status="failed", reason=reason)
         return None
@@ -323,7 +323,7 @@ class Farms:
             )
         return replace(fit, alpha_se=error, reason="; ".join(remarks))
 
-    def whole(self, matrices: Tensor, spec: Spec, *, convolution: bool = False) -> TailFit:
+    def whole(self, matrices: Tensor | Bands, spec: Spec, *, convolution: bool = False) -> TailFit:
         """Fit the tail of the whole matrices, without windows and without an error bar."""
         window = Window(matrices.shape[1], matrices.shape[2])
         _, found = self.solve(matrices, window, [(0, 0)], replace(spec, tolerance=None))
@@ -339,7 +339,12 @@ class Farms:
         return erg_count(self.spectrum(fit), fit.eigenvalues.size + fit.n_zero)
 
     def norms(
-        self, fit: TailFit, matrices: Tensor, *, convolution: bool = False, rough: bool = False
+        self,
+        fit: TailFit,
+        matrices: Tensor | Bands,
+        *,
+        convolution: bool = False,
+        rough: bool = False,
     ) -> tuple[float, float]:
         """Return the largest eigenvalue of the whole matrices and the sum of all of them.
 
@@ -369,20 +374,21 @@ def _how_many(taken: int, placed: int, spec: Spec) -> str:
     return f"{taken} of {placed} windows: the others would move alpha by less than {share}"
 
 
-def _unusable(matrices: Tensor, squares: float) -> str:
+def _unusable(matrices: Tensor | Bands, squares: float) -> str:
     """Return what is wrong with the weights, or an empty string; ``squares`` sums their squares.
 
     A finite sum of squares shows that all weights are finite, so they are not searched one by one.
     """
     if not math.isfinite(squares):
-        bad = sum(int((~torch.isfinite(matrix)).sum()) for matrix in matrices)
+        bad = sum(int((~torch.isfinite(m)).sum()) for band in bands_of(matrices) for m in band)
         too_large = "the squares of the weights do not fit into float64: scale them down"
-        return f"{bad} of {matrices.numel()} weights are NaN or infinite" if bad else too_large
+        count = math.prod(matrices.shape)
+        return f"{bad} of {count} weights are NaN or infinite" if bad else too_large
     if squares > np.finfo(np.float64).tiny:
         return ""
     return (
         "the squares of the weights vanish in float64: scale them up"
-        if matrices.any()
+        if any(bool(band.any()) for band in bands_of(matrices))
         else "all weights are zero"
     )
 

@@ -75,10 +75,10 @@ def measure(
 
     ``common`` is the window of the run, used if the spec's window is ``"common"``. ``convolution``
     says that the matrices are kernel slices, which only the published procedures treat differently.
-    Without ``error_bar`` alpha_se is NaN and everything else is the same. Of ``Bands`` only those
-    are read that windows lie in.
+    Without ``error_bar`` alpha_se is NaN and everything else is the same. Of ``Bands`` that are not
+    complete only those are read that windows lie in.
     """
-    if isinstance(matrices, Bands):
+    if isinstance(matrices, Bands) and not matrices.complete:
         return estimator_of(spec).measure_bands(matrices, spec, common, error_bar=error_bar)
     return estimator_of(spec).measure(
         matrices, spec, common, convolution=convolution, error_bar=error_bar

@@ -105,7 +105,12 @@ class Published(Farms):
         return min(2, cutoff.min_tail)
 
     def norms(
-        self, fit: TailFit, matrices: Tensor, *, convolution: bool = False, rough: bool = False
+        self,
+        fit: TailFit,
+        matrices: Tensor | Bands,
+        *,
+        convolution: bool = False,
+        rough: bool = False,
     ) -> tuple[float, float]:
         """Return the largest and the sum of the eigenvalues of the pooled windows."""
         largest = (

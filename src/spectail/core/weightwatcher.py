@@ -104,7 +104,12 @@ class WeightWatcher(Farms):
         return min(super().erg_count(fit) + 1, fit.eigenvalues.size + fit.n_zero)
 
     def norms(
-        self, fit: TailFit, matrices: Tensor, *, convolution: bool = False, rough: bool = False
+        self,
+        fit: TailFit,
+        matrices: Tensor | Bands,
+        *,
+        convolution: bool = False,
+        rough: bool = False,
     ) -> tuple[float, float]:
         """Return the largest and the sum of all eigenvalues, scaled as the fit's."""
         spectrum = self.spectrum(fit)

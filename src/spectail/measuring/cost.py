@@ -9,15 +9,19 @@ times and states the error of the fit.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from spectail.core.bands import BAND_ENTRIES
 from spectail.core.measure import estimator_of, too_small
 from spectail.core.spec import Spec
 from spectail.core.windows import MIN_BANDS, Window, disjoint_bands
 from spectail.errors import SpecError
 from spectail.measuring.layer import Plan
+from spectail.measuring.reading import banded_axis
+from spectail.models.difference import Change
 from spectail.models.source import Layer
 
 PROCESS_BYTES = 400 * 2**20
@@ -110,11 +114,13 @@ def estimate(
     window: int | None,
     *,
     full_spectrum: bool = False,
+    traps: bool = False,
     expected: int = EXPECTED_WINDOWS,
 ) -> Cost:
     """Estimate the cost of a layer; ``window`` is the common window of the run.
 
-    With a tolerance the number of windows is known only after measuring; ``expected`` is a guess.
+    With ``traps`` its memory counts the shuffled copy; the time for them is left out. With a
+    tolerance the number of windows is known only after measuring; ``expected`` is a guess.
     """
     if (
         layer.no_weight
@@ -129,6 +135,12 @@ def estimate(
     if full_spectrum and spec.window != "whole":
         solved.append((Window(layer.rows, layer.cols), 1))
     counts = [count * layer.n_matrices for _, count in solved]
+    axis = banded_axis(layer, spec, window, whole=full_spectrum or traps)
+    values = (
+        _whole_bytes(layer, shuffled=traps)
+        if axis is None
+        else _band_bytes(layer, axis, [shape for shape, _ in solved])
+    )
     return Cost(
         layers=1,
         weights=layer.numel,
@@ -141,7 +153,7 @@ def estimate(
             n * _flops(shape, layer, spec) for n, (shape, _) in zip(counts, solved, strict=True)
         ),
         bytes=layer.numel * item_bytes(layer.tensor.dtype),
-        memory=max(_memory(shape, layer) for shape, _ in solved),
+        memory=PROCESS_BYTES + values + max(_window_bytes(shape, layer) for shape, _ in solved),
     )
 
 
@@ -188,16 +200,37 @@ def _flops(window: Window, layer: Layer, spec: Spec) -> float:
     return factor * (short * short * long + 4 / 3 * short**3)
 
 
-def _memory(window: Window, layer: Layer) -> int:
-    """Return the peak memory in bytes: the layer's matrices and the buffers of one window."""
-    item = item_bytes(layer.tensor.dtype)
-    # Values are read as float32 or complex64, or wider if they are stored so. The bytes as they
-    # are stored and these matrices exist side by side while a layer is read.
-    wide = max(item, 8 if layer.tensor.is_complex else 4)
+def _whole_bytes(layer: Layer, *, shuffled: bool) -> int:
+    """Return the most memory that the matrices of a layer take while it is read whole."""
+    item, wide = item_bytes(layer.tensor.dtype), _wide_bytes(layer)
+    # Bytes of another type exist as they are stored and converted, side by side. Of a change
+    # there are the weights of both models and their difference.
+    reading = 3 * wide if isinstance(layer, Change) else wide + item * (item != wide)
+    # Kernel slices are copied, the weights of a transposed layer to sum up their squares, and all
+    # others to be shuffled.
+    copied = shuffled or layer.n_matrices > 1 or layer.band_axis == 1
+    return layer.numel * max(reading, 2 * wide if copied else wide)
+
+
+def _band_bytes(layer: Layer, axis: int, windows: Sequence[Window]) -> int:
+    """Return the most memory that the bands of a layer take."""
+    item, wide = item_bytes(layer.tensor.dtype), _wide_bytes(layer)
+    beside = (layer.cols, layer.rows)[axis]
+    entries = max(BAND_ENTRIES, beside * max(window[axis] for window in windows))
+    each = 3 * wide if isinstance(layer, Change) else item if layer.tensor.is_floating else wide
+    return entries * each
+
+
+def _wide_bytes(layer: Layer) -> int:
+    """Return the bytes of a weight that is read as float32, complex64 or wider."""
+    return max(item_bytes(layer.tensor.dtype), 8 if layer.tensor.is_complex else 4)
+
+
+def _window_bytes(window: Window, layer: Layer) -> int:
+    """Return the bytes of one window in double precision, its Gram matrix and a copy of that."""
     short = min(window)
-    # A window in double precision, its Gram matrix and the solver's copy of that.
-    buffers = 8 * (math.prod(window) + 2 * short * short) * (2 if layer.tensor.is_complex else 1)
-    return PROCESS_BYTES + layer.numel * (item + wide) + buffers
+    factor = 2 if layer.tensor.is_complex else 1
+    return 8 * factor * (math.prod(window) + 2 * short * short)
 
 
 def item_bytes(dtype: str) -> int:

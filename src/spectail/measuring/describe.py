@@ -57,6 +57,8 @@ class LayerOutline:
     """Why it will not be measured."""
     seconds: float
     """Estimated time on one core."""
+    memory: int
+    """Estimated peak memory in bytes of a process that measures it on one core."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,7 @@ def _outline(layer: Layer, cost: Cost, plan: Plan) -> LayerOutline:
         status=status,
         reason="; ".join(filter(None, (reason, layer.note))),
         seconds=cost.seconds(),
+        memory=cost.memory,
     )
 
 

@@ -20,13 +20,13 @@ from spectail.core.cuda import is_out_of_memory
 from spectail.core.farms import TailFit
 from spectail.core.goodness import GoodnessOfFit, judge_tail, verdict
 from spectail.core.measure import estimator_of, measure, too_small
-from spectail.core.metrics import entropy, log_alpha_norm, signal_to_noise
+from spectail.core.metrics import entropy, log_alpha_norm, moments, signal_to_noise
 from spectail.core.quantisers import group_range
-from spectail.core.tolerance import FIRST, spread_order
+from spectail.core.tolerance import spread_order
 from spectail.core.traps import MIN_SIDE, find_traps
 from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError, SpecError
-from spectail.models.difference import Change, UnchangedError
-from spectail.models.formats.ranges import is_remote
+from spectail.measuring.reading import few_bands, read_layer
+from spectail.models.difference import UnchangedError
 from spectail.models.source import Layer, SourceFile
 from spectail.results.records import LayerRecord, RunInfo, Spectrum, null_gap
 
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 
 SOLVER_ERRORS = (np.linalg.LinAlgError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 """What the eigenvalue solvers of NumPy and torch raise if they do not converge."""
-FEWEST_BANDS = 2 * FIRST
-"""Fewest bands of windows that a remote layer needs to be read in bands. About half of its bytes
-are saved then; what is lost are the norms of the whole matrix."""
 BINS = 80
 """Bins of the stored histogram."""
 TOP_POINTS = 60
@@ -104,48 +101,20 @@ def measure_layer(layer: Layer, plan: Plan) -> LayerRecord:
 
 def _read_and_measured(record: LayerRecord, layer: Layer, plan: Plan) -> LayerRecord:
     """Read a layer, whole or as far as its windows need, and add all numbers to its row."""
-    if bands := _bands(layer, plan):
+    run = plan.run
+    needed = run.full_spectrum or run.traps or plan.quantization_errors
+    if not needed and (bands := few_bands(layer, run, plan.device)):
         return _measured(record, bands, plan)
-    of_base = 0.0
-    if isinstance(layer, Change):
-        matrices, of_base = layer.read_change()
-    else:
-        matrices = layer.read()
-    matrices = matrices.detach().to(plan.device)
-    if layer.n_matrices > 1:
-        # Kernel slices lie scattered in memory and are read several times.
-        matrices = matrices.contiguous()
+    matrices, of_base = read_layer(layer, run, plan.device, shuffled=run.traps)
     record = _measured(record, matrices, plan)
     if of_base:
-        size = float(torch.linalg.vector_norm(matrices))
+        size = (
+            math.sqrt(moments(matrices)[1])
+            if isinstance(matrices, Bands)
+            else float(torch.linalg.vector_norm(matrices))
+        )
         record = replace(record, relative_change=size / math.sqrt(of_base))
     return record
-
-
-def _bands(layer: Layer, plan: Plan) -> Bands | None:
-    """Return a remote layer in bands, if a tolerance leaves most of them unread.
-
-    None means that the layer is read whole: it is not remote, or little would be saved.
-    """
-    run, part = plan.run, layer.part
-    whole = run.full_spectrum or run.traps or plan.quantization_errors
-    if (
-        whole
-        or run.spec.tolerance is None
-        or part is None
-        or not is_remote(layer.tensor)
-        or isinstance(layer, Change)
-    ):
-        return None
-    axis = part.band_axis
-    window, _ = estimator_of(run.spec).place((layer.rows, layer.cols), run.spec, run.window)
-    if axis is None or (layer.rows, layer.cols)[axis] < FEWEST_BANDS * window[axis]:
-        return None
-
-    def read(start: int, stop: int) -> Tensor:
-        return part.read_band(layer.tensor, start, stop).to(plan.device)
-
-    return Bands(layer.rows, layer.cols, axis, read)
 
 
 def why_failed(error: Exception) -> str:
@@ -204,7 +173,7 @@ def _measured(record: LayerRecord, matrices: Tensor | Bands, plan: Plan) -> Laye
         if run.traps and not isinstance(matrices, Bands):
             record = _with_traps(record, fit, matrices, plan)
     # A layer without a tail fit still has norms, if its weights are finite.
-    if isinstance(matrices, Bands) or plan.alpha_only or not math.isfinite(fit.sum_of_squares):
+    if plan.alpha_only or not math.isfinite(fit.sum_of_squares):
         return record
     return _with_norms(record, fit, matrices, plan)
 
@@ -273,7 +242,9 @@ def _judged(fit: TailFit, spec: Spec) -> tuple[GoodnessOfFit, str]:
     return judged, verdict(judged)
 
 
-def _with_norms(record: LayerRecord, fit: TailFit, matrices: Tensor, plan: Plan) -> LayerRecord:
+def _with_norms(
+    record: LayerRecord, fit: TailFit, matrices: Tensor | Bands, plan: Plan
+) -> LayerRecord:
     """Add the metrics of the whole matrices."""
     estimator, convolution = estimator_of(plan.run.spec), record.kind == "conv"
     # A run that may be off by a tolerance does not wait for the last digits of a norm either.

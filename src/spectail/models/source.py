@@ -81,6 +81,19 @@ class Layer:
             )
         return matrices
 
+    @property
+    def band_axis(self) -> int | None:
+        """Along which side of its one matrix bands can be read: 0 for rows, 1 for columns.
+
+        None if the layer has several matrices, or one that does not lie in the tensor row by row.
+        """
+        return None if self.part is None or self.problem else self.part.band_axis
+
+    def read_band(self, start: int, stop: int) -> Tensor:
+        """Read a band along ``band_axis``, (1, rows, cols), in float16 or wider."""
+        assert self.part is not None
+        return self.part.read_band(self.tensor, start, stop)
+
     def write(self, values: Tensor) -> None:
         """Write values (n_matrices, rows, cols) into the model; other layers keep theirs.
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from spectail.core.bands import Bands
 from spectail.core.quantisers.base import Quantiser, relative_error, sampled_rows
 from spectail.core.quantisers.floats import Float8, Nvfp4
 from spectail.core.quantisers.integers import Integers, SymmetricIntegers
@@ -47,13 +48,13 @@ def quantiser_named(name: str) -> Quantiser:
     raise SpecError(f"format must be one of {known}, not {name!r}")
 
 
-def rounding_errors(matrices: Tensor) -> Iterator[tuple[str, float, float]]:
+def rounding_errors(matrices: Tensor | Bands) -> Iterator[tuple[str, float, float]]:
     """Return (name, bits per weight, relative squared error) of each format that suits a layer.
 
     ``matrices`` is (..., rows, cols). Errors are those of ``sampled_rows``; on SmolLM2-135M this
     moves them by 1 % of themselves.
     """
-    if matrices.is_complex():
+    if matrices.dtype.is_complex:
         return
     rows, cols = matrices.shape[-2:]
     sample = sampled_rows(matrices)

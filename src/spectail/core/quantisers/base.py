@@ -7,12 +7,15 @@ method such as GPTQ reaches with data is better, and in the same order.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from spectail.core.bands import Bands
 
 SCALE_BITS = 16
 """Bits of a scale or an offset that is stored as a half-precision number."""
@@ -63,18 +66,20 @@ def relative_error(quantiser: Quantiser, matrices: Tensor) -> float:
     return errors / total if total > 0 else 0.0
 
 
-def sampled_rows(matrices: Tensor) -> Tensor:
+def sampled_rows(matrices: Tensor | Bands) -> Tensor:
     """Return evenly spaced rows (n, cols) of a large layer (..., rows, cols), or all, in float32.
 
     There are about ``SAMPLE`` weights and at least ``LEAST_ROWS`` rows, so that measuring costs
     little beside the eigenvalues.
     """
     rows, cols = matrices.shape[-2:]
-    stacked = matrices.reshape(-1, rows, cols)
-    count = stacked.shape[0] * rows
+    count = math.prod(matrices.shape[:-1])
     kept = min(count, max(LEAST_ROWS, SAMPLE // cols))
     chosen = torch.linspace(0, count - 1, kept, dtype=torch.float64).round().long()
+    if isinstance(matrices, Bands):
+        return matrices.rows(chosen.tolist()).float()
     chosen = chosen.to(matrices.device)
+    stacked = matrices.reshape(-1, rows, cols)
     # Two indices in place of one over flat rows: a transposed layer would be copied whole.
     return stacked[chosen // rows, chosen % rows].float()
 

@@ -7,13 +7,14 @@ import math
 import torch
 from torch import Tensor
 
+from spectail.core.bands import Bands
 from spectail.core.quantisers.base import sampled_rows
 
 GROUP = 128
 """Neighbours along the inputs that share a range, as in ``Integers``."""
 
 
-def group_range(matrices: Tensor) -> float:
+def group_range(matrices: Tensor | Bands) -> float:
     """Return the mean squared range of groups of weights, over the mean square of the weights.
 
     ``matrices`` is (..., rows, cols); ``sampled_rows`` stand for them. A range is largest minus
@@ -23,7 +24,7 @@ def group_range(matrices: Tensor) -> float:
     >>> group_range(torch.tensor([[1.0, -1.0, 1.0, -1.0]]))
     4.0
     """
-    if matrices.is_complex():
+    if matrices.dtype.is_complex:
         return math.nan
     rows = sampled_rows(matrices)
     total = float(rows.square().sum(dtype=torch.float64))

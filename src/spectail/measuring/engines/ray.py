@@ -168,7 +168,9 @@ class _Driver:
     def _start(self, task: _Task) -> None:
         """Hand one task to Ray, with the CPUs and the memory that its layer needs."""
         run = self.plan.run
-        cost = estimate(task.layer, run.spec, run.window, full_spectrum=run.full_spectrum)
+        cost = estimate(
+            task.layer, run.spec, run.window, full_spectrum=run.full_spectrum, traps=run.traps
+        )
         # A layer that takes longer than an equal share of the run would be waited for at the end.
         share = self.seconds / max(1, self.capacity.cpus)
         wanted = 1 if self.gpu else math.ceil(cost.seconds() / share) if share else 1

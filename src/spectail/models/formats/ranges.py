@@ -108,12 +108,27 @@ def stored_tensor(name: str, array: StoredArray) -> LazyTensor:
 
 def is_remote(tensor: LazyTensor) -> bool:
     """Return whether the tensor lies in a remote file as plain numbers, readable in pieces."""
+    array = _array_of(tensor)
+    return array is not None and array.file.remote
+
+
+def reads_rows(tensor: LazyTensor) -> bool:
+    """Return whether some of the tensor's rows are read without the others."""
     read = tensor.read
-    return (
-        isinstance(read, partial)
-        and read.func is StoredArray.read
-        and bool(read.args[0].file.remote)
-    )
+    if isinstance(read, partial) and read.func is piece_of:
+        return True
+    array = _array_of(tensor)
+    # What is not stored row by row, such as Fortran's arrays, has its rows scattered in the file.
+    return array is not None and list(array.strides) == sorted(array.strides, reverse=True)
+
+
+def _array_of(tensor: LazyTensor) -> StoredArray | None:
+    """Return where the tensor lies in a file, or None if it is computed from what lies there."""
+    read = tensor.read
+    if isinstance(read, partial) and read.func is StoredArray.read:
+        array: StoredArray = read.args[0]
+        return array
+    return None
 
 
 def permuted_tensor(stored: LazyTensor, axes: Sequence[int]) -> LazyTensor:

@@ -18,6 +18,7 @@ Arrange: TypeAlias = Callable[[Tensor], Tensor]
 """Turns a piece into (n_matrices, rows, cols): see ``arrange``."""
 _BAND_AXES: dict[Arrange, int] = {as_one: 0, transposed: 1}
 """:attr:`Part.band_axis` by arrangement."""
+_SHORT = {torch.float16, torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,17 @@ class Part:
         return _BAND_AXES.get(self.arrange)
 
     def read_band(self, tensor: LazyTensor, start: int, stop: int) -> Tensor:
-        """Read a band of one matrix along ``band_axis``, without the rest, as (1, rows, cols)."""
+        """Read a band of one matrix along ``band_axis``, without the rest, as (1, rows, cols).
+
+        Floats of 16 bits stay as they are: where bands are read, memory counts.
+        """
         index: Index = (*self.index, slice(start, stop))
         if self.index and isinstance(self.index[-1], slice):
             # The part is itself a band of the stored rows.
             first = range(tensor.shape[len(self.index) - 1])[self.index[-1]].start
             index = (*self.index[:-1], slice(first + start, first + stop))
-        return self.arrange(as_float(tensor.read(index)))
+        band = tensor.read(index)
+        return self.arrange(band if band.dtype in _SHORT else as_float(band))
 
     def view(self, tensor: Tensor) -> Tensor:
         """Arrange a tensor in memory without changing its type: a view if the layout allows one."""
