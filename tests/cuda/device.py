@@ -26,6 +26,7 @@ TOLERANCES: dict[str, float] = {
     **dict.fromkeys(
         ("lambda_max", "stable_rank", "alpha_weighted", "log_spectral_norm", "trap_ratio"), 1e-6
     ),
+    "relative_change": 1e-6,
     **dict.fromkeys(("ks_p", "lognormal_ratio", "exponential_ratio", "trap_p", "null_z"), 1e-6),
     **dict.fromkeys(("alpha_se", "ks", "log_norm", "weight_var", "entropy", "snr"), 1e-8),
 }
@@ -33,13 +34,18 @@ TOLERANCES: dict[str, float] = {
 bars and logarithms near 0 magnify differences of eigenvalues."""
 
 
-def compare(found: Any, expected: Any, *, without: tuple[str, ...] = ()) -> None:
-    """Compare two tables, and list every number that differs by more than it may."""
+def compare(
+    found: Any, expected: Any, *, without: tuple[str, ...] = (), least: float = 0.0
+) -> None:
+    """Compare two tables, and list every number that differs by more than it may.
+
+    ``least`` is allowed for every number: for weights that torch computes in float32.
+    """
     left, right = (table.set_index("name").sort_index() for table in (found, expected))
     assert list(left.index) == list(right.index)
     wrong = []
     for column in right.columns.difference(["seconds", *without]):
-        tolerance = TOLERANCES.get(column, EXACT)
+        tolerance = max(least, TOLERANCES.get(column, EXACT))
         for name, a, b in zip(left.index, left[column], right[column], strict=True):
             if not _agree(a, b, tolerance):
                 wrong.append(f"{name} {column}: {a!r}, on the CPU {b!r}")

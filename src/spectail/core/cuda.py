@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -56,6 +57,16 @@ def stacked_eigenvalues(
         found[done : done + count] = values
         done += len(taken)
     return found
+
+
+@lru_cache
+def start_solver(device: str) -> None:
+    """Load the solvers of a GPU; call it before several threads use them.
+
+    torch loads them at their first use, and fails where two threads come at the same time ("lazy
+    wrapper should be called at most once").
+    """
+    torch.linalg.eigvalsh(torch.eye(2, dtype=torch.float64, device=device))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

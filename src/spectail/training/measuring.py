@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from spectail.core.cuda import start_solver
 from spectail.core.measure import common_window, too_small
 from spectail.core.spec import Spec
 from spectail.core.threads import on_one_core
@@ -111,6 +112,8 @@ def measure_now(plan: Plan, layers: Sequence[Layer], group: Any) -> list[LayerRe
 def measure_beside(plan: Plan, layers: Sequence[Layer]) -> Future[list[LayerRecord]]:
     """Measure copies of the layers in a thread on one core, while training goes on."""
     copies = [layer if layer.part is None else _copied(layer, plan.device) for layer in layers]
+    if torch.device(plan.device).type == "cuda":
+        start_solver(plan.device)
     # The measuring stream must wait until the copies are made on the training stream.
     ready = (
         torch.cuda.current_stream(plan.device).record_event()

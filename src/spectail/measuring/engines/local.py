@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from spectail.core.cuda import start_solver
 from spectail.core.threads import on_one_core, single_threaded, spread_over
 from spectail.measuring.layer import Plan, measure_layer
 from spectail.models.source import Layer
@@ -81,6 +82,7 @@ def _started_on(plan: Plan) -> tuple[Plan, list[Any]]:
         return plan, []
     # "cuda" means the caller's own GPU, and every new thread begins with the first one.
     device = torch.empty(0, device=plan.device).device
+    start_solver(str(device))
     streams = _streams(str(device))
     for stream in streams:
         stream.wait_stream(torch.cuda.current_stream(device))
