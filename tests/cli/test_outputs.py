@@ -47,6 +47,7 @@ COMMANDS = {
         "--max-sequences",
         "2",
     ],
+    "sensitivity": ["{in}/model", "--calibration", "{in}/text.txt", "--seq-len", "16"],
     "prune": [
         "{in}/model",
         "--method",
@@ -62,6 +63,7 @@ NUMBERS = {
     "compare": "No layer moved",
     "allocate": "sparsity 0.5",
     "evaluate": "perplexity",
+    "sensitivity": "sensitivities of 14 layers",
     "prune": "sparsity",
 }
 """What is printed of the numbers; an export has none."""

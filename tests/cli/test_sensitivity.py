@@ -126,6 +126,8 @@ def test_a_killed_command_goes_on(inputs: Path, tmp_path: Path, how: signal.Sign
         (["--exclude", "nothing"], "exclude 'nothing' matches none of the"),
         (["--kind", "z"], "z"),
         (["--calibration", "none.txt"], "none.txt"),
+        (["--device", "abacus"], "abacus"),
+        (["--dtype", "int3"], "dtype must be one of auto, float32, bfloat16, float16, not 'int3'"),
         (["--seq-len", "1000"], "the calibration text has 300 tokens, and one sequence takes 1000"),
     ],
     ids=lambda x: x[0] if isinstance(x, list) else "",

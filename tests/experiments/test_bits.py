@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.bits.__main__ import main
+import spectail as st
+from experiments.bits.__main__ import QUICK, main
 from experiments.bits.rules import RULES, WIDTHS, Layers, real_bits, widths
 from experiments.bits.subject import Subject
 from experiments.bits.summary import tables
@@ -90,18 +91,21 @@ def test_weights_are_rounded_and_come_back() -> None:
     assert torch.equal(weight.read(), first)
 
 
-def test_sensitivity_is_the_divergence_per_error() -> None:
-    subject = Subject(toy()[0], torch.float32)
-    tokens = torch.randint(256, (2, 16), generator=torch.Generator().manual_seed(0))
-    dense = subject.log_probabilities(tokens)
-    assert dense.shape == (8, 256)
-    small, large = (subject.sensitivity(tokens, dense, 2, t2) for t2 in (1e-4, 4e-4))
-    # Quadratic in the noise: per t^2 it is one number.
-    assert small == pytest.approx(large, rel=0.2)
-    assert small > 0
-    with torch.no_grad():
-        logits = subject.model(tokens).logits[:, 3::4].flatten(0, 1)
-    torch.testing.assert_close(dense, torch.log_softmax(logits, -1), rtol=1e-4, atol=1e-4)
+def test_sensitivities_are_those_of_the_library(quick: Path) -> None:
+    (journal,) = (path for path in quick.glob("*.jsonl"))
+    steps = dict(json.loads(line) for line in journal.read_text().splitlines()[1:])
+    found = {
+        name: value
+        for key, part in steps.items()
+        if key.startswith("noise")
+        for name, value in part.items()
+    }
+    model, tokenizer, texts = toy()
+    samples, seq_len = QUICK.noise_tokens
+    ids = st.calibration_tokens(
+        tokenizer, texts.calibration, samples=samples, seq_len=seq_len, model=model
+    )
+    assert found == pytest.approx(dict(st.sensitivities(model, ids, noise=QUICK.noise)), rel=1e-4)
 
 
 def test_a_quick_run_is_complete_and_consistent(quick: Path) -> None:

@@ -15,7 +15,8 @@ from spectail.cli.options import Device, Exclude, Kind, Quiet, Type
 from spectail.cli.terminal import Terminal
 from spectail.evaluation.bos import CHOICES, check_choice
 from spectail.evaluation.texts import HOW, read_text
-from spectail.models.live.language import open_language_model
+from spectail.measuring.device import usable_device
+from spectail.models.live.language import DTYPES, open_language_model
 from spectail.pruning.calibration import calibration_tokens
 from spectail.results.table import storable
 from spectail.sensitivity.measure import NOISE, sensitivities
@@ -44,6 +45,12 @@ Bos: TypeAlias = Annotated[
         help=f"Where the beginning-of-sequence token goes: {', '.join(CHOICES)}; see evaluate."
     ),
 ]
+Dtype: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        help=f"{', '.join(DTYPES)}. Rounding in bfloat16 hides sensitivities below about 0.03."
+    ),
+]
 Include: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(help="Also measure layers whose name matches this glob."),
@@ -66,6 +73,7 @@ def sensitivity(
     exclude: Exclude = None,
     kind: Kind = None,
     type: Type = None,
+    dtype: Dtype = "auto",
     device: Device = "cpu",
     fresh: Fresh = False,
     quiet: Quiet = False,
@@ -75,9 +83,10 @@ def sensitivity(
     check_free(out)
     check_writable(out)
     check_choice(bos)
+    device = usable_device(device)
     text = read_text(calibration)
     with Terminal(stderr=True, quiet=quiet).status("loading the model"):
-        model, tokenizer = open_language_model(source, device=device)
+        model, tokenizer = open_language_model(source, dtype, device)
     tokens = calibration_tokens(
         tokenizer, text, samples=samples, seq_len=seq_len, seed=seed, bos=bos, model=model
     )
