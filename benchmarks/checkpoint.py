@@ -27,7 +27,7 @@ from benchmarks.common import run_command
 from benchmarks.weights import LLAMA, LLAMA_70B, write_checkpoint, write_sample
 from spectail.core.tolerance import FIRST
 from spectail.measuring.cost import Cost, estimate
-from spectail.measuring.layer import FEWEST_BANDS
+from spectail.measuring.reading import FEWEST_BANDS
 from spectail.models.open import open_source
 from spectail.models.source import Layer, Source
 

@@ -32,10 +32,10 @@ from spectail.measuring.planning import make_plan
 
 CUTOFFS = ("median", "peak", "ks")
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")
-TIMED_SCAN = 3e8
+TIMED_SCAN = 1e8
 """Values that a timed scan of the plain loop looks at; a longer one tries one
 xmin in several and is scaled up."""
-COMPARED = 30_000
+COMPARED = 12_000
 """Eigenvalues on which alphas are compared: the first windows, so that
 the plain scan takes seconds."""
 ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
@@ -64,8 +64,8 @@ class Case:
 CASES = {
     "demo": Case(),
     "1024": Case((1024, 1024)),
-    "1024_grid": Case((1024, 1024), 512, "grid:10", tail_fits=("median",)),
-    "2048_grid": Case((2048, 2048), 1000, "grid:10", tail_fits=("median",)),
+    "1024_grid": Case((1024, 1024), 512, "grid:10", few=24, tail_fits=("median",)),
+    "2048_grid": Case((2048, 2048), 1000, "grid:10", few=12, tail_fits=()),
     "4096_grid": Case((4096, 4096), 2000, "grid:10", few=4, tail_fits=(), warm_ups=0),
 }
 QUICK = {"quick": Case((96, 128), 64, "grid:3", few=4)}

@@ -9,9 +9,10 @@ float64 anyway.
 
 On the CPU the work is done by NumPy's BLAS and LAPACK: its product of a matrix with its own
 transpose takes half the work of a general product, and it solves stacks without holding Python's
-lock. Small windows are solved by MKL, where torch has it. ``benchmarks/solvers.py`` times the alternatives. float32 would save at most a quarter of the
-time, but cannot tell the smallest eigenvalues of a square window from zero, and a bound on its
-error in alpha is too loose to decide anything (``benchmarks/precision.py``).
+lock. Small windows are solved by MKL, where torch has it. ``benchmarks/solvers.py`` times the
+alternatives. float32 would save at most a quarter of the time, but cannot tell the smallest
+eigenvalues of a square window from zero, and a bound on its error in alpha is too loose to decide
+anything (``benchmarks/precision.py``).
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def _on_cpu(
             cuts = (_cut(matrices, strip, window, scale) for strip in strips)
             values = np.stack([np.linalg.svd(cut, compute_uv=False)[::-1] ** 2 for cut in cuts])
         else:
-            values = _solved(_grams(matrices, strips, window, scale))
+            values = symmetric_eigenvalues(_grams(matrices, strips, window, scale))
         places = [(place, strip.matrix) for strip in strips for place in strip.places]
         # Every thread writes to places of its own, so no lock is needed.
         found[tuple(np.transpose(places))] = values
@@ -141,11 +142,12 @@ def _on_cpu(
     return found
 
 
-def _solved(grams: NDArray[Any]) -> Array:
-    """Return the ascending eigenvalues of Hermitian matrices, stacked.
+def symmetric_eigenvalues(grams: NDArray[Any]) -> Array:
+    """Return the ascending eigenvalues of symmetric (or Hermitian) matrices in double precision.
 
-    LAPACK expects matrices column by column. Given the transpose, which has the same eigenvalues,
-    both libraries copy it in the order in which it lies in memory.
+    ``grams`` is a stack, (n, side, side). LAPACK expects matrices column by column. Given the
+    transpose, which has the same eigenvalues, both libraries copy it in the order in which it lies
+    in memory.
     """
     side = grams.shape[-1]
     if torch.backends.mkl.is_available() and side <= _MKL_SIDE and side % _MKL_STEP == 0:
