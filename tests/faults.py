@@ -31,29 +31,39 @@ from safetensors.torch import save_file
 
 from experiments import common
 from spectail.allocation.allocation import Allocation
-from spectail.cli import run
+from spectail.cli import COMMANDS, run
 from tests.conftest import weights
 from tests.language import llama, tokenizer, words
 
 WRITES = ("open", "os.mkdir", "os.truncate", "tempfile.mkdtemp", "os.write", "os.fsync")
 """Operations that need room on the disk."""
+TEXTS = ("results.json", "steps.jsonl", "ppl.json", "page.md", "types.txt", "card.md")
+"""Files that are the same after every run."""
 EVENTS = (*WRITES, "os.rename", "os.remove", "os.rmdir", "fcntl.flock", "os.close")
 
 
 def commands(inputs: Path, out: Path) -> dict[str, list[str]]:
     """Every command that writes, with what it writes in ``out``."""
     model, language = str(inputs / "model.safetensors"), str(inputs / "language")
+    other = str(inputs / "other.safetensors")
     run_, allocation = str(inputs / "run"), str(inputs / "allocation.json")
     text = ["--text", str(inputs / "text.txt"), "--seq-len", "20", "--max-sequences", "2"]
     uniform = ["--method", "magnitude", "--allocation", "uniform", "--sparsity", "0.5"]
+    few = ["--calibration", str(inputs / "text.txt"), "--seq-len", "16", "--kind", "q,up"]
     budget = ["--target", "sparsity", "--budget", "0.5", "--missing", "mean"]
     return {
         "analyze": ["analyze", model, "--out", str(out / "run")],
         "fresh": ["analyze", model, "--fresh", "--cutoff", "top:0.2", "--out", str(out / "run")],
+        "traps": ["analyze", model, "--traps", "--erg", "--out", str(out / "run")],
+        "base": ["analyze", model, "--base", other, "--out", str(out / "run")],
+        "checkpoints": ["analyze", model, other, "--out", str(out / "runs")],
+        "merge": ["merge", str(inputs / "parts"), "--out", str(out / "run")],
+        "card": ["card", run_, "--out", str(out / "new" / "card.md")],
         "compare": ["compare", run_, run_, "--out", str(out / "new" / "page.html")],
         "allocate": ["allocate", run_, *budget, "--out", str(out / "new" / "allocation.json")],
         "export": ["export", allocation, "--to", "llama.cpp", "--out", str(out / "types.txt")],
         "evaluate": ["evaluate", language, *text, "--out", str(out / "new" / "ppl.json")],
+        "sensitivity": ["sensitivity", language, *few, "--out", str(out / "new" / "s.json")],
         "prune": ["prune", language, *uniform, "--out", str(out / "new" / "pruned")],
         "experiment": ["experiment", str(out / "work")],
     }
@@ -61,15 +71,18 @@ def commands(inputs: Path, out: Path) -> dict[str, list[str]]:
 
 def prepare(inputs: Path) -> int:
     """Write the models and results that the commands read."""
-    save_file(
-        {name: weight for name, weight in weights(blocks=2).items() if "mlp" not in name},
-        inputs / "model.safetensors",
-    )
+    for seed, name in enumerate(("model", "other")):
+        whole = weights(seed, blocks=2)
+        some = {name: weight for name, weight in whole.items() if "mlp" not in name}
+        save_file(some, inputs / f"{name}.safetensors")
     language = llama()
     language.save_pretrained(inputs / "language")
     tokenizer().save_pretrained(inputs / "language")
     (inputs / "text.txt").write_text(words(100))
     code = run(["analyze", str(inputs / "language"), "--out", str(inputs / "run"), "--quiet"])
+    for shard in ("1/2", "2/2"):
+        part = ["analyze", str(inputs / "model.safetensors"), "--shard", shard, "--quiet"]
+        code += run([*part, "--out", str(inputs / "parts")])
     bits = ["--target", "bits", "--budget", "4", "--out", str(inputs / "allocation.json")]
     return code + run(["allocate", str(inputs / "run"), *bits, "--missing", "mean", "--quiet"])
 
@@ -200,12 +213,13 @@ def numbers(out: Path) -> Any:
     """What a command has measured, without times."""
     found: dict[str, Any] = {}
     for path in sorted(out.rglob("*")):
+        name = str(path.relative_to(out))
         if path.suffix == ".parquet":
-            found[path.name] = pd.read_parquet(path).drop(columns="seconds").to_json()
-        elif path.name in {"results.json", "steps.jsonl", "ppl.json", "page.md", "types.txt"}:
-            found[path.name] = path.read_text()
+            found[name] = pd.read_parquet(path).drop(columns="seconds").to_json()
+        elif path.name in TEXTS:
+            found[name] = path.read_text()
         elif path.name == "allocation.json":
-            found[path.name] = dict(Allocation.load(path))
+            found[name] = dict(Allocation.load(path))
     return found
 
 
@@ -313,7 +327,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     # Imported before the forks, so that they do not read files of their own.
     with contextlib.redirect_stdout(io.StringIO()):
-        for name in ("analyze", "compare", "allocate", "export", "evaluate", "prune"):
+        for name in COMMANDS:
             run([name, "--help"])
     folder, every, names, kinds = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
     made, why = in_child(lambda: prepare(folder))

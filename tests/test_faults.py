@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-FAST = "analyze,compare,allocate,export,experiment"
-SLOW = "analyze,fresh,compare,allocate,export,evaluate,prune,experiment"
+FAST = "analyze,checkpoints,merge,card,compare,allocate,export,experiment"
+SLOW = (
+    "analyze,fresh,traps,base,checkpoints,merge,card,compare,allocate,export,evaluate,"
+    "sensitivity,prune,experiment"
+)
 
 
 def run(folder: Path, every: int, names: str, kinds: str) -> subprocess.CompletedProcess[str]:

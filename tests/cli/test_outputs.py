@@ -23,18 +23,24 @@ from tests.language import llama, tokenizer, words
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A language model, a text, an analysis of the model and an allocation of bits."""
+    """A language model, a text, an analysis of the model, its parts and an allocation of bits."""
     folder = tmp_path_factory.mktemp("inputs")
     llama().save_pretrained(folder / "model")
     tokenizer().save_pretrained(folder / "model")
     (folder / "text.txt").write_text(words(100))
     run(["analyze", str(folder / "model"), "--out", str(folder / "run"), "--quiet"])
+    for shard in ("1/2", "2/2"):
+        part = ["analyze", str(folder / "model"), "--shard", shard, "--quiet"]
+        run([*part, "--out", str(folder / "parts")])
     allocation(dict.fromkeys(llama_names(), 4), "bits").save(folder / "bits.json")
     return folder
 
 
 COMMANDS = {
     "analyze": ["{in}/model"],
+    "checkpoints": ["{in}/model", "{in}/model/model.safetensors"],
+    "merge": ["{in}/parts"],
+    "card": ["{in}/run"],
     "compare": ["{in}/run", "{in}/run"],
     "allocate": ["{in}/run", "--target", "sparsity", "--budget", "0.5", "--missing", "mean"],
     "export": ["{in}/bits.json", "--to", "llama.cpp"],
@@ -63,7 +69,6 @@ NUMBERS = {
     "compare": "No layer moved",
     "allocate": "sparsity 0.5",
     "evaluate": "perplexity",
-    "sensitivity": "sensitivities of 14 layers",
     "prune": "sparsity",
 }
 """What is printed of the numbers; an export has none."""
@@ -71,7 +76,7 @@ NUMBERS = {
 
 def command(name: str, inputs: Path, out: Path) -> list[str]:
     arguments = [word.replace("{in}", str(inputs)) for word in COMMANDS[name]]
-    return [name, *arguments, "--out", str(out)]
+    return ["analyze" if name == "checkpoints" else name, *arguments, "--out", str(out)]
 
 
 def one_line(text: str) -> str:
@@ -93,7 +98,7 @@ def test_a_file_of_the_user_stays(
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize("name", ["compare", "allocate", "export"])
+@pytest.mark.parametrize("name", ["card", "compare", "allocate", "export"])
 def test_a_file_of_another_command_stays(
     name: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,7 +111,7 @@ def test_a_file_of_another_command_stays(
         assert out.read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["analyze", "compare", "allocate"])
+@pytest.mark.parametrize("name", ["analyze", "checkpoints", "merge", "card", "compare", "allocate"])
 def test_the_same_command_runs_twice(name: str, inputs: Path, tmp_path: Path) -> None:
     for _ in range(2):
         assert run([*command(name, inputs, tmp_path / "out"), "--quiet"]) == 0
@@ -189,7 +194,7 @@ def test_a_read_only_folder_is_one_line_each(inputs: Path, public: Path) -> None
     shutil.copytree(inputs, public / "inputs")
     for path in (public, *public.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    names = ["analyze", "compare", "allocate", "export"]
+    names = ["analyze", "checkpoints", "merge", "card", "compare", "allocate", "export"]
     commands = ["|".join(command(name, public / "inputs", folder / name)) for name in names]
     done = subprocess.run(
         [sys.executable, "-c", AS_SOMEBODY_ELSE, public / "root", *commands],
