@@ -14,7 +14,7 @@ import multiprocessing
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,7 +29,7 @@ from .attacks.read_back import READ_BACK, write
 from .targets import TARGETS, Target, measure
 from .watch import Finding
 
-AT_ONCE = 5000
+AT_ONCE = 1000
 """Inputs per process."""
 SILENCE = 120
 """Seconds after which a process that reports nothing is ended."""
@@ -73,30 +73,45 @@ def batch(target: Target, seed: int, start: int, stop: int) -> list[dict[str, An
     return found
 
 
-def fuzz(target: Target, seed: int | None, count: int, until: float, folder: Path) -> int:
-    """Run a target up to its ``count``-th input; returns the number of findings."""
+def fuzz(target: Target, seed: int | None, count: int, folder: Path) -> bool:
+    """Run the next inputs of a target, at most up to its ``count``-th; False if none is left."""
     path = folder / f"{target.name}.json"
     state = json.loads(path.read_text()) if path.exists() else {}
     if not state or seed not in {None, state["seed"]}:
         fresh = int(time.time()) if seed is None else seed
         state = {"seed": fresh, "done": 0, "seconds": 0.0, "findings": 0}
+    start, began = state["done"], time.monotonic()
+    stop = min(start + AT_ONCE, count)
+    if start >= stop:
+        return False
     target.good()  # the seeds are made once, before the processes that share them
-    while state["done"] < count and time.monotonic() < until:
-        start, began = state["done"], time.monotonic()
-        stop = min(start + AT_ONCE, count)
-        found = batch(target, state["seed"], start, stop)
-        with (folder / "findings.jsonl").open("a") as file:
-            for finding in found:
-                file.write(json.dumps({"seed": state["seed"]} | finding) + "\n")
-        state["done"], state["findings"] = stop, state["findings"] + len(found)
-        state["seconds"] += time.monotonic() - began
-        path.write_text(json.dumps(state))
-        print(
-            f"{target.name}: {stop:,} inputs of seed {state['seed']}, {state['seconds']:.0f} s, "
-            f"{state['findings']} findings",
-            flush=True,
-        )
-    return int(state["findings"])
+    found = batch(target, state["seed"], start, stop)
+    with (folder / "findings.jsonl").open("a") as file:
+        for finding in found:
+            file.write(json.dumps({"seed": state["seed"]} | finding) + "\n")
+    state["done"], state["findings"] = stop, state["findings"] + len(found)
+    state["seconds"] += time.monotonic() - began
+    path.write_text(json.dumps(state))
+    print(
+        f"{target.name}: {stop:,} inputs of seed {state['seed']}, {state['seconds']:.0f} s, "
+        f"{state['findings']} findings",
+        flush=True,
+    )
+    return True
+
+
+def fuzz_all(names: Iterable[str], seed: int | None, count: int, until: float, folder: Path) -> int:
+    """Run the targets in turn until all are done or the time is up; returns the findings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = list(names)
+    while waiting:
+        for name in list(waiting):
+            if time.monotonic() > until:
+                waiting = []
+            elif not fuzz(TARGETS[name], seed, count, folder):
+                waiting.remove(name)
+    states = (folder / f"{name}.json" for name in names)
+    return sum(json.loads(path.read_text())["findings"] for path in states if path.exists())
 
 
 def attack(name: str, prepare: Callable[[Path], Path], read: Callable[[Path], object]) -> int:
@@ -170,11 +185,9 @@ def main() -> int:
         return 0
     if given.attacks:
         return int(attacks() > 0)
-    given.folder.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + given.seconds
-    names = given.target or TARGETS
-    found = [fuzz(TARGETS[n], given.seed, given.count, until, given.folder) for n in names]
-    return int(sum(found) > 0)
+    names = given.target or list(TARGETS)
+    return int(fuzz_all(names, given.seed, given.count, until, given.folder) > 0)
 
 
 if __name__ == "__main__":

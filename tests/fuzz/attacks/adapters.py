@@ -70,6 +70,25 @@ ADAPTERS: dict[str, Attack] = {
     "an alpha that is a matrix": lambda d: b.adapter(d, b.LORA | {"alpha": (16, 16)}),
     "a peft type that is a list": lambda d: b.adapter(d, b.LORA, {"peft_type": ["LORA"]}),
     "a peft type that is a pattern": lambda d: b.adapter(d, b.LORA, {"peft_type": "(a+)+$[" * 50}),
+    **{
+        f"{key}: {str(value)[:24]}": lambda d, key=key, value=value: b.adapter(
+            d, b.LORA, {key: value}
+        )
+        for key, value in (
+            ("r", -1),
+            ("r", 1.5),
+            ("lora_alpha", float("nan")),
+            ("lora_alpha", "8"),
+            ("rank_pattern", {"q_proj": -1}),
+            ("rank_pattern", {"q_proj": 10**400}),
+            ("rank_pattern", [4]),
+            ("alpha_pattern", {"q_proj": "x"}),
+            ("use_rslora", "no"),
+            ("target_parameters", [3]),
+            ("lora_parameters", [1]),
+            ("lora_parameters", {"scale": [], "rank": -4}),
+        )
+    },
     "two bases that name each other": lambda d: _circle(d),
 }
 

@@ -64,6 +64,19 @@ CONFIG: dict[str, Attack] = {
         d, [{"path": "."}, {"path": ""}, {"path": "./."}]
     ),
     "modules of a path of 100,000 letters": lambda d: _modules(d, [{"path": "x" * 100_000}]),
+    **{
+        f"{key} of {str(value)[:12]}": lambda d, key=key, value=value: b.model_with(
+            d, {"hidden_size": 32, "num_attention_heads": 4, key: value}
+        )
+        for key in ("num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim")
+        for value in (-1, 0, 1.5, 10**400, "4", [4, -4], {"a": 4})
+    },
+    **{
+        f"{method} with {key} of {str(value)[:12]}": lambda d, said=said: _gptq(d, said)
+        for method in ("gptq", "awq", "bitsandbytes", "compressed-tensors")
+        for key, value in (("bits", -1), ("bits", 3.7), ("bits", 10**400), ("group_size", -2))
+        for said in [{"quant_method": method, "bits": 4, "group_size": 32, key: value}]
+    },
     "latest step elsewhere": lambda d: b.put(d, "latest", "../../etc\0").parent,
     "a snapshot with NUL": lambda d: _snapshot(d, "\0"),
 }
