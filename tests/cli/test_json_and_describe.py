@@ -17,6 +17,7 @@ from torch import nn
 
 import spectail as st
 from spectail.cli import run
+from tests.conftest import weights
 
 
 def _json(arguments: list[str], capfd: pytest.CaptureFixture[str], code: int = 0) -> Any:
@@ -150,6 +151,28 @@ def test_what_describe_says_is_what_analyze_does(checkpoint: Path, preset: str) 
     assert said[[*same, "n_windows"]].equals(done[[*same, "n_windows"]])
     skipped = done["status"] == "skipped"
     assert list(said["reason"][skipped]) == list(done["reason"][skipped])
+
+
+def test_describe_takes_a_base_as_analyze_does(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    base = weights(seed=1)
+    del base["model.layers.1.self_attn.q_proj.weight"]
+    base["model.layers.0.self_attn.q_proj.weight"] = torch.ones(8, 8)
+    save_file(base, tmp_path / "base.safetensors")
+    arguments = [str(checkpoint), "--base", str(tmp_path / "base.safetensors"), "--json"]
+    said = _json(["describe", *arguments], capfd)
+    done = _json(["analyze", *arguments], capfd)
+    same = ("name", "rows", "cols", "status", "n_windows")
+    assert [[x[key] for key in same] for x in said["layers"]] == [
+        [x[key] for key in same] for x in done["layers"]
+    ]
+    skipped = {x["name"]: x["reason"] for x in said["layers"] if x["status"] == "skipped"}
+    assert "the base has no layer of this name" in skipped["model.layers.1.self_attn.q_proj"]
+    assert "difference is not defined" in skipped["model.layers.0.self_attn.q_proj"]
+    assert said["source"].endswith("minus base.safetensors")
+    assert run(["describe", str(checkpoint), "--base", str(tmp_path / "none.safetensors")]) == 2
+    assert "no such file or folder" in capfd.readouterr().err
 
 
 def _huge(path: Path, blocks: int = 80) -> int:

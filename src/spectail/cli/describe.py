@@ -8,6 +8,7 @@ import typer
 
 from spectail.cli.analyze import (
     AspectRatio,
+    Base,
     FullSpectrum,
     Include,
     PlacementText,
@@ -34,6 +35,7 @@ from spectail.results.table import storable
 
 def describe(
     source: Source,
+    base: Base = None,
     preset: Preset = "farms",
     aspect_ratio: AspectRatio = None,
     window: WindowSize = None,
@@ -57,6 +59,7 @@ def describe(
         description = describe_source(
             source,
             spec=spec_of(preset, aspect_ratio=aspect_ratio, **options),
+            base=base,
             include=include or (),
             exclude=exclude or (),
             kinds=kind or (),

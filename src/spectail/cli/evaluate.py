@@ -28,7 +28,8 @@ _BOS = (
 Source: TypeAlias = Annotated[
     str,
     typer.Argument(
-        metavar="SOURCE", help="demo, a model folder that transformers loads, or a .gguf file."
+        metavar="SOURCE",
+        help="demo, a model folder that transformers loads, a .gguf file, a hub id or hf://.",
     ),
 ]
 Text: TypeAlias = Annotated[str | None, typer.Option(help=f"Text for token perplexity: {HOW}.")]

@@ -58,7 +58,7 @@ Source: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="demo, a model folder that transformers loads, a .gguf file or a hub id.",
+        help="demo, a model folder that transformers loads, a .gguf file, a hub id or hf://.",
     ),
 ]
 Sparsity: TypeAlias = Annotated[

@@ -158,6 +158,7 @@ def describe(
     source: Any,
     *,
     spec: Spec = presets.FARMS,
+    base: Any = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     kinds: str | Sequence[str] = (),
@@ -175,6 +176,7 @@ def describe(
         plan = make_plan(
             source,
             spec=spec,
+            base=base,
             device="cpu",
             include=include,
             exclude=exclude,
