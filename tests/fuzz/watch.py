@@ -90,12 +90,16 @@ def age(folder: Path) -> int:
     return sum(path.stat().st_size for path in files)
 
 
+def _at_once(fd: Any) -> None:
+    """Stand in for ``os.fsync``."""
+
+
 def limit() -> None:
     """Limit the address space of this process, and let it end when its time is used up."""
     warnings.simplefilter("ignore")
     # Half of the time of an input would go into reading versions and waiting for the disk.
     importlib.metadata.version = cache(importlib.metadata.version)
-    os.fsync = lambda descriptor: None
+    os.fsync = _at_once
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     most = _virtual_memory() + 4 * 2**30
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

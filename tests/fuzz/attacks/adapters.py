@@ -9,6 +9,12 @@ from typing import Any
 from .. import builders as b
 from ..builders import Attack
 
+
+def _stated(key: str, value: Any) -> Attack:
+    """A LoRA whose configuration states this value."""
+    return lambda folder: b.adapter(folder, b.LORA, {key: value})
+
+
 ADAPTERS: dict[str, Attack] = {
     "a LoRA that asks for 8 TB": lambda d: b.adapter(
         d, {"lora_A.weight": (0, 2**20), "lora_B.weight": (2**20, 0)}, {"r": 1}
@@ -71,9 +77,7 @@ ADAPTERS: dict[str, Attack] = {
     "a peft type that is a list": lambda d: b.adapter(d, b.LORA, {"peft_type": ["LORA"]}),
     "a peft type that is a pattern": lambda d: b.adapter(d, b.LORA, {"peft_type": "(a+)+$[" * 50}),
     **{
-        f"{key}: {str(value)[:24]}": lambda d, key=key, value=value: b.adapter(
-            d, b.LORA, {key: value}
-        )
+        f"{key}: {str(value)[:24]}": _stated(key, value)
         for key, value in (
             ("r", -1),
             ("r", 1.5),

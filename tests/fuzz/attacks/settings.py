@@ -9,6 +9,19 @@ from typing import Any
 from .. import builders as b
 from ..builders import Attack
 
+
+def _stated(key: str, value: Any) -> Attack:
+    """A small model whose configuration states this value."""
+    config = {"hidden_size": 32, "num_attention_heads": 4, key: value}
+    return lambda folder: b.model_with(folder, config)
+
+
+def _quantised(method: str, key: str, value: Any) -> Attack:
+    """A GPTQ weight whose quantiser states this value."""
+    said = {"quant_method": method, "bits": 4, "group_size": 32, key: value}
+    return lambda folder: _gptq(folder, said)
+
+
 CONFIG: dict[str, Attack] = {
     "heads of -2": lambda d: b.model_with(d, {"num_attention_heads": -2, "hidden_size": 32}),
     "heads of 10^400": lambda d: b.model_with(
@@ -65,17 +78,14 @@ CONFIG: dict[str, Attack] = {
     ),
     "modules of a path of 100,000 letters": lambda d: _modules(d, [{"path": "x" * 100_000}]),
     **{
-        f"{key} of {str(value)[:12]}": lambda d, key=key, value=value: b.model_with(
-            d, {"hidden_size": 32, "num_attention_heads": 4, key: value}
-        )
+        f"{key} of {str(value)[:12]}": _stated(key, value)
         for key in ("num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim")
         for value in (-1, 0, 1.5, 10**400, "4", [4, -4], {"a": 4})
     },
     **{
-        f"{method} with {key} of {str(value)[:12]}": lambda d, said=said: _gptq(d, said)
+        f"{method} with {key} of {str(value)[:12]}": _quantised(method, key, value)
         for method in ("gptq", "awq", "bitsandbytes", "compressed-tensors")
         for key, value in (("bits", -1), ("bits", 3.7), ("bits", 10**400), ("group_size", -2))
-        for said in [{"quant_method": method, "bits": 4, "group_size": 32, key: value}]
     },
     "latest step elsewhere": lambda d: b.put(d, "latest", "../../etc\0").parent,
     "a snapshot with NUL": lambda d: _snapshot(d, "\0"),
