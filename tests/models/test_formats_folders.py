@@ -338,6 +338,11 @@ NOT_OPENED: dict[str, Any] = {
         "download the file again",
     ),
     "empty": (lambda d: d, "holds no weights", "it is empty"),
+    "only folders": (
+        lambda d: foreign(d, "part-1-of-2/analysis.json"),
+        "holds no weights",
+        "it holds only folders and hidden files",
+    ),
     "only a tokenizer": (
         lambda d: foreign(d, "tokenizer.json", "vocab.json"),
         "only a tokenizer",

@@ -173,11 +173,9 @@ def without_weights(folder: FilePath) -> SourceError:
             f"{folder} holds no weights, only {what} ({files[0]}...); "
             "download the weights beside them"
         )
-    holds = (
-        f"it holds {', '.join(files[:3])}{'...' if len(files) > 3 else ''}"
-        if files
-        else "it is empty"
-    )
+    holds = "it holds only folders and hidden files" if any(folder.iterdir()) else "it is empty"
+    if files:
+        holds = f"it holds {', '.join(files[:3])}{'...' if len(files) > 3 else ''}"
     return SourceError(
         f"{folder} holds no weights; expected model.safetensors, an index of shards, "
         "adapter_model.safetensors, pytorch_model.bin, "
