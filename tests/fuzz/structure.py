@@ -28,7 +28,7 @@ def _number(rng: Random, size: int) -> int:
 def _packed(code: str, number: int) -> bytes:
     """A number in a ``struct`` code, cut to its width."""
     width = struct.calcsize(f"<{code}")
-    return (number % 2 ** (8 * width)).to_bytes(width, "little")
+    return (number % (1 << 8 * width)).to_bytes(width, "little")
 
 
 def safetensors_entries(rng: Random, content: bytes) -> bytes:
