@@ -17,15 +17,8 @@ import torch
 
 import spectail as st
 from experiments.common import ROOT
-from experiments.control_study import (
-    Candidate,
-    Grid,
-    Study,
-    of_factors,
-    options_of,
-    rule_of,
-    run,
-)
+from experiments.control_runs import options_of, run
+from experiments.control_study import Candidate, Grid, Study, of_factors, rule_of
 from experiments.controls import depth_order
 from experiments.images.data import FASHION, Images, drawn, load
 from experiments.images.networks import NETWORKS

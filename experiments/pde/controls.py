@@ -15,15 +15,8 @@ from typing import Any
 
 import spectail as st
 from experiments.common import ROOT, WORK, Journal
-from experiments.control_study import (
-    Candidate,
-    Grid,
-    Study,
-    of_factors,
-    options_of,
-    rule_of,
-    run,
-)
+from experiments.control_runs import options_of, run
+from experiments.control_study import Candidate, Grid, Study, of_factors, rule_of
 from experiments.controls import depth_order
 from experiments.pde import __main__ as published
 from experiments.pde.__main__ import TUNED, Cell, Experiment, methods, problems_of

@@ -78,9 +78,23 @@ def test_a_seed_has_no_say_in_its_own_setting_and_test_results_have_none() -> No
 def test_only_seeds_that_are_complete_count() -> None:
     done = filled(STUDY, lambda candidate, seed: (1.0, 2.0))
     assert STUDY.complete(done, "net") == 3
-    del done[key("net", Candidate("falling with depth", 0.2, "linear:0.1:1.9"), 1)]
+    falling = Candidate("falling with depth", 0.2, "linear:0.1:1.9")
+    del done[key("net", falling, 1)]
     assert STUDY.complete(done, "net") == 1
+    assert all("**net** (1 seed)" in table for table in tables(done, STUDY, 2).values())
+    del done[key("net", falling, 0)]  # the rule has not been run with a single seed
+    assert STUDY.complete(done, "net") == 3
+    assert f"| {DEPTH} |" not in tables(done, STUDY, 2)["controls"]
+    del done[key("net", Candidate(PLAIN, 0.2), 0)]
     assert all("net" not in table for table in tables(done, STUDY, 2).values())
+    assert STUDY.complete({}, "net") == 0
+
+
+def test_a_single_seed_chooses_by_its_own_validation_result() -> None:
+    liked = Candidate(ALPHA, 0.1, "linear:0.1:1.9")
+    done = filled(STUDY, lambda candidate, seed: (candidate == liked, candidate != liked))
+    first = {name: run for name, run in done.items() if name.endswith("| 0")}
+    assert STUDY.chosen(first, "net", ALPHA, 0) == liked
 
 
 def test_tables_compare_seed_by_seed() -> None:
@@ -172,7 +186,9 @@ def test_runs_are_balanced_over_cases() -> None:
     assert [case for case, _, _ in runs[:14]] == ["a"] * 7 + ["b"] * 7
 
 
-@pytest.mark.parametrize(("experiment", "options"), [(images, []), (pde, [])])
+@pytest.mark.parametrize(
+    ("experiment", "options"), [(images, []), (images, ["--full", "--device", "cuda"]), (pde, [])]
+)
 def test_the_tables_of_the_docs_are_those_of_the_journals(
     experiment: Any, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,137 @@
+"""Runs of training with controls: options, processes, the journal and the page.
+
+``experiments.control_study`` says what is run and how results compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.common import Journal, environment, fill_page, run_steps
+from experiments.control_study import Run, Study, Train, key, tables
+
+
+def run(
+    study: Study,
+    trainer: Callable[[], Train],
+    options: argparse.Namespace,
+    settings: Mapping[str, Any],
+    digits: int,
+) -> int:
+    """Run what the journal lacks, fill the page and print the tables.
+
+    ``trainer`` loads the data; it is called in every process that trains. 0 when all is done,
+    else 3.
+    """
+    # Results of a GPU differ by rounding, so they never go on with a journal of the CPU.
+    device = {} if options.device == "cpu" else {"device": options.device}
+    journal = Journal.open(options.journal, {**settings, **device}, fresh=options.fresh)
+    finished = train_missing(study, journal, trainer, options)
+    parts = tables(journal.done, study, digits)
+    if options.page:
+        fill_page(options.page, {f"{name}{options.part}": text for name, text in parts.items()})
+    print("\n\n".join(parts.values()))
+    return 0 if finished else 3
+
+
+def train_missing(
+    study: Study, journal: Journal, trainer: Callable[[], Train], options: argparse.Namespace
+) -> bool:
+    """Do the runs that the journal lacks; False where ``--seconds`` ran out before."""
+    missing = [found for found in study.runs() if key(*found) not in journal.done]
+    if missing and options.seconds != 0 and "environment" not in journal.done:
+        journal.add("environment", environment() | accelerator(options.device))
+    if options.workers > 1:
+        return in_processes(missing, journal, trainer, options)
+    loaded = cache(trainer)
+
+    def train(found: Run) -> dict[str, Any]:
+        return loaded()(*found)
+
+    steps = [(key(*found), partial(train, found)) for found in missing]
+    return run_steps(journal, steps, seconds=options.seconds)
+
+
+def in_processes(
+    missing: Sequence[Run],
+    journal: Journal,
+    trainer: Callable[[], Train],
+    options: argparse.Namespace,
+) -> bool:
+    """Do the runs in ``--workers`` processes at once; this process alone writes the journal.
+
+    False where ``--seconds`` ran out before; runs that had begun are finished then.
+    """
+    started, waiting = time.perf_counter(), deque(missing)
+    running: dict[Future[dict[str, Any]], Run] = {}
+    # CUDA does not work in a forked process.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.workers, context, _start, (trainer,)) as pool:
+        while True:
+            late = options.seconds is not None and _since(started) >= options.seconds
+            while waiting and len(running) < options.workers and not late:
+                found = waiting.popleft()
+                running[pool.submit(_train, found)] = found
+            if not running:
+                return not waiting
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name = key(*running.pop(future))
+                journal.add(name, future.result())
+                print(f"{_since(started):.0f} s, {len(waiting)} wait: {name}", flush=True)
+
+
+_worker: dict[str, Train] = {}
+"""What a process of ``in_processes`` trains with, so that it loads the data once."""
+
+
+def _start(trainer: Callable[[], Train]) -> None:
+    _worker["train"] = trainer()
+
+
+def _train(found: Run) -> dict[str, Any]:
+    return _worker["train"](*found)
+
+
+def _since(started: float) -> float:
+    return time.perf_counter() - started
+
+
+def accelerator(device: str) -> dict[str, str]:
+    """The name of the GPU for the record of the environment; nothing for the CPU."""
+    return {"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
+
+
+def options_of(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, folder: Path, page: Path
+) -> argparse.Namespace:
+    """Options of a study.
+
+    Its journal lies in the experiment's folder, so that it can go on anywhere.
+    """
+    parser.add_argument(
+        "--seconds", type=float, help="stop after so long; the same command goes on"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that train at once")
+    parser.add_argument("--fresh", action="store_true", help="forget what was run before")
+    parser.add_argument("--quick", action="store_true", help="a toy run; needs --out")
+    parser.add_argument("--out", type=Path, help="folder of the journal; the docs stay as they are")
+    options = parser.parse_args(arguments)
+    if options.quick and not options.out:
+        parser.error(
+            "--quick needs --out, so that the toy's journal does not mix with the real one"
+        )
+    options.part = "-full" if vars(options).get("full") else ""
+    options.journal = (options.out or folder) / f"controls{options.part}.jsonl"
+    options.page = None if options.out else page
+    return options
