@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import spectail as st
+from spectail.allocation.coverage import cover
+from spectail.allocation.sensitivities import sensitivities_of
 from spectail.core.quantisers import Integers
 from spectail.errors import (
     AllocationError,
@@ -231,6 +233,29 @@ def test_an_expert_that_no_token_reaches_has_sensitivity_0_and_the_summary_says_
     assert len(dead) == 3 * 2 * 2
     assert all("experts" in name for name in dead)
     assert f"note: noise in {len(dead)} layers changes no prediction" in found.summary()
+
+
+@pytest.mark.parametrize(
+    ("name", "in_file", "live"),
+    [
+        ("gpt2", "transformer.h.1.mlp.c_fc", "transformer.h.1.mlp.c_fc"),
+        ("phi3", "model.layers.0.mlp.gate_up_proj.up", "model.layers.0.mlp.gate_up_proj.up"),
+        # Experts are stored one by one and live in one parameter.
+        ("mixtral", "model.layers.1.block_sparse_moe.experts.2.w1",
+         "model.layers.1.mlp.experts.gate_up_proj[2].gate"),
+    ],
+)  # fmt: skip
+def test_they_pair_with_the_layers_of_the_saved_file(
+    name: str, in_file: str, live: str, tmp_path: Path
+) -> None:
+    model = decoder(name)
+    model.save_pretrained(tmp_path)
+    found = st.sensitivities(model, tokens(2, 16))
+    chosen: Any = cover(st.open_source(tmp_path).layers, inside_blocks=True).layers
+    paired, notes = sensitivities_of(chosen, found)
+    assert sorted(paired.values()) == sorted(found.values())
+    assert paired[in_file] == found[live]
+    assert notes == ()
 
 
 def test_a_chosen_few_layers() -> None:
