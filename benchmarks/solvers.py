@@ -39,7 +39,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Ratios and largest errors (relative to the largest eigenvalue) by window size."""
     sizes = {32: 4} if options.quick else SIZES
-    with single_threaded(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    # torch and MKL count threads per thread: a new one begins with all cores.
+    one = ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,))
+    with single_threaded(), one as pool:
         return {
             str(side): _compare(side, count, options.rounds, pool) for side, count in sizes.items()
         }
@@ -57,6 +59,8 @@ def _compare(side: int, count: int, rounds: int, pool: ThreadPoolExecutor) -> di
     ways = _ways(side)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     errors: dict[str, float] = {}
+    for way in ways.values():  # libraries load kernels and claim memory when they are first called
+        way(stacks[0][:1])
     for _ in range(rounds):
         for name, way in ways.items():
             took: dict[str, float] = {}
