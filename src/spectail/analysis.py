@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -163,12 +164,13 @@ def _shown(folder: str | Path) -> str:
 def _advice(path: Path) -> str:
     """Say what to do with something that is no finished analysis."""
     if path.is_dir() and any(path.glob("part-*-of-*")):
-        return f"it holds parts of a run; join them with: spectail merge {path}"
+        return f"it holds parts of a run; join them with: spectail merge {shlex.quote(str(path))}"
     if (path / ".progress.jsonl").exists():
         return "the run is not finished; run the same spectail analyze command again to go on"
     expected = f"expected a folder with {ANALYSIS_FILE}, as spectail analyze writes it"
     if path.exists() or is_address(_shown(path)):
-        return f"{expected}; measure a model first, with: spectail analyze {_shown(path)} --out DIR"
+        source = shlex.quote(_shown(path))
+        return f"{expected}; measure a model first, with: spectail analyze {source} --out DIR"
     return expected
 
 

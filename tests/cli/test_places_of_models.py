@@ -17,6 +17,7 @@ pytest.importorskip("transformers")
 
 ADDRESSES = {
     "s3://bucket/a/model": "aws s3 cp --recursive s3://bucket/a/model DIR",
+    "s3://bucket/my model": "aws s3 cp --recursive 's3://bucket/my model' DIR",
     "s3a://bucket/m": "aws s3 cp --recursive s3://bucket/m DIR",
     "gs://bucket/model": "gcloud storage cp --recursive gs://bucket/model DIR",
     "https://me:secret@host.invalid/m/model.safetensors?sig=secret": "from https://host.invalid/m",

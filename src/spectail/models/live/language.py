@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,14 +20,12 @@ from spectail.models.formats.hub import hub_address, is_hub_id
 from spectail.models.live.saved_names import saved_modules
 
 _COPIES = {
-    "s3": "copy it first, with: aws s3 cp --recursive s3://{} DIR",
-    "s3a": "copy it first, with: aws s3 cp --recursive s3://{} DIR",
-    "gs": "copy it first, with: gcloud storage cp --recursive gs://{} DIR",
-    "gcs": "copy it first, with: gcloud storage cp --recursive gs://{} DIR",
-    "https": "download weights, config.json and tokenizer from https://{} to DIR first",
-    "http": "download weights, config.json and tokenizer from http://{} to DIR first",
+    "s3": "aws s3 cp --recursive",
+    "s3a": "aws s3 cp --recursive",
+    "gs": "gcloud storage cp --recursive",
+    "gcs": "gcloud storage cp --recursive",
 }
-"""What to do with a model at an address that transformers does not read, by kind of address."""
+"""What copies a folder of a bucket, by kind of address."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -158,21 +157,31 @@ def _on_the_hub(address: str) -> tuple[str, dict[str, str]]:
     """
     scheme, _, repository = address.partition("://")
     if scheme.lower() != "hf":
-        shown = without_secrets(address)
-        place = shown.partition("://")[2]
-        copy = _COPIES.get(scheme.lower())
-        raise SourceError(
-            f"{shown} is not loaded from there, since transformers needs the whole model in a "
-            f"folder: {copy.format(place.rstrip('/'))}, and give DIR"
-            if copy
-            else f"{shown} cannot be loaded; expected hf://, a folder, a .gguf file or a hub id"
-        )
+        raise _not_loaded(scheme.lower(), without_secrets(address))
     name, revision, path = hub_address(repository)
     options = {"revision": revision} if revision else {}
     folder, _, file = path.rpartition("/")
     if file.lower().endswith(".gguf"):
         options["gguf_file"], path = file, folder
     return name, options | ({"subfolder": path} if path else {})
+
+
+def _not_loaded(scheme: str, shown: str) -> SourceError:
+    """Return the error for an address that transformers does not read; it says how to copy it."""
+    place = shown.partition("://")[2].rstrip("/")
+    if scheme in _COPIES:
+        bucket = shlex.quote(f"{scheme[:2]}://{place}")
+        how = f"copy it first, with: {_COPIES[scheme]} {bucket} DIR"
+    elif scheme in {"http", "https"}:
+        how = f"download weights, config.json and tokenizer from {scheme}://{place} to DIR first"
+    else:
+        return SourceError(
+            f"{shown} cannot be loaded; expected hf://, a folder, a .gguf file or a hub id"
+        )
+    return SourceError(
+        f"{shown} is not loaded from there, since transformers needs the whole model in a folder: "
+        f"{how}, and give DIR"
+    )
 
 
 def _transformers() -> Any:
