@@ -68,11 +68,11 @@ class Predictions:
 
     def _logits(self, ids: Tensor) -> Tensor:
         """Return logits at the positions that count; those of the others are not computed."""
-        at = self._positions.to(ids.device)
+        # The positions stay on the CPU, from where they index tensors of any device.
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
-            return _checked(logits_of(self.model, ids, logits_to_keep=at), self.model)
-        found = _checked(logits_of(self.model, ids), self.model)
-        return found[:, at.to(found.device)]
+            found = logits_of(self.model, ids, logits_to_keep=self._positions)
+            return _checked(found, self.model)
+        return _checked(logits_of(self.model, ids), self.model)[:, self._positions]
 
 
 def check_decoder(model: nn.Module, tokens: Tensor) -> None:
