@@ -66,7 +66,7 @@ CASES = {
     "1024": Case((1024, 1024)),
     "1024_grid": Case((1024, 1024), 512, "grid:10", few=24, tail_fits=("median",)),
     "2048_grid": Case((2048, 2048), 1000, "grid:10", few=12, tail_fits=()),
-    "4096_grid": Case((4096, 4096), 2000, "grid:10", few=4, tail_fits=(), warm_ups=0),
+    "4096_grid": Case((4096, 4096), 2000, "grid:7", few=2, tail_fits=(), warm_ups=0),
 }
 QUICK = {"quick": Case((96, 128), 64, "grid:3", few=4)}
 
