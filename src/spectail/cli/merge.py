@@ -10,7 +10,8 @@ import typer
 from spectail.cli.analyze import values_of
 from spectail.cli.options import Json, Quiet, console_for, print_json
 from spectail.cli.runner import show
-from spectail.measuring.shards import merge as merge_parts
+from spectail.measuring.journal import Journal
+from spectail.measuring.shards import joined_parts
 
 Folders: TypeAlias = Annotated[
     list[Path],
@@ -33,10 +34,14 @@ def merge(
     quiet: Quiet = False,
 ) -> int:
     """Join the parts of a run that analyze --shard measured into one table and report."""
-    analysis = merge_parts(*folders, out=out, fresh=fresh)
+    analysis, target = joined_parts(folders, out)
     console = console_for(json, quiet=quiet)
-    show(console, analysis)
-    if json:
-        print_json(values_of(analysis))
-    console.print(f"report: {(folders[0] if out is None else out) / 'report.html'}")
+    with Journal.open(target, analysis.run, fresh=fresh) as journal:
+        try:
+            journal.finish(analysis)
+        finally:  # a full disk must not cost the user the numbers
+            show(console, analysis)
+            if json:
+                print_json(values_of(analysis))
+    console.print(f"report: {target / 'report.html'}")
     return 1 if any(layer.status == "failed" for layer in analysis.layers) else 0

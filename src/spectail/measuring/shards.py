@@ -225,6 +225,19 @@ def merge(*folders: str | Path, out: str | Path | None = None, fresh: bool = Fal
             parts are of several runs.
 
     """
+    analysis, target = joined_parts(folders, out)
+    with Journal.open(target, analysis.run, fresh=fresh) as journal:
+        journal.finish(analysis)
+    return analysis
+
+
+def joined_parts(folders: Sequence[str | Path], out: str | Path | None) -> tuple[Analysis, Path]:
+    """Read the parts of a run; return the whole run and the folder that ``merge`` writes it to.
+
+    Raises:
+        RunError: As ``merge``.
+
+    """
     parts = [part for folder in folders for part in _parts_in(Path(folder))]
     if not parts:
         names = joined([without_secrets(unfolded(str(folder))) for folder in folders])
@@ -240,10 +253,7 @@ def merge(*folders: str | Path, out: str | Path | None = None, fresh: bool = Fal
         records = part.records()
         by_place |= {index: records[name] for index, name in part.layers.items()}
     run = replace(parts[0].run, device=", ".join(sorted({part.run.device for part in parts})))
-    analysis = Analysis(run, tuple(by_place[index] for index in range(parts[0].total)))
-    with Journal.open(target, run, fresh=fresh) as journal:
-        journal.finish(analysis)
-    return analysis
+    return Analysis(run, tuple(by_place[index] for index in range(parts[0].total))), target
 
 
 def _target(folders: list[Path], out: str | Path | None) -> Path:
