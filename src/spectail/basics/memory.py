@@ -41,8 +41,12 @@ def cgroup_limit(root: Path) -> float:
     for line in lines:
         _, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
-        mounts = () if controllers else _VERSION_2
-        if "memory" in controllers.split(","):
+        # Version 2 has one group for all controllers, and names none.
+        mounts: tuple[tuple[str, str], ...] = ()
+        # Version 2 has one group for all controllers, and names none.
+        if not controllers:
+            mounts = _VERSION_2
+        elif "memory" in controllers.split(","):
             mounts = _VERSION_1
         own = PurePosixPath(group.lstrip("/"))
         for mount, name in mounts:
