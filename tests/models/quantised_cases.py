@@ -775,6 +775,20 @@ def unreadable_cases() -> dict[str, Case]:
         "SINQ": Case(
             {"W_q": codes, "meta": ints(0, 9, 40, dtype=torch.uint8)}, problem=("SINQ", again)
         ),
+        # Each would give a weight that is swollen by broadcasting.
+        **{
+            f"HQQ with {name} of shape {list(shape)}": Case(
+                {**hqq_case().tensors, name: floats(*shape)},
+                problem=("HQQ", "do not go together", again),
+            )
+            for name, shape in (
+                ("scale", (128, 1, 1)),
+                ("zero", (128, 1, 1)),
+                ("zero", (1, 64)),
+                ("scale", (64, 1)),
+                ("scale", ()),
+            )
+        },
         "HQQ in nested dicts": Case(
             {"W_q": codes, "meta.scale": floats(256, 1), "meta.zero": floats(256, 1)},
             problem=("HQQ", again),

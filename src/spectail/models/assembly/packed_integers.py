@@ -310,15 +310,31 @@ def hqq(pieces: Pieces) -> LazyTensor | None:
         return None
     shape = tuple(int(n) for n in said.read(()).reshape(-1))
     packing = bytes(name.read(()).to(torch.uint8).tolist()).decode("ascii", "replace")
-    # Packing pads the rows of the grouped matrix; the scales tell how many are real.
-    rows = scale.shape[0] if scale.shape[0] != 1 else math.prod(shape) // max(1, scale.numel)
     if packing not in _HQQ_BITS or len(shape) != 2 or not (scale.is_floating and zero.is_floating):
         return pieces.failed(
             f"stored as packed integers (HQQ, {packing}) with quantised scales: dequantise it first"
         )
+    rows = _hqq_rows(packed.shape, scale.shape, shape) if scale.shape == zero.shape else None
+    if rows is None:
+        return pieces.failed(
+            f"stored as packed integers (HQQ), {shape_text(packed.shape)} for "
+            f"{shape_text(shape)} weights with {shape_text(scale.shape)} scales and "
+            f"{shape_text(zero.shape)} zero points, which do not go together: dequantise it first"
+        )
     return pieces.made(
         shape, _hqq_values, packed, scale, zero, bits=_HQQ_BITS[packing], rows=rows, shape=shape
     )
+
+
+def _hqq_rows(
+    packed: tuple[int, ...], scale: tuple[int, ...], shape: tuple[int, ...]
+) -> int | None:
+    """Return the rows of the grouped matrix; None if the shapes do not go together."""
+    if len(packed) != 2 or len(scale) != 2 or scale[1] not in {1, packed[1]}:
+        return None
+    # Packing pads the rows; the scales tell how many are real, if there is one for each.
+    rows = scale[0] if scale[0] != 1 else math.prod(shape) // max(1, packed[1])
+    return rows if min(shape) >= 0 and rows * packed[1] == math.prod(shape) else None
 
 
 _HQQ_BITS = {"8bit_u8": 8, "4bit_u8": 4, "3bit_32": 3, "2bit_u8": 2, "1bit_u8": 1}
