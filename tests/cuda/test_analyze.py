@@ -235,7 +235,8 @@ def test_measuring_waits_for_the_last_step_and_the_next_step_for_measuring() -> 
             for layer in model:
                 layer.weight.zero_()
         torch.cuda.synchronize()
-        compare(found, st.analyze(copied.cpu(), device="cpu").table)
+        # Alpha near 1.3 magnifies: these tails lie close together.
+        compare(found, st.analyze(copied.cpu(), device="cpu").table, least=1e-6)
         model.load_state_dict(copied.state_dict())
 
 

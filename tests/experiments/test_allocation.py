@@ -13,6 +13,7 @@ import torch
 
 from experiments.allocation import __main__ as command
 from experiments.allocation import profiles, steps, summary
+from experiments.allocation.opening import JOURNALS
 from experiments.allocation.rules import (
     ACTIVATIONS,
     FIXED,
@@ -150,11 +151,11 @@ def test_searched_profiles_have_their_budget_and_depth_its_correlation() -> None
 
 
 def test_the_committed_tables_follow_from_the_committed_journals() -> None:
-    paths = {path.stem: path for path in command.JOURNALS.glob("*.jsonl")}
+    paths = {path.stem: path for path in JOURNALS.glob("*.jsonl")}
     if not paths:
         pytest.skip("the source distribution holds no journals")
     order = [name for name in MODELS if name in paths]
     journals = {name: summary.read(paths[name]) for name in order}
-    kept = (command.JOURNALS.parent / "tables.md").read_text(encoding="utf-8")
+    kept = (JOURNALS.parent / "tables.md").read_text(encoding="utf-8")
     for part in summary.tables(journals, Settings()).values():
         assert part in kept

@@ -18,6 +18,7 @@ from spectail.errors import SourceError
 from spectail.models.formats.demo import demo_file
 from spectail.models.formats.hub import hub_address, is_hub_id
 from spectail.models.live.saved_names import saved_modules
+from spectail.models.live.vocabulary import check_words
 
 _COPIES = {
     "s3": "aws s3 cp --recursive",
@@ -64,6 +65,8 @@ def open_language_model(
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
         config = transformers.AutoConfig.from_pretrained(where, **options)
         model_class = _model_class(transformers, config) or transformers.AutoModelForCausalLM
+        if quantised:
+            check_words(tokenizer, text)
         model = model_class.from_pretrained(where, dtype=wanted, **options, **more)
     return (model if device is None else model.to(device)).eval(), tokenizer
 
