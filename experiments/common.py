@@ -12,8 +12,9 @@ import os
 import platform
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -124,19 +125,31 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def results(self, steps: Mapping[str, Callable[[], Any]]) -> Iterator[tuple[str, Any]]:
-        """Every step's key and result, in the order in which they are done."""
+    def results(
+        self, steps: Mapping[str, Callable[[], Any]], seconds: float | None = None
+    ) -> Iterator[tuple[str, Any]]:
+        """Every step's key and result, in the order in which they are done.
+
+        No step begins after ``seconds``; those that have begun are finished.
+        """
         if self._pool is None:
+            # CUDA does not work in a forked process.
             self._pool = ProcessPoolExecutor(
                 self.number, get_context("spawn"), _begin_worker, (self._build,)
             )
-        running = {}
-        for key, step in steps.items():
-            if not isinstance(step, partial):
-                raise TypeError(f"step {key}: expected a partial of a method, not {step!r}")
-            running[self._pool.submit(_do, step.func.__name__, step.args)] = key
-        for future in as_completed(running):
-            yield running[future], future.result()
+        started, waiting = time.perf_counter(), deque(steps.items())
+        running: dict[Future[Any], str] = {}
+        while True:
+            late = seconds is not None and time.perf_counter() - started >= seconds
+            while waiting and len(running) < self.number and not late:
+                key, step = waiting.popleft()
+                if not isinstance(step, partial):
+                    raise TypeError(f"step {key}: expected a partial of a method, not {step!r}")
+                running[self._pool.submit(_do, step.func.__name__, step.args)] = key
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
 
 
 _experiment: Any = None
@@ -162,15 +175,17 @@ def run_steps(
 ) -> bool:
     """Do the steps that the journal lacks, with a line of progress each.
 
-    False where ``seconds`` ran out before; several workers are not stopped by ``seconds``.
+    False where ``seconds`` ran out before.
     """
     steps = list(steps)
     if workers is not None and workers.number > 1:
         left = {key: step for key, step in steps if key not in journal.done}
-        for i, (key, value) in enumerate(workers.results(left), len(steps) - len(left) + 1):
+        for key, value in workers.results(left, seconds):
             journal.add(key, value)
-            print(f"[{i}/{len(steps)}] {key}", flush=True)
-        return True
+            print(
+                f"[{sum(key in journal.done for key, _ in steps)}/{len(steps)}] {key}", flush=True
+            )
+        return all(key in journal.done for key, _ in steps)
     started = time.perf_counter()
     for i, (key, step) in enumerate(steps, 1):
         if key in journal.done:

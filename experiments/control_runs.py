@@ -6,19 +6,15 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments.common import Journal, environment, fill_page, run_steps
-from experiments.control_study import Run, Study, Train, key, tables
+from experiments.common import Journal, Workers, environment, fill_page, run_steps
+from experiments.control_study import Study, Train, key, tables
 
 
 def run(
@@ -51,59 +47,22 @@ def train_missing(
     missing = [found for found in study.runs() if key(*found) not in journal.done]
     if missing and options.seconds != 0 and "environment" not in journal.done:
         journal.add("environment", environment() | accelerator(options.device))
-    if options.workers > 1:
-        return in_processes(missing, journal, trainer, options)
-    loaded = cache(trainer)
-
-    def train(found: Run) -> dict[str, Any]:
-        return loaded()(*found)
-
-    steps = [(key(*found), partial(train, found)) for found in missing]
-    return run_steps(journal, steps, seconds=options.seconds)
+    begin = partial(Trainings, trainer, journal)
+    here = begin()
+    steps = [(key(*found), partial(here.train, *found)) for found in missing]
+    with Workers(options.workers, begin) as workers:
+        return run_steps(journal, steps, seconds=options.seconds, workers=workers)
 
 
-def in_processes(
-    missing: Sequence[Run],
-    journal: Journal,
-    trainer: Callable[[], Train],
-    options: argparse.Namespace,
-) -> bool:
-    """Do the runs in ``--workers`` processes at once; this process alone writes the journal.
+class Trainings:
+    """What trains; the data is loaded once, and only where something is trained."""
 
-    False where ``--seconds`` ran out before; runs that had begun are finished then.
-    """
-    started, waiting = time.perf_counter(), deque(missing)
-    running: dict[Future[dict[str, Any]], Run] = {}
-    # CUDA does not work in a forked process.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.workers, context, _start, (trainer,)) as pool:
-        while True:
-            late = options.seconds is not None and _since(started) >= options.seconds
-            while waiting and len(running) < options.workers and not late:
-                found = waiting.popleft()
-                running[pool.submit(_train, found)] = found
-            if not running:
-                return not waiting
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                name = key(*running.pop(future))
-                journal.add(name, future.result())
-                print(f"{_since(started):.0f} s, {len(waiting)} wait: {name}", flush=True)
+    def __init__(self, trainer: Callable[[], Train], journal: Journal) -> None:
+        self.journal, self._loaded = journal, cache(trainer)
 
-
-_worker: dict[str, Train] = {}
-"""What a process of ``in_processes`` trains with, so that it loads the data once."""
-
-
-def _start(trainer: Callable[[], Train]) -> None:
-    _worker["train"] = trainer()
-
-
-def _train(found: Run) -> dict[str, Any]:
-    return _worker["train"](*found)
-
-
-def _since(started: float) -> float:
-    return time.perf_counter() - started
+    def train(self, *found: Any) -> dict[str, Any]:
+        """Do one run."""
+        return self._loaded()(*found)
 
 
 def accelerator(device: str) -> dict[str, str]:
