@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from experiments.allocation import __main__ as command
-from experiments.allocation import profiles, steps, summary
+from experiments.allocation import opening, profiles, steps, summary
 from experiments.allocation.opening import JOURNALS
 from experiments.allocation.rules import (
     ACTIVATIONS,
@@ -115,7 +115,7 @@ def test_a_quick_run_goes_on_and_ends(tmp_path: Path, monkeypatch: pytest.Monkey
         tests=1,
     )
     monkeypatch.setattr(command, "QUICK", settings)
-    monkeypatch.setattr(command, "WORK", tmp_path)
+    monkeypatch.setattr(opening, "WORK", tmp_path)
     assert command.main(["--quick", "--seconds", "0"]) == 3
     assert command.main(["--quick"]) == 0
     lines = (tmp_path / "quick" / "smollm2.jsonl").read_text().splitlines()
