@@ -78,6 +78,7 @@ def test_the_same_command_again_measures_nothing_and_fresh_measures_anew(
 
 
 SLOWLY = """
+import signal
 import sys, time
 from spectail.sensitivity import measure
 from spectail.cli import main
@@ -87,6 +88,8 @@ def slowly(*given, **named):
     return inner(*given, **named)
 measure.sensitivity_of = slowly
 measure.SAVED_EVERY = 0.0
+# A shell that runs the tests in the background makes its children ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 main(sys.argv[1:])
 """
 """The command, slow enough to be stopped in the middle."""
