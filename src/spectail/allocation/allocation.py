@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 import pandas as pd
 
+from spectail.allocation.by_name import ByName
 from spectail.allocation.left_out import LeftOut, describe_left_out
 from spectail.basics.files import write_text
 from spectail.basics.schema import Finite, SchemaError, build, checked, each, parse_json
@@ -63,7 +64,7 @@ class LayerValue:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Allocation(Mapping[str, float]):
+class Allocation(ByName):
     """An immutable mapping from the name of every layer that takes part to its value.
 
     The value is a ratio of zeros (target ``sparsity``), a whole number of bits (``bits``), a
@@ -95,15 +96,6 @@ class Allocation(Mapping[str, float]):
     def _values(self) -> dict[str, float]:
         """The mapping itself."""
         return {share.name: share.value for share in self.shares}
-
-    def __getitem__(self, name: str) -> float:
-        return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
 
     @cached_property
     def realised(self) -> float:

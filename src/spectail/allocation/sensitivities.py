@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from numbers import Real
@@ -21,6 +21,7 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
+from spectail.allocation.by_name import ByName
 from spectail.allocation.left_out import LeftOut, describe_left_out
 from spectail.allocation.units import SHOWN, Measured
 from spectail.basics.files import refuse_foreign, write_text
@@ -55,7 +56,7 @@ class LayerSensitivity:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Sensitivities(Mapping[str, float]):
+class Sensitivities(ByName):
     """An immutable mapping from the name of a layer to its sensitivity a_l.
 
     A layer of sensitivity 0 does not change the predictions at all: the text does not reach it.
@@ -75,15 +76,6 @@ class Sensitivities(Mapping[str, float]):
     def _values(self) -> dict[str, float]:
         """The mapping itself."""
         return {x.name: x.value for x in self.layers if x.value is not None}
-
-    def __getitem__(self, name: str) -> float:
-        return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
 
     @property
     def complete(self) -> bool:

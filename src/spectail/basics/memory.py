@@ -41,7 +41,6 @@ def cgroup_limit(root: Path) -> float:
     for line in lines:
         _, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
-        # Version 2 has one group for all controllers, and names none.
         mounts: tuple[tuple[str, str], ...] = ()
         # Version 2 has one group for all controllers, and names none.
         if not controllers:

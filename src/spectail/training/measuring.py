@@ -112,14 +112,11 @@ def measure_now(plan: Plan, layers: Sequence[Layer], group: Any) -> list[LayerRe
 def measure_beside(plan: Plan, layers: Sequence[Layer]) -> Future[list[LayerRecord]]:
     """Measure copies of the layers in a thread on one core, while training goes on."""
     copies = [layer if layer.part is None else _copied(layer, plan.device) for layer in layers]
+    ready = None
     if torch.device(plan.device).type == "cuda":
         start_solver(plan.device)
-    # The measuring stream must wait until the copies are made on the training stream.
-    ready = (
-        torch.cuda.current_stream(plan.device).record_event()
-        if torch.device(plan.device).type == "cuda"
-        else None
-    )
+        # The measuring stream must wait until the copies are made on the training stream.
+        ready = torch.cuda.current_stream(plan.device).record_event()
     pool = ThreadPoolExecutor(1, thread_name_prefix="spectail-balancer")
     try:
         return pool.submit(_measure_in_order, plan, copies, ready)

@@ -27,11 +27,13 @@ def check_words(tokenizer: Any, source: str) -> None:
 
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    known = tokenizer.get_vocab() if backend is not None else ()
-    words = sorted(w for w in known if w.isascii() and w.isalpha() and len(w) >= LETTERS)
-    tried = words[:: max(1, len(words) // WORDS)]
-    if backend is None or len(tried) < FEWEST:
+    if backend is None:
         return
+    known = tokenizer.get_vocab()
+    words = sorted(w for w in known if w.isascii() and w.isalpha() and len(w) >= LETTERS)
+    if len(words) < FEWEST:
+        return
+    tried = words[:: max(1, len(words) // WORDS)]
     cut = [w for w in tried if len(backend.encode(w, add_special_tokens=False).ids) > 2]
     if 2 * len(cut) > len(tried):
         raise SourceError(
