@@ -124,10 +124,11 @@ class Bits(Target):
             return values, (*told, _UNMEASURED)
         if not self.widths:
             self._check_formats(units)
-        sizes, costs = self.options_of(units)
+        weights, notes = self._weights(units)
+        sizes, costs = self.options_of(units, weights)
         _check_budget(sizes, costs, units, budget)
         picks, gap = choose(costs, sizes, _limit(int(units.numel.sum()), budget))
-        deviations = [*self._weights(units)[1]]
+        deviations = [*notes]
         if self.error == "variance" and np.unique(units.numel).size > 1:
             deviations.append("Widths are weighted by numel; the published code counts modules.")
         if gap > 0:
@@ -141,7 +142,7 @@ class Bits(Target):
         """Return the format behind each value; of formats of one size, it is the better one."""
         if self.widths:
             return super().formats(units, values)
-        sizes, costs = self.options_of(units)
+        sizes, costs = self.options_of(units, self._weights(units)[0])
         same = sizes / units.numel[:, None] == values[:, None]
         return tuple(str(self.choices[i]) for i in np.where(same, costs, np.inf).argmin(axis=1))
 
@@ -160,15 +161,14 @@ class Bits(Target):
                     f"{', '.join(known)}, not {choice!r}"
                 )
 
-    def options_of(self, units: Units) -> tuple[Integers, Array]:
+    def options_of(self, units: Units, weights: Mapping[str, float]) -> tuple[Integers, Array]:
         """Return the size in bits and the error (units, choices) of each choice.
 
-        The error is infinite where a format does not suit a layer. It has one factor common to
-        all, which does not matter to the solver.
+        ``weights`` are the factors of the layers' errors. The error is infinite where a format does
+        not suit a layer. It has one factor common to all, which does not matter to the solver.
         """
         shape = (len(units.names), len(self.choices))
         sizes, errors = np.zeros(shape, dtype=np.int64), np.zeros(shape)
-        weights, _ = self._weights(units)
         for i, members in enumerate(units.members):
             for layer in members:
                 bits, found = self._choices_of(layer)
