@@ -46,8 +46,9 @@ def cores() -> int:
 def spread(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
     """Return the results for all items in their order, computed on as many threads as ``cores``.
 
-    Each is computed on one thread, so that it does not depend on the number of threads. The first
-    error of a thread is raised.
+    Each of several items is computed on one thread, so that it does not depend on the number of
+    threads; a single item may use all of them (``spread_over`` prevents that). The first error of a
+    thread is raised.
     """
     workers = cores()
     # With a single item or core the thread pool would only add overhead.
