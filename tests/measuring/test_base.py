@@ -71,3 +71,72 @@ def test_the_command_writes_a_page_that_shows_the_change(
 def test_quantisation_errors_of_a_change_are_refused() -> None:
     with pytest.raises(SpecError, match="leave out --base or --quantization-errors"):
         st.analyze(model(1), base=model(0), quantization_errors=True)
+
+
+def test_the_relative_change_of_a_large_layer_is_summed_in_double_precision() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    base = torch.randn(1024, 1024, generator=drawn)
+    tuned = base.clone()
+    tuned[:64] += 1  # of another size than the base: errors of the two sums would not cancel
+    (record,) = st.analyze({"a.weight": tuned}, base={"a.weight": base}).layers
+    expected = (tuned - base).double().norm() / base.double().norm()
+    assert record.relative_change == pytest.approx(float(expected), rel=1e-9)
+
+
+QKV, ATTENTION = "model.layers.0.self_attn.qkv_proj", "model.layers.0.self_attn"
+
+
+def adapter(target: str, rows: int, name: str = "", rank: int = 24) -> dict[str, Tensor]:
+    """LoRA's two factors for a weight of ``rows`` x 96."""
+    drawn, ending = torch.Generator().manual_seed(rows), f".{name}.weight" if name else ".weight"
+    return {
+        f"{target}.lora_A{ending}": torch.randn(rank, 96, generator=drawn),
+        f"{target}.lora_B{ending}": torch.randn(rows, rank, generator=drawn),
+    }
+
+
+def expected_change(factors: dict[str, Tensor], base: Tensor) -> float:
+    """Return the norm of B A over that of the base."""
+    a, b = (factor.double() for factor in factors.values())
+    return float((b @ a).norm() / base.double().norm())
+
+
+def test_an_adapter_of_a_fused_weight_is_paired_with_its_parts() -> None:
+    factors, weight = adapter(QKV, 288), torch.randn(288, 96)
+    base = {f"{QKV}.weight": weight}
+    assert len(st.analyze(base).layers) == 3
+    (record,) = st.analyze(factors, base=base).layers
+    assert record.status == "ok"
+    assert record.alpha == st.analyze(factors).layers[0].alpha
+    assert record.relative_change == pytest.approx(expected_change(factors, weight), rel=1e-6)
+    assert "no relative change" not in record.reason
+
+
+def test_two_adapters_of_one_weight_are_paired_with_it() -> None:
+    target, weight = f"{ATTENTION}.q_proj", torch.randn(96, 96)
+    first, second = adapter(target, 96, "first"), adapter(target, 96, "second", rank=32)
+    found = st.analyze({**first, **second}, base={f"{target}.weight": weight}).layers
+    assert [record.name for record in found] == [f"{target}.lora.first", f"{target}.lora.second"]
+    for record, factors in zip(found, (first, second), strict=True):
+        assert record.relative_change == pytest.approx(expected_change(factors, weight), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("base_rows", "reason"),
+    [
+        (None, "no relative change: the base has no layer of this name"),
+        (128, "no relative change: 9216 weights here and 12288 in the base"),
+    ],
+)
+def test_an_adapter_is_measured_also_if_the_base_lacks_its_weight(
+    base_rows: int | None, reason: str
+) -> None:
+    known, other = f"{ATTENTION}.q_proj", f"{ATTENTION}.o_proj"
+    base = {f"{known}.weight": torch.randn(96, 96)}
+    if base_rows:
+        base[f"{other}.weight"] = torch.randn(base_rows, 96)
+    found = st.analyze({**adapter(known, 96), **adapter(other, 96)}, base=base).layers
+    (record,) = (layer for layer in found if layer.name == f"{other}.lora")
+    assert record.status == "ok"
+    assert reason in record.reason
+    assert math.isnan(record.relative_change)

@@ -108,12 +108,7 @@ def _read_and_measured(record: LayerRecord, layer: Layer, plan: Plan) -> LayerRe
     matrices, of_base = read_layer(layer, run, plan.device, shuffled=run.traps)
     record = _measured(record, matrices, plan)
     if of_base:
-        size = (
-            math.sqrt(moments(matrices)[1])
-            if isinstance(matrices, Bands)
-            else float(torch.linalg.vector_norm(matrices))
-        )
-        record = replace(record, relative_change=size / math.sqrt(of_base))
+        record = replace(record, relative_change=math.sqrt(moments(matrices)[1] / of_base))
     return record
 
 

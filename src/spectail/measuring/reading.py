@@ -51,7 +51,10 @@ def read_layer(
     if axis is not None:
         return _in_passes(layer, axis, device)
     if isinstance(layer, Change):
-        matrices, of_base = layer.read_change()
+        matrices, before = layer.read_change()
+        # Not torch's vector_norm: in float32 it is 0.6 % off on 2^26 weights.
+        of_base = sum(moments(part)[1] for part in before)
+        del before
     else:
         matrices, of_base = layer.read(), 0.0
     matrices = matrices.detach().to(device)
@@ -78,8 +81,8 @@ def banded_axis(layer: Layer, spec: Spec, common: int | None, *, whole: bool) ->
     """
     if whole or layer.numel <= MOST_WHOLE or is_remote(layer.tensor):
         return None
-    base = layer.base if isinstance(layer, Change) else None
-    if not all(reads_rows(of.tensor) for of in (layer, base) if of):
+    base = layer.base if isinstance(layer, Change) else ()
+    if not all(reads_rows(of.tensor) for of in (layer, *base)):
         return None
     # Bands of windows that are nearly as long as the matrix would save nothing.
     return _axis_of_windows(layer, spec, common, fewest=2)
@@ -97,11 +100,12 @@ def _axis_of_windows(layer: Layer, spec: Spec, common: int | None, *, fewest: in
 def _in_passes(layer: Layer, axis: int, device: str) -> tuple[Bands, float]:
     """Return the bands of a layer, and of a change the sum of squares of the base's weights."""
     bands = _bands(layer, axis, device, complete=True)
-    if not isinstance(layer, Change) or layer.base is None:
+    if not isinstance(layer, Change):
         return bands, 0.0
     if not any(bool(band.any()) for band in bands_of(bands)):
         raise UnchangedError(UNCHANGED)
-    return bands, moments(_bands(layer.base, axis, device, complete=True))[1]
+    (base,) = layer.base
+    return bands, moments(_bands(base, axis, device, complete=True))[1]
 
 
 def _bands(layer: Layer, axis: int, device: str, *, complete: bool = False) -> Bands:
