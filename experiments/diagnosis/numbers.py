@@ -10,10 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from spectail import presets
-from spectail.core.farms import TailFit, tail_of
+from spectail.core.farms import tail_of
 from spectail.core.measure import FARMS, PUBLISHED, measure
 from spectail.core.metrics import entropy
 from spectail.core.spec import Spec
+from spectail.core.tail_fit import TailFit
 
 
 @dataclass(frozen=True)

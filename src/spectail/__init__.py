@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from spectail.allocation.sensitivities import LayerSensitivity, Sensitivities
     from spectail.analysis import Analysis, compare
     from spectail.core import cutoffs
-    from spectail.core.farms import TailFit
     from spectail.core.measure import tail_fit
     from spectail.core.spec import Spec
+    from spectail.core.tail_fit import TailFit
     from spectail.errors import (
         AllocationError,
         EvaluationError,
@@ -92,7 +92,7 @@ _WHERE = {
     "SpectailError": "spectail.errors",
     "Summary": "spectail.results.summary",
     "TBSigmoid": "spectail.training.rules",
-    "TailFit": "spectail.core.farms",
+    "TailFit": "spectail.core.tail_fit",
     "TempBalance": "spectail.training.rules",
     "TrainingError": "spectail.errors",
     "Trajectory": "spectail.results.trajectory",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 import spectail as st
 from spectail.core.goodness import judge_tail, verdict
@@ -66,6 +66,28 @@ def test_norms_describe_the_whole_matrix(checkpoint: Path) -> None:
         "alpha_full": 1 + 48 / np.log(squared[:48] / squared[47]).sum(),
     }
     assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weight", "reason"),
+    [
+        (torch.eye(64), "all eigenvalues of the tail are equal: no exponent describes them"),
+        (
+            torch.ones(64, 1) * torch.arange(96.0),
+            "too small: 1 eigenvalues in the tail, a fit needs at least",
+        ),
+    ],
+    ids=["equal", "rank 1"],
+)
+def test_a_whole_matrix_without_exponent_has_no_alpha(
+    weight: Tensor, reason: str, tmp_path: Path
+) -> None:
+    found = st.analyze({"a.weight": weight}, full_spectrum=True, out=tmp_path)
+    (record,) = found.layers
+    assert math.isnan(record.alpha_full)
+    assert f"the whole matrix has no alpha: {reason}" in record.reason
+    # An infinite number would be another after reading the run again.
+    pd.testing.assert_frame_equal(st.Analysis.load(tmp_path).table, found.table)
 
 
 def test_live_module_and_file_give_the_same_table(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ where that code is wrong; the module ``published`` reproduces it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -23,6 +23,7 @@ from spectail.core.error_bar import jackknife_error
 from spectail.core.metrics import largest_eigenvalue, moments
 from spectail.core.spec import Spec
 from spectail.core.spectra import numerical_zeros
+from spectail.core.tail_fit import TailFit
 from spectail.core.tails import PowerLaw, fit_from, remark_on_ties, why_no_exponent
 from spectail.core.tolerance import enough_windows
 from spectail.core.windows import Window, largest_fit, window_shape
@@ -43,47 +44,10 @@ COMPARABLE_SIDE = 64
 influence the common window."""
 MAX_SIDE = 1024
 """Longest short side of the common window."""
-NO_WINDOW = Window(0, 0)
 ROWS_ONLY = (
     "norms and variance not measured: they need every weight, and with a tolerance only the rows "
     "of the windows are fetched"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TailFit:
-    """The result of measuring one layer.
-
-    Numbers that could not be measured are NaN, and ``status`` and ``reason`` say why.
-    """
-
-    alpha: float = math.nan
-    alpha_se: float = math.nan
-    """Standard error of alpha by the jackknife in ``core.jackknife``."""
-    xmin: float = math.nan
-    ks: float = math.nan
-    n_tail: int = 0
-    status: str = "ok"
-    """``ok``, ``skipped`` (too small to measure) or ``failed`` (NaN, infinite, all zero, or no
-    tail)."""
-    reason: str = ""
-    eigenvalues: Array = field(default_factory=lambda: np.empty(0), repr=False)
-    """All pooled eigenvalues above numerical zero, ascending."""
-    n_zero: int = 0
-    left_out: Array = field(default_factory=lambda: np.empty(0), repr=False)
-    """The ``n_zero`` eigenvalues that take no part in the fit, ascending; some may be negative by
-    rounding."""
-    rank: int = 0
-    """Number of eigenvalues that are not zero within rounding, over all windows."""
-    rank_loss: int = 0
-    """Number of eigenvalues that are zero within rounding, counted window by window."""
-    n_windows: int = 0
-    window: Window = NO_WINDOW
-    alpha_null: float = math.nan
-    alpha_null_sd: float = math.nan
-    weight_var: float = math.nan
-    sum_of_squares: float = math.nan
-    """Sum of the squared weights, which equals the sum of all eigenvalues of the whole matrices."""
 
 
 class Farms:
@@ -279,18 +243,24 @@ class Farms:
         """Fit the tail that the cutoff selects."""
         return tail_of(eigenvalues, cutoff)
 
-    def with_tail(self, fit: TailFit, spec: Spec, variance: float) -> TailFit:
-        """Fit the tail of the pooled eigenvalues and add the null, a random matrix's alpha."""
-        tail = self.tail(fit.eigenvalues, spec.cutoff)
-        if tail.n_tail < self.min_tail(spec.cutoff):
-            least = spec.cutoff.min_tail
+    def without_tail(self, fit: TailFit, tail: PowerLaw, cutoff: Cutoff) -> TailFit | None:
+        """Return the fit without a tail if this one is too short or has no exponent."""
+        if tail.n_tail < self.min_tail(cutoff):
             # The message states the cutoff's own minimum, which the published code ignores.
             reason = (
-                f"too small: {tail.n_tail} eigenvalues in the tail, a fit needs at least {least}"
+                f"too small: {tail.n_tail} eigenvalues in the tail, "
+                f"a fit needs at least {cutoff.min_tail}"
             )
             return replace(fit, status="skipped", reason=reason)
         if reason := why_no_exponent(fit.eigenvalues, tail):
             return replace(fit, status="failed", reason=reason)
+        return None
+
+    def with_tail(self, fit: TailFit, spec: Spec, variance: float) -> TailFit:
+        """Fit the tail of the pooled eigenvalues and add the null, a random matrix's alpha."""
+        tail = self.tail(fit.eigenvalues, spec.cutoff)
+        if refused := self.without_tail(fit, tail, spec.cutoff):
+            return refused
         mean, sd = spec.cutoff.null(fit.window, fit.n_windows, variance, spec.seed)
         return replace(fit, **tail._asdict(), alpha_null=mean, alpha_null_sd=sd)
 
@@ -324,11 +294,15 @@ class Farms:
         return replace(fit, alpha_se=error, reason="; ".join(remarks))
 
     def whole(self, matrices: Tensor | Bands, spec: Spec, *, convolution: bool = False) -> TailFit:
-        """Fit the tail of the whole matrices, without windows and without an error bar."""
+        """Fit the tail of the whole matrices, without windows and without an error bar.
+
+        If no exponent describes it, ``alpha`` is NaN and ``reason`` says why.
+        """
         window = Window(matrices.shape[1], matrices.shape[2])
         _, found = self.solve(matrices, window, [(0, 0)], replace(spec, tolerance=None))
         fit = self.pooled((self.convolution_factor if convolution else 1.0) * found, window)
-        return replace(fit, **self.tail(fit.eigenvalues, spec.cutoff)._asdict())
+        tail = self.tail(fit.eigenvalues, spec.cutoff)
+        return self.without_tail(fit, tail, spec.cutoff) or replace(fit, **tail._asdict())
 
     def spectrum(self, fit: TailFit) -> Array:
         """Return the eigenvalues of a whole matrix that its norms and entropy are computed from."""

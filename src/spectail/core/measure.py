@@ -9,9 +9,10 @@ import torch
 from numpy.typing import ArrayLike
 
 from spectail.core.bands import Bands
-from spectail.core.farms import Farms, TailFit
+from spectail.core.farms import Farms
 from spectail.core.published import Published
 from spectail.core.spec import Spec
+from spectail.core.tail_fit import TailFit
 from spectail.core.weightwatcher import WeightWatcher
 from spectail.errors import SpecError
 

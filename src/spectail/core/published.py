@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from spectail.core.bands import Bands
 from spectail.core.cutoffs import Cutoff
-from spectail.core.farms import Farms, Positions, TailFit, too_small_text
+from spectail.core.farms import Farms, Positions, too_small_text
 from spectail.core.spec import Spec
 from spectail.core.spectra import window_eigenvalues
+from spectail.core.tail_fit import TailFit
 from spectail.core.tails import NO_EXPONENT, PowerLaw, fit_from
 from spectail.core.windows import Grid, Window
 from spectail.errors import SpecError

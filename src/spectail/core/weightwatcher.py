@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from spectail.core.bands import Bands, eigenvalues_of
 from spectail.core.cutoffs import Cutoff, KSMinimum
-from spectail.core.farms import Farms, Positions, TailFit
+from spectail.core.farms import Farms, Positions
 from spectail.core.spec import Spec
 from spectail.core.spectra import numerical_zeros
+from spectail.core.tail_fit import TailFit
 from spectail.core.tails import PowerLaw
 from spectail.core.windows import Window
 

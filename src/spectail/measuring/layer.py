@@ -17,11 +17,11 @@ import torch
 from spectail.basics.texts import type_and_line
 from spectail.core.bands import Bands
 from spectail.core.cuda import is_out_of_memory
-from spectail.core.farms import TailFit
 from spectail.core.goodness import GoodnessOfFit, judge_tail, verdict
 from spectail.core.measure import estimator_of, measure, too_small
 from spectail.core.metrics import entropy, log_alpha_norm, moments, signal_to_noise
 from spectail.core.quantisers import group_range
+from spectail.core.tail_fit import TailFit
 from spectail.core.tolerance import spread_order
 from spectail.core.traps import MIN_SIDE, find_traps
 from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError, SpecError
@@ -263,8 +263,10 @@ def _with_norms(
     full = fit if whole else estimator.whole(matrices, plan.run.spec, convolution=convolution)
     spectrum = estimator.spectrum(full)
     alpha_full = full.alpha if plan.run.full_spectrum else math.nan
+    remark = "" if whole or not full.reason else f"the whole matrix has no alpha: {full.reason}"
     return replace(
         record,
+        reason="; ".join(filter(None, [record.reason, remark])),
         entropy=entropy(spectrum, full.rank),
         log_alpha_norm=log_alpha_norm(spectrum, record.alpha),
         rank_loss=full.rank_loss,
