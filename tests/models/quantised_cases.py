@@ -463,6 +463,18 @@ def bitsandbytes_cases(codes: Tensor) -> dict[str, Case]:
         "fp4": Case(
             {**state, "weight.quant_state.bitsandbytes__fp4": said()}, flat.reshape(ROWS, COLS)
         ),
+        # bnb_4bit_quant_storage: the same bytes as wider numbers, which FSDP can shard.
+        **{
+            f"nf4 stored as {str(kind)[6:]}": Case(
+                {
+                    **state,
+                    "weight": packed.view(-1).view(kind)[:, None],
+                    "weight.quant_state.bitsandbytes__nf4": said(),
+                },
+                flat.reshape(ROWS, COLS),
+            )
+            for kind in (torch.bfloat16, torch.float16, torch.float32, torch.int8)
+        },
         "nf4 quantised twice": Case(
             {
                 **state,
@@ -489,6 +501,11 @@ def bitsandbytes_cases(codes: Tensor) -> dict[str, Case]:
                     "other blocks",
                     {"blocksize": 128},
                     "128 magnitudes for 8192 numbers in blocks of",
+                ),
+                (
+                    "half of the rows",
+                    {"shape": [ROWS // 2, COLS], "blocksize": 32},
+                    f"a shape of {ROWS // 2}x{COLS} for {ROWS * COLS // 2} bytes",
                 ),
                 ("a shape of texts", {"shape": ["128", "64"]}, "expected int, got str at shape[0]"),
                 ("a negative shape", {"shape": [-128, -64]}, "expected int >= 0 at shape[0]"),
@@ -778,7 +795,12 @@ def unreadable_cases() -> dict[str, Case]:
         # Each would give a weight that is swollen by broadcasting.
         **{
             f"HQQ with {name} of shape {list(shape)}": Case(
-                {**hqq_case().tensors, name: floats(*shape)},
+                {
+                    **hqq_case().tensors,
+                    name: ints(0, 256, *shape, dtype=torch.uint8)
+                    if name == "W_q"
+                    else floats(*shape),
+                },
                 problem=("HQQ", "do not go together", again),
             )
             for name, shape in (
@@ -787,8 +809,15 @@ def unreadable_cases() -> dict[str, Case]:
                 ("zero", (1, 64)),
                 ("scale", (64, 1)),
                 ("scale", ()),
+                # Part by part, other weights would be read from more rows than were packed.
+                ("W_q", (65, 64)),
+                ("W_q", (63, 64)),
             )
         },
+        "HQQ viewed as floats": Case(
+            {**hqq_case().tensors, "W_q": floats(64, 32).half()},
+            problem=("HQQ", "viewed as floats", again),
+        ),
         "HQQ in nested dicts": Case(
             {"W_q": codes, "meta.scale": floats(256, 1), "meta.zero": floats(256, 1)},
             problem=("HQQ", again),

@@ -205,8 +205,10 @@ class _QuantState(msgspec.Struct):
 
 def _contradiction(pieces: Pieces, said: _QuantState) -> str:
     """Say where the stated shape and blocks contradict the tensors; empty if they do not."""
-    if math.prod(said.shape) > 2 * pieces.anchor.numel:
-        return f"a shape of {shape_text(tuple(said.shape))}"
+    # The bytes may be stored as wider numbers (bnb_4bit_quant_storage), as for training with FSDP.
+    stored = pieces.anchor.numel * getattr(torch, pieces.anchor.dtype, torch.uint8).itemsize
+    if -(-math.prod(said.shape) // 2) != stored:
+        return f"a shape of {shape_text(tuple(said.shape))} for {stored} bytes"
     scales, outer = pieces["{}.*.absmax"], pieces.get("{}.*.nested_absmax")
     if (outer is None) != (pieces.get("{}.*.nested_quant_map") is None) or (
         outer is None and not scales.is_floating

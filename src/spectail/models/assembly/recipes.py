@@ -15,6 +15,7 @@ from spectail.models.assembly import (
     eight_bit,
     factorised,
     four_bit_floats,
+    hqq,
     packed_integers,
     reparametrised,
     vector_quantised,
@@ -194,7 +195,7 @@ RECIPES: tuple[Recipe, ...] = (
             "{}.scale", "{}.zero", "{}.shape", "{}.packing", "{}.nbits", "{}.group_size", "{}.axis"
         ),
         "{}.weight",
-        packed_integers.hqq,
+        hqq.hqq,
     ),
     Recipe("HQQ or SINQ", "{}.W_q", (), "{}.weight", packed_by("packed integers (HQQ or SINQ)")),
     Recipe("BitNet", "{}.weight", ("{}.weight_scale",), "{}.weight", packed_integers.bitnet),
