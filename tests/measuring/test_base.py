@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -81,6 +82,20 @@ def test_the_relative_change_of_a_large_layer_is_summed_in_double_precision() ->
     (record,) = st.analyze({"a.weight": tuned}, base={"a.weight": base}).layers
     expected = (tuned - base).double().norm() / base.double().norm()
     assert record.relative_change == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_an_infinite_change_has_no_relative_size(tmp_path: Path) -> None:
+    tuned, base = model(1), model(0)
+    for name, value in zip(tuned, (math.inf, math.nan, 1.0, -math.inf), strict=True):
+        tuned[name][3, 4] = value
+    found = st.analyze(tuned, base=base, out=tmp_path)
+    assert [math.isfinite(record.relative_change) for record in found.layers] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    pd.testing.assert_frame_equal(st.Analysis.load(tmp_path).table, found.table)
 
 
 QKV, ATTENTION = "model.layers.0.self_attn.qkv_proj", "model.layers.0.self_attn"

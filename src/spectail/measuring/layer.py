@@ -107,9 +107,8 @@ def _read_and_measured(record: LayerRecord, layer: Layer, plan: Plan) -> LayerRe
         return _measured(record, bands, plan)
     matrices, of_base = read_layer(layer, run, plan.device, shuffled=run.traps)
     record = _measured(record, matrices, plan)
-    if of_base:
-        record = replace(record, relative_change=math.sqrt(moments(matrices)[1] / of_base))
-    return record
+    share = moments(matrices)[1] / of_base if of_base else math.nan
+    return replace(record, relative_change=math.sqrt(share) if math.isfinite(share) else math.nan)
 
 
 def why_failed(error: Exception) -> str:
