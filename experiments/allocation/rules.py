@@ -170,10 +170,15 @@ TRIALS: dict[str, Score] = {
 }
 """Attempts to do better, and the same attempts without alpha."""
 
+DEPTH_KIND: dict[str, Score] = {
+    f"{'ends' if form == 'first-last' else form}, offsets": score
+    for form, score in zip(FORMS, DEPTH.values(), strict=True)
+}
+"""The forms of depth, with offsets: ``--allocation depth-kind``."""
+
 WITH_OFFSETS: dict[str, Score] = {
     "offsets alone": lambda m: np.ones(len(m.units)),
-    "first, offsets": lambda m: depth_scores(m.units, "first"),
-    "ends, offsets": lambda m: depth_scores(m.units, "first-last"),
+    **DEPTH_KIND,
     "tail, offsets": Measured.tail,
     "first, tail, offsets": lambda m: keep_first(m.tail()),
     "ends, tail, offsets": lambda m: keep_ends(m.tail()),
@@ -185,7 +190,7 @@ CONTROLS = ("uniform", *DEPTH, *ACTIVATIONS, *FIXED, "er")
 RULES = (*CONTROLS, *ALPHA, *TRIALS, *WITH_OFFSETS)
 """All rules, controls first."""
 WITHOUT_EPS = ("uniform", *FIXED, "er", "offsets alone")
-READS_NO_WEIGHTS = ("uniform", *DEPTH, "er", "offsets alone", "first, offsets", "ends, offsets")
+READS_NO_WEIGHTS = ("uniform", *DEPTH, "er", "offsets alone", *DEPTH_KIND)
 
 
 def ratios(rule: str, eps: float | None, sparsity: float, measured: Measured) -> dict[str, float]:

@@ -16,6 +16,8 @@ from experiments.allocation.rules import (
     ALPHA,
     CONTROLS,
     DEPTH,
+    DEPTH_KIND,
+    FIXED,
     RULES,
     SPECS,
     WITHOUT_EPS,
@@ -216,16 +218,18 @@ def chosen(
 def finalists(done: Mapping[str, Any], settings: Settings, target: tuple[str, float]) -> list[str]:
     """The rules that are tested: the controls and rules by alpha as they stand, and the best.
 
-    Of the forms of depth the best on selection text and the first block alone are tested; of the
-    attempts the ``FINALISTS`` best. At the harder sparsity the same rules are compared.
+    Of the forms of depth, with and without offsets, the best on selection text and the first block
+    are tested; of ``FIXED`` the best, of the attempts the ``FINALISTS`` best. At the harder
+    sparsity the same rules are compared.
     """
     easier = dict(settings.targets).get(target[0], target[1])
     by = selected_by((target[0], easier))
     best = {rule: min(scores(done, settings, by, rule).values()) for rule in RULES}
-    depth = min(DEPTH, key=lambda rule: best[rule])
-    named = dict.fromkeys(["uniform", depth, "depth: first", *ACTIVATIONS, "er", *ALPHA])
-    trials = sorted(set(RULES) - set(CONTROLS) - set(ALPHA), key=lambda rule: best[rule])
-    return [*named, *trials[:FINALISTS]]
+    depth, with_kind, fixed = (min(x, key=best.__getitem__) for x in (DEPTH, DEPTH_KIND, FIXED))
+    by_depth = (depth, "depth: first", with_kind, "first, offsets")
+    named = dict.fromkeys(["uniform", *by_depth, *ACTIVATIONS, fixed, "er", *ALPHA])
+    trials = [rule for rule in RULES if rule not in (*CONTROLS, *DEPTH_KIND, *ALPHA)]
+    return [*named, *sorted(trials, key=best.__getitem__)[:FINALISTS]]
 
 
 def select_key(target: tuple[str, float], rule: str, eps: float | None) -> str:

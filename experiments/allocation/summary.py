@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from experiments.allocation.rules import ACTIVATIONS, ALPHA, DEPTH, READS_NO_WEIGHTS, RULES
+from experiments.allocation.rules import (
+    ACTIVATIONS,
+    ALPHA,
+    DEPTH,
+    DEPTH_KIND,
+    FIXED,
+    READS_NO_WEIGHTS,
+    RULES,
+)
 from experiments.allocation.steps import Settings, finalists, scores, selected_by, test_key
 from experiments.common import markdown_table, mean_and_spread
 from experiments.drawing import COLOURS, QUIET, panels, save
@@ -71,11 +79,16 @@ def test_draws(
     return found
 
 
-def best_control(done: Mapping[str, Any], settings: Settings, target: tuple[str, float]) -> str:
+def best_control(
+    done: Mapping[str, Any],
+    settings: Settings,
+    target: tuple[str, float],
+    forms: Iterable[str] = DEPTH,
+) -> str:
     """The form of depth that selection text chose."""
     best = {
         rule: min(found.values(), default=math.inf)
-        for rule in DEPTH
+        for rule in forms
         for found in [scores(done, settings, selected_by(target), rule)]
     }
     return min(best, key=lambda rule: best[rule])
@@ -136,17 +149,18 @@ def _answer(journals: Mapping[str, Mapping[str, Any]], settings: Settings) -> st
             continue
         row = [heading, f"{control} {fmean(base):.4g}"]
         tested = finalists(done, settings, target)
+        others = (*ALPHA, *ACTIVATIONS, *FIXED, *READS_NO_WEIGHTS)
         groups: dict[str, Sequence[str]] = {
-            "depth and kinds": [r for r in tested if r in READS_NO_WEIGHTS and "offsets" in r],
+            "depth and kinds": [best_control(done, settings, target, DEPTH_KIND)],
             "as they stand": tuple(ALPHA),
-            "activations": ACTIVATIONS,
-            "attempts": [r for r in tested if r not in (*ALPHA, *ACTIVATIONS, *READS_NO_WEIGHTS)],
+            "activations": (*ACTIVATIONS, *FIXED),
+            "attempts": [rule for rule in tested if rule not in others],
         }
         for rules in groups.values():
             row.append(_best_of(done, settings, target, rules, base))
         rows.append(row)
-    header = ["", "best by depth", "with offsets of kinds", "best by alpha"]
-    header += ["best of OWL, DLP, DSA", "best attempt by alpha or Var(W)"]
+    header = ["", "best by depth", "best by depth and kind", "best by alpha"]
+    header += ["best of OWL, DLP, DSA, Global, LAMP", "best attempt by alpha or Var(W)"]
     return markdown_table(header, rows)
 
 
