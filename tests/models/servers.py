@@ -40,6 +40,8 @@ class Server:
     dates: bool = False
     listing: bool = False
     """Whether folders are answered with a page, which does not say how long it is."""
+    page: bytes = b""
+    """What is sent in place of a file that does not exist, as if it existed."""
     denied: str = "$^"
     """A pattern of the paths that are answered with 403."""
     user: str = ""
@@ -104,6 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.stream(f"<html><a href='../'>..</a>{links}</html>".encode())
         elif file.is_file():
             self.send_file(file.read_bytes(), fails)
+        elif self.state.page:
+            self.send_file(self.state.page, fails)
         else:
             self.answer(404)
 

@@ -299,6 +299,18 @@ def test_what_is_missing_or_damaged_is_one_line(site: Path, path: str, words: st
         open_source(f"{server.url}/{path}")
 
 
+@pytest.mark.parametrize("path", ["one.safetensors", FOLDER, "whole", "whole/model.safetensors"])
+def test_a_server_with_a_page_for_every_other_name(site: Path, path: str) -> None:
+    (site / "whole").mkdir()
+    save_file(weights(), site / "whole" / "model.safetensors")
+    with serve(site, page=b"<!DOCTYPE html><html><body>an application</body></html>") as server:
+        assert_same(f"{server.url}/{path}", site / path.replace("%20", " "))
+        with pytest.raises(st.SourceError, match="is a web page, not a model"):
+            open_source(f"{server.url}/other.safetensors")
+        with pytest.raises(st.SourceError, match=r"no model at|no weights"):
+            open_source(f"{server.url}/other")
+
+
 @pytest.mark.parametrize(
     ("address", "words"),
     [

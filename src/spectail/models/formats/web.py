@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from spectail.errors import SourceError, SourceUnreachableError
+from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.remote_path import RemotePath, open_at_once
 from spectail.models.formats.stores import (
     AccessDeniedError,
@@ -69,7 +70,7 @@ class WebFolder(Store):
         return self._names[folder]
 
     def holds_file(self, path: Place) -> bool:
-        """Whether there is a file of this path; a web page in place of a folder is none."""
+        """Whether there is a file of this path; a web page in place of another file is none."""
         if not path.key:
             return False
         try:
@@ -81,9 +82,10 @@ class WebFolder(Store):
             if _FILE_NAME.search(path.name):
                 raise
             return False
-        start = bytes(file.read(0, 64)).lstrip().lower()
-        page = start.startswith((b"<!doctype", b"<html"))
-        return bool(_FILE_NAME.search(path.name)) or not page
+        # Some servers answer with a page, and no error, for every name that they do not have.
+        # A page under another name is reported when it is read as weights.
+        named = _FILE_NAME.search(path.name) and not path.name.endswith(".json")
+        return bool(named) or not _is_page(file)
 
     def holds_folder(self, path: Place) -> bool:
         """Whether there is a folder of this path: no file, and with known names."""
@@ -132,11 +134,18 @@ class WebFolder(Store):
         """Return which of the usual names exist."""
         paths = [RemotePath(self, folder) / name for name in _USUAL]
         open_at_once(paths)
-        found = {path.name: False for path in paths if path.key in self.files}
+        held = {path.name: self.files.get(path.key) for path in paths}
+        found = {name: False for name, file in held.items() if file and not _is_page(file)}
         if not found:
             # If access was denied to all of them, this says so.
             self.holds_file(paths[0])
         return found
+
+
+def _is_page(file: ReadableFile) -> bool:
+    """Return whether a file is a web page."""
+    start = bytes(file.read(0, 64)).lstrip().lower()
+    return start.startswith((b"<!doctype", b"<html"))
 
 
 def names_on_page(text: str, url: str) -> dict[str, bool]:
