@@ -24,6 +24,7 @@ from spectail.basics.schema import (
 )
 from spectail.core.spec import Spec
 from spectail.models.source import NOT_A_WEIGHT
+from spectail.results.columns import Column, column
 
 Status: TypeAlias = Annotated[str, msgspec.Meta(pattern="^(ok|skipped|failed)$")]
 """What became of a layer."""
@@ -64,38 +65,6 @@ class Rounding:
     """Relative squared error, ||Q(W) - W||^2 / ||W||^2."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column of the table of layers.
-
-    The record, the DataFrame, the report and the documentation follow from it.
-    """
-
-    name: str
-    """Its name in the DataFrame, in the files and as a field of the record."""
-    label: str
-    """Its heading in the report."""
-    cell: str
-    """How the report formats a value: the name of a cell type in ``report.js``."""
-    meaning: str
-    """One phrase for the documentation and for the tooltip of the heading in the report."""
-    main: bool = False
-    """Whether the report shows it before the reader asks for all columns."""
-
-
-def _column(
-    label: str, cell: str, meaning: str, default: Any = dataclasses.MISSING, *, main: bool = False
-) -> Any:
-    """Declare a field of the record together with the label and the meaning of its column."""
-    # dataclass fields carry arbitrary metadata, so one declaration serves record and table.
-    about = {"label": label, "cell": cell, "meaning": meaning, "main": main}
-    return (
-        field(metadata=about)
-        if default is dataclasses.MISSING
-        else field(default=default, metadata=about)
-    )
-
-
 RATIO = (
     "log-likelihood of the power law minus that of {}, in standard errors; "
     "negative: {} fits better (`ks` only)"
@@ -106,188 +75,186 @@ RATIO = (
 class LayerRecord:
     """One row of the table; NaN if not measured. The fields, in order, are the table's columns."""
 
-    name: str = _column("Layer", "name", "full name of the parameter, without `.weight`", main=True)
-    block: Count | None = _column(
+    name: str = column("Layer", "name", "full name of the parameter, without `.weight`", main=True)
+    block: Count | None = column(
         "Block", "count", "index of the repeated unit that holds the layer", main=True
     )
-    kind: str = _column(
+    kind: str = column(
         "Kind", "text", "what the layer does: q, k, v, o, gate, up, down, conv, ...", main=True
     )
-    rows: Count = _column("Rows", "count", "output size of each matrix")
-    cols: Count = _column("Columns", "count", "input size of each matrix")
-    numel: Count = _column("Weights", "count", "number of weights")
-    n_matrices: Count = _column(
+    rows: Count = column("Rows", "count", "output size of each matrix")
+    cols: Count = column("Columns", "count", "input size of each matrix")
+    numel: Count = column("Weights", "count", "number of weights")
+    n_matrices: Count = column(
         "Matrices", "count", "matrices whose eigenvalues are pooled: kernel positions, modes, heads"
     )
-    window_rows: Count = _column("Window rows", "count", "rows of each window", 0)
-    window_cols: Count = _column("Window cols", "count", "columns of each window", 0)
-    n_windows: Count = _column(
+    window_rows: Count = column("Window rows", "count", "rows of each window", 0)
+    window_cols: Count = column("Window cols", "count", "columns of each window", 0)
+    n_windows: Count = column(
         "Windows", "count", "number of windows over all matrices of the row", 0
     )
-    n_eigenvalues: Count = _column(
+    n_eigenvalues: Count = column(
         "Eigenvalues", "count", "eigenvalues found, numerical zeros included", 0
     )
-    n_zero: Count = _column(
+    n_zero: Count = column(
         "Zeros", "count", "numerical zeros among the eigenvalues, left out of the fit", 0
     )
-    alpha: Exponent = _column(
+    alpha: Exponent = column(
         "Alpha",
         "alpha",
         "exponent of the tail; the report draws it as a dot, and a random matrix as a stroke",
         math.nan,
         main=True,
     )
-    alpha_se: NotNegative = _column(
+    alpha_se: NotNegative = column(
         "± error", "fixed", "standard error of alpha (jackknife)", math.nan, main=True
     )
-    alpha_null: NotNegative = _column(
+    alpha_null: NotNegative = column(
         "Random",
         "fixed",
         "alpha of a random matrix: independent entries of equal variance (the null)",
         math.nan,
     )
-    xmin: NotNegative = _column("xmin", "number", "smallest eigenvalue of the tail", math.nan)
-    n_tail: Count = _column("In tail", "count", "eigenvalues in the tail", 0)
-    ks: Share = _column(
+    xmin: NotNegative = column("xmin", "number", "smallest eigenvalue of the tail", math.nan)
+    n_tail: Count = column("In tail", "count", "eigenvalues in the tail", 0)
+    ks: Share = column(
         "KS", "fixed", "Kolmogorov-Smirnov distance between the tail and its fit", math.nan
     )
-    tail_verdict: str = _column(
+    tail_verdict: str = column(
         "Tail verdict", "why", "whether a power law describes the tail (`ks` only)", ""
     )
-    lambda_max: NotNegative = _column(
+    lambda_max: NotNegative = column(
         "Largest eigenvalue", "number", "largest eigenvalue of the *whole* matrix", math.nan
     )
-    frobenius_norm_sq: NotNegative = _column(
+    frobenius_norm_sq: NotNegative = column(
         "Sum of eigenvalues", "number", "sum of the eigenvalues of the *whole* matrix", math.nan
     )
-    stable_rank: NotNegative = _column(
+    stable_rank: NotNegative = column(
         "Stable rank", "number", "frobenius_norm_sq / lambda_max", math.nan, main=True
     )
-    alpha_weighted: Finite = _column(
+    alpha_weighted: Finite = column(
         "Alpha weighted", "number", "alpha * log10(lambda_max)", math.nan
     )
-    log_norm: Finite = _column("Log norm", "number", "log10(frobenius_norm_sq)", math.nan)
-    entropy: NotNegative = _column(
+    log_norm: Finite = column("Log norm", "number", "log10(frobenius_norm_sq)", math.nan)
+    entropy: NotNegative = column(
         "Entropy",
         "number",
         "entropy of the whole spectrum, from 0 to 1 (`--full-spectrum` only)",
         math.nan,
     )
-    weight_var: NotNegative = _column(
+    weight_var: NotNegative = column(
         "Weight variance", "number", "variance of the weights", math.nan
     )
-    alpha_full: Exponent = _column(
+    alpha_full: Exponent = column(
         "Full alpha",
         "fixed",
         "alpha of the whole matrix, without windows (`--full-spectrum` only)",
         math.nan,
     )
-    status: Status = _column("Status", "status", "ok, skipped or failed", "ok", main=True)
-    reason: str = _column(
+    status: Status = column("Status", "status", "ok, skipped or failed", "ok", main=True)
+    reason: str = column(
         "Reason",
         "why",
         "why a row is skipped or failed; on an ok row, remarks",
         "",
         main=True,
     )
-    seconds: NotNegative = _column("Seconds", "number", "time to read and measure the layer", 0.0)
-    alpha_null_sd: NotNegative = _column(
+    seconds: NotNegative = column("Seconds", "number", "time to read and measure the layer", 0.0)
+    alpha_null_sd: NotNegative = column(
         "Random sd", "fixed", "spread of alpha over random matrices of this shape", math.nan
     )
-    comparable: bool = _column(
+    comparable: bool = column(
         "Comparable",
         "text",
         "whether the layer was measured in the run's window, so that its alpha compares",
         True,
     )
-    null_z: Finite = _column(
+    null_z: Finite = column(
         "From random",
         "errors",
         "alpha - alpha_null, in combined standard errors of the two",
         math.nan,
         main=True,
     )
-    ks_p: Share = _column(
+    ks_p: Share = column(
         "KS p",
         "fixed",
         "upper bound of the p-value of the power-law fit (`ks` only)",
         math.nan,
     )
-    lognormal_ratio: Finite = _column(
+    lognormal_ratio: Finite = column(
         "Lognormal ratio", "errors", RATIO.format("a lognormal tail", "the lognormal"), math.nan
     )
-    exponential_ratio: Finite = _column(
+    exponential_ratio: Finite = column(
         "Exponential ratio",
         "errors",
         RATIO.format("an exponential tail", "the exponential"),
         math.nan,
     )
-    saved_as: str = _column(
+    saved_as: str = column(
         "Name in the file",
         "text",
         "name in the file that transformers writes for a live model, where it differs",
         "",
     )
-    snr: Finite = _column(
+    snr: Finite = column(
         "Signal to noise",
         "number",
         "Spectrum's signal-to-noise ratio of the whole matrix (`--full-spectrum` only)",
         math.nan,
     )
-    log_spectral_norm: Finite = _column(
-        "Log spectral norm", "number", "log10(lambda_max)", math.nan
-    )
-    log_alpha_norm: Finite = _column(
+    log_spectral_norm: Finite = column("Log spectral norm", "number", "log10(lambda_max)", math.nan)
+    log_alpha_norm: Finite = column(
         "Log alpha norm",
         "number",
         "log10 of the sum of eigenvalue^alpha over the whole spectrum (`--full-spectrum` only)",
         math.nan,
     )
-    rank_loss: NotNegative = _column(
+    rank_loss: NotNegative = column(
         "Rank loss",
         "count",
         "eigenvalues of the whole matrices that are zero within rounding (`--full-spectrum` only)",
         math.nan,
     )
-    matrix_rank: NotNegative = _column(
+    matrix_rank: NotNegative = column(
         "Rank",
         "count",
         "eigenvalues of the whole matrices that are above zero (`--full-spectrum` only)",
         math.nan,
     )
-    relative_change: NotNegative = _column(
+    relative_change: NotNegative = column(
         "Relative change",
         "number",
         "norm of the change over the norm of the base's weights (`--base` only)",
         math.nan,
     )
-    n_traps: NotNegative = _column(
+    n_traps: NotNegative = column(
         "Traps",
         "count",
         "eigenvalues beyond the edge once the entries are shuffled (`--traps` only)",
         math.nan,
     )
-    trap_ratio: NotNegative = _column(
+    trap_ratio: NotNegative = column(
         "Trap ratio",
         "number",
         "largest eigenvalue of the shuffled layer over the edge (`--traps` only)",
         math.nan,
     )
-    trap_p: Share = _column(
+    trap_p: Share = column(
         "Trap p",
         "fixed",
         "probability that a layer of light-tailed entries has as large an eigenvalue "
         "(`--traps` only)",
         math.nan,
     )
-    erg_n: NotNegative = _column(
+    erg_n: NotNegative = column(
         "ERG",
         "count",
         "most eigenvalues, from the largest on, whose product is at least 1 if their mean is 1 "
         "(`--erg` only)",
         math.nan,
     )
-    erg_gap: Finite = _column(
+    erg_gap: Finite = column(
         "ERG gap",
         "count",
         "erg_n - n_tail; positive: the tail starts too high for the ERG condition (`--erg` only)",

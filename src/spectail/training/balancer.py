@@ -20,8 +20,9 @@ from spectail.results.records import LayerRecord
 from spectail.training import measuring
 from spectail.training.capture import is_captured
 from spectail.training.factors import factors_of
-from spectail.training.groups import SplitGroups, does_nothing
+from spectail.training.groups import SplitGroups
 from spectail.training.history import History, Update
+from spectail.training.idle_step import does_nothing
 from spectail.training.log import Log, Writer, as_log
 from spectail.training.notices import Notices
 from spectail.training.rules import Rule, as_rule

@@ -325,31 +325,6 @@ class SplitGroups:
         _hand_back(split.base, self.option, base, in_place=in_place)
 
 
-def does_nothing(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether all rates and all gradients are zero, so that the step does not train anything.
-
-    ``torch.distributed.checkpoint`` makes such a step to initialise an optimizer's state. A rate on
-    an accelerator counts as above zero, because reading it would make every step wait.
-    """
-    if any(
-        _on_accelerator(rate) or bool(rate)
-        for rate in (group.get("lr", 1.0) for group in optimizer.param_groups)
-    ):
-        return False
-    gradients = (
-        p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-    )
-    # All processes must come to the same answer about a gradient that is spread over them.
-    return not any(
-        g.is_sparse or bool((g.full_tensor() if hasattr(g, "full_tensor") else g).any())
-        for g in gradients
-    )
-
-
-def _on_accelerator(rate: Any) -> bool:
-    return isinstance(rate, Tensor) and rate.device.type != "cpu"
-
-
 def _set(part: _Part, key: str, value: Any, factor: float) -> None:
     """Set a value times a factor in a part; a tensor of one number gets a copy of its own.
 
