@@ -84,7 +84,7 @@ def _entries(matrices: Tensor | Bands) -> Iterator[Tensor]:
     rest: Tensor | None = None
     for block in bands_of(matrices):
         flat = block.reshape(-1)
-        # Pieces do not end where bands do, so that sums have the same bits with and without bands.
+        # Pieces do not end where bands do, so that sums over rows have the same bits without bands.
         flat = flat if rest is None else torch.cat([rest, flat])
         size = _ON_GPU if flat.is_cuda else _CACHED
         whole = flat.numel() // size * size
