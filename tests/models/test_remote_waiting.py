@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 import spectail as st
 from spectail.cli import run
-from spectail.models.formats import waiting
+from spectail.models.formats import stores, waiting
 from spectail.models.open import open_source
 from tests.models.test_remote import table
 
@@ -248,3 +248,26 @@ def test_answers_without_tag_that_break_off_are_repeated(data: bytes, tmp_path: 
     assert len(broken) > 5
     expected = table(tmp_path / "m.safetensors")
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"\x1b[2Jhello\r\nworld\r\n\r\n", "the server's answer is no HTTP"),
+        (b"", "the server breaks the connection"),
+        (b"HTTP/1.1 500 \x1b[2J\x07 no\r\nContent-Length: 0\r\n\r\n", "500 Internal Server Error"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n<a", "the server breaks off its answers"),
+    ],
+    ids=["no HTTP", "nothing", "odd status", "half"],
+)
+def test_a_servers_own_words_are_not_shown(
+    answer: bytes, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(stores.WAITS, "init_backoff", timedelta(milliseconds=1))
+    with (
+        listening(lambda connection, _: connection.sendall(answer)) as (url, _),
+        pytest.raises(st.SourceError) as caught,
+    ):
+        open_source(f"{url}/folder/")
+    assert words in str(caught.value)
+    assert str(caught.value).isprintable()

@@ -15,6 +15,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from spectail.basics.texts import first_line
 from spectail.errors import SourceError, SourceUnreachableError
 from spectail.models.formats import waiting
 from spectail.models.formats.stores import failure, pauses, unanswered
@@ -59,11 +60,12 @@ def read_page(url: str, shown: str, headers: Mapping[str, str]) -> bytes:
                 raise SourceError(f"{shown} is too long for a listing; name the file to open")
             return content
         except HTTPError as error:
-            status = f"{error.code} {error.reason}"
+            # Not the server's own words, which may be anything.
+            status = f"{error.code} {http.client.responses.get(error.code, '')}".rstrip()
             error.close()
         except (URLError, http.client.HTTPException, OSError) as error:
             reason = getattr(error, "reason", error)
-            cause = str(reason or type(error).__name__)
+            cause = _cause(reason if isinstance(reason, Exception) else error)
             # The resolver has tried several times itself.
             if isinstance(reason, socket.gaierror):
                 raise SourceUnreachableError(
@@ -79,6 +81,20 @@ def read_page(url: str, shown: str, headers: Mapping[str, str]) -> bytes:
         if pause is None or not _may_pass(status):
             raise failure(shown, status, cause)
         time.sleep(pause)
+
+
+def _cause(error: Exception) -> str:
+    """Say in one line what happened to a connection, without the server's own words."""
+    return next((words for kind, words in _CAUSES if isinstance(error, kind)), first_line(error))
+
+
+_CAUSES = (
+    (http.client.RemoteDisconnected, "the server breaks the connection"),
+    (http.client.IncompleteRead, "the server breaks off its answers"),
+    (http.client.InvalidURL, "the address is not valid"),
+    (http.client.HTTPException, "the server's answer is no HTTP"),
+)
+"""What the errors of Python's library mean, the general one last."""
 
 
 def _read(request: Request, shown: str) -> bytes:
