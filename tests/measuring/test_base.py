@@ -155,3 +155,12 @@ def test_an_adapter_is_measured_also_if_the_base_lacks_its_weight(
     assert record.status == "ok"
     assert reason in record.reason
     assert math.isnan(record.relative_change)
+
+
+def test_adapters_that_cannot_be_read_say_why() -> None:
+    target = f"{ATTENTION}.q_proj"
+    factors = {f"{target}.oft_R.weight": torch.randn(12, 28)}
+    base = {f"{target}.weight": torch.randn(96, 96)}
+    (alone,), (record,) = (st.analyze(factors, base=b).layers for b in (None, base))
+    assert alone.status == record.status == "failed"
+    assert record.reason == alone.reason != ""

@@ -818,6 +818,13 @@ def unreadable_cases() -> dict[str, Case]:
             {**hqq_case().tensors, "W_q": floats(64, 32).half()},
             problem=("HQQ", "viewed as floats", again),
         ),
+        "HQQ with a packing that is no name": Case(
+            {
+                **hqq_case().tensors,
+                "packing": torch.tensor(list(b"\x1b[2J\n" * 9), dtype=torch.uint8),
+            },
+            problem=("HQQ", r"'\x1b[2J\n\x1b[2J\n", again),
+        ),
         "HQQ in nested dicts": Case(
             {"W_q": codes, "meta.scale": floats(256, 1), "meta.zero": floats(256, 1)},
             problem=("HQQ", again),

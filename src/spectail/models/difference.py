@@ -102,7 +102,7 @@ def difference(tuned: Source, base: Source) -> Source:
     """
     of_base = {layer.name: layer for layer in base.layers}
     layers = tuple(_change(layer, of_base) for layer in tuned.layers)
-    if not any(isinstance(layer, Change) and layer.base for layer in layers):
+    if not any(map(_is_paired, layers)):
         raise SourceError(
             f"{tuned.label} and {base.label} have no layer of the same name and shape: "
             f"{first_names([layer.name for layer in tuned.layers])} in the first, "
@@ -124,6 +124,13 @@ def difference(tuned: Source, base: Source) -> Source:
         tied=(),
         files=(*tuned.files, *base.files),
     )
+
+
+def _is_paired(layer: Layer) -> bool:
+    """Whether the base has a layer's counterpart, or it cannot be told because of a problem."""
+    if layer.problem:
+        return not layer.no_weight
+    return isinstance(layer, Change) and bool(layer.base)
 
 
 def _change(layer: Layer, of_base: Mapping[str, Layer]) -> Layer:

@@ -42,7 +42,7 @@ def hqq(pieces: Pieces) -> LazyTensor | None:
     if packing not in _BITS or len(shape) != 2 or not plain:
         how = "viewed as floats" if packed.is_floating else "with quantised scales"
         return pieces.failed(
-            f"stored as packed integers (HQQ, {packing}) {how}: dequantise it first"
+            f"stored as packed integers (HQQ, {packing[:20]!r}) {how}: dequantise it first"
         )
     bits = _BITS[packing]
     rows = _rows(packed.shape, scale.shape, shape, bits) if scale.shape == zero.shape else None
