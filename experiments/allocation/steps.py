@@ -219,14 +219,15 @@ def finalists(done: Mapping[str, Any], settings: Settings, target: tuple[str, fl
     """The rules that are tested: the controls and rules by alpha as they stand, and the best.
 
     Of the forms of depth, with and without offsets, the best on selection text and the first block
-    are tested; of ``FIXED`` the best, of the attempts the ``FINALISTS`` best. At the harder
-    sparsity the same rules are compared.
+    are tested, and the form that ``spectail prune`` takes without a choice; of ``FIXED`` the best,
+    of the attempts the ``FINALISTS`` best. At the harder sparsity the same rules are compared.
     """
     easier = dict(settings.targets).get(target[0], target[1])
     by = selected_by((target[0], easier))
     best = {rule: min(scores(done, settings, by, rule).values()) for rule in RULES}
     depth, with_kind, fixed = (min(x, key=best.__getitem__) for x in (DEPTH, DEPTH_KIND, FIXED))
-    by_depth = (depth, "depth: first", with_kind, "first, offsets")
+    unchosen = "ends, offsets" if target[0] == "magnitude" else "first-rising, offsets"
+    by_depth = (depth, "depth: first", with_kind, "first, offsets", unchosen)
     named = dict.fromkeys(["uniform", *by_depth, *ACTIVATIONS, fixed, "er", *ALPHA])
     trials = [rule for rule in RULES if rule not in (*CONTROLS, *DEPTH_KIND, *ALPHA)]
     return [*named, *sorted(trials, key=best.__getitem__)[:FINALISTS]]

@@ -150,7 +150,8 @@ def test_a_file_of_allocate_and_a_quiet_run(
         ),
         (
             ["--sparsity", "0.5"],
-            "wanda with the allocation farms needs calibration text: give --calibration FILE",
+            "wanda with the allocation depth-kind:first-rising needs calibration text: give "
+            "--calibration FILE",
         ),
         (
             ["--sparsity", "0.5", "--method", "magnitude", "--allocation", "no.json"],
@@ -423,6 +424,34 @@ def test_the_form_of_depth_is_chosen_with_its_eps(folder: Path, tmp_path: Path, 
     page = (tmp_path / "out" / "report.html").read_text()
     assert "the block&#39;s place in depth and the kind of layer" in page
     assert "first-falling" in page
+
+
+@pytest.mark.parametrize(
+    ("method", "form"),
+    [("magnitude", "first-last"), ("wanda", "first-rising"), ("sparsegpt", "first-rising")],
+)
+def test_without_an_allocation_depth_and_kind_decide(
+    folder: Path, tmp_path: Path, text: Path, method: str, form: str
+) -> None:
+    words = ["--calibration", str(text), "--samples", "6", "--seq-len", "16", "--quiet"]
+    options = ["--sparsity", "0.5", "--method", method, *words]
+    assert _run(folder, tmp_path, *options) == 0
+    default = st.Allocation.load(tmp_path / "out" / "allocation.json")
+    named = tmp_path / "named"
+    named.mkdir()
+    assert _run(folder, named, *options, "--allocation", f"depth-kind:{form}") == 0
+    assert dict(default) == dict(st.Allocation.load(named / "out" / "allocation.json"))
+    assert default.settings["form"] == form
+    assert default.settings["eps"] == st.presets.PRUNE_EPS
+
+
+def test_without_an_allocation_eps_auto_chooses_the_form_too(
+    folder: Path, tmp_path: Path, text: Path
+) -> None:
+    words = ["--selection", str(text), "--seq-len", "16", "--sparsity", "0.5", "--quiet"]
+    assert _run(folder, tmp_path, *words, "--method", "magnitude", "--eps", "auto") == 0
+    selected = json.loads((tmp_path / "out" / "pruning.json").read_text())["selected"]
+    assert len({c["form"] for c in selected["candidates"]}) == 7
 
 
 @pytest.fixture(scope="module")

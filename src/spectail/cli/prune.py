@@ -25,6 +25,7 @@ from spectail.pruning.allocators import (
     as_allocator,
     check_eps,
     check_takes_eps,
+    default_allocator,
 )
 from spectail.pruning.folders import PAGE_FILE, check_free, save_pruned
 from spectail.pruning.methods import as_method, method_names
@@ -102,13 +103,14 @@ def prune(
         str, typer.Option(help=f"Which weights become zero: {', '.join(method_names())}.")
     ] = "wanda",
     allocation: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="How many zeros each layer gets: "
             f"{', '.join(allocator_names())}, depth:FORM, depth-kind:FORM, or a file of "
-            "spectail allocate."
+            "spectail allocate. By default depth-kind:first-rising, for magnitude "
+            "depth-kind:first-last, and with --eps auto the form that the text chooses."
         ),
-    ] = "farms",
+    ] = None,
     calibration: Calibration = None,
     pattern: PatternText = None,
     include: Include = None,
@@ -129,7 +131,10 @@ def prune(
     """Prune a language model by an allocation of sparsities and write it with a report."""
     # Everything that can be refused is refused before the model is loaded, which takes long.
     check_free(out)
-    allocator = as_allocator(allocation)
+    by_inputs = as_method(method).statistic is not None
+    allocator = (
+        as_allocator(allocation) if allocation else default_allocator(eps, by_inputs=by_inputs)
+    )
     check_choice(bos)
     if not 0 <= sparsity < 1:
         raise PruneError(f"a sparsity must be at least 0 and below 1, not {sparsity!r}")
