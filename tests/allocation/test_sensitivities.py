@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import spectail as st
@@ -116,8 +117,9 @@ def test_a_layer_that_text_does_not_reach_takes_the_least_of_its_kind_and_it_is_
     found = st.allocate(results(*layers), target="bits", budget=3, sensitivities=values)
     (note,) = found.deviations
     assert note == (
-        "1 of 12 layers have sensitivity 0, because the text does not reach them; they take the "
-        f"least sensitivity of their kind, else of all: {names[0]}."
+        "1 of 12 layers have sensitivity 0, because the text does not reach them or weights of "
+        "zero hide them; they take the least sensitivity of their kind, else of all: "
+        f"{names[0]}."
     )
     # As an up projection it counts 3 like the least of those, not 0.5 like a down projection.
     same = st.allocate(
@@ -152,12 +154,16 @@ def test_names_of_a_live_model_pair_with_those_of_its_file() -> None:
         ({f"model.layers.{i}.mlp.up_proj": 0.0 for i in range(3)},
          "no sensitivity is above 0: the text reaches none of the layers"),
         (measured({"a": 1.0, "b": None}), "only 1 of 2 sensitivities are measured: finish them"),
-        ({"a": -1.0}, "the sensitivity of a must be a finite number of at least 0, not -1.0"),
-        ({"a": float("nan")}, "the sensitivity of a must be a finite number of at least 0, not na"),
-        ({"a": True}, "the sensitivity of a must be a finite number of at least 0, not True"),
+        ({"a": -1.0}, r"the sensitivity of a must be a number from 0 to 1e\+30, not -1.0"),
+        ({"a": float("nan")}, r"the sensitivity of a must be a number from 0 to 1e\+30, not nan"),
+        ({"a": float("inf")}, r"the sensitivity of a must be a number from 0 to 1e\+30, not inf"),
+        ({"a": 10**400}, r"the sensitivity of a must be a number from 0 to 1e\+30, not 1000"),
+        ({"a": True}, r"the sensitivity of a must be a number from 0 to 1e\+30, not True"),
+        ({1: 1.0}, "sensitivities are given by names of layers, not by 1"),
         ([1.0], r"sensitivities must map names of layers to numbers, .*, not \[1\.0\]"),
+        (pd.Series({"a": 1.0}), r"sensitivities must map names of layers to numbers, .*, not a"),
     ],
-    ids=range(10),
+    ids=range(14),
 )  # fmt: skip
 def test_what_does_not_fit_is_one_line(given: Any, message: str) -> None:
     layers = [layer(f"model.layers.{i}.mlp.up_proj", 2.0) for i in range(3)]

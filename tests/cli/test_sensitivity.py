@@ -124,7 +124,10 @@ def test_a_killed_command_goes_on(inputs: Path, tmp_path: Path, how: signal.Sign
     ("more", "message"),
     [
         (["--samples", "0"], "samples must be a whole number of at least 1, not 0"),
-        (["--noise", "-1"], "noise must be a number above 0 and at most 1, not -1.0"),
+        (["--noise", "-1"], "noise must be a number from 0.0001 to 1, not -1.0"),
+        (["--noise", "1e-9"], "noise must be a number from 0.0001 to 1, not 1e-09"),
+        (["--noise", "0.001", "--dtype", "bfloat16"], "noise of 0.001 is lost in the rounding"),
+        (["--seed", "99999999999999999999"], "seed must be a whole number from 0 to 9223372036"),
         (["--bos", "twice"], "bos must be one of"),
         (["--exclude", "nothing"], "exclude 'nothing' matches none of the"),
         (["--kind", "z"], "z"),
@@ -143,6 +146,25 @@ def test_bad_input_is_one_line(
     assert line.startswith("spectail: ")
     assert message in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["--samples", "0"], ["--seq-len", "0"], ["--noise", "2"], ["--seed", "-1"]],
+    ids=lambda x: x[0],
+)
+@pytest.mark.parametrize("name", ["sensitivity", "prune"])
+def test_numbers_are_refused_before_the_model_is_loaded(
+    name: str, more: list[str], inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [name, "no/such/model", "--calibration", str(inputs / "text.txt"), *more]
+    if name == "prune":
+        if more[0] == "--noise":
+            pytest.skip("prune draws none")
+        command += ["--sparsity", "0.5"]
+    assert run([*command, "--out", str(tmp_path / "s.json")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{more[0][2:].replace('-', '_')} must be a" in line
 
 
 def test_sensitivities_of_another_model_or_unfinished_ones_are_refused(

@@ -88,7 +88,7 @@ ADAPTER: dict[str, list[Any]] = {
     "lora_parameters.scale": [HUGE, "20", True],
     "randlora_alpha": [HUGE, "x"],
     "topk": [-1, 0, 1.5],
-    "random_loc_seed": [-1, 1.5, "x"],
+    "random_loc_seed": [-1, 1.5, "x", 2**63],
 }
 
 

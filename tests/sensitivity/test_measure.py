@@ -399,10 +399,14 @@ def test_a_model_without_a_head_is_refused() -> None:
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"noise": 0.0}, EvaluationError, "noise must be a number above 0 and at most 1, not 0.0"),
-        ({"noise": True}, EvaluationError, "noise must be a number above 0 and at most 1, not Tr"),
-        ({"noise": float("nan")}, EvaluationError, "noise must be a number above 0 and at most 1"),
-        ({"seed": -1}, EvaluationError, "seed must be a whole number of at least 0, not -1"),
+        ({"noise": 0.0}, EvaluationError, "noise must be a number from 0.0001 to 1, not 0.0"),
+        ({"noise": 1e-5}, EvaluationError, "noise must be a number from 0.0001 to 1, not 1e-05"),
+        ({"noise": True}, EvaluationError, "noise must be a number from 0.0001 to 1, not True"),
+        ({"noise": float("nan")}, EvaluationError, "noise must be a number from 0.0001 to 1"),
+        ({"seed": -1}, EvaluationError, "seed must be a whole number from 0 to 9223.*7, not -1"),
+        ({"seed": 2**63}, EvaluationError, "seed must be a whole number from 0 to 9223.*, not 92"),
+        ({"tokens": tokens(1, 8) > 9}, PruneError, r"a tensor of shape \(1, 8\) of type .*bool"),
+        ({"tokens": tokens(1, 8) * 1j}, PruneError, "not a tensor of .* of type torch.complex64"),
         ({"tokens": None}, PruneError, "sensitivities needs calibration"),
         ({"tokens": tokens(1, 80)}, PruneError, "80 tokens exceed the model's 64 positions"),
         ({"tokens": tokens(1, 8) + 90}, PruneError, "the model knows 100"),
@@ -427,6 +431,72 @@ def test_predictions_that_are_not_finite_are_named() -> None:
         bad.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
     with pytest.raises(EvaluationError, match="the model gives NaN on the calibration text"):
         st.sensitivities(bad, tokens(1, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_noise_below_the_rounding_of_half_precision_is_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(EvaluationError, match=r"noise of 0.001 is lost in the rounding of a model"):
+        st.sensitivities(decoder("llama").to(dtype), tokens(1, 8), noise=1e-3)
+
+
+def test_the_smallest_noise_gives_the_sensitivities_of_larger_noise() -> None:
+    model, ids = decoder("llama"), tokens(2, 16)
+    small, larger = (st.sensitivities(model, ids, noise=noise) for noise in (1e-4, 2e-3))
+    assert dict(small) == pytest.approx(dict(larger), rel=0.3)
+
+
+def test_the_largest_seed_draws_noise() -> None:
+    model, ids = decoder("llama"), tokens(1, 8)
+    first, last = (st.sensitivities(model, ids, seed=2**63 - n) for n in (1, 2))
+    assert all(first[name] != last[name] for name in first)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.uint8, torch.int32], ids=str)
+def test_token_ids_of_any_whole_type(dtype: torch.dtype) -> None:
+    model, ids = decoder("llama"), tokens(1, 8)
+    assert dict(st.sensitivities(model, ids.to(dtype))) == dict(st.sensitivities(model, ids))
+
+
+class Whole(nn.Module):
+    """A decoder that takes the option to keep few logits and keeps all."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids: Tensor, logits_to_keep: int | Tensor = 0) -> Tensor:
+        """Logits (samples, length, words)."""
+        found: Tensor = self.inner(input_ids).logits
+        return found
+
+
+class Last(Whole):
+    """A decoder that gives logits at the last two positions only."""
+
+    def forward(self, input_ids: Tensor, logits_to_keep: int | Tensor = 0) -> Tensor:
+        """Logits (samples, 2, words)."""
+        return super().forward(input_ids)[:, -2:]
+
+
+def test_a_model_that_keeps_all_logits_counts_at_the_same_positions() -> None:
+    model, ids = decoder("llama"), tokens(2, 16)
+    found = list(st.sensitivities(Whole(model), ids).values())
+    assert found == pytest.approx(list(st.sensitivities(model, ids).values()))
+
+
+def test_a_model_that_keeps_other_positions_is_refused() -> None:
+    with pytest.raises(EvaluationError, match="Last gives logits at 2 positions for 16 tokens"):
+        st.sensitivities(Last(decoder("llama")), tokens(2, 16))
+
+
+def test_layers_that_zeros_hide_are_not_put_down_to_the_text_alone() -> None:
+    model = decoder("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.zero_()
+    found = st.sensitivities(model, tokens(1, 8))
+    dead = [name for name, value in found.items() if value == 0]
+    assert dead == [f"model.layers.0.mlp.{x}_proj" for x in ("gate", "up", "down")]
+    assert "or weights of zero, theirs or others, hide them" in found.summary()
 
 
 class Ruled(OneLinear):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -34,7 +33,9 @@ _FORMAT = "spectail sensitivities"
 _MARK = f'"format": "{_FORMAT}"'.encode()
 """What every file of sensitivities begins with."""
 
-Growth: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
+_MOST = 1e30
+"""The largest sensitivity; sums of products with larger numbers would overflow."""
+Growth: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=_MOST)]
 """A sensitivity: nats per relative squared error."""
 
 
@@ -59,7 +60,8 @@ class LayerSensitivity:
 class Sensitivities(ByName):
     """An immutable mapping from the name of a layer to its sensitivity a_l.
 
-    A layer of sensitivity 0 does not change the predictions at all: the text does not reach it.
+    A layer of sensitivity 0 does not change the predictions at all: the text does not reach it, or
+    weights of zero hide it.
     """
 
     layers: tuple[LayerSensitivity, ...]
@@ -106,8 +108,9 @@ class Sensitivities(ByName):
             lines.append(f"most sensitive: {most}")
         if dead := [name for name in self if not self[name] > 0]:
             lines.append(
-                f"note: noise in {plural(len(dead), 'layer')} changes no prediction, so the text "
-                f"does not reach them: {first_names(dead, SHOWN)}; more text may"
+                f"note: noise in {plural(len(dead), 'layer')} changes no prediction: "
+                f"{first_names(dead, SHOWN)}; either the text does not reach them (more text may), "
+                "or weights of zero, theirs or others, hide them"
             )
         return "\n".join([*lines, *describe_left_out(self.left_out)])
 
@@ -179,21 +182,23 @@ def check_free(path: Path) -> None:
 
 
 def check_sensitivities(given: object) -> None:
-    """Refuse what is no mapping from names to finite numbers of at least 0."""
+    """Refuse what is no mapping from names to numbers that are not negative."""
     if not isinstance(given, Mapping):
         raise AllocationError(
-            f"sensitivities must map names of layers to numbers, as st.sensitivities does, "
-            f"not {given!r}"
+            "sensitivities must map names of layers to numbers, as st.sensitivities does, "
+            f"not {' '.join(repr(given).split())[:80]}"
         )
     if isinstance(given, Sensitivities) and not given.complete:
         raise AllocationError(
             f"only {len(given)} of {len(given.layers)} sensitivities are measured: finish them"
         )
     for name, value in given.items():
+        if not isinstance(name, str):
+            raise AllocationError(f"sensitivities are given by names of layers, not by {name!r}")
         right = isinstance(value, Real) and not isinstance(value, bool)
-        if not (right and 0 <= float(value) < math.inf):
+        if not (right and 0 <= value <= _MOST):
             raise AllocationError(
-                f"the sensitivity of {name} must be a finite number of at least 0, not {value!r}"
+                f"the sensitivity of {name} must be a number from 0 to {_MOST:g}, not {value!r}"
             )
 
 
@@ -266,6 +271,7 @@ def _without_zeros(
     names = first_names(list(filled), SHOWN)
     note = (
         f"{len(zeros)} of {len(layers)} layers have sensitivity 0, because the text does not reach "
-        f"them; they take the least sensitivity of their kind, else of all: {names}."
+        "them or weights of zero hide them; they take the least sensitivity of their kind, else of "
+        f"all: {names}."
     )
     return found | filled, (note,)

@@ -6,6 +6,9 @@ from typing import Any
 
 from spectail.errors import SpectailError
 
+MOST_SEED = 2**63 - 1
+"""The largest seed that every generator of torch takes."""
+
 
 def is_whole(value: Any, least: int = 1) -> bool:
     """Whether a value is an ``int`` of at least ``least``; True and False are none."""
@@ -18,3 +21,9 @@ def check_whole(error: type[SpectailError], least: int = 1, /, **values: Any) ->
     for name, value in values.items():
         if not is_whole(value, least):
             raise error(f"{name} must be a whole number of at least {least}, not {value!r}")
+
+
+def check_seed(error: type[SpectailError], seed: Any) -> None:
+    """Raise ``error`` unless ``seed`` is a whole number that the generators of torch take."""
+    if not is_whole(seed, 0) or seed > MOST_SEED:
+        raise error(f"seed must be a whole number from 0 to {MOST_SEED}, not {seed!r}")

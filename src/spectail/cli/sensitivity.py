@@ -17,9 +17,9 @@ from spectail.evaluation.bos import CHOICES, check_choice
 from spectail.evaluation.texts import HOW, read_text
 from spectail.measuring.device import usable_device
 from spectail.models.live.language import DTYPES, open_language_model
-from spectail.pruning.calibration import calibration_tokens
+from spectail.pruning.calibration import calibration_tokens, check_draw
 from spectail.results.table import storable
-from spectail.sensitivity.measure import NOISE, sensitivities
+from spectail.sensitivity.measure import LEAST, LEAST_IN_HALF, NOISE, check_noise, sensitivities
 
 Source: TypeAlias = Annotated[
     str,
@@ -36,7 +36,11 @@ Out: TypeAlias = Annotated[
 Samples: TypeAlias = Annotated[int, typer.Option(help="Number of sequences of text.")]
 SeqLen: TypeAlias = Annotated[int, typer.Option(help="Tokens in each sequence.")]
 Noise: TypeAlias = Annotated[
-    float, typer.Option(help="Squared norm of the noise, relative to that of the weights.")
+    float,
+    typer.Option(
+        help="Squared norm of the noise, relative to that of the weights: "
+        f"{LEAST:g} to 1, in half precision at least {LEAST_IN_HALF:g}."
+    ),
 ]
 Seed: TypeAlias = Annotated[int, typer.Option(help="Seed that draws the sequences and the noise.")]
 Bos: TypeAlias = Annotated[
@@ -83,6 +87,8 @@ def sensitivity(
     check_free(out)
     check_writable(out)
     check_choice(bos)
+    check_draw(samples, seq_len, seed)
+    check_noise(noise)
     device = usable_device(device)
     text = read_text(calibration)
     with Terminal(stderr=True, quiet=quiet).status("loading the model"):

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectail.basics.checks import check_whole
+from spectail.basics.checks import check_seed, check_whole
 from spectail.errors import EvaluationError, PruneError
 from spectail.evaluation.bos import Bos, needed_bos, resolve, room_for_text, text_setting
+
+_WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+"""Types that token ids may have."""
 
 
 def calibration_tokens(
@@ -40,10 +43,11 @@ def calibration_tokens(
             class, and means ``every`` for Gemma's tokenizers alone.
 
     Raises:
-        PruneError: the text is shorter than one sequence, or the tokenizer lacks the BOS needed.
+        PruneError: a number is out of range, the text is shorter than one sequence, or the
+            tokenizer lacks the BOS needed.
 
     """
-    check_whole(PruneError, samples=samples, seq_len=seq_len)
+    check_draw(samples, seq_len, seed)
     rule, room = _rule(tokenizer, bos, model, seq_len)
     # The whole text is tokenised once: tokenising pieces would break words at the cuts.
     ids = _whole(tokenizer, text)
@@ -54,6 +58,17 @@ def calibration_tokens(
             f"{room}{beside}: give a longer text, or a shorter seq-len"
         )
     return rule.open(_drawn(ids, room, samples, seed))
+
+
+def check_draw(samples: int, seq_len: int, seed: int) -> None:
+    """Refuse numbers by which no calibration text can be drawn; no model is needed for that.
+
+    Raises:
+        PruneError: a number is no whole number in its range.
+
+    """
+    check_whole(PruneError, samples=samples, seq_len=seq_len)
+    check_seed(PruneError, seed)
 
 
 def _rule(tokenizer: Any, bos: str, model: nn.Module | None, seq_len: int) -> tuple[Bos, int]:
@@ -138,19 +153,20 @@ def _as_matrix(calibration: Any) -> Tensor:
         calibration = torch.cat([x.reshape(1, -1) if x.ndim < 2 else x for x in calibration])
     if (
         not isinstance(calibration, Tensor)
-        or calibration.is_floating_point()
+        or calibration.dtype not in _WHOLE_NUMBERS
         or calibration.ndim != 2
     ):
         # A tensor is described by its shape; its values would fill the screen.
         what = (
-            f"a tensor of shape {tuple(calibration.shape)}"
+            f"a tensor of shape {tuple(calibration.shape)} of type {calibration.dtype}"
             if isinstance(calibration, Tensor)
             else repr(calibration)
         )
         raise PruneError(f"calibration must be token ids (samples, length), not {what[:80]}")
     if not calibration.numel():
         raise PruneError("calibration holds no tokens")
-    return calibration
+    # Embeddings take no smaller types.
+    return calibration.long()
 
 
 def _check_fits(tokens: Tensor, model: nn.Module) -> None:

@@ -18,7 +18,7 @@ from spectail.evaluation import Perplexity, perplexity
 from spectail.evaluation.bos import Rule, resolve
 from spectail.models.naming.select import ALL_KINDS, KindFilter
 from spectail.pruning.allocators import Allocator, uniform
-from spectail.pruning.calibration import calibration_tokens
+from spectail.pruning.calibration import calibration_tokens, check_draw
 from spectail.pruning.choice import SEQUENCES, Choice, choose, perplexity_or_nan, with_choice
 from spectail.pruning.methods import Method
 from spectail.pruning.prune import PruningInterrupted, prune
@@ -64,6 +64,9 @@ class PruningPlan:
     """Kinds and types of layers to prune; others stay dense."""
     bos: str = "auto"
     """Where the beginning-of-sequence token (BOS) goes in all texts: see ``evaluation.bos``."""
+
+    def __post_init__(self) -> None:
+        check_draw(self.samples, self.seq_len, self.seed)
 
     @property
     def calibrates(self) -> bool:

@@ -16,11 +16,12 @@ from numbers import Real
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from spectail.allocation.coverage import Coverage, cover
 from spectail.allocation.sensitivities import LayerSensitivity, Sensitivities
-from spectail.basics.checks import check_whole
+from spectail.basics.checks import MOST_SEED, check_seed
 from spectail.errors import EvaluationError, RunError
 from spectail.models.live.eval_mode import evaluating
 from spectail.models.live.walk import module_source
@@ -33,6 +34,11 @@ from spectail.sensitivity.predictions import Predictions, check_decoder
 
 NOISE = 0.05
 """Relative squared size of the noise: about the error of rounding to 3 bits (docs/bits-results.md).
+"""
+LEAST, LEAST_IN_HALF = 1e-4, 1e-2
+"""The smallest noise, for models in float32 or wider and in half precision. Of smaller noise the
+result is the rounding of the predictions, which moves them by 4e-8 nats in float32 and by 1.5e-3 in
+bfloat16, divided by the size of the noise.
 """
 SAVED_EVERY = 2.0
 """Seconds of work that a killed measurement loses at most, besides the layer in hand."""
@@ -72,7 +78,8 @@ def sensitivities(
             error or Ctrl-C.
         tokens: token ids (samples, length), as ``st.calibration_tokens`` draws them. 2 x 256
             were enough in ``experiments/bits``.
-        noise: squared norm of the noise, relative to that of the weights.
+        noise: squared norm of the noise, relative to that of the weights: 1e-4 to 1, and at least
+            0.01 for a model in half precision.
         seed: seed of the noise.
         include: globs of layers to measure that would keep full precision by default.
         exclude: globs of layers not to measure.
@@ -85,7 +92,8 @@ def sensitivities(
 
     Returns:
         A mapping from layers to sensitivities, in nats per token per relative squared error. 0
-        means that no prediction changed: the text does not reach the layer.
+        means that no prediction changed: the text does not reach the layer, or weights of zero
+        hide it.
 
     Raises:
         EvaluationError: the model makes no predictions of a next token, or they are not finite.
@@ -95,8 +103,8 @@ def sensitivities(
         RunError: ``out`` holds the sensitivities of another model, or of other settings.
 
     """
-    check_whole(EvaluationError, 0, seed=seed)
-    _check_noise(noise)
+    check_seed(EvaluationError, seed)
+    check_noise(noise, model)
     ids = as_tokens(tokens, model, "sensitivities")
     source = module_source(model)
     chosen = cover(
@@ -136,10 +144,16 @@ def sensitivity_of(weight: Weight, dense: Predictions, *, noise: float, seed: in
     return growth / noise
 
 
-def _check_noise(noise: object) -> None:
-    """Refuse a size of noise that is no number above 0 and at most 1."""
-    if isinstance(noise, bool) or not isinstance(noise, Real) or not 0 < float(noise) <= 1:
-        raise EvaluationError(f"noise must be a number above 0 and at most 1, not {noise!r}")
+def check_noise(noise: object, model: nn.Module | None = None) -> None:
+    """Refuse a size of noise that is no number in its range, or too small for a model's numbers."""
+    if isinstance(noise, bool) or not isinstance(noise, Real) or not LEAST <= float(noise) <= 1:
+        raise EvaluationError(f"noise must be a number from {LEAST:g} to 1, not {noise!r}")
+    types = {p.dtype for p in model.parameters()} if model else set()
+    if noise < LEAST_IN_HALF and types & {torch.float16, torch.bfloat16}:
+        raise EvaluationError(
+            f"noise of {noise:g} is lost in the rounding of a model in half precision: give at "
+            f"least {LEAST_IN_HALF:g}, or load the model in float32"
+        )
 
 
 def _planned(
@@ -182,7 +196,7 @@ def _measure(
             progress(weight.name, number, len(weights))
         dense = dense or Predictions(model, ids)
         # By its number, so that a run that goes on draws the same noise.
-        own = settings["seed"] * _SPREAD + number
+        own = (settings["seed"] * _SPREAD + number) % (MOST_SEED + 1)
         store.add(weight.name, sensitivity_of(weight, dense, noise=settings["noise"], seed=own))
 
 

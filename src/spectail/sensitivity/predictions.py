@@ -68,11 +68,14 @@ class Predictions:
 
     def _logits(self, ids: Tensor) -> Tensor:
         """Return logits at the positions that count; those of the others are not computed."""
-        # The positions stay on the CPU, from where they index tensors of any device.
+        options = {}
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
-            found = logits_of(self.model, ids, logits_to_keep=self._positions)
-            return _checked(found, self.model)
-        return _checked(logits_of(self.model, ids), self.model)[:, self._positions]
+            # The positions stay on the CPU, from where they index tensors of any device.
+            options["logits_to_keep"] = self._positions
+        found = logits_of(self.model, ids, **options)
+        logits = _checked(found, self.model, ids, len(self._positions))
+        # Not every module that has the option goes by it.
+        return logits[:, self._positions] if logits.shape[1] == ids.shape[1] else logits
 
 
 def check_decoder(model: nn.Module, tokens: Tensor) -> None:
@@ -93,7 +96,9 @@ def check_decoder(model: nn.Module, tokens: Tensor) -> None:
     # Other words in the second half, all of which the model knows.
     changed = torch.cat([ids[:, :half], ids[:, half:].flip(1) // 2], dim=1)
     with torch.inference_mode():
-        one, other = (_checked(logits_of(model, each), model)[0].float() for each in (ids, changed))
+        one, other = (
+            _checked(logits_of(model, each), model, each)[0].float() for each in (ids, changed)
+        )
     moved = (one - other).abs().nan_to_num(0.0)
     # Experts get other batches of tokens, so that a decoder's predictions may differ by rounding.
     types = {p.dtype for p in model.parameters() if p.is_floating_point()}
@@ -104,8 +109,16 @@ def check_decoder(model: nn.Module, tokens: Tensor) -> None:
         )
 
 
-def _checked(logits: object, model: nn.Module) -> Tensor:
-    """Return logits (samples, positions, vocabulary); refuse anything else."""
+def _checked(logits: object, model: nn.Module, ids: Tensor, kept: int | None = None) -> Tensor:
+    """Return logits (samples, positions, vocabulary); refuse anything else.
+
+    There are as many positions as tokens in ``ids``, or ``kept`` of them.
+    """
+    name, length = type(model).__name__, ids.shape[1]
     if not isinstance(logits, Tensor) or logits.ndim != 3:
-        raise EvaluationError(f"{type(model).__name__} gives no logits for tokens: {_NEXT_TOKEN}")
+        raise EvaluationError(f"{name} gives no logits for tokens: {_NEXT_TOKEN}")
+    if logits.shape[1] not in {length, kept}:
+        raise EvaluationError(
+            f"{name} gives logits at {logits.shape[1]} positions for {length} tokens: {_NEXT_TOKEN}"
+        )
     return logits

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeAlias
 
 from msgspec import Meta
 
+from spectail.basics.checks import MOST_SEED
 from spectail.basics.schema import SchemaError, checked
 from spectail.errors import SourceError
 from spectail.models.formats.file_path import FilePath
@@ -117,7 +118,9 @@ _ADAPTER = {
         ("use_rslora", "use_dora", "fan_in_fan_out", "apply_GS", "use_cayley_neumann"), _FLAG
     ),
     **dict.fromkeys(("peft_type", "base_model_name_or_path", "model"), _TEXT),
-    "random_loc_seed": Setting(Annotated[int, Meta(ge=0)] | None, "a whole number of at least 0"),
+    "random_loc_seed": Setting(
+        Annotated[int, Meta(ge=0, le=MOST_SEED)] | None, f"a whole number from 0 to {MOST_SEED}"
+    ),
     # AdaLoRA lists which of the ranks it has kept.
     "rank_pattern": Setting(
         dict[str, _Whole | list[bool]] | None, "an object from patterns to ranks of at least 1"
