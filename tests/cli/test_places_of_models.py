@@ -114,7 +114,9 @@ def test_a_hub_address_is_fetched_to_the_hubs_cache(
         assert (out / file.name).read_text() == file.read_text()
 
 
-@pytest.mark.parametrize("address", ["hf://", "hf://a b/c"])
+@pytest.mark.parametrize(
+    "address", ["hf://", "hf://a b/c", "hf://org/name@", "hf://org/na me", "hf://org/name@/folder"]
+)
 def test_a_hub_address_that_names_no_repository_is_one_line(
     address: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,8 +17,9 @@ from spectail.models.formats.web_page import read_page
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
-_REPOSITORY = re.compile(r"^([\w.-]+(?:/[\w.-]+)?)(?:@([^/]+))?(?:/(.*))?$")
-"""A repository of the hub with a revision and a path: ``org/name@main/folder``."""
+_REPOSITORY = re.compile(r"^([\w.-]+/[\w.-]+|[\w.-]+(?=@|$))(?:@([^/]+))?(?:/(.*))?$")
+"""A repository of the hub with a revision and a path: ``org/name@main/folder``. Some names have no
+``org/``; what follows a slash is a name then, never a path, or a typo would name another model."""
 
 
 def is_hub_id(text: str) -> bool:
