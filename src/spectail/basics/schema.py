@@ -12,6 +12,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from functools import cache
 from typing import Annotated, Any, NoReturn, TypeAlias, TypeVar, get_type_hints
 
@@ -106,10 +107,11 @@ def build(kind: type[T], stored: Any, **own: Callable[[Any], Any]) -> T:
             made[name] = own[name](value) if name in own else checked(hints[name], value)
         except SchemaError as error:
             raise SchemaError(f"{name}: {error}") from None
-    try:
-        return kind(**made)
-    except TypeError as error:  # a field without a default is missing
-        raise SchemaError(str(error)) from None
+    for field in fields(made_of):
+        has_default = field.default is not MISSING or field.default_factory is not MISSING
+        if field.init and field.name not in made and not has_default:
+            raise SchemaError(f"its field {field.name!r} is missing")
+    return kind(**made)
 
 
 def each(make: Callable[[Any], T], stored: Any) -> tuple[T, ...]:

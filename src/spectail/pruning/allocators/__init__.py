@@ -76,9 +76,9 @@ def as_allocator(given: Allocator | str) -> Allocator:
 def default_allocator(eps: float | str | None, *, by_inputs: bool) -> Allocator:
     """Return the rule of ``spectail prune`` if none is named: the place in depth and the kind.
 
-    Of all rules compared in ``docs/allocation-results.md`` it had the lowest perplexities. With the
-    eps ``auto`` text chooses the form too. Without a choice it is the form that was never far from
-    the best one: ``by_inputs`` tells whether the pruning method goes by the layers' inputs.
+    No rule compared in ``docs/allocation-results.md`` was better on both models. With the eps
+    ``auto`` text chooses the form too. Without a choice it is one that was never far from the best:
+    ``by_inputs`` tells whether the pruning method goes by the layers' inputs.
     """
     if eps == "auto":
         return Depth(by_kind=True)
