@@ -298,7 +298,8 @@ def draw(journals: Mapping[str, Mapping[str, Any]], settings: Settings, path: Pa
         axis.set_xscale("log")
         axis.set_xticks([], minor=True)
         low, high = min(map(min, ratios.values())), max(map(max, ratios.values()))
-        ticks = [x for x in (0.5, 0.7, 1, 1.5, 2, 3, 5, 10) if low / 1.1 < x < high * 1.1]
+        fine, coarse = (0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5), (0.5, 0.7, 1, 1.5, 2, 3, 5, 10)
+        ticks = [x for x in (fine if high < 2 * low else coarse) if low / 1.1 < x < high * 1.1]
         axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axis.set_title(heading)
     for axis in axes[len(columns) :]:
