@@ -298,8 +298,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-SLACK = 96 * 2**20
-"""Bytes that memory allocators keep although they are free, and small buffers."""
+SLACK = 160 * 2**20
+"""Bytes that memory allocators keep although they are free, and small buffers: 60 to 105 MiB, by
+how the threads happen to run."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
