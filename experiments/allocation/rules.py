@@ -170,9 +170,14 @@ TRIALS: dict[str, Score] = {
 }
 """Attempts to do better, and the same attempts without alpha."""
 
+
+def with_offsets(form: str) -> str:
+    """Return the name of the rule that gives a form of depth the offsets of kinds."""
+    return f"{'ends' if form == 'first-last' else form}, offsets"
+
+
 DEPTH_KIND: dict[str, Score] = {
-    f"{'ends' if form == 'first-last' else form}, offsets": score
-    for form, score in zip(FORMS, DEPTH.values(), strict=True)
+    with_offsets(form): score for form, score in zip(FORMS, DEPTH.values(), strict=True)
 }
 """The forms of depth, with offsets: ``--allocation depth-kind``."""
 

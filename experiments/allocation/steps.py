@@ -23,11 +23,14 @@ from experiments.allocation.rules import (
     WITHOUT_EPS,
     Measured,
     ratios,
+    with_offsets,
 )
 from experiments.allocation.subjects import Subject, distance
 from experiments.common import Journal
 from experiments.pruning.texts import Texts
+from spectail.pruning.allocators import default_allocator
 from spectail.pruning.calibration import calibration_tokens
+from spectail.pruning.methods import as_method
 
 FINALISTS = 3
 """How many rules beside the named ones go on to test text: the best on selection text."""
@@ -226,7 +229,8 @@ def finalists(done: Mapping[str, Any], settings: Settings, target: tuple[str, fl
     by = selected_by((target[0], easier))
     best = {rule: min(scores(done, settings, by, rule).values()) for rule in RULES}
     depth, with_kind, fixed = (min(x, key=best.__getitem__) for x in (DEPTH, DEPTH_KIND, FIXED))
-    unchosen = "ends, offsets" if target[0] == "magnitude" else "first-rising, offsets"
+    default = default_allocator(None, by_inputs=as_method(target[0]).statistic is not None)
+    unchosen = with_offsets(default.form)
     by_depth = (depth, "depth: first", with_kind, "first, offsets", unchosen)
     named = dict.fromkeys(["uniform", *by_depth, *ACTIVATIONS, fixed, "er", *ALPHA])
     trials = [rule for rule in RULES if rule not in (*CONTROLS, *DEPTH_KIND, *ALPHA)]

@@ -131,15 +131,17 @@ def prune(
     """Prune a language model by an allocation of sparsities and write it with a report."""
     # Everything that can be refused is refused before the model is loaded, which takes long.
     check_free(out)
-    by_inputs = as_method(method).statistic is not None
+    rule = as_method(method)
     allocator = (
-        as_allocator(allocation) if allocation else default_allocator(eps, by_inputs=by_inputs)
+        default_allocator(eps, by_inputs=rule.statistic is not None)
+        if allocation is None
+        else as_allocator(allocation)
     )
     check_choice(bos)
     if not 0 <= sparsity < 1:
         raise PruneError(f"a sparsity must be at least 0 and below 1, not {sparsity!r}")
     plan = PruningPlan(
-        method=as_method(method), sparsity=sparsity, allocator=allocator,
+        method=rule, sparsity=sparsity, allocator=allocator,
         eps=_eps(eps, allocator), pattern=Pattern.parse(pattern) if pattern else None,
         samples=samples, seq_len=seq_len, max_sequences=max_sequences, seed=seed, bos=bos,
         include=tuple(include or ()), exclude=tuple(exclude or ()),

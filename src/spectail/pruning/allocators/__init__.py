@@ -73,7 +73,7 @@ def as_allocator(given: Allocator | str) -> Allocator:
     )
 
 
-def default_allocator(eps: float | str | None, *, by_inputs: bool) -> Allocator:
+def default_allocator(eps: float | str | None, *, by_inputs: bool) -> Depth:
     """Return the rule of ``spectail prune`` if none is named: the place in depth and the kind.
 
     No rule compared in ``docs/allocation-results.md`` was better on both models. With the eps
