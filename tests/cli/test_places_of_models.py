@@ -114,6 +114,46 @@ def test_a_hub_address_is_fetched_to_the_hubs_cache(
         assert (out / file.name).read_text() == file.read_text()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hub_out_of_reach_is_one_line_unless_the_cache_has_the_model(
+    name: str,
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    for source in ("org/tiny", "hf://org/tiny@main"):
+        assert run(command(name, source, made, tmp_path)) == 2
+        [line] = capfd.readouterr().err.strip().splitlines()
+        assert "hf://org/tiny" in line
+        assert "cannot be read" in line
+    cached = tmp_path / "cache" / "models--org--tiny"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(COMMIT)
+    (cached / "snapshots").mkdir()
+    (cached / "snapshots" / COMMIT).symlink_to(made / "model")
+    assert run(command(name, "org/tiny", made, tmp_path)) == 0
+    assert "Retrying" not in capfd.readouterr().err
+
+
+def test_a_model_that_the_hub_does_not_know_is_one_line(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import constants
+
+    (tmp_path / "hub").mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with serve_hub(tmp_path / "hub") as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        assert run(command("evaluate", "org/nothing", made, tmp_path)) == 2
+    [line] = capfd.readouterr().err.strip().splitlines()
+    assert "there is no model hf://org/nothing on the hub that you may read" in line
+
+
 @pytest.mark.parametrize(
     "address", ["hf://", "hf://a b/c", "hf://org/name@", "hf://org/na me", "hf://org/name@/folder"]
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from spectail.basics.addresses import is_address, without_secrets
 from spectail.errors import SourceError
 from spectail.models.formats.demo import demo_file
-from spectail.models.formats.hub import hub_address, is_hub_id
+from spectail.models.formats.hub import HubRepository, hub_address, is_hub_id
 from spectail.models.live.saved_names import saved_modules
 from spectail.models.live.vocabulary import check_words
 
@@ -59,6 +59,7 @@ def open_language_model(
     wanted: Any = torch.float32 if quantised and dtype == "auto" else dtype
     with _one_line_errors(text):
         transformers = _transformers()
+        options |= _without_the_hub(where, options)
         more = (
             {"quantization_config": transformers.GgufConfig(dequantize=True)} if quantised else {}
         )
@@ -101,6 +102,7 @@ def _without_weights(source: str | os.PathLike[str]) -> tuple[Any, dict[str, str
     # Parameters on the meta device take no memory, so that even a large model is built at once.
     with _one_line_errors(text), torch.device("meta"):
         transformers = _transformers()
+        options |= _without_the_hub(where, options)
         config = transformers.AutoConfig.from_pretrained(where, **options)
         model_class = _model_class(transformers, config)
         model = (
@@ -125,7 +127,7 @@ def _model_class(transformers: Any, config: Any) -> Any:
     return None
 
 
-def _location(text: str) -> tuple[str, dict[str, str]]:
+def _location(text: str) -> tuple[str, dict[str, Any]]:
     """Return the path or hub id for ``from_pretrained``, and the options that go with it."""
     if is_address(text):
         return _on_the_hub(text)
@@ -150,7 +152,7 @@ def _location(text: str) -> tuple[str, dict[str, str]]:
     return (str(path) if path.exists() else text), {}
 
 
-def _on_the_hub(address: str) -> tuple[str, dict[str, str]]:
+def _on_the_hub(address: str) -> tuple[str, dict[str, Any]]:
     """Return the hub id and the options of ``hf://org/name``.
 
     Raises:
@@ -162,11 +164,35 @@ def _on_the_hub(address: str) -> tuple[str, dict[str, str]]:
     if scheme.lower() != "hf":
         raise _not_loaded(scheme.lower(), without_secrets(address))
     name, revision, path = hub_address(repository)
-    options = {"revision": revision} if revision else {}
+    options: dict[str, Any] = {"revision": revision} if revision else {}
     folder, _, file = path.rpartition("/")
     if file.lower().endswith(".gguf"):
         options["gguf_file"], path = file, folder
     return name, options | ({"subfolder": path} if path else {})
+
+
+def _without_the_hub(where: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the option that loads a model from the hub's cache alone, if the hub is out of reach.
+
+    The hub is asked once, for its own library asks six times for every file, and says so each time.
+
+    Raises:
+        SourceError: The cache has no such model either, or the hub knows none of this name.
+
+    """
+    if Path(where).exists():
+        return {}
+    revision = options.get("revision")
+    try:
+        HubRepository(where, revision).names("")
+    except SourceError:
+        folder = f"{options['subfolder']}/" if "subfolder" in options else ""
+        file = folder + options.get("gguf_file", "config.json")
+        hub = importlib.import_module("huggingface_hub")
+        if not isinstance(hub.try_to_load_from_cache(where, file, revision=revision), str):
+            raise
+        return {"local_files_only": True}
+    return {}
 
 
 def _not_loaded(scheme: str, shown: str) -> SourceError:
