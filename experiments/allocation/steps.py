@@ -223,7 +223,8 @@ def finalists(done: Mapping[str, Any], settings: Settings, target: tuple[str, fl
 
     Of the forms of depth, with and without offsets, the best on selection text and the first block
     are tested, and the form that ``spectail prune`` takes without a choice; of ``FIXED`` the best,
-    of the attempts the ``FINALISTS`` best. At the harder sparsity the same rules are compared.
+    of the attempts the ``FINALISTS`` best. At the harder sparsity all of these are compared again
+    but for what came out far behind (``er``, DSA, ``FIXED``) and all attempts but the best.
     """
     easier = dict(settings.targets).get(target[0], target[1])
     by = selected_by((target[0], easier))
@@ -234,7 +235,10 @@ def finalists(done: Mapping[str, Any], settings: Settings, target: tuple[str, fl
     by_depth = (depth, "depth: first", with_kind, "first, offsets", unchosen)
     named = dict.fromkeys(["uniform", *by_depth, *ACTIVATIONS, fixed, "er", *ALPHA])
     trials = [rule for rule in RULES if rule not in (*CONTROLS, *DEPTH_KIND, *ALPHA)]
-    return [*named, *sorted(trials, key=best.__getitem__)[:FINALISTS]]
+    trials.sort(key=best.__getitem__)
+    if target in settings.harder_targets:
+        return [*(rule for rule in named if rule not in ("er", "dsa", fixed)), trials[0]]
+    return [*named, *trials[:FINALISTS]]
 
 
 def select_key(target: tuple[str, float], rule: str, eps: float | None) -> str:
