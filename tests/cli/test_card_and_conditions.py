@@ -1,5 +1,7 @@
 """``spectail card`` and ``spectail compare --fail-on``."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,22 @@ def test_what_cannot_be_decided_is_counted(folders: tuple[Path, Path]) -> None:
     a, b = map(st.Analysis.load, folders)
     fewer = st.Analysis(b.run, b.layers[:-2])
     assert Condition.of("z>4").unknown(pair_layers(a, fewer)) == 2
+
+
+def test_alpha_of_b_needs_no_partner(folders: tuple[Path, Path]) -> None:
+    a, b = map(st.Analysis.load, folders)
+    fewer = st.Analysis(a.run, a.layers[:-2])
+    failed = [replace(x, status="failed", alpha=math.nan) for x in a.layers[:1]]
+    for other in (fewer, st.Analysis(a.run, (*failed, *a.layers[1:]))):
+        condition, comparison = Condition.of("alpha>1"), pair_layers(other, b)
+        assert set(condition.holds(comparison)) == {layer.name for layer in b.layers}
+        assert condition.unknown(comparison) == 0
+        assert Condition.of("change>-9").unknown(comparison) > 0
+    # What only A has is open, and so is what failed in B.
+    comparison = pair_layers(b, fewer)
+    assert Condition.of("alpha>1").unknown(comparison) == 2
+    comparison = pair_layers(b, st.Analysis(a.run, (*failed, *a.layers[1:])))
+    assert Condition.of("alpha>1").unknown(comparison) == 1
 
 
 def test_a_condition_that_can_be_decided_nowhere_fails(

@@ -90,9 +90,41 @@ def test_other_models_and_settings_do_not_make_a_trajectory() -> None:
         Trajectory.of({"a": first})
     with pytest.raises(RunError, match="give one --window for all"):
         Trajectory.of({"a": first, "b": st.analyze(weights, spec=st.Spec(window=32))})
+    change = st.analyze(weights, base={name: w / 2 for name, w in weights.items()})
+    with pytest.raises(RunError, match="one run measured the weights and one their change"):
+        Trajectory.of({"a": first, "b": change})
     other = st.analyze({"c.weight": torch.randn(64, 64)})
     with pytest.raises(RunError, match="checkpoints of one model"):
         Trajectory.of({"a": first, "b": other})
+
+
+def test_what_is_left_out_of_the_curves_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = torch.Generator().manual_seed(0)
+    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(4)]
+    weights = {name: torch.randn(64, 64, generator=drawn) for name in names}
+    first = weights | {names[0]: torch.full((64, 64), torch.nan)}
+    last = {name: weights[name] for name in names[:-1]}
+    for step, tensors in enumerate((first, weights, last)):
+        save_file(tensors, tmp_path / f"step-{step}.safetensors")
+    paths = [str(path) for path in sorted(tmp_path.glob("*.safetensors"))]
+    # One failed in the first checkpoint, one is not in the last.
+    assert run(["analyze", *paths, "--out", str(tmp_path / "runs"), "--json"]) == 1
+    told = capsys.readouterr()
+    found = json.loads(told.out.splitlines()[-1])
+    missing = [name.removesuffix(".weight") for name in (names[0], names[-1])]
+    assert found["left_out"] == missing
+    assert [row["name"] for row in found["layers"]] == [
+        name.removesuffix(".weight") for name in names[1:-1]
+    ]
+    words = " ".join(told.err.split())
+    assert (
+        f"left out of the curves: 2 layers without an alpha in every checkpoint: {missing[0]}"
+        in words
+    )
+    page = (tmp_path / "runs" / "curves.html").read_text()
+    assert all(f"{name}</code>" in page.split("Left out")[1][:2000] for name in missing)
 
 
 def test_the_interval_holds_the_true_drift_in_95_of_100_cases() -> None:

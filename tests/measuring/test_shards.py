@@ -135,6 +135,41 @@ def test_missing_parts_and_unfinished_layers_are_named(
     pd.testing.assert_frame_equal(merged, st.analyze(checkpoint).table.drop(columns="seconds"))
 
 
+def test_a_part_that_was_killed_before_it_was_finished_is_named(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All of its layers are in the journal, and none in an analysis."""
+    st.analyze(checkpoint, out=tmp_path, shard="2/2")
+    with monkeypatch.context() as killed:
+        killed.setattr(st.Analysis, "save", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            st.analyze(checkpoint, out=tmp_path, shard="1/2")
+    assert run(["merge", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "part 1 of 2 was stopped before its tables were written" in message
+    assert "Run spectail analyze again with --shard 1/2" in message
+    st.analyze(checkpoint, out=tmp_path, shard="1/2")
+    assert run(["merge", str(tmp_path), "--quiet"]) == 0
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_part_is_no_folder_for_the_whole_run(checkpoint: Path, tmp_path: Path) -> None:
+    _measure(checkpoint, tmp_path, 2)
+    part = tmp_path / "part-1-of-2"
+    before = (part / "analysis.json").read_bytes()
+    for out in (part, part / ".." / part.name):
+        with pytest.raises(st.RunError, match=r"holds a part: give --out another folder"):
+            st.merge(tmp_path, out=out)
+    assert (part / "analysis.json").read_bytes() == before
+
+
 def test_parts_of_another_model_or_settings_are_refused_at_once(
     checkpoint: Path, tmp_path: Path
 ) -> None:

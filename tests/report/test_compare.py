@@ -138,6 +138,38 @@ def test_alphas_of_two_cutoffs_are_never_subtracted() -> None:
     assert "The runs differ in cutoff: median in A, ks in B." in comparison.warnings
 
 
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+def test_weights_and_their_change_from_a_base_are_never_subtracted(named: bool, swap: bool) -> None:
+    a = run_of([ok_layer("w", None, "linear")])
+    # A base that was given as an object has no text: the column alone tells.
+    layer = dataclasses.replace(a.layers[0], relative_change=math.nan if named else 0.1)
+    b = run_of([layer], base="base" if named else "", fingerprint="sha256:other")
+    runs = (b, a) if swap else (a, b)
+    comparison = pair_layers(*runs)
+    [row] = comparison.table.to_dict("records")
+    of = ("the change from a base", "the weights")
+    before, now = of if swap else of[::-1]
+    assert row["status"] == "not comparable"
+    assert row["reason"] == f"{before} in A, {now} in B: different quantities"
+    assert math.isnan(row["alpha_change"])
+    assert not comparison.moved(5).size
+
+
+def test_changes_from_several_bases_and_runs_of_several_versions_are_told() -> None:
+    layer = ok_layer("w", None, "linear", relative_change=0.1)
+    a, b = (
+        run_of([layer], base=base, fingerprint=base, versions={"spectail": version, "torch": base})
+        for base, version in (("one", "0.1"), ("two", "0.2"))
+    )
+    comparison = pair_layers(a, b)
+    assert comparison.table["status"].tolist() == ["paired"]
+    assert comparison.warnings == (
+        "The runs measured the change from different bases: one in A, two in B.",
+        "The runs are of different versions of spectail: 0.1 in A, 0.2 in B.",
+    )
+
+
 def test_warnings_name_every_difference() -> None:
     a = run_of([ok_layer("w", None, "linear"), ok_layer("only", None, "linear")])
     b = run_of([ok_layer("w", None, "linear")], spec=Spec(placement="grid:3"), window=32)

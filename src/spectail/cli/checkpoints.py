@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spectail.basics.files import refuse_foreign, write_text
+from spectail.basics.texts import first_names, plural
 from spectail.cli.options import print_json
 from spectail.cli.runner import Runner
 from spectail.errors import RunError
@@ -37,6 +38,11 @@ def analyze_checkpoints(runner: Runner, sources: list[str], out: Path | None) ->
     try:
         write_text(out / CURVES, trajectory_html(found))
     finally:
+        if left := found.left_out:
+            names = f"{plural(len(left), 'layer')} without an alpha in every checkpoint"
+            runner.console.print(
+                f"left out of the curves: {names}: {first_names(left, 4)}", soft_wrap=True
+            )
         runner.console.print(f"mean alpha {found.drift(found.mean())}")
         if runner.json:
             print_json(found.to_dict())

@@ -71,9 +71,10 @@ def _fails(console: Terminal, condition: Condition, comparison: Comparison) -> b
     found = f"{plural(len(names), 'layer')}: {first_names(names, 8)}" if names else "no layer"
     console.print(f"{condition.text} holds for {found}", soft_wrap=True)
     if unknown:
+        why = "not measured or not comparable in both runs, without a partner or an error bar"
+        why = "not measured in B" if condition.column == "alpha" else why
         console.print(
-            f"note: {condition.text} cannot be decided for {plural(unknown, 'layer')}: not "
-            "measured or not comparable in both runs, without a partner or an error bar",
+            f"note: {condition.text} cannot be decided for {plural(unknown, 'layer')}: {why}",
             soft_wrap=True,
         )
     return bool(names) or unknown == len(comparison.table)

@@ -21,7 +21,7 @@ from spectail.analysis import ANALYSIS_FILE, Analysis
 from spectail.basics.addresses import unfolded, without_secrets
 from spectail.basics.files import refuse_foreign, write_text
 from spectail.basics.schema import Count, SchemaError, checked, parse_json
-from spectail.basics.texts import first_names, joined
+from spectail.basics.texts import first_names, joined, plural
 from spectail.errors import RunError, SpecError
 from spectail.measuring.cost import plan_seconds
 from spectail.measuring.journal import JOURNAL_FILE, Journal, differences
@@ -194,10 +194,13 @@ class _Part:
         _require_same(self.folder, finished.run.to_dict(), self.run)
         return {layer.name: layer for layer in finished.layers}
 
-    def unfinished(self) -> list[str]:
-        """Return the names of the layers that the part has not measured yet."""
-        done = set(self.records()) or _in_journal(self.folder / JOURNAL_FILE)
-        return [name for name in self.layers.values() if name not in done]
+    def unfinished(self) -> str:
+        """Return a phrase that says what the part lacks; empty if it is finished."""
+        finished = (self.folder / ANALYSIS_FILE).exists()
+        done = set(self.records()) if finished else _in_journal(self.folder / JOURNAL_FILE)
+        if names := [name for name in self.layers.values() if name not in done]:
+            return f"lacks {plural(len(names), 'layer')}: {first_names(names, MOST_NAMES)}"
+        return "" if finished else "was stopped before its tables were written"
 
 
 def _refuse_other_parts(folder: Path, run: RunInfo, shard: Shard) -> None:
@@ -246,6 +249,8 @@ def joined_parts(folders: Sequence[str | Path], out: str | Path | None) -> tuple
             "as spectail analyze --shard 1/4 writes them"
         )
     target = _target([Path(folder) for folder in folders], out)
+    if (target / SHARD_FILE).exists():
+        raise RunError(f"{target} holds a part: give --out another folder for the whole run")
     _require_one_run(parts)
     _require_complete(parts)
     by_place: dict[int, LayerRecord] = {}
@@ -299,18 +304,14 @@ def _require_complete(parts: Sequence[_Part]) -> None:
         numbers = first_names([str(number) for number in missing], MOST_NAMES)
         word = "part" if len(missing) == 1 else "parts"
         problems.append(f"{word} {numbers} of {count} missing")
-    for part in parts:
-        if names := part.unfinished():
-            word = "layer" if len(names) == 1 else "layers"
-            problems.append(
-                f"{part.shard.words} lacks {len(names)} {word}: {first_names(names, MOST_NAMES)}"
-            )
+    open_parts = {part.shard.number: lack for part in parts if (lack := part.unfinished())}
+    problems += [f"part {number} of {count} {lack}" for number, lack in open_parts.items()]
     if problems:
-        again = first_names([f"--shard {number}/{count}" for number in missing], MOST_NAMES)
-        hint = f" with {again}" if again else ""
+        shards = [f"--shard {number}/{count}" for number in (*missing, *open_parts)]
+        again = first_names(shards, MOST_NAMES)
         raise RunError(
             f"the run is not complete: {'; '.join(problems)}. "
-            f"Run spectail analyze again{hint}; a part goes on where it stopped"
+            f"Run spectail analyze again with {again}; a part goes on where it stopped"
         )
     places = {index for part in parts for index in part.layers}
     # No range is made of the total, which a damaged file may put at any number.

@@ -194,11 +194,8 @@ def _words(found: Trajectory, rows: list[dict[str, Any]]) -> tuple[Paragraph, ..
         text = f"still moving: {len(moving):,} of {plural(len(rows), 'layer')}; most: {most}. By "
         text += f"chance about {0.05 * len(rows):.0f} would seem to."
         parts.append(Paragraph("Layers", text))
-    left = {x.name for x in found.runs[0].layers if x.status == "ok"} - {
-        row["name"] for row in rows
-    }
-    if left:
-        text = f"{first_names([f'`{name}`' for name in sorted(left)], 4)} have no alpha in every "
+    if left := found.left_out:
+        text = f"{first_names([f'`{name}`' for name in left], 4)} have no alpha in every "
         text += "checkpoint, or one of another window, and are left out."
         parts.append(Paragraph("Left out", text, quiet=True))
     rule = "a line is fitted to the second half of the checkpoints. Alpha stopped if the 95 % "

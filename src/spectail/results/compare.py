@@ -20,6 +20,8 @@ METRICS = ("xmin", "stable_rank", "lambda_max", "weight_var")
 """Columns that are listed for both runs, beside alpha and its error."""
 PAIRED = "paired"
 """Status of a pair whose alphas can be compared."""
+_MEASURED = {False: "the weights", True: "the change from a base"}
+"""What a run measured, by whether it has a base."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,11 +117,14 @@ def _alone(layer: LayerRecord, pairing: Pairing) -> str:
 
 def _unlike(a: Results, b: Results) -> str:
     """Return why alphas of the two runs are different quantities, or an empty string."""
-    # Windows are compared layer by layer in _status; these two settings concern every layer.
-    for key in ("cutoff", "legacy"):
-        before, now = str(getattr(a.run.spec, key)), str(getattr(b.run.spec, key))
+    # Windows are compared layer by layer in _status; these settings concern every layer.
+    for word, before, now in (
+        ("", *(_MEASURED[run.measures_change] for run in (a, b))),
+        ("cutoff ", str(a.run.spec.cutoff), str(b.run.spec.cutoff)),
+        ("legacy ", str(a.run.spec.legacy), str(b.run.spec.legacy)),
+    ):
         if before != now:
-            return f"{key} {before} in A, {now} in B: different quantities"
+            return f"{word}{before} in A, {now} in B: different quantities"
     return ""
 
 
@@ -190,6 +195,15 @@ def _warnings(a: Results, b: Results, table: pd.DataFrame) -> list[str]:
         found.append(
             f"The common windows differ ({size}): measure both with one --window to compare them."
         )
+    for what, one, other in (
+        ("measured the change from different bases", a.run.base, b.run.base),
+        (
+            "are of different versions of spectail",
+            *(x.run.versions.get("spectail", "") for x in (a, b)),
+        ),
+    ):
+        if one and other and one != other:
+            found.append(f"The runs {what}: {one} in A, {other} in B.")
     if a.run.fingerprint == b.run.fingerprint:
         found.append("Both runs measured the same weights.")
     counts = table["status"].value_counts().drop(PAIRED, errors="ignore")

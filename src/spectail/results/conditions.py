@@ -7,9 +7,13 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from spectail.errors import RunError
-from spectail.results.compare import PAIRED, Comparison
+from spectail.results.compare import Comparison
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = {"z": "z", "change": "alpha_change", "alpha": "alpha_b"}
 """What a condition may look at, and the column of the comparison."""
@@ -27,7 +31,8 @@ class Condition:
     """A comparison of one column with a number, row by row.
 
     ``z>4`` holds where alpha rose by more than 4 combined standard errors from A to B, ``z<-4``
-    where it fell, and ``|z|>4`` where it did either. ``change`` is B - A, and ``alpha`` that of B.
+    where it fell, and ``|z|>4`` where it did either. ``change`` is B - A. ``alpha`` is that of B,
+    also of layers that do not compare with A.
     """
 
     text: str
@@ -53,22 +58,21 @@ class Condition:
         )
 
     def holds(self, comparison: Comparison) -> list[str]:
-        """Return the names of the pairs for which it holds; unknown values hold for nothing."""
-        table = comparison.table
-        paired = table[table["status"] == PAIRED]
-        pairs = zip(paired["name"], paired[COLUMNS[self.column]], strict=True)
+        """Return the names of the layers for which it holds; unknown values hold for nothing."""
+        known = self._known(comparison)
         return [
             str(name)
-            for name, value in pairs
-            if math.isfinite(value)
-            and self.compare(abs(value) if self.absolute else value, self.limit)
+            for name, value in zip(known["name"], known[COLUMNS[self.column]], strict=True)
+            if self.compare(abs(value) if self.absolute else value, self.limit)
         ]
 
     def unknown(self, comparison: Comparison) -> int:
-        """Count the layers for which it is open: those without a partner or without a value."""
-        return len(comparison.table) - int(
-            (
-                (comparison.table["status"] == PAIRED)
-                & comparison.table[COLUMNS[self.column]].notna()
-            ).sum()
-        )
+        """Count the layers for which it is open because they have no such value."""
+        return len(comparison.table) - len(self._known(comparison))
+
+    def _known(self, comparison: Comparison) -> pd.DataFrame:
+        """Return the rows that have a value: of a change only pairs, of B's alpha all of B."""
+        table = comparison.table
+        known = table[COLUMNS[self.column]].map(math.isfinite)
+        # The change and z are NaN for all but pairs; B's alpha is known without a partner.
+        return table[known]

@@ -386,6 +386,12 @@ class Results:
     run: RunInfo
     layers: tuple[LayerRecord, ...]
 
+    @property
+    def measures_change(self) -> bool:
+        """Whether the change of weights from a base was measured in place of the weights."""
+        # A base that was given as an object has no text.
+        return bool(self.run.base) or any(math.isfinite(x.relative_change) for x in self.layers)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, as in ``analysis.json``."""
         return {"run": self.run.to_dict(), "layers": [layer.to_dict() for layer in self.layers]}

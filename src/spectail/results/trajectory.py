@@ -79,13 +79,19 @@ class Trajectory:
             raise RunError("a trajectory needs at least two checkpoints")
         steps = _steps(list(runs))
         order = sorted(runs, key=lambda label: steps[label])
-        first = runs[order[0]].run
+        first = runs[order[0]]
         for label in order[1:]:
-            other = runs[label].run
-            if (other.spec, other.window) != (first.spec, first.window):
+            other = runs[label]
+            if (other.run.spec, other.run.window) != (first.run.spec, first.run.window):
                 raise RunError(
-                    f"{label} was measured in windows of {other.window} and {order[0]} in windows "
-                    f"of {first.window}, or with other settings: give one --window for all"
+                    f"{label} was measured in windows of {other.run.window} and {order[0]} in "
+                    f"windows of {first.run.window}, or with other settings: give one --window "
+                    "for all"
+                )
+            if other.measures_change != first.measures_change:
+                raise RunError(
+                    f"of {label} and {order[0]} one run measured the weights and one their change "
+                    "from a base: measure all with the same --base, or none with one"
                 )
         found = cls(
             tuple(order), tuple(steps[k] for k in order), tuple(runs[label] for label in order)
@@ -110,6 +116,15 @@ class Trajectory:
             for run in self._by_name
         ]
         return tuple(name for name in self._by_name[0] if all(name in names for names in good))
+
+    @cached_property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of the other layers that were to be measured, in the order they are first seen."""
+        names = dict.fromkeys(
+            name for run in self._by_name for name, x in run.items() if x.status != "skipped"
+        )
+        drawn = set(self.layers)
+        return tuple(name for name in names if name not in drawn)
 
     def records(self, name: str) -> tuple[LayerRecord, ...]:
         """Return the records of one layer, checkpoint by checkpoint."""
@@ -157,6 +172,7 @@ class Trajectory:
                 "steps": list(self.steps),
                 "mean": {"alphas": mean.tolist(), **_values(self.drift(mean))},
                 "layers": rows,
+                "left_out": list(self.left_out),
             }
         )
         return found
