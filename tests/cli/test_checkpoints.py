@@ -12,6 +12,7 @@ import spectail as st
 from spectail.cli import run
 from spectail.cli.checkpoints import labelled
 from spectail.errors import RunError
+from spectail.report.trajectory_page import trajectory_html
 from spectail.results.trajectory import STILL, Drift, Trajectory, drift
 
 
@@ -96,6 +97,20 @@ def test_other_models_and_settings_do_not_make_a_trajectory() -> None:
     other = st.analyze({"c.weight": torch.randn(64, 64)})
     with pytest.raises(RunError, match="checkpoints of one model"):
         Trajectory.of({"a": first, "b": other})
+
+
+def test_an_order_that_no_number_gives_is_told() -> None:
+    """A shell puts checkpoint-1000 before checkpoint-500, and final has no number."""
+    found = st.analyze({"a.weight": torch.randn(64, 64)})
+    labels = ("checkpoint-1000", "checkpoint-500", "final")
+    runs = dict.fromkeys(labels, found)
+    curves = Trajectory.of(runs)
+    assert curves.labels == labels
+    assert "in the order given, from checkpoint-1000 to final" in curves.note
+    assert curves.note in trajectory_html(curves)
+    numbered = Trajectory.of(dict.fromkeys(labels[:2], found))
+    assert numbered.labels == (labels[1], labels[0])
+    assert not numbered.note
 
 
 def test_what_is_left_out_of_the_curves_is_named(

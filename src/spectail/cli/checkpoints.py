@@ -38,6 +38,8 @@ def analyze_checkpoints(runner: Runner, sources: list[str], out: Path | None) ->
     try:
         write_text(out / CURVES, trajectory_html(found))
     finally:
+        if found.note:
+            runner.console.print(f"note: {found.note}", soft_wrap=True)
         if left := found.left_out:
             names = f"{plural(len(left), 'layer')} without an alpha in every checkpoint"
             runner.console.print(

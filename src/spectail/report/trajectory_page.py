@@ -198,6 +198,8 @@ def _words(found: Trajectory, rows: list[dict[str, Any]]) -> tuple[Paragraph, ..
         text = f"{first_names([f'`{name}`' for name in left], 4)} have no alpha in every "
         text += "checkpoint, or one of another window, and are left out."
         parts.append(Paragraph("Left out", text, quiet=True))
+    if found.note:
+        parts.append(Paragraph("Order", found.note, quiet=True))
     rule = "a line is fitted to the second half of the checkpoints. Alpha stopped if the 95 % "
     rule += f"interval of its rise lies within ± {STILL:g}, and moves if the interval excludes 0; "
     rule += "else it is open. That alpha stands still does not show that training is done."

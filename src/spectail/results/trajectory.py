@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectail.basics.json_values import plain
-from spectail.basics.texts import first_names, plural
+from spectail.basics.texts import first_names, plural, visible
 from spectail.errors import RunError
 from spectail.results.records import LayerRecord, Results
 
@@ -71,14 +71,17 @@ class Trajectory:
     steps: tuple[float, ...]
     """The number in each label, or its place if the labels have none of their own."""
     runs: tuple[Results, ...]
+    note: str = ""
+    """A sentence that says so if the order is not that of numbers in the labels."""
 
     @classmethod
     def of(cls, runs: Mapping[str, Results]) -> Trajectory:
         """Order analyses by the number in their label; RunError if they do not compare."""
         if len(runs) < 2:
             raise RunError("a trajectory needs at least two checkpoints")
-        steps = _steps(list(runs))
-        order = sorted(runs, key=lambda label: steps[label])
+        numbers = _numbers(list(runs))
+        steps = numbers or {label: float(place) for place, label in enumerate(runs)}
+        order = sorted(runs, key=steps.__getitem__)
         first = runs[order[0]]
         for label in order[1:]:
             other = runs[label]
@@ -93,8 +96,15 @@ class Trajectory:
                     f"of {label} and {order[0]} one run measured the weights and one their change "
                     "from a base: measure all with the same --base, or none with one"
                 )
+        note = (
+            "The names have no number each in which all differ: the checkpoints stand in the "
+            f"order given, from {visible(order[0])} to {visible(order[-1])}."
+        )
         found = cls(
-            tuple(order), tuple(steps[k] for k in order), tuple(runs[label] for label in order)
+            tuple(order),
+            tuple(steps[k] for k in order),
+            tuple(runs[label] for label in order),
+            "" if numbers else note,
         )
         if not found.layers:
             raise RunError(
@@ -204,12 +214,12 @@ def _values(found: Drift) -> dict[str, Any]:
     return {"change": found.change, "half_width": found.half_width, "verdict": found.verdict}
 
 
-def _steps(labels: Sequence[str]) -> dict[str, float]:
-    """Take the number in which labels differ for the step; their places if there is none."""
+def _numbers(labels: Sequence[str]) -> dict[str, float]:
+    """Return the number in which all labels differ, which is the step; nothing if there is none."""
     numbers = [[int(n) for n in _NUMBER.findall(label)] for label in labels]
     if len({len(found) for found in numbers}) == 1:
         for place in range(len(numbers[0]) - 1, -1, -1):
             column = [found[place] for found in numbers]
             if len(set(column)) == len(labels):
                 return dict(zip(labels, map(float, column), strict=True))
-    return {label: float(i) for i, label in enumerate(labels)}
+    return {}
