@@ -49,6 +49,8 @@ def commands(inputs: Path, out: Path) -> dict[str, list[str]]:
     run_, allocation = str(inputs / "run"), str(inputs / "allocation.json")
     text = ["--text", str(inputs / "text.txt"), "--seq-len", "20", "--max-sequences", "2"]
     uniform = ["--method", "magnitude", "--allocation", "uniform", "--sparsity", "0.5"]
+    choice = ["--method", "magnitude", "--allocation", "depth:first", "--sparsity", "0.5"]
+    choice += ["--eps", "auto", "--selection", str(inputs / "text.txt"), "--seq-len", "20"]
     few = ["--calibration", str(inputs / "text.txt"), "--seq-len", "16", "--kind", "q,up"]
     budget = ["--target", "sparsity", "--budget", "0.5", "--missing", "mean"]
     return {
@@ -65,6 +67,7 @@ def commands(inputs: Path, out: Path) -> dict[str, list[str]]:
         "evaluate": ["evaluate", language, *text, "--out", str(out / "new" / "ppl.json")],
         "sensitivity": ["sensitivity", language, *few, "--out", str(out / "new" / "s.json")],
         "prune": ["prune", language, *uniform, "--out", str(out / "new" / "pruned")],
+        "choose": ["prune", language, *choice, "--out", str(out / "new" / "chosen")],
         "experiment": ["experiment", str(out / "work")],
     }
 

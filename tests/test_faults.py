@@ -9,7 +9,7 @@ import pytest
 FAST = "analyze,checkpoints,merge,card,compare,allocate,export,experiment"
 SLOW = (
     "analyze,fresh,traps,base,checkpoints,merge,card,compare,allocate,export,evaluate,"
-    "sensitivity,prune,experiment"
+    "sensitivity,prune,choose,experiment"
 )
 
 

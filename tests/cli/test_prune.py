@@ -551,6 +551,78 @@ def test_a_run_without_text_says_nothing_of_bos(
     assert "BOS" not in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.parametrize("kept", [1, 4, 6])
+def test_a_choice_of_eps_goes_on_where_it_was_interrupted(
+    kept: int,
+    folder: Path,
+    tmp_path: Path,
+    text: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = ["--sparsity", "0.5", "--method", "wanda", "--allocation", "alphapruning"]
+    options += ["--eps", "auto", "--calibration", str(text), "--samples", "6", "--seq-len", "16"]
+    (tmp_path / "whole").mkdir()
+    assert _run(folder, tmp_path / "whole", *options) == 0
+    whole = _without_time(tmp_path / "whole" / "out")
+    times, prune = 0, pruning.prune
+
+    def counted(*args: Any, **more: Any) -> Any:
+        nonlocal times
+        times += 1
+        if times == kept + 1:
+            raise KeyboardInterrupt
+        return prune(*args, **more)
+
+    monkeypatch.setattr(pipeline, "prune", counted)
+    assert _run(folder, tmp_path, *options) == 130
+    scores = tmp_path / "out.choice.json"
+    assert f"no model was written; the same command goes on with the scores in {scores}" in (
+        capfd.readouterr().err
+    )
+    assert [path.name for path in tmp_path.glob("out*")] == [scores.name]
+    for other in (["--sparsity", "0.6"], ["--seed", "3"], ["--kind", "q,k"], ["--seq-len", "12"]):
+        assert _run(folder, tmp_path, *options, *other) == 2
+        assert f"{scores} holds the scores of a run with another " in capfd.readouterr().err
+    times = 100
+    assert _run(folder, tmp_path, *options) == 0
+    # What is left of six candidates, and the run itself.
+    assert times == 100 + 6 - kept + 1
+    assert _without_time(tmp_path / "out") == whole
+    assert not scores.exists()
+
+
+def _without_time(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "pruning.json").read_text())
+    return {key: value for key, value in found.items() if key != "seconds"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("mine", "exists and spectail did not write it"),
+        ('{"format": "spectail-choice-1", "run": {}}', "is damaged (object missing"),
+        ('{"format": "spectail-choice-1", "run": {}, "scores": {"0.1": "x"}}', "is damaged ("),
+        ('{"format": "spectail-choice-1", "run": {}, "scores": {}}', "with another model, method"),
+    ],
+)
+def test_a_file_of_scores_that_cannot_be_used_is_one_line(
+    content: str,
+    message: str,
+    folder: Path,
+    tmp_path: Path,
+    text: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "out.choice.json").write_text(content)
+    options = ["--sparsity", "0.5", "--method", "magnitude", "--allocation", "alphapruning"]
+    options += ["--eps", "auto", "--selection", str(text), "--seq-len", "16"]
+    assert _run(folder, tmp_path, *options) == 2
+    [line] = capfd.readouterr().err.strip().splitlines()
+    assert message in line
+    assert (tmp_path / "out.choice.json").read_text() == content
+
+
 def test_an_interruption_while_eps_is_chosen(
     folder: Path,
     tmp_path: Path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,6 +21,10 @@ import torch
 from safetensors.torch import save
 
 import spectail as st
+from spectail.allocation.left_out import Code, LeftOut, Reason
+from spectail.allocation.sensitivities import LayerSensitivity, Sensitivities
+from spectail.pruning.kept_scores import KeptScores
+from spectail.pruning.setting import Setting
 from tests.conftest import weights
 from tests.models import format_cases, quantised_cases, test_adapters_files
 from tests.training.nets import net, train
@@ -81,6 +86,8 @@ mutate_gguf = sometimes(0.6, gguf_fields, mutate_bytes)
 mutate_hdf5 = sometimes(0.5, hdf5_blocks, mutate_bytes)
 
 STATE = format_cases.state(rows=24)
+RUN_OF_CHOICE = {"model": "a", "method": ["wanda", {"variant": False}], "selection": ["b", 64]}
+"""What an interrupted choice of eps depends on."""
 
 
 def safetensors() -> Iterator[Seed]:
@@ -322,6 +329,36 @@ def allocations() -> Iterator[Seed]:
         yield Seed(
             {"allocation.json": content}, {"allocation.json": mutate_json}, "allocation.json"
         )
+
+
+def sensitivities() -> Iterator[Seed]:
+    """Sensitivities of all layers that ``allocate`` takes, but two that are not measured yet."""
+    layers = [x for x in analysis().layers if x.status == "ok"]
+    for done in (len(layers), len(layers) - 2):
+        found = Sensitivities(
+            layers=tuple(
+                LayerSensitivity(x.name, x.rows, x.cols, x.numel, 0.1 * i if i < done else None)
+                for i, x in enumerate(layers)
+            ),
+            settings={"samples": 2, "seq_len": 256, "noise": 0.05, "seed": 0},
+            source="model",
+            fingerprint="a",
+            left_out=(LeftOut("lm_head", Reason(Code.HEAD, "the output head")),),
+        )
+        content = json.dumps(found.to_dict()).encode()
+        yield Seed({"s.json": content}, {"s.json": mutate_json}, "s.json")
+
+
+def choices() -> Iterator[Seed]:
+    """The scores of an interrupted choice of eps."""
+    scores = {Setting(eps): 30.0 * eps for eps in (0.1, 0.2, 0.3)} | {Setting(0.4): math.inf}
+    with TemporaryDirectory() as name:
+        path = Path(name) / "out.choice.json"
+        kept = KeptScores.open(path, RUN_OF_CHOICE)
+        for setting, score in scores.items():
+            kept.add(setting, score)
+        content = path.read_bytes()
+    yield Seed({path.name: content}, {path.name: mutate_json}, path.name)
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,11 +15,14 @@ import torch
 
 from spectail.allocation.allocate import allocate
 from spectail.allocation.allocation import Allocation
+from spectail.allocation.sensitivities import Sensitivities
 from spectail.analysis import Analysis, compare
 from spectail.errors import SpectailError
 from spectail.measuring.journal import Journal
 from spectail.measuring.run import analyze
 from spectail.measuring.shards import merge
+from spectail.pruning.kept_scores import KeptScores
+from spectail.pruning.setting import Setting
 from spectail.training.balancer import Balancer
 from spectail.training.history import History
 from tests.training.nets import loss_of, net
@@ -80,6 +84,27 @@ def load_allocation(path: Path) -> None:
     allocation.save(path)
     if dict(Allocation.load(path)) != dict(allocation):
         raise ValueError("saved and loaded again, the allocation is another one")
+
+
+def load_sensitivities(path: Path) -> None:
+    """Load sensitivities, finished or not, and allocate bits by them."""
+    found = Sensitivities.load(path, unfinished=True)
+    found.summary()
+    found.save(path)
+    if Sensitivities.load(path, unfinished=True) != found:
+        raise ValueError("saved and loaded again, the sensitivities are others")
+    made = allocate(seeds.analysis(), target="bits", budget=4, missing="mean", sensitivities=found)
+    made.summary()
+
+
+def take_up_choice(path: Path) -> None:
+    """Take up an interrupted choice of eps, and go on."""
+    kept = KeptScores.open(path, seeds.RUN_OF_CHOICE)
+    for eps in (0.1, 0.4, 0.5):
+        kept.add(Setting(eps), kept.get(Setting(eps)) or math.nan)
+    again = KeptScores.open(path, seeds.RUN_OF_CHOICE)
+    if repr(again.scores) != repr(kept.scores):
+        raise ValueError("saved and loaded again, the scores are others")
 
 
 def load_state(path: Path) -> None:
@@ -160,6 +185,8 @@ TARGETS = {
         Target("journal", seeds.journals, read_journal),
         Target("shards", seeds.shards, merge_parts),
         Target("allocation", seeds.allocations, load_allocation),
+        Target("sensitivities", seeds.sensitivities, load_sensitivities),
+        Target("choice", seeds.choices, take_up_choice),
         Target("balancer-state", seeds.states, load_state),
         Target("history", seeds.histories, load_history),
     )

@@ -27,7 +27,8 @@ from spectail.pruning.allocators import (
     check_takes_eps,
     default_allocator,
 )
-from spectail.pruning.folders import PAGE_FILE, check_free, save_pruned
+from spectail.pruning.folders import PAGE_FILE, REPORT_FILE, check_free, save_pruned
+from spectail.pruning.kept_scores import check_ours, discard, scores_beside
 from spectail.pruning.methods import as_method, method_names
 from spectail.pruning.page import prune_html
 from spectail.pruning.pipeline import Pruned, PruningPlan, run
@@ -130,6 +131,8 @@ def prune(
 ) -> int:
     """Prune a language model by an allocation of sparsities and write it with a report."""
     # Everything that can be refused is refused before the model is loaded, which takes long.
+    if (out / REPORT_FILE).exists():  # a run that was killed when the model was written
+        discard(scores_beside(out))
     check_free(out)
     rule = as_method(method)
     allocator = (
@@ -149,6 +152,8 @@ def prune(
     )  # fmt: skip
     _check_texts(plan, method, calibration, evaluate)
     tests, choosing = evaluate or (), plan.eps == "auto"
+    if choosing:
+        check_ours(scores_beside(out))
     texts = read_texts(calibration=calibration, selection=selection, tests=tests, choosing=choosing)
     return _prune(context, plan, texts, source=source, out=out, device=device, quiet=quiet)
 
@@ -178,11 +183,12 @@ def _prune(
 ) -> int:
     """Load, prune and save the model, and return the exit code."""
     device = usable_device(device)
+    scores = scores_beside(out)
     try:
         with Terminal(stderr=True, quiet=quiet).status("loading the model"):
             model, tokenizer = open_language_model(source, device=device)
         with _Bar(quiet=quiet) as bar:
-            done = run(model, tokenizer, plan, texts, progress=bar)
+            done = run(model, tokenizer, plan, texts, progress=bar, keep=scores)
         page = prune_html(done, source=source, command=_command(context))
         try:
             save_pruned(
@@ -190,9 +196,14 @@ def _prune(
             )
         finally:  # a full disk must not cost the user the numbers
             _show(Terminal(quiet=quiet, soft_wrap=True), plan, done)
+        if done.report.selected:
+            discard(scores)
     except KeyboardInterrupt as stopped:
         # The folder appears complete or not at all, so there is nothing to clean up.
-        told = f"{str(stopped) or 'interrupted'}; nothing was written"
+        rest = "nothing was written"
+        if plan.eps == "auto" and scores.exists():
+            rest = f"no model was written; the same command goes on with the scores in {scores}"
+        told = f"{str(stopped) or 'interrupted'}; {rest}"
         Terminal(stderr=True, soft_wrap=True).print(told)
         return 130
     Terminal(quiet=quiet, soft_wrap=True).print(f"model: {out}\nreport: {out / PAGE_FILE}")

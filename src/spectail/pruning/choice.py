@@ -40,13 +40,16 @@ def choose(
     prune_with: Callable[[T], object],
     score: Callable[[nn.Module], float],
     progress: Callable[[T, int, int], None] | None = None,
+    known: Callable[[T], float | None] = lambda candidate: None,
+    keep: Callable[[T, float], None] = lambda candidate, score: None,
 ) -> Choice[T]:
     """Prune with each candidate, score the pruned model, and restore its weights bit for bit.
 
     ``prune_with`` prunes ``model`` in place. A lower ``score`` is better, such as a perplexity on
     selection text. Of equal scores the first wins; NaN never does. ``progress`` is called with a
-    candidate, its number from 0 on, and the number of candidates. The memory cost is one copy of
-    the model's matrices.
+    candidate, its number from 0 on, and the number of candidates. ``keep`` gets every new score,
+    and a candidate is not pruned if its score is ``known``. The memory cost is one copy of the
+    model's matrices.
 
     Raises:
         PruneError: there are no candidates, or all scores are NaN.
@@ -58,11 +61,16 @@ def choose(
     for number, candidate in enumerate(candidates):
         if progress:
             progress(candidate, number, len(candidates))
+        before = known(candidate)
+        if before is not None:
+            found.append((candidate, before))
+            continue
         # Also after an error or Ctrl-C, so that the caller always gets the dense model back.
         # Vectors such as norms and biases are never pruned, so they need no copy.
         with restored(p for p in model.parameters() if p.ndim > 1):
             prune_with(candidate)
             found.append((candidate, float(score(model))))
+        keep(*found[-1])
     # min() would keep a NaN that comes first, because no comparison with NaN is true.
     usable = [pair for pair in found if not math.isnan(pair[1])]
     if not usable:

@@ -5,9 +5,13 @@ Eps is how far the ratios of an allocation go from their mean.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
@@ -16,10 +20,12 @@ from spectail.allocation.allocation import Allocation
 from spectail.errors import EvaluationError
 from spectail.evaluation import Perplexity, perplexity
 from spectail.evaluation.bos import Rule, resolve
+from spectail.models.live.walk import module_source
 from spectail.models.naming.select import ALL_KINDS, KindFilter
 from spectail.pruning.allocators import Allocator, uniform
 from spectail.pruning.calibration import calibration_tokens, check_draw
 from spectail.pruning.choice import SEQUENCES, Choice, choose, perplexity_or_nan, with_choice
+from spectail.pruning.kept_scores import KeptScores
 from spectail.pruning.methods import Method
 from spectail.pruning.prune import PruningInterrupted, prune
 from spectail.pruning.quotas import Pattern
@@ -86,12 +92,19 @@ class Pruned:
 
 
 def run(
-    model: nn.Module, tokenizer: Any, plan: PruningPlan, texts: Texts, *, progress: StepProgress
+    model: nn.Module,
+    tokenizer: Any,
+    plan: PruningPlan,
+    texts: Texts,
+    *,
+    progress: StepProgress,
+    keep: Path | None = None,
 ) -> Pruned:
     """Prune ``model`` in place as planned, and evaluate it before and after.
 
     The dense model is evaluated first and on all texts, so that a fault of a text shows before the
-    long work. One rule for BOS holds for all texts.
+    long work. One rule for BOS holds for all texts. Scores by which eps is chosen are kept in the
+    file ``keep``: the same run after a kill takes them from there.
     """
     bos = _bos(model, tokenizer, plan, texts)
     # Resolved once, for the dense model: a pruned one must not change the rule.
@@ -111,7 +124,8 @@ def run(
     apply = partial(prune, model, method=plan.method, calibration=tokens, pattern=plan.pattern)
     selected = None
     if selection and dense_selection:
-        choice = _choose(scores, selection, candidates, apply)
+        kept = KeptScores.open(keep, _identity(model, plan, tokens, selection, candidates))
+        choice = _choose(scores, selection, candidates, apply, kept)
         chosen = with_choice(candidates, choice)
         selected = Selected(selection.name, choice.best, dense_selection, choice.scores)
     report = apply(
@@ -169,6 +183,30 @@ def _allocations(
     return candidates, make(None if plan.eps == "auto" else plan.eps)
 
 
+def _identity(
+    model: nn.Module,
+    plan: PruningPlan,
+    tokens: Tensor | None,
+    selection: Text,
+    candidates: Mapping[Setting, Allocation],
+) -> dict[str, Any]:
+    """Return what the scores of the candidates depend on, as plain JSON values."""
+    ratios = {setting.key: dict(allocation) for setting, allocation in candidates.items()}
+    return {
+        "model": module_source(model).fingerprint,
+        "method": [plan.method.name, plan.method.settings()],
+        "pattern": str(plan.pattern or ""),
+        "allocation": [plan.allocator.name, plan.sparsity, _digest(json.dumps(ratios).encode())],
+        "calibration": "" if tokens is None else _digest(tokens.cpu().long().numpy().tobytes()),
+        "selection": [_digest(selection.text.encode()), plan.seq_len, plan.bos],
+        "version of spectail": metadata.version("spectail"),
+    }
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 @dataclass(frozen=True)
 class _Scores:
     """Measures perplexities of one model before and after pruning."""
@@ -202,6 +240,7 @@ def _choose(
     text: Text,
     candidates: Mapping[Setting, Allocation],
     apply: Callable[..., PruneReport],
+    kept: KeptScores,
 ) -> Choice[Setting]:
     """Choose the setting on the selection text; each one is pruned as the model will be."""
     in_hand = ""
@@ -226,6 +265,8 @@ def _choose(
             prune_with=prune_with,
             score=score,
             progress=next_one,
+            known=kept.get,
+            keep=kept.add,
         )
     except PruningInterrupted:
         # The report of a candidate is of no use: its weights are restored.
