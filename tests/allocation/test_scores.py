@@ -14,6 +14,7 @@ from spectail.allocation.depth import FORMS, depth_scores
 from spectail.allocation.scores import PARTS, check_by, scores_of
 from spectail.allocation.targets import Sparsity
 from spectail.allocation.units import make_units
+from spectail.results.depth import depths
 from tests.allocation.conftest import layer, results, transformer
 
 
@@ -50,6 +51,48 @@ def test_depth_is_the_place_in_the_own_stack_by_number() -> None:
     assert (found["dec.0"], found["dec.1"]) == (0, 1)
     assert (found["layer_0"], found["layer_1"]) == (0, 1)
     assert found["pooler"] == found["alone.3"] == 0.5
+
+
+def test_stages_of_one_network_continue_each_other_as_in_every_depth_that_is_told() -> None:
+    resnet = [f"layer{stage}.{number}" for stage in (1, 2, 3) for number in (0, 1)]
+    unet = [f"unet.{part}" for part in ("down_blocks.0", "down_blocks.1", "mid_block")]
+    unet += ["unet.up_blocks.0", "unet.up_blocks.1"]
+    for units in (resnet, unet):
+        told = np.array(list(depths(units).values()))
+        np.testing.assert_allclose(depth_scores(units, "rising"), told / told.max())
+        assert list(depth_scores(units, "first")) == [0, *[1] * (len(units) - 1)]
+
+
+def test_layers_in_no_block_have_no_depth_whatever_number_they_end_in() -> None:
+    names = ["conv_1", "conv_2", "head.fc2", "h.0.attn.q_proj", "h.1.attn.q_proj", "h.2.mlp.fc1"]
+    layers = [layer(name, alpha=2.0) for name in names]
+    for form in FORMS:
+        found = scores_of(make_units(layers, "block"), f"depth:{form}")
+        np.testing.assert_allclose(found[:3], 0.5)
+        np.testing.assert_allclose(found[3:], depth_scores(["h.0", "h.1", "h.2"], form))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_block_keeps_its_place_when_others_take_no_part(form: str) -> None:
+    blocks = [f"h.{number}" for number in range(5)]
+    whole = dict(zip(blocks, depth_scores(blocks, form), strict=True))
+    for some in (blocks[1:], blocks[:-1], blocks[1:4:2]):
+        found = dict(zip(some, depth_scores(some, form, blocks=blocks), strict=True))
+        assert found == {name: whole[name] for name in some}
+
+
+def test_without_the_first_block_the_second_is_not_kept_in_its_place() -> None:
+    analysis = transformer(blocks=5)
+
+    def ratios(by: str) -> dict[str, float]:
+        target = Sparsity(by=by, map="linear:0.4")
+        found = st.allocate(analysis, target=target, budget=0.6, exclude=["model.layers.[04].*"])
+        assert {share.unit for share in found.shares} == {f"model.layers.{i}" for i in (1, 2, 3)}
+        return dict(found)
+
+    for by in ("depth:first", "depth:first-last", "first+depth:last"):
+        assert list(ratios(by).values()) == pytest.approx([0.6] * 6), by
+    assert ratios("ends+alpha") == pytest.approx(ratios("alpha"))
 
 
 def test_layers_of_a_block_share_its_place() -> None:

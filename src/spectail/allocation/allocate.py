@@ -74,7 +74,9 @@ def allocate(
         of=KindFilter.of(kinds, types),
     )
     layers, without_alpha, remarks = _ready(coverage.layers, rule, missing)
-    shares, deviations = _shares(layers, rule, float(budget))
+    shares, deviations = _shares(
+        layers, rule, float(budget), model=[layer.name for layer in analysis.layers]
+    )
     return Allocation(
         target=rule.name,
         budget=float(budget),
@@ -111,10 +113,13 @@ def _ready(
 
 
 def _shares(
-    layers: Sequence[LayerRecord], rule: Target, budget: float
+    layers: Sequence[LayerRecord], rule: Target, budget: float, *, model: Sequence[str]
 ) -> tuple[tuple[LayerValue, ...], tuple[str, ...]]:
-    """Return the value of every layer, in the model's order, and the rule's deviations."""
-    units = make_units(rule.prepared(layers), rule.level)
+    """Return the value of every layer, in the model's order, and the rule's deviations.
+
+    ``model`` holds the names of all layers of the model.
+    """
+    units = make_units(rule.prepared(layers), rule.level, model=model)
     values, deviations = rule.values(units, budget)
     formats = rule.formats(units, values)
 

@@ -6,14 +6,14 @@ simplest ones beside it. They read no weights, so a rule that measures something
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spectail.errors import AllocationError
+from spectail.results.depth import place_of
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -56,16 +56,14 @@ alike. ``first-rising`` keeps the first block and lets the others rise over the 
 """
 
 
-_BLOCK = re.compile(r"(?P<stack>.*?)(?P<number>\d+)")
-"""A block's name: ``model.layers.3``, or ``layer_3`` in Flax."""
+def depth_scores(units: Sequence[str | None], form: str, *, blocks: Iterable[str] = ()) -> Array:
+    """Return a number from 0 to 1 per unit, by the place of its block in its own stack.
 
-
-def depth_scores(units: Sequence[str], form: str) -> Array:
-    """Return a number from 0 to 1 per block, by its place in its own stack of blocks.
-
-    ``units`` holds names of blocks such as ``model.layers.3``. An encoder and a decoder are two
-    stacks, each with a first and a last block. A unit that is no block, and the only block of its
-    stack, get 1/2.
+    ``units`` holds names of blocks such as ``model.layers.3``, and None for a layer that lies in no
+    block. An encoder and a decoder are two stacks, each with a first and a last block; the stages
+    of a ResNet are one (``results.depth``). ``blocks`` are all blocks of the model: the second one
+    is not the first if that takes no part. Layers in no block, and the only block of a stack, get
+    1/2.
 
     Raises:
         AllocationError: there is no such form.
@@ -76,17 +74,16 @@ def depth_scores(units: Sequence[str], form: str) -> Array:
     """
     if form not in FORMS:
         raise AllocationError(f"a form of depth must be one of {', '.join(FORMS)}, not {form!r}")
-    stacks: dict[str, dict[int, list[int]]] = {}
-    for place, unit in enumerate(units):
-        if match := _BLOCK.fullmatch(unit):
-            blocks = stacks.setdefault(match["stack"], {})
-            # Several units may have one block's name: its layers, where each is a unit.
-            blocks.setdefault(int(match["number"]), []).append(place)
-    scores = np.full(len(units), 0.5)
-    for blocks in stacks.values():
+    # By number and not by place in the list: files may hold block 10 before block 2.
+    stacks: dict[str, set[tuple[int, int]]] = {}
+    for unit in (*blocks, *units):
+        if unit is not None and (place := place_of(unit)):
+            stacks.setdefault(place[0], set()).add(place[1:])
+    scores: dict[tuple[str, int, int] | None, float] = {
+        (stack, *place): float(score)
+        for stack, places in stacks.items()
         # A block without neighbours is neither early nor late.
-        if len(blocks) > 1:
-            # By number and not by place in the list: files may hold block 10 before block 2.
-            for number, score in zip(sorted(blocks), FORMS[form](len(blocks)), strict=True):
-                scores[blocks[number]] = score
-    return scores
+        if len(places) > 1
+        for place, score in zip(sorted(places), FORMS[form](len(places)), strict=True)
+    }
+    return np.array([scores.get(place_of(unit), 0.5) if unit else 0.5 for unit in units])

@@ -40,7 +40,7 @@ PARTS: dict[str, Callable[[Units], Array]] = {
     "alpha": lambda units: units.alpha,
     "variance": _variance,
     **{
-        f"depth:{form}": lambda units, form=form: depth_scores(_blocks(units), form)  # type: ignore[misc]
+        f"depth:{form}": lambda units, form=form: _depth(units, form)  # type: ignore[misc]
         for form in FORMS
     },
 }
@@ -78,7 +78,7 @@ def scores_of(units: Units, by: str) -> Array:
     form = KEPT.get(names[0])
     parts = [PARTS[name](units) for name in (names[1:] if form else names)]
     found = parts[0] if len(parts) == 1 else np.sum([standardized(p) for p in parts], axis=0)
-    return with_kept(found, depth_scores(_blocks(units), form) == 0) if form else found
+    return with_kept(found, _depth(units, form) == 0) if form else found
 
 
 def standardized(values: Array) -> Array:
@@ -101,6 +101,7 @@ def with_kept(values: Array, kept: NDArray[np.bool_]) -> Array:
     return found
 
 
-def _blocks(units: Units) -> list[str]:
-    """Return the block of every unit, which may be a layer, by name."""
-    return [unit_of(name) or name for name in units.names]
+def _depth(units: Units, form: str) -> Array:
+    """Return the depth score of every unit, which may be a block, a layer in one, or neither."""
+    own = [unit_of(members[0].name) for members in units.members]
+    return depth_scores(own, form, blocks=units.blocks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import Field, dataclass, replace
 from statistics import fmean
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
@@ -90,12 +90,15 @@ class Units:
     numel: Array
     variance: Array
     """Mean variance of the weights, weighted by numel; NaN if it is unknown for a layer."""
+    blocks: tuple[str, ...] = ()
+    """Names of all blocks of the model, with those that no layer takes part of."""
 
 
-def make_units(layers: Sequence[Measured], level: str) -> Units:
+def make_units(layers: Sequence[Measured], level: str, *, model: Iterable[str] = ()) -> Units:
     """Group layers by block, or take each layer by itself if ``level`` is ``layer``.
 
-    A layer that lies in no block is a unit of its own.
+    A layer that lies in no block is a unit of its own. ``model`` holds the names of all layers of
+    the model, which say what blocks it has.
     """
     groups: dict[str, list[Measured]] = {}
     for layer in layers:
@@ -111,6 +114,7 @@ def make_units(layers: Sequence[Measured], level: str) -> Units:
         alpha=np.array([fmean(layer.alpha for layer in group) for group in groups.values()]),
         numel=np.array(numel, dtype=np.float64),
         variance=np.array(weighted) / np.array(numel),
+        blocks=tuple(dict.fromkeys(filter(None, map(unit_of, model)))),
     )
 
 

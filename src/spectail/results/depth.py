@@ -40,7 +40,7 @@ def depths(units: Iterable[str]) -> dict[str, int]:
     >>> depths(["layer1.0", "layer1.1", "layer2.0"])
     {'layer1.0': 0, 'layer1.1': 1, 'layer2.0': 2}
     """
-    places = {unit: place for unit in units if (place := u_shaped(unit) or _place(unit))}
+    places = {unit: place for unit in units if (place := place_of(unit))}
     sizes: dict[tuple[str, int], int] = {}
     for stack, stage, number in places.values():
         sizes[stack, stage] = max(sizes.get((stack, stage), 0), number + 1)
@@ -52,8 +52,10 @@ def depths(units: Iterable[str]) -> dict[str, int]:
     return {unit: before[stack, stage] + n for unit, (stack, stage, n) in places.items()}
 
 
-def _place(unit: str) -> tuple[str, int, int] | None:
+def place_of(unit: str) -> tuple[str, int, int] | None:
     """Split the name of a block into its stack, the number of its stage and its own number."""
+    if place := u_shaped(unit):
+        return place
     match = _UNIT.fullmatch(unit)
     return (match[1], int(match[2] or 0), int(match[3])) if match else None
 

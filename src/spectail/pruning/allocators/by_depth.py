@@ -14,9 +14,12 @@ from spectail.allocation.budgets import fill, shift
 from spectail.allocation.depth import FORMS, depth_scores
 from spectail.allocation.maps import Linear
 from spectail.errors import PruneError
+from spectail.models.live.walk import module_source
+from spectail.models.naming.blocks import unit_of
 from spectail.models.naming.kinds import kind_of
 from spectail.pruning.allocators.base import (
     Allocator,
+    Array,
     Make,
     check_eps,
     layers_by_unit,
@@ -98,7 +101,7 @@ def by_depth(
     check_sparsity(sparsity)
     scope, eps = scope or Scope(), check_eps(eps)
     layers = layers_by_unit(model, scope)
-    factors = Linear(1 - eps, 1 + eps).factors(depth_scores(list(layers), form))
+    factors = Linear(1 - eps, 1 + eps).factors(_depth(model, layers, form))
     bounds = presets.SPARSITY_BOUNDS
     of_blocks = fill(factors, sizes_of(layers), budget=sparsity, bounds=bounds)
     ratios = dict(zip(layers, map(float, of_blocks), strict=True))
@@ -106,6 +109,13 @@ def by_depth(
     if by_kind:
         ratios = _moved_by_kind(layers, ratios, sparsity)
     return make_allocation(model, ratios, sparsity, rule, scope)
+
+
+def _depth(model: nn.Module, layers: Mapping[str, Mapping[str, int]], form: str) -> Array:
+    """Return the depth score of every block among the blocks of the model, pruned or not."""
+    source = module_source(model, fingerprint=False)
+    blocks = filter(None, (unit_of(layer.name) for layer in source.layers))
+    return depth_scores([unit_of(next(iter(own))) for own in layers.values()], form, blocks=blocks)
 
 
 def _moved_by_kind(
