@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from markdown_it import MarkdownIt
 
 import spectail as st
 from spectail.cli import run
 from spectail.errors import RunError
+from spectail.report.card import MARK, card
 from spectail.results.compare import pair_layers
 from spectail.results.conditions import Condition
 
@@ -92,6 +94,33 @@ def test_a_condition_that_can_be_decided_nowhere_fails(
     st.analyze(broken, out=tmp_path / "broken")
     assert run(["compare", str(folders[0]), str(tmp_path / "broken"), "--fail-on", "z>4"]) == 1
     assert "cannot be decided for 7 layers" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("window", ["whole", "fit"])
+def test_the_card_does_not_compare_windows_of_several_sizes(window: str) -> None:
+    weights = {"a.weight": torch.randn(64, 64), "b.weight": torch.randn(64, 192)}
+    weights["c.weight"] = torch.randn(128, 128)
+    text = card(st.analyze(weights, spec=st.Spec(window=window)))
+    assert "alphas of unlike shapes do not compare" in text
+    assert "share one window" not in text
+    assert ("as whole matrices" in text) == (window == "whole")
+    assert "share one window" in card(st.analyze(weights))
+
+
+@pytest.mark.parametrize("name", ["``<img src=x>", "`", "a``b`<b>", "x`|`y", "\n```\n# h"])
+def test_no_name_leaves_its_code(name: str, folders: tuple[Path, Path]) -> None:
+    """A renderer of CommonMark sees text and code only, in a table of as many rows as kinds."""
+    found = st.Analysis.load(folders[0])
+    first = replace(found.layers[0], name=name, kind=name, alpha=1.0)
+    run = replace(found.run, source=name, given=name)
+    text = card(replace(found, run=run, layers=(first, *found.layers[1:])))
+    parsed = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
+    tokens = [child for token in parsed for child in (token, *(token.children or []))]
+    raw = [token.content for token in tokens if token.type.startswith("html")]
+    assert "".join(raw).strip() == MARK
+    assert sum(token.type == "heading_open" for token in tokens) == 1
+    assert sum(token.type == "fence" for token in tokens) == 1
+    assert {token.type for token in tokens} >= {"table_open", "code_inline"}
 
 
 def test_the_card_says_what_the_run_says(

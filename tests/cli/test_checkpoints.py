@@ -1,6 +1,8 @@
 """``spectail analyze`` over checkpoints: one run each, a page of curves, and a verdict."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +113,14 @@ def test_an_order_that_no_number_gives_is_told() -> None:
     numbered = Trajectory.of(dict.fromkeys(labels[:2], found))
     assert numbered.labels == (labels[1], labels[0])
     assert not numbered.note
+
+
+def test_a_layer_that_was_measured_without_an_alpha_makes_no_mean_nan() -> None:
+    found = st.analyze({"a.weight": torch.randn(64, 64), "b.weight": torch.randn(64, 64)})
+    without = replace(found, layers=(replace(found.layers[0], alpha=math.nan), found.layers[1]))
+    curves = Trajectory.of({"1": found, "2": without})
+    assert (curves.layers, curves.left_out) == (("b",), ("a",))
+    assert np.isfinite(curves.mean()).all()
 
 
 def test_what_is_left_out_of_the_curves_is_named(

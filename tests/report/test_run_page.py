@@ -1,19 +1,29 @@
 """The page as text: its data equal the records, hostile names stay text,
 nothing is asked of the network."""
 
+import html
 import json
 import re
+import shlex
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+import spectail as st
+from spectail import presets
+from spectail.cli import run
 from spectail.core.spec import Spec
 from spectail.report.page import addresses, embed
 from spectail.report.run_page import command, report_html, spectra_data
+from spectail.report.trajectory_page import trajectory_html
 from spectail.results.records import COLUMNS, LayerRecord, Results
+from spectail.results.trajectory import Trajectory
 
-from .conftest import run_of
+from .conftest import ok_layer, run_of
 
 CASES = ["transformer", "cnn", "single", "failed", "random_model", "hostile"]
 
@@ -135,6 +145,65 @@ def test_command_quotes_and_carries_every_option() -> None:
     assert command(results.run) == (
         "spectail analyze 'my model/x.pt' --out DIR --aspect-ratio 1 --window common "
         "--placement tile --cutoff median --include '*q*' --exclude 'lm head' --full-spectrum"
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"spec": Spec(aspect_ratio=4 / 3, tolerance=1 / 7, cutoff="top:0.3333333333333333")},
+        {
+            "include": ["*.0.*", "*up*"],
+            "exclude": ["*.1.*q*"],
+            "kinds": "q,up",
+            "full_spectrum": True,
+        },
+        {"spec": Spec(seed=3, placement="random:2"), "include": ["*.0.*"], "kinds": "q"},
+        {"spec": Spec(seed=1), "base": "ba se.safetensors", "exclude": ["*up*"], "erg": True},
+        {"spec": Spec(legacy=True, window=16), "types": "linear", "full_spectrum": True},
+        {"spec": presets.BY_NAME["weightwatcher"], "traps": True, "exclude": ["*up*"]},
+    ],
+)
+def test_the_command_repeats_the_run(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    drawn = torch.Generator().manual_seed(0)
+    for name in ("mo del.safetensors", "ba se.safetensors"):
+        weights = {
+            f"model.layers.{b}.{part}_proj.weight": torch.randn(48, 64, generator=drawn)
+            for b in range(2)
+            for part in ("self_attn.q", "self_attn.k", "mlp.up")
+        }
+        save_file(weights, name)
+    first = st.analyze("mo del.safetensors", **options)
+    text = command(first.run)
+    if text.startswith("spectail "):
+        assert run([*shlex.split(text)[1:], "--quiet"]) == 0
+        again = st.Analysis.load("DIR")
+    else:
+        head, call = text.split("\n")
+        names: dict[str, Any] = {}
+        exec(f"{head}\nfound = {call}", names)
+        again = names["found"]
+    ours, theirs = (
+        {key: value for key, value in x.run.to_dict().items() if key not in ("notes", "device")}
+        for x in (first, again)
+    )
+    assert ours == theirs
+    assert first.table["alpha"].tolist() == again.table["alpha"].tolist()
+
+
+def test_the_command_of_several_runs_quotes_and_carries_every_option() -> None:
+    both = {"spec": Spec(window=32), "exclude": ("lm head",)}
+    runs = [
+        run_of([ok_layer("w", None, "linear")], source=f"my run/{i}.pt", **both) for i in (1, 2)
+    ]
+    page = trajectory_html(Trajectory.of({"1": runs[0], "2": runs[1]}))
+    assert command(runs[0].run, ["my run/1.pt", "my run/2.pt"]) in html.unescape(page)
+    assert command(runs[0].run, ["my run/1.pt", "my run/2.pt"]) == (
+        "spectail analyze 'my run/1.pt' 'my run/2.pt' --out DIR --aspect-ratio 1 --window 32 "
+        "--placement tile --cutoff median --exclude 'lm head'"
     )
 
 

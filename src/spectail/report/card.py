@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,6 +24,7 @@ TOPICS = ("Range", "Random matrix", "Depth", "Change", "Odd ones")
 
 def card(results: Results) -> str:
     """Return the block: settings, alpha by kind of layer, what stands out, the command."""
+    results = _without_ticks(results)
     facts = {finding.topic: finding.text for finding in titled_findings(results)}
     stands_out = [f"- **{topic}**: {_sentence(facts[topic])}" for topic in TOPICS if topic in facts]
     parts = [
@@ -32,17 +34,20 @@ def card(results: Results) -> str:
         _kinds_table(results),
         "\n".join(stands_out),
         _reading(results),
-        f"```\n{command(results.run)}\n```",
+        _code(command(results.run)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _reading(results: Results) -> str:
     """Say what alpha means here, and whether layers compare."""
-    apart = sort_run(results).not_comparable
+    run = sort_run(results)
+    apart = run.not_comparable
     alike = "All layers share one window, so their alphas compare across shapes."
     if apart:
         alike = f"{plural(len(apart), 'layer')} had another window and stand in no line above."
+    elif len({frozenset((x.window_rows, x.window_cols)) for x in run.ranked}) > 1:
+        alike = "Layers have windows of their own size: alphas of unlike shapes do not compare."
     meaning = _sentence(results.run.spec.cutoff.meaning)
     return f"*How to read it*: {meaning} No data, loss or accuracy took part. {alike}"
 
@@ -52,7 +57,9 @@ def _opening(results: Results) -> str:
     run = sort_run(results)
     settings = ", ".join(f"{word} {value}" for word, value in spec_line(results.run))
     text = f"{len(run.ok):,} of {plural(len(results.layers), 'layer')} "
-    text += f"measured by spectail in windows as in [FARMS]({PAPER}) ({settings})."
+    whole = results.run.spec.window == "whole"
+    what = "as whole matrices" if whole else f"in windows as in [FARMS]({PAPER})"
+    text += f"measured by spectail {what} ({settings})."
     alphas = np.array([layer.alpha for layer in run.ranked])
     if alphas.size:
         low, high = np.quantile(alphas, [0.25, 0.75])
@@ -102,6 +109,20 @@ def _sentence(text: str) -> str:
     return joined[:1].upper() + joined[1:]
 
 
+def _without_ticks(results: Results) -> Results:
+    """Write backticks in names as escapes: they would end the code that a name stands in."""
+    layers = (replace(x, name=x.name.replace("`", r"\x60")) for x in results.layers)
+    return replace(results, layers=tuple(layers))
+
+
+def _code(text: str) -> str:
+    """Return lines as a block of code, in a fence that nothing in them closes."""
+    lines = "\n".join(map(visible, text.split("\n")))
+    ticks = max(map(len, re.findall("`+", lines)), default=0)
+    fence = "`" * max(3, ticks + 1)
+    return f"{fence}\n{lines}\n{fence}"
+
+
 def _text(text: str) -> str:
     """Escape what Markdown and HTML would take for markup."""
-    return re.sub(r"([\\|<>\[\]*_])", r"\\\1", visible(text))
+    return re.sub(r"([\\|<>\[\]*_`])", r"\\\1", visible(text))

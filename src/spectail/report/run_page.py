@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,52 +138,54 @@ def spec_line(run: RunInfo) -> list[tuple[str, str]]:
     return parts
 
 
-def command(run: RunInfo) -> str:
-    """Return the command that repeats a run, or Python code if the command line lacks a setting."""
+def command(run: RunInfo, sources: Sequence[str] = ()) -> str:
+    """Return the command that repeats a run, or Python code if the command line lacks a setting.
+
+    ``sources`` are those of several runs with the settings of this one.
+    """
     spec = run.spec
+    sources = sources or [run.given or run.source]
     # The command line has no options for legacy and seed, but presets by name.
     preset = next((name for name, known in presets.BY_NAME.items() if known == spec), None)
     if (spec.legacy and not preset) or spec.seed:
-        settings = ", ".join(f"{key}={value!r}" for key, value in spec.to_dict().items())
-        source = repr(run.given or run.source)
-        base = f", base={run.base!r}" if run.base else ""
-        return f"import spectail as st\nst.analyze({source}{base}, spec=st.Spec({settings}))"
-    words = [
-        "spectail",
-        "analyze",
-        run.given or run.source,
-        "--out",
-        "DIR",
-        "--aspect-ratio",
-        f"{spec.aspect_ratio:g}",
-    ]
-    words += [
-        "--window",
-        str(spec.window),
-        "--placement",
-        str(spec.placement),
-        "--cutoff",
-        str(spec.cutoff),
-    ]
+        return _in_python(run, sources)
+    words = ["spectail", "analyze", *sources, "--out", "DIR"]
     if spec.legacy and preset:
-        words[5:] = ["--preset", preset]
+        words += ["--preset", preset]
+    else:
+        words += ["--aspect-ratio", _exactly(spec.aspect_ratio), "--window", str(spec.window)]
+        words += ["--placement", str(spec.placement), "--cutoff", str(spec.cutoff)]
     if spec.tolerance is not None:
-        words += ["--tolerance", f"{spec.tolerance:g}"]
+        words += ["--tolerance", _exactly(spec.tolerance)]
     if run.base:
         words += ["--base", run.base]
-    chosen = (
+    for option, globs in (
         ("--include", run.include),
         ("--exclude", run.exclude),
         ("--kind", run.kinds),
         ("--type", run.types),
-    )
-    for option, globs in chosen:
+    ):
         for glob in globs:
             words += [option, glob]
     if run.full_spectrum:
         words.append("--full-spectrum")
     words += ["--traps"] * run.traps + ["--erg"] * run.erg
     return shlex.join(words)
+
+
+def _in_python(run: RunInfo, sources: Sequence[str]) -> str:
+    """Return the code that repeats a run, or several runs with its settings."""
+    given = ("base", "include", "exclude", "kinds", "types", "full_spectrum", "traps", "erg")
+    options = [f"{name}={value!r}" for name in given if (value := getattr(run, name))]
+    settings = ", ".join(f"{key}={value!r}" for key, value in run.spec.to_dict().items())
+    rest = ", ".join([*options, f"spec=st.Spec({settings})"])
+    calls = [f"st.analyze({source!r}, {rest})" for source in sources]
+    return "\n".join(["import spectail as st", *calls])
+
+
+def _exactly(number: float) -> str:
+    """Write a number in few digits that give the same number again."""
+    return short if float(short := f"{number:g}") == number else repr(number)
 
 
 def spectra_data(results: Results) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from spectail.basics.texts import first_names, plural
 from spectail.report import page
 from spectail.report.page import Chart, Column, Page, Paragraph, Section
-from spectail.report.run_page import model_name, spec_line
+from spectail.report.run_page import command, model_name, spec_line
 from spectail.report.theme import NULL, NULL_FILL, axis, figure, kind_styles, safe
 from spectail.results.trajectory import STILL, Trajectory
 
@@ -71,8 +71,7 @@ def trajectory_html(found: Trajectory) -> str:
         numbers=_key_numbers(found, rows),
         sections=(Section(id="words", title="In words", words=_words(found, rows)), MEANS, LAYERS),
         table_lead="Every layer that was measured in all checkpoints.",
-        command=f"spectail analyze {' '.join(x.run.given or x.run.source for x in found.runs)} "
-        "--out DIR",
+        command=command(run, [x.run.given or x.run.source for x in found.runs]),
         origins=[("Checkpoints", ", ".join(map(_named, found.runs)))],
     )
     return page.render(written, payload)

@@ -122,7 +122,11 @@ class Trajectory:
     def layers(self) -> tuple[str, ...]:
         """Names of the layers that have an alpha in every checkpoint, and compare."""
         good = [
-            {name for name, x in run.items() if x.status == "ok" and x.comparable}
+            {
+                name
+                for name, x in run.items()
+                if x.status == "ok" and x.comparable and math.isfinite(x.alpha)
+            }
             for run in self._by_name
         ]
         return tuple(name for name in self._by_name[0] if all(name in names for names in good))
