@@ -141,11 +141,9 @@ def prune(
         else as_allocator(allocation)
     )
     check_choice(bos)
-    if not 0 <= sparsity < 1:
-        raise PruneError(f"a sparsity must be at least 0 and below 1, not {sparsity!r}")
     plan = PruningPlan(
         method=rule, sparsity=sparsity, allocator=allocator,
-        eps=_eps(eps, allocator), pattern=Pattern.parse(pattern) if pattern else None,
+        eps=_eps(eps, allocator), pattern=None if pattern is None else Pattern.parse(pattern),
         samples=samples, seq_len=seq_len, max_sequences=max_sequences, seed=seed, bos=bos,
         include=tuple(include or ()), exclude=tuple(exclude or ()),
         of=KindFilter.of(kind or (), type or ()),

@@ -72,7 +72,13 @@ class PruningPlan:
     """Where the beginning-of-sequence token (BOS) goes in all texts: see ``evaluation.bos``."""
 
     def __post_init__(self) -> None:
+        # All that can be refused without the model, which takes long to load.
         check_draw(self.samples, self.seq_len, self.seed)
+        self.allocator.check_budget(self.sparsity)
+        self.allocator.check_scope(Scope(self.include, self.exclude, self.of))
+        if self.pattern:
+            self.method.check_pattern(self.pattern)
+            self.pattern.check_mean(self.sparsity)
 
     @property
     def calibrates(self) -> bool:
@@ -112,7 +118,6 @@ def run(
     tokens = _calibration(model, tokenizer, plan, texts)
     # One scope for all allocations, so that they differ in their ratios alone.
     scope = scope_of(model, tokens, plan.include, plan.exclude, plan.of)
-    plan.allocator.check_scope(scope)
     scores = _Scores(model, tokenizer, plan, progress)
     # Before pruning, because the model is pruned in place.
     dense = [scores.dense(text, plan.max_sequences) for text in texts.tests]

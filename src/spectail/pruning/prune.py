@@ -104,6 +104,8 @@ def prune(
     """
     rule = as_method(method)
     groups_of = Pattern.parse(pattern) if isinstance(pattern, str) else pattern
+    if groups_of:
+        rule.check_pattern(groups_of)
     # Text that a method does not need is ignored, so one call serves all methods.
     tokens = as_tokens(calibration, model, rule.name) if rule.statistic else None
     # All checks come before the first weight is changed.
@@ -203,7 +205,8 @@ def _choose(
     """Return what to prune of each layer, and the layers that stay dense with their reasons."""
     targets, left_out = choose_targets(model, allocation, pattern)
     if pattern:
-        _check_mean(pattern, targets)
+        total = sum(target.numel for target in targets)
+        pattern.check_mean(sum(target.ratio * target.numel for target in targets) / total)
     if tokens is not None:
         # A layer that loses nothing may be one that text does not reach.
         check_reached(
@@ -288,15 +291,3 @@ def _wide(weights: Tensor) -> Tensor:
     if weights.is_complex() or weights.dtype == torch.float64:
         return weights
     return weights.float()
-
-
-def _check_mean(pattern: Pattern, targets: Sequence[PruningTarget]) -> None:
-    """Check that a pattern and the allocation have the same overall sparsity; PruneError if not."""
-    total = sum(target.numel for target in targets)
-    mean = sum(target.ratio * target.numel for target in targets) / total
-    # Allocations meet their budget far more closely than this.
-    if abs(mean - pattern.n / pattern.m) > 1e-6:
-        raise PruneError(
-            f"pattern {pattern} is a sparsity of {pattern.n / pattern.m:g}, the allocation's mean "
-            f"is {mean:g}: make them equal"
-        )

@@ -38,13 +38,23 @@ class Pattern:
     @classmethod
     def parse(cls, text: str) -> Pattern:
         """Read a text such as ``2:4``; PruneError for anything else."""
-        match = re.fullmatch(r"(\d+):(\d+)", text.strip())
+        # No layer has a group of a billion weights, and int() refuses thousands of digits.
+        match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text.strip())
         if match is None:
-            raise PruneError(f"a pattern is written N:M, such as 2:4, not {text!r}")
+            raise PruneError(f"a pattern is written N:M, such as 2:4, not {text[:80]!r}")
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
+
+    def check_mean(self, sparsity: float) -> None:
+        """Raise PruneError unless the pattern is a sparsity of this value."""
+        # Allocations meet their budget far more closely than this.
+        if abs(sparsity - self.n / self.m) > 1e-6:
+            raise PruneError(
+                f"pattern {self} is a sparsity of {self.n / self.m:g}, the allocation's mean is "
+                f"{sparsity:g}: make them equal"
+            )
 
     def zeros(self, rows: int, cols: int) -> int:
         """Return the number of zeros in a matrix; columns that do not fill a group get none."""

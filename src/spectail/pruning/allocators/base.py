@@ -94,7 +94,7 @@ class Allocator(ABC):
             PruneError: the sparsity, the model or the text cannot be used.
 
         """
-        check_sparsity(sparsity)
+        self.check_budget(sparsity)
         tokens = None
         if self.needs_text:
             if calibration is None:
@@ -110,6 +110,15 @@ class Allocator(ABC):
         self, model: nn.Module, sparsity: float, *, tokens: Tensor | None, scope: Scope
     ) -> Make:
         """Do everything slow; the arguments are those of ``prepare`` after its checks."""
+
+    def check_budget(self, sparsity: float) -> None:
+        """Raise PruneError if no model can be pruned to this sparsity by the rule."""
+        highest = presets.SPARSITY_BOUNDS[1]
+        if check_sparsity(sparsity) > highest:
+            raise PruneError(
+                f"{self.name} prunes at most {highest:g} of a layer, so that {sparsity:g} of all "
+                "weights is out of reach: use uniform, or a lower sparsity"
+            )
 
     def check_scope(self, scope: Scope) -> None:
         """Raise PruneError if the rule cannot work with this scope; by default every rule can."""

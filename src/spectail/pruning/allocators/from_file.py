@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from spectail.allocation.allocation import Allocation
 from spectail.errors import AllocationError, PruneError
 from spectail.pruning.allocators.base import FixedAllocator, Make
-from spectail.pruning.weights_to_prune import Scope
+from spectail.pruning.weights_to_prune import Scope, check_sparsity
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,19 @@ class FromFile(FixedAllocator):
                 f"the file {self.name} names its layers itself"
             )
 
+    def check_budget(self, sparsity: float) -> None:
+        """Raise PruneError or AllocationError unless the file has ratios of this mean."""
+        self._read(check_sparsity(sparsity))
+
     def measure(
         self, model: nn.Module, sparsity: float, *, tokens: Tensor | None, scope: Scope
     ) -> Make:
         """Read the file."""
+        allocation = self._read(sparsity)
+        return lambda _: allocation
+
+    def _read(self, sparsity: float) -> Allocation:
+        """Return the allocation of the file, which must have this sparsity."""
         allocation = Allocation.load(self.name)
         if allocation.target != "sparsity":
             raise AllocationError(
@@ -44,4 +53,4 @@ class FromFile(FixedAllocator):
                 f"{self.name} has a sparsity of {allocation.realised:g}, "
                 f"not the {sparsity:g} asked for"
             )
-        return lambda _: allocation
+        return allocation

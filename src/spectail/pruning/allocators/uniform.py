@@ -20,6 +20,10 @@ class Uniform(FixedAllocator):
     name = "uniform"
     meaning = "nothing: all layers have one ratio"
 
+    def check_budget(self, sparsity: float) -> None:
+        """Raise PruneError for what is no sparsity; every other one can be had."""
+        check_sparsity(sparsity)
+
     def measure(
         self, model: nn.Module, sparsity: float, *, tokens: Tensor | None, scope: Scope
     ) -> Make:

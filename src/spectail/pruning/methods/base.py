@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from spectail.pruning.quotas import Quota
+from spectail.pruning.quotas import Pattern, Quota
 from spectail.pruning.statistics import Statistic
 
 UNSEEN = "no calibration token came here: pruned by magnitude"
@@ -53,6 +53,9 @@ class Method(ABC):
         The mask must meet ``quota`` exactly and ``weights`` must not be changed. ``seen`` holds the
         statistic of the inputs; it is None if the method asks for none.
         """
+
+    def check_pattern(self, pattern: Pattern) -> None:
+        """Raise PruneError if the method cannot prune by a pattern; by default it can."""
 
     def settings(self) -> dict[str, Any]:
         """Return the method's options as plain JSON values."""

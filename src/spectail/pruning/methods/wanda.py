@@ -45,14 +45,18 @@ class Wanda(Method):
             "went; the others are as they were."
         )
 
+    def check_pattern(self, pattern: Pattern) -> None:
+        """Raise PruneError for the variant."""
+        if self.variant:
+            raise PruneError(
+                "wanda-variant lets rows differ, a pattern does not: use wanda with the pattern"
+            )
+
     def apply(self, weights: Tensor, quota: Quota, seen: Statistic | None = None) -> Outcome:
         """Choose the mask of a float matrix (rows, cols) given the squares of its inputs."""
         found, note = _scores(weights, seen)
         if isinstance(quota, Pattern):
-            if self.variant:
-                raise PruneError(
-                    "wanda-variant lets rows differ, a pattern does not: use wanda with the pattern"
-                )
+            self.check_pattern(quota)
             return Outcome(smallest_of_groups(found, quota.n, quota.m), note=note)
         if self.variant:
             return Outcome(smallest(scores.removal_share(found), quota.count), note=note)
