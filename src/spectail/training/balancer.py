@@ -214,6 +214,13 @@ class Balancer:
         self._lacking, self._notices.told = dict(stored.lacking), set(stored.warned)
         self._pending = pending
 
+    def __reduce_ex__(self, protocol: object) -> Any:
+        """Refuse to be copied or pickled: a copy would follow the steps of no optimizer."""
+        raise TrainingError(
+            "a Balancer belongs to one optimizer and cannot be copied or pickled: save its "
+            "state_dict(), and build another Balancer for the copy"
+        )
+
     def remove(self) -> None:
         """Remove the Balancer; the optimizer then trains all layers at the base value."""
         self._steps.remove()

@@ -88,7 +88,7 @@ class StoredState(msgspec.Struct):
     rule: dict[str, Any]
     layers: dict[str, list[list[int]]]
     waiting: list[str]
-    window: Count | None
+    window: Annotated[int, msgspec.Meta(ge=1)] | None
     steps: Count
     start: dict[str, Factor]
     goal: dict[str, Factor]
@@ -100,11 +100,13 @@ class StoredState(msgspec.Struct):
     history: dict[str, Any]
 
     def __post_init__(self) -> None:
-        """Refuse a state of something else, and one without the factors of all its layers."""
+        """Refuse a state of something else, and factors that no run can have."""
         if self.format != FORMAT:
             raise ValueError(f"expected the format {FORMAT!r}, got {self.format[:40]!r}")
         if not self.layers.keys() <= self.start.keys() & self.goal.keys():
             raise ValueError("a layer without a factor")
+        if self.since > self.steps:
+            raise ValueError("factors that change after the last step")
 
 
 def _are_alike(value: Any, shown: Any) -> bool:
