@@ -2,6 +2,7 @@
 keeps."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -168,3 +169,14 @@ def test_a_base_value_that_makes_no_sense(budget: float, target: str, word: str)
         match=rf"a base {word} must be a finite number of at least 0, not {budget!r}",
     ):
         st.allocate(transformer(), target=target, budget=budget)
+
+
+@pytest.mark.parametrize("options", [{"budget": 1e308}, {"budget": 1.0, "map": "sigmoid:100"}])
+@pytest.mark.parametrize("target", ["lr", "weight-decay"])
+def test_rates_that_no_file_would_give_back_are_refused(
+    target: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(AllocationError, match=r"the largest .* would be \S+, above 1e\+30: lower"):
+        st.allocate(transformer(), target=target, **options)
+    most = st.allocate(transformer(), target=target, budget=1e29)
+    assert dict(st.Allocation.load(most.save(tmp_path / "a.json"))) == dict(most)

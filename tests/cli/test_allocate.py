@@ -138,6 +138,14 @@ def test_include_exclude_missing_and_quiet(
             "--choices must be widths like 2,3,4,8 or formats like q4_k,q6_k, not '2,x'",
         ),
         (
+            ["--target", "bits", "--budget", "3", "--choices", f"2,{'9' * 5000}"],
+            "--choices must be widths like 2,3,4,8 or formats like q4_k,q6_k, not '2,999",
+        ),
+        (
+            ["--target", "sparsity", "--budget", ".5", "--kind", ""],
+            "a kind or type is a word such as q or conv, not ''",
+        ),
+        (
             ["--target", "sparsity", "--budget", ".5", "--include", "*.gate"],
             "3 of 9 layers have no comparable alpha: ",
         ),

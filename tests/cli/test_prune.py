@@ -391,6 +391,11 @@ def test_the_same_eps_for_owl_and_a_selection_text_for_magnitude(
     )
     settings = st.Allocation.load(tmp_path / "out" / "allocation.json").settings
     assert (settings["eps"], settings["lambda"]) == (0.3, pytest.approx(0.15))
+    # The method read no text, and the allocation did.
+    assert json.loads((tmp_path / "out" / "pruning.json").read_text())["calibration"] == [25, 16]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "The method reads no text." in page
+    assert "on inputs that went through the pruned blocks" not in page
     options = [
         "--selection",
         str(text),

@@ -48,16 +48,16 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name -> class of the configuration, its arguments."""
 
 
-def decoder(name: str, seed: int = 0, *, blocks: int = 0) -> Any:
+def decoder(name: str, seed: int = 0, **more: Any) -> Any:
     """A model with drawn weights; skips where transformers lacks the architecture."""
     transformers = pytest.importorskip("transformers")
     kind, arguments = CONFIGS[name]
-    if blocks:
-        arguments = {**arguments, "num_hidden_layers": blocks}
     if not hasattr(transformers, kind):
         pytest.skip(f"this transformers has no {kind}")
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**arguments))
+    model = transformers.AutoModelForCausalLM.from_config(
+        getattr(transformers, kind)(**{**arguments, **more})
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import math
+
 import pytest
+import torch
 from torch import nn
 
+import spectail as st
+from spectail.errors import PruneError
 from spectail.models.naming.select import KindFilter
-from spectail.pruning.allocators import by_depth
-from spectail.pruning.weights_to_prune import Scope
-from tests.pruning.models import decoder
+from spectail.pruning.allocators import as_allocator, by_depth
+from spectail.pruning.methods import SparseGPT
+from spectail.pruning.prune import prune_weight
+from spectail.pruning.statistics import Gram
+from spectail.pruning.weights_to_prune import Scope, make_targets
+from tests.pruning.models import decoder, tokens
 
 
 class Block(nn.Module):
@@ -45,9 +54,62 @@ def test_depth_runs_through_all_stages_and_not_through_layers_outside_of_blocks(
 def test_the_second_block_is_not_kept_in_place_of_a_first_one_that_stays_dense(
     scope: Scope,
 ) -> None:
-    model = decoder("llama", blocks=4)
+    model = decoder("llama", num_hidden_layers=4)
     found = by_depth(model, 0.5, form="first", eps=0.3, scope=scope)
     assert list(found.values()) == pytest.approx([0.5] * len(found))
     rising = by_depth(model, 0.5, form="first-rising", eps=0.3, scope=scope)
     first, *_, last = rising.values()
     assert first < last
+
+
+def test_an_allocation_for_layers_of_another_size_is_refused() -> None:
+    small, large = decoder("llama"), decoder("llama", intermediate_size=96)
+    allocation = by_depth(small, 0.5, form="rising", eps=0.3)
+    before = copy.deepcopy(large.state_dict())
+    with pytest.raises(PruneError, match=r"made for another model: .*gate_proj has 3072 weights "):
+        st.prune(large, allocation)
+    assert all(torch.equal(large.state_dict()[name], value) for name, value in before.items())
+    assert st.prune(small, allocation).realised == pytest.approx(0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_updates_that_the_stored_type_cannot_hold_are_refused(dtype: torch.dtype) -> None:
+    layer = nn.Linear(2, 2, bias=False).to(dtype)
+    model = nn.ModuleDict({"layers": nn.ModuleList([layer])})
+    weight = layer.weight.detach().fill_(60000)
+    (target,) = make_targets(model, 0.5)
+    seen = Gram(2, torch.device("cpu"))
+    # Two inputs that are always equal: the one that stays takes over the weight of the other.
+    seen.add(torch.ones(8, 2))
+    if dtype == torch.bfloat16:
+        assert prune_weight(target, SparseGPT(damping=1e-4), seen).zeros == 2
+        assert float(weight.max()) == pytest.approx(120000, rel=0.01)
+        return
+    with pytest.raises(PruneError, match=r"layers\.0: updated weights .* beyond float16.*bfloat16"):
+        prune_weight(target, SparseGPT(damping=1e-4), seen)
+    assert bool((weight == 60000).all())
+
+
+@pytest.mark.parametrize("name", ["owl", "dlp", "dsa", "global", "lamp"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_rules_that_read_weights_refuse_those_that_are_not_finite(name: str, value: float) -> None:
+    model = decoder("llama")
+    # Nothing comes after this layer whose inputs would show it.
+    with torch.no_grad():
+        model.model.layers[-1].mlp.down_proj.weight[0, 0] = value
+    with pytest.raises(PruneError, match=r"layers\.1\.mlp\.down_proj holds NaN or infinite"):
+        as_allocator(name).prepare(model, 0.5, calibration=tokens())
+
+
+def test_columns_that_fill_no_group_are_noted_and_a_pattern_without_groups_is_refused() -> None:
+    model = decoder("llama")  # rows of 32 and 48 inputs
+    report = st.prune(model, 0.5, pattern="10:20")
+    noted = {layer.name.split(".")[-1]: layer.note for layer in report.layers}
+    assert noted["q_proj"] == "12 of 32 inputs fill no group of 20 and stay"
+    assert noted["down_proj"] == "8 of 48 inputs fill no group of 20 and stay"
+    report = st.prune(decoder("llama"), 0.5, pattern="20:40")
+    noted = {layer.name.split(".")[-1]: layer.note for layer in report.layers}
+    assert noted["q_proj"] == "32 of 32 inputs fill no group of 40 and stay"
+    assert not any(layer.note for layer in st.prune(decoder("llama"), 0.5, pattern="8:16").layers)
+    with pytest.raises(PruneError, match="no layer has 50 inputs, so pattern 25:50 prunes nothing"):
+        st.prune(decoder("llama"), 0.5, pattern="25:50")

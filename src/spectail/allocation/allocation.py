@@ -43,8 +43,10 @@ _MOST = {"sparsity": 1, "bits": 64, "freeze": 1}
 
 Weights: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 """How many weights a layer has."""
-Value: TypeAlias = Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
-"""A value of a layer; sums over weights of larger ones would overflow."""
+LARGEST = 1e30
+"""The largest value of a layer; sums over weights of larger ones would overflow."""
+Value: TypeAlias = Annotated[float, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
+"""A value of a layer."""
 
 
 @dataclass(frozen=True)

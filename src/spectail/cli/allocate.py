@@ -207,11 +207,12 @@ def _choices(text: str | None) -> tuple[int, ...] | tuple[str, ...] | None:
     if text is None:
         return None
     words = [word.strip() for word in text.split(",")]
-    if all(word.isdecimal() for word in words):
+    # int() refuses thousands of digits with an error of its own.
+    if all(word.isdecimal() and len(word) < 10 for word in words):
         return tuple(int(word) for word in words)
     # A format has a letter in its name; "2,x" and "2,3.5" are surely mistakes.
     if all(word[:1].isalpha() for word in words):
         return tuple(words)
     raise AllocationError(
-        f"--choices must be widths like 2,3,4,8 or formats like q4_k,q6_k, not {text!r}"
+        f"--choices must be widths like 2,3,4,8 or formats like q4_k,q6_k, not {text[:80]!r}"
     )

@@ -318,7 +318,7 @@ def _words(done: Pruned) -> list[tuple[str, str]]:
 def _method(done: Pruned) -> str:
     """Describe what the method did, in full sentences."""
     text = done.plan.method.meaning
-    if done.report.calibration:
+    if done.plan.method.statistic is not None:
         text += (
             " Blocks were pruned in order, on inputs that went through the pruned blocks before "
             "them."

@@ -150,7 +150,9 @@ def run(
     }
     if plan.allocator.name != "uniform":
         others["uniform"] = uniform(model, plan.sparsity, scope=scope)
-    report = replace(report, evaluated=evaluated, selected=selected, bos=bos)
+    # The allocation may have read the text although the method did not.
+    shape = None if tokens is None else (tokens.shape[0], tokens.shape[1])
+    report = replace(report, evaluated=evaluated, selected=selected, bos=bos, calibration=shape)
     return Pruned(plan, chosen, report, others)
 
 

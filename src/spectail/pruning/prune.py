@@ -272,11 +272,12 @@ def prune_weight(target: PruningTarget, rule: Method, seen: Statistic | None) ->
         except PruneError as error:
             raise PruneError(f"{weight.name}: {error}") from None
         if outcome.weights is not None:
-            current = outcome.weights.to(current.dtype)
+            current = _stored(outcome.weights, current.dtype, weight.name)
         current = current.masked_fill(outcome.mask, 0)
         weight.write(current)
         shared = f"shared by {1 + len(weight.shared)} modules: {SHARED}"
         notes = [outcome.note, shared if weight.shared and seen is not None else ""]
+        notes.append(_without_group(quota, weight.cols))
         note = "; ".join(filter(None, notes))
     # Counted in the weights that were written, so zeros that were there before count too.
     zeros = int((current == 0).sum())
@@ -284,6 +285,24 @@ def prune_weight(target: PruningTarget, rule: Method, seen: Statistic | None) ->
     return PrunedLayer(
         weight.name, target.ratio, zeros / target.numel, zeros, target.numel, shown, note
     )
+
+
+def _stored(updated: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """Return updated weights in the stored type, which must hold them."""
+    found = updated.to(dtype)
+    if not bool(torch.isfinite(found).all()):
+        raise PruneError(
+            f"{name}: updated weights of {float(updated.abs().max()):.3g} are beyond "
+            f"{str(dtype).removeprefix('torch.')}: load the model in bfloat16 or float32"
+        )
+    return found
+
+
+def _without_group(quota: Quota, cols: int) -> str:
+    """Return a note on inputs that fill no group of a pattern; empty if all do."""
+    if not isinstance(quota, Pattern) or not (rest := cols % quota.m):
+        return ""
+    return f"{rest} of {cols} inputs fill no group of {quota.m} and stay"
 
 
 def _wide(weights: Tensor) -> Tensor:

@@ -155,9 +155,11 @@ def choose_targets(
     pairing = _paired(source, allocation)
     ratios = _ratios(source, allocation, pairing, model)
     weights = weights_of(model, source, ratios)
-    _check_finite(weights)
+    check_finite(weights)
     # Quotas are set for all layers at once, because the rounding of one depends on the others.
     wanted = [ratios[weight.name] for weight in weights]
+    if pattern and not any(weight.cols >= pattern.m for weight in weights):
+        raise PruneError(f"no layer has {pattern.m} inputs, so pattern {pattern} prunes nothing")
     shapes = [(weight.rows, weight.cols) for weight in weights]
     quotas: list[Quota] = (
         list(pattern_counts(wanted, shapes, pattern.m))
@@ -168,7 +170,8 @@ def choose_targets(
     return targets, _left_out(source, ratios, allocation, pairing)
 
 
-def _check_finite(weights: Iterable[Weight]) -> None:
+def check_finite(weights: Iterable[Weight]) -> None:
+    """Raise PruneError if a weight holds NaN or infinity, or has no values yet."""
     for weight in weights:
         if weight.tensor.is_meta or not bool(torch.isfinite(weight.read()).all()):
             raise PruneError(
@@ -241,11 +244,25 @@ def _ratios(
         raise PruneError(
             f"the allocation has no {_listed(missing)}; give 0 to what should stay dense"
         )
+    if isinstance(allocation, Allocation):
+        _check_sizes(source, allocation, pairing)
     ratios = {pairing.pairs[name]: allocation[name] for name in allocation if name in pairing.pairs}
     for name, ratio in ratios.items():
         if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 <= ratio <= 1:
             raise PruneError(f"the ratio of {name} must be a number from 0 to 1, not {ratio!r}")
     return {name: float(ratio) for name, ratio in ratios.items()}
+
+
+def _check_sizes(source: Source, allocation: Allocation, pairing: Pairing) -> None:
+    """Refuse an allocation for layers of other sizes: its mean would be missed."""
+    numel = {layer.name: layer.numel for layer in source.layers}
+    for share in allocation.shares:
+        name = pairing.pairs.get(share.name)
+        if name is not None and numel[name] != share.numel:
+            raise PruneError(
+                f"the allocation was made for another model: {name} has {numel[name]} weights "
+                f"here, and {share.numel} there"
+            )
 
 
 def _check_partners(

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from spectail.allocation.allocation import LARGEST
 from spectail.allocation.budgets import fill
 from spectail.allocation.maps import Linear, Map, Step, as_map
 from spectail.allocation.targets.base import Target
@@ -41,11 +42,23 @@ class Scaled(Target):
             raise AllocationError(
                 f"a base {self.quantity} must be a finite number of at least 0, not {budget!r}"
             )
+        values, deviations = self._values(units, budget)
+        # Larger ones would come back from no file (``allocation.Value``).
+        if not values.max() <= LARGEST:
+            raise AllocationError(
+                f"the largest {self.quantity} would be {values.max():.3g}, above {LARGEST:g}: "
+                "lower the base value, or the range of the map"
+            )
+        return values, deviations
+
+    def _values(self, units: Units, budget: float) -> tuple[Array, tuple[str, ...]]:
+        """Return the values, of whatever size, and the deviations."""
         factors = as_map(self.map).factors(units.alpha)
         deviations = _deviations(as_map(self.map), units.alpha)
         # Published rules multiply and leave the mean where it falls.
         if not self.normalize:
-            return budget * factors, deviations
+            with np.errstate(over="ignore"):
+                return budget * factors, deviations
         values = fill(factors, units.numel, budget=budget, bounds=(0.0, math.inf))
         return values, (
             *deviations,

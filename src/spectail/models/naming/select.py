@@ -90,8 +90,14 @@ class KindFilter:
 def _words(given: str | Iterable[str]) -> tuple[str, ...]:
     """Split words at commas; a text alone is one list."""
     texts = [given] if isinstance(given, str) else given
-    words = (word.strip() for text in texts for word in text.split(","))
-    return tuple(dict.fromkeys(word for word in words if word))
+    found: dict[str, None] = {}
+    for text in texts:
+        words = [word for part in text.split(",") if (word := part.strip())]
+        # An empty word, as from an unset variable, is no wish for layers of all kinds.
+        if not words and text is not given:
+            raise SpecError(f"a kind or type is a word such as q or conv, not {text!r}")
+        found |= dict.fromkeys(words)
+    return tuple(found)
 
 
 ALL_KINDS = KindFilter()

@@ -25,7 +25,12 @@ from spectail.models.naming.blocks import unit_of
 from spectail.pruning.calibration import as_tokens
 from spectail.pruning.reached_layers import scope_of
 from spectail.pruning.setting import Setting
-from spectail.pruning.weights_to_prune import Scope, check_sparsity, weights_of
+from spectail.pruning.weights_to_prune import (
+    Scope,
+    check_finite,
+    check_sparsity,
+    weights_of,
+)
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -149,9 +154,17 @@ def layers_by_unit(model: nn.Module, scope: Scope) -> dict[str, dict[str, int]]:
 
 
 def weights_in(model: nn.Module, scope: Scope) -> list[Weight]:
-    """Return the weights of the layers in scope, in the model's order."""
+    """Return the weights of the layers in scope, in the model's order.
+
+    Raises:
+        PruneError: one of them cannot be written, or is not finite.
+
+    """
     source = module_source(model, fingerprint=False)
-    return weights_of(model, source, {layer.name for layer in scope.cover(source).layers})
+    found = weights_of(model, source, {layer.name for layer in scope.cover(source).layers})
+    # A number that comes from NaN would give all blocks one ratio.
+    check_finite(found)
+    return found
 
 
 def sizes_of(layers: Mapping[str, Mapping[str, int]]) -> Array:

@@ -19,7 +19,8 @@ class Magnitude(Method):
 
     name = "magnitude"
     meaning = (
-        "the smallest weights of each matrix went; the others are as they were. No text was read."
+        "the smallest weights of each matrix went; the others are as they were. The method reads "
+        "no text."
     )
 
     def apply(self, weights: Tensor, quota: Quota, seen: Statistic | None = None) -> Outcome:
