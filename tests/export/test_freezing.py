@@ -145,6 +145,17 @@ def test_names_that_end_in_each_other_become_one_expression() -> None:
         assert _adapted(_Towers(), targets) == set(trained)
 
 
+def test_a_name_that_ends_the_name_of_what_holds_others_becomes_an_expression_too() -> None:
+    peft = pytest.importorskip("peft")
+    head, held = nn.Linear(4, 4), nn.ModuleDict({"up": nn.Linear(4, 4), "down": nn.Linear(4, 4)})
+    model = nn.ModuleDict({"mlp": head, "block": nn.ModuleDict({"mlp": held})})
+    names = ["mlp", "block.mlp.up", "block.mlp.down"]
+    found = lora_targets(_choice(names, ["mlp", "block.mlp.up"]))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, **found))
+    have = {name for name, module in adapted.named_modules() if hasattr(module, "lora_A")}
+    assert have == {"base_model.model.mlp", "base_model.model.block.mlp.up"}
+
+
 def test_a_name_left_out_of_the_allocation_counts_as_frozen() -> None:
     left = LeftOut("vision.layers.1", Reason(Code.OTHER_TOWER, "beside the language model"))
     chosen = allocation({"layers.1": 1.0, "layers.2": 0.0}, "freeze")

@@ -1,9 +1,20 @@
 """Parts of one weight get one value together, and the budget holds."""
 
-import pytest
+import re
+from collections.abc import Iterable
 
+import pytest
+import yaml
+from torch import nn
+
+import spectail as st
+from spectail.allocation.allocation import Allocation
 from spectail.errors import ExportError
+from spectail.export.auto_round import layer_config
+from spectail.export.llm_compressor import pruning_recipe, quantization_recipe
 from spectail.export.parts import by_module, module_name
+from spectail.export.rates import factors
+from spectail.export.torch_pruning import channel_ratios, pruning_ratio_dict
 from spectail.models.naming.names import layer_name
 from spectail.models.naming.stored import stored_name
 from spectail.models.open import open_source
@@ -60,6 +71,52 @@ def test_widths_of_parts_become_one_in_use_that_is_not_above_their_mean(
 ) -> None:
     values = {"h.0.attn.c_attn.q": q, "h.0.attn.c_attn.k": k, "a": 2, "b": 3, "c": 4, "d": 8}
     assert by_module(allocation(values, "bits"), "x")["h.0.attn.c_attn"] == together
+
+
+class _Apart(nn.Module):
+    """Modules whose names are those of parts of a fused weight: what holds them has no weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.ModuleDict({"qkv": nn.ModuleDict({x: nn.Linear(32, 32) for x in "qkv"})})
+        self.mlp = nn.ModuleDict(
+            {"fc1": nn.ModuleDict({x: nn.Linear(32, 32) for x in ("gate", "up")})}
+        )
+
+
+def test_parts_that_are_modules_of_their_own_keep_their_names() -> None:
+    model = _Apart()
+    layers = [f"attn.qkv.{x}" for x in "qkv"] + ["mlp.fc1.gate", "mlp.fc1.up"]
+    assert [x.name for x in st.analyze(model).layers] == layers
+    modules = [name for name, _ in model.named_modules()]
+    parameters = [name for name, _ in model.named_parameters()]
+    ratios = {name: 0.3 + i / 10 for i, name in enumerate(layers)}
+    renamed = {f"model.{x}" if x else x: x for x in modules}
+    cases: tuple[Iterable[str], ...] = (modules, iter(modules), renamed)
+    for names in cases:
+        live = [f"model.{x}" for x in layers] if isinstance(names, dict) else layers
+        recipe = yaml.safe_load(pruning_recipe(allocation(ratios), names))
+        [settings] = recipe["spectail_stage"]["pruning_modifiers"].values()
+        found = dict(zip(settings["targets"], settings["sparsity"], strict=True))
+        assert found == dict(zip(live, ratios.values(), strict=True))
+    widths = {name: 2.0 + i % 3 for i, name in enumerate(layers)}
+    bits = allocation(widths, "bits")
+    assert {x: own["bits"] for x, own in layer_config(bits, modules).items()} == widths
+    recipe = yaml.safe_load(quantization_recipe(bits, modules))
+    [groups] = recipe["spectail_stage"]["quantization_modifiers"].values()
+    assert {
+        name: group["weights"]["num_bits"]
+        for group in groups["config_groups"].values()
+        for name in group["targets"]
+    } == widths
+    rates = Allocation.from_dict(allocation(ratios, "lr").to_dict() | {"budget": 1.0})
+    by_name = factors(rates, parameters)
+    for name in parameters:
+        matching = [x for pattern, x in by_name.items() if re.search(pattern, name)]
+        assert matching == [ratios[name.rpartition(".")[0]]]
+    # Without the names of the modules nothing tells, but a module without a weight is refused.
+    with pytest.raises(ExportError, match=r"the module attn\.qkv has no weight"):
+        pruning_ratio_dict(channel_ratios(allocation(ratios)), model)
 
 
 def test_layers_that_are_no_modules_are_named() -> None:

@@ -112,6 +112,33 @@ def test_wrapped_and_frozen_models() -> None:
         assert len(groups) == len(NAMES)
 
 
+class _Held(nn.Module):
+    """A model with a part that is called as DDP calls the model, and two of one name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+        self.b = nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize("layers", [["module.a", "b"], ["module.a"], ["b"]])
+def test_a_part_that_is_called_like_a_wrapper_keeps_its_name(layers: list[str]) -> None:
+    wanted = dict(zip(layers, (0.5, 2.0), strict=False))
+    space = _run(PlainTorch().text(_rates("lr", 1.0, wanted)))
+    model = _Held()
+    compiled: Any = torch.compile(model, backend="eager")
+    for wrapped in (
+        model,
+        nn.DataParallel(model),
+        torch.compile(nn.DataParallel(model), backend="eager"),
+        nn.DataParallel(compiled),
+    ):
+        names = {id(p): name for name, p in model.named_parameters()}
+        for group in space["parameter_groups"](wrapped, 1.0):
+            for p in group["params"]:
+                assert group["lr"] == wanted.get(names[id(p)].rpartition(".")[0], 1.0)
+
+
 def test_another_model_is_refused_when_the_snippet_runs() -> None:
     space = _run(PlainTorch().text(LR))
     with pytest.raises(ValueError, match=r"no parameter of the model matches \^model\\.layers\\.1"):

@@ -17,7 +17,8 @@ from spectail.export.parts import (
     by_module,
     check_target,
     grouped_formats,
-    module_name,
+    kept,
+    module_namer,
     placed,
     shown,
 )
@@ -80,12 +81,13 @@ def layer_config(
     """
     check_target(allocation, "bits", "auto-round")
     check_group_size(group_size)
+    modules = None if modules is None else kept(modules)
     found: dict[str, dict[str, Any]]
     if has_formats(allocation):
-        formats = grouped_formats(allocation, module_name, _PROBLEM)
+        formats = grouped_formats(allocation, module_namer(allocation, modules), _PROBLEM)
         found = {name: _format(own) for name, own in _checked(formats, modules).items()}
     else:
-        widths = _checked(by_module(allocation, "auto-round"), modules)
+        widths = _checked(by_module(allocation, "auto-round", modules), modules)
         found = {name: _width(int(bits), group_size) for name, bits in widths.items()}
     return found | _left_alone(allocation, modules, set(found))
 
@@ -111,7 +113,7 @@ def _left_alone(
 ) -> dict[str, dict[str, Any]]:
     """Return the layers that stay at full precision, which auto-round would quantise unasked."""
     left = [layer.name for layer in allocation.left_out if layer.why.code not in _UNTOUCHED]
-    names = dict.fromkeys(name for layer in left if (name := module_name(layer)) is not None)
+    names = dict.fromkeys(filter(None, map(module_namer(left, modules), left)))
     if modules is not None:
         # A layer of the file that the live model lacks cannot be quantised.
         names = dict.fromkeys(placed(dict.fromkeys(names, 16.0), modules)[0])

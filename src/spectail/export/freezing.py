@@ -131,7 +131,9 @@ def lora_targets(
     inside = [name for name in trained if name in modules]
     loose = [name for name in trained if name not in modules]
     wanted = set(trained)
-    ends = [x for x in modules - wanted if any(peft_matches(own, x) for own in inside)]
+    # PEFT compares the modules without a weight of their own, which hold others, too.
+    others = {name[: dot.start()] for name in names for dot in re.finditer(r"\.", name)} - wanted
+    ends = any(peft_matches(own, x) for x in others for own in inside)
     found: dict[str, list[str] | str] = {"target_modules": inside}
     if ends:
         found["target_modules"] = "|".join(re.escape(name) for name in inside)
@@ -140,7 +142,7 @@ def lora_targets(
     if inside:
         patterns = [chosen] if isinstance(chosen, str) else chosen
         rule = _fully_matches if isinstance(chosen, str) else peft_matches
-        check_patterns(patterns, modules, modules - wanted, rule)
+        check_patterns(patterns, modules | others, others, rule)
     if loose:
         bare = [name for name in names if not name.endswith(".weight")]
         check_patterns(loose, names, set(bare) - wanted, peft_matches)

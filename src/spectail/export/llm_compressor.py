@@ -17,7 +17,8 @@ from spectail.export.parts import (
     check_target,
     grouped,
     grouped_formats,
-    module_name,
+    kept,
+    module_namer,
     placed,
     shown,
 )
@@ -107,7 +108,8 @@ def pruning_recipe(allocation: Allocation, modules: Modules, *, method: str = "w
     """
     check_target(allocation, "sparsity", "a pruning recipe")
     modifier = _modifier(PRUNERS, method)
-    ratios = _placed(_by_module(allocation), modules)
+    modules = kept(modules)
+    ratios = _placed(_by_module(allocation, modules), modules)
     settings = {
         "sparsity": list(map(float, ratios.values())),
         # llm-compressor's name for unstructured sparsity.
@@ -150,7 +152,8 @@ def quantization_recipe(
     check_target(allocation, "bits", "a quantisation recipe")
     modifier = _modifier(QUANTISERS, method)
     check_group_size(group_size)
-    schemes = _schemes(allocation, activations)
+    modules = None if modules is None else kept(modules)
+    schemes = _schemes(allocation, modules, activations)
     # Formats go by name, so that the order of modules does not matter here.
     if modules is not None:
         schemes = _placed(schemes, modules)
@@ -164,17 +167,18 @@ def quantization_recipe(
     return _stage("quantization", modifier, {"config_groups": groups})
 
 
-def _schemes(allocation: Allocation, activations: bool) -> dict[str, str]:
+def _schemes(allocation: Allocation, modules: Modules | None, activations: bool) -> dict[str, str]:
     """Return the format of every module, or its width as a text."""
     if has_formats(allocation):
+        named = module_namer(allocation, modules)
         formats = grouped_formats(
-            allocation, lambda name: _run_as(module_name(name)), _no_modules(allocation)
+            allocation, lambda name: _run_as(named(name)), _no_modules(allocation)
         )
-        modules = dict.fromkeys(filter(None, map(module_name, allocation)))
-        return {name: formats[_run_as(name) or name] for name in modules}
+        names = dict.fromkeys(filter(None, map(named, allocation)))
+        return {name: formats[_run_as(name) or name] for name in names}
     if activations:
         raise ExportError("activations go with formats: widths are of weights alone")
-    return {name: str(int(width)) for name, width in _by_module(allocation).items()}
+    return {name: str(int(width)) for name, width in _by_module(allocation, modules).items()}
 
 
 def _run_as(module: str | None) -> str | None:
@@ -214,9 +218,9 @@ def _scheme(name: str, group_size: int, activations: bool) -> dict[str, Any]:
     return {"weights": weights, **({"input_activations": inputs} if activations else {})}
 
 
-def _by_module(allocation: Allocation) -> dict[str, float]:
+def _by_module(allocation: Allocation, modules: Modules | None) -> dict[str, float]:
     """Return one value per module."""
-    return grouped(allocation, module_name, _no_modules(allocation))
+    return grouped(allocation, module_namer(allocation, modules), _no_modules(allocation))
 
 
 def _no_modules(allocation: Allocation) -> str:
@@ -227,7 +231,6 @@ def _no_modules(allocation: Allocation) -> str:
 
 def _placed(values: Mapping[str, V], modules: Modules) -> dict[str, V]:
     """Return the values under the names of the model's modules; refuse names that are none."""
-    modules = modules if isinstance(modules, Mapping) else list(modules)
     found, lost = placed(values, modules)
     if not lost:
         return found

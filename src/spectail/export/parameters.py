@@ -10,7 +10,7 @@ from spectail.allocation.allocation import Allocation
 from spectail.errors import ExportError
 from spectail.export.parts import grouped, module_name, shown
 from spectail.models.naming.names import canonical_name, layer_name
-from spectail.models.naming.pairing import pair_names
+from spectail.models.naming.pairing import Pairing, pair_names
 from spectail.models.naming.stored import stored_name
 
 Parameters: TypeAlias = "Iterable[str] | Mapping[str, str]"
@@ -33,6 +33,9 @@ def by_parameter(allocation: Allocation, parameters: Parameters | None = None) -
     names = {name: stored_name(name) for name in allocation}
     if parameters is None:
         return grouped(allocation, names.__getitem__, "")
+    # "attn.qkv.q" is a part of "attn.qkv" in most models, and a module of its own in some.
+    cut = [name for name, whole in names.items() if whole != name]
+    names |= {name: name for name in _paired(cut, parameters).pairs}
     homes = _homes(list(dict.fromkeys(names.values())), parameters)
     return grouped(
         allocation,
@@ -58,17 +61,13 @@ def known_parameters(allocation: Allocation, parameters: Parameters | None = Non
 
 def _homes(layers: list[str], parameters: Parameters) -> dict[str, str]:
     """Map names of stored weights to the live model's parameters, without ``.weight``."""
-    saved = parameters if isinstance(parameters, Mapping) else {}
-    live = [layer_name(name) for name in parameters]
-    renamed = {
-        layer_name(name): layer_name(other) for name, other in saved.items() if other != name
-    }
-    pairing = pair_names(layers, live, right_saved=renamed)
+    pairing = _paired(layers, parameters)
     for name, several in pairing.ambiguous.items():
         raise ExportError(
             f"{name} could be any of the parameters {shown(several)}: call it as the model does"
         )
     homes = dict(pairing.pairs)
+    live = list(map(layer_name, parameters))
     # transformers fuses the experts that a file stores one by one.
     for name in pairing.left_only:
         if match := _EXPERT.match(canonical_name(name)):
@@ -76,6 +75,15 @@ def _homes(layers: list[str], parameters: Parameters) -> dict[str, str]:
             found = pair_names(fused[:1] if match[2] == "down" else fused, live).pairs
             homes |= {name: place for place in found.values()}
     return homes
+
+
+def _paired(layers: list[str], parameters: Parameters) -> Pairing:
+    """Pair names with a live model's parameters, also by their names in its saved file."""
+    saved = parameters if isinstance(parameters, Mapping) else {}
+    renamed = {
+        layer_name(name): layer_name(other) for name, other in saved.items() if other != name
+    }
+    return pair_names(layers, list(map(layer_name, parameters)), right_saved=renamed)
 
 
 def check_patterns(

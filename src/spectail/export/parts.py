@@ -10,7 +10,7 @@ from typing import TypeAlias, TypeVar
 from spectail.allocation.allocation import Allocation, LayerValue
 from spectail.basics.texts import first_names
 from spectail.errors import ExportError
-from spectail.models.naming.pairing import pair_names
+from spectail.models.naming.pairing import Pairing, pair_names
 from spectail.models.naming.stored import stored_name
 
 # Experts in one tensor ("experts[3]"), matrices of torch's attention and recurrent modules, LoRA
@@ -43,11 +43,26 @@ def module_name(layer: str) -> str | None:
     return stored_name(layer)
 
 
-def by_module(allocation: Allocation, tool: str) -> dict[str, float]:
+def by_module(
+    allocation: Allocation, tool: str, modules: Modules | None = None
+) -> dict[str, float]:
     """Return one value per module, in the allocation's order."""
-    return grouped(
-        allocation, module_name, f"{tool} addresses modules by name, and these layers are none"
-    )
+    problem = f"{tool} addresses modules by name, and these layers are none"
+    return grouped(allocation, module_namer(allocation, modules), problem)
+
+
+def module_namer(
+    layers: Iterable[str], modules: Modules | None = None
+) -> Callable[[str], str | None]:
+    """Return ``module_name``; with the model's modules, a layer that is one keeps its name.
+
+    ``attn.qkv.q`` is a part of ``attn.qkv`` in most models, and a module of its own in some.
+    """
+    if modules is None:
+        return module_name
+    cut = [name for name in layers if module_name(name) not in (None, name)]
+    own = _paired(cut, modules).pairs
+    return lambda layer: layer if layer in own else module_name(layer)
 
 
 def grouped(
@@ -136,6 +151,11 @@ Modules: TypeAlias = "Iterable[str] | Mapping[str, str]"
 """Names of a live model's modules; a mapping also gives the name of each in the saved file."""
 
 
+def kept(modules: Modules) -> Modules:
+    """Return names that can be gone through more than once."""
+    return modules if isinstance(modules, Mapping) else list(modules)
+
+
 def placed(values: Mapping[str, V], modules: Modules) -> tuple[dict[str, V], list[str]]:
     """Return the values by module, in the modules' order, and the names that are no module.
 
@@ -146,13 +166,8 @@ def placed(values: Mapping[str, V], modules: Modules) -> tuple[dict[str, V], lis
         ExportError: a name that could be several modules.
 
     """
-    saved = (
-        {name: other for name, other in modules.items() if other != name}
-        if isinstance(modules, Mapping)
-        else {}
-    )
-    names = list(modules)
-    pairing = pair_names(list(values), names, right_saved=saved)
+    modules = kept(modules)
+    pairing = _paired(list(values), modules)
     # Choosing one of several could prune the wrong layer.
     for name, several in pairing.ambiguous.items():
         raise ExportError(
@@ -160,7 +175,14 @@ def placed(values: Mapping[str, V], modules: Modules) -> tuple[dict[str, V], lis
         )
     # In the modules' order: llm-compressor pairs lists with modules by position.
     found = {module: values[name] for name, module in pairing.pairs.items()}
-    return {module: found[module] for module in names if module in found}, list(pairing.left_only)
+    return {name: found[name] for name in modules if name in found}, list(pairing.left_only)
+
+
+def _paired(names: list[str], modules: Modules) -> Pairing:
+    """Pair names with the modules of a live model, also by their names in its saved file."""
+    saved = modules if isinstance(modules, Mapping) else {}
+    renamed = {name: other for name, other in saved.items() if other != name}
+    return pair_names(names, list(modules), right_saved=renamed)
 
 
 def shown(names: Iterable[str]) -> str:

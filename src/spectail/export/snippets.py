@@ -22,9 +22,9 @@ def parameter_groups(model, lr, weight_decay=0.0, decayed=None):
     lr and weight_decay are the base values, which parameters that no pattern matches have.
     decayed holds the names of the parameters with a weight decay; by default it is all of them.
     """
-    wrappers = r"^module\\.|_orig_mod\\.|_fsdp_wrapped_module\\."
-    names = {{name: re.sub(wrappers, "", name) for name, _ in model.named_parameters()}}
-    for pattern in [*LEARNING_RATE, *WEIGHT_DECAY]:
+    patterns = [*LEARNING_RATE, *WEIGHT_DECAY]
+    names = _bare_names(model, patterns)
+    for pattern in patterns:
         if not any(re.search(pattern, name) for name in names.values()):
             raise ValueError(f"no parameter of the model matches {{pattern}}")
     groups = {{}}
@@ -38,6 +38,18 @@ def parameter_groups(model, lr, weight_decay=0.0, decayed=None):
         {{"params": parameters, "lr": rate, "weight_decay": decay}}
         for (rate, decay), parameters in groups.items()
     ]
+
+
+def _bare_names(model, patterns):
+    """Map the names of parameters to those without wrappers around the model."""
+    names = [name for name, _ in model.named_parameters()]
+    bare = [re.sub(r"_orig_mod\\.|_fsdp_wrapped_module\\.", "", name) for name in names]
+    # DDP puts "module." before every name, and a model may have a part of that name itself.
+    while bare and all(name.startswith("module.") for name in bare):
+        if any(re.search(pattern, name) for pattern in patterns for name in bare):
+            break
+        bare = [name.removeprefix("module.") for name in bare]
+    return dict(zip(names, bare))
 
 
 def _factor(factors, name):

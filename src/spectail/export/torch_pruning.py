@@ -67,4 +67,9 @@ def pruning_ratio_dict(
     found, lost = placed(ratios, {name: (saved or {}).get(name, name) for name in modules})
     if lost:
         raise ExportError(f"the model has no module {lost[0]}: give the model that was analysed")
+    for name in found:
+        if not hasattr(modules[name], "weight"):
+            raise ExportError(
+                f"the module {name} has no weight: its layers are modules of their own"
+            )
     return {modules[name]: ratio for name, ratio in found.items()}
