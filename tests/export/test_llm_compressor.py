@@ -63,6 +63,16 @@ def test_a_quantisation_recipe_groups_modules_by_width() -> None:
         assert group["weights"] == weights
 
 
+def test_layers_of_16_bits_or_more_are_not_quantised() -> None:
+    bits = {name: (4, 16, 32)[i % 3] for i, name in enumerate(llama_names())}
+    recipe = yaml.safe_load(quantization_recipe(allocation(bits, "bits"), MODULES))
+    [settings] = recipe["spectail_stage"]["quantization_modifiers"].values()
+    [group] = settings["config_groups"].values()
+    assert set(group["targets"]) == {name for name, width in bits.items() if width == 4}
+    with pytest.raises(ExportError, match="every layer has 16 bits or more: nothing is quantised"):
+        quantization_recipe(allocation(dict.fromkeys(bits, 16), "bits"))
+
+
 @pytest.mark.parametrize("recipe", [quantization_recipe, pruning_recipe])
 def test_experts_have_to_become_modules_first(recipe: Callable[..., Any]) -> None:
     target, value = ("bits", 4) if recipe is quantization_recipe else ("sparsity", 0.5)

@@ -36,6 +36,8 @@ _TOGETHER = (
     ("w1", "w3"),
 )
 """Modules that vLLM runs as one layer."""
+_FULL = frozenset(map(str, range(16, 33)))
+"""Widths at which a layer is not quantised."""
 _LINEARISE = (
     "linearise them first, with llmcompressor.modeling.moe.linearize.load_quantizable_moe() "
     "around from_pretrained, and give the names of that model's modules"
@@ -129,7 +131,8 @@ def quantization_recipe(
 ) -> str:
     """Return YAML with one modifier and one ``config_groups`` entry per width or format.
 
-    Widths become symmetric integers with one scale per group. Modules that vLLM runs as one layer
+    Widths become symmetric integers with one scale per group; from 16 bits on a module is not
+    quantised. Modules that vLLM runs as one layer
     (q, k and v; gate and up; the experts of a block) share a format, the one of most bits in use
     that has no more than their mean. llm-compressor silently ignores a
     target that is no module, so give the model's ``modules``, as for ``pruning_recipe``; without
@@ -157,6 +160,10 @@ def quantization_recipe(
     # Formats go by name, so that the order of modules does not matter here.
     if modules is not None:
         schemes = _placed(schemes, modules)
+    # As integers of 16 bits they would be rounded; what is in no group keeps its own type.
+    schemes = {name: own for name, own in schemes.items() if own not in _FULL}
+    if not schemes:
+        raise ExportError(f"every layer has {min(_FULL)} bits or more: nothing is quantised")
     groups = {
         f"bits_{name}" if name.isdecimal() else name: {
             **_scheme(name, group_size, activations),
