@@ -98,6 +98,11 @@ def test_the_other_tools(
             "no such folder: './x'; expected a model folder",
         ),
         ("none.json", ["torchao"], "no allocation at "),
+        (
+            "bits.json",
+            ["llm-compressor", "--option", "modules=x"],
+            "--option 'modules=x': give it as --model",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line_and_nothing_is_written(
@@ -119,3 +124,7 @@ def test_a_file_that_is_there_stays_unless_forced(
     assert (files / "out").read_text() == "mine"
     assert _export(files, "bits.json", "--to", "torchao", "--force") == 0
     assert json.loads((files / "out").read_text())["group_size"] == 32
+    (files / "out").unlink()
+    (files / "out").mkdir()
+    assert _export(files, "bits.json", "--to", "torchao", "--force") == 2
+    assert f"--out must be a file, and {files / 'out'} is a folder" in capsys.readouterr().err

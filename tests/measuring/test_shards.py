@@ -160,6 +160,20 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
+def test_parts_with_and_without_quantization_errors_do_not_merge(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    st.analyze(checkpoint, out=tmp_path, shard="1/2", quantization_errors=True)
+    st.analyze(checkpoint, out=tmp_path, shard="2/2")
+    with pytest.raises(
+        st.RunError, match=r"1-of-2 holds quantization errors and .*2-of-2 none: measure the parts"
+    ):
+        st.merge(tmp_path)
+    st.analyze(checkpoint, out=tmp_path, shard="2/2", quantization_errors=True)
+    merged = st.merge(tmp_path)
+    assert all(bool(layer.rounding) == (layer.status == "ok") for layer in merged.layers)
+
+
 def test_a_part_is_no_folder_for_the_whole_run(checkpoint: Path, tmp_path: Path) -> None:
     _measure(checkpoint, tmp_path, 2)
     part = tmp_path / "part-1-of-2"

@@ -64,12 +64,14 @@ def export(
     if to not in tool_names():
         raise ExportError(f"--to must be one of {', '.join(tool_names())}, not {to!r}")
     check_writable(out)
+    if out.is_dir():
+        raise ExportError(f"--out must be a file, and {out} is a folder: give another name")
     if out.exists() and not force:
         raise ExportError(f"{out} exists, so it stays; give another name, or --force")
     allocation = Allocation.load(file)
     # The table is read now, since a tool may have been added after this module was imported.
     kind = next(tool for tool in tools.TOOLS if tool.name == to)
-    others = read_settings(option, ExportError, known=("model", *_FLAGS))
+    others = read_settings(option, ExportError, known={"model": "model"} | _FLAGS)
     # Some tools address modules and some parameters; the flag is the same.
     names = "parameters" if "parameters" in kind.options_for(allocation) else "modules"
     flags = {names: model, "method": method, "group_size": group_size}

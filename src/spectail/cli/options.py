@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from typing import Annotated, Any, TypeAlias
 
@@ -53,13 +53,16 @@ def print_json(values: Any) -> None:
 
 
 def read_settings(
-    texts: Sequence[str] | None, problem: type[SpectailError], *, known: Sequence[str]
+    texts: Sequence[str] | None,
+    problem: type[SpectailError],
+    *,
+    known: Sequence[str] | Mapping[str, str],
 ) -> dict[str, Any]:
     """Read ``NAME=VALUE`` texts; values are JSON (``0.5``, ``[2, 4]``, ``true``) or plain text.
 
     Raises:
         SpectailError: a text of another form, a name twice, or one that has a flag of its own
-            (``known``); of the type ``problem``.
+            (``known``, a mapping to the names of flags); of the type ``problem``.
 
     """
     found: dict[str, Any] = {}
@@ -69,7 +72,8 @@ def read_settings(
         if not (name.isidentifier() and equals):
             raise problem(f"--option must be NAME=VALUE, not {text!r}")
         if name in found or name in known:
-            own = f"give it as --{name.replace('_', '-')}" if name in known else "give it once"
+            flag = known[name] if isinstance(known, Mapping) and name in known else name
+            own = f"give it as --{flag.replace('_', '-')}" if name in known else "give it once"
             raise problem(f"--option {text!r}: {own}")
         # What is no JSON is text, so that names of formats need no quotes within the shell's.
         try:

@@ -254,8 +254,9 @@ def joined_parts(folders: Sequence[str | Path], out: str | Path | None) -> tuple
     _require_one_run(parts)
     _require_complete(parts)
     by_place: dict[int, LayerRecord] = {}
-    for part in parts:
-        records = part.records()
+    found = [(part, part.records()) for part in parts]
+    _require_same_errors(found)
+    for part, records in found:
         by_place |= {index: records[name] for index, name in part.layers.items()}
     run = replace(parts[0].run, device=", ".join(sorted({part.run.device for part in parts})))
     return Analysis(run, tuple(by_place[index] for index in range(parts[0].total))), target
@@ -319,6 +320,20 @@ def _require_complete(parts: Sequence[_Part]) -> None:
         raise RunError(
             f"the parts hold {len(places)} of the run's {parts[0].total} layers: they were "
             "split by different versions; measure all of them again with --fresh"
+        )
+
+
+def _require_same_errors(found: Sequence[tuple[_Part, dict[str, LayerRecord]]]) -> None:
+    """Raise RunError if some parts have quantization errors, which are no setting, and some not."""
+    folders: dict[bool, Path] = {}
+    for part, records in found:
+        measured = [layer for layer in records.values() if layer.status == "ok"]
+        if measured:
+            folders[any(layer.rounding for layer in measured)] = part.folder
+    if len(folders) == 2:
+        raise RunError(
+            f"{folders[True]} holds quantization errors and {folders[False]} none: measure the "
+            "parts without them again with --quantization-errors, which adds them"
         )
 
 
