@@ -85,7 +85,9 @@ def test_updates_that_the_stored_type_cannot_hold_are_refused(dtype: torch.dtype
         assert prune_weight(target, SparseGPT(damping=1e-4), seen).zeros == 2
         assert float(weight.max()) == pytest.approx(120000, rel=0.01)
         return
-    with pytest.raises(PruneError, match=r"layers\.0: updated weights .* beyond float16.*bfloat16"):
+    with pytest.raises(
+        PruneError, match=r"layers\.0: updated weights are not finite in float16: load .* bfloat16"
+    ):
         prune_weight(target, SparseGPT(damping=1e-4), seen)
     assert bool((weight == 60000).all())
 
@@ -113,3 +115,25 @@ def test_columns_that_fill_no_group_are_noted_and_a_pattern_without_groups_is_re
     assert not any(layer.note for layer in st.prune(decoder("llama"), 0.5, pattern="8:16").layers)
     with pytest.raises(PruneError, match="no layer has 50 inputs, so pattern 25:50 prunes nothing"):
         st.prune(decoder("llama"), 0.5, pattern="25:50")
+
+
+@pytest.mark.parametrize("method", ["wanda", "wanda-variant"])
+def test_scores_beyond_float32_are_refused_for_they_rank_nothing(method: str) -> None:
+    model = decoder("llama")
+    with torch.no_grad():
+        model.model.layers[-1].mlp.down_proj.weight.mul_(1e38)
+    message = r"layers\.1\.mlp\.down_proj: .* beyond float32: exclude it, or prune by magnitude"
+    with pytest.raises(PruneError, match=message):
+        st.prune(model, 0.5, method=method, calibration=tokens())
+    with pytest.raises(PruneError, match=message):
+        as_allocator("dlp").prepare(model, 0.5, calibration=tokens())
+    with pytest.raises(PruneError, match="updated weights are not finite in float32"):
+        st.prune(model, 0.5, method="sparsegpt", calibration=tokens(), pattern="2:4")
+
+
+@pytest.mark.parametrize(("word", "told"), [(-7, -7), (100, 100)])
+def test_a_token_outside_of_the_vocabulary_is_named(word: int, told: int) -> None:
+    ids = tokens()
+    ids[1, 3] = word
+    with pytest.raises(PruneError, match=f"calibration holds token {told}, the model knows 100"):
+        st.prune(decoder("llama"), 0.5, method="wanda", calibration=ids)

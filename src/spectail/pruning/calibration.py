@@ -178,8 +178,10 @@ def _check_fits(tokens: Tensor, model: nn.Module) -> None:
             f"calibration sequences of {tokens.shape[1]} tokens exceed the model's {most} positions"
         )
     words = text_setting(model, "vocab_size")
-    if words is not None and (int(tokens.max()) >= words or int(tokens.min()) < 0):
-        raise PruneError(
-            f"calibration holds token {int(tokens.max())}, the model knows {words}: "
-            "another tokenizer?"
-        )
+    if words is None:
+        return
+    for token in (int(tokens.min()), int(tokens.max())):
+        if not 0 <= token < words:
+            raise PruneError(
+                f"calibration holds token {token}, the model knows {words}: another tokenizer?"
+            )

@@ -292,8 +292,8 @@ def _stored(updated: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     found = updated.to(dtype)
     if not bool(torch.isfinite(found).all()):
         raise PruneError(
-            f"{name}: updated weights of {float(updated.abs().max()):.3g} are beyond "
-            f"{str(dtype).removeprefix('torch.')}: load the model in bfloat16 or float32"
+            f"{name}: updated weights are not finite in {str(dtype).removeprefix('torch.')}: "
+            "load the model in float32 or bfloat16, or prune by wanda"
         )
     return found
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spectail.errors import PruneError
+
 
 def magnitude(weights: Tensor) -> Tensor:
     """Return |W|, of shape (rows, cols)."""
@@ -17,8 +19,18 @@ def wanda(weights: Tensor, squares: Tensor) -> Tensor:
     ``weights`` is (rows, cols). ``squares`` is (cols,) and holds s_j, the sum of squares of input
     feature j. The published code takes a mean over samples instead; a common factor of all s_j
     changes no mask.
+
+    Raises:
+        PruneError: a score is infinite: such scores would be ranked by their place alone.
+
     """
-    return weights.abs() * squares.sqrt()
+    found = weights.abs() * squares.sqrt()
+    if not bool(torch.isfinite(found).all()):
+        dtype = str(found.dtype).removeprefix("torch.")
+        raise PruneError(
+            f"|W| times the norm of its inputs is beyond {dtype}: exclude it, or prune by magnitude"
+        )
+    return found
 
 
 def removal_share(scores: Tensor) -> Tensor:

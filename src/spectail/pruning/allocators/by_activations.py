@@ -155,7 +155,10 @@ def measure_blocks(
 
 def wanda_score(weight: Weight, *, seen: Mapping[Any, Statistic]) -> Tensor:
     """Return Wanda's scores of a weight, given the statistics of its inputs."""
-    return scores.wanda(weight.read().float(), seen[site_of(weight)].squares)
+    try:
+        return scores.wanda(weight.read().float(), seen[site_of(weight)].squares)
+    except PruneError as error:
+        raise PruneError(f"{weight.name}: {error}") from None
 
 
 def outlier_percent(weights: Sequence[Weight], score: Score, *, m: float = presets.OWL_M) -> float:
