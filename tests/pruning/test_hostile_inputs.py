@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import spectail as st
+from spectail.core.spec import Spec
 from spectail.errors import PruneError
 from spectail.models.naming.select import KindFilter
 from spectail.pruning.allocators import as_allocator, by_depth
 from spectail.pruning.methods import SparseGPT
+from spectail.pruning.page import ratios_by_depth
 from spectail.pruning.prune import prune_weight
 from spectail.pruning.statistics import Gram
 from spectail.pruning.weights_to_prune import Scope, make_targets
@@ -137,3 +141,31 @@ def test_a_token_outside_of_the_vocabulary_is_named(word: int, told: int) -> Non
     ids[1, 3] = word
     with pytest.raises(PruneError, match=f"calibration holds token {told}, the model knows 100"):
         st.prune(decoder("llama"), 0.5, method="wanda", calibration=ids)
+
+
+def test_the_page_of_a_run_by_a_file_shows_every_layer_of_the_file(tmp_path: Path) -> None:
+    model = decoder("mixtral")
+    model.save_pretrained(tmp_path / "model")
+    analysis = st.analyze(tmp_path / "model", spec=Spec(window=16))
+    options: dict[str, Any] = {
+        "target": "sparsity",
+        "budget": 0.5,
+        "level": "layer",
+        "missing": "mean",
+    }
+    file = st.allocate(analysis, **options).save(tmp_path / "a.json")
+    given = st.Allocation.load(file)
+    found = as_allocator(str(file)).prepare(model, 0.5)()
+    # The file has experts apart, and the live model has them fused under another name.
+    assert not set(given) <= set(found)
+    targets = make_targets(model, given)
+    assert dict(found) == {target.weight.name: target.ratio for target in targets}
+    assert {share.unit for share in found.shares} == set(found)
+    assert found.realised == given.realised
+    report = st.prune(model, found)
+    assert {layer.name for layer in found.left_out} == {layer.name for layer in report.left_out}
+    used = next(x for x in ratios_by_depth(found, report, {}).data if x.name == "used")
+    for block, value in enumerate(used.y):
+        layers = [x for x in report.layers if x.name.startswith(f"model.layers.{block}.")]
+        numel = sum(layer.numel for layer in layers)
+        assert value == pytest.approx(sum(x.requested * x.numel for x in layers) / numel)

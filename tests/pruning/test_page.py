@@ -62,7 +62,7 @@ def pruned(*, chosen: bool = True, evaluated: int = 1) -> Pruned:
     scores = ((Setting(0.1), 40.0), (Setting(0.3), 35.5), (Setting(0.6), math.nan))
     report = PruneReport(
         method="sparsegpt", settings={}, pattern=None, layers=tuple(layers), calibration=(32, 512),
-        seconds=1.5,
+        seconds=1.5, left_out=used.left_out,
         evaluated=tuple(Evaluated(f"test{i}.txt", dense, after) for i in range(evaluated)),
         selected=Selected("the last 10% of <b>text</b>.txt", Setting(0.3), dense, scores)
         if chosen else None,

@@ -232,7 +232,7 @@ def _rows(done: Pruned) -> list[list[Any]]:
     ]  # fmt: skip
     found += [
         {"name": x.name, "status": "left out", "reason": x.reason, "quota": ""}
-        for x in done.allocation.left_out
+        for x in done.report.left_out
     ]
     numbers = block_numbers(row["name"] for row in found)
     for row in found:
@@ -308,8 +308,8 @@ def _words(done: Pruned) -> list[tuple[str, str]]:
         unknown = "not measured: `--evaluate FILE` measures it on a test text before and after."
         found.append(("Perplexity", unknown))
     found += [("Remark", f"`{note.subject}`: {note.text}.") for note in report.notes]
-    if allocation.left_out:
-        reasons = Counter(layer.reason for layer in allocation.left_out)
+    if report.left_out:
+        reasons = Counter(layer.reason for layer in report.left_out)
         counts = "; ".join(f"{plural(n, 'layer')}: {reason}" for reason, n in reasons.items())
         found.append(("Left out", f"{counts}. They are as they were."))
     return found

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 
 import torch
 from torch import nn
 
-from spectail.allocation.allocation import Allocation
+from spectail.allocation.allocation import Allocation, LayerValue
 from spectail.allocation.coverage import Coverage, cover
 from spectail.allocation.left_out import Code, LeftOut, Reason
 from spectail.basics.texts import first_names
 from spectail.errors import AllocationError, PruneError, SourceError
 from spectail.models.live.walk import module_source
 from spectail.models.live.weights import Weight, editable, owners
+from spectail.models.naming.blocks import unit_of
 from spectail.models.naming.pairing import Pairing, pair_names, prediction_layers
 from spectail.models.naming.select import ALL_KINDS, KindFilter
 from spectail.models.source import Layer, Source
@@ -187,6 +188,25 @@ def _paired(source: Source, allocation: Allocation | Mapping[str, float] | float
         given += [layer.name for layer in allocation.left_out]
     saved = {layer.name: layer.saved_as for layer in source.layers if layer.saved_as}
     return pair_names(given, [layer.name for layer in source.layers], right_saved=saved)
+
+
+def in_names_of(model: nn.Module, allocation: Allocation) -> Allocation:
+    """Return an allocation of a file under the names of the live model.
+
+    Layers that the model lacks keep their names.
+    """
+    pairs = _paired(module_source(model, fingerprint=False), allocation).pairs
+
+    def renamed(share: LayerValue) -> LayerValue:
+        name = pairs.get(share.name, share.name)
+        unit = name if share.unit == share.name else unit_of(name) or share.unit
+        return replace(share, name=name, unit=unit)
+
+    return replace(
+        allocation,
+        shares=tuple(map(renamed, allocation.shares)),
+        left_out=tuple(replace(x, name=pairs.get(x.name, x.name)) for x in allocation.left_out),
+    )
 
 
 def _left_out(

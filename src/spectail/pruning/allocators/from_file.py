@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from spectail.allocation.allocation import Allocation
 from spectail.errors import AllocationError, PruneError
 from spectail.pruning.allocators.base import FixedAllocator, Make
-from spectail.pruning.weights_to_prune import Scope, check_sparsity
+from spectail.pruning.weights_to_prune import Scope, check_sparsity, in_names_of
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class FromFile(FixedAllocator):
     def measure(
         self, model: nn.Module, sparsity: float, *, tokens: Tensor | None, scope: Scope
     ) -> Make:
-        """Read the file."""
-        allocation = self._read(sparsity)
+        """Read the file, whose layers may have other names than those of the model."""
+        allocation = in_names_of(model, self._read(sparsity))
         return lambda _: allocation
 
     def _read(self, sparsity: float) -> Allocation:
