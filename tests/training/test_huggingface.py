@@ -99,6 +99,33 @@ def test_a_resumed_trainer_is_the_same(tmp_path: Path, rule: str | LLR) -> None:
     assert resumed.balancer.history.table.equals(whole.balancer.history.table)
 
 
+@pytest.mark.parametrize(
+    ("options", "ends", "background"),
+    [
+        ({"save_steps": 6}, [6, 8], False),
+        ({"save_steps": 6}, [6, 8], True),
+        ({"save_steps": 3, "gradient_accumulation_steps": 2}, [3, 6, 8], False),
+        ({"save_strategy": "epoch"}, [6, 8], True),
+    ],
+)
+def test_a_run_that_measures_every_epoch_is_resumed_from_its_end(
+    tmp_path: Path, options: dict[str, Any], ends: list[int], background: bool
+) -> None:
+    """A checkpoint of an epoch's last step is stored before the Trainer ends the epoch."""
+    whole, resumed = (BalancerCallback("tempbalance", background=background) for _ in range(2))
+    first = trainer(tmp_path, whole, max_steps=8, **options)
+    first.train()
+    second = trainer(tmp_path / "again", resumed, max_steps=8, **options)
+    second.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{ends[0]}"))
+    assert whole.balancer is not None
+    assert resumed.balancer is not None
+    # In the background the factors of the last measurement are never applied.
+    steps = [update.step for update in whole.balancer.history]
+    assert steps == ends[: len(ends) - background]
+    assert resumed.balancer.history.table.equals(whole.balancer.history.table)
+    assert same(weights_of(first.model), weights_of(second.model))
+
+
 def test_the_trainer_may_restore_the_callback_itself(tmp_path: Path) -> None:
     first = trainer(tmp_path, BalancerCallback("tempbalance:sqrt", every=3))
     first.train()
