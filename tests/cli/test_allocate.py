@@ -142,6 +142,14 @@ def test_include_exclude_missing_and_quiet(
             "--choices must be widths like 2,3,4,8 or formats like q4_k,q6_k, not '2,999",
         ),
         (
+            ["--target", "sparsity", "--budget", ".5", "--by", "variance", "--standardize-by-kind"],
+            "standardize_by_kind compares alphas, and by variance looks at none: leave it out",
+        ),
+        (
+            ["--target", "sparsity", "--budget", ".5", "--by", "depth:first", "--missing", "skip"],
+            "missing must be one of error, mean, leave, not 'skip'",
+        ),
+        (
             ["--target", "sparsity", "--budget", ".5", "--kind", ""],
             "a kind or type is a word such as q or conv, not ''",
         ),

@@ -28,6 +28,10 @@ def file(tmp_path: Path) -> str:
     ("options", "message"),
     [
         (["--sparsity", "0.6", "--pattern", "2:4"], "pattern 2:4 is a sparsity of 0.5, the "),
+        (
+            ["--sparsity", "0.5", "--max-sequences", "0", "--evaluate", "TEST"],
+            "max_sequences must be a whole number of at least 1, not 0",
+        ),
         (["--sparsity", "0.5", "--pattern", ""], "a pattern is written N:M, such as 2:4, not ''"),
         (["--sparsity", "0.5", "--pattern", f"{'9' * 5000}:4"], "a pattern is written N:M, such"),
         (["--sparsity", "0.5", "--pattern", f"2:{10**30}"], "a pattern is written N:M, such as"),
@@ -59,7 +63,13 @@ def test_before_the_model_is_opened(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("w1 w2")
-    places = {"FILE": file, "TEXT": str(text), "FOLDER": str(tmp_path)}
+    (tmp_path / "test.txt").write_text("w3 w4")
+    places = {
+        "TEST": str(tmp_path / "test.txt"),
+        "FILE": file,
+        "TEXT": str(text),
+        "FOLDER": str(tmp_path),
+    }
     words = [places.get(word, word) for word in options]
     if "--method" not in words:
         words += ["--method", "magnitude"]

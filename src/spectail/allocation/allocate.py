@@ -12,7 +12,7 @@ from spectail.allocation.coverage import cover
 from spectail.allocation.left_out import LeftOut
 from spectail.allocation.maps import Map
 from spectail.allocation.targets import Target, as_target
-from spectail.allocation.units import make_units, with_alphas
+from spectail.allocation.units import check_missing, make_units, with_alphas
 from spectail.errors import AllocationError
 from spectail.models.naming.select import KindFilter
 from spectail.results.records import LayerRecord, Results
@@ -58,6 +58,7 @@ def allocate(
 
     """
     _check(analysis, budget)
+    check_missing(missing)
     rule = as_target(
         target,
         map=map,

@@ -149,8 +149,6 @@ def with_alphas(
             alpha.
 
     """
-    if missing not in FALLBACKS:
-        raise AllocationError(f"missing must be one of {', '.join(FALLBACKS)}, not {missing!r}")
     lacking = {layer.name: why for layer in layers if (why := why_no_alpha(layer))}
     if not lacking:
         return tuple(layers), (), ()
@@ -187,6 +185,12 @@ def check_level(level: str) -> None:
     """Refuse a level other than ``block`` and ``layer``."""
     if level not in LEVELS:
         raise AllocationError(f"level must be block or layer, not {level!r}")
+
+
+def check_missing(missing: str) -> None:
+    """Refuse what is none of ``FALLBACKS``."""
+    if missing not in FALLBACKS:
+        raise AllocationError(f"missing must be one of {', '.join(FALLBACKS)}, not {missing!r}")
 
 
 def _filled(layers: Sequence[L], known: Sequence[L]) -> tuple[L, ...]:

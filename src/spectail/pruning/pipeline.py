@@ -17,7 +17,8 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 
 from spectail.allocation.allocation import Allocation
-from spectail.errors import EvaluationError
+from spectail.basics.checks import check_whole
+from spectail.errors import EvaluationError, PruneError
 from spectail.evaluation import Perplexity, perplexity
 from spectail.evaluation.bos import Rule, resolve
 from spectail.models.live.walk import module_source
@@ -74,6 +75,8 @@ class PruningPlan:
     def __post_init__(self) -> None:
         # All that can be refused without the model, which takes long to load.
         check_draw(self.samples, self.seq_len, self.seed)
+        if self.max_sequences is not None:
+            check_whole(PruneError, max_sequences=self.max_sequences)
         self.allocator.check_budget(self.sparsity)
         self.allocator.check_scope(Scope(self.include, self.exclude, self.of))
         if self.pattern:

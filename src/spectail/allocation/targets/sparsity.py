@@ -49,6 +49,10 @@ class Sparsity(Target):
         object.__setattr__(self, "map", as_map(self.map))
         check_level(self.level)
         check_by(self.by)
+        if self.standardize_by_kind and not self.needs_alpha:
+            raise AllocationError(
+                f"standardize_by_kind compares alphas, and by {self.by} looks at none: leave it out"
+            )
         given = tuple(self.bounds) if isinstance(self.bounds, tuple | list) else ()
         if len(given) != 2 or not 0 <= given[0] <= given[1] <= 1:
             raise AllocationError(
@@ -64,8 +68,7 @@ class Sparsity(Target):
 
     def prepared(self, layers: Sequence[L]) -> Sequence[L]:
         """Return the layers, with alphas standardized by kind if that is asked for."""
-        by_kind = self.standardize_by_kind and self.needs_alpha
-        return standardized_by_kind(layers) if by_kind else layers
+        return standardized_by_kind(layers) if self.standardize_by_kind else layers
 
     def values(self, units: Units, budget: float) -> tuple[Array, tuple[str, ...]]:
         """Return one ratio per unit, and how they deviate from the published rule."""
