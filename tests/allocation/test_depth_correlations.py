@@ -167,3 +167,24 @@ def test_files_keep_their_format(tmp_path: Path) -> None:
     again = st.Allocation.load(tmp_path / "a.json")
     assert again.depth_correlations == allocation.depth_correlations
     assert again.summary() == allocation.summary()
+
+
+@pytest.mark.parametrize(
+    ("settings", "alone"),
+    [
+        ({"by": "depth:first"}, True),
+        ({"by": "first+depth:rising"}, True),
+        ({"by": "ends+depth:rising"}, True),
+        ({"rule": "depth-kind", "form": "first"}, True),
+        ({"by": "depth:first+alpha"}, False),
+        ({"by": "alpha+depth:first"}, False),
+        ({"by": "ends+alpha"}, False),
+        ({"by": "variance"}, False),
+        ({}, False),
+    ],
+)
+def test_only_a_rule_of_depth_alone_has_no_correlation_with_depth(
+    settings: Any, alone: bool
+) -> None:
+    values = list(np.random.default_rng(1).uniform(0.2, 0.8, BLOCKS))
+    assert (made(values, settings=settings).depth_correlations is None) == alone

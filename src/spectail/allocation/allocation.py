@@ -20,6 +20,7 @@ import pandas as pd
 
 from spectail.allocation.by_name import ByName
 from spectail.allocation.left_out import LeftOut, describe_left_out
+from spectail.allocation.scores import KEPT
 from spectail.basics.files import write_text
 from spectail.basics.schema import Finite, SchemaError, build, checked, each, parse_json
 from spectail.basics.texts import plural
@@ -127,7 +128,7 @@ class Allocation(ByName):
         None for fewer than four blocks, if all blocks have one value, and for a rule that goes by
         depth alone, where the number would say nothing.
         """
-        if str(self.settings.get("rule", self.settings.get("by", ""))).startswith("depth"):
+        if _by_depth_alone(self.settings):
             return None
         blocks: dict[str, list[LayerValue]] = {}
         for share in self.shares:
@@ -271,6 +272,12 @@ def _measured(
         if len(numbers) == len(shares):
             return name.replace("_", " "), [_mean(group, numbers) for group in blocks.values()]
     return "", None
+
+
+def _by_depth_alone(settings: Mapping[str, Any]) -> bool:
+    """Whether values go by nothing but depth, as by ``depth-kind`` or ``first+depth:rising``."""
+    parts = str(settings.get("rule", settings.get("by", ""))).split("+")
+    return all(part.startswith("depth") or part in KEPT for part in parts)
 
 
 def _is_number(value: object) -> bool:
