@@ -43,6 +43,22 @@ def test_the_callback_builds_measures_stores_and_goes() -> None:
     assert not trainer.optimizers[0]._optimizer_step_pre_hooks
 
 
+def test_an_epoch_is_measured_before_the_checkpoint_of_its_last_batch() -> None:
+    """Lightning stores it before it tells that the epoch has ended."""
+    model = net()
+    trainer, callback = around(model), BalancerCallback("tempbalance")
+    callback.on_train_start(trainer, model)
+    for last in (False, True):
+        train(model, trainer.optimizers[0], 1)
+        trainer.is_last_batch = last
+        callback.on_train_batch_end(trainer, model, None, None, 0)
+        stored = callback.state_dict()["balancer"]["history"]["updates"]
+        assert [update["step"] for update in stored] == [2] * last
+    callback.on_train_epoch_end(trainer, model)
+    assert callback.balancer is not None
+    assert len(callback.balancer.history) == 1, "once is enough"
+
+
 def test_several_optimizers_need_a_choice() -> None:
     model = net()
     with pytest.raises(
@@ -52,7 +68,16 @@ def test_several_optimizers_need_a_choice() -> None:
     BalancerCallback("tempbalance", optimizer=1).on_train_start(around(model, 2), model)
 
 
-def fit(folder: Path, epochs: Any, every: Any, checkpoint: Path | None = None) -> Any:
+def fit(
+    folder: Path,
+    epochs: Any,
+    every: Any,
+    checkpoint: Path | None = None,
+    *,
+    each: int = 0,
+    **options: Any,
+) -> Any:
+    """Train; with ``each``, store a checkpoint after so many steps."""
     import lightning.pytorch as lightning
 
     class Module(lightning.LightningModule):  # type: ignore[misc]
@@ -70,21 +95,38 @@ def fit(folder: Path, epochs: Any, every: Any, checkpoint: Path | None = None) -
             optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
             return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)]
 
-    callback, module = BalancerCallback("tempbalance", every=every), Module()
+    callback, module = BalancerCallback("tempbalance", every=every, **options), Module()
+    checkpoints = lightning.callbacks.ModelCheckpoint(
+        dirpath=folder, filename="{step}", save_top_k=-1, every_n_train_steps=each
+    )
     trainer = lightning.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        enable_checkpointing=False,
-        callbacks=[callback],
+        enable_checkpointing=bool(each),
+        callbacks=[callback, checkpoints][: 1 + bool(each)],
     )
     steps: Any = torch.arange(5)
     loader = torch.utils.data.DataLoader(steps, batch_size=1)
     trainer.fit(module, loader, ckpt_path=checkpoint)
     trainer.save_checkpoint(folder / "last.ckpt")
     return module, callback
+
+
+@needs_lightning
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("background", [False, True])
+def test_a_lightning_trainer_resumes_from_an_epochs_last_step(
+    tmp_path: Path, background: bool
+) -> None:
+    whole, first = fit(tmp_path, 3, "epoch", each=5, background=background)
+    resumed, second = fit(
+        tmp_path / "2", 3, "epoch", tmp_path / "step=5.ckpt", each=5, background=background
+    )
+    assert second.balancer.history.table.equals(first.balancer.history.table)
+    assert same(weights_of(whole), weights_of(resumed))
 
 
 @needs_lightning

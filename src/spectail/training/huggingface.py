@@ -31,14 +31,14 @@ class BalancerCallback(TrainerCallback, ExportableState):
         self.rule, self.every, self.options = as_rule(rule), every, options
         self.balancer: Balancer | None = None
         self.stored: dict[str, Any] | None = None
-        self._measured = 0
-        """The Trainer's step at the last measurement of an epoch."""
+        self._measured: int | None = None
+        """The Balancer's step at the last measurement of an epoch."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Build the Balancer, and restore its state if training goes on from a checkpoint."""
         if self.balancer is not None:
             self.balancer.remove()
-        self._measured = 0
+        self._measured = None
         group = dist.group.WORLD if dist.is_initialized() and args.world_size > 1 else None
         options = {"group": group, **self.options}
         every: Any = None if self.every == EPOCH else self.every
@@ -55,18 +55,19 @@ class BalancerCallback(TrainerCallback, ExportableState):
         # A checkpoint of this step is stored before on_epoch_end, and a run that is resumed from it
         # begins with the next epoch: it would never measure.
         if state.epoch is not None and float(state.epoch).is_integer():
-            self._measure(state)
+            self._measure()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Measure, if ``every`` is ``epoch`` and the last step did not do it."""
-        self._measure(state)
+        self._measure()
 
-    def _measure(self, state: Any) -> None:
+    def _measure(self) -> None:
         """Measure once after a step, if ``every`` is ``epoch``."""
-        if self.every == EPOCH and self.balancer is not None:
-            if self._measured != state.global_step:
-                self.balancer.update()
-            self._measured = state.global_step
+        if self.every != EPOCH or self.balancer is None:
+            return
+        if self._measured != self.balancer.steps:
+            self.balancer.update()
+        self._measured = self.balancer.steps
 
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Remove the Balancer from the optimizer; its history stays."""

@@ -52,9 +52,12 @@ class BalancerCallback(_Callback):  # type: ignore[misc]
         self.optimizer, self.options = optimizer, options
         self.balancer: Balancer | None = None
         self.stored: dict[str, Any] | None = None
+        self._measured: int | None = None
+        """The Balancer's step at the last measurement of an epoch."""
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Build the Balancer, and restore its state if training goes on from a checkpoint."""
+        self._measured = None
         # Of several optimizers the first may be the wrong one, so the user must choose.
         count = len(trainer.optimizers)
         if self.optimizer is None and count != 1:
@@ -74,10 +77,24 @@ class BalancerCallback(_Callback):  # type: ignore[misc]
             self.balancer.load_state_dict(self.stored)
             self.stored = None
 
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        """Measure after the last batch of an epoch, if ``every`` is ``epoch``."""
+        # A checkpoint of this step is stored before on_train_epoch_end, and a run that is resumed
+        # from it begins with the next epoch: it would never measure.
+        if trainer.is_last_batch:
+            self._measure()
+
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Measure, if ``every`` is ``epoch``."""
-        if self.every == EPOCH and self.balancer is not None:
+        """Measure, if ``every`` is ``epoch`` and the last batch did not do it."""
+        self._measure()
+
+    def _measure(self) -> None:
+        """Measure once after a step, if ``every`` is ``epoch``."""
+        if self.every != EPOCH or self.balancer is None:
+            return
+        if self._measured != self.balancer.steps:
             self.balancer.update()
+        self._measured = self.balancer.steps
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Remove the Balancer from the optimizer; its history stays."""
