@@ -3,9 +3,8 @@ training is never changed in silence.
 """
 
 import copy
-import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -336,30 +335,6 @@ def test_the_state_of_another_model() -> None:
             TrainingError, match=r"expected a state that Balancer.state_dict has given"
         ):
             balancer.load_state_dict(damaged)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("change", [{"since": 100}, {"window": 0}, {"steps": 2, "since": 3}])
-def test_a_state_that_no_run_can_have(change: dict[str, int]) -> None:
-    """A change of factors that begins in the future would give rates below zero."""
-    model = net()
-    balancer = balance(model, rule=TempBalance(transition=5))
-    train(model, balancer.optimizer, 6)
-    factors = balancer.factors
-    with pytest.raises(TrainingError, match="this is another or a damaged one"):
-        balancer.load_state_dict(balancer.state_dict() | change)
-    assert balancer.factors == factors
-
-
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_a_balancer_is_not_copied(copied: Callable[[Any], Any]) -> None:
-    """A copy would follow the steps of no optimizer."""
-    balancer = balance(model := net())
-    with pytest.raises(
-        TrainingError, match=r"cannot be copied or pickled: save its state_dict\(\)"
-    ):
-        copied(balancer)
-    train(model, balancer.optimizer, 5)
-    assert balancer.steps == 5
 
 
 def test_a_state_with_other_settings_is_loaded_with_a_warning() -> None:

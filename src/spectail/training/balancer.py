@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from spectail.basics.checks import is_whole
 from spectail.basics.schema import SchemaError
@@ -361,6 +362,13 @@ def _check(model: Any, every: Any) -> None:
             "per epoch), or None "
             f"to call update() yourself, not {every!r}"
         )
+    for name, p in model.named_parameters():
+        # Without a shape or values a weight could not take part, now or later.
+        if isinstance(p, UninitializedParameter) or (p.is_meta and p.requires_grad):
+            raise TrainingError(
+                f"the parameter {name} has no values yet: build the Balancer after it has them "
+                "(a lazy module: run one batch; the meta device: load or initialise the model)"
+            )
 
 
 def _pending(state: StoredState) -> tuple[int, Future[list[LayerRecord]]] | None:
