@@ -1,4 +1,4 @@
-"""Parameters without values, states that no run can have, and copies of a Balancer: one error each."""
+"""Parameters without values, impossible states and copies of a Balancer: one error each."""
 
 import copy
 import pickle
