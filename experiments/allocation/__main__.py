@@ -25,6 +25,7 @@ from experiments.common import (
     save_json,
 )
 
+FULL = Settings(harder=0.7)
 QUICK = Settings(
     eps=(0.2, 0.5), draws=2, seq_len=32, calibration=4, selection=2, tests=2, harder=0.7
 )
@@ -33,7 +34,7 @@ QUICK = Settings(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing; 0 if all is done, 3 if ``--seconds`` ran out before."""
     options = _options(arguments)
-    settings = QUICK if options.quick else Settings(harder=0.7)
+    settings = QUICK if options.quick else FULL
     if options.tables:
         publish_all(settings)
         return 0

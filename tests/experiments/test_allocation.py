@@ -157,5 +157,5 @@ def test_the_committed_tables_follow_from_the_committed_journals() -> None:
     order = [name for name in MODELS if name in paths]
     journals = {name: summary.read(paths[name]) for name in order}
     kept = (JOURNALS.parent / "tables.md").read_text(encoding="utf-8")
-    for part in summary.tables(journals, Settings()).values():
+    for part in summary.tables(journals, command.FULL).values():
         assert part in kept
