@@ -13,12 +13,11 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from spectail.training.balancer import Balancer
+from spectail.training.epochs import EPOCH, EndOfEpoch
 from spectail.training.rules import Rule, as_rule
 
-EPOCH = "epoch"
 
-
-class BalancerCallback(TrainerCallback, ExportableState):
+class BalancerCallback(EndOfEpoch, TrainerCallback, ExportableState):
     """Builds a Balancer when training begins and removes it at the end; ``balancer`` holds it.
 
     ``every`` is a number of optimizer steps, or ``epoch`` to measure at the end of each epoch.
@@ -31,8 +30,6 @@ class BalancerCallback(TrainerCallback, ExportableState):
         self.rule, self.every, self.options = as_rule(rule), every, options
         self.balancer: Balancer | None = None
         self.stored: dict[str, Any] | None = None
-        self._measured: int | None = None
-        """The Balancer's step at the last measurement of an epoch."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Build the Balancer, and restore its state if training goes on from a checkpoint."""
@@ -52,22 +49,12 @@ class BalancerCallback(TrainerCallback, ExportableState):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Measure after the last step of an epoch, if ``every`` is ``epoch``."""
-        # A checkpoint of this step is stored before on_epoch_end, and a run that is resumed from it
-        # begins with the next epoch: it would never measure.
         if state.epoch is not None and float(state.epoch).is_integer():
-            self._measure()
+            self._measure_epoch()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Measure, if ``every`` is ``epoch`` and the last step did not do it."""
-        self._measure()
-
-    def _measure(self) -> None:
-        """Measure once after a step, if ``every`` is ``epoch``."""
-        if self.every != EPOCH or self.balancer is None:
-            return
-        if self._measured != self.balancer.steps:
-            self.balancer.update()
-        self._measured = self.balancer.steps
+        self._measure_epoch()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Remove the Balancer from the optimizer; its history stays."""

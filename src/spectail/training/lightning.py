@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from spectail.errors import TrainingError
 from spectail.training.balancer import Balancer
+from spectail.training.epochs import EPOCH, EndOfEpoch
 from spectail.training.rules import Rule, as_rule
 
 
@@ -28,11 +29,10 @@ def _base() -> type[Any]:
     return object
 
 
-EPOCH = "epoch"
 _Callback: Any = _base()
 
 
-class BalancerCallback(_Callback):  # type: ignore[misc]
+class BalancerCallback(EndOfEpoch, _Callback):  # type: ignore[misc]
     """Builds a Balancer when training starts and removes it at the end; ``balancer`` holds it.
 
     ``every`` is a number of optimizer steps, or ``epoch`` to measure at the end of each epoch. A
@@ -52,8 +52,6 @@ class BalancerCallback(_Callback):  # type: ignore[misc]
         self.optimizer, self.options = optimizer, options
         self.balancer: Balancer | None = None
         self.stored: dict[str, Any] | None = None
-        self._measured: int | None = None
-        """The Balancer's step at the last measurement of an epoch."""
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Build the Balancer, and restore its state if training goes on from a checkpoint."""
@@ -79,22 +77,12 @@ class BalancerCallback(_Callback):  # type: ignore[misc]
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         """Measure after the last batch of an epoch, if ``every`` is ``epoch``."""
-        # A checkpoint of this step is stored before on_train_epoch_end, and a run that is resumed
-        # from it begins with the next epoch: it would never measure.
         if trainer.is_last_batch:
-            self._measure()
+            self._measure_epoch()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Measure, if ``every`` is ``epoch`` and the last batch did not do it."""
-        self._measure()
-
-    def _measure(self) -> None:
-        """Measure once after a step, if ``every`` is ``epoch``."""
-        if self.every != EPOCH or self.balancer is None:
-            return
-        if self._measured != self.balancer.steps:
-            self.balancer.update()
-        self._measured = self.balancer.steps
+        self._measure_epoch()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Remove the Balancer from the optimizer; its history stays."""
