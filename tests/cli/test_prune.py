@@ -589,6 +589,13 @@ def test_a_choice_of_eps_goes_on_where_it_was_interrupted(
     for other in (["--sparsity", "0.6"], ["--seed", "3"], ["--kind", "q,k"], ["--seq-len", "12"]):
         assert _run(folder, tmp_path, *options, *other) == 2
         assert f"{scores} holds the scores of a run with another " in capfd.readouterr().err
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"silu"', '"gelu"'))
+    assert _run(folder, tmp_path, *options) == 2
+    assert f"{scores} holds the scores of a run with another configuration: " in (
+        capfd.readouterr().err
+    )
+    (folder / "config.json").write_text(config)
     times = 100
     assert _run(folder, tmp_path, *options) == 0
     # What is left of six candidates, and the run itself.

@@ -327,6 +327,8 @@ def test_ctrl_c_while_weights_are_put_back(monkeypatch: pytest.MonkeyPatch) -> N
         ({"tokens": tokens(2, 8, seed=9)}, r"another setting \(tokens\)"),
         ({"exclude": ["*.0.*"]}, "another choice of layers"),
         ({"model": decoder("llama", seed=1)}, "another model"),
+        # The same weights, which another configuration computes something else with.
+        ({"model": decoder("llama", hidden_act="gelu")}, r"another setting \(configuration\)"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )

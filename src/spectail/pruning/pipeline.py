@@ -5,7 +5,6 @@ Eps is how far the ratios of an allocation go from their mean.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from spectail.basics.checks import check_whole
 from spectail.errors import EvaluationError, PruneError
 from spectail.evaluation import Perplexity, perplexity
 from spectail.evaluation.bos import Rule, resolve
+from spectail.models.live.identity import configuration_digest, digest, tokens_digest
 from spectail.models.live.walk import module_source
 from spectail.models.naming.select import ALL_KINDS, KindFilter
 from spectail.pruning.allocators import Allocator, uniform
@@ -206,15 +206,12 @@ def _identity(
         "model": module_source(model).fingerprint,
         "method": [plan.method.name, plan.method.settings()],
         "pattern": str(plan.pattern or ""),
-        "allocation": [plan.allocator.name, plan.sparsity, _digest(json.dumps(ratios).encode())],
-        "calibration": "" if tokens is None else _digest(tokens.cpu().long().numpy().tobytes()),
-        "selection": [_digest(selection.text.encode()), plan.seq_len, plan.bos],
+        "allocation": [plan.allocator.name, plan.sparsity, digest(json.dumps(ratios).encode())],
+        "configuration": configuration_digest(model),
+        "calibration": "" if tokens is None else tokens_digest(tokens),
+        "selection": [digest(selection.text.encode()), plan.seq_len, plan.bos],
         "version of spectail": metadata.version("spectail"),
     }
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 @dataclass(frozen=True)

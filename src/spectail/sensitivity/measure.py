@@ -7,7 +7,6 @@ the growth is the divergence of the predictions (see ``predictions``), on a few 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from spectail.allocation.sensitivities import LayerSensitivity, Sensitivities
 from spectail.basics.checks import MOST_SEED, check_seed
 from spectail.errors import EvaluationError, RunError
 from spectail.models.live.eval_mode import evaluating
+from spectail.models.live.identity import configuration_digest, tokens_digest
 from spectail.models.live.walk import module_source
 from spectail.models.live.weights import Weight, editable, owners
 from spectail.models.naming.select import KindFilter
@@ -115,7 +115,9 @@ def sensitivities(
     weights = [editable(layer, places) for layer in chosen.layers]
     with evaluating(model):
         check_decoder(model, ids)
-    store = _Store(_planned(source, chosen, ids, noise, seed), None if out is None else Path(out))
+    store = _Store(
+        _planned(model, source, chosen, ids, noise, seed), None if out is None else Path(out)
+    )
     store.start(fresh=fresh)
     try:
         with evaluating(model):
@@ -157,10 +159,14 @@ def check_noise(noise: object, model: nn.Module | None = None) -> None:
 
 
 def _planned(
-    source: Source, chosen: Coverage[Layer], ids: Tensor, noise: float, seed: int
+    model: nn.Module,
+    source: Source,
+    chosen: Coverage[Layer],
+    ids: Tensor,
+    noise: float,
+    seed: int,
 ) -> Sensitivities:
     """Describe a measurement before any layer is measured."""
-    content = ids.cpu().long().contiguous().numpy().tobytes()
     return Sensitivities(
         layers=tuple(
             LayerSensitivity(x.name, x.rows, x.cols, x.numel, saved_as=x.saved_as)
@@ -169,7 +175,8 @@ def _planned(
         settings={
             "samples": ids.shape[0],
             "seq_len": ids.shape[1],
-            "tokens": f"sha256:{hashlib.sha256(content).hexdigest()}",
+            "tokens": tokens_digest(ids),
+            "configuration": configuration_digest(model),
             "noise": float(noise),
             "seed": seed,
         },

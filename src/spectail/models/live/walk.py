@@ -49,7 +49,7 @@ def module_source(
     in eval mode. A LoRA target gives its own weight under the base model's name, and the adapter's
     change as ``<name>.lora``.
     """
-    adapters, config = adapters_of(module), _config(module)
+    adapters, config = adapters_of(module), config_of(module)
     stored = list(_parameters(module))
     # Small integer buffers are counters, such as a norm's
     # number of batches. They change without the weights.
@@ -97,7 +97,7 @@ def _is_lightning(module: nn.Module) -> bool:
     return any(base.__name__ == "LightningModule" for base in type(module).__mro__)
 
 
-def _config(module: nn.Module) -> Mapping[str, Any]:
+def config_of(module: nn.Module) -> Mapping[str, Any]:
     """Return the transformers configuration of a model, also if it is in wrappers."""
     while not hasattr(module, "config"):
         # Not ``or``: the truth value of a compiled module is its length, which may not exist.
