@@ -268,6 +268,14 @@ def _label(rule: str) -> str:
     return f"*{rule}*" if rule in READS_NO_WEIGHTS else rule
 
 
+TICKS = (
+    (10, (0.3, 1, 3, 10, 30, 100)),
+    (2, (0.5, 0.7, 1, 1.5, 2, 3, 5, 10)),
+    (0, (0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5)),
+)
+"""Ticks of a picture by how many times the smallest ratio its largest one is, widest first."""
+
+
 def draw(journals: Mapping[str, Mapping[str, Any]], settings: Settings, path: Path) -> None:
     """Draw the test perplexity of every rule over that of the best rule by depth."""
     columns = [
@@ -298,8 +306,8 @@ def draw(journals: Mapping[str, Mapping[str, Any]], settings: Settings, path: Pa
         axis.set_xscale("log")
         axis.set_xticks([], minor=True)
         low, high = min(map(min, ratios.values())), max(map(max, ratios.values()))
-        fine, coarse = (0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5), (0.5, 0.7, 1, 1.5, 2, 3, 5, 10)
-        ticks = [x for x in (fine if high < 2 * low else coarse) if low / 1.1 < x < high * 1.1]
+        spread = next(ticks for least, ticks in TICKS if high >= least * low)
+        ticks = [x for x in spread if low / 1.1 < x < high * 1.1]
         axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
         axis.set_title(heading)
     for axis in axes[len(columns) :]:
