@@ -15,7 +15,9 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     >>> unpack(torch.tensor([[0x21, 0x43]], dtype=torch.uint8), 4, 4).tolist()
     [[1, 2, 3, 4]]
     """
-    stream: Tensor = packed.contiguous().view(torch.uint8).to(torch.int32)
+    # One row first: torch views a column of a transposed tensor as contiguous, but not as bytes.
+    words = packed.reshape(-1).view(torch.uint8)
+    stream: Tensor = words.reshape(*packed.shape[:-1], -1).to(torch.int32)
     # No integer crosses the end of a byte, so every byte is split alone.
     if 8 % bits == 0:
         shifts = torch.arange(0, 8, bits, dtype=torch.int32, device=stream.device)
@@ -42,7 +44,9 @@ def unpack_words(packed: Tensor, bits: int, count: int) -> Tensor:
     return codes.flatten(-2)[..., :count]
 
 
-def spread_groups(values: Tensor, count: int) -> Tensor:
-    """Repeat each number of a row (the last dimension) over the entries of its group."""
-    # -(-a // b) rounds up: the last group of a row may be shorter than the others.
-    return values.repeat_interleave(-(-count // values.shape[-1]), dim=-1)[..., :count]
+def spread_groups(values: Tensor, count: int, length: int) -> Tensor:
+    """Repeat each number of a row (the last dimension) over the ``length`` entries of its group.
+
+    The last group of a row may be shorter, so that there are ``count`` entries.
+    """
+    return values.repeat_interleave(length, dim=-1)[..., :count]

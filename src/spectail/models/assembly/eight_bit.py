@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectail.models.assembly.groups import block_lengths
 from spectail.models.assembly.pieces import Pieces, shape_text
 from spectail.models.lazy_tensor import Index, LazyTensor, piece_of
 
@@ -43,8 +44,6 @@ ZERO_POINTS = (
     "{}.zero_point",
 )
 """What zero points are called."""
-COMMON_BLOCKS = (16, 32, 64, 128, 256)
-"""Block lengths in use, whether or not they divide the dimension."""
 EXPONENTS = frozenset({"uint8", "float8_e8m0fnu"})
 """Types of scales that are exponents of a power of two."""
 _NO_STRETCH = 1.0
@@ -330,19 +329,8 @@ def _fits(
         return (
             [Grid(scale, (*plain[:-2], *block))] if all(plain[:-2]) and scale[-2:] == wanted else []
         )
-    lengths = [_block_lengths(size, n) for size, n in zip(weight, scale, strict=True)]
+    lengths = [block_lengths(size, n) for size, n in zip(weight, scale, strict=True)]
     return [Grid(scale, widths) for widths in itertools.product(*lengths)]
-
-
-def _block_lengths(size: int, blocks: int) -> list[int]:
-    """List the lengths that this number of blocks can have along one dimension."""
-    if blocks in {1, size}:
-        return [size // max(1, blocks)]
-    # The last block may be shorter, so a length need not divide the size.
-    lengths = {length for length in COMMON_BLOCKS if -(-size // length) == blocks}
-    if blocks and size % blocks == 0:
-        lengths.add(size // blocks)
-    return sorted(lengths)
 
 
 def scale_values(scale: Tensor) -> Tensor:

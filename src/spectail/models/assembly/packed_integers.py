@@ -16,7 +16,8 @@ from torch import Tensor
 
 from spectail.models.assembly.bits import spread_groups, unpack, unpack_words
 from spectail.models.assembly.eight_bit import EXPONENTS, scale_values
-from spectail.models.assembly.four_bit_floats import e2m1_values
+from spectail.models.assembly.four_bit_floats import MX_BLOCK, e2m1_values
+from spectail.models.assembly.groups import group_length, stated, stated_lengths
 from spectail.models.assembly.pieces import Pieces, shape_text
 from spectail.models.lazy_tensor import LazyTensor
 
@@ -47,9 +48,24 @@ def gptq(pieces: Pieces) -> LazyTensor | None:
         zeros and zeros.shape != (groups, -(-outputs * bits // 32))
     ):
         return None
+    length = group_length(pieces.quantisation, inputs, groups)
+    # With desc_act, the inputs of a group are no neighbours, and only g_idx tells them.
+    is_scattered = groups > 1 and pieces.quantisation.get("desc_act") is True
+    if order is None and (length is None or is_scattered):
+        return _unclear(pieces, "GPTQ", (outputs, inputs), groups)
     version = _gptq_version(pieces)
-    options = {"bits": bits, "inputs": inputs, "first": 0 if version == 2 else 1}
+    options = {"bits": bits, "inputs": inputs, "length": length, "first": 2 - version}
     return pieces.made((outputs, inputs), _gptq_values, words, scales, zeros, order, **options)
+
+
+def _unclear(pieces: Pieces, form: str, shape: tuple[int, ...], groups: int) -> LazyTensor:
+    """Describe a weight whose inputs cannot be assigned to their scales."""
+    return pieces.failed(
+        f"stored as packed integers ({form}), and which of {shape[-1]} inputs share one of "
+        f"{groups} scales is not stated: open the model's folder, whose config.json has "
+        "group_size, or dequantise it first",
+        shape,
+    )
 
 
 def _order(pieces: Pieces) -> LazyTensor | None:
@@ -61,8 +77,8 @@ def _order(pieces: Pieces) -> LazyTensor | None:
 def _gptq_bits(pieces: Pieces) -> int | None:
     """Return the number of bits, or None if it is unknown or not one of the format.
 
-    It follows from the size of the packed zero points or the length of g_idx, or else is stated in
-    the configuration.
+    It follows from the size of the packed zero points or the length of g_idx. Otherwise the
+    configuration states it, and if it states several, only one goes with the group size.
     """
     scales, zeros, order = pieces["{}.scales"], pieces.get("{}.qzeros"), _order(pieces)
     # The packed zero points hold as many integers as there are scales.
@@ -71,8 +87,14 @@ def _gptq_bits(pieces: Pieces) -> int | None:
         exact = zeros.numel * 32 / scales.numel
     elif order is not None:
         exact = pieces.anchor.shape[0] * 32 / order.numel
-    bits = int(exact) if exact else pieces.quantisation.get("bits")
-    return bits if isinstance(bits, int) and bits in {2, 3, 4, 8} else None
+    choices = {int(exact)} if exact else stated(pieces.quantisation, "bits")
+    choices &= {2, 3, 4, 8}
+    if not exact and stated(pieces.quantisation, "group_size"):
+        rows, groups = pieces.anchor.shape[0], scales.shape[0]
+        choices = {
+            b for b in choices if stated_lengths(pieces.quantisation, rows * 32 // b, groups)
+        }
+    return choices.pop() if len(choices) == 1 else None
 
 
 def _gptq_version(pieces: Pieces) -> int:
@@ -96,13 +118,14 @@ def _gptq_values(
     *,
     bits: int,
     inputs: int,
+    length: int | None,
     first: int,
 ) -> Tensor:
     """Decode GPTQ's layout; without zero points, the middle of the range stands for zero."""
     outputs = scales.shape[1]
     values = unpack(words.T, bits, inputs)
     if order is None:
-        order = torch.arange(inputs) // -(-inputs // scales.shape[0])
+        order = torch.arange(inputs, device=words.device) // (length or inputs)
     order = order.to(torch.int64)
     # Zero points less one wrap around, hence the mask.
     middle = torch.full_like(scales, 2 ** (bits - 1), dtype=torch.int32)
@@ -121,12 +144,15 @@ def awq(pieces: Pieces) -> LazyTensor | None:
         return None
     inputs, packed = words.shape
     groups, outputs = scales.shape
-    if (packed * 8, zeros.shape) != (outputs, (groups, packed)) or inputs % max(1, groups):
+    if (packed * 8, zeros.shape) != (outputs, (groups, packed)):
         return None
-    return pieces.made((outputs, inputs), _awq_values, words, scales, zeros)
+    length = group_length(pieces.quantisation, inputs, groups)
+    if length is None:
+        return _unclear(pieces, "AWQ", (outputs, inputs), groups)
+    return pieces.made((outputs, inputs), _awq_values, words, scales, zeros, length=length)
 
 
-def _awq_values(words: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+def _awq_values(words: Tensor, scales: Tensor, zeros: Tensor, *, length: int) -> Tensor:
     """Decode AWQ's layout."""
     # Eight columns per word, put back into their order.
     values, points = (
@@ -134,7 +160,7 @@ def _awq_values(words: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
         for t in (words, zeros)
     )
     inputs = values.shape[0]
-    by_input = [spread_groups(t.T, inputs) for t in (points, scales.to(torch.float32))]
+    by_input = [spread_groups(t.T, inputs, length) for t in (points, scales.to(torch.float32))]
     weight: Tensor = (values.T - by_input[0]) * by_input[1]
     return weight
 
@@ -149,19 +175,21 @@ def compressed_integers(pieces: Pieces) -> LazyTensor | None:
     if words.dtype != "int32" or len(words.shape) < 2 or size.problem:
         return None
     shape = tuple(int(n) for n in size.read(()).reshape(-1))
+    # One scale for the whole tensor, or scales of every row.
+    by_row = scale.numel != 1
     if (
         len(shape) != len(words.shape)
         or shape[:-1] != words.shape[:-1]
-        or scale.shape[:-1] != shape[:-1]
+        or (by_row and scale.shape[:-1] != shape[:-1])
     ):
         return None
     # Several numbers of bits may fit the shapes; then the configuration decides.
     choices = _bit_choices(shape[-1], words.shape[-1])
     if len(choices) > 1:
-        said = _numbers(pieces.quantisation, "num_bits") | _numbers(pieces.quantisation, "bits")
+        said = stated(pieces.quantisation, "num_bits") | stated(pieces.quantisation, "bits")
         choices = {choice for choice in choices if choice[0] in said}
-    fits_groups = shape[-1] % max(1, scale.shape[-1]) == 0 or order is not None
-    if len(choices) != 1 or not fits_groups:
+    length = group_length(pieces.quantisation, shape[-1], scale.shape[-1] if by_row else 1)
+    if len(choices) != 1:
         return pieces.failed(
             f"stored as packed integers (compressed-tensors), {shape_text(words.shape)} words for "
             f"{shape_text(shape)} weights with {shape_text(scale.shape)} scales, which does not "
@@ -169,8 +197,10 @@ def compressed_integers(pieces: Pieces) -> LazyTensor | None:
             "bits: open the model's folder with its config.json, or dequantise it first",
             shape,
         )
+    if length is None:
+        return _unclear(pieces, "compressed-tensors", shape, scale.shape[-1])
     bits, dense = choices.pop()
-    options = {"bits": bits, "dense": dense, "shape": shape}
+    options = {"bits": bits, "dense": dense, "shape": shape, "length": length}
     return pieces.made(shape, _compressed_values, words, scale, zeros, order, **options)
 
 
@@ -190,16 +220,6 @@ def _bit_choices(count: int, words: int) -> set[tuple[int, bool]]:
     }
 
 
-def _numbers(value: object, key: str) -> set[int]:
-    """Collect every whole number that a configuration states under a key, at any depth."""
-    if not isinstance(value, Mapping):
-        return set()
-    own = value.get(key)
-    return ({own} if isinstance(own, int) else set()).union(
-        *(_numbers(inner, key) for inner in value.values())
-    )
-
-
 def _compressed_values(
     words: Tensor,
     scale: Tensor,
@@ -209,6 +229,7 @@ def _compressed_values(
     bits: int,
     dense: bool,
     shape: tuple[int, ...],
+    length: int,
 ) -> Tensor:
     """Decode compressed-tensors' layout, which adds half the range to make integers unsigned."""
     rows, inputs = shape[-2:]
@@ -225,7 +246,7 @@ def _compressed_values(
     if order is not None and int(order.min()) >= 0:
         chosen = order.to(torch.int64)
         return (values - points[..., chosen]) * factor[..., chosen]
-    return (values - spread_groups(points, inputs)) * spread_groups(factor, inputs)
+    return (values - spread_groups(points, inputs, length)) * spread_groups(factor, inputs, length)
 
 
 def mlx(pieces: Pieces) -> LazyTensor | None:
@@ -260,7 +281,7 @@ def mlx(pieces: Pieces) -> LazyTensor | None:
         )
     bits, group = chosen.pop()
     shape = (*words.shape[:-1], scales.shape[-1] * group)
-    return pieces.made(shape, _mlx_values, words, scales, biases, bits=bits)
+    return pieces.made(shape, _mlx_values, words, scales, biases, bits=bits, group=group)
 
 
 def _mlx_settings(pieces: Pieces) -> tuple[int, int] | None:
@@ -271,19 +292,20 @@ def _mlx_settings(pieces: Pieces) -> tuple[int, int] | None:
     return (bits, group) if isinstance(bits, int) and isinstance(group, int) else None
 
 
-def _mlx_values(words: Tensor, scales: Tensor, biases: Tensor, *, bits: int) -> Tensor:
+def _mlx_values(words: Tensor, scales: Tensor, biases: Tensor, *, bits: int, group: int) -> Tensor:
     """Decode MLX's integers."""
     count = words.shape[-1] * 32 // bits
     values = unpack(words.view(torch.int32), bits, count).to(torch.float32)
-    return values * spread_groups(scales.to(torch.float32), count) + spread_groups(
-        biases.to(torch.float32), count
+    factor, shift = (
+        spread_groups(by_group.to(torch.float32), count, group) for by_group in (scales, biases)
     )
+    return values * factor + shift
 
 
 def _mlx_floats(words: Tensor, scales: Tensor) -> Tensor:
     """Decode MLX's 4-bit floats."""
     values = e2m1_values(words.contiguous().view(torch.uint8))
-    return values * spread_groups(scale_values(scales), values.shape[-1])
+    return values * spread_groups(scale_values(scales), values.shape[-1], MX_BLOCK)
 
 
 def bitnet(pieces: Pieces) -> LazyTensor | None:
@@ -324,15 +346,18 @@ def modelopt_int4(pieces: Pieces) -> LazyTensor | None:
     ):
         return None
     shape = (*packed.shape[:-2], 2 * packed.shape[-2], packed.shape[-1])
-    if shape[-1] % max(1, scale.shape[-1]) or scale.shape[:-2] != shape[:-2]:
+    if scale.shape[:-2] != shape[:-2]:
         return None
-    return pieces.made(shape, _modelopt_values, packed, scale)
+    length = group_length(pieces.quantisation, shape[-1], scale.shape[-1])
+    if length is None:
+        return _unclear(pieces, "ModelOpt int4", shape, scale.shape[-1])
+    return pieces.made(shape, _modelopt_values, packed, scale, length=length)
 
 
-def _modelopt_values(packed: Tensor, scale: Tensor) -> Tensor:
+def _modelopt_values(packed: Tensor, scale: Tensor, *, length: int) -> Tensor:
     """Decode signed 4-bit integers, of which a byte holds two rows."""
     rows = torch.stack((packed & 15, packed >> 4), dim=-2).flatten(-3, -2).to(torch.float32)
     # Two's complement of 4 bits.
     return torch.where(rows > 7, rows - 16, rows) * spread_groups(
-        scale.to(torch.float32), rows.shape[-1]
+        scale.to(torch.float32), rows.shape[-1], length
     )

@@ -1,0 +1,66 @@
+"""How many consecutive numbers share a scale, from a configuration or from the shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+COMMON_BLOCKS = (16, 32, 64, 128, 256)
+"""Block lengths in use, whether or not they divide the dimension."""
+
+
+def stated(quantisation: object, key: str) -> set[int]:
+    """Collect the whole numbers that a configuration states under a key, at any depth.
+
+    Formats that treat modules differently state one number for each kind of module. What is said
+    about inputs and outputs of layers does not concern their weights.
+
+    >>> sorted(stated({"bits": 4, "dynamic": {"lm_head": {"bits": 8}}}, "bits"))
+    [4, 8]
+    """
+    if not isinstance(quantisation, Mapping):
+        return set()
+    own = quantisation.get(key)
+    inner = (
+        stated(value, key)
+        for name, value in quantisation.items()
+        if name not in {"input_activations", "output_activations"}
+    )
+    return set().union({own} if isinstance(own, int) else set(), *inner)
+
+
+def block_lengths(size: int, blocks: int) -> list[int]:
+    """List the lengths that this number of blocks can have along one dimension.
+
+    >>> block_lengths(512, 4), block_lengths(300, 3)
+    ([128], [100, 128])
+    """
+    if blocks in {1, size}:
+        return [size // max(1, blocks)]
+    # The last block may be shorter, so a length need not divide the size.
+    lengths = {length for length in COMMON_BLOCKS if -(-size // length) == blocks}
+    if blocks and size % blocks == 0:
+        lengths.add(size // blocks)
+    return sorted(lengths)
+
+
+def stated_lengths(quantisation: Mapping[str, Any], size: int, blocks: int) -> set[int]:
+    """Return the group sizes of the configuration that give this number of groups."""
+    if blocks == 1:
+        return {size}
+    sizes = {length for length in stated(quantisation, "group_size") if length > 0}
+    return {length for length in sizes if -(-size // length) == blocks}
+
+
+def group_length(quantisation: Mapping[str, Any], size: int, blocks: int) -> int | None:
+    """Return the length of all groups but the last, which may be shorter; None if it is unclear.
+
+    320 inputs in 3 groups are groups of 128, 128 and 64, not of 107.
+
+    >>> group_length({}, 320, 3), group_length({}, 300, 3)
+    (128, None)
+    >>> group_length({"group_size": 100}, 300, 3)
+    100
+    """
+    lengths = stated_lengths(quantisation, size, blocks) or block_lengths(size, blocks)
+    return next(iter(lengths)) if len(lengths) == 1 else None
