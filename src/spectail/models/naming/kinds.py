@@ -14,6 +14,9 @@ _ATTENTION = re.compile(
 )
 """A name that lies in an attention module."""
 
+_OTHER_MIXER = re.compile(r"(?:^|\.)(?:mamba\w*|ssm|mixer|\w*conv)\.out_proj$")
+"""The last projection of a state space layer (Mamba) or a convolution (LFM2): not of attention."""
+
 _KINDS: tuple[tuple[str, str], ...] = (
     (
         "router",
@@ -106,6 +109,8 @@ def kind_of(name: str) -> str:
         if kind == "head" and in_block and not _PREDICTION_HEAD.search(name):
             continue
         if kind == "embedding" and _PROJECTION.search(name) and not _PATCHES.search(name):
+            continue
+        if kind == "o" and _OTHER_MIXER.search(name):
             continue
         # A layer called ``o`` or ``dense`` can be anything outside an attention module.
         if pattern.search(name) and not (
