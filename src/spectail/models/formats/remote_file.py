@@ -14,7 +14,13 @@ from typing import Any
 from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError
 from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.samples import PIECE, Samples, fixed_places
-from spectail.models.formats.stores import Piece, Place, RangesIgnoredError, RemoteStamp
+from spectail.models.formats.stores import (
+    PastEndError,
+    Piece,
+    Place,
+    RangesIgnoredError,
+    RemoteStamp,
+)
 
 _FIRST = 2**16
 """Bytes that are read on opening: the header of most safetensors files fits."""
@@ -230,11 +236,19 @@ class RemoteFile(ReadableFile):
         )
 
     def _fetch(self, start: int, size: int) -> Piece:
-        """Fetch a range; a file that is gone or a server that behaves otherwise has changed."""
+        """Fetch a range; a file that is gone or a server that behaves otherwise has changed.
+
+        Every other refusal ends the run, because a server that gave a part of the file and denies
+        the rest (an expired signature, a used-up quota) would deny all layers that are left.
+        """
         try:
             return self._store.get(self.path.key, start, start + size)
-        except (FileNotFoundError, RangesIgnoredError):
+        except (FileNotFoundError, RangesIgnoredError, PastEndError):
             raise self._changed() from None
+        except SourceUnreachableError:
+            raise
+        except SourceError as error:
+            raise SourceUnreachableError(str(error)) from None
 
     def _download(self) -> RemoteStamp:
         """Copy the whole file to a temporary place, once, for a server that ignores ranges."""

@@ -251,6 +251,9 @@ def explained(error: Exception, shown: str) -> Exception:
         return PastEndError(f"{shown} cannot be read: it is shorter than it was")
     if is_silence(error):
         return unanswered(shown)
+    for part, words in _SENSELESS:
+        if part in text:
+            return SourceUnreachableError(f"{shown} cannot be read: {words}; download it")
     return failure(shown, status, next((words for part, words in _CAUSES if part in text), ""))
 
 
@@ -280,7 +283,8 @@ def failure(shown: str, status: str, cause: str) -> Exception:
             "check the address and the credentials"
         )
     # Requests that the server refuses are not repeated, except those that came too fast or late.
-    if status.startswith("4") and status[:3] not in {"408", "429"}:
+    # A redirect is left over only if it leads nowhere.
+    if status.startswith(("3", "4")) and status[:3] not in {"408", "429"}:
         return SourceError(f"{shown} cannot be read: the server answers {status}")
     what = status or cause or "the server cannot be reached or breaks off its answers"
     return SourceUnreachableError(
@@ -309,9 +313,19 @@ _CAUSES = (
     ("IncompleteBody", "the server breaks off its answers"),
     ("ConnectionReset", "the server breaks the connection"),
     ("IncompleteMessage", "the server breaks the connection"),
-    ("Content-Range", "the server's answer has no valid range"),
 )
 """Parts of obstore's messages, and what they mean."""
+_OTHER_RANGE = "the server answers with another range than the one asked for"
+_SENSELESS = (
+    ("UnexpectedRange", _OTHER_RANGE),
+    ("ParseContentRange", _OTHER_RANGE),
+    ("Content-Range", _OTHER_RANGE),
+    ("Header {", "a header of the server's answer is damaged"),
+    ("TooManyRedirects", "there are too many redirects"),
+    ("BareRedirect", "the server's redirect leads nowhere"),
+    ("Parse(", "the server's answer is no HTTP"),
+)
+"""The same for answers that obstore does not ask for again, because they make no sense."""
 
 
 def _stamp(meta: Mapping[str, Any]) -> RemoteStamp:
