@@ -143,20 +143,10 @@ def run(
         Evaluated(text.name, before, scores.pruned(text, plan.max_sequences))
         for text, before in zip(texts.tests, dense, strict=True)
     )
-    # These cost no further measurement, and the page shows them as lines for comparison. Of a rule
-    # with several forms only those of the form used: all of them would hide each other.
-    others = {
-        str(setting): other
-        for setting, other in candidates.items()
-        if dict(other) != dict(chosen)
-        and setting.form == (chosen.settings.get("form", "") if setting.form else "")
-    }
-    if plan.allocator.name != "uniform":
-        others["uniform"] = uniform(model, plan.sparsity, scope=scope)
     # The allocation may have read the text although the method did not.
     shape = None if tokens is None else (tokens.shape[0], tokens.shape[1])
     report = replace(report, evaluated=evaluated, selected=selected, bos=bos, calibration=shape)
-    return Pruned(plan, chosen, report, others)
+    return Pruned(plan, chosen, report, _others(model, plan, chosen, candidates, scope))
 
 
 def _bos(model: nn.Module, tokenizer: Any, plan: PruningPlan, texts: Texts) -> Rule | None:
@@ -191,6 +181,29 @@ def _allocations(
     # Computed even if eps is given: the page shows them beside it.
     candidates = {setting: make(setting) for setting in make.settings}
     return candidates, make(None if plan.eps == "auto" else plan.eps)
+
+
+def _others(
+    model: nn.Module,
+    plan: PruningPlan,
+    chosen: Allocation,
+    candidates: Mapping[Setting, Allocation],
+    scope: Scope,
+) -> Mapping[str, Allocation]:
+    """Return the allocations that the page shows as lines beside the one used.
+
+    They cost no further measurement. Of a rule with several forms only those of the form used: all
+    of them would hide each other.
+    """
+    form = chosen.settings.get("form", "")
+    found = {
+        str(setting): other
+        for setting, other in candidates.items()
+        if dict(other) != dict(chosen) and setting.form == (form if setting.form else "")
+    }
+    if plan.allocator.name != "uniform":
+        found["uniform"] = uniform(model, plan.sparsity, scope=scope)
+    return found
 
 
 def _identity(
