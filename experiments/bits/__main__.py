@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,35 @@ def _run(options: argparse.Namespace, settings: Settings, folder: Path) -> bool:
     model, tokenizer, texts = _inputs(options)
     sizes = {"calibration": texts.calibration, "selection": texts.selection, **texts.tests}
     kept = settings.to_dict() | {"texts": {name: len(text) for name, text in sizes.items()}}
-    journal = Journal.open(folder / f"{options.name}.jsonl", kept, fresh=options.fresh)
+    path = folder / f"{options.name}.jsonl"
+    journal = Journal.open(path, kept, fresh=options.fresh)
     subject = Subject(model.to(options.device), getattr(torch, settings.dtype))
+    check_same_model(path, journal.done.get("layers"), subject)
     experiment = Experiment(subject, tokenizer, texts, settings=settings, journal=journal)
     return run_steps(journal, experiment.steps(), seconds=options.seconds)
+
+
+def check_same_model(path: Path, known: Mapping[str, Any] | None, subject: Subject) -> None:
+    """Raise ValueError if the layers that a journal holds are those of another model.
+
+    The journal's settings do not name the model, whose file lies elsewhere on another machine.
+    """
+    if known is None:
+        return
+    found = {
+        weight.name: (list(values.shape), float(values.double().var(correction=0)))
+        for weight, values in zip(subject.weights, subject.first, strict=True)
+    }
+    kept = {name: (x["shape"], x["variance"]) for name, x in known.items()}
+    same = kept.keys() == found.keys() and all(
+        shape == found[name][0] and math.isclose(variance, found[name][1], rel_tol=1e-4)
+        for name, (shape, variance) in kept.items()
+    )
+    if not same:
+        raise ValueError(
+            f"{path} holds a run with another model; give this one another --name, or start anew "
+            f"with --fresh"
+        )
 
 
 def _steps_in(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import spectail as st
-from experiments.bits.__main__ import QUICK, main
+from experiments.bits.__main__ import QUICK, check_same_model, main
 from experiments.bits.rules import RULES, WIDTHS, Layers, real_bits, widths
 from experiments.bits.subject import Subject
 from experiments.bits.summary import tables
@@ -121,6 +121,21 @@ def test_a_quick_run_is_complete_and_consistent(quick: Path) -> None:
     text = (quick / "tables.md").read_text()
     assert "| relative error | " in text
     assert "not run yet" not in text
+
+
+def test_a_journal_of_another_model_is_refused(quick: Path) -> None:
+    (path,) = (path for path in quick.glob("*.jsonl"))
+    known = dict(json.loads(line) for line in path.read_text().splitlines()[1:])["layers"]
+    subject = Subject(toy()[0], torch.float32)
+    check_same_model(path, known, subject)
+    check_same_model(path, None, subject)
+    with torch.no_grad():
+        subject.first[5] *= 1.01
+    with pytest.raises(ValueError, match="a run with another model; give this one another --name"):
+        check_same_model(path, known, subject)
+    del known[next(iter(known))]
+    with pytest.raises(ValueError, match="a run with another model"):
+        check_same_model(path, known, Subject(toy()[0], torch.float32))
 
 
 def test_what_was_not_run_is_named(quick: Path) -> None:
