@@ -261,6 +261,34 @@ def test_half_precision_does_not_underflow() -> None:
     assert group_range(matrix.half()) == pytest.approx(group_range(matrix), rel=1e-2)
 
 
+@pytest.mark.parametrize("exponent", [-100, -75, 70, 110])
+def test_errors_of_tiny_and_huge_weights_are_those_of_others_or_say_that_all_is_lost(
+    exponent: int,
+) -> None:
+    """Squares of such weights leave the range of float32."""
+    matrix = _matrix(8, 256)
+    usual = {name: error for name, _, error in rounding_errors(matrix[None])}
+    scaled = torch.ldexp(matrix, torch.tensor(exponent))
+    found = {name: error for name, _, error in rounding_errors(scaled[None])}
+    assert group_range(scaled) == pytest.approx(group_range(matrix), rel=1e-6)
+    # A scale in float32 reaches them; one in half precision does not.
+    for name in ("fp8", "nvfp4"):
+        assert found.pop(name) == pytest.approx(usual[name], rel=1e-6)
+    if exponent < 0:
+        assert set(found.values()) == {1.0}
+    else:
+        assert found == {}
+
+
+def test_formats_that_turn_weights_of_64_bits_into_zeros_lose_all_of_them() -> None:
+    matrix = _matrix(8, 256).double()
+    tiny = {error for _, _, error in rounding_errors(matrix[None] * 1e-140)}
+    assert tiny == {1.0}
+    assert list(rounding_errors(matrix[None] * 1e140)) == []
+    for factor in (1e-140, 1e140):
+        assert group_range(matrix * factor) == pytest.approx(group_range(matrix), rel=1e-6)
+
+
 def test_a_large_or_transposed_layer_is_sampled_evenly() -> None:
     matrix = torch.arange(3 * 5000.0).reshape(3, 5000, 1).expand(3, 5000, 128)
     rows = sampled_rows(matrix)

@@ -235,13 +235,10 @@ class _Columns:
         """Describe a matrix whose largest entry has this magnitude."""
         rows, cols = matrix.shape[1:]
         turned = matrix.axis == 0 if isinstance(matrix, Bands) else rows > cols
-        exponent = math.frexp(magnitude)[1]
-        return cls(
-            matrix,
-            turned,
-            0 if abs(exponent) <= _SAFE_EXPONENT else exponent,
-            torch.promote_types(matrix.dtype, torch.float32),
-        )
+        dtype = torch.promote_types(matrix.dtype, torch.float32)
+        # Of weights below the normal numbers of the type, 2^-exponent would be infinite.
+        exponent = max(math.frexp(x)[1] for x in (magnitude, torch.finfo(dtype).tiny))
+        return cls(matrix, turned, 0 if abs(exponent) <= _SAFE_EXPONENT else exponent, dtype)
 
     @property
     def is_on_gpu(self) -> bool:

@@ -52,36 +52,44 @@ class Quantiser(ABC):
 def relative_error(quantiser: Quantiser, matrices: Tensor) -> float:
     """Return t^2 = ||Q(W) - W||^2 / ||W||^2 over matrices (..., rows, cols); 0 for zeros alone.
 
-    The formula is that of HIGGS (arXiv 2411.17525, section 3).
+    The formula is that of HIGGS (arXiv 2411.17525, section 3). It is infinite for weights beyond
+    float32, which no format holds.
 
     >>> from spectail.core.quantisers import quantiser_named
     >>> round(relative_error(quantiser_named("int2"), torch.tensor([[0.0, 1.0, 2.0, 3.5]])), 4)
     0.0081
     """
     errors, total = 0.0, 0.0
+    # Relative to the largest weight, so that no square overflows or vanishes.
+    largest = float(matrices.abs().amax()) or 1.0
+    if largest > torch.finfo(torch.float32).max:
+        return math.inf
     for matrix in matrices.reshape(-1, *matrices.shape[-2:]):
-        values = matrix.float()
-        errors += float((quantiser.dequantised(values) - values).square().sum(dtype=torch.float64))
-        total += float(values.square().sum(dtype=torch.float64))
+        values = matrix.double()
+        lost = quantiser.dequantised(matrix).double() - values
+        errors += float((lost / largest).square().sum())
+        total += float((values / largest).square().sum())
     return errors / total if total > 0 else 0.0
 
 
 def sampled_rows(matrices: Tensor | Bands) -> Tensor:
-    """Return evenly spaced rows (n, cols) of a large layer (..., rows, cols), or all, in float32.
+    """Return evenly spaced rows (n, cols) of a large layer (..., rows, cols), or all.
 
     There are about ``SAMPLE`` weights and at least ``LEAST_ROWS`` rows, so that measuring costs
-    little beside the eigenvalues.
+    little beside the eigenvalues. They are in float32, or in float64 if the layer is.
     """
     rows, cols = matrices.shape[-2:]
     count = math.prod(matrices.shape[:-1])
     kept = min(count, max(LEAST_ROWS, SAMPLE // cols))
     chosen = torch.linspace(0, count - 1, kept, dtype=torch.float64).round().long()
     if isinstance(matrices, Bands):
-        return matrices.rows(chosen.tolist()).float()
-    chosen = chosen.to(matrices.device)
-    stacked = matrices.reshape(-1, rows, cols)
-    # Two indices in place of one over flat rows: a transposed layer would be copied whole.
-    return stacked[chosen // rows, chosen % rows].float()
+        found = matrices.rows(chosen.tolist())
+    else:
+        chosen = chosen.to(matrices.device)
+        stacked = matrices.reshape(-1, rows, cols)
+        # Two indices in place of one over flat rows: a transposed layer would be copied whole.
+        found = stacked[chosen // rows, chosen % rows]
+    return found.to(torch.promote_types(found.dtype, torch.float32))
 
 
 def groups_of(matrix: Tensor, size: int) -> Tensor:

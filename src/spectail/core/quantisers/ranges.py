@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from spectail.core.bands import Bands
@@ -21,13 +20,16 @@ def group_range(matrices: Tensor | Bands) -> float:
     least weight of a group. Groups count by their number of weights. The result is NaN for zeros
     alone and for complex weights.
 
+    >>> import torch
     >>> group_range(torch.tensor([[1.0, -1.0, 1.0, -1.0]]))
     4.0
     """
     if matrices.dtype.is_complex:
         return math.nan
-    rows = sampled_rows(matrices)
-    total = float(rows.square().sum(dtype=torch.float64))
+    rows = sampled_rows(matrices).double()
+    # Relative to the largest weight, so that no square overflows or vanishes.
+    rows = rows / (float(rows.abs().amax()) or 1.0)
+    total = float(rows.square().sum())
     # The last group of a row may be short.
     whole = rows.shape[1] // GROUP * GROUP
     parts: list[Tensor] = [rows[:, :whole].unflatten(1, (-1, GROUP))] if whole else []
@@ -39,4 +41,4 @@ def group_range(matrices: Tensor | Bands) -> float:
 def _squared_ranges(groups: Tensor) -> float:
     """Return the sum of the squared ranges along the last axis."""
     low, high = groups.aminmax(dim=-1)
-    return float((high.double() - low.double()).square().sum())
+    return float((high - low).square().sum())
