@@ -98,13 +98,18 @@ class Journal:
 
     def reload(self) -> None:
         """Take what another process has added."""
-        self.done = dict(json.loads(line) for line in _whole_lines(self.path)[1:])
+        self.done = steps_in(self.path)
 
     def add(self, key: str, value: Any) -> None:
         """Keep one step."""
         self.done[key] = value = _plain(value)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps([key, value]) + "\n")
+
+
+def steps_in(path: Path) -> dict[str, Any]:
+    """Read the finished steps of a journal by key; a line that is still being written is left."""
+    return dict(json.loads(line) for line in _whole_lines(path)[1:])
 
 
 class Workers:

@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 
 from experiments.allocation import profiles
 from experiments.allocation.opening import JOURNALS, open_experiment
 from experiments.allocation.steps import Experiment, Settings, Step, finalists
 from experiments.allocation.subjects import MODELS
-from experiments.allocation.summary import draw, read, results, tables
+from experiments.allocation.summary import draw, results, tables
 from experiments.common import (
     ROOT,
     Workers,
@@ -23,6 +24,7 @@ from experiments.common import (
     fill_page,
     run_steps,
     save_json,
+    steps_in,
 )
 
 FULL = Settings(harder=0.7)
@@ -43,7 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     another = partial(begin, journal=experiment.journal)
     with Workers(options.workers, another) as workers:
         finished = run_all(experiment, options.seconds, workers)
-    if not options.quick:
+    if options.model not in MODELS:
+        # The page compares two models; the tables of any other one are printed.
+        name = Path(options.model).stem
+        print("\n\n".join(tables({name: experiment.journal.done}, settings).values()))
+    elif not options.quick:
         publish_all(settings)
     return 0 if finished else 3
 
@@ -51,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def publish_all(settings: Settings) -> None:
     """Write results, tables, picture and page from the journals of all models."""
     journals = {
-        name: read(path) for name in MODELS if (path := JOURNALS / f"{name}.jsonl").exists()
+        name: steps_in(path) for name in MODELS if (path := JOURNALS / f"{name}.jsonl").exists()
     }
     parts = tables(journals, settings) | profiles.main()
     here = JOURNALS.parent
@@ -91,8 +97,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="processes that share the steps")
     parser.add_argument("--seconds", type=float, help="stop after so long; run again to go on")
     parser.add_argument("--fresh", action="store_true", help="forget an earlier run")
-    parser.add_argument("--tables", action="store_true", help="only write what the journals give")
-    parser.add_argument("--quick", action="store_true", help="a toy model, for a minute")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--tables", action="store_true", help="only write what the journals give")
+    either.add_argument("--quick", action="store_true", help="a toy model, for a minute")
     return parser.parse_args(arguments)
 
 

@@ -24,8 +24,8 @@ from experiments.allocation.opening import JOURNALS
 from experiments.allocation.rules import READS_NO_WEIGHTS
 from experiments.allocation.steps import Experiment, Settings
 from experiments.allocation.subjects import Subject
-from experiments.allocation.summary import read, tables
-from experiments.common import ROOT, Journal, fill_page, run_steps
+from experiments.allocation.summary import tables
+from experiments.common import ROOT, Journal, fill_page, run_steps, steps_in
 from experiments.pruning.texts import Texts, installed
 from experiments.stability.catalogue import CATALOGUE, find
 from spectail.pruning import scores
@@ -201,7 +201,8 @@ def publish() -> None:
 
 def encoder_tables(journals: Path) -> dict[str, str]:
     """Markdown by the name of its place on the page."""
-    found = {name: read(path) for name in MODELS if (path := journals / f"{name}.jsonl").exists()}
+    paths = {name: journals / f"{name}.jsonl" for name in MODELS}
+    found = {name: steps_in(path) for name, path in paths.items() if path.exists()}
     parts = tables(found, SETTINGS)
     names = {"answer": "encoders", "tested": "encoders tested", "depth": "encoders depth"}
     return {place: parts[part] for part, place in names.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,29 @@ def open_experiment(
     path = (WORK / "quick" if quick else JOURNALS) / f"{Path(name).stem}.jsonl"
     journal = journal or Journal.open(path, kept, fresh=fresh)
     subject = Subject(model.to(device))
+    check_same_model(path, journal.done.get("variances"), subject)
     return Experiment(subject, tokenizer, texts, settings=settings, journal=journal)
+
+
+def check_same_model(path: Path, known: Mapping[str, float] | None, subject: Subject) -> None:
+    """Raise ValueError if the variances that a journal holds are those of another model.
+
+    A journal has the last part of the model's path as its name, which two models may share.
+    """
+    if known is None:
+        return
+    found = {
+        weight.name: float(values.double().var(correction=0))
+        for weight, values in zip(subject.weights, subject.first, strict=True)
+    }
+    same = known.keys() == found.keys() and all(
+        math.isclose(variance, found[name], rel_tol=1e-4) for name, variance in known.items()
+    )
+    if not same:
+        raise ValueError(
+            f"{path} holds a run with another model of this name; rename the folder of this one, "
+            f"or start anew with --fresh"
+        )
 
 
 def _inputs(name: str, quick: bool) -> tuple[Any, Any, Texts]:

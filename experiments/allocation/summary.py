@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,12 +31,6 @@ NAMES = {
     "minilm": "MiniLM",
     "antiberty": "AntiBERTy",
 }
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The steps of a journal by key."""
-    lines = path.read_text(encoding="utf-8").splitlines()[1:]
-    return dict(json.loads(line) for line in lines)
 
 
 def tables(journals: Mapping[str, Mapping[str, Any]], settings: Settings) -> dict[str, str]:
@@ -241,6 +234,8 @@ def _labels(journals: Mapping[str, Mapping[str, Any]], settings: Settings) -> st
                 blind = scores(done, settings, target, rule, by=1)
                 pick = min(blind, key=lambda e: blind[e])
                 costs.append(by_text[pick] / min(by_text.values()))
+        if not costs:
+            continue
         same = sum(cost == 1 for cost in costs)
         mean = math.exp(fmean(map(math.log, costs)))
         rows.append([heading, f"{same} of {len(costs)}", f"{mean:.3f}", f"{max(costs):.3g}"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ import torch
 from experiments.bits.steps import Experiment, Settings
 from experiments.bits.subject import Subject
 from experiments.bits.summary import summarise, tables
-from experiments.common import ROOT, Journal, publish, run_options, run_steps
+from experiments.common import ROOT, Journal, publish, run_options, run_steps, steps_in
 from experiments.pruning.texts import Texts, installed
 from experiments.pruning.toy import toy
 from spectail.basics.files import write_text
@@ -33,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = JOURNALS if options.page else options.work
     finished = options.tables or _run(options, settings, folder)
     found = {
-        path.stem: summarise(_steps_in(path), settings) for path in sorted(folder.glob("*.jsonl"))
+        path.stem: summarise(steps_in(path), settings) for path in sorted(folder.glob("*.jsonl"))
     }
     models = {name: summary for name, summary in found.items() if summary}
     parts = tables(models)
@@ -76,11 +75,6 @@ def check_same_model(path: Path, known: Mapping[str, Any] | None, subject: Subje
             f"{path} holds a run with another model; give this one another --name, or start anew "
             f"with --fresh"
         )
-
-
-def _steps_in(path: Path) -> dict[str, Any]:
-    """The finished steps of a journal."""
-    return dict(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:])
 
 
 def _inputs(options: argparse.Namespace) -> tuple[Any, Any, Texts]:

@@ -13,7 +13,7 @@ import torch
 
 from experiments.allocation import __main__ as command
 from experiments.allocation import opening, profiles, steps, summary
-from experiments.allocation.opening import JOURNALS
+from experiments.allocation.opening import JOURNALS, check_same_model
 from experiments.allocation.rules import (
     ACTIVATIONS,
     FIXED,
@@ -30,6 +30,7 @@ from experiments.allocation.rules import (
 )
 from experiments.allocation.steps import Settings, chosen, finalists, select_key
 from experiments.allocation.subjects import MODELS, Subject, distance
+from experiments.common import steps_in
 from experiments.pruning.toy import toy
 from spectail.pruning.allocators import as_allocator
 
@@ -104,7 +105,9 @@ def test_what_is_kept_and_what_is_left_over() -> None:
     )
 
 
-def test_a_quick_run_goes_on_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quick_run_goes_on_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = Settings(
         targets=(("magnitude", 0.5),),
         eps=(0.3,),
@@ -127,6 +130,26 @@ def test_a_quick_run_goes_on_and_ends(tmp_path: Path, monkeypatch: pytest.Monkey
         assert done[steps.test_key(target, rule, 0)]["sparsity"] == pytest.approx(0.5, abs=1e-3)
     assert command.main(["--quick"]) == 0
     assert (tmp_path / "quick" / "smollm2.jsonl").read_text().splitlines() == lines
+    # The page has no place for another model: its tables are printed.
+    (tmp_path / "quick" / "smollm2.jsonl").rename(tmp_path / "quick" / "other.jsonl")
+    capsys.readouterr()
+    assert command.main(["--quick", "--model", "folder/other"]) == 0
+    assert "| other, magnitude 0.5 |" in capsys.readouterr().out
+
+
+def test_tables_of_the_real_runs_are_never_written_with_the_settings_of_a_toy() -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--tables", "--quick"])
+
+
+def test_a_journal_of_another_model_is_refused(tmp_path: Path) -> None:
+    subject = Subject(toy()[0])
+    known = subject.variances()
+    check_same_model(tmp_path / "toy.jsonl", known, subject)
+    with torch.no_grad():
+        subject.first[5] *= 1.01
+    with pytest.raises(ValueError, match=r"toy\.jsonl holds a run with another model of this "):
+        check_same_model(tmp_path / "toy.jsonl", known, subject)
 
 
 def test_eps_is_the_one_of_least_perplexity_and_a_lost_score_never_wins() -> None:
@@ -155,7 +178,7 @@ def test_the_committed_tables_follow_from_the_committed_journals() -> None:
     if not paths:
         pytest.skip("the source distribution holds no journals")
     order = [name for name in MODELS if name in paths]
-    journals = {name: summary.read(paths[name]) for name in order}
+    journals = {name: steps_in(paths[name]) for name in order}
     kept = (JOURNALS.parent / "tables.md").read_text(encoding="utf-8")
     for part in summary.tables(journals, command.FULL).values():
         assert part in kept

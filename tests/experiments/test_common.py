@@ -18,6 +18,7 @@ from experiments.common import (
     markdown_table,
     run_steps,
     save_json,
+    steps_in,
 )
 
 
@@ -61,6 +62,14 @@ def test_a_journal_goes_on_after_a_line_that_a_kill_cut(tmp_path: Path) -> None:
     again.add("b", 3)
     assert Journal.open(path, {"seed": 1}).done == {"a": {"alpha": [1.0, None]}, "b": 3}
     assert Journal.open(path, {"seed": 1}, fresh=True).done == {}
+
+
+def test_a_line_that_is_being_written_is_no_step(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "run.jsonl", {})
+    journal.add("a", 1)
+    with journal.path.open("a") as file:
+        file.write('["b", ')
+    assert steps_in(journal.path) == {"a": 1}
 
 
 def test_a_journal_refuses_other_settings(tmp_path: Path) -> None:
