@@ -48,8 +48,8 @@ CASES = (
     Case(Cell(TUNED, 5, "U-Net"), WHOLE, Grid((0.005, 0.0125, 0.03), ("sigmoid:0.25",))),
     Case(Cell("Darcy", 10, "FNO"), WINDOWS + SPECTRAL, Grid((0.005, 0.0125), ("sigmoid:0.25",))),
 )
-"""Where the rule by alpha had the largest lead over Adam at the same base
-rate, and what it chose there."""
+"""Where the rule by alpha had the largest lead over Adam at the same base rate, at the numbers of
+pairs at which settings were searched, and what it chose there."""
 
 
 @dataclass(frozen=True, kw_only=True)
