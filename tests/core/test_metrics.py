@@ -76,7 +76,6 @@ def test_the_largest_eigenvalue_of_special_matrices(kind: str, dtype: torch.dtyp
     assert largest_eigenvalue(matrices) == pytest.approx(dense(matrices), rel=tolerance)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
 @pytest.mark.parametrize("scale", [1e-38, 1e-40, 1e-43])
 def test_the_largest_eigenvalue_of_weights_below_the_normal_numbers(
@@ -89,6 +88,7 @@ def test_the_largest_eigenvalue_of_weights_below_the_normal_numbers(
     assert largest_eigenvalue(matrices, rough=True) == pytest.approx(dense(matrices), rel=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 1100, 1300), (1, 2100, 1050)], ids=str)
 def test_the_largest_eigenvalue_of_a_matrix_too_large_for_its_gram(shape: tuple[int, ...]) -> None:
     matrices = draw(shape, torch.float32)
