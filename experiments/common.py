@@ -69,6 +69,14 @@ def save_json(path: str | Path, data: Any) -> None:
     write_text(path, text + "\n")
 
 
+def on_device(device: str) -> dict[str, str]:
+    """What a journal's settings say of the device: nothing for the CPU.
+
+    Results of a GPU differ by rounding, so they never go on with a journal of the CPU.
+    """
+    return {} if device == "cpu" else {"device": device}
+
+
 @dataclass
 class Journal:
     """Steps of a run by key, each kept as one JSON line the moment it is done."""

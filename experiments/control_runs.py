@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from experiments.common import Journal, Workers, environment, fill_page, run_steps
+from experiments.common import Journal, Workers, environment, fill_page, on_device, run_steps
 from experiments.control_study import Study, Train, key, tables
 
 
@@ -29,9 +29,8 @@ def run(
     ``trainer`` loads the data; it is called in every process that trains. 0 when all is done,
     else 3.
     """
-    # Results of a GPU differ by rounding, so they never go on with a journal of the CPU.
-    device = {} if options.device == "cpu" else {"device": options.device}
-    journal = Journal.open(options.journal, {**settings, **device}, fresh=options.fresh)
+    kept = {**settings, **on_device(options.device)}
+    journal = Journal.open(options.journal, kept, fresh=options.fresh)
     finished = train_missing(study, journal, trainer, options)
     parts = tables(journal.done, study, digits)
     if options.page:

@@ -14,7 +14,7 @@ import torch
 from experiments.bits.steps import Experiment, Settings
 from experiments.bits.subject import Subject
 from experiments.bits.summary import summarise, tables
-from experiments.common import ROOT, Journal, publish, run_options, run_steps, steps_in
+from experiments.common import ROOT, Journal, on_device, publish, run_options, run_steps, steps_in
 from experiments.pruning.texts import Texts, installed
 from experiments.pruning.toy import toy
 from spectail.basics.files import write_text
@@ -46,6 +46,7 @@ def _run(options: argparse.Namespace, settings: Settings, folder: Path) -> bool:
     model, tokenizer, texts = _inputs(options)
     sizes = {"calibration": texts.calibration, "selection": texts.selection, **texts.tests}
     kept = settings.to_dict() | {"texts": {name: len(text) for name, text in sizes.items()}}
+    kept |= on_device(options.device)
     path = folder / f"{options.name}.jsonl"
     journal = Journal.open(path, kept, fresh=options.fresh)
     subject = Subject(model.to(options.device), getattr(torch, settings.dtype))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from experiments.common import Journal, publish, run_options, run_steps
+from experiments.common import Journal, on_device, publish, run_options, run_steps
 from experiments.diagnosis.draw import draw, tables
 from experiments.diagnosis.faults import CONTROLS, CUTS, cut, faults, generator_for
 from experiments.diagnosis.models import Subject, installed, subject
@@ -87,7 +87,8 @@ class Experiment:
         self.folder = options.work / "diagnosis"
         self.read: TextReader = sums if options.quick else prose
         path = options.work / "diagnosis.jsonl"
-        self.journal = Journal.open(path, asdict(settings), fresh=options.fresh)
+        kept = asdict(settings) | on_device(options.device)
+        self.journal = Journal.open(path, kept, fresh=options.fresh)
         if options.fresh:
             for kept in self.folder.glob("*.pt"):
                 kept.unlink()

@@ -23,6 +23,7 @@ from experiments.common import (
     Journal,
     markdown_table,
     mean_and_spread,
+    on_device,
     publish,
     run_options,
     run_steps,
@@ -256,6 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sizes = {"n_train": settings.n_train, "n_validation": settings.n_validation}
     images = drawn(settings.n_train) if options.quick else load(options.data, **sizes)
     kept = asdict(settings) | {"classes": images.classes, "shape": list(images.train[0].shape[1:])}
+    kept |= on_device(options.device)
     journal = Journal.open(options.work / "images.jsonl", kept, fresh=options.fresh)
     experiment = Experiment(images, settings, journal, options.device)
     finished = run_steps(journal, experiment.steps(), seconds=options.seconds)

@@ -22,6 +22,7 @@ from experiments.common import (
     Journal,
     markdown_table,
     mean_and_spread,
+    on_device,
     publish,
     run_options,
     run_steps,
@@ -232,6 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = QUICK if options.quick else FULL if options.full else Settings()
     text = drawn() if options.quick else corpus(_texts(options))
     kept = asdict(settings) | {"bytes": {name: len(part) for name, part in vars(text).items()}}
+    kept |= on_device(options.device)
     journal = Journal.open(options.work / "language.jsonl", kept, fresh=options.fresh)
     steps = Experiment(text, settings, journal, options.device).steps()
     finished = run_steps(journal, steps, seconds=options.seconds)

@@ -25,6 +25,7 @@ from experiments.common import (
     environment,
     fill_page,
     markdown_table,
+    on_device,
     run_options,
     run_steps,
 )
@@ -236,6 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = QUICK if options.quick else FULL if options.full else Settings()
     text = drawn() if options.quick else corpus(installed())
     kept = asdict(settings) | {"bytes": {name: len(part) for name, part in vars(text).items()}}
+    kept |= on_device(options.device)
     options.out.mkdir(parents=True, exist_ok=True)
     journal = Journal.open(options.out / "htmuon.jsonl", kept, fresh=options.fresh)
     steps = Training(text, settings, options.device).steps()

@@ -24,6 +24,7 @@ from experiments.common import (
     Journal,
     markdown_table,
     mean_and_spread,
+    on_device,
     publish,
     run_options,
     run_steps,
@@ -387,7 +388,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     settings = QUICK if options.quick else FULL if options.full else Settings()
     problems = problems_of(settings, options.data)
-    kept = asdict(settings)
+    kept = asdict(settings) | on_device(options.device)
     journal = Journal.open(options.work / "pde.jsonl", kept, fresh=options.fresh)
     experiment = Experiment(problems, settings, journal, options.device)
     for network in settings.networks:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from experiments.common import Journal, publish, run_options, run_steps
+from experiments.common import Journal, on_device, publish, run_options, run_steps
 from experiments.pruning.draw import draw, tables
 from experiments.pruning.steps import FULL, Experiment, Settings
 from experiments.pruning.summary import summarise
@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "model": "toy" if options.quick else options.model,
         "texts": _sizes(texts),
     }
+    kept |= on_device(options.device)
     journal = Journal.open(options.work / "pruning.jsonl", kept, fresh=options.fresh)
     if options.fresh:
         shutil.rmtree(options.work / "pruning", ignore_errors=True)

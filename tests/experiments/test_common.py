@@ -16,6 +16,7 @@ from experiments.common import (
     environment,
     fill_page,
     markdown_table,
+    on_device,
     run_steps,
     save_json,
     steps_in,
@@ -79,6 +80,13 @@ def test_a_journal_refuses_other_settings(tmp_path: Path) -> None:
         match="holds a run with other settings; go on with those, or start anew with --fre",
     ):
         Journal.open(tmp_path / "run.jsonl", {"seed": 2})
+
+
+def test_results_of_a_gpu_never_go_on_with_those_of_the_cpu(tmp_path: Path) -> None:
+    Journal.open(tmp_path / "run.jsonl", {"seed": 1} | on_device("cpu"))
+    Journal.open(tmp_path / "run.jsonl", {"seed": 1})
+    with pytest.raises(ValueError, match="other settings"):
+        Journal.open(tmp_path / "run.jsonl", {"seed": 1} | on_device("cuda"))
 
 
 def test_steps_are_done_once_and_stop_when_time_is_up(
