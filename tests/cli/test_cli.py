@@ -179,6 +179,7 @@ def test_a_bad_source_is_one_line_and_exit_code_2(
         ["analyze", "{source}", "--out", "{out}", "--aspect-ratio", "wide"],
         ["analyze", "{source}", "--out", "{out}", "--window", "4096"],
         ["analyze", "{source}", "--out", "{out}", "--window", "-3"],
+        ["analyze", "{source}", "--out", "{out}", "--window", "9" * 5000],
         ["analyze", "{source}", "--out", "{out}", "--preset", "best"],
         ["analyze", "{source}", "--out", "{out}", "--engine", "steam"],
         ["analyze", "{source}", "--out", "{out}", "--include", "nothing*"],
@@ -187,7 +188,7 @@ def test_a_bad_source_is_one_line_and_exit_code_2(
         ["compare", "{out}", "{out}"],
         ["fly"],
     ],
-    ids=" ".join,
+    ids=lambda arguments: " ".join(arguments)[:80],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(
     arguments: list[str], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

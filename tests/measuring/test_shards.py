@@ -93,6 +93,7 @@ def test_the_split_is_by_cost_and_not_by_count() -> None:
         ("2", "shard must be I/N, such as 1/4"),
         ("-1/4", "shard must be I/N"),
         ("1/4/2", "shard must be I/N"),
+        ("1/" + "9" * 5000, "shard must be I/N"),
         ("a/b", "not 'a/b'"),
     ],
 )

@@ -69,7 +69,10 @@ CONFIG: dict[str, list[Any]] = {
     "quantization.bits": [-1, 0, 3.7, HUGE],
     "text_config.quantization_config.bits": [-1, 0],
     "quantization_config.group_size": [-2, HUGE, 1.5, True, "128", [128]],
-    "quantization_config.weight_block_size": [[0, 128], [128], [-1, -1], ["128", None], 128, "x"],
+    "quantization_config.weight_block_size": [
+        *([0, 128], [128], [-1, -1], ["128", None], 128, "x"),
+        "1x" + "9" * 5000,
+    ],
     "quantization_config.checkpoint_format": NO_TEXT,
 }
 ADAPTER: dict[str, list[Any]] = {

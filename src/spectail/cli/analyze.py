@@ -205,6 +205,7 @@ def spec_of(preset: str, **options: Any) -> Spec:
         raise SpecError(f"preset must be one of {', '.join(presets.BY_NAME)}, not {preset!r}")
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     # --window takes a word or a number, and typer passes both as text.
-    if str(given.get("window", "")).isdecimal():
-        given["window"] = int(given["window"])
+    # Python does not read numbers of thousands of digits.
+    if (text := str(given.get("window", ""))).isdecimal() and len(text) <= 18:
+        given["window"] = int(text)
     return replace(presets.BY_NAME[preset], **given)

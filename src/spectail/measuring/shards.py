@@ -33,7 +33,8 @@ SHARD_FILE = "shard.json"
 MOST_NAMES = 20
 """Missing parts and unfinished layers that a message names; further ones are counted."""
 MOST_SHARDS = 100_000
-_FORM = re.compile(r"(\d+)/(\d+)")
+_FORM = re.compile(r"(\d{1,9})/(\d{1,9})")
+"""I/N; Python does not read numbers of thousands of digits."""
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ _MODEL = {
 _ATTENTION = {**dict.fromkeys(KEY_VALUE, _COUNTS_OR_0), "attn_type": _TEXT}
 _EXPERTS = dict.fromkeys(COUNT, _COUNTS_OR_0)
 _BLOCK = Setting(
-    tuple[_Whole, _Whole] | Annotated[str, Meta(pattern=r"^\d+x\d+$")] | None,
+    tuple[_Whole, _Whole] | Annotated[str, Meta(pattern=r"^\d{1,9}x\d{1,9}$")] | None,
     "two whole numbers of at least 1",
 )
 _QUANTISATION = {
