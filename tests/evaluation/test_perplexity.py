@@ -4,6 +4,7 @@ be evaluated."""
 import math
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,48 @@ def test_another_models_tokenizer() -> None:
     model.config.vocab_size = 10
     with pytest.raises(EvaluationError, match="gives token 31, but the model knows 10: is it the"):
         st.perplexity(model, tokenizer(), "w29 " * 20, seq_len=10)
+
+
+class _Words(torch.nn.Module):
+    """A plain module: embeddings, and whatever ``head`` makes of them."""
+
+    def __init__(self, head: Callable[[torch.Tensor], Any], known: int = 40) -> None:
+        super().__init__()
+        self.embedding, self.head = torch.nn.Embedding(known, 40), head
+
+    def forward(self, ids: torch.Tensor) -> Any:
+        return self.head(self.embedding(ids))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: _Words(lambda x: (x, None)), "_Words gives no logits for tokens: perplexity is m"),
+        (lambda: _Words(lambda x: {"logits": x}), "_Words gives no logits for tokens"),
+        (lambda: _Words(lambda x: x[:, -1]), "_Words gives no logits for tokens"),
+        (lambda: _Words(lambda x: x[:, 1:]), "_Words gives logits at 9 positions for 10 tokens"),
+        (lambda: _Words(lambda x: x + x.mean(1, True)), "_Words is an encoder, whose predictions"),
+        (lambda: _Words(lambda x: x, known=20), "_Words does not know every token"),
+        (lambda: _Words(lambda x: x[..., :20]), "has token 31, but the model has logits for 20"),
+        (lambda: llama().model, "LlamaModel gives no logits for tokens"),
+        (lambda: _trained_bert("BertForMaskedLM"), "BertForMaskedLM is an encoder, whose predict"),
+        (lambda: _trained_bert("BertLMHeadModel"), "BertLMHeadModel is an encoder, whose predict"),
+    ],
+)
+def test_what_predicts_no_next_token_is_refused(model: Callable[[], Any], message: str) -> None:
+    with pytest.raises(EvaluationError) as error:
+        st.perplexity(model(), tokenizer(), "w29 w3 w17 " * 10, seq_len=10, bos="none")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def _trained_bert(kind: str) -> Any:
+    hf = pytest.importorskip("transformers")
+    config = hf.BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        vocab_size=40, initializer_range=0.3,
+    )  # fmt: skip
+    return getattr(hf, kind)(config)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from spectail.basics.checks import check_whole
 from spectail.basics.json_values import plain
 from spectail.errors import EvaluationError
 from spectail.evaluation.bos import WORDS, Bos, Rule, resolve, text_setting
+from spectail.evaluation.logits import check_causal, checked_logits, device_of, logits_of
 from spectail.models.live.eval_mode import evaluating
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -25,6 +25,8 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 POSITIONS = 256
 """Logits are widened to float32 at this many positions at a time, to save memory."""
+
+_WHAT = "perplexity is measured"
 
 
 class Perplexity(float):
@@ -133,7 +135,8 @@ def perplexity(
 
     Raises:
         EvaluationError: too little text, blocks longer than the model's positions, tokens that the
-            model lacks, a BOS that the tokenizer lacks, NaN.
+            model lacks, a BOS that the tokenizer lacks, NaN, a model that is no decoder with a
+            head.
 
     """
     check_whole(EvaluationError, 2, seq_len=seq_len)
@@ -161,6 +164,7 @@ def _losses(
     """Return the mean loss of every block; refuse NaN as soon as one appears."""
     losses: list[float] = []
     with torch.inference_mode(), evaluating(model):
+        check_causal(model, batches[0], _WHAT)
         for batch in batches:
             losses += batch_losses(model, batch, unpredicted=unpredicted)
             if math.isnan(sum(losses)):
@@ -180,7 +184,13 @@ def batch_losses(model: nn.Module, batch: Tensor, *, unpredicted: int = 1) -> li
     ``batch`` holds token ids (n, seq_len). The first ``unpredicted`` tokens of a block are context
     only.
     """
-    logits = logits_of(model, batch.to(device_of(model)))
+    ids = batch.to(device_of(model))
+    logits = checked_logits(logits_of(model, ids), model, ids, _WHAT)
+    if int(batch.max()) >= logits.shape[2]:
+        raise EvaluationError(
+            f"the text has token {int(batch.max())}, but the model has logits for "
+            f"{logits.shape[2]}: is it the model's tokenizer?"
+        )
     return [_loss(rows, ids, unpredicted) for rows, ids in zip(logits, batch, strict=True)]
 
 
@@ -244,36 +254,6 @@ def _check_vocabulary(model: nn.Module, blocks: Tensor) -> None:
         )
 
 
-def logits_of(model: nn.Module, ids: Tensor, **options: Any) -> Any:
-    """Return logits (batch, seq_len, vocabulary); of a model without a head, what it returns.
-
-    ``options`` are further arguments of a model of transformers.
-    """
-    # use_cache=False: keys and values of earlier tokens are not needed and take memory.
-    if not hasattr(model, "config"):
-        output = model(ids)
-    elif "input_ids" not in inspect.signature(model.forward).parameters:
-        output = model(ids, use_cache=False, **options)
-    else:
-        # By name: in some multi-modal models the first argument is an image.
-        output = _of_text_alone(model, ids, **options)
-    # A plain module returns the logits themselves.
-    return getattr(output, "logits", output)
-
-
-def _of_text_alone(model: nn.Module, ids: Tensor, **options: Any) -> Any:
-    """Call a model of transformers that may need images or audio too, as BLIP-2 and Idefics do."""
-    try:
-        return model(input_ids=ids, use_cache=False, **options)
-    except (TypeError, ValueError, AttributeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        # The first line only: the command line shows an error as one line.
-        raise EvaluationError(
-            f"{type(model).__name__} does not run on text alone: {lines[0][:200]}; if it holds a "
-            "language model with a head of its own, name its layers with --include"
-        ) from error
-
-
 def _loss(logits: Tensor, tokens: Tensor, unpredicted: int) -> float:
     """Return the mean negative log-likelihood of a block.
 
@@ -292,16 +272,6 @@ def _loss(logits: Tensor, tokens: Tensor, unpredicted: int) -> float:
         for rows, words in pieces
     ]
     return float(torch.stack(sums).sum()) / len(targets)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return the device for the token ids: that of the embedding.
-
-    In a model that is spread over several devices, the first parameter may lie elsewhere.
-    """
-    embedding = getattr(model, "get_input_embeddings", lambda: None)()
-    parameter = next((embedding or model).parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def _first_nan(losses: Sequence[float]) -> int:

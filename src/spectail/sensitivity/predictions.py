@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectail.errors import EvaluationError
-from spectail.evaluation.perplexity import device_of, logits_of
+from spectail.evaluation.logits import (
+    NEXT_TOKEN,
+    check_causal,
+    checked_logits,
+    device_of,
+    logits_of,
+)
 from spectail.pruning.forward import is_encoder_decoder
 
 STRIDE = 4
@@ -22,12 +28,7 @@ STRIDE = 4
 model costs as much as many blocks."""
 BATCH = 2048
 """Tokens in one forward pass, unless a single sample is longer."""
-LOOKED_AT = 64
-"""Tokens by which an encoder is told from a decoder."""
-_NEXT_TOKEN = (
-    "sensitivities are measured on predictions of the next token, which only a decoder with a head "
-    "makes"
-)
+_WHAT = "sensitivities are measured"
 
 
 class Predictions:
@@ -73,7 +74,7 @@ class Predictions:
             # The positions stay on the CPU, from where they index tensors of any device.
             options["logits_to_keep"] = self._positions
         found = logits_of(self.model, ids, **options)
-        logits = _checked(found, self.model, ids, len(self._positions))
+        logits = checked_logits(found, self.model, ids, _WHAT, len(self._positions))
         # Not every module that has the option goes by it.
         return logits[:, self._positions] if logits.shape[1] == ids.shape[1] else logits
 
@@ -81,44 +82,12 @@ class Predictions:
 def check_decoder(model: nn.Module, tokens: Tensor) -> None:
     """Refuse models that do not predict the next token of a text: encoders, or no head.
 
-    An encoder is told by what it does, since configurations do not say: its predictions for the
-    first half of a sample change with the second half.
-
     Raises:
         EvaluationError: the model is no decoder with a head.
 
     """
-    name = type(model).__name__
     if is_encoder_decoder(model):
-        raise EvaluationError(f"{name} is an encoder-decoder: {_NEXT_TOKEN}")
-    ids = tokens[:1, :LOOKED_AT].to(device_of(model))
-    half = ids.shape[1] // 2
-    # Other words in the second half, all of which the model knows.
-    changed = torch.cat([ids[:, :half], ids[:, half:].flip(1) // 2], dim=1)
-    with torch.inference_mode():
-        one, other = (
-            _checked(logits_of(model, each), model, each)[0].float() for each in (ids, changed)
-        )
-    moved = (one - other).abs().nan_to_num(0.0)
-    # Experts get other batches of tokens, so that a decoder's predictions may differ by rounding.
-    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    rounding = 32 * max(torch.finfo(kind).eps for kind in types)
-    if half and float(moved[:half].max()) > rounding * float(moved[half:].max()):
         raise EvaluationError(
-            f"{name} is an encoder, whose predictions depend on later tokens: {_NEXT_TOKEN}"
+            f"{type(model).__name__} is an encoder-decoder: {_WHAT} on {NEXT_TOKEN}"
         )
-
-
-def _checked(logits: object, model: nn.Module, ids: Tensor, kept: int | None = None) -> Tensor:
-    """Return logits (samples, positions, vocabulary); refuse anything else.
-
-    There are as many positions as tokens in ``ids``, or ``kept`` of them.
-    """
-    name, length = type(model).__name__, ids.shape[1]
-    if not isinstance(logits, Tensor) or logits.ndim != 3:
-        raise EvaluationError(f"{name} gives no logits for tokens: {_NEXT_TOKEN}")
-    if logits.shape[1] not in {length, kept}:
-        raise EvaluationError(
-            f"{name} gives logits at {logits.shape[1]} positions for {length} tokens: {_NEXT_TOKEN}"
-        )
-    return logits
+    check_causal(model, tokens, _WHAT)
