@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 
 from spectail import presets
-from spectail.core.cutoffs import HistogramPeak, Median, TopFraction
+from spectail.core.cutoffs import Fixed, HistogramPeak, Median, TopFraction
 from spectail.core.spec import Spec
 from spectail.core.windows import Grid, Tile
 from spectail.errors import SpecError
@@ -54,6 +55,10 @@ NONSENSE = [
     ({"aspect_ratio": -1.5}, "aspect ratio must be a positive finite number, not -1.5"),
     ({"aspect_ratio": math.nan}, "aspect ratio must be a positive finite number, not nan"),
     ({"aspect_ratio": math.inf}, "aspect ratio must be a positive finite number, not inf"),
+    ({"aspect_ratio": "2"}, "aspect ratio must be a positive finite number, not '2'"),
+    ({"seed": 1.5}, f"seed must be a whole number from 0 to {2**63 - 1}, not 1.5"),
+    ({"seed": True}, f"seed must be a whole number from 0 to {2**63 - 1}, not True"),
+    ({"tolerance": "1%"}, "tolerance must be a share of alpha above 0 and below 1, not '1%'"),
     ({"window": "all"}, "window must be a whole number, common, fit or whole, not 'all'"),
     ({"window": 1}, "window must be a whole number of at least 2, not 1"),
     ({"window": -64}, "window must be a whole number of at least 2, not -64"),
@@ -63,6 +68,25 @@ NONSENSE = [
     ),
     ({"cutoff": "mode"}, "cutoff must be median, ks, peak, top:F or fixed:X, not 'mode'"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: Grid(cast("Any", 2.5)), "grid:K needs a whole number of at least 1, not 2.5"),
+        (
+            lambda: TopFraction(cast("Any", "0.1")),
+            "top:F needs a fraction above 0 and at most 1, not '0.1'",
+        ),
+        (lambda: Fixed(cast("Any", "1")), "fixed:X needs a positive finite xmin, not '1'"),
+    ],
+)
+def test_other_types_are_refused_when_a_setting_is_built(
+    made: Callable[[], object], message: str
+) -> None:
+    with pytest.raises(SpecError) as error:
+        made()
+    assert str(error.value) == message
 
 
 @pytest.mark.parametrize(("settings", "message"), NONSENSE)

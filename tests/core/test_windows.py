@@ -190,10 +190,11 @@ BAD_PLACEMENTS = [
     "random:",
     "all",
     ":",
+    "grid:" + "9" * 5000,
 ]
 
 
-@pytest.mark.parametrize("text", BAD_PLACEMENTS)
+@pytest.mark.parametrize("text", BAD_PLACEMENTS, ids=lambda text: text[:20])
 def test_a_bad_placement_is_named(text: str) -> None:
     with pytest.raises(SpecError) as error:
         parse_placement(text)
@@ -206,3 +207,16 @@ def test_a_bad_placement_is_named(text: str) -> None:
 def test_a_placement_of_nothing_is_refused(text: str) -> None:
     with pytest.raises(SpecError, match="needs a whole number of at least 1, not 0"):
         parse_placement(text)
+
+
+def test_a_grid_finer_than_the_matrix_takes_every_place_once() -> None:
+    every = Grid(31).positions(40, 40, Window(10, 10))
+    assert len(set(every)) == len(every) == 31**2
+    assert Grid(10**18).positions(40, 40, Window(10, 10)) == every
+
+
+@pytest.mark.parametrize("ratio", [1e-320, 1e-300, 1e300, 1.7e308])
+def test_no_window_of_an_extreme_ratio_fits(ratio: float) -> None:
+    assert largest_fit(64, 4096, ratio) <= 1
+    with pytest.raises(SpecError, match="does not fit into a matrix of 64 x 4096"):
+        window_shape(64, 4096, 64, ratio)

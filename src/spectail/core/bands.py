@@ -55,7 +55,9 @@ class Bands:
     @cached_property
     def dtype(self) -> torch.dtype:
         """Type of the entries as they are read."""
-        return self._read(0, 1).dtype
+        # A band in memory spares a request.
+        band = next(iter(self._kept.values()), None)
+        return (self._read(0, 1) if band is None else band).dtype
 
     def __iter__(self) -> Iterator[Tensor]:
         """Read the whole matrix in bands of about BAND_ENTRIES entries."""

@@ -163,7 +163,9 @@ class Farms:
         taken, found = self.solve(matrices, window, positions, spec)
         if convolution:
             found = self.convolution_factor * found
-        fit = self.with_tail(self.pooled(found, window), spec, variance)
+        fit = self.with_tail(
+            self.pooled(found, window), spec, variance, is_complex=matrices.dtype.is_complex
+        )
         # The error bar can reuse the eigenvalues of windows that do not overlap.
         known = dict(zip(taken, found, strict=True))
         # If a tolerance took all windows, the error bar is that of all windows too.
@@ -256,12 +258,14 @@ class Farms:
             return replace(fit, status="failed", reason=reason)
         return None
 
-    def with_tail(self, fit: TailFit, spec: Spec, variance: float) -> TailFit:
+    def with_tail(self, fit: TailFit, spec: Spec, variance: float, *, is_complex: bool) -> TailFit:
         """Fit the tail of the pooled eigenvalues and add the null, a random matrix's alpha."""
         tail = self.tail(fit.eigenvalues, spec.cutoff)
         if refused := self.without_tail(fit, tail, spec.cutoff):
             return refused
-        mean, sd = spec.cutoff.null(fit.window, fit.n_windows, variance, spec.seed)
+        mean, sd = spec.cutoff.null(
+            fit.window, fit.n_windows, variance, spec.seed, is_complex=is_complex
+        )
         return replace(fit, **tail._asdict(), alpha_null=mean, alpha_null_sd=sd)
 
     def with_error(

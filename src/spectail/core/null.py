@@ -2,7 +2,9 @@
 
 X is m x n with m <= n and independent entries of variance v; ratio = m / n. As m and n grow, the
 non-zero eigenvalues of X X^T, divided by n v, follow a law with the support [(1 - sqrt(ratio))^2,
-(1 + sqrt(ratio))^2] (Marchenko and Pastur 1967).
+(1 + sqrt(ratio))^2] (Marchenko and Pastur 1967). A window of m real rows differs from it by a term
+in 1 / m, which windows of complex entries lack (Bai and Silverstein, Annals of Probability 32,
+2004). It moves the median alpha of square windows by -0.0006 at m = 1024 and by -0.009 at m = 64.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from functools import lru_cache
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,8 @@ _SEARCH_EIGENVALUES, _SEARCH_DRAWS = 20_000, 12
 """For ks and peak the mean is simulated too, and it depends on the number of eigenvalues: few large
 draws."""
 _POINTS = 20_001
+_LEAST_IN_TAIL = 0.5
+"""Eigenvalues of a window that the tail must hold for the term in 1 / m to be used as it is."""
 
 
 def marchenko_pastur_density(x: Array, ratio: float, variance: float = 1.0) -> Array:
@@ -59,27 +63,47 @@ def _marchenko_pastur_nodes(ratio: float) -> tuple[Array, Array]:
     return x, weights / weights.sum()
 
 
+def _term_of_real_windows() -> Array:
+    """Return the term in 1 / m as weights of the nodes: m times what is added to their probability.
+
+    By Bai and Silverstein (2004) it is a quarter of a point mass at either edge of the law, less
+    half of the arcsine law between them, which is uniform in the angle of the nodes.
+    """
+    term = np.full(_POINTS, -0.5 / _POINTS)
+    term[[0, -1]] += 0.25
+    return term
+
+
 @lru_cache(maxsize=1024)
 def marchenko_pastur_alpha(
-    ratio: float, *, fraction: float | None = None, xmin: float | None = None
+    ratio: float,
+    *,
+    fraction: float | None = None,
+    xmin: float | None = None,
+    side: float = math.inf,
 ) -> float:
     """Return alpha of the law's tail: its largest ``fraction``, or all eigenvalues above ``xmin``.
 
     ``xmin`` is for variance 1 and divided by n. The result is NaN if it lies above the law's upper
-    edge.
+    edge. ``side`` is the short side of windows of real entries; without it the result is the limit
+    of large windows. If windows have less than one eigenvalue in the tail on average, the result is
+    too large (by a sixth at a third of an eigenvalue).
     """
     x, weights = _marchenko_pastur_nodes(ratio)
-    # Probability above each node; -above ascends with x, as np.interp requires.
-    above = np.cumsum(weights[::-1])[::-1]
+    share = float(weights[x >= xmin].sum()) if xmin is not None else fraction
+    if share is None:
+        raise ValueError("give fraction or xmin")
+    if share <= 0:
+        return math.nan
+    # In smaller windows the point mass at the upper edge would be the whole tail.
+    weights = weights + _term_of_real_windows() / max(side, _LEAST_IN_TAIL / share)
     if xmin is None:
-        if fraction is None:
-            raise ValueError("give fraction or xmin")
-        xmin = float(np.interp(-fraction, -above, x))
+        # Probability above each node; -above ascends with x, as np.interp requires.
+        above = np.cumsum(weights[::-1])[::-1]
+        xmin = float(np.interp(-share, -above, x))
     # 1 + 1 / E[ln(x / xmin)] over the tail: the maximum-likelihood alpha of infinitely many values.
     tail = x >= xmin
     mass = float(weights[tail].sum())
-    if mass <= 0:
-        return math.nan
     return 1 + mass / float((weights[tail] * np.log(x[tail] / xmin)).sum())
 
 
@@ -91,7 +115,13 @@ class Rule(Hashable, Protocol):
 
 
 def null_by_simulation(
-    window: Window, n_windows: int, cutoff: Rule, *, smooth: bool, seed: int = 0
+    window: Window,
+    n_windows: int,
+    cutoff: Rule,
+    *,
+    smooth: bool,
+    seed: int = 0,
+    is_complex: bool = False,
 ) -> tuple[float, float]:
     """Return mean and standard deviation of alpha over draws of Gaussian windows.
 
@@ -111,42 +141,54 @@ def null_by_simulation(
         else max(1, min(n_windows, _SEARCH_EIGENVALUES // m))
     )
     draws = _SMOOTH_DRAWS if smooth else _SEARCH_DRAWS
-    alphas = _drawn_alphas(m, n, drawn, draws, cutoff, seed)
+    alphas = _drawn_alphas(_Windows(m, n, drawn, is_complex), draws, cutoff, seed)
     # Undo both reductions with the 1 / (side * sqrt(windows)) law.
     spread = float(alphas.std(ddof=1)) * (m / short) * math.sqrt(drawn / n_windows)
     return float(alphas.mean()), spread
 
 
+class _Windows(NamedTuple):
+    """The Gaussian windows of one draw: ``number`` matrices of m x n entries."""
+
+    m: int
+    n: int
+    number: int
+    is_complex: bool
+
+
 @lru_cache(maxsize=1024)
-def _drawn_alphas(m: int, n: int, n_windows: int, draws: int, cutoff: Rule, seed: int) -> Array:
+def _drawn_alphas(windows: _Windows, draws: int, cutoff: Rule, seed: int) -> Array:
     """Return alpha of each draw; cached, since all layers with one window share it."""
-    pool = _gaussian_pool(m, n, n_windows, draws, seed)
+    pool = _gaussian_pool(windows, draws, seed)
     return np.array([fit_from(draw, cutoff.start(draw)).alpha for draw in pool])
 
 
-def _gaussian_pool(m: int, n: int, n_windows: int, count: int, seed: int) -> list[Array]:
-    """Return the sorted pooled eigenvalues of ``n_windows`` Gaussian m x n windows for each draw.
+def _gaussian_pool(windows: _Windows, count: int, seed: int) -> list[Array]:
+    """Return the sorted pooled eigenvalues of the windows of each draw.
 
     The bidiagonal form of a Gaussian matrix has independent chi variables on its two diagonals
     (Dumitriu and Edelman 2002). Its eigenvalues follow the same law as those of the dense matrix
     and cost only a tridiagonal solve.
     """
     # The shape is part of the seed, so that draws of different windows are independent.
-    rng = np.random.default_rng((seed, m, n))
+    rng = np.random.default_rng((seed, windows.m, windows.n))
     draws = []
     for _ in range(count):
-        windows = [_bidiagonal_eigenvalues(rng, m, n) for _ in range(n_windows)]
-        draws.append(np.sort(np.concatenate(windows)))
+        found = [_bidiagonal_eigenvalues(rng, windows) for _ in range(windows.number)]
+        draws.append(np.sort(np.concatenate(found)))
     return draws
 
 
-def _bidiagonal_eigenvalues(rng: np.random.Generator, m: int, n: int) -> Array:
-    """Return the eigenvalues of X X^T for one random Gaussian m x n matrix X."""
+def _bidiagonal_eigenvalues(rng: np.random.Generator, windows: _Windows) -> Array:
+    """Return the eigenvalues of X X^H for one random Gaussian m x n matrix X."""
     # scipy.linalg is slow to import and needed only if a null is simulated.
     from scipy.linalg import eigvalsh_tridiagonal
 
-    diagonal = rng.chisquare(np.arange(n, n - m, -1))
-    below = rng.chisquare(np.arange(m - 1, 0, -1))
+    m, n = windows.m, windows.n
+    # A complex entry has two degrees of freedom, of which each adds a half to its square.
+    degrees = 2 if windows.is_complex else 1
+    diagonal = rng.chisquare(degrees * np.arange(n, n - m, -1)) / degrees
+    below = rng.chisquare(degrees * np.arange(m - 1, 0, -1)) / degrees
     # B B^T of a bidiagonal B is tridiagonal; chisquare draws are the squares of B's entries.
     main = diagonal + np.concatenate([[0.0], below])
     side = np.sqrt(below * diagonal[:-1])

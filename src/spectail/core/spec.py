@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from spectail.basics.checks import check_seed
 from spectail.core.cutoffs import Cutoff, HistogramPeak, Median, parse_cutoff
 from spectail.core.windows import Placement, Tile, parse_placement
 from spectail.errors import SpecError
@@ -62,7 +64,7 @@ class Spec:
             object.__setattr__(self, "placement", parse_placement(self.placement))
         if isinstance(self.cutoff, str):
             object.__setattr__(self, "cutoff", parse_cutoff(self.cutoff))
-        if not (math.isfinite(self.aspect_ratio) and self.aspect_ratio > 0):
+        if not (isinstance(self.aspect_ratio, Real) and 0 < self.aspect_ratio < math.inf):
             raise SpecError(
                 f"aspect ratio must be a positive finite number, not {self.aspect_ratio!r}"
             )
@@ -81,8 +83,7 @@ class Spec:
                     f"{name} must be one of spectail's types or its short text, "
                     f"not {getattr(self, name)!r}"
                 )
-        if self.seed < 0:
-            raise SpecError(f"seed must be a whole number of at least 0, not {self.seed!r}")
+        check_seed(SpecError, self.seed)
         self._check_legacy()
         self._check_tolerance()
         # The published code's peak has its own lower bound, so that a preset need not repeat it.
@@ -103,7 +104,7 @@ class Spec:
         """Raise SpecError if the tolerance is out of range or there are no windows."""
         if self.tolerance is None:
             return
-        if not 0 < self.tolerance < 1:
+        if not (isinstance(self.tolerance, Real) and 0 < self.tolerance < 1):
             raise SpecError(
                 f"tolerance must be a share of alpha above 0 and below 1, not {self.tolerance!r}"
             )

@@ -89,12 +89,12 @@ class WeightWatcher(Farms):
             return small_sample_fit(eigenvalues)
         return super().tail(eigenvalues, cutoff)
 
-    def with_tail(self, fit: TailFit, spec: Spec, variance: float) -> TailFit:
+    def with_tail(self, fit: TailFit, spec: Spec, variance: float, *, is_complex: bool) -> TailFit:
         """Fit the tail of the eigenvalues above the threshold, and add the null."""
         if not fit.eigenvalues.size:
             reason = f"no eigenvalue is above {THRESHOLD:g}, WeightWatcher's threshold"
             return replace(fit, status="failed", reason=reason)
-        return super().with_tail(fit, spec, variance)
+        return super().with_tail(fit, spec, variance, is_complex=is_complex)
 
     def spectrum(self, fit: TailFit) -> Array:
         """Return all eigenvalues, those that the fit leaves out included, ascending."""

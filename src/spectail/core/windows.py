@@ -14,7 +14,13 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from spectail.basics.checks import is_whole
 from spectail.errors import SpecError
+
+_MOST_DIGITS = 18
+"""Digits of the largest number of windows that is read from a text."""
+_BEYOND = 2.0**62
+"""A side that is larger than every matrix."""
 
 
 class Window(NamedTuple):
@@ -117,7 +123,8 @@ def parse_placement(text: str) -> Placement:
         "step": Step,
         "random": RandomPlacement,
     }
-    if kind in types and number.isdecimal():
+    # Python does not read numbers of thousands of digits.
+    if kind in types and number.isdecimal() and len(number) <= _MOST_DIGITS:
         return types[kind](int(number))
     raise SpecError(
         f"placement must be tile, grid:K, step:S or random:N with a whole number, not {text!r}"
@@ -181,8 +188,8 @@ def disjoint_bands(extent: int, size: int) -> list[int]:
 def _sides(short_side: int, aspect_ratio: float) -> tuple[int, int]:
     """Return (side along the matrix's longer side, side across it)."""
     if aspect_ratio >= 1:
-        return int(short_side * aspect_ratio + 0.5), short_side
-    return short_side, int(short_side / aspect_ratio + 0.5)
+        return int(min(short_side * aspect_ratio, _BEYOND) + 0.5), short_side
+    return short_side, int(min(short_side / aspect_ratio, _BEYOND) + 0.5)
 
 
 def _tiles(extent: int, size: int) -> list[int]:
@@ -192,7 +199,11 @@ def _tiles(extent: int, size: int) -> list[int]:
 
 
 def _spread(room: int, count: int) -> list[int]:
-    """Return ``count`` distinct integers from 0 to ``room``, evenly and symmetrically spread."""
+    """Return ``count`` distinct integers from 0 to ``room``, evenly and symmetrically spread.
+
+    There are all ``room + 1`` of them if ``count`` is larger.
+    """
+    count = min(count, max(0, room + 1))
     # Round the first half to the nearest integer and mirror it: (2 i room) / (2 (count - 1)).
     half = [(2 * i * room + count - 1) // (2 * (count - 1)) for i in range(count // 2)]
     middle = [room // 2] if count % 2 else []
@@ -205,6 +216,6 @@ def _lattice(tops: range | list[int], lefts: range | list[int]) -> list[tuple[in
 
 
 def _require_positive(what: str, number: int) -> None:
-    """Raise SpecError if the number of a placement is below 1."""
-    if number < 1:
-        raise SpecError(f"{what} needs a whole number of at least 1, not {number}")
+    """Raise SpecError if the number of a placement is no whole number, or below 1."""
+    if not is_whole(number):
+        raise SpecError(f"{what} needs a whole number of at least 1, not {number!r}")

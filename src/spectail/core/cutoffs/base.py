@@ -8,13 +8,14 @@ add a cutoff, write one file with one class and add one line to the table in
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spectail.core.null import null_by_simulation
+from spectail.core.null import marchenko_pastur_alpha, null_by_simulation
 from spectail.core.windows import MIN_BANDS, Window, disjoint_window
 
 Array: TypeAlias = NDArray[np.float64]
@@ -55,15 +56,28 @@ class Cutoff(ABC):
         """Return the index of xmin in the ascending eigenvalues (N if there is no tail)."""
 
     def null(
-        self, window: Window, n_windows: int, weight_var: float, seed: int = 0
+        self,
+        window: Window,
+        n_windows: int,
+        weight_var: float,
+        seed: int = 0,
+        *,
+        is_complex: bool = False,
     ) -> tuple[float, float]:
         """Return mean and standard deviation of alpha over random matrices (the null).
 
-        The matrices have independent entries of variance ``weight_var`` and are measured in
-        ``n_windows`` windows of this shape, treated as disjoint. By default both numbers come from
-        seeded Gaussian draws; subclasses may know a formula.
+        The matrices have independent Gaussian entries of variance ``weight_var`` and are measured
+        in ``n_windows`` windows of this shape, treated as disjoint. The mean of a cutoff with a
+        ``share`` follows from the Marchenko-Pastur law; all else comes from seeded draws.
         """
-        return null_by_simulation(window, n_windows, self, smooth=self.smooth, seed=seed)
+        mean, sd = null_by_simulation(
+            window, n_windows, self, smooth=self.smooth, seed=seed, is_complex=is_complex
+        )
+        if self.share is None:
+            return mean, sd
+        side = math.inf if is_complex else min(window)
+        ratio = min(window) / max(window)
+        return marchenko_pastur_alpha(ratio, fraction=self.share, side=side), sd
 
     def error_window(self, window: Window, rows: int, cols: int) -> Window:
         """Return the window of the error bar, of which at least 3 x 3 fit into the matrix.

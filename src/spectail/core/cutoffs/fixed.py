@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -27,7 +28,7 @@ class Fixed(Cutoff):
     xmin: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.xmin) and self.xmin > 0):
+        if not (isinstance(self.xmin, Real) and 0 < self.xmin < math.inf):
             raise SpecError(f"fixed:X needs a positive finite xmin, not {self.xmin!r}")
 
     def start(self, eigenvalues: Array) -> int:
@@ -35,7 +36,13 @@ class Fixed(Cutoff):
         return int(np.searchsorted(eigenvalues, self.xmin, side="left"))
 
     def null(
-        self, window: Window, n_windows: int, weight_var: float, seed: int = 0
+        self,
+        window: Window,
+        n_windows: int,
+        weight_var: float,
+        seed: int = 0,
+        *,
+        is_complex: bool = False,
     ) -> tuple[float, float]:
         """Return the mean from the Marchenko-Pastur law at this layer's variance, and no spread.
 
@@ -43,7 +50,9 @@ class Fixed(Cutoff):
         """
         # The law is stated for variance 1 and eigenvalues divided by the longer side.
         scaled = self.xmin / (max(window) * weight_var) if weight_var > 0 else math.inf
-        return marchenko_pastur_alpha(min(window) / max(window), xmin=scaled), math.nan
+        side = math.inf if is_complex else min(window)
+        ratio = min(window) / max(window)
+        return marchenko_pastur_alpha(ratio, xmin=scaled, side=side), math.nan
 
     def __str__(self) -> str:
         return f"fixed:{self.xmin!r}"

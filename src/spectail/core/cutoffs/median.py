@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spectail.core.cutoffs.base import Array, Cutoff
-from spectail.core.null import marchenko_pastur_alpha
 from spectail.core.windows import MIN_BANDS, Window, disjoint_window
 
 NARROWEST_BAND = 32
@@ -37,13 +36,6 @@ class Median(Cutoff):
     def start(self, eigenvalues: Array) -> int:
         """Return the index of xmin in the ascending eigenvalues."""
         return eigenvalues.size // 2
-
-    def null(
-        self, window: Window, n_windows: int, weight_var: float, seed: int = 0
-    ) -> tuple[float, float]:
-        """Return the mean from the Marchenko-Pastur law and the spread from simulation."""
-        _, sd = super().null(window, n_windows, weight_var, seed)
-        return marchenko_pastur_alpha(min(window) / max(window), fraction=0.5), sd
 
     def error_window(self, window: Window, rows: int, cols: int) -> Window:
         """Return a small window, since many windows make the error bar steadier.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 from spectail.core.cutoffs.base import Array, Cutoff
-from spectail.core.null import marchenko_pastur_alpha
-from spectail.core.windows import Window
 from spectail.errors import SpecError
 
 SET_BY_HAND = (
@@ -30,7 +29,7 @@ class TopFraction(Cutoff):
     fraction: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
+        if not (isinstance(self.fraction, Real) and 0 < self.fraction <= 1):
             raise SpecError(f"top:F needs a fraction above 0 and at most 1, not {self.fraction!r}")
 
     @property
@@ -41,13 +40,6 @@ class TopFraction(Cutoff):
     def start(self, eigenvalues: Array) -> int:
         """Return the index of xmin in the ascending eigenvalues."""
         return eigenvalues.size - max(1, int(self.fraction * eigenvalues.size + 0.5))
-
-    def null(
-        self, window: Window, n_windows: int, weight_var: float, seed: int = 0
-    ) -> tuple[float, float]:
-        """Return the mean from the Marchenko-Pastur law and the spread from simulation."""
-        _, sd = super().null(window, n_windows, weight_var, seed)
-        return marchenko_pastur_alpha(min(window) / max(window), fraction=self.fraction), sd
 
     def __str__(self) -> str:
         return f"top:{self.fraction!r}"
