@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,49 @@ def test_of_many_runs_at_once_one_measures_and_the_others_are_refused(
         st.Analysis.load(tmp_path / "run").table.drop(columns="seconds"), whole
     )
     assert not (tmp_path / "run" / JOURNAL_FILE).exists()
+
+
+def during_a_run(source: Path, out: Path, act: Callable[[], object]) -> st.Analysis:
+    """Analyze a model, and do something once when the last layer has been measured."""
+
+    def progress(layer: Layer | None, done: float, total: float) -> None:
+        if layer is None:
+            act()
+
+    return st.analyze(source, out=out, progress=progress)
+
+
+def test_a_run_whose_folder_was_removed_leaves_another_run_there_alone(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with ExitStack() as stack:
+
+        def begin() -> None:
+            shutil.rmtree(out)
+            stack.enter_context(another_run(checkpoint, out))
+
+        with pytest.raises(st.RunError) as caught:
+            during_a_run(checkpoint, out, begin)
+    assert f"{out} was removed while this run went on, and process " in str(caught.value)
+    assert [path.name for path in out.iterdir()] == [JOURNAL_FILE]
+
+
+def test_a_run_whose_folder_was_removed_leaves_other_results_there_alone(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    out, other = tmp_path / "run", st.presets.FULL
+
+    def replace_by_other() -> None:
+        shutil.rmtree(out)
+        st.analyze(checkpoint, spec=other, out=out)
+
+    with pytest.raises(st.RunError, match=r"holds a run of other settings \(spec"):
+        during_a_run(checkpoint, out, replace_by_other)
+    assert st.Analysis.load(out).run.spec == other
+    # With nothing in its place, the results are written all the same.
+    found = during_a_run(checkpoint, tmp_path / "gone", lambda: shutil.rmtree(tmp_path / "gone"))
+    assert st.Analysis.load(tmp_path / "gone").layers == found.layers
 
 
 def test_an_interrupted_run_can_go_on_in_the_same_process(checkpoint: Path, tmp_path: Path) -> None:

@@ -105,7 +105,14 @@ class Journal:
         self._write(json.dumps(record.to_dict(), allow_nan=False).encode())
 
     def finish(self, analysis: Analysis) -> None:
-        """Write the finished files and delete the journal, which they replace."""
+        """Write the finished files and delete the journal, which they replace.
+
+        Raises:
+            RunError: The folder was removed while the run went on, and another run works there or
+                has left its results.
+
+        """
+        self._refuse_successor(analysis.run)
         analysis.save(self.path.parent)
         if os.name == "nt":  # Windows cannot delete an open file
             self.close()
@@ -117,10 +124,27 @@ class Journal:
         if self._file < 0:
             return
         empty = os.fstat(self._file).st_size == 0
-        if empty and os.name != "nt":
-            self.path.unlink(missing_ok=True)
+        if empty and os.name != "nt" and self._in_place():
+            self.path.unlink()
         os.close(self._file)
         self._file = -1
+
+    def _in_place(self) -> bool:
+        """Whether the path still leads to the file that was opened."""
+        return self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file))
+
+    def _refuse_successor(self, run: RunInfo) -> None:
+        """Raise RunError if another run has taken the folder, which was removed meanwhile."""
+        folder = self.path.parent
+        if self._in_place():
+            return
+        if self.path.exists():
+            raise RunError(
+                f"{folder} was removed while this run went on, and {_holder(self.path)} has begun "
+                "another run there; run the same command again with another --out"
+            )
+        if (folder / ANALYSIS_FILE).exists():
+            _require_same(folder, Analysis.load(folder).run.to_dict(), run)
 
     def _replace(self, run: RunInfo) -> None:
         """Start anew, and delete the finished files of an earlier run."""
