@@ -94,5 +94,16 @@ def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_bytes_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(SourceError, match="is no text in UTF-8"):
+    with pytest.raises(SourceError, match="b is no UTF-8 text"):
         read_text(tmp_path / "b")
+
+
+def test_a_mark_of_byte_order_is_no_part_of_the_text(tmp_path: Path) -> None:
+    (tmp_path / "notepad.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo")
+    assert read_text(tmp_path / "notepad.txt") == "one\ntwo"
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="Linux has such a file")
+def test_a_file_that_cannot_be_read_is_one_line() -> None:
+    with pytest.raises(SourceError, match=r"^cannot read /proc/self/mem: Input/output error$"):
+        read_text("/proc/self/mem")

@@ -210,7 +210,7 @@ def test_texts_that_do_not_go_together(files: Path, options: dict[str, Any], mes
 
 
 def test_a_file_that_is_no_text(files: Path) -> None:
-    with pytest.raises(SourceError, match=r"bad\.txt is no text in UTF-8"):
+    with pytest.raises(SourceError, match=r"bad\.txt is no UTF-8 text"):
         read_texts(calibration=str(files / "bad.txt"), selection=None)
     twice = [str(files / "a.txt")] * 2
     assert len(read_texts(calibration=None, selection=None, tests=twice).tests) == 2

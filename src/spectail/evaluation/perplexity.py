@@ -18,6 +18,7 @@ from spectail.basics.json_values import plain
 from spectail.errors import EvaluationError
 from spectail.evaluation.bos import WORDS, Bos, Rule, resolve, text_setting
 from spectail.evaluation.logits import check_causal, checked_logits, device_of, logits_of
+from spectail.evaluation.texts import read_utf8
 from spectail.models.live.eval_mode import evaluating
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -215,13 +216,7 @@ def _joined(text: str | os.PathLike[str] | Sequence[str]) -> str:
         return text
     if not isinstance(text, os.PathLike):
         return "\n\n".join(text)
-    try:
-        return Path(text).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise EvaluationError(f"{os.fspath(text)} is no UTF-8 text") from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise EvaluationError(f"cannot read {os.fspath(text)}: {reason}") from None
+    return read_utf8(Path(text), EvaluationError)
 
 
 def _check_decoder(model: nn.Module) -> None:

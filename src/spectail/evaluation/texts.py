@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spectail.basics.texts import first_line
-from spectail.errors import SourceError
+from spectail.errors import SourceError, SpectailError
 from spectail.models.formats.hub import is_hub_id
 
 COLUMN = "text"
@@ -37,10 +37,22 @@ def read_text(given: str | os.PathLike[str]) -> str:
         return "\n\n".join(_column(*text.split(":")))
     if not path.is_file():
         raise SourceError(f"no text file at {text}; expected {HOW}")
+    return read_utf8(path, SourceError)
+
+
+def read_utf8(path: Path, error: type[SpectailError]) -> str:
+    """Return the text of a UTF-8 file, without the mark of byte order that some editors put first.
+
+    Raises:
+        SpectailError: of the type ``error``: no such file, or no UTF-8 text.
+
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise SourceError(f"{text} is no text in UTF-8") from None
+        raise error(f"{path} is no UTF-8 text") from None
+    except OSError as found:
+        raise error(f"cannot read {path}: {found.strerror or found}") from None
 
 
 def _column(
