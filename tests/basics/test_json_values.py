@@ -1,5 +1,6 @@
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ def test_what_json_can_hold_stays_as_it_is(value: float | str | None) -> None:
 def test_a_file_that_is_missing_counts_as_empty(tmp_path: Path) -> None:
     assert read_json(tmp_path / "config.json", dict) == {}
     assert read_json(tmp_path / "config.json" / "below", list) == []
+    # A pipe that nothing writes to would wait for ever.
+    os.mkfifo(tmp_path / "pipe")
+    assert read_json(tmp_path / "pipe", dict) == {}
 
 
 @pytest.mark.parametrize(

@@ -275,6 +275,15 @@ def test_a_damaged_part_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     st.merge(tmp_path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names")
+def test_a_pipe_in_place_of_a_part_never_waits(checkpoint: Path, tmp_path: Path) -> None:
+    st.analyze(checkpoint, shard="1/2", out=tmp_path)
+    (tmp_path / "part-2-of-2").mkdir()
+    os.mkfifo(tmp_path / "part-2-of-2" / "shard.json")
+    with pytest.raises(st.RunError, match="part 2 of 2 missing"):
+        st.merge(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b'{"fingerprint": 1}', b"[]", b"\xff"])
 def test_a_damaged_analysis_of_a_part_says_what_to_do(
     checkpoint: Path, tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]

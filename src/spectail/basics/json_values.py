@@ -16,6 +16,9 @@ T = TypeVar("T", dict[str, Any], list[Any])
 class TextFile(Protocol):
     """A path whose file is read as text."""
 
+    def is_file(self) -> bool:
+        """Whether there is a file."""
+
     def read_text(self, encoding: str | None = None) -> str:
         """Return the file's text."""
 
@@ -36,16 +39,16 @@ def plain(values: Any) -> Any:
 
 
 def read_json(path: TextFile, kind: type[T]) -> T:
-    """Read a JSON file; one that is missing counts as empty.
+    """Read a JSON file; one that is missing counts as empty, and so does a pipe, which would wait.
 
     Raises:
         SourceError: The file is damaged, or holds JSON of another type.
 
     """
+    if not path.is_file():
+        return kind()
     try:
         return checked(kind, parse_json(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        return kind()
     except ValueError as error:  # also text that is not UTF-8
         raise SourceError(
             f"{path} cannot be used ({first_line(error)}); download it again, or remove it"

@@ -274,9 +274,13 @@ def _target(folders: list[Path], out: str | Path | None) -> Path:
 
 def _parts_in(folder: Path) -> list[_Part]:
     """Return the parts within a folder in their order, or the folder itself if it is a part."""
-    if (folder / SHARD_FILE).exists():
+    if (folder / SHARD_FILE).is_file():
         return [_Part.read(folder)]
-    found = [_Part.read(path.parent) for path in folder.glob(f"part-*-of-*/{SHARD_FILE}")]
+    found = [
+        _Part.read(path.parent)
+        for path in folder.glob(f"part-*-of-*/{SHARD_FILE}")
+        if path.is_file()  # a pipe would wait for ever
+    ]
     return sorted(found, key=lambda part: (part.shard.count, part.shard.number))
 
 
@@ -350,7 +354,7 @@ def _require_same(folder: Path, stored: dict[str, Any], run: RunInfo) -> None:
 
 def _in_journal(path: Path) -> set[str]:
     """Return the names of the layers in a part's journal, which may still be written to."""
-    if not path.exists():
+    if not path.is_file():
         return set()
     names = set()
     # A last line that is not complete is a record that is being written, or that a kill cut off.
