@@ -82,6 +82,13 @@ def pages(
         "failed": failed,
         "hostile": hostile,
         "huge": huge,
+        "endless": dataclasses.replace(
+            transformer,
+            layers=tuple(
+                dataclasses.replace(x, name=f"{x.name}{'_on' * 80}", kind=f"{x.kind}{'_on' * 40}")
+                for x in transformer.layers
+            ),
+        ),
     }
     made = {name: report_html(results) for name, results in runs.items()}
     moved = [
@@ -130,7 +137,7 @@ def report(shared: Any) -> Iterator[Any]:
     assert shared.errors == []
 
 
-@pytest.mark.parametrize("name", ["transformer", "cnn", "failed"])
+@pytest.mark.parametrize("name", ["transformer", "cnn", "failed", "endless"])
 def test_opens_without_error_or_sideways_scroll(opened: Any, name: str) -> None:
     page = opened(name, PHONE, "dark")
     assert page.evaluate(OVERFLOW)
@@ -140,6 +147,13 @@ def test_opens_without_error_or_sideways_scroll(opened: Any, name: str) -> None:
     page.wait_for_timeout(200)
     assert page.evaluate(OVERFLOW)
     assert page.locator("tbody tr").count() > 0
+
+
+def test_long_words_break_inside_their_column(opened: Any) -> None:
+    page = opened("endless")
+    assert page.evaluate(
+        "[...document.querySelectorAll('.words dd')].every((x) => x.scrollWidth <= x.clientWidth)"
+    )
 
 
 def test_the_wide_page_has_no_sideways_scroll(report: Any) -> None:

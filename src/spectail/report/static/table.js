@@ -124,7 +124,7 @@ function layerTable(page) {
       body.append(make("tr", {}, make("td", { colSpan: shown().length, className: "empty" }, "No layer matches.")));
     }
     const all = rows.length.toLocaleString("en");
-    document.getElementById("count").textContent = kept.length === rows.length ? all + " layers" : kept.length.toLocaleString("en") + " of " + all + " layers";
+    document.getElementById("count").textContent = (kept.length === rows.length ? all : kept.length.toLocaleString("en") + " of " + all) + (rows.length === 1 ? " layer" : " layers");
   }
 
   // Spreadsheets run cells that begin like a formula: an apostrophe makes them text.
