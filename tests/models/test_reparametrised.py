@@ -1,9 +1,13 @@
-"""Weight norm is known by its two pieces, and only where they can be a direction and its norms."""
+"""Weight norm is known by its two pieces, and spectral norm by the vectors that fit the weight."""
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
+from torch import nn
 
 from spectail.models.open import open_source
 
@@ -35,3 +39,35 @@ def test_weight_norm_of_old_torch_under_any_name(dim: int | None) -> None:
     }
     assert list(layers) == ["lin.proj", "blk.attn.out"]
     torch.testing.assert_close(layers["lin.proj"].read()[0], v * 1.5)
+
+
+NORMED: dict[str, tuple[nn.Module, int | None]] = {
+    "transposed, as many outputs as inputs": (nn.ConvTranspose2d(16, 16, 3), None),
+    "transposed": (nn.ConvTranspose1d(8, 16, 4), None),
+    "as many outputs as kernel positions": (nn.Conv2d(8, 3, 3), None),
+    "square, along the inputs": (nn.Linear(16, 16), 1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("case", NORMED)
+def test_spectral_norm_finds_the_dimension_of_its_vectors(
+    case: str, old: bool, tmp_path: Path
+) -> None:
+    module, dim = NORMED[case]
+    norm = nn.utils.spectral_norm if old else nn.utils.parametrizations.spectral_norm
+    model = nn.Sequential(norm(copy.deepcopy(module), n_power_iterations=3, dim=dim))
+    inputs = torch.randn(2, module.weight.shape[isinstance(module, nn.Linear | nn.Conv2d)], 5, 5)
+    if isinstance(module, nn.Linear):
+        inputs = inputs[:, :, 0, 0]
+    elif isinstance(module, nn.ConvTranspose1d):
+        inputs = inputs[..., 0]
+    model(inputs)
+    model.eval()(inputs)
+    expected = model[0].weight.detach()
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    for source in (model, tmp_path / "model.pt"):
+        (layer,) = open_source(source).layers
+        found = layer.read().movedim(0, -1).reshape(expected.shape)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

@@ -85,12 +85,21 @@ def _read_spectral_norm(
 ) -> Tensor:
     """Divide by the singular value that the stored vectors give, as the layer does in eval mode."""
     tensor, left = as_float(weight.read(())), as_float(u.read(()))
-    # u belongs to the output dimension, which is the second one in transposed convolutions.
-    out = next((d for d in range(tensor.ndim) if tensor.shape[d] == left.numel()), 0)
-    matrix = tensor.movedim(out, 0).flatten(1)
-    # Without v, |u W| is the same number once the power iteration has converged.
-    sigma = left @ (matrix @ as_float(v.read(()))) if v else torch.linalg.vector_norm(left @ matrix)
-    return piece_of(tensor / sigma, index)
+    right = as_float(v.read(())) if v else None
+    # u belongs to the output dimension, which is the second one in transposed convolutions. Of
+    # several dimensions of its size, the right one gives the largest value, since the power
+    # iteration has turned u to W v.
+    fits = [d for d in range(tensor.ndim) if tensor.shape[d] == left.numel()] or [0]
+    sigmas = [_singular_value(tensor.movedim(d, 0).flatten(1), left, right) for d in fits]
+    return piece_of(tensor / max(sigmas, key=abs), index)
+
+
+def _singular_value(matrix: Tensor, left: Tensor, right: Tensor | None) -> Tensor:
+    """Return u W v; without v, |u W| is the same number once the power iteration has converged."""
+    if right is None:
+        return torch.linalg.vector_norm(left @ matrix)
+    value: Tensor = left @ (matrix @ right)
+    return value
 
 
 def unknown_parametrisation(pieces: Pieces) -> LazyTensor:
