@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
 from spectail.models.open import open_source
 
@@ -71,3 +73,46 @@ def test_spectral_norm_finds_the_dimension_of_its_vectors(
         (layer,) = open_source(source).layers
         found = layer.read().movedim(0, -1).reshape(expected.shape)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+class Scaled(nn.Module):
+    """A parametrisation with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return self.factor * weight
+
+
+CHAINS: dict[str, tuple[Callable[[nn.Module], nn.Module], ...]] = {
+    "weight, then spectral norm": (parametrizations.weight_norm, parametrizations.spectral_norm),
+    "spectral norm twice": (parametrizations.spectral_norm, parametrizations.spectral_norm),
+    "weight norm, then one's own": (
+        parametrizations.weight_norm,
+        lambda module: parametrize.register_parametrization(module, "weight", Scaled()),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHAINS)
+@pytest.mark.parametrize("outer", [False, True])
+def test_a_second_parametrisation_is_never_left_out_in_silence(
+    case: str, outer: bool, tmp_path: Path
+) -> None:
+    inner: nn.Module = nn.Linear(24, 16)
+    for parametrise in CHAINS[case]:
+        inner = parametrise(inner)
+    once = parametrizations.weight_norm(nn.Linear(16, 16))
+    model = nn.ModuleDict({"twice": inner, "once": once}) if outer else inner
+    model.eval()
+    live = {layer.name: layer for layer in open_source(model).layers}
+    name = "twice" if outer else "weight"
+    torch.testing.assert_close(live[name].read()[0], inner.weight.detach())
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    stored = {layer.name: layer for layer in open_source(tmp_path / "model.pt").layers}
+    assert stored.keys() == live.keys()
+    assert "parametrised in a way that the file does not tell" in str(stored[name].problem)
+    if outer:
+        torch.testing.assert_close(stored["once"].read()[0], once.weight.detach())

@@ -5,6 +5,9 @@ These are weight norm, spectral norm, pruning masks and other parametrisations.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -96,15 +99,36 @@ def _read_spectral_norm(
 
 def _singular_value(matrix: Tensor, left: Tensor, right: Tensor | None) -> Tensor:
     """Return u W v; without v, |u W| is the same number once the power iteration has converged."""
-    if right is None:
-        return torch.linalg.vector_norm(left @ matrix)
-    value: Tensor = left @ (matrix @ right)
+    value: Tensor = torch.linalg.vector_norm(left @ matrix)
+    if right is not None:
+        value = left @ (matrix @ right)
     return value
+
+
+UNKNOWN = (
+    "parametrised in a way that the file does not tell: open the live module, "
+    "or call torch.nn.utils.parametrize.remove_parametrizations before saving"
+)
+"""The problem of a weight that only the module's own code can compute."""
+_OF_PARAMETRISATION = re.compile(r"(?P<path>(?:.*\.)?)parametrizations\.(?P<own>\w+)\.\d+\.")
+"""Names of tensors that belong to one of a weight's parametrisations, which torch numbers."""
 
 
 def unknown_parametrisation(pieces: Pieces) -> LazyTensor:
     """Describe any other parametrisation, which only the module's own code can compute."""
-    return pieces.failed(
-        "parametrised in a way that the file does not tell: open the live module, "
-        "or call torch.nn.utils.parametrize.remove_parametrizations before saving"
-    )
+    return pieces.failed(UNKNOWN)
+
+
+def refuse_further(made: dict[str, LazyTensor], unused: Iterable[str]) -> None:
+    """Fail weights that one more parametrisation changes than their recipe has used.
+
+    Args:
+        made: Weights by the name of their anchor. Those that fail are replaced here.
+        unused: Names of the tensors that no recipe has used.
+
+    """
+    matches = (_OF_PARAMETRISATION.match(name) for name in unused)
+    again = {match["path"] + match["own"] for match in matches if match}
+    for name, weight in made.items():
+        if weight.name in again:
+            made[name] = replace(weight, problem=UNKNOWN, memory=None)
