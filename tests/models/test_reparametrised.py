@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from spectail.models.open import open_source
 
@@ -116,3 +116,36 @@ def test_a_second_parametrisation_is_never_left_out_in_silence(
     assert "parametrised in a way that the file does not tell" in str(stored[name].problem)
     if outer:
         torch.testing.assert_close(stored["once"].read()[0], once.weight.detach())
+
+
+HOOKS: dict[str, Callable[[nn.Module], object]] = {
+    "a mask on the direction of weight norm": lambda module: prune.l1_unstructured(
+        nn.utils.weight_norm(module), "weight_v", 0.5
+    ),
+    "a mask below spectral norm": lambda module: prune.l1_unstructured(
+        nn.utils.spectral_norm(module), "weight_orig", 0.5
+    ),
+    "weight norm below a mask": lambda module: nn.utils.weight_norm(
+        prune.l1_unstructured(module, "weight", 0.5), "weight_orig"
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize("case", HOOKS)
+def test_a_norm_over_a_mask_is_a_failed_row(case: str) -> None:
+    module = nn.Linear(24, 16)
+    HOOKS[case](module)
+    for source in (module, module.state_dict()):
+        problems = [layer.problem for layer in open_source(source).layers if layer.problem]
+        assert len(problems) == 1
+        assert "a norm or a mask of torch over another one" in problems[0]
+
+
+def test_a_mask_on_projections_of_values_and_gates_is_read() -> None:
+    state = {f"blk.attn.{name}_orig": torch.randn(16, 16) for name in ("W_v", "W_g")}
+    mask = torch.ones(16, 16)
+    masks = {f"blk.attn.{name}_mask": mask for name in ("W_v", "W_g")}
+    layers = {layer.name: layer for layer in open_source(state | masks | BESIDE).layers}
+    assert list(layers) == ["blk.attn.W_v", "blk.attn.W_g", "blk.attn.out"]
+    assert not any(layer.problem for layer in layers.values())

@@ -321,7 +321,7 @@ def assemble(
     # Masks and statistics must not be taken for pieces of a weight.
     known = {stored.name: stored for stored in tensors if not is_no_weight(stored)}
     made, used, modules = _apply_recipes(known, quantisation_of(config or {}))
-    reparametrised.refuse_further(made, known.keys() - used)
+    reparametrised.refuse_further(made, known, used)
     judge_the_rest(known, made, used, modules)
     return [
         made.get(stored.name, stored)

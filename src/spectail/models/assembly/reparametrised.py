@@ -5,8 +5,9 @@ These are weight norm, spectral norm, pruning masks and other parametrisations.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -119,16 +120,43 @@ def unknown_parametrisation(pieces: Pieces) -> LazyTensor:
     return pieces.failed(UNKNOWN)
 
 
-def refuse_further(made: dict[str, LazyTensor], unused: Iterable[str]) -> None:
-    """Fail weights that one more parametrisation changes than their recipe has used.
+def refuse_further(
+    made: dict[str, LazyTensor], known: Mapping[str, LazyTensor], used: set[str]
+) -> None:
+    """Fail weights that one more norm, mask or parametrisation changes than their recipe has used.
 
     Args:
         made: Weights by the name of their anchor. Those that fail are replaced here.
-        unused: Names of the tensors that no recipe has used.
+        known: All tensors, by name.
+        used: Names of the tensors that recipes have used.
 
     """
-    matches = (_OF_PARAMETRISATION.match(name) for name in unused)
+    matches = (_OF_PARAMETRISATION.match(name) for name in known.keys() - used)
     again = {match["path"] + match["own"] for match in matches if match}
+    shapes = {stored.name: stored.shape for stored in (*known.values(), *made.values())}
     for name, weight in made.items():
         if weight.name in again:
             made[name] = replace(weight, problem=UNKNOWN, memory=None)
+        elif weight.name != name and _is_piece(weight.name, shapes):
+            made[name] = replace(weight, problem=_NESTED, memory=None)
+
+
+_NESTED = (
+    "a norm or a mask of torch over another one: call torch.nn.utils.prune.remove, "
+    "remove_weight_norm or remove_spectral_norm before saving"
+)
+"""The problem of a weight that is itself a piece of a normed or masked one."""
+
+
+def _is_piece(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a weight is what old torch takes another norm of, or puts another mask on."""
+    stem, _, end = name.rpartition("_")
+    if end == "orig":
+        return f"{stem}_u" in shapes or shapes.get(f"{stem}_mask") == shapes[name]
+    norms = shapes.get(f"{stem}_g")
+    return (
+        end == "v"
+        and norms is not None
+        and math.prod(norms) < math.prod(shapes[name])
+        and _norms_fit(norms, shapes[name])
+    )
