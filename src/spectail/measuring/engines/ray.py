@@ -126,6 +126,7 @@ class _Driver:
         self.bad_nodes: dict[str, str] = {}
         self.seconds = sum(plan_seconds(plan))
         self.last_seen = self.next_look = time.monotonic()
+        self.gpu = False  # all machines count for the question whether any has one
         self.capacity = self._look()
         self.gpu = self._wants_gpu()
 
@@ -285,13 +286,12 @@ class _Driver:
 
     def _look(self) -> _Capacity:
         """Return what the cluster offers now."""
-        needs_gpu = getattr(self, "gpu", False)
         nodes = {
             node["NodeID"]: node["Resources"]
             for node in self.ray.nodes()
             if node["Alive"]
             and node["NodeID"] not in self.bad_nodes
-            and node["Resources"].get("GPU" if needs_gpu else "CPU", 0) >= 1
+            and node["Resources"].get("GPU" if self.gpu else "CPU", 0) >= 1
         }
         return _Capacity(
             nodes=frozenset(nodes),
