@@ -145,6 +145,7 @@ def _low(alpha: Array, gamma: float) -> Array:
 RULES: dict[str, Rule] = {
     "uniform": Rule("one width; a mixture spread over depth in between", _uniform, (0.0,)),
     "relative error": Rule("numel^p t^2", _relative, (0.0, -0.5, 0.5)),
+    "the default": Rule("t^2, as spectail allocate does without text", _relative, (0.0,)),
     "size alone": Rule("numel^p 4^-b, no weights read", _size, (0.0, -0.5, 0.5)),
     "size, mean error": Rule("numel^p t^2, the mean of all layers", _mean_error, (0.0, -0.5, 0.5)),
     "variance": Rule("numel Var(W)^p 4^-b", _variance, (0.25, 0.5, 1.0)),
@@ -155,7 +156,7 @@ RULES: dict[str, Rule] = {
     "absolute error": Rule("(numel Var(W))^p t^2", _absolute, (0.25, 0.5, 1.0)),
     "error and noise": Rule("a^p t^2, a measured with noise", _noise, (0.5, 0.75, 1.0)),
 }
-"""By name; all but the uniform one have the same number of candidates."""
+"""By name; all but the uniform one and the default have the same number of candidates."""
 
 
 def widths(layers: Layers, rule: str, candidate: float, budget: int) -> dict[str, int]:
