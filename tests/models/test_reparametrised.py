@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def test_weight_norm_of_old_torch_under_any_name(dim: int | None) -> None:
     torch.testing.assert_close(layers["lin.proj"].read()[0], v * 1.5)
 
 
-NORMED: dict[str, tuple[nn.Module, int | None]] = {
+NORMED: dict[str, tuple[Any, int | None]] = {
     "transposed, as many outputs as inputs": (nn.ConvTranspose2d(16, 16, 3), None),
     "transposed": (nn.ConvTranspose1d(8, 16, 4), None),
     "as many outputs as kernel positions": (nn.Conv2d(8, 3, 3), None),
@@ -59,7 +60,7 @@ def test_spectral_norm_finds_the_dimension_of_its_vectors(
 ) -> None:
     module, dim = NORMED[case]
     norm = nn.utils.spectral_norm if old else nn.utils.parametrizations.spectral_norm
-    model = nn.Sequential(norm(copy.deepcopy(module), n_power_iterations=3, dim=dim))
+    model: Any = nn.Sequential(norm(copy.deepcopy(module), n_power_iterations=3, dim=dim))
     inputs = torch.randn(2, module.weight.shape[isinstance(module, nn.Linear | nn.Conv2d)], 5, 5)
     if isinstance(module, nn.Linear):
         inputs = inputs[:, :, 0, 0]
@@ -101,7 +102,7 @@ CHAINS: dict[str, tuple[Callable[[nn.Module], nn.Module], ...]] = {
 def test_a_second_parametrisation_is_never_left_out_in_silence(
     case: str, outer: bool, tmp_path: Path
 ) -> None:
-    inner: nn.Module = nn.Linear(24, 16)
+    inner: Any = nn.Linear(24, 16)
     for parametrise in CHAINS[case]:
         inner = parametrise(inner)
     once = parametrizations.weight_norm(nn.Linear(16, 16))
