@@ -153,7 +153,7 @@ def _answer(journals: Mapping[str, Mapping[str, Any]], settings: Settings) -> st
             row.append(_best_of(done, settings, target, rules, base))
         rows.append(row)
     header = ["", "best by depth", "best by depth and kind", "best by alpha"]
-    header += ["best of OWL, DLP, DSA, Global, LAMP", "best attempt by alpha or Var(W)"]
+    header += ["best of OWL, DLP, DSA, Global, LAMP", "best attempt"]
     return markdown_table(header, rows)
 
 
@@ -264,7 +264,7 @@ def _label(rule: str) -> str:
 
 
 TICKS = (
-    (10, (0.3, 1, 3, 10, 30, 100)),
+    (10, (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)),
     (2, (0.5, 0.7, 1, 1.5, 2, 3, 5, 10)),
     (0, (0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5)),
 )
