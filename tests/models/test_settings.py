@@ -71,8 +71,9 @@ CONFIG: dict[str, list[Any]] = {
     "quantization_config.group_size": [-2, HUGE, 1.5, True, "128", [128]],
     "quantization_config.weight_block_size": [
         *([0, 128], [128], [-1, -1], ["128", None], 128, "x"),
-        "1x" + "9" * 5000,
+        *("1x" + "9" * 5000, "0x128", "128x0", "0x0"),
     ],
+    "quantization_config.config_groups.group_0.weights.block_structure": [[0, 128], "1x0", 128],
     "quantization_config.checkpoint_format": NO_TEXT,
 }
 ADAPTER: dict[str, list[Any]] = {

@@ -94,15 +94,16 @@ _MODEL = {
 _ATTENTION = {**dict.fromkeys(KEY_VALUE, _COUNTS_OR_0), "attn_type": _TEXT}
 _EXPERTS = dict.fromkeys(COUNT, _COUNTS_OR_0)
 _BLOCK = Setting(
-    tuple[_Whole, _Whole] | Annotated[str, Meta(pattern=r"^\d{1,9}x\d{1,9}$")] | None,
+    tuple[_Whole, _Whole] | Annotated[str, Meta(pattern=r"^[1-9]\d{0,8}x[1-9]\d{0,8}$")] | None,
     "two whole numbers of at least 1",
 )
+_BLOCKS = dict.fromkeys(("weight_block_size", "block_structure"), _BLOCK)
 _QUANTISATION = {
     "bits": Setting(Annotated[int, Meta(ge=1, le=64)] | None, "a whole number from 1 to 64"),
     "group_size": Setting(
         Annotated[int, Meta(ge=-1, lt=TOO_LARGE)] | None, "a whole number of at least 1, or -1"
     ),
-    **dict.fromkeys(("weight_block_size", "block_structure"), _BLOCK),
+    **_BLOCKS,
     **dict.fromkeys(("quant_method", "checkpoint_format", "packing_format", "linear_class"), _TEXT),
 }
 """What is used of ``quantization_config``, under whatever key or in whatever file it stands."""
@@ -171,6 +172,15 @@ def check_quantisation(path: FilePath, said: Any, where: str = "") -> None:
     exact = not str(said.get("quant_method")).startswith("exl")
     kinds = _QUANTISATION if exact else {**_QUANTISATION, "bits": _MEAN_BITS}
     _check(path, said, kinds, where)
+    _check_blocks(path, said, where)
+
+
+def _check_blocks(path: FilePath, said: Config, where: str) -> None:
+    """Check the sizes of blocks in the parts of a quantiser's settings, at any depth."""
+    for key, part in said.items():
+        if isinstance(part, Mapping):
+            _check(path, part, _BLOCKS, f"{where}{key}.")
+            _check_blocks(path, part, f"{where}{key}.")
 
 
 def check_adapter_settings(path: FilePath, config: Config, where: str = "") -> None:
