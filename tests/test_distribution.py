@@ -15,10 +15,13 @@ import tarfile
 import tomllib
 import venv
 import zipfile
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from spectail.analysis import FILES
 
@@ -160,6 +163,19 @@ def test_the_wheel_alone_analyses_a_file(python: Any, checkpoint: Path, tmp_path
     assert "Heaviest tails" in shown
     assert {path.name for path in (tmp_path / "run").iterdir()} >= set(FILES)
     assert "<script" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_what_is_pinned_installs_on_the_first_release_of_the_lowest_python() -> None:
+    # Debian 12 has 3.11.2. Its pip searches for ten minutes before it says that a pin needs more.
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line)
+    needed = {}
+    for name in pins:
+        with suppress(metadata.PackageNotFoundError):
+            needed[name] = metadata.distribution(name).metadata["Requires-Python"]
+    assert len(needed) > len(pins) / 2
+    too_new = {n: x for n, x in needed.items() if x and not SpecifierSet(x).contains("3.11.0")}
+    assert too_new == {}
 
 
 def test_the_lowest_versions_are_those_that_the_project_names() -> None:
