@@ -512,6 +512,26 @@ def bitsandbytes_cases(codes: Tensor) -> dict[str, Case]:
                 ("an offset that is a text", {"nested_offset": "2"}, "at nested_offset"),
             )
         },
+        # A table or a text with one dimension more would broadcast, or be read as lists.
+        "nf4 with its table and state in columns": Case(
+            {
+                **state,
+                "weight.quant_map": table[:, None],
+                "weight.quant_state.bitsandbytes__nf4": said()[:, None],
+            },
+            flat.reshape(ROWS, COLS),
+        ),
+        **{
+            f"nf4 with a table of {count}": Case(
+                {
+                    **state,
+                    "weight.quant_map": floats(count),
+                    "weight.quant_state.bitsandbytes__nf4": said(),
+                },
+                problem=("bitsandbytes", f"a table of {count} numbers for 16 codes"),
+            )
+            for count in (1, 4, 15, 17)
+        },
         "nf4 quantised twice without a table": Case(
             {
                 **state,
@@ -814,6 +834,34 @@ def unreadable_cases() -> dict[str, Case]:
                 ("W_q", (63, 64)),
             )
         },
+        "HQQ with its packing in a column": Case(
+            {**hqq_case().tensors, "packing": hqq_case().tensors["packing"][:, None]},
+            hqq_case().weight,
+        ),
+        **{
+            f"compressed-tensors with zero points of shape {list(shape)}": Case(
+                {
+                    **compressed_case(4, asymmetric=True).tensors,
+                    "weight_zero_point": ints(0, 9, *shape, dtype=torch.int32),
+                },
+                problem=("compressed-tensors", "zero points", "do not go together", again),
+            )
+            for shape in ((2, 16), (8, 4, 1), (ROWS // 16, 4), (1, 4), (4,))
+        },
+        "compressed-tensors with its order in a column": Case(
+            {
+                **compressed_case(4, ordered=True).tensors,
+                "weight_g_idx": compressed_case(4, ordered=True).tensors["weight_g_idx"][:, None],
+            },
+            compressed_case(4, ordered=True).weight,
+        ),
+        "compressed-tensors with an order of other inputs": Case(
+            {
+                **compressed_case(4, ordered=True).tensors,
+                "weight_g_idx": ints(0, 4, COLS // 2, dtype=torch.int32),
+            },
+            problem=("packed integers (compressed-tensors)", again),
+        ),
         "HQQ viewed as floats": Case(
             {**hqq_case().tensors, "W_q": floats(64, 32).half()},
             problem=("HQQ", "viewed as floats", again),

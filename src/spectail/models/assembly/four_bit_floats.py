@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spectail.basics.schema import Count, Finite, SchemaError, checked, parse_json
 from spectail.models.assembly.eight_bit import EXPONENTS, scale_values
-from spectail.models.assembly.pieces import Pieces, shape_text
+from spectail.models.assembly.pieces import Pieces, bytes_of, shape_text
 from spectail.models.lazy_tensor import LazyTensor
 
 _POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -170,7 +170,7 @@ def bitsandbytes_4bit(pieces: Pieces) -> LazyTensor | None:
         return pieces.failed(_NO_STATE if state is None else pieces.blocked or "")
     nested = pieces.get("{}.*.nested_absmax"), pieces.get("{}.*.nested_quant_map")
     try:
-        said = checked(_QuantState, parse_json(bytes(state.read(()).to(torch.uint8).tolist())))
+        said = checked(_QuantState, parse_json(bytes_of(state)))
     except SchemaError as error:
         return pieces.failed(f"{_BAD_STATE} ({error})")
     shape = tuple(said.shape)
@@ -211,9 +211,15 @@ def _contradiction(pieces: Pieces, said: _QuantState) -> str:
         return f"a shape of {shape_text(tuple(said.shape))} for {stored} bytes"
     scales, outer = pieces["{}.*.absmax"], pieces.get("{}.*.nested_absmax")
     if (outer is None) != (pieces.get("{}.*.nested_quant_map") is None) or (
-        outer is None and not scales.is_floating
+        scales.dtype != "uint8" if outer is not None else not scales.is_floating
     ):
         return "magnitudes that are quantised, and no table for them"
+    for table, codes in (
+        (pieces["{}.*.quant_map"], 16),
+        (pieces.get("{}.*.nested_quant_map"), 256),
+    ):
+        if table is not None and table.numel != codes:
+            return f"a table of {table.numel} numbers for {codes} codes"
     levels = [(scales, math.prod(said.shape), said.blocksize)]
     if outer is not None:
         levels.append((outer, scales.numel, said.nested_blocksize or 0))
@@ -254,10 +260,10 @@ def four_bit_values(
         factors = (
             nested_magnitudes.float().reshape(-1).repeat_interleave(nested_block)[: codes.numel()]
         )
-        magnitudes = nested_table.float()[codes] * factors + (offset or 0.0)
+        magnitudes = nested_table.float().reshape(-1)[codes] * factors + (offset or 0.0)
     codes = packed.contiguous().view(torch.uint8).reshape(-1)
     numel = math.prod(shape)
     # The high half comes first here.
     halves = torch.stack((codes >> 4, codes & 15), dim=-1).flatten()[:numel]
     factor = magnitudes.float().reshape(-1).repeat_interleave(block)[:numel]
-    return (table.float()[halves.to(torch.int32)] * factor).reshape(shape)
+    return (table.float().reshape(-1)[halves.to(torch.int32)] * factor).reshape(shape)

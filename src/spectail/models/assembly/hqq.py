@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from spectail.models.assembly.pieces import Pieces, shape_text
+from spectail.models.assembly.pieces import Pieces, bytes_of, shape_text
 from spectail.models.lazy_tensor import LazyTensor
 
 _BITS = {"8bit_u8": 8, "4bit_u8": 4, "3bit_32": 3, "2bit_u8": 2, "1bit_u8": 1}
@@ -37,7 +37,7 @@ def hqq(pieces: Pieces) -> LazyTensor | None:
     ):
         return None
     shape = tuple(int(n) for n in said.read(()).reshape(-1))
-    packing = bytes(name.read(()).to(torch.uint8).tolist()).decode("ascii", "replace")
+    packing = bytes_of(name).decode("ascii", "replace")
     plain = scale.is_floating and zero.is_floating and not packed.is_floating
     if packing not in _BITS or len(shape) != 2 or not plain:
         how = "viewed as floats" if packed.is_floating else "with quantised scales"

@@ -68,9 +68,9 @@ def _unclear(pieces: Pieces, form: str, shape: tuple[int, ...], groups: int) -> 
     )
 
 
-def _order(pieces: Pieces) -> LazyTensor | None:
+def _order(pieces: Pieces, name: str = "{}.g_idx") -> LazyTensor | None:
     """Return the group of each input if the file states it; some files hold an empty tensor."""
-    order = pieces.get("{}.g_idx")
+    order = pieces.get(name)
     return order if order is not None and order.numel else None
 
 
@@ -126,7 +126,7 @@ def _gptq_values(
     values = unpack(words.T, bits, inputs)
     if order is None:
         order = torch.arange(inputs, device=words.device) // (length or inputs)
-    order = order.to(torch.int64)
+    order = order.reshape(-1).to(torch.int64)
     # Zero points less one wrap around, hence the mask.
     middle = torch.full_like(scales, 2 ** (bits - 1), dtype=torch.int32)
     points = middle if zeros is None else (unpack(zeros, bits, outputs) + first) & (2**bits - 1)
@@ -171,7 +171,7 @@ def compressed_integers(pieces: Pieces) -> LazyTensor | None:
     The words of each row hold unsigned integers. Zero points are packed along the output dimension.
     """
     words, scale, size = pieces.anchor, pieces["{}.*_scale"], pieces["{}.*_shape"]
-    zeros, order = pieces.get("{}.*_zero_point"), pieces.get("{}.*_g_idx")
+    zeros, order = pieces.get("{}.*_zero_point"), _order(pieces, "{}.*_g_idx")
     if words.dtype != "int32" or len(words.shape) < 2 or size.problem:
         return None
     shape = tuple(int(n) for n in size.read(()).reshape(-1))
@@ -181,6 +181,7 @@ def compressed_integers(pieces: Pieces) -> LazyTensor | None:
         len(shape) != len(words.shape)
         or shape[:-1] != words.shape[:-1]
         or (by_row and scale.shape[:-1] != shape[:-1])
+        or (order is not None and order.numel != shape[-1])
     ):
         return None
     # Several numbers of bits may fit the shapes; then the configuration decides.
@@ -200,6 +201,13 @@ def compressed_integers(pieces: Pieces) -> LazyTensor | None:
     if length is None:
         return _unclear(pieces, "compressed-tensors", shape, scale.shape[-1])
     bits, dense = choices.pop()
+    if zeros is not None and not _zero_points_fit(zeros, scale, shape, bits, dense=dense):
+        return pieces.failed(
+            f"stored as packed integers (compressed-tensors), {shape_text(zeros.shape)} zero "
+            f"points for {shape_text(scale.shape)} scales, which do not go together: dequantise "
+            "it first",
+            shape,
+        )
     options = {"bits": bits, "dense": dense, "shape": shape, "length": length}
     return pieces.made(shape, _compressed_values, words, scale, zeros, order, **options)
 
@@ -218,6 +226,16 @@ def _bit_choices(count: int, words: int) -> set[tuple[int, bool]]:
     return dense | {
         (b, False) for b in (3, 5, 6, 7) if b not in dense_bits and -(-count // (32 // b)) == words
     }
+
+
+def _zero_points_fit(
+    zeros: LazyTensor, scale: LazyTensor, shape: tuple[int, ...], bits: int, *, dense: bool
+) -> bool:
+    """Whether there is one zero point for each scale, as a number or packed along the outputs."""
+    rows = shape[-2]
+    words = -(-rows * bits // 32) if dense else -(-rows // (32 // bits))
+    packed = (*scale.shape[:-2], words, *scale.shape[-1:])
+    return zeros.shape == scale.shape or (zeros.dtype == "int32" and zeros.shape == packed)
 
 
 def _compressed_values(
@@ -244,7 +262,7 @@ def _compressed_values(
     factor = scale.to(torch.float32)
     # An order of -1 means that the file states none.
     if order is not None and int(order.min()) >= 0:
-        chosen = order.to(torch.int64)
+        chosen = order.reshape(-1).to(torch.int64)
         return (values - points[..., chosen]) * factor[..., chosen]
     return (values - spread_groups(points, inputs, length)) * spread_groups(factor, inputs, length)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spectail.models.lazy_tensor import Index, LazyTensor, parameters_of, piece_of
@@ -146,6 +147,11 @@ class Pieces:
             problem,
             parameters=parameters_of(self.all),
         )
+
+
+def bytes_of(stored: LazyTensor) -> bytes:
+    """Return the bytes of a text that is stored as numbers, in whatever shape."""
+    return bytes(stored.read(()).reshape(-1).to(torch.uint8).tolist())
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
