@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from spectail.errors import SourceError
 from spectail.models.assembly.recipes import assemble
 from spectail.models.lazy_tensor import LazyTensor, in_memory
 
-from .quantised_cases import pack
+from .quantised_cases import compressed_case, gptq_case, pack
 
 ROWS = 16
 
@@ -161,3 +162,18 @@ def test_zero_points_of_few_rows_fill_one_word() -> None:
     assert zeros.stride() == (3, 1), "as a file's reader returns it"
     state = compressed(values, 3, scale, weight_zero_point=zeros)
     torch.testing.assert_close(weight_of(state, {}).read(()), by_group(values, points, scale, 32))
+
+
+@pytest.mark.parametrize("wrong", [-1, 4, 2**30, -(2**31)])
+@pytest.mark.parametrize("form", ["gptq", "compressed"])
+def test_an_order_that_names_no_group_is_refused(form: str, wrong: int) -> None:
+    case = gptq_case(4, 1, ordered=True) if form == "gptq" else compressed_case(4, ordered=True)
+    name = "g_idx" if form == "gptq" else "weight_g_idx"
+    order = case.tensors[name].clone()
+    order[5] = wrong
+    made = weight_of(
+        {**case.tensors, name: order}, dict(case.config).get("quantization_config", {})
+    )
+    assert made.problem is None
+    with pytest.raises(SourceError, match=r"names groups from -?\d+ to \d+, and there are 4"):
+        made.read(())

@@ -1,9 +1,14 @@
-"""How many consecutive numbers share a scale, from a configuration or from the shapes."""
+"""Which numbers share a scale: from a configuration, from the shapes, or from a stored order."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectail.errors import SourceError
 
 COMMON_BLOCKS = (16, 32, 64, 128, 256)
 """Block lengths in use, whether or not they divide the dimension."""
@@ -64,3 +69,20 @@ def group_length(quantisation: Mapping[str, Any], size: int, blocks: int) -> int
     """
     lengths = stated_lengths(quantisation, size, blocks) or block_lengths(size, blocks)
     return next(iter(lengths)) if len(lengths) == 1 else None
+
+
+def group_of_inputs(order: Tensor, groups: int) -> Tensor:
+    """Return the group of each input as an index of the scales.
+
+    Raises:
+        SourceError: there is no such group; torch would count a negative one from the end.
+
+    """
+    order = order.reshape(-1).to(torch.int64)
+    least, most = int(order.min()), int(order.max())
+    if least < 0 or most >= groups:
+        raise SourceError(
+            f"the order of its inputs (g_idx) names groups from {least} to {most}, and there are "
+            f"{groups}: the file is damaged"
+        )
+    return order

@@ -17,7 +17,12 @@ from torch import Tensor
 from spectail.models.assembly.bits import spread_groups, unpack, unpack_words
 from spectail.models.assembly.eight_bit import EXPONENTS, scale_values
 from spectail.models.assembly.four_bit_floats import MX_BLOCK, e2m1_values
-from spectail.models.assembly.groups import group_length, stated, stated_lengths
+from spectail.models.assembly.groups import (
+    group_length,
+    group_of_inputs,
+    stated,
+    stated_lengths,
+)
 from spectail.models.assembly.pieces import Pieces, shape_text
 from spectail.models.lazy_tensor import LazyTensor
 
@@ -126,7 +131,7 @@ def _gptq_values(
     values = unpack(words.T, bits, inputs)
     if order is None:
         order = torch.arange(inputs, device=words.device) // (length or inputs)
-    order = order.reshape(-1).to(torch.int64)
+    order = group_of_inputs(order, scales.shape[0])
     # Zero points less one wrap around, hence the mask.
     middle = torch.full_like(scales, 2 ** (bits - 1), dtype=torch.int32)
     points = middle if zeros is None else (unpack(zeros, bits, outputs) + first) & (2**bits - 1)
@@ -261,8 +266,8 @@ def _compressed_values(
         points = points + zeros.to(torch.float32)
     factor = scale.to(torch.float32)
     # An order of -1 means that the file states none.
-    if order is not None and int(order.min()) >= 0:
-        chosen = order.reshape(-1).to(torch.int64)
+    if order is not None and int(order.max()) >= 0:
+        chosen = group_of_inputs(order, factor.shape[-1])
         return (values - points[..., chosen]) * factor[..., chosen]
     return (values - spread_groups(points, inputs, length)) * spread_groups(factor, inputs, length)
 
