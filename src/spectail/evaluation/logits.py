@@ -12,6 +12,10 @@ from spectail.errors import EvaluationError
 
 LOOKED_AT = 64
 """Tokens by which an encoder is told from a decoder."""
+ROUNDING = 1e-4
+"""Largest change of a decoder's predictions before the first other word, relative to that behind
+it: rounding alone. Encoders, even with random weights, change ten times as much and more.
+"""
 NEXT_TOKEN = "predictions of the next token, which only a decoder with a head makes"
 
 
@@ -97,7 +101,7 @@ def check_causal(model: nn.Module, tokens: Tensor, what: str) -> None:
     moved = (one - other).abs().nan_to_num(0.0)
     # Experts get other batches of tokens, so that a decoder's predictions may differ by rounding.
     types = {p.dtype for p in model.parameters() if p.is_floating_point()} or {torch.float32}
-    rounding = 32 * max(torch.finfo(kind).eps for kind in types)
+    rounding = max(ROUNDING, *(32 * torch.finfo(kind).eps for kind in types))
     if half and float(moved[:half].max()) > rounding * float(moved[half:].max()):
         raise EvaluationError(
             f"{type(model).__name__} is an encoder, whose predictions depend on later tokens: "
