@@ -92,7 +92,8 @@ def odd_tree(rng: Random, value: Any) -> Any:  # noqa: C901 - a list of kinds of
                 [-holder[key], holder[key] + 1, holder[key] // 2, holder[key] * 2]
             )
         elif isinstance(holder, list):
-            holder.insert(key, copy.deepcopy(holder[key]))
+            # Not a deep copy, which ends at a thousand levels.
+            holder.insert(key, copy.copy(holder[key]))
     return value
 
 
