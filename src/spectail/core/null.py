@@ -107,6 +107,19 @@ def marchenko_pastur_alpha(
     return 1 + mass / float((weights[tail] * np.log(x[tail] / xmin)).sum())
 
 
+def alpha_of_random_windows(
+    window: Window,
+    *,
+    is_complex: bool,
+    fraction: float | None = None,
+    xmin: float | None = None,
+) -> float:
+    """Return ``marchenko_pastur_alpha`` of windows of a shape, of real or of complex entries."""
+    short, long = min(window), max(window)
+    side = math.inf if is_complex else short
+    return marchenko_pastur_alpha(short / long, fraction=fraction, xmin=xmin, side=side)
+
+
 class Rule(Hashable, Protocol):
     """The part of a cutoff that the simulation uses; it is hashable because draws are cached."""
 

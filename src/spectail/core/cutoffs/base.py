@@ -8,14 +8,13 @@ add a cutoff, write one file with one class and add one line to the table in
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spectail.core.null import marchenko_pastur_alpha, null_by_simulation
+from spectail.core.null import alpha_of_random_windows, null_by_simulation
 from spectail.core.windows import MIN_BANDS, Window, disjoint_window
 
 Array: TypeAlias = NDArray[np.float64]
@@ -75,9 +74,7 @@ class Cutoff(ABC):
         )
         if self.share is None:
             return mean, sd
-        side = math.inf if is_complex else min(window)
-        ratio = min(window) / max(window)
-        return marchenko_pastur_alpha(ratio, fraction=self.share, side=side), sd
+        return alpha_of_random_windows(window, is_complex=is_complex, fraction=self.share), sd
 
     def error_window(self, window: Window, rows: int, cols: int) -> Window:
         """Return the window of the error bar, of which at least 3 x 3 fit into the matrix.

@@ -10,7 +10,7 @@ import numpy as np
 
 from spectail.core.cutoffs.base import Array, Cutoff
 from spectail.core.cutoffs.top import SET_BY_HAND
-from spectail.core.null import marchenko_pastur_alpha
+from spectail.core.null import alpha_of_random_windows
 from spectail.core.windows import Window
 from spectail.errors import SpecError
 
@@ -50,9 +50,7 @@ class Fixed(Cutoff):
         """
         # The law is stated for variance 1 and eigenvalues divided by the longer side.
         scaled = self.xmin / (max(window) * weight_var) if weight_var > 0 else math.inf
-        side = math.inf if is_complex else min(window)
-        ratio = min(window) / max(window)
-        return marchenko_pastur_alpha(ratio, xmin=scaled, side=side), math.nan
+        return alpha_of_random_windows(window, is_complex=is_complex, xmin=scaled), math.nan
 
     def __str__(self) -> str:
         return f"fixed:{self.xmin!r}"

@@ -211,9 +211,11 @@ def _contradiction(pieces: Pieces, said: _QuantState) -> str:
         return f"a shape of {shape_text(tuple(said.shape))} for {stored} bytes"
     scales, outer = pieces["{}.*.absmax"], pieces.get("{}.*.nested_absmax")
     if (outer is None) != (pieces.get("{}.*.nested_quant_map") is None) or (
-        scales.dtype != "uint8" if outer is not None else not scales.is_floating
+        outer is None and not scales.is_floating
     ):
         return "magnitudes that are quantised, and no table for them"
+    if outer is not None and scales.dtype != "uint8":
+        return f"magnitudes that are codes of a table, stored as {scales.dtype} and not as uint8"
     for table, codes in (
         (pieces["{}.*.quant_map"], 16),
         (pieces.get("{}.*.nested_quant_map"), 256),

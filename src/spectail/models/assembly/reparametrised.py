@@ -100,10 +100,10 @@ def _read_spectral_norm(
 
 def _singular_value(matrix: Tensor, left: Tensor, right: Tensor | None) -> Tensor:
     """Return u W v; without v, |u W| is the same number once the power iteration has converged."""
-    value: Tensor = torch.linalg.vector_norm(left @ matrix)
     if right is not None:
-        value = left @ (matrix @ right)
-    return value
+        return left @ (matrix @ right)
+    norm: Tensor = torch.linalg.vector_norm(left @ matrix)
+    return norm
 
 
 UNKNOWN = (
