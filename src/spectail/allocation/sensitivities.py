@@ -66,8 +66,8 @@ class Sensitivities(ByName):
 
     layers: tuple[LayerSensitivity, ...]
     settings: dict[str, Any]
-    """How they were measured, as plain JSON values: number and length of the samples, a hash of
-    their tokens, relative squared size of the noise, seed."""
+    """How they were measured, as plain JSON values: number and length of the samples, hashes of
+    their tokens and of the model's configuration, relative squared size of the noise, seed."""
     source: str = ""
     """The model."""
     fingerprint: str = ""

@@ -20,7 +20,8 @@ from spectail.basics.checks import check_whole
 from spectail.errors import EvaluationError, PruneError
 from spectail.evaluation import Perplexity, perplexity
 from spectail.evaluation.bos import Rule, resolve
-from spectail.models.live.identity import configuration_digest, digest, tokens_digest
+from spectail.models.formats.fingerprint import digest_of
+from spectail.models.live.identity import configuration_digest, tokens_digest
 from spectail.models.live.walk import module_source
 from spectail.models.naming.select import ALL_KINDS, KindFilter
 from spectail.pruning.allocators import Allocator, uniform
@@ -219,10 +220,10 @@ def _identity(
         "model": module_source(model).fingerprint,
         "method": [plan.method.name, plan.method.settings()],
         "pattern": str(plan.pattern or ""),
-        "allocation": [plan.allocator.name, plan.sparsity, digest(json.dumps(ratios).encode())],
+        "allocation": [plan.allocator.name, plan.sparsity, digest_of(json.dumps(ratios).encode())],
         "configuration": configuration_digest(model),
         "calibration": "" if tokens is None else tokens_digest(tokens),
-        "selection": [digest(selection.text.encode()), plan.seq_len, plan.bos],
+        "selection": [digest_of(selection.text.encode()), plan.seq_len, plan.bos],
         "version of spectail": metadata.version("spectail"),
     }
 

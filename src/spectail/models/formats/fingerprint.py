@@ -36,6 +36,11 @@ def no_fingerprints() -> Iterator[None]:
         _WANTED.reset(token)
 
 
+def digest_of(content: bytes) -> str:
+    """Return the SHA-256 of bytes, marked as such."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
 def fingerprint_files(files: Iterable[tuple[str, ReadableFile]]) -> str:
     """Hash named files by name, size and content, but not by their folder or date.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from spectail.models.build import build_source
 from spectail.models.formats import table
 from spectail.models.formats.adapter_files import ADAPTER, CONFIG, MAIN_ADAPTER, adapter_beside
 from spectail.models.formats.file_path import FilePath
-from spectail.models.formats.fingerprint import fingerprint_files
+from spectail.models.formats.fingerprint import digest_of, fingerprint_files
 from spectail.models.formats.foreign import refuse_foreign, refuse_stand_in, without_weights
 from spectail.models.formats.format import Contents, Format
 from spectail.models.formats.open_file import ReadableFile
@@ -267,7 +266,7 @@ def _joint_digest(sources: Sequence[tuple[str, Source]]) -> str:
         return sources[0][1].fingerprint
     # The names are part of the digest, so that two models that swap places give another one.
     text = "\0".join(f"{name}\0{source.fingerprint}" for name, source in sources)
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    return digest_of(text.encode())
 
 
 def _refuse_run(folder: FilePath) -> None:

@@ -5,25 +5,20 @@ A run that was killed compares them with those it kept, and goes on only if they
 
 from __future__ import annotations
 
-import hashlib
 import json
 
 from torch import Tensor, nn
 
+from spectail.models.formats.fingerprint import digest_of
 from spectail.models.live.walk import config_of
 
 _NOT_COMPUTED_WITH = {"transformers_version", "name_or_path"}
 """Entries of a transformers configuration that change no prediction."""
 
 
-def digest(content: bytes) -> str:
-    """Return the SHA-256 of bytes, marked as such."""
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
 def tokens_digest(tokens: Tensor) -> str:
     """Return the digest of token ids, on any device and of any integer type."""
-    return digest(tokens.cpu().long().contiguous().numpy().tobytes())
+    return digest_of(tokens.cpu().long().contiguous().numpy().tobytes())
 
 
 def configuration_digest(model: nn.Module) -> str:
@@ -36,4 +31,4 @@ def configuration_digest(model: nn.Module) -> str:
         for key, value in config_of(model).items()
         if not str(key).startswith("_") and key not in _NOT_COMPUTED_WITH
     }
-    return digest(json.dumps(config, sort_keys=True, default=str).encode())
+    return digest_of(json.dumps(config, sort_keys=True, default=str).encode())
