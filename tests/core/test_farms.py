@@ -142,11 +142,15 @@ def test_what_cannot_be_measured_says_why(matrix: np.ndarray, status: str, reaso
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.bfloat16, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2],
+    ids=str,
+)
 def test_one_bad_weight_fails_the_layer(value: float, dtype: torch.dtype) -> None:
-    matrix = torch.from_numpy(draw(64, 80)).to(dtype)
+    matrix = torch.from_numpy(draw(64, 80))
     matrix[3, 4] = value
-    fit = tail_fit(matrix)
+    fit = tail_fit(matrix.to(dtype))
     assert (fit.status, fit.reason) == ("failed", "1 of 5120 weights are NaN or infinite")
 
 

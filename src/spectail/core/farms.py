@@ -358,7 +358,13 @@ def _unusable(matrices: Tensor | Bands, squares: float) -> str:
     A finite sum of squares shows that all weights are finite, so they are not searched one by one.
     """
     if not math.isfinite(squares):
-        bad = sum(int((~torch.isfinite(m)).sum()) for band in bands_of(matrices) for m in band)
+        # torch cannot test 8-bit floats.
+        narrow = matrices.dtype.itemsize == 1
+        bad = sum(
+            int((~torch.isfinite(m.float() if narrow else m)).sum())
+            for band in bands_of(matrices)
+            for m in band
+        )
         too_large = "the squares of the weights do not fit into float64: scale them down"
         count = math.prod(matrices.shape)
         return f"{bad} of {count} weights are NaN or infinite" if bad else too_large
