@@ -148,6 +148,8 @@ def test_what_cannot_be_measured_says_why(matrix: np.ndarray, status: str, reaso
     ids=str,
 )
 def test_one_bad_weight_fails_the_layer(value: float, dtype: torch.dtype) -> None:
+    if dtype == torch.float8_e4m3fn:
+        value = math.nan  # this type has no infinity
     matrix = torch.from_numpy(draw(64, 80))
     matrix[3, 4] = value
     fit = tail_fit(matrix.to(dtype))
