@@ -33,6 +33,8 @@ NAMES = {
     "minus": "-1+1",
     "at": "@SUM(1)",
     "tab": "\t=1",
+    "wide formula": "\uff1d1+1",
+    "formula in the second line": "\n=1",
 }
 HARMLESS = re.compile(r"[\x20-\x7e\n\u00a0-\u1fff\u2010-\u2027\u2030-\u205e\u2100-\uffff]*")
 """Text without control characters and marks of direction."""
@@ -97,7 +99,7 @@ def test_names_stay_what_they_are_in_the_files(name: str, tmp_path: Path) -> Non
     with (tmp_path / "layers.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     # Spreadsheets run a cell that begins with one of these; the apostrophe makes it a text.
-    run_by_spreadsheets = layer.startswith(("=", "+", "-", "@", "\t"))
+    run_by_spreadsheets = layer.startswith(("=", "+", "-", "@", "\t", "\n", "\uff1d"))
     assert row["name"] == "'" * run_by_spreadsheets + layer.replace("\r", r"\r")
     assert st.Analysis.load(tmp_path).table["name"].tolist() == [layer]
 

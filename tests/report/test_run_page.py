@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ import spectail as st
 from spectail import presets
 from spectail.cli import run
 from spectail.core.spec import Spec
+from spectail.report.compare_page import compare_html
 from spectail.report.page import addresses, embed
 from spectail.report.run_page import command, report_html, spectra_data
 from spectail.report.trajectory_page import trajectory_html
+from spectail.results.compare import pair_layers
 from spectail.results.records import COLUMNS, LayerRecord, Results
 from spectail.results.trajectory import Trajectory
 
-from .conftest import ok_layer, run_of
+from .conftest import missing, ok_layer, run_of
 
 CASES = ["transformer", "cnn", "single", "failed", "random_model", "hostile"]
 
@@ -100,6 +103,39 @@ def test_hostile_text_opens_no_element(hostile: Results) -> None:
         assert tag not in body
     assert "&lt;script&gt;window.hacked" in body
     page.encode("utf-8")
+
+
+HIDDEN = "layers.0.a\x1b[31m\0\x9b\u202ebc\u2066\u200b`d`-1"
+"""A name with control characters, marks of direction and the ends of a piece of code."""
+SEEN = r"layers.0.a\x1b[31m\x00\x9b\u202ebc\u2066\u200b\x60d\x60-1"
+
+
+def test_what_cannot_be_seen_is_an_escape_in_words_and_figures(transformer: Results) -> None:
+    """A mark of direction would turn the sentence that follows the name."""
+    layers = [replace(x, name=f"{HIDDEN}{i}", kind=f"{x.kind}\u202e") for i, x in
+              enumerate(transformer.layers)]  # fmt: skip
+    layers.append(missing(f"{HIDDEN}0.lost", None, "q", "failed", f"lost {HIDDEN}"))
+    results = run_of(layers, source=HIDDEN, notes=(f"a note on {HIDDEN}",))
+    moved = replace(results, layers=tuple(replace(x, alpha=x.alpha + 1) for x in layers))
+    pages = {
+        "run": report_html(results),
+        "compare": compare_html(pair_layers(results, moved), results, moved),
+        "curves": trajectory_html(Trajectory.of({f"{HIDDEN}1": results, "b": moved, "c": results})),
+    }
+    for name, page in pages.items():
+        text = without_scripts(page)
+        texts = [text, *strings(data_of(page)["figures"])]
+        assert {c for t in texts for c in t if not c.isprintable()} <= {"\n", "\xa0"}, name
+        assert f"<code>{SEEN}" in text, name
+
+
+def strings(values: Any) -> list[str]:
+    """Every text inside of nested values but the names of groups, which are not shown."""
+    if isinstance(values, dict):
+        values = [value for key, value in values.items() if key != "legendgroup"]
+    if isinstance(values, list):
+        return [text for value in values for text in strings(value)]
+    return [values] if isinstance(values, str) else []
 
 
 def test_embed_is_safe_json() -> None:

@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 
 
-def visible(text: str) -> str:
+def visible(text: str, but: str = "") -> str:
     r"""Write characters that cannot be seen as escapes: control characters, marks of direction.
+
+    ``but`` holds those that stay as they are.
 
     >>> visible("a\x1b[31m"), visible("né")
     ('a\\x1b[31m', 'né')
@@ -15,8 +17,18 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+        c if c.isprintable() or c in but else c.encode("unicode_escape").decode("ascii")
+        for c in text
     )
+
+
+def coded(name: str) -> str:
+    r"""Write a name between backticks, as code; a backtick in it would end the code.
+
+    >>> coded("a`b")
+    '`a\\x60b`'
+    """
+    return f"`{visible(name.replace('`', chr(92) + 'x60'))}`"
 
 
 def first_names(names: Iterable[str], most: int = 1) -> str:

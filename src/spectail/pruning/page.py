@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.colors import qualitative, sample_colorscale
 
 from spectail.allocation.allocation import Allocation
-from spectail.basics.texts import plural
+from spectail.basics.texts import coded, plural
 from spectail.evaluation import Rule
 from spectail.models.naming.blocks import block_numbers
 from spectail.models.naming.kinds import kind_of
@@ -307,7 +307,7 @@ def _words(done: Pruned) -> list[tuple[str, str]]:
     if not report.evaluated:
         unknown = "not measured: `--evaluate FILE` measures it on a test text before and after."
         found.append(("Perplexity", unknown))
-    found += [("Remark", f"`{note.subject}`: {note.text}.") for note in report.notes]
+    found += [("Remark", f"{coded(note.subject)}: {note.text}.") for note in report.notes]
     if report.left_out:
         reasons = Counter(layer.reason for layer in report.left_out)
         counts = "; ".join(f"{plural(n, 'layer')}: {reason}" for reason, n in reasons.items())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -24,7 +23,6 @@ TOPICS = ("Range", "Random matrix", "Depth", "Change", "Odd ones")
 
 def card(results: Results) -> str:
     """Return the block: settings, alpha by kind of layer, what stands out, the command."""
-    results = _without_ticks(results)
     facts = {finding.topic: finding.text for finding in titled_findings(results)}
     stands_out = [f"- **{topic}**: {_sentence(facts[topic])}" for topic in TOPICS if topic in facts]
     parts = [
@@ -104,15 +102,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _sentence(text: str) -> str:
     """Begin a text with a capital; names stay between backticks, whatever they hold."""
     parts = text.split("`")
-    safe = [visible(part) if i % 2 else _text(part) for i, part in enumerate(parts)]
+    safe = [part if i % 2 else _text(part) for i, part in enumerate(parts)]
     joined = "`".join(safe)
     return joined[:1].upper() + joined[1:]
-
-
-def _without_ticks(results: Results) -> Results:
-    """Write backticks in names as escapes: they would end the code that a name stands in."""
-    layers = (replace(x, name=x.name.replace("`", r"\x60")) for x in results.layers)
-    return replace(results, layers=tuple(layers))
 
 
 def _code(text: str) -> str:

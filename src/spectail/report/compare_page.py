@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from spectail.basics.texts import plural
+from spectail.basics.texts import coded, plural
 from spectail.report import page
 from spectail.report.depth import depth_of
 from spectail.report.evidence import CLEAR, threshold
@@ -206,7 +206,7 @@ def _words(comparison: Comparison) -> list[tuple[str, str]]:
         return notes
     middle = float(paired["alpha_change"].median())
     top = ", ".join(
-        f"`{row['name']}` ({row['alpha_change']:+.3f})"
+        f"{coded(row['name'])} ({row['alpha_change']:+.3f})"
         for row in comparison.moved(3).to_dict("records")
     )
     return [

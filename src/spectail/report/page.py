@@ -22,10 +22,14 @@ from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from spectail.basics.json_values import plain
+from spectail.basics.texts import visible
 from spectail.results.table import storable
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+SPACE = "\n\xa0"
+"""White space of a page that stays as it is, although it cannot be seen."""
 
 
 class Column(NamedTuple):
@@ -173,10 +177,16 @@ def render(page: Page, payload: Mapping[str, object]) -> str:
 def _template() -> Any:
     """Parse the page's template, which escapes all text that is not marked as HTML."""
     # Markup() marks what is HTML already; everything else is escaped.
-    environment = Environment(autoescape=True)
+    environment = Environment(autoescape=True, finalize=_shown)
     environment.filters["with_code"] = _with_code
     environment.filters["minus"] = minus
     return environment.from_string(_static("page.html"))
+
+
+def _shown(value: Any) -> Any:
+    """Escape what cannot be seen in a text: a mark of direction turns all that follows it."""
+    plain_text = isinstance(value, str) and not isinstance(value, Markup)
+    return visible(value, SPACE) if plain_text else value
 
 
 def _digest(script: str) -> str:
@@ -186,7 +196,7 @@ def _digest(script: str) -> str:
 
 def _with_code(text: str) -> Markup:
     """Write a sentence with a capital, and turn text between backticks into code."""
-    parts = str(escape(text[:1].upper() + text[1:])).split("`")
+    parts = str(escape(_shown(text[:1].upper() + text[1:]))).split("`")
     # Names stay as they are; between them a hyphen before a number is a minus sign.
     return Markup("".join(f"<code>{x}</code>" if i % 2 else minus(x) for i, x in enumerate(parts)))
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING, Any
 
+from spectail.basics.texts import visible
 from spectail.report.notebook import figure_class
-from spectail.results.table import storable
+from spectail.report.page import SPACE
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -56,9 +57,9 @@ _KNOWN_KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def safe(text: str) -> str:
-    """Escape text for plotly and HTML, and replace characters that UTF-8 cannot encode."""
+    """Escape text for plotly and HTML, and characters that cannot be seen or stored."""
     # Quotes too, because names also stand in attributes.
-    return html.escape(storable(text), quote=True)
+    return html.escape(visible(text, SPACE), quote=True)
 
 
 def kind_styles(kinds: list[str]) -> dict[str, tuple[str, str]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from spectail.basics.texts import first_names, plural
+from spectail.basics.texts import coded, first_names, plural
 from spectail.report import page
 from spectail.report.page import Chart, Column, Page, Paragraph, Section
 from spectail.report.run_page import command, model_name, spec_line
@@ -189,12 +189,12 @@ def _words(found: Trajectory, rows: list[dict[str, Any]]) -> tuple[Paragraph, ..
     )
     parts = [Paragraph("Mean alpha", f"{mean}.")]
     if moving:
-        most = ", ".join(f"`{row['name']}` ({row['change']:+.3f})" for row in moving[:4])
+        most = ", ".join(f"{coded(row['name'])} ({row['change']:+.3f})" for row in moving[:4])
         text = f"still moving: {len(moving):,} of {plural(len(rows), 'layer')}; most: {most}. By "
         text += f"chance about {0.05 * len(rows):.0f} would seem to."
         parts.append(Paragraph("Layers", text))
     if left := found.left_out:
-        text = f"{first_names([f'`{name}`' for name in left], 4)} have no alpha in every "
+        text = f"{first_names([coded(name) for name in left], 4)} have no alpha in every "
         text += "checkpoint, or one of another window, and are left out."
         parts.append(Paragraph("Left out", text, quiet=True))
     if found.note:

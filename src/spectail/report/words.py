@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spectail.basics.texts import joined, plural, with_error
+from spectail.basics.texts import coded, joined, plural, with_error
 from spectail.core.goodness import LEVEL, two_sided
 from spectail.report.evidence import (
     CLEAR,
@@ -74,7 +74,7 @@ def titled_findings(results: Results) -> list[Finding]:
 
 def listed(names: Sequence[str], most: int = 4) -> str:
     """List at most ``most`` names between backticks, and count the rest."""
-    shown = [f"`{name}`" for name in names[:most]]
+    shown = [coded(name) for name in names[:most]]
     rest = len(names) - len(shown)
     if rest:
         shown.append(f"{rest:,} more")
@@ -83,7 +83,7 @@ def listed(names: Sequence[str], most: int = 4) -> str:
 
 def _alpha(layer: LayerRecord) -> str:
     """Write a layer's name, alpha and error."""
-    return f"`{layer.name}` ({with_error(layer.alpha, layer.alpha_se)})"
+    return f"{coded(layer.name)} ({with_error(layer.alpha, layer.alpha_se)})"
 
 
 def _scope(run: Run) -> Finding:
@@ -279,7 +279,8 @@ def _changed(run: Run) -> Finding | None:
     if moved:
         sizes = np.array([x.relative_change for x in moved])
         text += f", by {np.median(sizes):.3g} of their norm in the median; most "
-        text += f"`{moved[0].name}` ({sizes[0]:.3g}), least `{moved[-1].name}` ({sizes[-1]:.3g})"
+        text += f"{coded(moved[0].name)} ({sizes[0]:.3g}), "
+        text += f"least {coded(moved[-1].name)} ({sizes[-1]:.3g})"
     return Finding("Change", f"{text}.")
 
 

@@ -59,8 +59,9 @@ def with_whole_blocks(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype({"block": "Int64"})
 
 
-_FORMULA = ("=", "+", "-", "@", "\t")
-"""What a cell begins with that a spreadsheet takes for a formula."""
+_FORMULA = ("=", "+", "-", "@", "\t", "\n", *"\uff1d\uff0b\uff0d\uff20")
+"""What a cell begins with that a spreadsheet takes for a formula. The last four are the wide signs
+of East Asian keyboards (OWASP, CSV Injection)."""
 
 
 def for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:

@@ -129,7 +129,7 @@ function layerTable(page) {
 
   // Spreadsheets run cells that begin like a formula: an apostrophe makes them text.
   function csvCell(v) {
-    const text = v === null || v === undefined ? "" : typeof v === "string" && /^[=+\-@\t\r]/.test(v) ? "'" + v : String(v);
+    const text = v === null || v === undefined ? "" : typeof v === "string" && /^[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]/.test(v) ? "'" + v : String(v);
     return /[",\r\n]/.test(text) ? '"' + text.replace(/"/g, '""') + '"' : text;
   }
 
