@@ -110,7 +110,8 @@ class Analysis(Results):
         with all_or_nothing(*paths) as (csv, parquet, report, analysis):
             table = with_whole_blocks(self.table)
             for_spreadsheets(table).to_csv(csv, index=False)
-            table.to_parquet(parquet, index=False)
+            with parquet.open("wb") as file:  # pyarrow opens no path that is not UTF-8
+                table.to_parquet(file, index=False)
             report.write_text(report_html(self), encoding="utf-8")
             analysis.write_text(json.dumps(self.to_dict(), allow_nan=False), encoding="utf-8")
         return Path(folder) / "report.html"

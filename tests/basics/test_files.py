@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -144,6 +145,36 @@ def test_what_could_not_be_written_is_known_before(tmp_path: Path) -> None:
     with pytest.raises(OSError):  # noqa: PT011 - the system's own error
         check_writable(Path("/proc/a"))
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_links_are_followed_before_the_work_as_they_are_after_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    to = {"under": "file/a", "nowhere": "b/a", "round": "round", "proc": "/proc/a/b"}
+    for name, target in to.items():
+        (tmp_path / name).symlink_to(target)
+    check_writable(tmp_path / "nowhere")
+    for path in ("under", "round", "proc", "nowhere/a", "round/a", "round/a/b", "n" * 300):
+        for write in (check_writable, lambda path: write_text(path, "")):
+            with pytest.raises(OSError):  # noqa: PT011 - the system's own error
+                write(tmp_path / path)
+    assert {p.name for p in tmp_path.iterdir()} == {"file", *to}
+    assert (tmp_path / "round").is_symlink()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="fcntl")
+def test_on_a_disk_without_locks_nothing_of_another_process_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "as of Lustre that is mounted without flock")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with all_or_nothing(tmp_path / "a") as (part,):
+        part.write_text("long work")
+        check_writable(tmp_path / "b")
+        write_text(tmp_path / "b", "short work")
+    assert (tmp_path / "a").read_text() == "long work"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_text_is_utf8_with_unix_lines_and_replaces_the_old_one(tmp_path: Path) -> None:

@@ -99,6 +99,19 @@ def test_a_file_of_the_user_stays(
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes names of any bytes")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_path_that_is_not_utf8_is_written_or_refused_at_once(
+    name: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / os.fsdecode(b"\xff")
+    code = run([*command(name, inputs, out), "--quiet"])
+    assert (code, out.exists()) == ((2, False) if name == "prune" else (0, True))
+    if code:
+        one_line(capsys.readouterr().err)
+    assert not list(tmp_path.rglob(".*"))
+
+
 @pytest.mark.parametrize("name", ["card", "compare", "allocate", "export"])
 def test_a_file_of_another_command_stays(
     name: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -163,7 +176,15 @@ def test_long_work_begins_only_if_its_result_can_be_written(
 
     monkeypatch.setattr(f"spectail.cli.{name}.open_language_model", loaded)
     (tmp_path / "file").touch()
-    for out in (tmp_path / "file" / "out", Path("/proc/new/out")):
+    (tmp_path / "link").symlink_to("/proc/new/out")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+    places = (
+        "file/out",
+        "link",
+        "nowhere/out",
+        os.fsdecode(b"\xff") if name == "prune" else "link",
+    )
+    for out in (*(tmp_path / place for place in places), Path("/proc/new/out")):
         assert run(command(name, inputs, out)) == 2
         one_line(capsys.readouterr().err)
 

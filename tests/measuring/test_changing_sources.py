@@ -49,6 +49,11 @@ def in_place_with_the_old_date(path: Path, other: Path) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
+def by_a_second_name_with_the_old_date(path: Path, other: Path) -> None:
+    path.with_name("second").hardlink_to(path)
+    in_place_with_the_old_date(path.with_name("second"), other)
+
+
 def truncated(path: Path, other: Path) -> None:
     os.truncate(path, 200)
 
@@ -59,7 +64,14 @@ def replaced(path: Path, other: Path) -> None:
 
 
 CHANGES: dict[str, Callable[[Path, Path], None]] = {
-    f.__name__: f for f in (in_place, in_place_with_the_old_date, truncated, replaced)
+    f.__name__: f
+    for f in (
+        in_place,
+        in_place_with_the_old_date,
+        by_a_second_name_with_the_old_date,
+        truncated,
+        replaced,
+    )
 }
 FILES = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "config.json")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -29,8 +30,7 @@ def all_or_nothing(*paths: Path) -> Iterator[tuple[Path, ...]]:
     shows that the others are complete. When it raises, everything that it wrote is removed. What a
     killed process has left is removed when the next one writes into the same folder.
     """
-    # A link stays a link: what it points to is replaced.
-    targets = [Path(os.path.realpath(path)) if path.is_symlink() else path for path in paths]
+    targets = [_written(path) for path in paths]
     new = [folder for target in targets for folder in _missing_folders(target.parent)]
     try:
         with ExitStack() as stack:
@@ -64,9 +64,12 @@ def check_writable(path: Path) -> None:
 
     It is for a command that computes for long before it writes.
     """
-    folder = path.absolute().parent
-    while not folder.exists() and folder != folder.parent:
+    folder = _written(path.absolute()).parent
+    # A link to nowhere is no folder, and none can be made in its place.
+    while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
+    with suppress(FileNotFoundError, NotADirectoryError):
+        path.lstat()  # a name may be too long for this disk
     # Only an attempt tells: permissions, quotas and read-only mounts all have a say.
     with tempfile.TemporaryFile(prefix=_PREFIX, dir=folder):
         _remove_leftovers(folder)
@@ -85,6 +88,14 @@ def refuse_foreign(path: Path, mark: bytes, problem: type[SpectailError]) -> Non
     if path.is_symlink() and not path.exists():
         return  # the file that the link points to will be made
     raise problem(f"{path} exists and spectail did not write it, so it stays: give another name")
+
+
+def _written(path: Path) -> Path:
+    """Return what is written for a path: a link stays a link, and what it points to is replaced."""
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return target
 
 
 def _has_mark(path: Path, mark: bytes) -> bool:
@@ -131,7 +142,12 @@ def _remove_leftovers(parent: Path) -> None:
             if not (folder / _LOCK).exists():
                 folder.rmdir()
             elif (lock := open_locked(folder / _LOCK)) is not None:
-                _remove_folder(folder, lock)
+                # On a disk without locks a second one is granted too, and the process may be alive.
+                if (second := open_locked(folder / _LOCK)) is None:
+                    _remove_folder(folder, lock)
+                else:
+                    os.close(lock)
+                    os.close(second)
 
 
 def _remove_folder(folder: Path, lock: int) -> None:

@@ -8,6 +8,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module, metadata
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,9 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from spectail.basics.addresses import message_without_secrets
+from spectail.cli.signals import INTERRUPTED, Stops
+from spectail.cli.streams import drop_unwritten, show_any_character, write_out
 from spectail.cli.terminal import Terminal
 from spectail.errors import SpectailError
 
@@ -116,7 +120,7 @@ app = typer.Typer(
 def _print_version(asked: bool) -> None:
     """Print the version and exit if ``--version`` was given."""
     if asked:
-        print(metadata.version("spectail"))
+        write_out(f"{metadata.version('spectail')}\n")
         raise typer.Exit
 
 
@@ -137,8 +141,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit.
 
     The code is 0 on success, 1 if some layer failed, and 2 for bad usage or an unreadable source.
+    A command that a signal ended gives 128 and the signal's number.
     """
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    show_any_character()
+    stops = Stops()
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(stops.code if code == INTERRUPTED else code)
 
 
 def run(arguments: list[str]) -> int:
@@ -146,23 +154,32 @@ def run(arguments: list[str]) -> int:
 
     Whatever the user can fix is printed as one line on standard error.
     """
-    # soft_wrap: a long message stays one line when it is redirected to a file.
-    errors = Terminal(stderr=True, soft_wrap=True)
+    code, told = _outcome(arguments)
+    # Standard error may lie on the disk that is full.
+    with suppress(OSError):
+        if told:
+            # soft_wrap: a long message stays one line when it is redirected to a file.
+            Terminal(stderr=True, soft_wrap=True).print(told)
+    drop_unwritten(sys.stdout, sys.stderr)
+    return code
+
+
+def _outcome(arguments: list[str]) -> tuple[int, str]:
+    """Run the command line; return its exit code, and a line for standard error or nothing."""
     # standalone_mode=False: typer returns or raises instead of exiting with messages of its own.
     try:
         result = typer.main.get_command(app).main(
             arguments, prog_name="spectail", standalone_mode=False
         )
-        return result if isinstance(result, int) else 0
+        return result if isinstance(result, int) else 0, ""
     except typer.Exit as exit_:
-        return exit_.exit_code
+        return exit_.exit_code, ""
     except (typer.Abort, KeyboardInterrupt):
         # Without --out nothing is stored.
         goes_on_with = arguments[:1] in (["analyze"], ["sensitivity"])
         stored = goes_on_with and any(x.startswith("--out") for x in arguments)
         goes_on = "; the same command goes on where it stopped" if stored else ""
-        errors.print(f"interrupted{goes_on}")
-        return 130  # 128 + SIGINT, as a shell reports an interrupted command
+        return INTERRUPTED, f"interrupted{goes_on}"
     except UsageProblem as error:
         problem = error.format_message()
     except SpectailError as error:
@@ -172,7 +189,7 @@ def run(arguments: list[str]) -> int:
         where = f" {error.filename}" if error.filename else ""
         hint = (
             "; free some space and run the same command again to go on"
-            if error.errno == errno.ENOSPC
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
             else ""
         )
         cause = os.strerror(error.errno) if error.errno else error
@@ -185,5 +202,4 @@ def run(arguments: list[str]) -> int:
             raise
         problem = f"{'. '.join(str(error).split('. ')[:2])}: use --device cpu or a smaller batch"
     # Messages may hold line breaks from libraries; one line is easier to read and to search.
-    errors.print(f"spectail: {' '.join(problem.split())}")
-    return 2
+    return 2, f"spectail: {message_without_secrets(' '.join(problem.split()))}"

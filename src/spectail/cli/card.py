@@ -10,6 +10,7 @@ import typer
 from spectail.analysis import Analysis
 from spectail.basics.files import refuse_foreign, write_text
 from spectail.cli.options import Quiet
+from spectail.cli.streams import write_out
 from spectail.cli.terminal import Terminal
 from spectail.errors import RunError
 from spectail.report.card import MARK
@@ -26,7 +27,7 @@ def card(
     """Write a run as a block of Markdown for a model card."""
     text = card_text(Analysis.load(folder))
     if out is None:
-        print(text, end="")
+        write_out(text)
         return 0
     refuse_foreign(out, MARK.encode(), RunError)
     write_text(out, text)

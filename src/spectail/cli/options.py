@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from spectail.basics.json_values import plain
+from spectail.cli.streams import write_out
 from spectail.cli.terminal import Terminal
 from spectail.errors import SpectailError
 
@@ -49,7 +50,7 @@ def only_json(wanted: bool) -> AbstractContextManager[object]:
 
 def print_json(values: Any) -> None:
     """Print values as JSON on standard output, with null for numbers that are not finite."""
-    print(json.dumps(plain(values), allow_nan=False))
+    write_out(json.dumps(plain(values), allow_nan=False) + "\n")
 
 
 def read_settings(

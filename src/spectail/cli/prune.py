@@ -10,8 +10,10 @@ import typer
 from rich.progress import TimeElapsedColumn
 
 from spectail import presets
+from spectail.basics.files import check_writable
 from spectail.cli.bar import Bar
 from spectail.cli.options import Device, Exclude, Kind, Quiet, Type
+from spectail.cli.signals import INTERRUPTED
 from spectail.cli.terminal import Terminal
 from spectail.errors import PruneError
 from spectail.evaluation.bos import CHOICES, check_choice
@@ -151,6 +153,7 @@ def prune(
     _check_texts(plan, method, calibration, evaluate)
     tests, choosing = evaluate or (), plan.eps == "auto"
     if choosing:
+        check_writable(scores_beside(out))
         check_ours(scores_beside(out))
     texts = read_texts(calibration=calibration, selection=selection, tests=tests, choosing=choosing)
     return _prune(context, plan, texts, source=source, out=out, device=device, quiet=quiet)
@@ -203,7 +206,7 @@ def _prune(
             rest = f"no model was written; the same command goes on with the scores in {scores}"
         told = f"{str(stopped) or 'interrupted'}; {rest}"
         Terminal(stderr=True, soft_wrap=True).print(told)
-        return 130
+        return INTERRUPTED
     Terminal(quiet=quiet, soft_wrap=True).print(f"model: {out}\nreport: {out / PAGE_FILE}")
     return 0
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from spectail.basics.texts import visible
+from spectail.cli.streams import end_of_pipe
 
 
 class Terminal(Console):
@@ -23,3 +24,8 @@ class Terminal(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Turn a text, or a cell of a table, into what is shown; lines stay lines."""
         return super().render_str("\n".join(map(visible, text.split("\n"))), **options)
+
+    def on_broken_pipe(self) -> None:
+        """End the command because nobody reads its output any more."""
+        self.quiet = True
+        end_of_pipe(self.file)

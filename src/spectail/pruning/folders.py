@@ -40,6 +40,13 @@ def check_free(out: str | Path) -> Path:
 
     """
     out = Path(out).absolute()
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise PruneError(
+            f"{out} is not UTF-8, and the libraries that write models take no other path: "
+            "give another one"
+        ) from None
     check_writable(out)
     if out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
         if os.path.ismount(out):

@@ -51,8 +51,8 @@ class Stamp:
             getattr(self, name) == getattr(other, name) for name in ("size", "modified", "inode")
         )
         # Deleting a file, or renaming another one over it, takes a link away. That changes the
-        # date too, but not the content.
-        return same and (self.changed == other.changed or self.links != other.links)
+        # date too, but not the content. A link more may hide a write whose date was set back.
+        return same and (self.changed == other.changed or other.links < self.links)
 
 
 class ReadableFile(ABC):
