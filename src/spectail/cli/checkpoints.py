@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from spectail.basics.addresses import without_secrets
 from spectail.basics.files import refuse_foreign, write_text
 from spectail.basics.texts import first_names, plural
 from spectail.cli.options import print_json
@@ -59,10 +60,14 @@ def labelled(sources: Sequence[str]) -> dict[str, str]:
     {'step-10-model.safetensors': 'runs/step-10/model.safetensors', \
 'step-20-model.safetensors': 'runs/step-20/model.safetensors'}
     """
-    parts = [[part for part in re.split(r"[/\\\\]", source) if part] for source in sources]
+    # The user and the query of an address are secrets, which no name of a folder may hold.
+    shown = [without_secrets(source) for source in sources]
+    parts = [[part for part in re.split(r"[/\\\\]", source) if part] for source in shown]
     for depth in range(1, max(map(len, parts), default=0) + 1):
         # A label is the name of a folder: nothing but letters, digits and a few signs.
         labels = [re.sub(r"[^\w.=+-]", "_", "-".join(part[-depth:])).lstrip(".") for part in parts]
         if len(set(labels)) == len(sources) and all(labels):
             return dict(zip(labels, sources, strict=True))
-    raise RunError("a checkpoint is given twice; give each once")
+    raise RunError(
+        "a checkpoint is given twice; give each once (the query of an address does not count)"
+    )

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from spectail.basics.addresses import without_secrets
 from spectail.basics.texts import first_line
 from spectail.errors import SourceError, SpectailError
 from spectail.models.formats.hub import is_hub_id
@@ -36,7 +37,7 @@ def read_text(given: str | os.PathLike[str]) -> str:
     if not path.is_file() and is_hub_id(text.split(":")[0]) and not path.exists():
         return "\n\n".join(_column(*text.split(":")))
     if not path.is_file():
-        raise SourceError(f"no text file at {text}; expected {HOW}")
+        raise SourceError(f"no text file at {without_secrets(text)}; expected {HOW}")
     return read_utf8(path, SourceError)
 
 

@@ -109,7 +109,7 @@ def _named_source(text: str) -> Source:
         cached = cached_folder(text)
         return path_source(cached, label=text) if cached else hub_source(text)
     raise SourceError(
-        f"no such file or folder: {text!r}; "
+        f"no such file or folder: {without_secrets(text)!r}; "
         "expected a checkpoint, a model folder, 'demo', an address, 'module:function' or a hub id"
     )
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from spectail import presets
+from spectail.basics.addresses import without_secrets
 from spectail.errors import PruneError
 from spectail.pruning.allocators.base import (
     Allocator,
@@ -69,7 +70,8 @@ def as_allocator(given: Allocator | str) -> Allocator:
     if Path(given).exists():
         return FromFile(given)
     raise PruneError(
-        f"allocation must be one of {', '.join(allocator_names())} or a file, not {given!r}"
+        f"allocation must be one of {', '.join(allocator_names())} or a file, "
+        f"not {without_secrets(given)!r}"
     )
 
 
