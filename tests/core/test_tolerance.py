@@ -60,6 +60,22 @@ def test_positions_that_repeat_come_once_each(doubles: list[tuple[int, int]]) ->
     assert sorted(spread_order(doubles, Window(4, 4))) == list(range(len(doubles)))
 
 
+@pytest.mark.parametrize("placement", ["tile", "grid:9"])
+@pytest.mark.parametrize(
+    "shape", [(320, 320), (330, 330), (512, 512), (640, 320), (200, 520), (64, 700), (130, 330)]
+)
+def test_a_matrix_and_its_transpose_take_the_same_windows(
+    shape: tuple[int, int], placement: str
+) -> None:
+    matrix = student(np.random.default_rng(5), shape)
+    for tolerance in (0.05, 0.02, 0.01):
+        spec = Spec(window=64, placement=placement, tolerance=tolerance)
+        one, other = tail_fit(matrix, spec), tail_fit(matrix.T, spec)
+        assert one.n_windows == other.n_windows
+        assert other.alpha == pytest.approx(one.alpha, rel=1e-9)
+        assert other.alpha_se == pytest.approx(one.alpha_se, rel=1e-9, nan_ok=True)
+
+
 @pytest.mark.parametrize("cutoff", [Median(), TopFraction(0.1)])
 def test_the_bound_is_the_textbook_interval(cutoff: Any) -> None:
     rng = np.random.default_rng(0)

@@ -56,13 +56,16 @@ def enough_windows(
     and the placement only; nothing is random.
     """
     assert spec.tolerance is not None
-    order = spread_order(positions, window)
+    order, paired = spread_order(positions, window), _is_symmetric(positions)
     taken: list[Position] = []
     found: list[Array] = []
     while len(taken) < len(positions):
         # Growing by a factor keeps the total cost of the refits proportional to the last one.
         wanted = max(FIRST, math.ceil(GROWTH * len(taken))) - len(taken)
         new = [positions[i] for i in islice(order, wanted)]
+        # In a square matrix a window and its mirror image come together: see spread_order.
+        if paired and new[-1][::-1] not in {*taken, *new}:
+            new.append(positions[next(order)])
         taken += new
         found.append(eigenvalues(new))
         so_far = np.concatenate(found)
@@ -78,25 +81,41 @@ def enough_windows(
 def spread_order(positions: Sequence[Position], window: Window) -> Iterator[int]:
     """Yield indices of positions, each sharing few rows and columns with all before it.
 
-    It starts with the first position. Of positions that share equally much, the one farthest from
-    all before it comes next; of equally far ones, the first.
+    It starts with the top left. Of positions that share equally much, the one farthest from all
+    before it comes next; of equally far ones, the first along the shorter side. Where positions lie
+    symmetrically to the diagonal, in a square matrix, each is followed by its mirror image. So a
+    matrix and its transpose are measured in the same windows.
 
     >>> list(spread_order([(0, 0), (0, 5), (5, 0), (5, 5)], Window(5, 5)))
     [0, 3, 1, 2]
     """
-    places = np.asarray(positions, dtype=np.float64)
+    corners = np.asarray(positions)
+    rows, cols = np.ptp(corners, axis=0) + window
+    # Listed along the shorter side first, whichever it is. The last key is the first to sort by.
+    listed = np.lexsort(corners.T if rows > cols else corners.T[::-1])
+    places = corners[listed].astype(np.float64)
+    mirrors = {place: i for i, place in enumerate(map(tuple, places))}
+    symmetric = _is_symmetric(positions)
     # distance: squared distance to the nearest position chosen so far. shared: rows shared with
     # each of them, as a share of a window, plus the same for columns.
     distance, shared = np.full(len(places), np.inf), np.zeros(len(places))
+    chosen = 0
     for _ in range(len(places)):
+        mirror = mirrors[tuple(places[chosen][::-1])] if symmetric else chosen
         # Rounded, because equal sums of thirds may differ in their last bit.
         least = np.round(shared, 6)
-        chosen = int(np.argmax(np.where(least == least.min(), distance, -np.inf)))
-        yield chosen
+        farthest = int(np.argmax(np.where(least == least.min(), distance, -np.inf)))
+        chosen = mirror if np.isfinite(shared[mirror]) else farthest
+        yield int(listed[chosen])
         apart = np.abs(places - places[chosen])
         distance = np.minimum(distance, (apart**2).sum(axis=1))
         shared += np.clip(1 - apart / window, 0, None).sum(axis=1)
         shared[chosen] = np.inf  # it is never chosen again
+
+
+def _is_symmetric(positions: Sequence[Position]) -> bool:
+    """Return whether the mirror image of every position, in the transpose, is a position too."""
+    return {*positions} == {(left, top) for top, left in positions}
 
 
 def _independent_spread(window: Window, found: Array, spec: Spec) -> float:
