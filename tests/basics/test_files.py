@@ -4,9 +4,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
+from spectail.basics import files
 from spectail.basics.files import all_or_nothing, check_writable, refuse_foreign, write_text
 from spectail.errors import RunError
 
@@ -175,6 +178,43 @@ def test_on_a_disk_without_locks_nothing_of_another_process_is_removed(
         write_text(tmp_path / "b", "short work")
     assert (tmp_path / "a").read_text() == "long work"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def interrupted(number: int, path: Path) -> bool:
+    """Write a file and press Ctrl-C at a line of the module; whether there are so many lines."""
+    lines = Path(files.__file__).read_text().splitlines()
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        if frame.f_code.co_filename != files.__file__:
+            return None
+        # Python looks for signals at calls and jumps: there are none in a line of ``try:`` alone.
+        if event == "line" and lines[frame.f_lineno - 1].strip() not in ("try:", "finally:"):
+            count += 1
+            if count == number:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        write_text(path, "new")
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return count >= number
+
+
+def test_an_interruption_at_any_moment_leaves_the_old_or_the_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    number = 0
+    path.write_text("old")
+    while interrupted(number := number + 1, path):
+        assert [p.name for p in tmp_path.iterdir()] == ["a.txt"], number
+        assert path.read_text() in ("old", "new")
+    assert number > 50
 
 
 def test_text_is_utf8_with_unix_lines_and_replaces_the_old_one(tmp_path: Path) -> None:

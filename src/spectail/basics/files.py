@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from spectail.basics.addresses import is_address, unfolded, without_secrets
 from spectail.basics.locks import open_locked
-from spectail.errors import SpectailError
+from spectail.errors import RunError, SpectailError
 
 _PREFIX, _SUFFIX = ".spectail-", ".part"
 """Begin and end of the names of temporary folders."""
@@ -30,6 +32,8 @@ def all_or_nothing(*paths: Path) -> Iterator[tuple[Path, ...]]:
     shows that the others are complete. When it raises, everything that it wrote is removed. What a
     killed process has left is removed when the next one writes into the same folder.
     """
+    for path in paths:
+        refuse_address(path)
     targets = [_written(path) for path in paths]
     new = [folder for target in targets for folder in _missing_folders(target.parent)]
     try:
@@ -64,6 +68,7 @@ def check_writable(path: Path) -> None:
 
     It is for a command that computes for long before it writes.
     """
+    refuse_address(path)
     folder = _written(path.absolute()).parent
     # A link to nowhere is no folder, and none can be made in its place.
     while not os.path.lexists(folder) and folder != folder.parent:
@@ -73,6 +78,20 @@ def check_writable(path: Path) -> None:
     # Only an attempt tells: permissions, quotas and read-only mounts all have a say.
     with tempfile.TemporaryFile(prefix=_PREFIX, dir=folder):
         _remove_leftovers(folder)
+
+
+def refuse_address(path: Path) -> None:
+    """Raise RunError if a path to write to is an address, for which a folder ``s3:`` would be made.
+
+    Raises:
+        RunError: It is one.
+
+    """
+    if is_address(typed := unfolded(str(path))):
+        raise RunError(
+            f"results are written to this machine, and {without_secrets(typed)} is an address; "
+            "give a path, and copy the files from there"
+        )
 
 
 def refuse_foreign(path: Path, mark: bytes, problem: type[SpectailError]) -> None:
@@ -111,27 +130,35 @@ def _temporary_folder(parent: Path) -> Iterator[Path]:
     """Make a temporary folder in ``parent`` and remove it at the end."""
     parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(parent)
-    folder, lock = _locked_folder(parent)
+    folder, lock = _new_name(parent), None
+    # The name is known before the folder is made, so Ctrl-C at any moment leaves nothing.
     try:
+        while (lock := _locked_folder(folder)) is None:
+            folder = _new_name(parent)
         yield folder
     finally:
-        _remove_folder(folder, lock)
-
-
-def _locked_folder(parent: Path) -> tuple[Path, int]:
-    """Make a temporary folder and lock it; return it with the descriptor of its lock."""
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=_SUFFIX, dir=parent))
         try:
-            lock = open_locked(folder / _LOCK)
-        except FileNotFoundError:
-            lock = None
-        except OSError:
-            folder.rmdir()
+            _remove_folder(folder, lock)
+        except KeyboardInterrupt:
+            _remove_folder(folder, None)
             raise
-        # Without a lock yet, another process may have taken the folder for a leftover.
-        if lock is not None:
-            return folder, lock
+
+
+def _new_name(parent: Path) -> Path:
+    """Return a name for a temporary folder that nothing else has."""
+    return parent / f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
+
+
+def _locked_folder(folder: Path) -> int | None:
+    """Make a folder and lock it; return the descriptor of its lock, or None if that was too late.
+
+    Without a lock yet, another process may take the folder for a leftover.
+    """
+    folder.mkdir(mode=0o700)
+    try:
+        return open_locked(folder / _LOCK)
+    except FileNotFoundError:
+        return None
 
 
 def _remove_leftovers(parent: Path) -> None:
@@ -150,14 +177,15 @@ def _remove_leftovers(parent: Path) -> None:
                     os.close(second)
 
 
-def _remove_folder(folder: Path, lock: int) -> None:
-    """Remove a locked temporary folder and release its lock, which is removed last."""
+def _remove_folder(folder: Path, lock: int | None) -> None:
+    """Remove a temporary folder, if there is one, and release its lock, which is removed last."""
     try:
-        for path in folder.iterdir():
+        for path in folder.iterdir() if folder.exists() else ():
             if path.name != _LOCK:
                 _remove(path)
     finally:
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
     (folder / _LOCK).unlink(missing_ok=True)
     with suppress(OSError):  # somebody else cleans up too
         folder.rmdir()
