@@ -75,6 +75,7 @@ def test_a_file_of_a_datasets_name_wins(
             r"org/name:a:b:c:d has too many parts; expected a UTF-8 file, or a hub dataset",
         ),
         ("none.txt", r"no text file at none.txt; expected a UTF-8 file, or a hub dataset"),
+        ("~nobody_at_all/x.txt", r"no text file at ~nobody_at_all/x.txt; expected a UTF-8 file"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(

@@ -125,6 +125,10 @@ OUTSIDE = {"a": "../evil.safetensors"}
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no such file": (lambda d: d / "nothing.safetensors", "no such file or folder"),
     "no such name": (lambda d: "nothing", "no such file or folder: 'nothing'; expected"),
+    "the home of nobody": (
+        lambda d: "~nobody_at_all/x",
+        "no such file or folder: '~nobody_at_all/x'",
+    ),
     "empty text": (lambda d: "", "no such file or folder"),
     "empty safetensors": (
         lambda d: empty(d, "m.safetensors"),

@@ -20,7 +20,7 @@ from spectail.cli import run
 from spectail.core.spec import Spec
 from spectail.report.compare_page import compare_html
 from spectail.report.page import addresses, embed
-from spectail.report.run_page import command, report_html, spectra_data
+from spectail.report.run_page import command, full_path, report_html, spectra_data
 from spectail.report.trajectory_page import trajectory_html
 from spectail.results.compare import pair_layers
 from spectail.results.records import COLUMNS, LayerRecord, Results
@@ -257,3 +257,8 @@ def test_two_thousand_layers_take_seconds_and_few_megabytes(huge: Results) -> No
     assert time.perf_counter() - start < 10
     assert len(embed(spectra_data(huge))) < 4_000_000
     assert len(page) < 16_000_000
+
+
+@pytest.mark.parametrize("given", ["x" * 5000, "x" * 300, "~nobody_at_all/x", "a\0b", ""])
+def test_a_source_that_no_file_can_be_is_shown_by_its_name(given: str) -> None:
+    assert full_path(run_of([], given=given).run) == "demo"

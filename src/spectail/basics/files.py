@@ -24,6 +24,14 @@ _LOCK = "lock"
 """The file in a temporary folder that its process keeps locked."""
 
 
+def local_path(text: str | os.PathLike[str]) -> Path:
+    """Return the path that a text names, with ``~`` and ``~user`` replaced as shells do.
+
+    A user that there is not stays as written, so that the path does not exist.
+    """
+    return Path(os.path.expanduser(text))
+
+
 @contextmanager
 def all_or_nothing(*paths: Path) -> Iterator[tuple[Path, ...]]:
     """Yield a temporary path for each path, for the block to write a file or folder there.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spectail.basics.addresses import without_secrets
+from spectail.basics.files import local_path
 from spectail.basics.texts import first_line
 from spectail.errors import SourceError, SpectailError
 from spectail.models.formats.hub import is_hub_id
@@ -32,7 +33,7 @@ def read_text(given: str | os.PathLike[str]) -> str:
 
     """
     text = os.fspath(given)
-    path = Path(text).expanduser()
+    path = local_path(text)
     # A path that exists wins over a hub id of the same spelling.
     if not path.is_file() and is_hub_id(text.split(":")[0]) and not path.exists():
         return "\n\n".join(_column(*text.split(":")))

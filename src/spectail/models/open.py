@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.jit import ScriptModule
 
 from spectail.basics.addresses import is_address, without_secrets
+from spectail.basics.files import local_path
 from spectail.basics.texts import type_and_line
 from spectail.errors import SourceError
 from spectail.models.build import build_source
@@ -100,7 +100,7 @@ def _named_source(text: str) -> Source:
         return path_source(demo_file())
     if is_address(text):
         return remote_source(text)
-    path = Path(text).expanduser()
+    path = local_path(text)
     if text and path.exists():
         return path_source(path)
     if match := _FUNCTION.match(text):

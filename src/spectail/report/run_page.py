@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spectail import presets
+from spectail.basics.files import local_path
 from spectail.models.naming.blocks import unit_of
 from spectail.report import page
 from spectail.report.curves import (
@@ -362,8 +363,9 @@ def _charts(results: Results) -> tuple[dict[str, Any], list[Section]]:
 
 def full_path(run: RunInfo) -> str:
     """Return the full path of a source that lies on this machine, else its name."""
-    path = Path(run.given).expanduser()
-    return str(path.resolve()) if run.given and path.exists() else run.source
+    path = local_path(run.given)
+    # os.path.exists answers for names that are too long for a file system, too.
+    return str(path.resolve()) if run.given and os.path.exists(path) else run.source
 
 
 def _origins(run: RunInfo) -> list[tuple[str, str]]:

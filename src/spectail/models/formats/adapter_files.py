@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
+from spectail.basics.files import local_path
 from spectail.basics.json_values import read_json
 from spectail.errors import SourceError
 from spectail.models.assembly.adapters.known import NOTHING_KNOWN, Known, Scale, scale_from_config
@@ -94,9 +93,7 @@ class _Base:
         if isinstance(named, str) and named:
             # The name may be an absolute path, a path from the current folder or one from the
             # adapter's folder. A hub id matches none of them: nothing is downloaded for an adapter.
-            with suppress(RuntimeError):  # "~name" of a user that there is not
-                self._places.append(Path(named).expanduser())
-            self._places.append(folder / named)
+            self._places += [local_path(named), folder / named]
         self._open = open_whole
         self._weights: Mapping[str, LazyTensor] | None = None
 

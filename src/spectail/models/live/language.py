@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from spectail.basics.addresses import is_address, without_secrets
+from spectail.basics.files import local_path
 from spectail.errors import SourceError
 from spectail.models.formats.demo import demo_file
 from spectail.models.formats.hub import HubRepository, hub_address, is_hub_id
@@ -131,7 +132,7 @@ def _location(text: str) -> tuple[str, dict[str, Any]]:
     """Return the path or hub id for ``from_pretrained``, and the options that go with it."""
     if is_address(text):
         return _on_the_hub(text)
-    path = demo_file() if text == "demo" else Path(text).expanduser()
+    path = demo_file() if text == "demo" else local_path(text)
     # transformers wants the folder and the file's name apart.
     if path.is_file() and path.suffix.lower() == ".gguf":
         return str(path.parent), {"gguf_file": path.name}
