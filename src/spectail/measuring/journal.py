@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from spectail.analysis import ANALYSIS_FILE, FILES, Analysis, refuse_foreign_files
-from spectail.basics.files import refuse_foreign
+from spectail.basics.files import refuse_address, refuse_foreign
 from spectail.basics.locks import open_locked
 from spectail.basics.schema import parse_json
 from spectail.errors import RunError
@@ -57,6 +57,7 @@ class Journal:
                 spectail did not write, or a run that another process works on.
 
         """
+        refuse_address(folder)
         if folder.exists() and not folder.is_dir():
             raise RunError(
                 f"the output must be a folder, and {folder} is a file; choose another --out"

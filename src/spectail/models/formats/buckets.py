@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+from spectail.basics.addresses import without_secrets
 from spectail.basics.texts import type_and_line
 from spectail.errors import SourceError
 from spectail.models.formats import waiting
-from spectail.models.formats.stores import AccessDeniedError, Place, Store, explained, settings
+from spectail.models.formats.stores import (
+    AccessDeniedError,
+    Place,
+    Store,
+    UnnameableError,
+    explained,
+    settings,
+)
+from spectail.models.formats.usual_names import usual_names
 from spectail.models.formats.waiting import waiting_for
 
 
@@ -25,20 +35,34 @@ class Bucket(Store):
         super().__init__(f"{self.scheme}://{bucket}")
         self.bucket = bucket
         self._listed: dict[str, dict[str, bool]] = {}
+        self._unlisted: dict[str, SourceError] = {}
+        """Why folders could not be listed."""
 
     def names(self, folder: str) -> Mapping[str, bool]:
-        """List a folder with one request; later calls answer from memory."""
+        """List a folder with one request; later calls answer from memory.
+
+        If it cannot be listed, these are the usual names that exist.
+        """
         if folder not in self._listed:
-            self._listed[folder] = self._list(folder)
+            try:
+                self._listed[folder] = self._list(folder)
+            except (AccessDeniedError, UnnameableError) as error:
+                self._unlisted[folder] = error
+                self._listed[folder] = {}
+                with suppress(AccessDeniedError):
+                    self._listed[folder] = usual_names(self, folder)
+        if folder in self._unlisted and not self._listed[folder]:
+            raise self._unlisted[folder]
         return self._listed[folder]
 
     def holds_file(self, path: Place) -> bool:
-        """Whether there is a file of this path; if the bucket may not be listed, open it."""
-        try:
-            return super().holds_file(path)
-        except AccessDeniedError:
+        """Whether there is a file of this path; if its folder cannot be listed, open it."""
+        with suppress(AccessDeniedError, UnnameableError):
+            if super().holds_file(path):
+                return True
+        if path.key and path.parent.key in self._unlisted:
             with suppress(FileNotFoundError):
-                return bool(path.key and path.open())
+                return bool(path.open())
         return False
 
     def holds_folder(self, path: Place) -> bool:
@@ -83,7 +107,10 @@ class S3Bucket(Bucket):
             raise self.missing("boto3") from None
         try:
             session = boto3.Session()
-            signed = session.get_credentials() is not None
+            found = session.get_credentials()
+            signed = found is not None
+            if found:
+                self._check(found.get_frozen_credentials())
             patience = Config(
                 connect_timeout=waiting.CONNECT.total_seconds(),
                 read_timeout=waiting.ANSWER.total_seconds(),
@@ -102,6 +129,14 @@ class S3Bucket(Bucket):
             given["skip_signature"] = True
         plain = str(given.get("endpoint", "")).startswith("http://")
         return obstore.S3Store(self.bucket, **given, **settings(plain_http=plain))
+
+    def _check(self, credentials: Any) -> None:
+        """Raise SourceError for credentials that no header can hold, for which obstore panics."""
+        if re.search(r"[^\x21-\x7e]", f"{credentials.access_key}{credentials.token or ''}"):
+            raise SourceError(
+                f"{self.shown} cannot be read: the access key or the session token holds a space, "
+                "a line break or another character that none has"
+            )
 
     def _place(self, client: Any) -> dict[str, Any]:
         """Return the endpoint and the region of the bucket."""
@@ -141,6 +176,11 @@ class GoogleBucket(Bucket):
         given: dict[str, Any] = {}
         if host := os.environ.get("STORAGE_EMULATOR_HOST"):
             base = host if "://" in host else f"http://{host}"
+            if not re.fullmatch(r"https?://[^/\s]+/?", base):
+                raise SourceError(
+                    f"STORAGE_EMULATOR_HOST is {without_secrets(host)!r}; "
+                    "expected host:port or http://host:port"
+                )
             given = {"base_url": base.rstrip("/"), "skip_signature": True}
         plain = str(given.get("base_url", "")).startswith("http://")
         return obstore.GCSStore(self.bucket, **given, **settings(plain_http=plain))

@@ -362,7 +362,7 @@ def _json_of(path: FilePath) -> tuple[dict[str, Any], list[ReadableFile]]:
     file = open_file(path)
     try:
         # Not ``read_json``, which refuses Infinity: transformers writes it (Mamba-2's step limits).
-        value = json.loads(bytes(file.read(0, file.size)).decode("utf-8"))
+        value = json.loads(file.read_text_bytes().decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise SourceError(
             f"{path} is damaged ({type_and_line(error)}); restore it, or move it away"

@@ -127,6 +127,17 @@ def refuse_foreign(path: FilePath) -> None:
             )
 
 
+def is_page(file: ReadableFile) -> bool:
+    """Whether a file begins as a web page or as another answer in HTML or XML.
+
+    No format that is read begins so, and no JSON.
+    """
+    start = bytes(file.read(0, 256))
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    # The length at the beginning of a safetensors file may read "<A", but zeros follow.
+    return b"\0" not in start[:8] and re.match(rb"<[!?a-zA-Z]", text) is not None
+
+
 def refuse_stand_in(file: ReadableFile) -> None:
     """Raise an error if a download left something else in a file's place.
 
@@ -134,13 +145,12 @@ def refuse_stand_in(file: ReadableFile) -> None:
         SourceError: It is a pointer of Git LFS, or a web page.
 
     """
-    start = bytes(file.read(0, 64)).lstrip().lower()
-    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+    if bytes(file.read(0, 64)).startswith(b"version https://git-lfs.github.com/spec/"):
         raise SourceError(
             f"{file.path} is a pointer of Git LFS, not the file itself; "
             "download it: git lfs pull, or huggingface-cli download"
         )
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+    if is_page(file):
         raise SourceError(
             f"{file.path} is a web page, not a model; download the file again (from a hub, look "
             "for access conditions)"

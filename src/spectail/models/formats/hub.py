@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
+from spectail.basics.addresses import without_secrets
+from spectail.basics.schema import checked, parse_json
 from spectail.errors import SourceError
 from spectail.models.formats.shard_index import read_index
 from spectail.models.formats.stores import AccessDeniedError, Store, settings
-from spectail.models.formats.table import FORMATS
+from spectail.models.formats.table import endings
 from spectail.models.formats.web_page import read_page
+
+T = TypeVar("T")
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
-_REPOSITORY = re.compile(r"^([\w.-]+/[\w.-]+|[\w.-]+(?=@|$))(?:@([^/]+))?(?:/(.*))?$")
+_REPOSITORY = re.compile(
+    r"^([\w.-]+/[\w.-]+|[\w.-]+(?=@|$))(?:@(refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(.*))?$"
+)
 """A repository of the hub with a revision and a path: ``org/name@main/folder``. Some names have no
 ``org/``; what follows a slash is a name then, never a path, or a typo would name another model."""
 
@@ -25,7 +30,7 @@ _REPOSITORY = re.compile(r"^([\w.-]+/[\w.-]+|[\w.-]+(?=@|$))(?:@([^/]+))?(?:/(.*
 def is_hub_id(text: str) -> bool:
     """Whether a text that is no path looks like ``org/name``."""
     # ``models/net.pt`` is a mistyped path and no hub id.
-    return bool(_HUB_ID.match(text)) and not text.lower().endswith((".json", *_endings()))
+    return bool(_HUB_ID.match(text)) and not text.lower().endswith((".json", *endings()))
 
 
 def hub_address(place: str) -> tuple[str, str | None, str]:
@@ -40,13 +45,9 @@ def hub_address(place: str) -> tuple[str, str | None, str]:
     """
     match = _REPOSITORY.match(place.strip("/"))
     if match is None:
-        raise SourceError(f"'hf://{place}' names no model; expected hf://org/name")
+        shown = without_secrets(f"hf://{place}")
+        raise SourceError(f"{shown!r} names no model; expected hf://org/name")
     return match[1], unquote(match[2]) if match[2] else None, (match[3] or "").strip("/")
-
-
-def _endings() -> tuple[str, ...]:
-    """Return the endings of all formats."""
-    return tuple(suffix for form in FORMATS for suffix in form.suffixes)
 
 
 def cached_folder(name: str) -> Path | None:
@@ -62,7 +63,7 @@ def cached_folder(name: str) -> Path | None:
             read_index(index)
     except (OSError, ValueError, SourceError):
         return None
-    return folder if any(file.name.endswith(_endings()) for file in folder.rglob("*")) else None
+    return folder if any(file.name.endswith(endings()) for file in folder.rglob("*")) else None
 
 
 class HubRepository(Store):
@@ -102,31 +103,40 @@ class HubRepository(Store):
     def _hub(self) -> tuple[str, dict[str, str]]:
         """Return the hub's address, and what is sent with every request."""
         try:
-            from huggingface_hub import constants, utils
+            from huggingface_hub import constants, get_token
         except ImportError:
             raise self.missing("huggingface_hub") from None
         if constants.HF_HUB_OFFLINE:
             raise SourceError(
                 f"{self.shown} is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
             )
-        headers = utils.build_hf_headers(library_name="spectail")  # type: ignore[attr-defined]
+        if not re.match(r"https?://[^/\s]+", constants.ENDPOINT):
+            raise SourceError(
+                f"HF_ENDPOINT is {without_secrets(constants.ENDPOINT)!r}; expected https://host"
+            )
+        headers = {"User-Agent": "spectail"}
+        # The library's own function for this asks the hub for a list of programs first.
+        token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
         return constants.ENDPOINT, headers
 
     def _files(self) -> dict[str, str]:
         """Ask the hub, once, for the commit and for all files with the hashes of their contents."""
         if self._hashes is None:
             at = f"/revision/{quote(self._revision, safe='')}" if self._revision else ""
-            info = self._asked(f"{at}?blobs=true")
+            info = self._asked(f"{at}?blobs=true", dict[str, Any])
             self._revision = str(info.get("sha") or self._revision or "main")
             # A mirror may list the files only where the hub lists folders.
             tree = f"/tree/{quote(self._revision, safe='')}?recursive=true"
-            files = info.get("siblings") or self._asked(tree)
+            listed = info.get("siblings") or self._asked(tree, list[Any])
+            files = [file for file in listed if isinstance(file, dict)]
             named = [(file.get("rfilename") or file.get("path"), file) for file in files]
             self._hashes = {str(name): _hash(file) for name, file in named if name}
         return self._hashes
 
-    def _asked(self, path: str) -> Any:
-        """Return the hub's answer about the model.
+    def _asked(self, path: str, kind: type[T]) -> T:
+        """Return the hub's answer about the model, JSON of this kind.
 
         Raises:
             SourceError: There is no such model, or the hub cannot be reached.
@@ -135,18 +145,22 @@ class HubRepository(Store):
         endpoint, headers = self._hub()
         url = f"{endpoint}/api/models/{self._name}{path}"
         try:
-            return json.loads(read_page(url, self.shown, headers))
+            return checked(kind, parse_json(read_page(url, self.shown, headers)))
         except (FileNotFoundError, AccessDeniedError):
             raise SourceError(
                 f"there is no model {self.shown} on the hub that you may read; check the id, "
                 "and for a private or gated model log in with: hf auth login"
             ) from None
         except ValueError:
-            raise SourceError(f"{self.shown} cannot be read: the hub's answer is no JSON") from None
+            raise SourceError(
+                f"{self.shown} cannot be read: the hub's answer is no JSON about a model; "
+                "check HF_ENDPOINT"
+            ) from None
 
 
 def _hash(file: Mapping[str, Any]) -> str:
     """Return the hash of a file's content: that of its large-file storage, or that of git."""
-    large = file.get("lfs") or {}
+    large = file.get("lfs")
+    large = large if isinstance(large, dict) else {}
     known = (large.get("sha256"), large.get("oid"), file.get("blobId"), file.get("oid"))
     return next((str(value) for value in known if value), "")

@@ -25,6 +25,8 @@ _CLOCK_TICK = 20_000_000
 up to 10 ms)."""
 _MOST_AT_ONCE = 2**30
 """Bytes read per call; Linux reads at most 2 GiB."""
+_LONGEST_TEXT = 2**28
+"""Bytes that a text may have; the index of a million tensors has about half of it."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,19 @@ class ReadableFile(ABC):
         data = bytearray(max(0, min(size, self.size - offset)))
         self.read_into(offset, memoryview(data))
         return data
+
+    def read_text_bytes(self) -> bytes:
+        """Read the whole file, which should be a text such as ``config.json``.
+
+        Raises:
+            SourceError: It is longer than any such text. A server may claim any size.
+
+        """
+        if self.size > _LONGEST_TEXT:
+            raise SourceError(
+                f"{self.path} has {self.size} bytes, too many for a text; download it again"
+            )
+        return bytes(self.read(0, self.size))
 
     def stream(self, start: int = 0, size: int | None = None) -> io.BufferedReader:
         """Return a part of the file as a separate stream, for libraries that read streams."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from spectail.basics.addresses import without_secrets
@@ -10,7 +11,7 @@ from spectail.models.formats.buckets import BUCKETS
 from spectail.models.formats.folders import path_source
 from spectail.models.formats.hub import HubRepository, hub_address
 from spectail.models.formats.remote_path import RemotePath
-from spectail.models.formats.web import WebFolder
+from spectail.models.formats.web import WebFile, WebFolder
 from spectail.models.source import Source
 
 
@@ -70,7 +71,9 @@ def remote_path(address: str) -> RemotePath:
         )
     bucket, _, key = rest.partition("/")
     if not bucket:
-        raise SourceError(f"{address!r} names no bucket; expected {scheme}://bucket/folder")
+        raise SourceError(
+            f"{without_secrets(address)!r} names no bucket; expected {scheme}://bucket/folder"
+        )
     return RemotePath(BUCKETS[scheme](bucket), key.strip("/"))
 
 
@@ -79,7 +82,13 @@ def _on_the_web(address: str) -> RemotePath:
     parts = urlsplit(address)
     if not parts.hostname:
         raise SourceError("the address names no server; expected https://host/path")
+    if re.search(r"[\x00-\x1f\x7f]", unquote(parts.path)):
+        raise SourceError(
+            f"{without_secrets(address)} is no valid address: it has control characters"
+        )
     folder, _, name = parts.path.rpartition("/")
-    return RemotePath(
-        WebFolder(urlunsplit(parts._replace(path=folder, fragment=""))), unquote(name)
-    )
+    if "/" in unquote(name):
+        return RemotePath(WebFile(urlunsplit(parts._replace(fragment=""))), "")
+    # A lone % stands for itself.
+    key = unquote(re.sub("%(?![0-9A-Fa-f]{2})", "%25", name))
+    return RemotePath(WebFolder(urlunsplit(parts._replace(path=folder, fragment=""))), key)

@@ -5,21 +5,26 @@ from __future__ import annotations
 import io
 import tempfile
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError
 from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.samples import PIECE, Samples, fixed_places
 from spectail.models.formats.stores import (
+    IN_FLIGHT,
+    RETRIES,
     PastEndError,
     Piece,
     Place,
     RangesIgnoredError,
     RemoteStamp,
+    pauses,
 )
 
 _FIRST = 2**16
@@ -33,10 +38,6 @@ _SHORT = 2**16
 """Reads of fewer bytes than this count as short."""
 _PART = 2**23
 """Longer reads are split into parts of so many bytes."""
-IN_FLIGHT = 4
-"""Requests that run at the same time."""
-_TRIES = 3
-"""How often an answer is asked for that is shorter than announced."""
 
 
 class RemoteFile(ReadableFile):
@@ -67,10 +68,9 @@ class RemoteFile(ReadableFile):
         self._copy: io.BufferedRandom | None = None
         self._store = path.store
         self._samples: Samples | None = None
-        try:
-            first = self._store.get(path.key, 0, _FIRST)
-        except RangesIgnoredError:
-            self.stamp = self._download()
+        first = self._beginning()
+        if isinstance(first, RemoteStamp):
+            self.stamp = first
             self.start = bytes(self.read(0, _FIRST))
         else:
             self.stamp = first.stamp
@@ -114,8 +114,8 @@ class RemoteFile(ReadableFile):
             return
         if self._samples:
             self._compare(self._samples)
-        elif self._fetch(0, 1).stamp != self.stamp:
-            raise self._changed()
+        else:
+            self._whole(0, 1)
 
     def read_into(self, offset: int, target: memoryview) -> None:
         """Fill ``target`` with the bytes from ``offset`` on."""
@@ -223,36 +223,63 @@ class RemoteFile(ReadableFile):
             return dict(pool.map(piece, places))
 
     def _whole(self, start: int, size: int) -> memoryview:
-        """Fetch bytes of the file, all of them, if its stamp is that of the file opened."""
-        for _ in range(_TRIES):
-            piece = self._fetch(start, size)
-            if piece.stamp != self.stamp:
-                raise self._changed()
-            if len(piece.data) == size:
-                return piece.data
-        raise SourceUnreachableError(
-            f"{self.path} cannot be read: the server sent {len(piece.data)} of {size} bytes, "
-            f"{_TRIES} times; run the same command again"
-        )
+        """Fetch bytes of the file, all of them, if its stamp is that of the file opened.
 
-    def _fetch(self, start: int, size: int) -> Piece:
-        """Fetch a range; a file that is gone or a server that behaves otherwise has changed.
+        An answer of another length is asked for again, and so is the whole file in place of a part:
+        servers behind a cache send it now and then.
+        """
+        rest = pauses()
+        while True:
+            try:
+                data = self._fetch(start, size)
+            except RangesIgnoredError:
+                sent = "the whole file"
+            else:
+                if len(data) == size:
+                    return data
+                sent = f"{len(data)}" if len(data) < size else f"more than {size}"
+            pause = next(rest, None)
+            if pause is None:
+                raise SourceUnreachableError(
+                    f"{self.path} cannot be read: the server sends {sent} in place of {size} bytes"
+                    f", also after {RETRIES} more tries; run the same command again"
+                )
+            time.sleep(pause)
+
+    def _fetch(self, start: int, size: int) -> memoryview:
+        """Fetch a range; a file that is gone or has another stamp has changed.
 
         Every other refusal ends the run, because a server that gave a part of the file and denies
         the rest (an expired signature, a used-up quota) would deny all layers that are left.
         """
         try:
-            return self._store.get(self.path.key, start, start + size)
-        except (FileNotFoundError, RangesIgnoredError, PastEndError):
+            piece = self._store.get(self.path.key, start, start + size)
+        except (FileNotFoundError, PastEndError):
             raise self._changed() from None
         except SourceUnreachableError:
             raise
         except SourceError as error:
             raise SourceUnreachableError(str(error)) from None
+        if piece.stamp != self.stamp:
+            raise self._changed()
+        return piece.data
 
-    def _download(self) -> RemoteStamp:
+    def _beginning(self) -> Piece | RemoteStamp:
+        """Read the first bytes; the stamp alone after the whole file has been copied."""
+        key = self.path.key
+        with suppress(RangesIgnoredError):
+            return self._store.get(key, 0, _FIRST)
+        stamp, pieces = self._store.whole(key)
+        if stamp.size > _FIRST:
+            # It may have been an exception, and the file may be of many gigabytes.
+            time.sleep(next(pauses()))
+            with suppress(RangesIgnoredError):
+                return self._store.get(key, 0, _FIRST)
+        self._download(stamp, pieces)
+        return stamp
+
+    def _download(self, stamp: RemoteStamp, pieces: Iterable[bytes]) -> None:
         """Copy the whole file to a temporary place, once, for a server that ignores ranges."""
-        stamp, pieces = self._store.whole(self.path.key)
         # The file has no name and vanishes with the process.
         self._copy = tempfile.TemporaryFile()  # noqa: SIM115 - it stays open as long as this object
         weakref.finalize(self, self._copy.close)
@@ -276,7 +303,6 @@ class RemoteFile(ReadableFile):
                 f"the server of {self.path} ignores ranges: "
                 f"the whole file of {done / 1e6:.1f} MB was downloaded to a temporary place"
             )
-        return stamp
 
     def _changed(self) -> SourceChangedError:
         """Return the error for a file that has changed."""

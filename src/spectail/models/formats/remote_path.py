@@ -13,8 +13,8 @@ from pathlib import Path, PurePath, PurePosixPath
 from spectail.errors import SourceError
 from spectail.models.formats.file_path import FilePath
 from spectail.models.formats.open_file import OpenFile, ReadableFile
-from spectail.models.formats.remote_file import IN_FLIGHT, RemoteFile
-from spectail.models.formats.stores import AccessDeniedError, Store
+from spectail.models.formats.remote_file import RemoteFile
+from spectail.models.formats.stores import IN_FLIGHT, AccessDeniedError, Store
 
 
 @total_ordering
@@ -128,8 +128,7 @@ class RemotePath:
         """
         if not self.is_file():
             raise FileNotFoundError(f"there is no {self}")
-        file = self.open()
-        return file.read(0, file.size).decode(encoding or "utf-8", errors or "strict")
+        return self.open().read_text_bytes().decode(encoding or "utf-8", errors or "strict")
 
 
 def open_file(path: FilePath) -> ReadableFile:

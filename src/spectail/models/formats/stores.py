@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import re
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,10 @@ WAITS: dict[str, Any] = {
 """Waits before a request is repeated: they grow from 0.2 s to 10 s, with some randomness."""
 RETRIES = 6
 """How often a request is repeated, unless the server is silent for long (``waiting.RETRY``)."""
+IN_FLIGHT = 4
+"""Requests for parts of files that run at the same time."""
+_SLOTS = threading.BoundedSemaphore(IN_FLIGHT)
+"""Shared by the whole process, since each layer that is measured asks for its own parts."""
 _LONGEST = timedelta(days=1)
 """How long one answer may take as long as its bytes arrive; obstore has no way to say for ever."""
 
@@ -143,6 +148,8 @@ class Store(ABC):
     def get(self, key: str, start: int, end: int) -> Piece:
         """Read the bytes from ``start`` to ``end``, or fewer at the end of the file.
 
+        A server may send fewer, or more; how many more is not known then.
+
         Raises:
             FileNotFoundError: There is no such file.
             RangesIgnoredError: The server sends the whole file only.
@@ -151,20 +158,21 @@ class Store(ABC):
         """
         rest, silent = pauses(), 0
         while True:
-            try:
-                answer = self._answer(key, {"range": (start, end)})
-            except PastEndError:
-                if start:
-                    raise
-                return Piece(memoryview(b""), self.whole(key)[0])
-            try:
-                return Piece(memoryview(answer.bytes()), _stamp(answer.meta))
-            except Exception as error:  # noqa: BLE001 - obstore raises OSError and its own classes
-                silent += is_silence(error)
-                pause = next(rest, None)
-                # obstore itself goes on with a body that broke off, but only if it has an ETag.
-                if answer.meta["e_tag"] or pause is None or silent > 1:
-                    raise explained(error, self.address(key)) from None
+            with _SLOTS:
+                try:
+                    answer = self._answer(key, {"range": (start, end)})
+                except PastEndError:
+                    if start:
+                        raise
+                    return Piece(memoryview(b""), self.whole(key)[0])
+                try:
+                    return Piece(_body(answer, end - start), _stamp(answer.meta))
+                except Exception as error:  # noqa: BLE001 - obstore raises OSError and its own
+                    silent += is_silence(error)
+                    pause = next(rest, None)
+                    # obstore itself goes on with a body that broke off, but only if it has an ETag.
+                    if answer.meta["e_tag"] or pause is None or silent > 1:
+                        raise explained(error, self.address(key)) from None
             time.sleep(pause)
 
     def whole(self, key: str) -> tuple[RemoteStamp, Iterator[bytes]]:
@@ -249,6 +257,11 @@ def explained(error: Exception, shown: str) -> Exception:
         )
     if status[:3] == "416":
         return PastEndError(f"{shown} cannot be read: it is shorter than it was")
+    if "parsing Path" in text or "empty path segment" in text:
+        return UnnameableError(
+            f"{shown} cannot be read: an empty part, '.', '..' or a control character in a path "
+            "is not supported; copy the model to another name"
+        )
     if is_silence(error):
         return unanswered(shown)
     for part, words in _SENSELESS:
@@ -301,6 +314,10 @@ class PastEndError(SourceError):
     """A range lies behind the end of a file."""
 
 
+class UnnameableError(SourceError):
+    """A file, or one of those in a folder, has a name that obstore does not read."""
+
+
 class AccessDeniedError(SourceError):
     """A file may not be read, or not with these credentials."""
 
@@ -326,6 +343,19 @@ _SENSELESS = (
     ("Parse(", "the server's answer is no HTTP"),
 )
 """The same for answers that obstore does not ask for again, because they make no sense."""
+
+
+def _body(answer: Any, most: int) -> memoryview:
+    """Return the bytes of an answer; one that is longer than ``most`` bytes ends somewhere after.
+
+    obstore's own ``bytes`` keeps all that a server sends, which may never end.
+    """
+    body = bytearray()
+    for piece in answer.stream(min_chunk_size=2**20):
+        body += memoryview(piece)
+        if len(body) > most:
+            break
+    return memoryview(body)
 
 
 def _stamp(meta: Mapping[str, Any]) -> RemoteStamp:

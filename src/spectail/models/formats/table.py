@@ -32,6 +32,11 @@ _FIRST_BYTES = 512
 """Bytes of a file's content that formats may look at."""
 
 
+def endings() -> tuple[str, ...]:
+    """Return the endings of all formats."""
+    return tuple(suffix for form in FORMATS for suffix in form.suffixes)
+
+
 def format_of(path: FilePath) -> Format:
     """Return the format of a file: by its ending, unless its content is clearly of another format.
 
@@ -48,9 +53,10 @@ def format_of(path: FilePath) -> Format:
         return named[0]
     if alike:
         return alike[0]
-    endings = ", ".join(suffix for form in FORMATS for suffix in form.suffixes)
     what = "is empty" if not start else "is of no known format"
-    raise SourceError(f"{path} {what}; expected a {endings} file or an index of shards")
+    raise SourceError(
+        f"{path} {what}; expected a {', '.join(endings())} file or an index of shards"
+    )
 
 
 def format_of_shards(paths: list[FilePath]) -> Format:

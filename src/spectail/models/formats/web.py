@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from html.parser import HTMLParser
 from typing import Any
-from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit, urlunsplit
 
 from spectail.errors import SourceError, SourceUnreachableError
-from spectail.models.formats.open_file import ReadableFile
-from spectail.models.formats.remote_path import RemotePath, open_at_once
+from spectail.models.formats.foreign import is_page
 from spectail.models.formats.stores import (
     AccessDeniedError,
     LengthUnknownError,
@@ -19,25 +19,10 @@ from spectail.models.formats.stores import (
     Store,
     settings,
 )
+from spectail.models.formats.table import endings
+from spectail.models.formats.usual_names import usual_names
 from spectail.models.formats.web_page import read_page
 
-_USUAL = (
-    "config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "model_index.json",
-    "modules.json",
-    "hf_quant_config.json",
-    "quantize_config.json",
-    "quant_config.json",
-)
-"""Names that a model folder may hold; they are asked for where the server lists none."""
 _FILE_NAME = re.compile(r"\.[A-Za-z][A-Za-z0-9]+$")
 """The end of a name that is a file's (``model.gguf``) and no folder's (``Qwen2.5``)."""
 
@@ -53,7 +38,7 @@ class WebFolder(Store):
 
     def __init__(self, url: str) -> None:
         """Take the folder's address."""
-        self._parts = urlsplit(url)
+        self._parts = _encoded(urlsplit(url))
         self._user, _, self._host = self._parts.netloc.rpartition("@")
         shown = (self._parts.scheme, self._host, unquote(self._parts.path), "", "")
         super().__init__(urlunsplit(shown).rstrip("/"))
@@ -65,7 +50,7 @@ class WebFolder(Store):
             found = self._shown_names(folder)
             # A page that names no file of a model is no listing.
             if not any(name.endswith((".json", ".safetensors")) for name in found):
-                found |= self._usual_names(folder)
+                found |= usual_names(self, folder)
             self._names[folder] = found
         return self._names[folder]
 
@@ -78,14 +63,14 @@ class WebFolder(Store):
         except FileNotFoundError:
             return False
         except LengthUnknownError:
-            # Most likely the listing page of a folder.
-            if _FILE_NAME.search(path.name):
+            # Most likely the listing page of a folder, which may be called ``net.v2``.
+            if path.name.lower().endswith((".json", *endings())):
                 raise
             return False
         # Some servers answer with a page, and no error, for every name that they do not have.
         # A page under another name is reported when it is read as weights.
         named = _FILE_NAME.search(path.name) and not path.name.endswith(".json")
-        return bool(named) or not _is_page(file)
+        return bool(named) or not is_page(file)
 
     def holds_folder(self, path: Place) -> bool:
         """Whether there is a folder of this path: no file, and with known names."""
@@ -130,22 +115,38 @@ class WebFolder(Store):
             return {}
         return names_on_page(page.decode("utf-8", "replace"), self._address(path, ""))
 
-    def _usual_names(self, folder: str) -> dict[str, bool]:
-        """Return which of the usual names exist."""
-        paths = [RemotePath(self, folder) / name for name in _USUAL]
-        open_at_once(paths)
-        held = {path.name: self.files.get(path.key) for path in paths}
-        found = {name: False for name, file in held.items() if file and not _is_page(file)}
-        if not found:
-            # If access was denied to all of them, this says so.
-            self.holds_file(paths[0])
-        return found
+
+class WebFile(WebFolder):
+    """One file of a web server in whose name a slash is encoded: ``/o/folder%2Fmodel.safetensors``.
+
+    Nothing can be found beside it, since its folder is a part of its name.
+    """
+
+    def names(self, folder: str) -> Mapping[str, bool]:
+        """Return no names."""
+        return {}
+
+    def holds_file(self, path: Place) -> bool:
+        """Whether the path is that of the file, and there is one."""
+        if path.key:
+            return False
+        with suppress(FileNotFoundError):
+            path.open()
+            return True
+        return False
 
 
-def _is_page(file: ReadableFile) -> bool:
-    """Return whether a file is a web page."""
-    start = bytes(file.read(0, 64)).lstrip().lower()
-    return start.startswith((b"<!doctype", b"<html"))
+def _encoded(parts: SplitResult) -> SplitResult:
+    """Return the parts of an address that may hold spaces, letters of all scripts and lone ``%``.
+
+    What is encoded already stays as it is.
+    """
+
+    def encoded(text: str, kept: str) -> str:
+        return quote(re.sub("%(?![0-9A-Fa-f]{2})", "%25", text), safe=f"%{kept}")
+
+    marks = "/:@!$&'()*+,;=~"
+    return parts._replace(path=encoded(parts.path, marks), query=encoded(parts.query, marks + "?"))
 
 
 def names_on_page(text: str, url: str) -> dict[str, bool]:

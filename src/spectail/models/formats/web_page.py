@@ -33,7 +33,8 @@ class _Redirects(HTTPRedirectHandler):
     ) -> Request | None:
         """Return the request that follows a redirect."""
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if request and urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
+        # From https to http, it would be sent in the clear to the same server.
+        if request and urlsplit(newurl)[:2] != urlsplit(req.full_url)[:2]:
             request.remove_header("Authorization")
         return request
 
