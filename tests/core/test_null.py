@@ -153,6 +153,35 @@ def test_the_spread_of_the_null_is_that_of_dense_windows(windows: int, cutoff: C
     assert abs(np.mean(shares)) < math.log(1.25)
 
 
+@pytest.mark.parametrize(
+    ("window", "windows", "cutoff"),
+    [
+        (Window(16, 5000), 1, Median()),
+        (Window(1500, 18), 1, TopFraction(0.5)),
+        (Window(24, 3000), 3, Median()),
+        (Window(32, 32), 300, TopFraction(0.01)),
+        (Window(16, 16), 400, TopFraction(0.002)),
+        (Window(3, 3), 900, TopFraction(0.01)),
+    ],
+)
+def test_the_null_of_long_windows_and_of_small_tails_is_that_of_dense_windows(
+    window: Window, windows: int, cutoff: Cutoff
+) -> None:
+    """Scaled down, these windows have one or two eigenvalues, and one in the tail has no alpha."""
+    mean, spread = cutoff.null(window, windows, 1.0)
+    rng = np.random.default_rng(3)
+    alphas = []
+    for _ in range(40):
+        draw = rng.standard_normal((windows, min(window), max(window)))
+        values = np.sort(np.linalg.eigvalsh(draw @ draw.swapaxes(1, 2)), axis=None)
+        alphas.append(fit_from(values, cutoff.start(values)).alpha)
+    # 40 draws and as few as 12 in the null: each spread is known to 11 to 20 %; tails of few
+    # values are skewed.
+    assert abs(math.log(spread / np.std(alphas, ddof=1))) < math.log(1.7)
+    if windows > 1:  # the law leaves out the bias of few eigenvalues, which is as large as that
+        assert abs(mean - np.mean(alphas)) < spread
+
+
 @pytest.mark.parametrize("cutoff", [KSMinimum(), HistogramPeak()], ids=str)
 @pytest.mark.parametrize(("side", "ratio"), [(32, 1), (64, 1.5), (64, 2)])
 def test_a_simulated_null_holds_the_dense_alphas(side: int, ratio: float, cutoff: Cutoff) -> None:

@@ -23,13 +23,16 @@ from spectail.core.windows import Window
 Array: TypeAlias = NDArray[np.float64]
 
 _SIMULATED_SIDE = 256
-"""Longest side at which the spread of a null is simulated. Results for larger windows are scaled
-from it."""
+"""Longest short side at which the spread of a null is simulated, since time grows with it alone.
+Results for larger windows are scaled from it."""
 _SMOOTH_WINDOWS, _SMOOTH_DRAWS = 4, 64
 """For median and top:F only the spread is simulated, and then scaled: many draws of few windows."""
 _SEARCH_EIGENVALUES, _SEARCH_DRAWS = 20_000, 12
 """For ks and peak the mean is simulated too, and it depends on the number of eigenvalues: few large
 draws."""
+_TAIL = 30
+"""Least number of eigenvalues in the tail of a smooth draw, if the layer has as many. A tail of one
+has no alpha."""
 _POINTS = 20_001
 _LEAST_IN_TAIL = 0.5
 """Eigenvalues of a window that the tail must hold for the term in 1 / m to be used as it is."""
@@ -123,6 +126,10 @@ def alpha_of_random_windows(
 class Rule(Hashable, Protocol):
     """The part of a cutoff that the simulation uses; it is hashable because draws are cached."""
 
+    @property
+    def share(self) -> float | None:
+        """The share of the eigenvalues that it selects, if that is one number for all spectra."""
+
     def start(self, eigenvalues: Array) -> int:
         """Return the index of xmin in the ascending eigenvalues."""
 
@@ -141,23 +148,28 @@ def null_by_simulation(
     A sum of a smooth function over the eigenvalues of a window fluctuates by O(1) whatever the size
     of the window, so the spread of alpha falls as 1 / (side * sqrt(windows)). A limited number of
     windows is drawn, and the spread is scaled to the number asked for; for ``smooth`` cutoffs it is
-    scaled to larger sides too. For the other cutoffs the mean also depends on the number of
-    windows, and is that of the number drawn.
+    scaled to larger sides too. For the other cutoffs the mean may depend on the number of windows,
+    and is that of the number drawn. The spread is NaN if a draw has no alpha.
     """
     short, long = min(window), max(window)
     # Scaling keeps the ratio of the sides, which decides the law.
-    scale = min(1.0, _SIMULATED_SIDE / long) if smooth else 1.0
-    m, n = max(2, round(short * scale)), max(2, round(long * scale))
-    drawn = (
-        min(n_windows, _SMOOTH_WINDOWS)
-        if smooth
-        else max(1, min(n_windows, _SEARCH_EIGENVALUES // m))
-    )
+    scale = min(1.0, _SIMULATED_SIDE / short) if smooth else 1.0
+    m, n = round(short * scale), round(long * scale)
+    most = max(1, _SEARCH_EIGENVALUES // m)
+    if smooth:
+        most = max(_SMOOTH_WINDOWS, math.ceil(_TAIL / (m * (cutoff.share or 1.0))))
+    drawn = min(n_windows, most)
     draws = _SMOOTH_DRAWS if smooth else _SEARCH_DRAWS
     alphas = _drawn_alphas(_Windows(m, n, drawn, is_complex), draws, cutoff, seed)
+    if cutoff.share is None:
+        mean = float(alphas.mean())
+    else:  # alpha of all draws together; the mean of tails of few values would be too large
+        mean = 1 + 1 / float((1 / (alphas - 1)).mean())
+    if not np.isfinite(alphas).all():
+        return mean, math.nan
     # Undo both reductions with the 1 / (side * sqrt(windows)) law.
-    spread = float(alphas.std(ddof=1)) * (m / short) * math.sqrt(drawn / n_windows)
-    return float(alphas.mean()), spread
+    spread = float(alphas.std(ddof=1))
+    return mean, spread * (m / short) * math.sqrt(drawn / n_windows)
 
 
 class _Windows(NamedTuple):

@@ -67,12 +67,14 @@ class Cutoff(ABC):
 
         The matrices have independent Gaussian entries of variance ``weight_var`` and are measured
         in ``n_windows`` windows of this shape, treated as disjoint. The mean of a cutoff with a
-        ``share`` follows from the Marchenko-Pastur law; all else comes from seeded draws.
+        ``share`` follows from the Marchenko-Pastur law if a window has an eigenvalue in the tail on
+        average; all else comes from seeded draws.
         """
+        lawful = self.share is not None and self.share * min(window) >= 1
         mean, sd = null_by_simulation(
-            window, n_windows, self, smooth=self.smooth, seed=seed, is_complex=is_complex
+            window, n_windows, self, smooth=lawful, seed=seed, is_complex=is_complex
         )
-        if self.share is None:
+        if not lawful:
             return mean, sd
         return alpha_of_random_windows(window, is_complex=is_complex, fraction=self.share), sd
 
