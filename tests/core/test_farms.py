@@ -98,6 +98,17 @@ def test_the_window_that_is_used(spec: Spec, common: int | None, shape: tuple[in
     assert tail_fit(matrix, spec, window=common).window == shape
 
 
+@pytest.mark.parametrize(
+    ("ratio", "largest"), [(0.001, 0), (1000, 0), (0.05, 5), (30, 6), (1e-320, 0), (1e308, 0)]
+)
+def test_a_ratio_that_no_window_fits_is_named(ratio: float, largest: int) -> None:
+    shape = (100, 200) if ratio < 1 else (200, 100)
+    assert tail_fit(draw(*shape), Spec(aspect_ratio=ratio)).reason == (
+        f"too small: matrices of {shape[0]} x {shape[1]}, a window needs a short side of at least "
+        f"16, and the largest of aspect ratio {ratio:g} has {largest}"
+    )
+
+
 def test_a_small_layer_keeps_its_own_window_in_a_run() -> None:
     assert tail_fit(draw(40, 200), Spec(), window=96).window == Window(40, 40)
 

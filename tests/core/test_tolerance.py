@@ -121,6 +121,13 @@ def test_a_loose_tolerance_takes_four_windows_and_says_so_and_a_tight_one_takes_
     )
 
 
+def test_a_layer_of_one_window_says_so() -> None:
+    fit = tail_fit(gaussian(np.random.default_rng(0), (70, 64)), Spec(window=64, tolerance=0.01))
+    assert fit.n_windows == 2
+    fit = tail_fit(gaussian(np.random.default_rng(0), (64, 64)), Spec(window=64, tolerance=0.01))
+    assert fit.reason.startswith("its only window was measured")
+
+
 def test_few_tiles_stay_within_the_tolerance() -> None:
     """At 90 % confidence at least 90 % of the draws of every law should keep the promise."""
     for draw in (gaussian, student, row_scaled, low_rank):

@@ -68,9 +68,11 @@ class Farms:
 
     def too_small(self, shape: tuple[int, int], spec: Spec, n_matrices: int = 1) -> str:
         """Return why matrices of this shape cannot be measured, or an empty string if they can."""
-        if min(shape) >= 1 and largest_fit(*shape, spec.aspect_ratio) >= MIN_SIDE:
+        largest = largest_fit(*shape, spec.aspect_ratio) if min(shape) >= 1 else 0
+        if largest >= MIN_SIDE:
             return ""
-        return too_small_text(shape)
+        why = f", and the largest of aspect ratio {spec.aspect_ratio:g} has {largest}"
+        return too_small_text(shape) + (why if min(shape) >= MIN_SIDE else "")
 
     def common_window(self, shapes: list[tuple[int, int]], spec: Spec) -> int | None:
         """Return the common window of a run over layers of these shapes.
@@ -346,6 +348,8 @@ def too_small_text(shape: tuple[int, int]) -> str:
 
 def _how_many(taken: int, placed: int, spec: Spec) -> str:
     """Describe how many of the placed windows were measured to reach the tolerance."""
+    if placed == 1:
+        return "its only window was measured"
     if taken == placed:
         return f"all {placed} windows were needed to reach a tolerance of {spec.tolerance:g}"
     share = f"{100 * (spec.tolerance or 0):g} %"
