@@ -36,6 +36,8 @@ from spectail.training.values import (
 )
 
 Group: TypeAlias = dict[str, Any]
+_List: TypeAlias = tuple[list[Group], list[Group], list[Group]]
+"""A list of groups, what it held before it was split, and what it was filled with."""
 _ABSENT = object()
 BY_PARAMETER = ("params", "param_names")
 """Keys of a group that hold one entry per parameter."""
@@ -99,7 +101,7 @@ class SplitGroups:
         self._splits: dict[tuple[int, int], _Split] = {}
         self._own: dict[tuple[int, int], dict[str, _Own]] = {}
         # A stack, because one step may run inside of another one (SAM's closure).
-        self._windows: list[tuple[list[tuple[list[Group], list[Group]]], list[_Split]]] = []
+        self._windows: list[tuple[list[_List], list[_Split]]] = []
         self.rebuilt = False
         """Set if a group was split again, because it is new or its parameters have changed."""
 
@@ -136,11 +138,14 @@ class SplitGroups:
         for split in splits:
             self._fill(split, factors)
         parts = {id(split.base): [part.group for part in split.parts] for split in splits}
-        lists = [(groups, list(groups)) for groups in (*own.values(), *around)]
+        lists: list[_List] = [
+            (groups, list(groups), [part for g in groups for part in parts.get(id(g), [g])])
+            for groups in (*own.values(), *around)
+        ]
         self._windows.append((lists, splits))
         # Slices are assigned, so that every list stays the object that others refer to.
-        for groups, _ in lists:
-            groups[:] = [part for group in groups for part in parts.get(id(group), [group])]
+        for groups, _, placed in lists:
+            groups[:] = placed
 
     def leave(self, optimizer: Any) -> None:
         """Put the user's groups back, and keep what ``optimizer`` has written into the parts.
@@ -157,8 +162,11 @@ class SplitGroups:
     def restore(self, down_to: int = 0) -> None:
         """Put the user's groups back, also after a step that raised and never reached ``leave``."""
         while len(self._windows) > down_to:
-            for groups, base in reversed(self._windows.pop()[0]):
-                groups[:] = base
+            for groups, base, placed in reversed(self._windows[-1][0]):
+                # A group that was added in the middle of the step stays, behind the others.
+                groups[:] = [*base, *groups[len(placed) :]]
+            # Last, so that Ctrl-C in between loses no group.
+            self._windows.pop()
 
     def covers(self, groups: Sequence[Group]) -> bool:
         """Whether these groups are scaled already, being parts or copies of parts."""

@@ -48,6 +48,7 @@ class Steps:
         self._factors, self._done = factors, done
         self._running: list[Any] = []
         self._opened: list[Any] = []
+        self._interrupted: list[Any] = []
         self._stepped = False
         self._looked = 0
         self._end_looking: Callable[[], None] | None = None
@@ -100,18 +101,17 @@ class Steps:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after(self, optimizer: Any, *_: Any) -> None:
         """End a step."""
+        inside = any(one is optimizer for one in self._running)
         # A step() that has called its parent's step() gets here twice.
-        if not any(one is optimizer for one in self._running):
+        if not (inside or self._is_open(optimizer)):
             return
         # Inner steps that raised never reached their end.
-        while self._running.pop() is not optimizer:
+        while inside and self._running.pop() is not optimizer:
             pass
         self._stepped = self._stepped or self._is_innermost(optimizer)
         if not self._running:
             self._look(False)
-        if self._opened and self._opened[-1] is optimizer:
-            self._opened.pop()
-            self.groups.leave(optimizer)
+        self._close(optimizer)
         if not self._running and self._stepped:
             self._stepped = False
             self._looked += 1
@@ -119,6 +119,17 @@ class Steps:
 
     def _is_innermost(self, optimizer: Any) -> bool:
         return any(one is optimizer for one in self.optimizers.innermost)
+
+    def _is_open(self, optimizer: Any) -> bool:
+        return bool(self._opened) and self._opened[-1] is optimizer
+
+    def _close(self, optimizer: Any) -> bool:
+        """Put the user's groups back if this optimizer has split them; whether it had."""
+        opened = self._is_open(optimizer)
+        if opened:
+            self._opened.pop()
+            self.groups.leave(optimizer)
+        return opened
 
     def _forget(self, optimizer: Any) -> None:
         """Clear what an earlier step of this optimizer has left behind because it raised."""
@@ -154,14 +165,13 @@ class Steps:
         # Lightning, for one, runs the whole training step in a closure.
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            opened = bool(self._opened) and self._opened[-1] is optimizer
-            if opened:
-                self._opened.pop()
-                self.groups.leave(optimizer)
-            result = closure(*args, **kwargs)
-            if opened:
-                self._open(optimizer)
-            return result
+            opened = self._close(optimizer)
+            try:
+                return closure(*args, **kwargs)
+            finally:
+                # An optimizer may catch what a closure raises, and go on.
+                if opened and self._undo:  # the closure may have removed the Balancer
+                    self._open(optimizer)
 
         return call
 
@@ -179,15 +189,25 @@ class Steps:
         # A state dict must hold the user's groups. A wrapper may lack these hooks, if it returns
         # the state of its inner optimizer.
         if hasattr(optimizer, "_optimizer_state_dict_pre_hooks"):
-            handles.append(optimizer.register_state_dict_pre_hook(lambda _: self._interrupt()))
+            handles.append(optimizer.register_state_dict_pre_hook(self._interrupt))
+            handles.append(optimizer.register_state_dict_post_hook(self._resume))
         if hasattr(optimizer, "_optimizer_load_state_dict_pre_hooks"):
-            handles.append(
-                optimizer.register_load_state_dict_pre_hook(lambda *_: self._interrupt())
-            )
+            handles.append(optimizer.register_load_state_dict_pre_hook(self._forget_all))
         self._undo += [handle.remove for handle in handles]
 
-    def _interrupt(self) -> None:
+    def _interrupt(self, *_: Any) -> None:
         """Put the user's groups back in the middle of a step."""
+        self._interrupted = self._opened[::-1]
+        for optimizer in self._interrupted:
+            self._close(optimizer)
+
+    def _resume(self, *_: Any) -> None:
+        """Split the groups again for the rest of the step."""
+        while self._interrupted:
+            self._open(self._interrupted.pop())
+
+    def _forget_all(self, *_: Any) -> None:
+        """Put the user's groups back for good: what is loaded replaces them."""
         self.groups.restore()
         self._opened.clear()
 
@@ -203,11 +223,15 @@ class Steps:
         self, optimizer: Any, inner: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Make a step of an optimizer that runs no hooks."""
-        changed = self.before(optimizer, (optimizer, *args), kwargs)
-        given, kwargs = changed or ((optimizer, *args), kwargs)
-        result = self._guarded(optimizer, inner, *given[1:], **kwargs)
-        self.after(optimizer)
-        return result
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            changed = self.before(optimizer, (optimizer, *args), kwargs)
+            given, kwargs = changed or ((optimizer, *args), kwargs)
+            result = inner(*given[1:], **kwargs)
+            self.after(optimizer)
+            return result
+
+        return self._guarded(optimizer, step, *args, **kwargs)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _give_up(self, optimizer: Any) -> None:
