@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import msgspec
-import pandas as pd
 
 from spectail.allocation.by_name import ByName
 from spectail.allocation.left_out import LeftOut, describe_left_out
@@ -28,6 +27,9 @@ from spectail.errors import AllocationError
 from spectail.models.naming.blocks import unit_of
 from spectail.results.depth import DepthCorrelations, depth_correlations, depths
 from spectail.results.table import storable, table_html
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FORMAT = "spectail allocation"
 _VALUES = {
@@ -108,6 +110,8 @@ class Allocation(ByName):
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row per layer that takes part: name, value, unit, alpha (of the unit), numel."""
+        import pandas as pd  # slow to import, and the command line needs no table
+
         names = [f.name for f in dataclasses.fields(LayerValue)]
         rows = [
             # pandas cannot hold lone surrogates, which names may have.

@@ -8,9 +8,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from spectail.allocation.left_out import LeftOut, describe_left_out
 from spectail.basics.files import write_text
@@ -21,6 +19,9 @@ from spectail.evaluation.bos import WORDS
 from spectail.pruning.setting import Setting
 from spectail.results.depth import DepthCorrelations
 from spectail.results.table import table_html
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FORMAT = "spectail pruning"
 NO_GAIN = (
@@ -198,6 +199,8 @@ class PruneReport:
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row per layer: name, requested, realised, zeros, numel, quota, note."""
+        import pandas as pd  # slow to import, and the command line needs no table
+
         names = [field.name for field in dataclasses.fields(PrunedLayer)]
         return pd.DataFrame([dataclasses.asdict(layer) for layer in self.layers], columns=names)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, overload
 
 import msgspec
-import pandas as pd
 
 from spectail.analysis import Analysis
 from spectail.basics.files import all_or_nothing
@@ -25,6 +24,7 @@ from spectail.results.table import for_spreadsheets
 from spectail.training.state import Factor
 
 if TYPE_CHECKING:
+    import pandas as pd
     import plotly.graph_objects as go
 
 CHANGING = ("alpha", "xmin", "n_tail", "ks", "n_zero", "weight_var", "status", "reason")
@@ -131,6 +131,8 @@ class History(Sequence[Update]):
     @property
     def table(self) -> pd.DataFrame:
         """A row per measurement and layer: step, applied, name, alpha (NaN if missing), factor."""
+        import pandas as pd  # slow to import, and training needs no table
+
         rows = [
             (update.step, update.applied, name, update.alphas.get(name, math.nan), factor)
             for update in self
