@@ -66,6 +66,8 @@ ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
     "a circle": ({"status": 302, "Location": "/one.safetensors"}, "too many redirects"),
     "nowhere": ({"status": 302}, "redirect"),
     "another protocol": ({"status": 302, "Location": "file:///etc/hosts"}, "answers 302 Found"),
+    "a foreign protocol": ({"status": 302, "Location": "ftp://127.0.0.1/x"}, "is not read; down"),
+    "no port": ({"status": 302, "Location": "http://127.0.0.1:99999/x"}, "is not read; down"),
     "not modified": ({"status": 304}, "answers 304 Not Modified"),
     "no status": ({"status": 99}, "the server's answer is no HTTP"),
 }

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,61 @@ def test_a_missing_package_is_one_line(
     words = f"needs the package {package}; install it with: pip install 'spectail.{scheme}.'"
     with pytest.raises(st.SourceError, match=words):
         open_source(f"{scheme}://toys/model")
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+@pytest.mark.parametrize("key", ["/deep.bin", "./deep.bin", "../deep.bin", "a//", "a\x07b"])
+def test_a_key_that_cannot_be_named_hides_no_model_beside_it(
+    s3: Any, server: str, scheme: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
+    save_file(weights(), tmp_path / "model.safetensors")
+    # Without a hyphen, which obstore encodes for Google and the server here does not decode.
+    bucket = f"odd{scheme}{key.encode().hex()}"
+    s3.create_bucket(Bucket=bucket)
+    public = {"ACL": "public-read"}
+    s3.upload_file(str(tmp_path / "model.safetensors"), bucket, "m/model.safetensors", public)
+    s3.upload_file(str(tmp_path / "model.safetensors"), bucket, "m/my.safetensors", public)
+    s3.put_object(Bucket=bucket, Key=f"m/{key}", Body=b"x")
+    s3.put_object(Bucket=bucket, Key=f"other/{key}", Body=b"x")
+    for path in ("m", "m/", "m/model.safetensors", "m/my.safetensors"):
+        assert_same(f"{scheme}://{bucket}/{path}", tmp_path / "model.safetensors")
+    with pytest.raises(st.SourceError, match=r"a path is not supported|no weights|no model"):
+        open_source(f"{scheme}://{bucket}/other")
+    with pytest.raises(st.SourceError, match=r"a path is not supported|no model") as found:
+        open_source(f"{scheme}://{bucket}/m//my.safetensors")
+    assert "tries" not in str(found.value)
+
+
+def test_more_keys_than_one_answer_lists(s3: Any, tmp_path: Path) -> None:
+    save_file(weights(), tmp_path / "model.safetensors")
+    s3.create_bucket(Bucket="many-keys")
+    with ThreadPoolExecutor(8) as pool:
+        list(
+            pool.map(
+                lambda n: s3.put_object(Bucket="many-keys", Key=f"m/a{n:05d}.txt", Body=b"x"),
+                range(1005),
+            )
+        )
+    s3.upload_file(str(tmp_path / "model.safetensors"), "many-keys", "m/model.safetensors")
+    assert_same("s3://many-keys/m", tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"])
+@pytest.mark.parametrize("value", ["hidden\nhidden", "hidden hidden", "hiddenü"])
+def test_credentials_that_no_header_can_hold_are_one_line(
+    s3: Any, model: Path, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(st.SourceError, match="holds a space, a line break or another") as found:
+        open_source("s3://toys/models/toy model")
+    assert "hidden" not in str(found.value)
+
+
+@pytest.mark.parametrize("host", ["nonsense://x", "http://a b", "http://"])
+def test_an_emulator_that_is_no_address_is_one_line(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", host)
+    with pytest.raises(st.SourceError, match=r"STORAGE_EMULATOR_HOST is .*; expected host:port"):
+        open_source("gs://bucket/model")

@@ -276,6 +276,7 @@ def test_the_password_does_not_follow_from_https_to_http() -> None:
         follow = _Redirects().redirect_request(asked, None, 301, "", {}, target)
         assert follow is not None
         assert follow.has_header("Authorization") == kept
+    assert _Redirects().redirect_request(asked, None, 301, "", {}, "ftp://host/m/") is None
 
 
 @pytest.mark.parametrize(

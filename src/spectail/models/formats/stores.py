@@ -340,6 +340,7 @@ _SENSELESS = (
     ("Header {", "a header of the server's answer is damaged"),
     ("TooManyRedirects", "there are too many redirects"),
     ("BareRedirect", "the server's redirect leads nowhere"),
+    ("kind: Builder", "the server's redirect leads to an address that is not read"),
     ("Parse(", "the server's answer is no HTTP"),
 )
 """The same for answers that obstore does not ask for again, because they make no sense."""

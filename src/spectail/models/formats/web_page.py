@@ -32,6 +32,8 @@ class _Redirects(HTTPRedirectHandler):
         self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> Request | None:
         """Return the request that follows a redirect."""
+        if urlsplit(newurl).scheme not in {"http", "https"}:
+            return None  # Python's library would follow one to ftp
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         # From https to http, it would be sent in the clear to the same server.
         if request and urlsplit(newurl)[:2] != urlsplit(req.full_url)[:2]:
