@@ -14,7 +14,7 @@ from spectail.errors import SourceError
 from spectail.models.formats.shard_index import read_index
 from spectail.models.formats.stores import AccessDeniedError, Store, settings
 from spectail.models.formats.table import endings
-from spectail.models.formats.web_page import read_page
+from spectail.models.formats.web_page import read_page, wait_of
 
 T = TypeVar("T")
 
@@ -91,14 +91,22 @@ class HubRepository(Store):
         """Return the hash of a file's content."""
         return self._files().get(key, "")
 
+    def asked_wait(self, key: str) -> float:
+        """Return the seconds after which the hub wants to be asked again."""
+        endpoint, headers = self._hub()
+        return wait_of(f"{endpoint}/{self._place()}/{quote(key)}", headers)
+
     def _opened(self, obstore: Any) -> Any:
         """Open the commit's files. Requests are redirected to where the hub keeps large files."""
         self._files()
         endpoint, headers = self._hub()
         # obstore follows redirects to other servers without the token.
         given = settings(plain_http=endpoint.startswith("http://"), headers=headers)
-        path = f"{self._name}/resolve/{quote(str(self._revision), safe='')}"
-        return obstore.HTTPStore.from_url(f"{endpoint}/{path}", **given)
+        return obstore.HTTPStore.from_url(f"{endpoint}/{self._place()}", **given)
+
+    def _place(self) -> str:
+        """Return the path of the commit's files on the hub."""
+        return f"{self._name}/resolve/{quote(str(self._revision), safe='')}"
 
     def _hub(self) -> tuple[str, dict[str, str]]:
         """Return the hub's address, and what is sent with every request."""

@@ -24,6 +24,7 @@ from spectail.errors import SourceError, SourceUnreachableError
 from spectail.models.formats import waiting
 from spectail.models.formats.file_path import FilePath
 from spectail.models.formats.open_file import ReadableFile
+from spectail.models.formats.retry_after import TIMES, wait_as_asked
 from spectail.models.formats.waiting import waiting_for
 
 WAITS: dict[str, Any] = {
@@ -156,6 +157,24 @@ class Store(ABC):
             SourceError: The file cannot be read.
 
         """
+        for _ in range(TIMES):
+            try:
+                return self._part(key, start, end)
+            except BusyError:
+                if not (wait := self.asked_wait(key)):
+                    raise
+                wait_as_asked(wait, self.shown)
+        return self._part(key, start, end)
+
+    def asked_wait(self, key: str) -> float:
+        """Return the seconds after which a busy server wants to be asked again, 0 if it says none.
+
+        obstore does not show the header that says so.
+        """
+        return 0.0
+
+    def _part(self, key: str, start: int, end: int) -> Piece:
+        """Read a part as ``get`` does, unless the server is busy."""
         rest, silent = pauses(), 0
         while True:
             with _SLOTS:
@@ -299,8 +318,9 @@ def failure(shown: str, status: str, cause: str) -> Exception:
     # A redirect is left over only if it leads nowhere.
     if status.startswith(("3", "4")) and status[:3] not in {"408", "429"}:
         return SourceError(f"{shown} cannot be read: the server answers {status}")
+    kind = BusyError if status[:3] in {"429", "503"} else SourceUnreachableError
     what = status or cause or "the server cannot be reached or breaks off its answers"
-    return SourceUnreachableError(
+    return kind(
         f"{shown} cannot be read: {what}, also after {RETRIES} more tries; "
         "run the same command again"
     )
@@ -316,6 +336,10 @@ class PastEndError(SourceError):
 
 class UnnameableError(SourceError):
     """A file, or one of those in a folder, has a name that obstore does not read."""
+
+
+class BusyError(SourceUnreachableError):
+    """A server is asked too often, or has too much to do."""
 
 
 class AccessDeniedError(SourceError):

@@ -21,7 +21,7 @@ from spectail.models.formats.stores import (
 )
 from spectail.models.formats.table import endings
 from spectail.models.formats.usual_names import usual_names
-from spectail.models.formats.web_page import read_page
+from spectail.models.formats.web_page import read_page, wait_of
 
 _FILE_NAME = re.compile(r"\.[A-Za-z][A-Za-z0-9]+$")
 """The end of a name that is a file's (``model.gguf``) and no folder's (``Qwen2.5``)."""
@@ -84,6 +84,11 @@ class WebFolder(Store):
             if _FILE_NAME.search(path.name):
                 raise
             return False
+
+    def asked_wait(self, key: str) -> float:
+        """Return the seconds after which the server wants to be asked again."""
+        path = f"{self._parts.path.rstrip('/')}/{quote(key)}" if key else self._parts.path
+        return wait_of(self._address(path), self._headers())
 
     def _opened(self, obstore: Any) -> Any:
         """Open the folder; keys are appended to its address."""

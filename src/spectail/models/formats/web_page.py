@@ -18,6 +18,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from spectail.basics.texts import first_line
 from spectail.errors import SourceError, SourceUnreachableError
 from spectail.models.formats import waiting
+from spectail.models.formats.retry_after import asked_wait, wait_as_asked
 from spectail.models.formats.stores import failure, pauses, unanswered
 from spectail.models.formats.waiting import waiting_for
 
@@ -56,7 +57,7 @@ def read_page(url: str, shown: str, headers: Mapping[str, str]) -> bytes:
     """
     rest, started = pauses(), time.monotonic()
     while True:
-        status = cause = ""
+        status, cause, wait = "", "", 0.0
         try:
             content = _read(Request(url, headers=dict(headers)), shown)
             if len(content) > _LONGEST:
@@ -65,6 +66,7 @@ def read_page(url: str, shown: str, headers: Mapping[str, str]) -> bytes:
         except HTTPError as error:
             # Not the server's own words, which may be anything.
             status = f"{error.code} {http.client.responses.get(error.code, '')}".rstrip()
+            wait = asked_wait(error.headers) if error.code in {429, 503} else 0.0
             error.close()
         except (URLError, http.client.HTTPException, OSError) as error:
             reason = getattr(error, "reason", error)
@@ -83,7 +85,23 @@ def read_page(url: str, shown: str, headers: Mapping[str, str]) -> bytes:
         pause = next(rest, None)
         if pause is None or not _may_pass(status):
             raise failure(shown, status, cause)
-        time.sleep(pause)
+        if wait:
+            wait_as_asked(wait, shown)
+        else:
+            time.sleep(pause)
+
+
+def wait_of(url: str, headers: Mapping[str, str]) -> float:
+    """Ask a busy server for one byte of a file, to learn how long it wants to be left alone."""
+    request = Request(url, headers={**headers, "Range": "bytes=0-0"})
+    try:
+        with build_opener(_Redirects).open(request, timeout=waiting.ANSWER.total_seconds()):
+            return 0.1  # it answers again
+    except HTTPError as error:
+        with error:
+            return asked_wait(error.headers)
+    except (OSError, http.client.HTTPException, ValueError):
+        return 0.0
 
 
 def _cause(error: Exception) -> str:
