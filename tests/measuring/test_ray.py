@@ -4,15 +4,19 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -22,6 +26,7 @@ from safetensors.torch import save_file
 import spectail as st
 from spectail.cli import run
 from spectail.measuring.engines.ray import TRIES, RayEngine
+from spectail.measuring.engines.ray_cluster import Capacity
 from spectail.measuring.planning import make_plan
 from spectail.measuring.run import run_plan
 from tests.conftest import weights
@@ -80,6 +85,13 @@ def _table(analysis: st.Analysis) -> pd.DataFrame:
     return analysis.table.drop(columns="seconds")
 
 
+def _kept(run: Path) -> list[dict[str, Any]]:
+    """Return the rows in the journal of a run."""
+    journal = run / ".progress.jsonl"
+    lines = journal.read_bytes().split(b"\n")[1:-1] if journal.exists() else []
+    return [json.loads(line) for line in lines]
+
+
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
     """A checkpoint of five layers that take about a second each, and one that takes less."""
@@ -124,6 +136,70 @@ def test_an_address_without_a_cluster_is_one_line(
     assert output.out == ""
     assert f"no Ray cluster answers at {address}" in output.err
     assert "\n" not in output.err.strip()
+
+
+def _web_page() -> Iterator[str]:
+    """Serve pages on a port, as Ray's dashboard does."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def _silence() -> Iterator[str]:
+    """Accept connections and say nothing, as a port that a firewall forwards to nowhere."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("serve", [_web_page, _silence])
+def test_a_port_of_something_else_is_one_line(
+    checkpoint: Path,
+    serve: Callable[[], Iterator[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("spectail.measuring.engines.ray_cluster.CONNECT_SECONDS", 1.0)
+    with contextmanager(serve)() as address, pytest.raises(st.RunError) as error:
+        st.analyze(checkpoint, engine="ray", ray_address=address)
+    assert f"no Ray cluster answers at {address}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_address_in_the_environment_is_named(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for address in ("127.0.0.1:9", "ray://127.0.0.1:9", "[::1]:9"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(st.RunError, match="or unset RAY_ADDRESS to use this machine") as error:
+            st.analyze(checkpoint, engine="ray")
+        assert f"no Ray cluster answers at {address}" in str(error.value)
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder for the sockets of Ray, whose paths may have 107 characters only."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_the_note_of_a_cluster_that_was_killed_is_no_cluster(
+    checkpoint: Path, tmp_path: Path, short: Path, address: str | None
+) -> None:
+    # What `ray start` leaves behind when its processes are killed.
+    (short / "ray").mkdir()
+    (short / "ray" / "ray_current_cluster").write_text("127.0.0.1:9\n")
+    command = [sys.executable, "-m", "spectail", "analyze", str(checkpoint), "--quiet"]
+    command += ["--out", str(tmp_path / "run"), "--engine", "ray"]
+    command += ["--ray-address", address] if address else []
+    environment = os.environ | {"RAY_TMPDIR": str(short)}
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    if address:
+        assert done.returncode == 2
+        assert done.stderr.startswith("spectail: no Ray cluster answers at 127.0.0.1:9 (")
+    else:
+        assert done.returncode == 0, "one was started on this machine"
 
 
 def test_the_table_is_the_same_bit_for_bit(cluster: Any, checkpoint: Path, tmp_path: Path) -> None:
@@ -205,6 +281,113 @@ def test_a_node_that_leaves_takes_no_layer_with_it(cluster: Any, large: Path) ->
     pd.testing.assert_frame_equal(_table(found), _table(st.analyze(large, spec=SLOW)))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_task_never_asks_for_more_than_one_machine_has(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    nodes = [
+        {
+            "NodeID": str(number),
+            "Alive": bool(rng.random() < 0.8),
+            "Resources": {
+                "CPU": float(rng.choice([0, 0.5, 1, 4, 64])),
+                "GPU": float(rng.integers(0, 2)),
+                "memory": float(rng.choice([0, 1e8, 4e9, 1e12])),
+            },
+        }
+        for number in range(rng.integers(0, 6))
+    ]
+    for gpu in (False, True):
+        found = Capacity.of(nodes, gpu=gpu, without=["0"])
+        usable = [
+            node["Resources"]
+            for node in nodes[1:]
+            if node["Alive"] and node["Resources"]["CPU"] >= 1 and node["Resources"]["GPU"] >= gpu
+        ]
+        assert len(found.machines) == len(usable)
+        cpus, memory = found.nearest(8, 10**9)
+        assert 1 <= cpus <= 8
+        assert memory <= 10**9
+        one = [x for x in usable if x["CPU"] >= cpus and x["memory"] >= memory]
+        assert bool(one) == bool(usable) == found.holds(cpus, memory)
+        if any(x["memory"] >= 10**9 for x in usable):
+            assert memory == 10**9, "a machine with enough memory comes first"
+
+
+def test_machines_with_many_cpus_or_much_memory_get_what_fits_them(
+    cluster: Any, large: Path
+) -> None:
+    # No machine has the CPUs of this one and the memory of the others.
+    node = cluster.add_node(num_cpus=2, memory=100 * 2**20)
+    found = st.analyze(large, spec=SLOW, engine="ray", include=["layers.0", "layers.1"])
+    cluster.remove_node(node)
+    here = st.analyze(large, spec=SLOW, include=["layers.0", "layers.1"])
+    pd.testing.assert_frame_equal(_table(found), _table(here), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_a_smaller_machine_takes_over_after_all_have_gone(tmp_path: Path) -> None:
+    # It takes so long that the machine is removed while it is measured.
+    save_file({"one.weight": torch.randn(2000, 1800)}, tmp_path / "one.safetensors")
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    node = started.add_node(num_cpus=4)
+    command = [sys.executable, "-m", "spectail", "analyze", str(tmp_path / "one.safetensors")]
+    command += ["--window", "whole", "--out", str(tmp_path / "run"), "--quiet"]
+    command += ["--engine", "ray", "--ray-address", started.address]
+    measuring = threading.Event()
+    try:
+        with _whenever_a_worker_measures("one", lambda _: measuring.set()):
+            driver = subprocess.Popen(command)
+            assert measuring.wait(60)
+        started.remove_node(node, allow_graceful=False)
+        time.sleep(15)  # until Ray has noticed
+        started.add_node(num_cpus=1)
+        assert driver.wait(60) == 0
+    finally:
+        driver.kill()
+        started.shutdown()
+    here = st.analyze(tmp_path / "one.safetensors", spec=SLOW)
+    pd.testing.assert_frame_equal(_table(st.Analysis.load(tmp_path / "run")), _table(here))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("process", "words"),
+    [
+        ("raylet", "Ray's process on this machine (raylet) has died: start it again"),
+        ("gcs_server", "has not answered for 30 s: start it again, and run the same command"),
+    ],
+)
+def test_a_run_whose_cluster_dies_is_one_line_and_goes_on(
+    tmp_path: Path, process: str, words: str
+) -> None:
+    source, out = tmp_path / "many.pt", tmp_path / "run"
+    # Minutes of work in a small file: the layers overlap in one storage. No two ask for the same
+    # memory, so that each task asks Ray for a worker anew.
+    values = torch.randn(2400, 2400)
+    torch.save({f"layers.{i}.weight": values[: 2400 - 9 * i] for i in range(40)}, source)
+    command = [sys.executable, "-m", "spectail", "analyze", str(source), "--out", str(out)]
+    command += ["--window", "whole", "--quiet", "--engine", "ray"]
+    started = _cluster()
+    try:
+        driver = subprocess.Popen(
+            [*command, "--ray-address", started.address], stderr=subprocess.PIPE, text=True
+        )
+        while not _kept(out):  # it is connected
+            assert driver.poll() is None
+            time.sleep(0.05)
+        # The driver is connected to the head's raylet, which runs no tasks.
+        started.head_node.all_processes[process][0].process.kill()
+        _, message = driver.communicate(timeout=90)
+    finally:
+        driver.kill()
+        started.shutdown()
+    assert driver.returncode == 2
+    assert message.startswith("spectail: ")
+    assert words in message
+    assert message.count("\n") == 1
+    assert {row["status"] for row in _kept(out)} == {"ok"}, "no layer is to blame"
+
+
 @contextmanager
 def _both_nodes_busy(flag: Path) -> Iterator[None]:
     """Keep the cluster's two nodes busy until ``flag`` exists, so that tasks go to a third one."""
@@ -282,19 +465,12 @@ def test_a_killed_driver_goes_on_where_it_stopped(
     arguments = ["analyze", str(large), "--out", str(tmp_path / "run"), "--window", "whole"]
     arguments += ["--engine", "ray", "--ray-address", cluster.address, "--quiet"]
     driver = subprocess.Popen([sys.executable, "-m", "spectail", *arguments])
-    journal = tmp_path / "run" / ".progress.jsonl"
-
-    def kept() -> dict[str, Any]:
-        lines = journal.read_bytes().split(b"\n")[:-1] if journal.exists() else []
-        rows = [json.loads(line) for line in lines]
-        return {row["name"]: row["seconds"] for row in rows if "name" in row}
-
-    while len(kept()) < 2:
+    while len(_kept(tmp_path / "run")) < 2:
         assert driver.poll() is None
         time.sleep(0.05)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    before = kept()
+    before = {row["name"]: row["seconds"] for row in _kept(tmp_path / "run")}
     assert len(before) < 6
     assert run(arguments) == 0
     found = st.Analysis.load(tmp_path / "run")

@@ -11,19 +11,24 @@ from __future__ import annotations
 import logging
 import math
 import os
-import socket
 import time
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any, ClassVar
 
-from spectail.basics.texts import first_line, joined, plural, visible
+from spectail.basics.files import local_path
+from spectail.basics.texts import joined, plural, visible
 from spectail.errors import RunError, SourceChangedError, SourceError, SpecError
 from spectail.measuring.cost import estimate, plan_seconds
+from spectail.measuring.engines.ray_cluster import (
+    Capacity,
+    answers,
+    connect,
+    import_ray,
+    require_connection,
+)
 from spectail.measuring.engines.task import Request, Trouble, measure_request
 from spectail.measuring.layer import Plan, record_of
 from spectail.models.source import Layer
@@ -35,10 +40,10 @@ AHEAD = 2
 """Tasks handed to Ray for each CPU: those that wait show an autoscaler that more is needed."""
 PATIENCE = 60.0
 """Seconds that a cluster may have no machine for the tasks, for example while one is replaced."""
+HEAD_PATIENCE = 30.0
+"""Seconds that the head of the cluster may not answer; after 60 Ray ends this process."""
 LOOK_SECONDS = 2.0
 """How often to look which machines there are."""
-CONNECT_SECONDS = 10.0
-"""How long to wait for an answer at the address of a cluster."""
 _LOST = {
     "OutOfMemoryError": "Ray ended its worker because the machine's memory was full",
     "NodeDiedError": "its machine left the cluster",
@@ -70,7 +75,7 @@ class RayEngine:
             SourceError: No machine can open the source, or one has another model there.
 
         """
-        ray = _ray()
+        ray = import_ray()
         source = _source_text(plan.source)
         new = iter(layers)
         # A finished run needs no cluster.
@@ -78,9 +83,9 @@ class RayEngine:
             return
         connected_here = not ray.is_initialized()
         if connected_here:
-            _connect(ray, self.address)
+            connect(ray, self.address)
         else:
-            _require_connection(ray, self.address)
+            require_connection(ray, self.address)
         driver = _Driver(ray, plan, source)
         try:
             yield from driver.records(chain([first], new))
@@ -100,19 +105,6 @@ class _Task:
     memory: int = 0
 
 
-@dataclass(frozen=True)
-class _Capacity:
-    """What the machines offer that can open the source."""
-
-    nodes: frozenset[str]
-    cpus: int
-    gpus: int
-    most_cpus: int
-    """CPUs of the largest machine."""
-    most_memory: int
-    """Memory in bytes of the machine that has most of it."""
-
-
 class _Driver:
     """The loop that hands out the layers of one run and collects their records."""
 
@@ -125,7 +117,10 @@ class _Driver:
         self.again: list[_Task] = []
         self.bad_nodes: dict[str, str] = {}
         self.seconds = sum(plan_seconds(plan))
-        self.last_seen = self.next_look = time.monotonic()
+        self.last_seen = self.next_look = self.head_seen = time.monotonic()
+        address = ray.get_runtime_context().gcs_address
+        # Some are reached through a proxy only (ray://), and nothing else answers here.
+        self.head = address if answers(address, LOOK_SECONDS) else None
         self.gpu = False  # all machines count for the question whether any has one
         self.capacity = self._look()
         self.gpu = self._wants_gpu()
@@ -175,9 +170,9 @@ class _Driver:
         # A layer that takes longer than an equal share of the run would be waited for at the end.
         share = self.seconds / max(1, self.capacity.cpus)
         wanted = 1 if self.gpu else math.ceil(cost.seconds() / share) if share else 1
-        task.cpus = max(1, min(wanted, self.capacity.most_cpus))
         # A worker that ran out of memory gets more of it.
-        task.memory = min(cost.memory * 2 ** len(task.losses), self.capacity.most_memory)
+        memory = cost.memory * 2 ** len(task.losses)
+        task.cpus, task.memory = self.capacity.nearest(max(1, wanted), memory)
         options: dict[str, Any] = {
             "num_cpus": task.cpus,
             "memory": task.memory,
@@ -216,6 +211,11 @@ class _Driver:
                 "a machine of the cluster cannot run spectail: install the same versions of "
                 f"Python, Ray and spectail on all of them ({cause})"
             ) from None
+        except errors.LocalRayletDiedError:
+            raise RunError(
+                "Ray's process on this machine (raylet) has died: start it again, and run the same "
+                "command again to go on"
+            ) from None
         except errors.RayError as error:
             return self._lost(task, _LOST.get(type(error).__name__, "its worker was killed"))
         if isinstance(found, LayerRecord):
@@ -251,7 +251,7 @@ class _Driver:
             self.bad_nodes[node] = trouble.reason
             _LOG.warning("%s is not used: %s", where, trouble.reason)
         self.capacity = self._look()
-        if not self.capacity.nodes:
+        if not self.capacity.machines:
             raise SourceError(
                 f"no machine of the cluster ({plural(len(self.bad_nodes), 'machine')}) can measure "
                 f"{self.source}: {trouble.reason}; every machine must reach it by this name"
@@ -261,45 +261,51 @@ class _Driver:
         """Follow machines that come and go.
 
         Raises:
-            RunError: No machine has been there for PATIENCE seconds.
+            RunError: No machine has been there for PATIENCE seconds, or no head for HEAD_PATIENCE.
 
         """
         if time.monotonic() < self.next_look:
             return
         self.next_look = time.monotonic() + LOOK_SECONDS
-        before, self.capacity = self.capacity, self._look()
-        if self.capacity.nodes:
+        if not self._head_answers():
+            return
+        self.capacity = self._look()
+        if self.capacity.machines:
             self.last_seen = time.monotonic()
         elif time.monotonic() - self.last_seen > PATIENCE:
             raise RunError(
                 f"the cluster has had no machine for the layers for {PATIENCE:.0f} s: add one, "
                 "and run the same command again to go on"
             )
-        if before.nodes <= self.capacity.nodes:
+        self._withdraw()
+
+    def _head_answers(self) -> bool:
+        """Return whether the head can be asked; without one, machines go on with what they have."""
+        if self.head is None or answers(self.head, LOOK_SECONDS):
+            self.head_seen = time.monotonic()
+        elif time.monotonic() - self.head_seen > HEAD_PATIENCE:
+            raise RunError(
+                f"the head of the Ray cluster at {self.head} has not answered for "
+                f"{HEAD_PATIENCE:.0f} s: start it again, and run the same command again to go on"
+            )
+        else:
+            return False
+        return True
+
+    def _withdraw(self) -> None:
+        """Cancel tasks that would wait for ever, since no machine has what they ask for any more.
+
+        They are handed out again, and then ask for what there is.
+        """
+        if not self.capacity.machines:
             return
-        # What only a machine that is gone could have run would wait for ever.
         for reference, task in self.running.items():
-            if self.capacity.nodes and (
-                task.cpus > self.capacity.most_cpus or task.memory > self.capacity.most_memory
-            ):
+            if not self.capacity.holds(task.cpus, task.memory):
                 self.ray.cancel(reference)
 
-    def _look(self) -> _Capacity:
-        """Return what the cluster offers now."""
-        nodes = {
-            node["NodeID"]: node["Resources"]
-            for node in self.ray.nodes()
-            if node["Alive"]
-            and node["NodeID"] not in self.bad_nodes
-            and node["Resources"].get("GPU" if self.gpu else "CPU", 0) >= 1
-        }
-        return _Capacity(
-            nodes=frozenset(nodes),
-            cpus=int(sum(found.get("CPU", 0) for found in nodes.values())),
-            gpus=int(sum(found.get("GPU", 0) for found in nodes.values())),
-            most_cpus=int(max((found.get("CPU", 0) for found in nodes.values()), default=1)),
-            most_memory=int(max((found.get("memory", 0) for found in nodes.values()), default=0)),
-        )
+    def _look(self) -> Capacity:
+        """Return what the machines offer now that can open the source."""
+        return Capacity.of(self.ray.nodes(), gpu=self.gpu, without=self.bad_nodes)
 
     def _wants_gpu(self) -> bool:
         """Return whether the tasks ask for a GPU each: those of ``auto`` do if there is one."""
@@ -324,53 +330,7 @@ class _Driver:
 
 def _measure_on_node(request: Request) -> tuple[str, LayerRecord | Trouble]:
     """Measure a layer in a worker of Ray; return the node's name too."""
-    return _ray().get_runtime_context().get_node_id(), measure_request(request)
-
-
-def _ray() -> Any:
-    """Import Ray, quietly; SpecError if it is not installed."""
-    # Ray reads these once. The first hides what raylets print into the output of the driver when a
-    # worker dies: the engine reports that itself. The second turns off reports of usage.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import ray
-            import ray.exceptions
-    except ImportError as error:
-        raise SpecError(
-            "the ray engine needs Ray: pip install 'spectail[ray]', or leave out --engine"
-        ) from error
-    return ray
-
-
-def _connect(ray: Any, address: str | None) -> None:
-    """Connect to a cluster, or start one on this machine; RunError if it does not answer."""
-    host, colon, port = (address or "").rpartition(":")
-    try:
-        if colon and port.isdecimal() and "/" not in host:
-            # Ray itself tries for a minute and prints pages.
-            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except (OSError, RuntimeError, ValueError, AssertionError, ImportError) as error:
-        where = f"no Ray cluster answers at {address}" if address else "Ray does not start here"
-        raise RunError(
-            f"{where} ({first_line(error)}): start one with 'ray start --head' and give its "
-            "address, or leave out --ray-address to use this machine"
-        ) from error
-
-
-def _require_connection(ray: Any, address: str | None) -> None:
-    """Raise RunError if this process is connected to another cluster than ``address``."""
-    connected = ray.get_runtime_context().gcs_address
-    if address not in (None, "auto", connected):
-        raise RunError(
-            f"this process is connected to the Ray cluster at {connected}, not {address}: call "
-            "ray.shutdown() first, or leave out the address"
-        )
+    return import_ray().get_runtime_context().get_node_id(), measure_request(request)
 
 
 def _source_text(source: Any) -> str:
@@ -381,7 +341,7 @@ def _source_text(source: Any) -> str:
             f"hub id, not a {type(source).__name__}"
         )
     text = os.fspath(source)
-    path = Path(text).expanduser()
+    path = local_path(text)
     # A worker has a current folder of its own.
     return str(path.absolute()) if text != "demo" and path.exists() else text
 
