@@ -27,7 +27,7 @@ EQUAL = 0.02
 """Eigenvalues within this ratio of each other are equal up to rounding. Storing an orthogonal
 matrix of any size in bfloat16 spreads its eigenvalues over 0.95 %, and in float16 over 0.12 %."""
 _LARGE_SHARE = 0.1
-"""A tail with this share of all eigenvalues is never as narrow as EQUAL by chance."""
+"""This share of all eigenvalues is never within EQUAL of the largest by chance."""
 _SINGLE_ROUNDING = 1e-6
 """The same ratio for smaller tails: what float32 does to equal eigenvalues."""
 _TIES_MATTER = 0.01
@@ -72,7 +72,9 @@ def why_no_exponent(eigenvalues: Array, tail: PowerLaw) -> str:
     largest = eigenvalues[-1]
     if largest <= (1 + EQUAL) * eigenvalues[0]:
         return "all eigenvalues equal up to rounding: no exponent describes them"
-    near = EQUAL if tail.n_tail >= _LARGE_SHARE * eigenvalues.size else _SINGLE_ROUNDING
+    close = eigenvalues.size - np.searchsorted(eigenvalues, largest / (1 + EQUAL))
+    # A search over xmin may choose a few of the many that are equal.
+    near = EQUAL if close >= _LARGE_SHARE * eigenvalues.size else _SINGLE_ROUNDING
     if largest <= (1 + near) * tail.xmin:
         return "all eigenvalues of the tail equal up to rounding: no exponent describes them"
     return ""
