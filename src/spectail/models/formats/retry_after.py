@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -15,13 +14,13 @@ LONGEST = 300.0
 _LOG = logging.getLogger(__name__)
 
 
-def asked_wait(headers: Mapping[str, str]) -> float:
-    """Return the seconds that an answer asks to wait, 0 if it asks for none or for too many.
+def asked_wait(header: str | None) -> float:
+    """Return the seconds that a header asks to wait, 0 if it asks for none or for too many.
 
-    >>> asked_wait({"Retry-After": "20"}), asked_wait({"Retry-After": "soon"}), asked_wait({})
+    >>> asked_wait("20"), asked_wait("soon"), asked_wait(None)
     (20.0, 0.0, 0.0)
     """
-    text = (headers.get("Retry-After") or "").strip()
+    text = (header or "").strip()
     if text.isdecimal():
         wait = float(text[:9])
     else:

@@ -66,7 +66,7 @@ def read_page(url: str, shown: str, headers: Mapping[str, str]) -> bytes:
         except HTTPError as error:
             # Not the server's own words, which may be anything.
             status = f"{error.code} {http.client.responses.get(error.code, '')}".rstrip()
-            wait = asked_wait(error.headers) if error.code in {429, 503} else 0.0
+            wait = asked_wait(error.headers.get("Retry-After")) if error.code in {429, 503} else 0.0
             error.close()
         except (URLError, http.client.HTTPException, OSError) as error:
             reason = getattr(error, "reason", error)
@@ -99,7 +99,7 @@ def wait_of(url: str, headers: Mapping[str, str]) -> float:
             return 0.1  # it answers again
     except HTTPError as error:
         with error:
-            return asked_wait(error.headers)
+            return asked_wait(error.headers.get("Retry-After"))
     except (OSError, http.client.HTTPException, ValueError):
         return 0.0
 
