@@ -232,6 +232,57 @@ def test_parts_in_several_folders_merge_into_another(checkpoint: Path, tmp_path:
     )
 
 
+def _changed(part: Path, **values: Any) -> str:
+    """Change the first layer in the results of a part; return its name."""
+    stored = json.loads((part / "analysis.json").read_text())
+    stored["layers"][0] |= values
+    (part / "analysis.json").write_text(json.dumps(stored))
+    return str(stored["layers"][0]["name"])
+
+
+@pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])
+def test_of_a_part_that_is_there_twice_the_better_rows_count(
+    checkpoint: Path, tmp_path: Path, order: tuple[str, str]
+) -> None:
+    _measure(checkpoint, tmp_path / "one", 3)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    # As a machine leaves them that has too little memory, that was killed, and that is slower.
+    _changed(tmp_path / "one" / "part-1-of-3", status="failed", alpha=None, reason="no memory")
+    (tmp_path / "two" / "part-2-of-3" / "analysis.json").unlink()
+    _changed(tmp_path / "two" / "part-3-of-3", seconds=9.0)
+    merged = st.merge(*(tmp_path / name for name in order), out=tmp_path / "merged")
+    expected = st.analyze(checkpoint).table.drop(columns="seconds")
+    pd.testing.assert_frame_equal(merged.table.drop(columns="seconds"), expected)
+
+
+def test_a_part_that_is_there_twice_with_different_results_is_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _measure(checkpoint, tmp_path / "one", 3)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    name = _changed(tmp_path / "two" / "part-2-of-3", alpha=9.0)
+    arguments = ["merge", str(tmp_path / "one"), str(tmp_path / "two"), "--out"]
+    assert run([*arguments, str(tmp_path / "merged")]) == 2
+    message = capsys.readouterr().err
+    assert f"{tmp_path / 'two' / 'part-2-of-3'} and another part have different results" in message
+    assert f"({name})" in message
+    assert not (tmp_path / "merged").exists()
+
+
+def test_two_parts_that_claim_one_place_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    _measure(checkpoint, tmp_path, 2)
+    places: list[list[list[Any]]] = []
+    for number in (1, 2):
+        stored = json.loads((tmp_path / f"part-{number}-of-2" / "shard.json").read_text())
+        places.append(stored["layers"])
+    # The second part claims a place of the first for a layer of its own.
+    places[1].append([places[0][0][0], places[1][0][1]])
+    stored["layers"] = places[1]
+    (tmp_path / "part-2-of-2" / "shard.json").write_text(json.dumps(stored))
+    with pytest.raises(st.RunError, match="have different results for layer"):
+        st.merge(tmp_path)
+
+
 def test_merge_replaces_another_run_only_when_told(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     _measure(checkpoint, tmp_path / "parts", 2)

@@ -254,13 +254,38 @@ def joined_parts(folders: Sequence[str | Path], out: str | Path | None) -> tuple
         raise RunError(f"{target} holds a part: give --out another folder for the whole run")
     _require_one_run(parts)
     _require_complete(parts)
-    by_place: dict[int, LayerRecord] = {}
     found = [(part, part.records()) for part in parts]
     _require_same_errors(found)
-    for part, records in found:
-        by_place |= {index: records[name] for index, name in part.layers.items()}
+    by_place = _by_place(found)
     run = replace(parts[0].run, device=", ".join(sorted({part.run.device for part in parts})))
     return Analysis(run, tuple(by_place[index] for index in range(parts[0].total))), target
+
+
+def _by_place(found: Sequence[tuple[_Part, dict[str, LayerRecord]]]) -> dict[int, LayerRecord]:
+    """Return the records of all parts by their places in the run's table.
+
+    A part may be there twice, from two machines. What one of them could not measure is taken from
+    the other.
+
+    Raises:
+        RunError: Two parts have different results of one layer, or different layers in one place.
+
+    """
+    by_place: dict[int, LayerRecord] = {}
+    for part, records in found:
+        for place, name in part.layers.items():
+            if (record := records.get(name)) is None:  # finished in another folder
+                continue
+            before = by_place.setdefault(place, record)
+            if before.name == name and "failed" in (before.status, record.status):
+                by_place[place] = before if record.status == "failed" else record
+            elif replace(before, seconds=0.0).to_dict() != replace(record, seconds=0.0).to_dict():
+                raise RunError(
+                    f"{part.folder} and another part have different results for layer {place} of "
+                    f"the run ({first_names(list(dict.fromkeys([before.name, name])), 2)}): remove "
+                    "the part that does not belong, or measure it again with --fresh"
+                )
+    return by_place
 
 
 def _target(folders: list[Path], out: str | Path | None) -> Path:
@@ -310,7 +335,9 @@ def _require_complete(parts: Sequence[_Part]) -> None:
         numbers = first_names([str(number) for number in missing], MOST_NAMES)
         word = "part" if len(missing) == 1 else "parts"
         problems.append(f"{word} {numbers} of {count} missing")
-    open_parts = {part.shard.number: lack for part in parts if (lack := part.unfinished())}
+    lacks = [(part.shard.number, part.unfinished()) for part in parts]
+    finished = {number for number, lack in lacks if not lack}
+    open_parts = {number: lack for number, lack in lacks if number not in finished}
     problems += [f"part {number} of {count} {lack}" for number, lack in open_parts.items()]
     if problems:
         shards = [f"--shard {number}/{count}" for number in (*missing, *open_parts)]
