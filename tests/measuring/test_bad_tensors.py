@@ -37,6 +37,18 @@ def nested(layout: torch.layout) -> torch.Tensor:
         return torch.nested.nested_tensor(pieces, layout=layout)
 
 
+class Refusing(torch.Tensor):
+    """A tensor of a class that lets torch do nothing with it."""
+
+    @classmethod
+    def __torch_function__(cls, *_: Any, **__: Any) -> Any:
+        raise LookupError("ask me\nnothing")
+
+
+def refusing() -> torch.Tensor:
+    return torch.Tensor._make_subclass(Refusing, torch.ones(96, 96))
+
+
 TOO_LARGE = "the squares of the weights do not fit into float64: scale them down"
 FAILING: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
     **{
@@ -52,6 +64,10 @@ FAILING: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
     "1e-200": (lambda: drawn(96, 96) * 1e-200, "vanish in float64: scale them up"),
     "nested": (lambda: nested(torch.strided), "a nested tensor, which is no matrix"),
     "jagged": (lambda: nested(torch.jagged), "a nested tensor, which is no matrix"),
+    "of a class that refuses": (
+        refusing,
+        "a Refusing that cannot be described (LookupError: ask me)",
+    ),
     "complex NaN": (
         lambda: torch.full((96, 96), complex(float("nan"), 1), dtype=torch.complex64).conj(),
         "9216 of 9216 weights are NaN or infinite",

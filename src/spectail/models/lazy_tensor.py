@@ -11,6 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from spectail.basics.texts import type_and_line
 from spectail.models.subclasses import (
     identity_of,
     is_plain,
@@ -77,8 +78,18 @@ def in_memory(name: str, tensor: Tensor, *, layout: str | None = None) -> LazyTe
     """Describe a tensor in memory; reading a plain one copies nothing.
 
     A quantised tensor is dequantised when it is read. A tensor that is spread over processes (a
-    DTensor) is gathered when it is read, and all processes have to read it together.
+    DTensor) is gathered when it is read, and all processes have to read it together. One whose own
+    class refuses to be described is unreadable.
     """
+    try:
+        return _in_memory(name, tensor, layout)
+    except Exception as error:  # noqa: BLE001 - the class of a tensor may raise anything
+        why = f"a {type(tensor).__name__} that cannot be described ({type_and_line(error)})"
+        return unreadable(name, (0, 0), "float32", why, layout=layout)
+
+
+def _in_memory(name: str, tensor: Tensor, layout: str | None) -> LazyTensor:
+    """Describe a tensor in memory."""
     # First of all, since one kind of nested tensors is a subclass without a shape of numbers.
     if tensor.is_nested:
         why = "a nested tensor, which is no matrix"

@@ -89,7 +89,10 @@ def _shape(leaf: Leaf) -> tuple[int, ...]:
     if isinstance(leaf, ArrayRef):
         return () if leaf.value is None else leaf.value.shape
     # One kind of nested tensors has no shape at all.
-    return (0, 0) if isinstance(leaf, Tensor) and leaf.is_nested else tuple(leaf.shape)
+    try:
+        return (0, 0) if isinstance(leaf, Tensor) and leaf.is_nested else tuple(leaf.shape)
+    except Exception:  # noqa: BLE001 - the class of a tensor may raise anything: its row says so
+        return 0, 0
 
 
 def _entries(value: object) -> Mapping[Any, Any]:
