@@ -218,6 +218,37 @@ def test_control_characters_in_an_address_are_one_line(path: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "links",
+    [
+        "http://[half/x",
+        "//[::1/x",
+        "javascript:x",
+        "http://host:port/x",
+        "../../one.bin",
+        "%2e%2e/",
+    ],
+)
+@pytest.mark.parametrize("as_redirect", [True, False])
+def test_links_and_redirects_that_are_no_addresses(
+    site: Path, links: str, as_redirect: bool, impatient: None
+) -> None:
+    class Listing(_Handler):
+        def serve(self, path: str, fails: bool) -> None:
+            if path == "/m/" and as_redirect:
+                self.answer(302, headers={"Location": links})
+            elif path == "/m/":
+                self.stream(f'<html><a href="{links}">x</a><a href="my.safetensors">y</a>'.encode())
+            else:
+                super().serve(path, fails)
+
+    (site / "m").mkdir()
+    name = "model.safetensors" if as_redirect else "my.safetensors"
+    shutil.copy(site / "one.safetensors", site / "m" / name)
+    with serve(site, Listing) as server:
+        assert_same(f"{server.url}/m/", site / "m")
+
+
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("path", ["one.safetensors", "whole"])
 def test_every_kind_of_page_in_place_of_a_missing_file(site: Path, page: str, path: str) -> None:

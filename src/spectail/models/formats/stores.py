@@ -19,7 +19,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Any, Protocol
 
-from spectail.basics.texts import type_and_line
+from spectail.basics.texts import type_and_line, visible
 from spectail.errors import SourceError, SourceUnreachableError
 from spectail.models.formats import waiting
 from spectail.models.formats.file_path import FilePath
@@ -121,7 +121,7 @@ class Store(ABC):
 
     def address(self, key: str) -> str:
         """Return a file's address without secrets."""
-        return f"{self.shown}/{key}" if key else self.shown
+        return visible(f"{self.shown}/{key}" if key else self.shown)
 
     @cached_property
     def client(self) -> Any:

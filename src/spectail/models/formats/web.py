@@ -165,7 +165,10 @@ def names_on_page(text: str, url: str) -> dict[str, bool]:
     names = {}
     for link in links.found:
         # Links may be relative or whole addresses; one with a query only sorts the listing.
-        target = urljoin(url, link)
+        try:
+            target = urljoin(url, link)
+        except ValueError:  # half an IPv6 address, for example
+            continue
         inside = unquote(target.removeprefix(url))
         name = inside.rstrip("/")
         if target.startswith(url) and name and not re.search(r"[/?#]", name):

@@ -68,6 +68,8 @@ def read_page(url: str, shown: str, headers: Mapping[str, str]) -> bytes:
             status = f"{error.code} {http.client.responses.get(error.code, '')}".rstrip()
             wait = asked_wait(error.headers.get("Retry-After")) if error.code in {429, 503} else 0.0
             error.close()
+        except (ValueError, http.client.InvalidURL):
+            raise SourceError(f"{shown} cannot be read: a redirect is no valid address") from None
         except (URLError, http.client.HTTPException, OSError) as error:
             reason = getattr(error, "reason", error)
             cause = _cause(reason if isinstance(reason, Exception) else error)
@@ -112,7 +114,6 @@ def _cause(error: Exception) -> str:
 _CAUSES = (
     (http.client.RemoteDisconnected, "the server breaks the connection"),
     (http.client.IncompleteRead, "the server breaks off its answers"),
-    (http.client.InvalidURL, "the address is not valid"),
     (http.client.HTTPException, "the server's answer is no HTTP"),
 )
 """What the errors of Python's library mean, the general one last."""
