@@ -114,6 +114,27 @@ def test_a_rough_largest_eigenvalue_of_special_matrices(kind: str) -> None:
     assert largest_eigenvalue(matrices, rough=True) == pytest.approx(dense(matrices), rel=0.01)
 
 
+@pytest.mark.parametrize(
+    "top", [(1.05, 1.0), (1.3, 1.0), (9.0, 8.2), (30.0, 27.0), (5.0, 4.9, 4.2)]
+)
+@pytest.mark.parametrize("bulk", ["equal", "even"])
+def test_a_rough_largest_eigenvalue_is_not_the_second_largest(
+    top: tuple[float, ...], bulk: str
+) -> None:
+    """After few steps the residual of another eigenvalue may be small, by the chance of the start
+    vector."""
+    n, worst = 200, 0.0
+    values = np.ones(n) if bulk == "equal" else np.linspace(0.1, 1, n)
+    values[: len(top)] = top
+    for seed in range(25):
+        rng = np.random.default_rng((seed, n))
+        left = np.linalg.qr(rng.standard_normal((n, n)))[0]
+        matrix = torch.from_numpy((left * np.sqrt(values)).astype(np.float32))
+        found = largest_eigenvalue(matrix[None], rough=True)
+        worst = max(worst, abs(found / top[0] - 1))
+    assert worst < 0.01
+
+
 def test_a_rough_largest_eigenvalue_takes_few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
 
