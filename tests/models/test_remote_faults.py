@@ -144,6 +144,26 @@ def test_an_answer_without_end_takes_no_memory(site: Path, impatient: None) -> N
     assert server.sent < 2**27
 
 
+def test_a_whole_file_that_does_not_fit_on_the_disk_is_not_begun(
+    site: Path, impatient: None
+) -> None:
+    class Whole(_Handler):
+        def answer(
+            self, status: int, body: bytes = b"", headers: Any = None, cut: int = -1
+        ) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(10**15))
+            self.end_headers()
+            self.close_connection = True
+            self.wfile.write(body)
+
+    with (
+        serve(site, Whole, ranges=False) as server,
+        pytest.raises(st.SourceError, match=r"free of the 1000000\.0 that it takes; set TMPDIR"),
+    ):
+        open_source(f"{server.url}/one.safetensors")
+
+
 def test_layers_side_by_side_share_the_requests_in_flight(tmp_path: Path) -> None:
     whole = {f"l{i}.weight": torch.randn(64, 512) for i in range(24)}
     save_file(whole, tmp_path / "m.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tempfile
 import threading
 import time
@@ -280,6 +281,14 @@ class RemoteFile(ReadableFile):
 
     def _download(self, stamp: RemoteStamp, pieces: Iterable[bytes]) -> None:
         """Copy the whole file to a temporary place, once, for a server that ignores ranges."""
+        place = tempfile.gettempdir()
+        free = shutil.disk_usage(place).free
+        if stamp.size > free:
+            raise SourceError(
+                f"{self.path} cannot be read: its server sends whole files only, and {place} has "
+                f"{free / 1e9:.1f} GB free of the {stamp.size / 1e9:.1f} that it takes; "
+                "set TMPDIR to a larger place"
+            )
         # The file has no name and vanishes with the process.
         self._copy = tempfile.TemporaryFile()  # noqa: SIM115 - it stays open as long as this object
         weakref.finalize(self, self._copy.close)
@@ -289,8 +298,7 @@ class RemoteFile(ReadableFile):
                 done += self._copy.write(piece)
             except OSError as error:
                 raise SourceError(
-                    f"{self.path} cannot be copied to {tempfile.gettempdir()}: "
-                    f"{error.strerror or error}"
+                    f"{self.path} cannot be copied to {place}: {error.strerror or error}"
                 ) from None
         self._copy.flush()
         if done != stamp.size:
