@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectail.basics.addresses import is_address, unfolded, without_secrets
-from spectail.basics.files import all_or_nothing, refuse_foreign
+from spectail.basics.files import all_or_nothing, content_of, refuse_foreign
 from spectail.basics.schema import SchemaError, build, each, parse_json
 from spectail.errors import RunError
 from spectail.report.page import page_mark
@@ -130,7 +130,7 @@ class Analysis(Results):
         if path.suffix != ".json":
             raise RunError(f"{path} is no analysis: {_advice(path)}")
         try:
-            return build(cls, parse_json(path.read_bytes()), run=RunInfo.from_dict, layers=_rows)
+            return build(cls, parse_json(content_of(path)), run=RunInfo.from_dict, layers=_rows)
         except ValueError as error:
             raise RunError(
                 f"{path} is not an analysis that this version can read ({error}); restore it, or "

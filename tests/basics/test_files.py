@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from spectail.basics import files
-from spectail.basics.files import all_or_nothing, check_writable, refuse_foreign, write_text
+from spectail.basics.files import (
+    all_or_nothing,
+    check_writable,
+    content_of,
+    refuse_foreign,
+    write_text,
+)
 from spectail.errors import RunError
 
 
@@ -178,6 +184,16 @@ def test_on_a_disk_without_locks_nothing_of_another_process_is_removed(
         write_text(tmp_path / "b", "short work")
     assert (tmp_path / "a").read_text() == "long work"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"No space.*a\.txt"), all_or_nothing(tmp_path / "a.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="a thing without a number"), all_or_nothing(tmp_path / "a"):
+        raise OSError("a thing without a number")
+    if sys.platform == "linux":  # the kernel answers a read at 0 of this file with EIO
+        with pytest.raises(OSError, match="Input/output error: '/proc/self/mem'"):
+            content_of("/proc/self/mem")
 
 
 def interrupted(number: int, path: Path) -> bool:

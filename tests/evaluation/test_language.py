@@ -1,6 +1,7 @@
 """Language models from a folder: model and tokenizer, dtypes, the order of modules, and what cannot
 be opened."""
 
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,18 @@ def test_no_bar_is_drawn_not_even_by_the_reader_of_gguf_files(
         assert not logging.is_progress_bar_enabled()
     assert capfd.readouterr() == ("", "")
     assert (reader.tqdm, logging.is_progress_bar_enabled()) == before
+
+
+@pytest.mark.parametrize(
+    "content", ['{"version": "1.0", "trun', "", "[1]", '{"model": {"type": "X"}}']
+)
+def test_a_damaged_tokenizer_is_one_line(content: str, folder: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    (damaged / "tokenizer.json").write_text(content)
+    with pytest.raises(SourceError, match="damaged cannot be loaded: ") as error:
+        st.open_language_model(damaged)
+    assert "\n" not in str(error.value)
 
 
 def test_what_cannot_be_opened_is_one_line(

@@ -20,7 +20,7 @@ import msgspec
 from spectail.allocation.by_name import ByName
 from spectail.allocation.left_out import LeftOut, describe_left_out
 from spectail.allocation.scores import KEPT
-from spectail.basics.files import write_text
+from spectail.basics.files import content_of, write_text
 from spectail.basics.schema import Finite, SchemaError, build, checked, each, parse_json
 from spectail.basics.texts import plural
 from spectail.errors import AllocationError
@@ -234,7 +234,7 @@ class Allocation(ByName):
                 f"no allocation at {path}: expected a file that spectail allocate has written"
             )
         try:
-            return cls.from_dict(parse_json(Path(path).read_bytes()))
+            return cls.from_dict(parse_json(content_of(path)))
         except (ValueError, AllocationError) as error:
             raise AllocationError(f"{path} cannot be used: {error}") from error
 

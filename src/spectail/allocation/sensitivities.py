@@ -23,7 +23,7 @@ import msgspec
 from spectail.allocation.by_name import ByName
 from spectail.allocation.left_out import LeftOut, describe_left_out
 from spectail.allocation.units import SHOWN, Measured
-from spectail.basics.files import refuse_foreign, write_text
+from spectail.basics.files import content_of, refuse_foreign, write_text
 from spectail.basics.schema import Count, SchemaError, build, checked, each, parse_json
 from spectail.basics.texts import first_names, plural
 from spectail.errors import AllocationError
@@ -150,7 +150,7 @@ class Sensitivities(ByName):
                 f"no sensitivities at {path}: expected a file that spectail sensitivity has written"
             )
         try:
-            found = _from_dict(parse_json(path.read_bytes()))
+            found = _from_dict(parse_json(content_of(path)))
         except ValueError as error:
             raise AllocationError(
                 f"{path} holds no sensitivities that this version can read ({error})"

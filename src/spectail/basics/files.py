@@ -57,7 +57,8 @@ def all_or_nothing(*paths: Path) -> Iterator[tuple[Path, ...]]:
             for part, target in zip(parts, targets, strict=True):
                 # os.replace is atomic, so a reader sees either the old content or the new one.
                 os.replace(part, target)
-    except BaseException:
+    except BaseException as error:
+        _name_file(error, targets[0])
         for folder in reversed(new):
             with suppress(OSError):  # another process may have written there
                 folder.rmdir()
@@ -69,6 +70,21 @@ def write_text(path: Path, text: str) -> Path:
     with all_or_nothing(path) as (part,):
         part.write_text(text, encoding="utf-8", newline="\n")
     return path
+
+
+def content_of(path: str | Path) -> bytes:
+    """Read a file whole; an OSError names it."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        _name_file(error, Path(path))
+        raise
+
+
+def _name_file(error: BaseException, path: Path) -> None:
+    """Let an OSError name a file if it names none: reading and writing open ones gives no name."""
+    if isinstance(error, OSError) and error.errno and error.filename is None:
+        error.filename = str(path)
 
 
 def check_writable(path: Path) -> None:

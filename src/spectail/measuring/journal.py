@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from spectail.analysis import ANALYSIS_FILE, FILES, Analysis, refuse_foreign_files
-from spectail.basics.files import refuse_address, refuse_foreign
+from spectail.basics.files import content_of, refuse_address, refuse_foreign
 from spectail.basics.locks import open_locked
 from spectail.basics.schema import parse_json
 from spectail.errors import RunError
@@ -184,7 +184,7 @@ class Journal:
     def _read(self, run: RunInfo) -> bool:
         """Read the journal file and drop a last line that was cut off; False if it is empty."""
         # Without a trailing newline the last element is a line that was cut off, else it is empty.
-        content = self.path.read_bytes()
+        content = content_of(self.path)
         lines = content.split(b"\n")
         # Drop the part of a line, so that the next record starts on a line of its own.
         if lines[-1]:
@@ -244,7 +244,7 @@ def _this_process() -> bytes:
 def _holder(path: Path) -> str:
     """Name the process that has opened a journal last."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(path.read_bytes()[len(_HOLDER) :][:_WIDTH])
+        found = json.loads(content_of(path)[len(_HOLDER) :][:_WIDTH])
         return f"process {found['pid']} on {found['host']}"
     return "another process"
 

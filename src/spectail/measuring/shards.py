@@ -19,7 +19,7 @@ from typing import Any
 
 from spectail.analysis import ANALYSIS_FILE, Analysis
 from spectail.basics.addresses import unfolded, without_secrets
-from spectail.basics.files import refuse_foreign, write_text
+from spectail.basics.files import content_of, refuse_foreign, write_text
 from spectail.basics.schema import Count, SchemaError, checked, parse_json
 from spectail.basics.texts import first_names, joined, plural
 from spectail.errors import RunError, SpecError
@@ -168,7 +168,7 @@ class _Part:
         """Read the description of a part; RunError if it is damaged."""
         path = folder / SHARD_FILE
         try:
-            stored = checked(_Stored, parse_json(path.read_bytes()))
+            stored = checked(_Stored, parse_json(content_of(path)))
             return cls(
                 folder,
                 Shard.of(stored.shard),
@@ -385,7 +385,7 @@ def _in_journal(path: Path) -> set[str]:
         return set()
     names = set()
     # A last line that is not complete is a record that is being written, or that a kill cut off.
-    for line in path.read_bytes().split(b"\n")[:-1]:
+    for line in content_of(path).split(b"\n")[:-1]:
         try:
             row = checked(dict[str, Any], parse_json(line))
         except SchemaError:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from spectail.basics.files import refuse_foreign, write_text
+from spectail.basics.files import content_of, refuse_foreign, write_text
 from spectail.basics.schema import SchemaError, checked, parse_json
 from spectail.errors import PruneError
 from spectail.pruning.setting import Setting
@@ -70,7 +70,7 @@ class KeptScores:
         if not path.exists() or not path.stat().st_size:
             return cls(path, run)
         try:
-            stored = checked(_File, parse_json(path.read_bytes()))
+            stored = checked(_File, parse_json(content_of(path)))
         except SchemaError as error:
             raise PruneError(f"{path} is damaged ({error}): delete it to start over") from None
         different = [name for name in run if stored.run.get(name) != run[name]]

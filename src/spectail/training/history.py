@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, overload
 import msgspec
 
 from spectail.analysis import Analysis
-from spectail.basics.files import all_or_nothing
+from spectail.basics.files import all_or_nothing, content_of
 from spectail.basics.json_values import plain
 from spectail.basics.schema import Count, Finite, SchemaError, checked, parse_json
 from spectail.errors import RunError, TrainingError
@@ -197,7 +197,7 @@ class History(Sequence[Update]):
                 f"no history at {folder}: expected {HISTORY_FILE}, as History.save writes it"
             )
         try:
-            return cls.from_dict(parse_json(path.read_bytes()))
+            return cls.from_dict(parse_json(content_of(path)))
         except (ValueError, TrainingError) as error:
             raise RunError(
                 f"{path} is not a history that this version can read ({error})"

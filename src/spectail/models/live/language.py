@@ -15,7 +15,7 @@ import torch
 
 from spectail.basics.addresses import is_address, without_secrets
 from spectail.basics.files import local_path
-from spectail.errors import SourceError
+from spectail.errors import SourceError, SpectailError
 from spectail.models.formats.demo import demo_file
 from spectail.models.formats.hub import HubRepository, hub_address, is_hub_id
 from spectail.models.live.saved_names import saved_modules
@@ -249,7 +249,9 @@ def _one_line_errors(text: str) -> Iterator[None]:
     try:
         with without_bars():
             yield
-    except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
+    except (SpectailError, MemoryError):
+        raise
+    except Exception as error:  # the tokenizers library raises Exception itself
         lines = str(error).strip().splitlines()
         raise SourceError(
             f"{text} cannot be loaded: {lines[0][:200] if lines else type(error).__name__}"
