@@ -344,6 +344,6 @@ def test_a_server_that_does_not_say_how_long_a_file_is_is_one_line(site: Path) -
     (site / "page.safetensors").mkdir()
     with (
         serve(site, listing=True) as server,
-        pytest.raises(st.SourceError, match="does not say how long the file is; download it"),
+        pytest.raises(st.SourceError, match="does not say how long its answer is; download it"),
     ):
         open_source(f"{server.url}/page.safetensors")

@@ -272,7 +272,7 @@ def explained(error: Exception, shown: str) -> Exception:
         )
     if "MissingContentLength" in text:
         return LengthUnknownError(
-            f"{shown} cannot be read: the server does not say how long the file is; download it"
+            f"{shown} cannot be read: the server does not say how long its answer is; download it"
         )
     if status[:3] == "416":
         return PastEndError(f"{shown} cannot be read: it is shorter than it was")
