@@ -234,7 +234,7 @@ class RemoteFile(ReadableFile):
             try:
                 data = self._fetch(start, size)
             except RangesIgnoredError:
-                sent = "the whole file"
+                sent = "a whole file or page"
             else:
                 if len(data) == size:
                     return data
