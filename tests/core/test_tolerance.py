@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from experiments.ensembles import gaussian, low_rank, row_scaled, student
-from spectail.core import bands
+from spectail.core import bands, jackknife
 from spectail.core.cutoffs import Median, TopFraction
+from spectail.core.farms import Farms
 from spectail.core.jackknife import tail_alpha
 from spectail.core.measure import tail_fit
 from spectail.core.spec import Spec
@@ -119,6 +120,40 @@ def test_a_loose_tolerance_takes_four_windows_and_says_so_and_a_tight_one_takes_
     assert tight.alpha == pytest.approx(
         tail_fit(matrix, Spec(window=128, placement="grid:6")).alpha, rel=1e-12
     )
+
+
+def test_deciding_when_to_stop_takes_time_in_proportion_to_the_windows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refits = []
+
+    def counted(values: np.ndarray, cutoff: Any) -> float:
+        refits.append(values.size)
+        return tail_alpha(values, cutoff)
+
+    monkeypatch.setattr(jackknife, "tail_alpha", counted)
+    matrix = gaussian(np.random.default_rng(0), (400, 400))
+    fit = Farms().fit(
+        torch.from_numpy(matrix)[None], Spec(window=16, tolerance=1e-6), None,
+        convolution=False, error_bar=False, variance=1.0,
+    )  # fmt: skip
+    assert fit.n_windows == 625
+    # With each window left out of all the others, it would be 2,000 and grow with the square.
+    assert len(refits) < 600
+
+
+def test_groups_of_windows_give_the_spread_of_single_ones() -> None:
+    shares = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        found = np.sort(rng.gamma(2.0, size=(150, 1, 30)) * rng.gamma(9, size=(150, 1, 1)), axis=-1)
+        window = np.repeat(np.arange(150), 30)
+        order = np.argsort(found, axis=None, kind="stable")
+        single = jackknife.jackknife_variance(found.ravel()[order], window[order], 150, Median())
+        change = _change_of_the_rest(found, np.zeros(found.shape, bool), 10**9, Median(), 0.0)
+        alpha = tail_alpha(np.sort(found, axis=None), Median())
+        shares.append(change * alpha / (1.66 * math.sqrt(single)))
+    assert np.mean(shares) == pytest.approx(1, abs=0.05)
 
 
 def test_a_layer_of_one_window_says_so() -> None:

@@ -35,6 +35,9 @@ FIRST = 4
 """Windows taken before the first check: the fewest whose spread says something."""
 GROWTH = 1.5
 """Factor by which the number of windows grows from one check to the next."""
+MOST_GROUPS = 64
+"""More windows are left out in this many groups of about equal size: with single ones the time to
+decide when to stop would grow with the square of their number."""
 CONFIDENCE = 0.9
 """Two-sided confidence level of the estimated change."""
 
@@ -68,6 +71,8 @@ def enough_windows(
             new.append(positions[next(order)])
         taken += new
         found.append(eigenvalues(new))
+        if len(taken) == len(positions):
+            break
         so_far = np.concatenate(found)
         least = _independent_spread(window, so_far, spec)
         if (
@@ -142,16 +147,18 @@ def _change_of_the_rest(
     count = found.shape[0]
     if count < 2:
         return math.inf
-    # All matrices of a position form one group: they are left out together.
-    group = np.broadcast_to(np.arange(count)[:, None, None], found.shape)[~zero]
+    # All matrices of a position are left out together.
+    groups = min(count, MOST_GROUPS)
+    number = np.arange(count) % groups
+    group = np.broadcast_to(number[:, None, None], found.shape)[~zero]
     values = found[~zero]
     order = np.argsort(values, kind="stable")
     values, group = values[order], group[order]
-    variance = max(jackknife_variance(values, group, count, cutoff), least_spread**2)
+    variance = max(jackknife_variance(values, group, groups, cutoff), least_spread**2)
     # 1 - count / total: correction for sampling without replacement from a finite population.
     variance *= 1 - count / total
     from scipy.special import stdtrit  # slow to import, and only a tolerance needs it
 
-    quantile = float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2))
+    quantile = float(stdtrit(groups - 1, 0.5 + CONFIDENCE / 2))
     half_width = quantile * math.sqrt(variance) / tail_alpha(values, cutoff)
     return half_width if math.isfinite(half_width) else math.inf
