@@ -67,6 +67,16 @@ def test_runs_curves_and_verdicts(
     assert len(before) == 6
 
 
+def test_other_windows_are_refused_before_anything_is_measured(
+    checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"layers.0.weight": torch.randn(96, 96)}, tmp_path / "other.safetensors")
+    arguments = [*checkpoints[:2], str(tmp_path / "other.safetensors"), "--quiet"]
+    assert run(["analyze", *arguments, "--out", str(tmp_path / "runs")]) == 2
+    assert "in windows of 96" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_wrong_use_is_one_line(
     checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -250,6 +250,24 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_somebody_fills_meanwhile_stays_and_is_named(
+    folder: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def elsewhere(_: Path) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine.txt").write_text("keep")
+
+    # The last moment, when a large model is brought to the disk.
+    monkeypatch.setattr("spectail.basics.files._flush", elsewhere)
+    assert _run(folder, tmp_path, "--sparsity", "0.5", "--method", "magnitude") == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert f"{tmp_path / 'out'} exists and is not an empty folder" in error
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["out", "out/mine.txt"]
+
+
 def test_a_folder_in_use_and_a_folder_without_a_model(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

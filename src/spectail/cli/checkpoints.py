@@ -12,11 +12,12 @@ from spectail.basics.texts import first_names, plural
 from spectail.cli.options import print_json
 from spectail.cli.runner import Runner
 from spectail.errors import RunError
+from spectail.measuring.engines import is_elsewhere
 from spectail.measuring.planning import make_plan
 from spectail.models.formats.fingerprint import no_fingerprints
 from spectail.report.page import page_mark
 from spectail.report.trajectory_page import EYEBROW, trajectory_html
-from spectail.results.trajectory import Trajectory
+from spectail.results.trajectory import Trajectory, require_same_windows
 
 CURVES = "curves.html"
 """The page of curves over the checkpoints."""
@@ -28,9 +29,15 @@ def analyze_checkpoints(runner: Runner, sources: list[str], out: Path | None) ->
         what = "--shard takes one model" if runner.shard else "several checkpoints need --out DIR"
         raise RunError(f"{what}: each has a folder of its own in it, beside {CURVES}")
     refuse_foreign(out / CURVES, page_mark(EYEBROW), RunError)
-    with no_fingerprints():  # a name mistyped costs no measurement of the others
-        for source in sources:
-            make_plan(source, **runner.settings)
+    # A name mistyped, or another window, costs no measurement of the others.
+    with no_fingerprints():
+        planned = {
+            label: make_plan(source, **runner.settings, elsewhere=is_elsewhere(runner.measure)).run
+            for label, source in labelled(sources).items()
+        }
+    first = next(iter(planned))
+    for label, run in planned.items():
+        require_same_windows(label, run, first, planned[first])
     runs = {}
     for label, source in labelled(sources).items():
         runner.console.print(f"{label}:")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +80,7 @@ def save_pruned(
     The folder appears complete or not at all.
     """
     out = check_free(out)
-    with all_or_nothing(out) as (part,):
+    with _named_if_taken(out), all_or_nothing(out) as (part,):
         part.mkdir()
         saved: Any = model
         try:
@@ -95,9 +98,18 @@ def save_pruned(
         report.save(part / REPORT_FILE)
         if page:
             (part / PAGE_FILE).write_text(page, encoding="utf-8")
-        # Checked again: somebody may have written there in the meantime.
-        check_free(out)
     return out
+
+
+@contextmanager
+def _named_if_taken(out: Path) -> Iterator[None]:
+    """Say what is wrong if somebody has written to ``out`` in the meantime."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            check_free(out)
+        raise
 
 
 def _copy_processor(model: Any, out: Path) -> None:

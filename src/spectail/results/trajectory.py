@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from spectail.basics.json_values import plain
 from spectail.basics.texts import first_names, plural, visible
 from spectail.errors import RunError
-from spectail.results.records import LayerRecord, Results
+from spectail.results.records import LayerRecord, Results, RunInfo
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,12 +85,7 @@ class Trajectory:
         first = runs[order[0]]
         for label in order[1:]:
             other = runs[label]
-            if (other.run.spec, other.run.window) != (first.run.spec, first.run.window):
-                raise RunError(
-                    f"{label} was measured in windows of {other.run.window} and {order[0]} in "
-                    f"windows of {first.run.window}, or with other settings: give one --window "
-                    "for all"
-                )
+            require_same_windows(label, other.run, order[0], first.run)
             if other.measures_change != first.measures_change:
                 raise RunError(
                     f"of {label} and {order[0]} one run measured the weights and one their change "
@@ -216,6 +211,15 @@ def drift(steps: Sequence[float], values: NDArray[np.float64]) -> Drift:
 
 def _values(found: Drift) -> dict[str, Any]:
     return {"change": found.change, "half_width": found.half_width, "verdict": found.verdict}
+
+
+def require_same_windows(label: str, run: RunInfo, other: str, first: RunInfo) -> None:
+    """Raise RunError if two checkpoints are measured in other windows or with other settings."""
+    if (run.spec, run.window) != (first.spec, first.window):
+        raise RunError(
+            f"{label} is measured in windows of {run.window} and {other} in windows of "
+            f"{first.window}, or with other settings: give one --window for all"
+        )
 
 
 def _numbers(labels: Sequence[str]) -> dict[str, float]:
