@@ -349,6 +349,26 @@ def test_a_smaller_machine_takes_over_after_all_have_gone(tmp_path: Path) -> Non
     pd.testing.assert_frame_equal(_table(st.Analysis.load(tmp_path / "run")), _table(here))
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_driver_that_is_told_to_end_says_so(
+    cluster: Any, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    values = torch.randn(1100, 1100)
+    torch.save({f"layers.{i}.weight": values[: 1100 - i] for i in range(60)}, tmp_path / "many.pt")
+    command = [sys.executable, "-m", "spectail", "analyze", str(tmp_path / "many.pt"), "--quiet"]
+    command += ["--window", "whole", "--out", str(tmp_path / "run"), "--engine", "ray"]
+    driver = subprocess.Popen(
+        [*command, "--ray-address", cluster.address], stderr=subprocess.PIPE, text=True
+    )
+    while not _kept(tmp_path / "run"):
+        assert driver.poll() is None
+        time.sleep(0.05)
+    driver.send_signal(number)
+    _, message = driver.communicate(timeout=30)
+    assert driver.returncode == code
+    assert message == "interrupted; the same command goes on where it stopped\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("process", "words"),
@@ -507,9 +527,17 @@ def test_a_run_that_is_interrupted_leaves_no_tasks(cluster: Any, large: Path) ->
         time.sleep(0.1)
 
 
-def test_a_gpu_that_is_not_there_is_refused(cluster: Any, checkpoint: Path) -> None:
+def test_a_gpu_that_is_not_there_is_refused(
+    cluster: Any, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(st.SpecError, match="device 'cuda' needs a machine with a GPU"):
         st.analyze(checkpoint, device="cuda", engine="ray")
+    # The machine of the driver needs none, with several checkpoints either.
+    second = tmp_path / "second.safetensors"
+    save_file(weights(seed=1), second)
+    arguments = ["analyze", str(checkpoint), str(second), "--out", str(tmp_path / "run")]
+    assert run([*arguments, "--engine", "ray", "--device", "cuda"]) == 2
+    assert "Ray knows of none in this cluster" in capsys.readouterr().err
 
 
 @pytest.mark.slow

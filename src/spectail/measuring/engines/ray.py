@@ -90,9 +90,10 @@ class RayEngine:
         try:
             yield from driver.records(chain([first], new))
         finally:
-            driver.cancel()
             if connected_here:
-                ray.shutdown()
+                ray.shutdown()  # Ray ends the tasks of a process that leaves
+            else:
+                driver.cancel()
 
 
 @dataclass
@@ -146,7 +147,8 @@ class _Driver:
         """Stop the tasks of a run that has ended early."""
         for reference in self.running:
             with suppress(self.ray.exceptions.RayError):
-                self.ray.cancel(reference, force=True)
+                # Not by force: where a task is done at that moment, Ray 2.60 aborts this process.
+                self.ray.cancel(reference)
 
     def _hand_out(self, new: Iterator[Layer]) -> None:
         """Start tasks until each CPU (or GPU) has AHEAD of them."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import tempfile
+import threading
 import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +117,7 @@ def connect(ray: Any, address: str | None) -> None:
                 if address or variable:
                     raise
                 address = "local"  # the cluster of this machine has died, so start another
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _own_way_to_end():
             warnings.simplefilter("ignore")
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (OSError, OverflowError, RuntimeError, ValueError, AssertionError, ImportError) as error:
@@ -125,6 +127,17 @@ def connect(ray: Any, address: str | None) -> None:
             f"{where} ({first_line(error)}): start one with 'ray start --head' and give its "
             f"address, or {leave} to use this machine"
         ) from error
+
+
+@contextmanager
+def _own_way_to_end() -> Iterator[None]:
+    """Restore what this process does on SIGTERM: Ray prints a stack and ends it with code 1."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _started_here() -> str:
