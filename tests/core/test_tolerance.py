@@ -3,7 +3,9 @@ it."""
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
 from collections import Counter
 from typing import Any
 
@@ -54,6 +56,34 @@ def test_tiles_visit_every_band_once_before_any_is_visited_again(rows: int, cols
         for taken in range(1, len(order) + 1):
             visits = Counter(place[axis] for place in order[:taken])
             assert max(visits.values()) <= math.ceil(taken / side) + 1
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(3840, 3840), (3840, 2560), (2560, 3840)])
+def test_beyond_a_thousand_windows_the_order_is_scattered_and_still_that_of_the_transpose(
+    rows: int, cols: int
+) -> None:
+    window = Window(64, 64)
+    places, others = (Tile().positions(*shape, window) for shape in ((rows, cols), (cols, rows)))
+    order = [places[i] for i in spread_order(places, window)]
+    mirrored = [others[i][::-1] for i in spread_order(others, window)]
+    assert sorted(order) == places
+    if rows == cols:
+        seen: set[tuple[int, int]] = set()
+        for first, second in itertools.pairwise(order):
+            seen.add(first)
+            assert first[::-1] in seen or second == first[::-1]
+    else:
+        assert order == mirrored
+    late = np.array(order[1000:1400]) / (rows, cols)
+    assert abs(np.corrcoef(late.T)[0, 1]) < 0.3
+    assert np.allclose(late.mean(axis=0), 0.5, atol=0.1)
+
+
+def test_ordering_the_windows_of_an_embedding_takes_seconds() -> None:
+    places = Tile().positions(151_936, 1024, Window(64, 64))
+    start = time.process_time()
+    assert sum(1 for _ in spread_order(places, Window(64, 64))) == 37_984
+    assert time.process_time() - start < 30  # four on one core; in proportion to the square: 130
 
 
 @pytest.mark.parametrize("doubles", [[(0, 0)] * 5, [(0, 0), (3, 3), (0, 0)]])

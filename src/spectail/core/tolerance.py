@@ -38,6 +38,9 @@ GROWTH = 1.5
 MOST_GROUPS = 64
 """More windows are left out in this many groups of about equal size: with single ones the time to
 decide when to stop would grow with the square of their number."""
+MOST_SPREAD = 1000
+"""Windows whose place is chosen by those before. By then all bands have been visited often, and
+the time would grow with the square of their number."""
 CONFIDENCE = 0.9
 """Two-sided confidence level of the estimated change."""
 
@@ -89,7 +92,8 @@ def spread_order(positions: Sequence[Position], window: Window) -> Iterator[int]
     It starts with the top left. Of positions that share equally much, the one farthest from all
     before it comes next; of equally far ones, the first along the shorter side. Where positions lie
     symmetrically to the diagonal, in a square matrix, each is followed by its mirror image. So a
-    matrix and its transpose are measured in the same windows.
+    matrix and its transpose are measured in the same windows. After MOST_SPREAD of them the rest is
+    scattered.
 
     >>> list(spread_order([(0, 0), (0, 5), (5, 0), (5, 5)], Window(5, 5)))
     [0, 3, 1, 2]
@@ -105,7 +109,7 @@ def spread_order(positions: Sequence[Position], window: Window) -> Iterator[int]
     # each of them, as a share of a window, plus the same for columns.
     distance, shared = np.full(len(places), np.inf), np.zeros(len(places))
     chosen = 0
-    for _ in range(len(places)):
+    for _ in range(min(len(places), MOST_SPREAD)):
         mirror = mirrors[tuple(places[chosen][::-1])] if symmetric else chosen
         # Rounded, because equal sums of thirds may differ in their last bit.
         least = np.round(shared, 6)
@@ -116,6 +120,23 @@ def spread_order(positions: Sequence[Position], window: Window) -> Iterator[int]
         distance = np.minimum(distance, (apart**2).sum(axis=1))
         shared += np.clip(1 - apart / window, 0, None).sum(axis=1)
         shared[chosen] = np.inf  # it is never chosen again
+    mirror = mirrors[tuple(places[chosen][::-1])] if symmetric else chosen
+    if np.isfinite(shared[mirror]):
+        shared[mirror] = np.inf
+        yield int(listed[mirror])
+    rest = listed[np.isfinite(shared)]
+    yield from rest[_scattered(corners[rest], symmetric, rows > cols)].tolist()
+
+
+def _scattered(corners: NDArray[np.intp], symmetric: bool, tall: bool) -> NDArray[np.intp]:
+    """Return an order of corners that looks random; mirror images follow each other."""
+    along = corners[:, ::-1] if tall else corners
+    low, high = np.sort(along, axis=1).T if symmetric else along.T
+    # The finaliser of SplitMix64 (Steele, Lea and Flood 2014): the order depends on places alone.
+    mixed = (low.astype(np.uint64) << np.uint64(32)) + high.astype(np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return np.lexsort((along[:, 0], high, low, mixed))
 
 
 def _is_symmetric(positions: Sequence[Position]) -> bool:
