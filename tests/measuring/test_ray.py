@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,11 @@ import spectail as st
 from spectail.cli import run
 from spectail.measuring.engines.ray import TRIES, RayEngine
 from spectail.measuring.engines.ray_cluster import Capacity
+from spectail.measuring.engines.task import Request, Trouble, measure_request
 from spectail.measuring.planning import make_plan
 from spectail.measuring.run import run_plan
+from spectail.models.formats.open_file import OpenFile
+from spectail.results.records import LayerRecord
 from tests.conftest import weights
 
 # As the engine does before it imports Ray: messages of raylets stay out of what tests capture.
@@ -284,7 +288,7 @@ def test_a_node_that_leaves_takes_no_layer_with_it(cluster: Any, large: Path) ->
 @pytest.mark.parametrize("seed", range(20))
 def test_a_task_never_asks_for_more_than_one_machine_has(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    nodes = [
+    nodes: list[dict[str, Any]] = [
         {
             "NodeID": str(number),
             "Alive": bool(rng.random() < 0.8),
@@ -466,6 +470,29 @@ def test_a_model_that_changes_after_the_plan_ends_the_run(cluster: Any, checkpoi
     save_file(weights(seed=1), checkpoint)
     with pytest.raises(st.SourceChangedError, match="is another model than the one"):
         run_plan(plan, RayEngine(cluster.address))
+
+
+def test_a_model_that_is_written_while_a_machine_opens_it_has_changed(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(str(checkpoint), spec=st.presets.FARMS)
+    [layer] = [layer for layer in plan.layers if layer.name == "model.embed_tokens"]
+    request = Request(layer.name, str(checkpoint), None, plan.run, "cpu", 1, False)
+    assert isinstance(measure_request(request), LayerRecord)
+    read = OpenFile.read_into
+
+    def write_before_reading(file: OpenFile, offset: int, target: memoryview) -> None:
+        with checkpoint.open("r+b") as writing:
+            writing.truncate(checkpoint.stat().st_size - 1)
+        read(file, offset, target)
+
+    # A model opened by another name is opened anew.
+    request = replace(request, source=f"{checkpoint.parent}/./{checkpoint.name}")
+    monkeypatch.setattr(OpenFile, "read_into", write_before_reading)
+    found = measure_request(request)
+    assert isinstance(found, Trouble)
+    assert found.changed
+    assert "has changed since it was opened" in found.reason
 
 
 def test_a_source_that_no_machine_has_is_one_line(cluster: Any, checkpoint: Path) -> None:

@@ -49,6 +49,8 @@ def measure_request(request: Request) -> LayerRecord | Trouble:
     try:
         device = usable_device(request.device)
         opened = _opened(request.source, request.base, request.run.fingerprint)
+    except SourceChangedError as error:  # it was written while it was opened
+        return Trouble(str(error), changed=True)
     except (SourceError, SpecError) as error:
         return Trouble(str(error))
     if opened.fingerprint != request.run.fingerprint:
