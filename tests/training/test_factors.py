@@ -18,6 +18,7 @@ from torch import nn
 
 import spectail as st
 from spectail.cli import run as cli
+from spectail.measuring.engines import local
 from spectail.training.rules import LLR, RULES, AlphaDecay, TBSigmoid, TempBalance, as_rule
 from spectail.training.rules.base import Rule
 from tests.reference.plain_allocation import (
@@ -302,6 +303,16 @@ def test_a_weight_that_gets_other_memory_is_measured_as_it_is() -> None:
     assert list(balancer.history[-1].alphas.values()) == pytest.approx(
         alphas_by_hand(model), rel=1e-6
     )
+
+
+def test_measurements_keep_the_order_of_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads finish layers in any order."""
+    measure = local.measure
+    monkeypatch.setattr(local, "measure", lambda *given: reversed(list(measure(*given))))
+    model = net()
+    update = st.Balancer(model, sgd(model), "tempbalance", every=None).update()
+    assert update is not None
+    assert list(update.layers) == list(UNITS)
 
 
 def test_history_is_kept_saved_plotted_and_compared(tmp_path: Path) -> None:

@@ -90,9 +90,17 @@ def group_of(model: nn.Module) -> Any:
 
 
 def measure_now(plan: Plan, layers: Sequence[Layer], group: Any) -> list[LayerRecord]:
-    """Measure the layers; with a group each process measures a share and returns all records."""
+    """Measure the layers, in their order; with a group each process measures a share of them."""
     if group is None or dist.get_world_size(group) == 1:
-        return list(local.measure(plan, layers))
+        found = list(local.measure(plan, layers))  # the first one that is finished comes first
+    else:
+        found = _measure_together(plan, layers, group)
+    by_name = {record.name: record for record in found}
+    return [by_name[layer.name] for layer in layers]
+
+
+def _measure_together(plan: Plan, layers: Sequence[Layer], group: Any) -> list[LayerRecord]:
+    """Measure a share of the layers and return the records of all processes of the group."""
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     own: list[LayerRecord] = []
     for start in range(0, len(layers), world):
@@ -105,8 +113,7 @@ def measure_now(plan: Plan, layers: Sequence[Layer], group: Any) -> list[LayerRe
     # Records are small, so that all processes can hold all of them and compute the same factors.
     shares: list[list[LayerRecord]] = [[] for _ in range(world)]
     dist.all_gather_object(shares, own, group=group)
-    by_name = {record.name: record for share in shares for record in share}
-    return [by_name[layer.name] for layer in layers]
+    return [record for share in shares for record in share]
 
 
 def measure_beside(plan: Plan, layers: Sequence[Layer]) -> Future[list[LayerRecord]]:
