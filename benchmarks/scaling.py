@@ -178,7 +178,7 @@ def _fitted(timed: list[tuple[dict[str, Any], Cost]]) -> tuple[Rates, dict[str, 
 
 def _workers(*, quick: bool) -> dict[str, Any]:
     """Measure the same model in one process, as shards, and on nodes of a Ray cluster."""
-    sides, count = ((96, 128), 4) if quick else ((512, 1024), 48)
+    sides, count = ((96, 128), 4) if quick else ((512, 1024), 192)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model.safetensors"
