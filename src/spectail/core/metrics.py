@@ -34,7 +34,7 @@ matrix and by its transpose."""
 _LEAST_STEPS = 20
 """Fewest Lanczos steps for a precise result. If the largest eigenvalues are nearly equal, almost
 any vector leaves a small residual; further steps still come closer to the largest of them."""
-_LEAST_ROUGH_STEPS = 10
+_LEAST_ROUGH_STEPS = 8
 """The same for a rough result. After two or three steps the residual of the second largest may be
 small, by the chance of the start vector; it was up to a quarter too low in drawn matrices."""
 ROUGH = 1e-2
@@ -107,7 +107,7 @@ def largest_eigenvalue(matrices: Tensor | Bands, *, rough: bool = False) -> floa
     """Return the largest squared singular value of any matrix, to a relative error of about 1e-7.
 
     Large matrices use Lanczos iteration from a fixed start vector. ``rough`` stops it at a residual
-    of ROUGH, which takes 10 to 20 passes over the matrix instead of 20 to 100.
+    of ROUGH, which takes 8 to 20 passes over the matrix instead of 20 to 100.
     """
     residual = ROUGH if rough else None
     if isinstance(matrices, Bands):
