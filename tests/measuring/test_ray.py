@@ -34,6 +34,7 @@ from spectail.measuring.run import run_plan
 from spectail.models.formats.open_file import OpenFile
 from spectail.results.records import LayerRecord
 from tests.conftest import weights
+from tests.processes import SIGNALLED
 
 # As the engine does before it imports Ray: messages of raylets stay out of what tests capture.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
@@ -359,8 +360,8 @@ def test_a_driver_that_is_told_to_end_says_so(
 ) -> None:
     values = torch.randn(1100, 1100)
     torch.save({f"layers.{i}.weight": values[: 1100 - i] for i in range(60)}, tmp_path / "many.pt")
-    command = [sys.executable, "-m", "spectail", "analyze", str(tmp_path / "many.pt"), "--quiet"]
-    command += ["--window", "whole", "--out", str(tmp_path / "run"), "--engine", "ray"]
+    command = [*SIGNALLED, "analyze", str(tmp_path / "many.pt"), "--quiet", "--window", "whole"]
+    command += ["--out", str(tmp_path / "run"), "--engine", "ray"]
     driver = subprocess.Popen(
         [*command, "--ray-address", cluster.address], stderr=subprocess.PIPE, text=True
     )
