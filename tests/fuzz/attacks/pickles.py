@@ -101,6 +101,10 @@ TORCH: dict[str, Attack] = {
     "a memo place of 2^31 - 1": _pt(
         lambda: b.pickled(b"\x80\x02Nr" + struct.pack("<I", 2**31 - 1) + b".")
     ),
+    "a memo place of 50 million": _pt(
+        lambda: b.pickled(b"\x80\x02Nr" + struct.pack("<I", 50_000_000) + b".")
+    ),
+    "a memo place of 50 million as a text": _pt(lambda: b.pickled(b"Np50000000\n.")),
     "a number of a million digits": _pt(lambda: b.pickled(b"I" + b"9" * 10**6 + b"\n.")),
     "a nested torch file in itself": one_file("model.bin", lambda: _nested_storage(40)),
     "a deflated member of 500 MB": _pt(lambda: b.big_member("x/data.pkl", 2**29, b"\x80\x02N.")),
