@@ -59,6 +59,16 @@ FAILING: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
         lambda: drawn(96, 96).index_put((torch.tensor(5),), torch.tensor(1e200).double()),
         "weights are NaN or infinite",
     ),
+    "one whose square just fits": (
+        lambda: (
+            torch.ones(96, 96)
+            .double()
+            .index_put(
+                (torch.tensor(5), torch.tensor(7)), torch.tensor(1.34078e154, dtype=torch.float64)
+            )
+        ),
+        TOO_LARGE,
+    ),
     "two halves": (lambda: halves(1e38).double() * 1e162, TOO_LARGE),
     "largest": (lambda: torch.full((96, 96), 1.7e308, dtype=torch.float64), TOO_LARGE),
     "1e-200": (lambda: drawn(96, 96) * 1e-200, "vanish in float64: scale them up"),

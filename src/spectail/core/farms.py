@@ -361,7 +361,8 @@ def _unusable(matrices: Tensor | Bands, squares: float) -> str:
 
     A finite sum of squares shows that all weights are finite, so they are not searched one by one.
     """
-    if not math.isfinite(squares):
+    # A margin: rounding must not carry the largest eigenvalue, or a sum, beyond the largest number.
+    if not squares <= np.finfo(np.float64).max / 2:
         # torch cannot test 8-bit floats.
         narrow = matrices.dtype.itemsize == 1
         bad = sum(
