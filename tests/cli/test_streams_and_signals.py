@@ -51,17 +51,17 @@ def outputs(analysis: Path) -> list[list[str]]:
     ]
 
 
+def run_into(stdout: Any, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command that writes to a file or descriptor."""
+    return subprocess.run(
+        [*COMMAND, *arguments], stdout=stdout, stderr=-1, text=True, check=False, env=BUFFERED
+    )
+
+
 @pytest.mark.parametrize("number", range(4))
 def test_a_full_disk_behind_standard_output_is_one_line(number: int, analysis: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [*COMMAND, *outputs(analysis)[number]],
-            stdout=full,
-            stderr=-1,
-            text=True,
-            check=False,
-            env=BUFFERED,
-        )
+        done = run_into(full, outputs(analysis)[number])
     assert done.returncode == 2
     assert "No space left on device" in done.stderr.splitlines()[-1]
     assert "Exception" not in done.stderr
@@ -73,14 +73,7 @@ def test_a_reader_that_has_gone_ends_the_command_as_sigpipe_does(
 ) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run(
-        [*COMMAND, *outputs(analysis)[number]],
-        stdout=writing,
-        stderr=-1,
-        text=True,
-        check=False,
-        env=BUFFERED,
-    )
+    done = run_into(writing, outputs(analysis)[number])
     os.close(writing)
     assert done.returncode == 141
     assert "Exception" not in done.stderr

@@ -29,17 +29,18 @@ def analyze_checkpoints(runner: Runner, sources: list[str], out: Path | None) ->
         what = "--shard takes one model" if runner.shard else "several checkpoints need --out DIR"
         raise RunError(f"{what}: each has a folder of its own in it, beside {CURVES}")
     refuse_foreign(out / CURVES, page_mark(EYEBROW), RunError)
+    by_label = labelled(sources)
     # A name mistyped, or another window, costs no measurement of the others.
     with no_fingerprints():
         planned = {
             label: make_plan(source, **runner.settings, elsewhere=is_elsewhere(runner.measure)).run
-            for label, source in labelled(sources).items()
+            for label, source in by_label.items()
         }
     first = next(iter(planned))
     for label, run in planned.items():
         require_same_windows(label, run, first, planned[first])
     runs = {}
-    for label, source in labelled(sources).items():
+    for label, source in by_label.items():
         runner.console.print(f"{label}:")
         runs[label] = runner(source, out / label)
     found = Trajectory.of(runs)

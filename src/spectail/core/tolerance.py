@@ -103,14 +103,16 @@ def spread_order(positions: Sequence[Position], window: Window) -> Iterator[int]
     # Listed along the shorter side first, whichever it is. The last key is the first to sort by.
     listed = np.lexsort(corners.T if rows > cols else corners.T[::-1])
     places = corners[listed].astype(np.float64)
-    mirrors = {place: i for i, place in enumerate(map(tuple, places))}
     symmetric = _is_symmetric(positions)
+    index = {place: i for i, place in enumerate(map(tuple, places))}
+    # The index of each position's mirror image; of its own where there is none.
+    mirrors = [index[tuple(p[::-1])] if symmetric else i for i, p in enumerate(places)]
     # distance: squared distance to the nearest position chosen so far. shared: rows shared with
     # each of them, as a share of a window, plus the same for columns.
     distance, shared = np.full(len(places), np.inf), np.zeros(len(places))
     chosen = 0
     for _ in range(min(len(places), MOST_SPREAD)):
-        mirror = mirrors[tuple(places[chosen][::-1])] if symmetric else chosen
+        mirror = mirrors[chosen]
         # Rounded, because equal sums of thirds may differ in their last bit.
         least = np.round(shared, 6)
         farthest = int(np.argmax(np.where(least == least.min(), distance, -np.inf)))
@@ -120,7 +122,7 @@ def spread_order(positions: Sequence[Position], window: Window) -> Iterator[int]
         distance = np.minimum(distance, (apart**2).sum(axis=1))
         shared += np.clip(1 - apart / window, 0, None).sum(axis=1)
         shared[chosen] = np.inf  # it is never chosen again
-    mirror = mirrors[tuple(places[chosen][::-1])] if symmetric else chosen
+    mirror = mirrors[chosen]
     if np.isfinite(shared[mirror]):
         shared[mirror] = np.inf
         yield int(listed[mirror])
