@@ -84,6 +84,32 @@ def test_answers_that_are_wrong_now_and_then_are_repeated(
     pd.testing.assert_frame_equal(remote, table(site / "one.safetensors"), check_exact=True)
 
 
+class TooLongAndBroken(_Handler):
+    """Sends the end of a file with more behind it, once, and breaks off in that."""
+
+    broken: ClassVar[list[str]]
+
+    def answer(
+        self, status: int, body: bytes = b"", headers: dict[str, str] | None = None, cut: int = -1
+    ) -> None:
+        where = (headers or {}).get("Content-Range", "")
+        start, stop, size = map(int, re.findall(r"\d+", where) or (0, 0, 0))
+        if start and stop + 1 == size and not self.broken:
+            self.broken.append(where)
+            body += bytes(2_000_000)
+            cut = len(body) - 1_000_000
+        super().answer(status, body, headers, cut)
+
+
+def test_a_long_answer_that_breaks_off_is_repeated(site: Path, impatient: None) -> None:
+    """obstore goes on where an answer broke off, here behind the end of the file."""
+    broken: list[str] = []
+    with serve(site, type("Once", (TooLongAndBroken,), {"broken": broken})) as server:
+        remote = table(f"{server.url}/one.safetensors")
+    assert broken
+    pd.testing.assert_frame_equal(remote, table(site / "one.safetensors"), check_exact=True)
+
+
 def test_a_server_that_sends_whole_files_from_some_time_on_is_one_line(
     site: Path, impatient: None
 ) -> None:

@@ -189,9 +189,12 @@ class Store(ABC):
                 except Exception as error:  # noqa: BLE001 - obstore raises OSError and its own
                     silent += is_silence(error)
                     pause = next(rest, None)
+                    found = explained(error, self.address(key))
                     # obstore itself goes on with a body that broke off, but only if it has an ETag.
-                    if answer.meta["e_tag"] or pause is None or silent > 1:
-                        raise explained(error, self.address(key)) from None
+                    # If the body was too long, it may ask for what lies past the end of the file.
+                    again = not answer.meta["e_tag"] or isinstance(found, PastEndError)
+                    if not again or pause is None or silent > 1:
+                        raise found from None
             time.sleep(pause)
 
     def whole(self, key: str) -> tuple[RemoteStamp, Iterator[bytes]]:
