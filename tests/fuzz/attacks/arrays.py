@@ -144,6 +144,8 @@ OTHERS: dict[str, Attack] = {
     ),
     "hdf5: a dataset without storage": one_file("m.h5", lambda: _h5(shape=(60_000, 60_000))),
     "hdf5: a link to itself": one_file("m.h5", lambda: _h5_links()),
+    "hdf5: a list of free places that leads back": one_file("m.h5", lambda: _h5_heap()),
+    "hdf5: the same behind another program's data": one_file("m.h5", lambda: _h5_heap(512)),
     "hdf5: a dataset in another file": one_file("m.h5", lambda: _h5_external()),
     "hdf5: a virtual dataset of another file": one_file("m.h5", lambda: _h5_virtual()),
     "hdf5: zeros that are compressed": one_file(
@@ -195,6 +197,23 @@ def _h5(
         if fill:
             data[: chunks[0], : chunks[1]] = 0
     return stream.getvalue()
+
+
+def _h5_heap(before: int = 0) -> bytes:
+    """A file whose heaps have one free place each, which is followed by itself."""
+    stream = io.BytesIO()
+    with h5py.File(stream, "w", userblock_size=before) as file:
+        file["layers/dense/vars/0"] = np.ones((16, 16), np.float32)
+    data = bytearray(stream.getvalue())
+    heap = data.find(b"HEAP")
+    while heap >= 0:
+        free, segment = (
+            int.from_bytes(data[heap + at : heap + at + 8], "little") for at in (16, 24)
+        )
+        place = before + segment + free
+        data[place : place + 8] = free.to_bytes(8, "little")
+        heap = data.find(b"HEAP", heap + 1)
+    return bytes(data)
 
 
 def _h5_links() -> bytes:

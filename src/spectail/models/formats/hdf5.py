@@ -20,6 +20,7 @@ from spectail.basics.memory import in_words
 from spectail.errors import SourceError
 from spectail.models.formats.channels_last import as_torch
 from spectail.models.formats.format import Contents, Format
+from spectail.models.formats.hdf5_heaps import MAGIC, CheckedStream
 from spectail.models.formats.npy import torch_dtype
 from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.ranges import StoredArray, row_major, stored_tensor
@@ -27,7 +28,6 @@ from spectail.models.formats.zipped import member, open_archive
 from spectail.models.lazy_tensor import Index, LazyTensor, dtype_name, piece_of, unreadable
 from spectail.models.naming.names import natural_key
 
-_MAGIC = b"\x89HDF\r\n\x1a\n"
 _OPTIMIZER = re.compile(
     r"^/(?:optimizer|optimizer_weights|_layer_checkpoint_dependencies/optimizer)(?:/|$)"
 )
@@ -66,7 +66,7 @@ def _arrays(file: ReadableFile) -> dict[str, LazyTensor]:
     try:
         # A ``.keras`` file is a zip archive, which begins with PK.
         place, start = (file, 0) if bytes(file.read(0, 2)) != b"PK" else _inside(file)
-        with h5py.File(place.stream(start), "r") as tree:
+        with h5py.File(CheckedStream(place, start), "r") as tree:
             found: list[str] = []
             tree.visititems(
                 lambda path, item: (
@@ -143,7 +143,7 @@ def _read_chunked(file: ReadableFile, start: int, path: str, index: Index) -> Te
     try:
         # The file is opened again for each read: h5py
         # objects cannot be pickled or shared by threads.
-        with h5py.File(file.stream(start), "r") as tree:
+        with h5py.File(CheckedStream(file, start), "r") as tree:
             values = np.asarray(tree[path][()])
     except (OSError, RuntimeError, KeyError) as error:
         raise SourceError(
@@ -203,5 +203,5 @@ FORMAT = Format(
     name="an HDF5 file of Keras",
     suffixes=(".h5", ".hdf5", ".keras"),
     read=read_hdf5,
-    looks_like=lambda start, size: start.startswith(_MAGIC),
+    looks_like=lambda start, size: start.startswith(MAGIC),
 )
