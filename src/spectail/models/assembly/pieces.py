@@ -8,7 +8,7 @@ at the root has neither. It may contain one ``*`` in place of the parameter's ow
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -39,6 +39,16 @@ def match_name(pattern: str, name: str) -> tuple[str, str] | None:
     match = expression.fullmatch(name) if name.endswith(end) else None
     own = "" if match is None else match.groupdict().get("own") or name.rpartition(".")[2]
     return None if match is None else (match["module"] or "", own)
+
+
+def may_match(pattern: str, ends: Collection[str]) -> bool:
+    """Return whether a pattern may match a name whose last component is one of those given.
+
+    >>> may_match("{}.*_scale", {"weight", "weight_scale"}), may_match("{}.qweight", {"weight"})
+    (True, False)
+    """
+    last = _compiled(pattern)[0].rpartition(".")[2]
+    return any(end.endswith(last) for end in ends)
 
 
 def fill_in(pattern: str, module: str, own: str) -> str:

@@ -21,7 +21,7 @@ from spectail.models.assembly import (
     vector_quantised,
 )
 from spectail.models.assembly.leftovers import is_no_weight, is_plain_weight, judge_the_rest
-from spectail.models.assembly.pieces import Pieces, fill_in, match_name
+from spectail.models.assembly.pieces import Pieces, fill_in, match_name, may_match
 from spectail.models.assembly.unreadable import exl2_shape, exl3_shape, marlin_shape, packed_by
 from spectail.models.lazy_tensor import LazyTensor
 
@@ -42,6 +42,11 @@ class Recipe:
     build: Callable[[Pieces], LazyTensor | None]
     """Describes the weight, or a weight that cannot be computed; None if the tensors have another
     form."""
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Name patterns of the tensors that must be there, the anchor first."""
+        return (self.anchor, *(piece for piece in self.pieces if not piece.endswith("?")))
 
 
 def _optional(*patterns: str) -> tuple[str, ...]:
@@ -341,7 +346,11 @@ def _apply_recipes(
     made: dict[str, LazyTensor] = {}
     used: set[str] = set()
     modules: set[str] = set()
+    # Most models have the tensors of few recipes; without this a tensor would be tried with all.
+    ends = {name.rpartition(".")[2] for name in known}
     for recipe in RECIPES:
+        if not all(may_match(pattern, ends) for pattern in recipe.required):
+            continue
         for name, stored in known.items():
             # The first recipe that accepts a tensor keeps it.
             if name in used or not (match := match_name(recipe.anchor, name)):

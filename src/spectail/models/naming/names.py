@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module"
@@ -92,6 +93,8 @@ def _outside_taken_off(names: list[str]) -> list[str]:
     return names
 
 
+_Tree: TypeAlias = dict[str, "_Tree"]
+"""The modules below a module, by their names."""
 _INSIDE = {
     "module": ("module.",),
     "model": ("model.model.", "model.base_model.model."),
@@ -130,26 +133,30 @@ def _inner_modules_taken_off(names: list[str]) -> list[str]:
     A wrapper added it if the part has a name, holds nothing else, and several modules lie below it.
     In lists of layers (``layers.0.module`` in LeViT) it is a module of the model.
     """
-    # The names of the children of every module: {"encoder": {"module"}, ...}.
-    parts: dict[str, set[str]] = {}
+    # A tree, {"encoder": {"module": {"conv": {...}}}}: the paths of all its modules would take
+    # memory that grows with the square of a name's length.
+    tree: _Tree = {}
     for name in names:
-        pieces = name.split(".")
-        for length in range(1, len(pieces)):
-            parts.setdefault(".".join(pieces[:length]), set()).add(pieces[length])
-    wrapped = {
-        part
-        for part, inside in parts.items()
-        if inside == {"module"}
-        and not part.rpartition(".")[2].isdigit()
-        and len(parts.get(f"{part}.module", ())) > 1
-        and not parts[f"{part}.module"] & {"weight", "bias"}
-    }
-    if not wrapped:
-        return names
-    # Of a part and a part inside it, the alternation must try the longer path first.
-    longest_first = sorted(wrapped, key=len, reverse=True)
-    pattern = re.compile(rf"^({'|'.join(re.escape(part) for part in longest_first)})\.module\.")
-    return [pattern.sub(r"\1.", name) for name in names]
+        node = tree
+        for part in name.split("."):
+            node = node.setdefault(part, {})
+    return [".".join(_without_inner_modules(name.split("."), tree)) for name in names]
+
+
+def _without_inner_modules(parts: Sequence[str], tree: _Tree) -> Iterator[str]:
+    """Yield the components of a name that no data-parallel wrapper added."""
+    inside, wrapper = tree, False
+    for part in parts:
+        if not wrapper:
+            yield part
+        inside = inside[part]
+        below = inside.get("module", {})
+        wrapper = (
+            len(inside) == 1
+            and not part.isdigit()
+            and len(below) > 1
+            and not below.keys() & {"weight", "bias"}
+        )
 
 
 def _without_peft(name: str, saved: set[str]) -> str:
