@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from safetensors.torch import save_file
 
@@ -109,6 +112,73 @@ def test_a_model_in_the_cache_is_read_from_there(
     assert len(hub.requests) > before
 
 
+def keep(repository: Path, cache: Path, files: Sequence[str]) -> Path:
+    """Put some files of the repository into the cache; return their folder."""
+    home = cache / f"models--org--{repository.name}"
+    for name in files:
+        file = home / "snapshots" / COMMIT / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(repository / name, file)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(COMMIT)
+    return home
+
+
+@pytest.mark.parametrize(
+    ("files", "asks"),
+    [
+        (["vae/config.json", "vae/model.safetensors"], True),
+        (["model_index.json", "vae/config.json", "vae/model.safetensors"], True),
+        (["model_index.json", "vae/model.safetensors", "unet/config.json"], True),
+        (["model_index.json", "vae/model.safetensors", "unet/model.safetensors"], False),
+        (["scheduler.bin"], True),
+    ],
+)
+def test_a_part_of_a_pipeline_in_the_cache_is_not_the_model(
+    hub: Server, tmp_path: Path, files: list[str], asks: bool
+) -> None:
+    pipeline = tmp_path / "hub" / "org" / "pipe"
+    for number, part in enumerate(("vae", "unet")):
+        (pipeline / part).mkdir(parents=True)
+        (pipeline / part / "config.json").write_text("{}")
+        save_file(weights(blocks=1, seed=number), pipeline / part / "model.safetensors")
+    (pipeline / "scheduler.bin").touch()
+    index = {"vae": ["diffusers", "A"], "unet": ["diffusers", "U"], "checker": [None, None]}
+    (pipeline / "model_index.json").write_text(json.dumps(index))
+    keep(pipeline, tmp_path / "cache", files)
+    found = open_source("org/pipe")
+    assert {layer.name.partition(".")[0] for layer in found.layers} == {"vae", "unet"}
+    assert any("pipe" in request.path for request in hub.requests) == asks
+
+
+def test_the_first_shard_in_the_cache_is_not_the_model(
+    hub: Server, repository: Path, tmp_path: Path
+) -> None:
+    shards = [f"model-{number:05d}-of-00002.safetensors" for number in (1, 2)]
+    (repository / "model.safetensors").rename(repository / shards[0])
+    (repository / "other" / "model.safetensors").unlink()
+    save_file({"last.weight": torch.randn(80, 80)}, repository / shards[1])
+    keep(repository, tmp_path / "cache", shards[:1])
+    assert "last" in {layer.name for layer in open_source("org/toy-1.5").layers}
+
+
+def test_files_beside_the_model_may_be_missing_in_the_cache(
+    hub: Server, repository: Path, tmp_path: Path
+) -> None:
+    home = keep(repository, tmp_path / "cache", ["config.json", "model.safetensors"])
+    # Programs that need one format fetch the index of another one, but not its shards.
+    (home / "snapshots" / COMMIT / "pytorch_model.bin.index.json").write_text(
+        '{"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}'
+    )
+    # As huggingface_hub notes all files of a repository of which it has fetched some.
+    (home / "trees").mkdir()
+    names = ("README.md", "config.json", "model.safetensors")
+    noted = {"format_version": 1, "files": {name: {"size": 1, "blob_id": "0"} for name in names}}
+    (home / "trees" / f"{COMMIT}.json").write_text(json.dumps(noted))
+    assert len(open_source("org/toy-1.5").layers) > 10
+    assert not hub.requests
+
+
 def test_failures_of_the_hub_are_repeated(hub: Server, repository: Path, impatient: None) -> None:
     hub.fail_every = hub.large.fail_every = 3
     assert_same("org/toy-1.5", repository)
@@ -141,8 +211,9 @@ def test_a_private_model_and_an_outage_are_one_line(hub: Server, impatient: None
 
 def test_offline_is_one_line(hub: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(st.SourceError, match=r"not in the cache.* HF_HUB_OFFLINE"):
-        open_source("org/toy-1.5")
+    for source in ("org/toy-1.5", "hf://org/toy-1.5"):
+        with pytest.raises(st.SourceError, match=r"HF_HUB_OFFLINE forbids .* its id, org/toy-1.5"):
+            open_source(source)
     assert not hub.requests
 
 

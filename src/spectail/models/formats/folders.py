@@ -14,11 +14,12 @@ from spectail.errors import SourceChangedError, SourceError
 from spectail.models.assembly.recipes import quantisation_of
 from spectail.models.build import build_source
 from spectail.models.formats import table
-from spectail.models.formats.adapter_files import ADAPTER, CONFIG, MAIN_ADAPTER, adapter_beside
+from spectail.models.formats.adapter_files import CONFIG, adapter_beside
 from spectail.models.formats.file_path import FilePath
 from spectail.models.formats.fingerprint import digest_of, fingerprint_files
 from spectail.models.formats.foreign import refuse_foreign, refuse_stand_in, without_weights
 from spectail.models.formats.format import Contents, Format
+from spectail.models.formats.model_files import NOT_MODELS, candidates, choose
 from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.remote_path import open_at_once, open_file
 from spectail.models.formats.settings import check_model_settings, check_quantisation
@@ -26,23 +27,6 @@ from spectail.models.formats.shard_index import names_without_shard, read_index
 from spectail.models.naming.names import natural_key
 from spectail.models.source import Source
 
-WHOLE = re.compile(
-    r"^(?:model\.(?:safetensors|onnx)|pytorch_model\.bin"
-    r"|diffusion_pytorch_model\.(?:safetensors|bin)|flax_model\.msgpack|tf_model\.h5|weights\.npz)$"
-)
-"""Names of a whole model in one file; transformers too looks for these before an index."""
-_MAIN_INDEX = re.compile(
-    r"^(?:model|pytorch_model|diffusion_pytorch_model|flax_model|tf_model)\.\w+\.index\.json$"
-)
-"""Names of the index that the libraries themselves write, preferred over other indices."""
-_SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})(\.\w+)$")
-"""Name of a shard: stem, number, count and suffix."""
-_NOT_MODELS = re.compile(
-    r"^(?:training_args|optimizer|scheduler|scaler|sampler|dl_state.*|rng_state.*|random_states.*"
-    r"|tokenizer.*|manifest|regularizer|custom_checkpoint.*|trainer_state|openvino_.*"
-    r"|.*optim_states)\."
-)
-"""Files of a training run that have a model's suffix but hold no model."""
 _COMPONENTS = re.compile(
     r"^(?:unet|vae|transformer|prior|decoder|controlnet|text_encoder|image_encoder|vision_encoder"
     r"|vqvae|movq|vocoder|safety_checker|adapter|connectors)(?:_\d+)?$"
@@ -114,43 +98,13 @@ def _of_format(
     folder: FilePath, label: str, form: Format, pattern: str, *, adapters: bool
 ) -> Source | None:
     """Open the folder's model of one format, whole rather than sharded; None if there is none."""
-    indices = sorted(folder.glob(f"{pattern}.index.json"))
-    found = [
-        f for f in sorted(folder.glob(pattern)) if f.is_file() and not _NOT_MODELS.match(f.name)
-    ]
-    files = [f for f in found if bool(ADAPTER.match(f.name)) == adapters]
-    # An index that is left over beside a whole file is ignored, as transformers does.
-    if indices and not adapters and not any(WHOLE.match(f.name) for f in files):
-        preferred = [index for index in indices if _MAIN_INDEX.match(index.name)]
-        return _from_index((preferred or indices)[0], label)
+    indices, files = candidates(folder, pattern, adapters=adapters)
+    if indices:
+        return _from_index(indices[0], label)
     if not files:
         return None
-    chosen = _choose(folder, files, form)
+    chosen = choose(folder, files, form)
     return _assembled(form, chosen, label)
-
-
-def _choose(folder: FilePath, files: Sequence[FilePath], form: Format) -> list[FilePath]:
-    """Choose the one model among a folder's files of one format."""
-    by_name = {path.name: path for path in files}
-    if whole := [path for path in files if WHOLE.match(path.name) or MAIN_ADAPTER.match(path.name)]:
-        return whole[:1]
-    # Shards without an index: their names say how many there must be.
-    shards = [match for name in by_name if (match := _SHARD.match(name))]
-    if shards and len({(m[1], m[3], m[4]) for m in shards}) == 1:
-        stem, count, suffix = shards[0][1], shards[0][3], shards[0][4]
-        wanted = [f"{stem}-{i:05d}-of-{count}{suffix}" for i in range(1, int(count) + 1)]
-        for name in wanted:
-            if name not in by_name:
-                raise SourceError(f"shard {name} of {folder} is missing; download the model again")
-        return [by_name[name] for name in wanted]
-    # Several models of equal standing: do not guess which one the user means.
-    if len({tuple(form.all_parts(path)) for path in files}) > 1:
-        refuse_foreign(folder)
-        names = ", ".join(sorted(by_name)[:3])
-        raise SourceError(
-            f"{folder} holds {len(files)} checkpoints ({names}); name the file to open"
-        )
-    return form.all_parts(files[0])
 
 
 def _snapshot(folder: FilePath) -> FilePath | None:
@@ -209,7 +163,7 @@ def _has_weights(folder: FilePath) -> bool:
     """Whether a folder holds files of a format that is read."""
     patterns = [pattern for form in table.FORMATS for pattern in form.patterns]
     return any(
-        not _NOT_MODELS.match(file.name) for pattern in patterns for file in folder.glob(pattern)
+        not NOT_MODELS.match(file.name) for pattern in patterns for file in folder.glob(pattern)
     )
 
 

@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 from spectail.basics.addresses import without_secrets
 from spectail.basics.schema import checked, parse_json
 from spectail.errors import SourceError
-from spectail.models.formats.shard_index import read_index
+from spectail.models.formats.model_files import is_whole
 from spectail.models.formats.stores import AccessDeniedError, Store, settings
 from spectail.models.formats.table import endings
 from spectail.models.formats.web_page import read_page, wait_of
@@ -57,13 +57,11 @@ def cached_folder(name: str) -> Path | None:
     except ImportError:
         return None
     try:
-        folder = Path(snapshot_download(name, local_files_only=True))
-        # Programs that needed only the configuration or the tokenizer leave a part of a model.
-        for index in folder.rglob("*.index.json"):
-            read_index(index)
-    except (OSError, ValueError, SourceError):
-        return None
-    return folder if any(file.name.endswith(endings()) for file in folder.rglob("*")) else None
+        folder: str | None = snapshot_download(name, local_files_only=True)
+    except (OSError, ValueError) as error:
+        # Files of the repository are missing, though perhaps none of the model.
+        folder = getattr(error, "snapshot_path", None)
+    return Path(folder) if folder and is_whole(Path(folder)) else None
 
 
 class HubRepository(Store):
@@ -116,7 +114,8 @@ class HubRepository(Store):
             raise self.missing("huggingface_hub") from None
         if constants.HF_HUB_OFFLINE:
             raise SourceError(
-                f"{self.shown} is not in the cache, and HF_HUB_OFFLINE forbids to ask the hub"
+                f"HF_HUB_OFFLINE forbids to ask the hub for {self.shown}; a model that is whole in "
+                f"the hub's cache is read from there by its id, {self._name}"
             )
         if not re.match(r"https?://[^/\s]+", constants.ENDPOINT):
             raise SourceError(
