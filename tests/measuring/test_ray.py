@@ -34,6 +34,7 @@ from spectail.measuring.run import run_plan
 from spectail.models.formats.open_file import OpenFile
 from spectail.results.records import LayerRecord
 from tests.conftest import weights
+from tests.models.servers import serve
 from tests.processes import SIGNALLED
 
 # As the engine does before it imports Ray: messages of raylets stay out of what tests capture.
@@ -494,6 +495,19 @@ def test_a_model_that_is_written_while_a_machine_opens_it_has_changed(
     assert isinstance(found, Trouble)
     assert found.changed
     assert "has changed since it was opened" in found.reason
+
+
+def test_messages_about_an_address_hold_no_secrets(cluster: Any, checkpoint: Path) -> None:
+    with serve(checkpoint.parent) as server:
+        address = server.url.replace("//", "//user7:password8@")
+        plan = make_plan(f"{address}/{checkpoint.name}?signature9=1", spec=st.presets.FARMS)
+        save_file(weights(seed=1), checkpoint)
+        shown = f"{server.url}/{checkpoint.name}"
+        with pytest.raises(st.SourceChangedError, match=f" {shown} is another model than the one"):
+            run_plan(plan, RayEngine(cluster.address))
+        checkpoint.unlink()
+        with pytest.raises(st.SourceError, match=f"can measure {shown}: there is no model"):
+            run_plan(replace(plan, source=f"{plan.source}0"), RayEngine(cluster.address))
 
 
 def test_a_source_that_no_machine_has_is_one_line(cluster: Any, checkpoint: Path) -> None:

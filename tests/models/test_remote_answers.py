@@ -86,3 +86,48 @@ def test_an_answer_without_sense_says_what_is_wrong(case: str, site: Path) -> No
     # Such an answer is not asked for again.
     assert "more tries" not in message
     assert "\n" not in message
+
+
+class Latin(_Handler):
+    """A server whose pages of errors are no UTF-8."""
+
+    def answer(self, status: int, body: bytes = b"", headers: Any = None, cut: int = -1) -> None:
+        page = "nicht gefunden: \xfcber".encode("latin-1")
+        super().answer(status, page if status >= 400 else body, headers, cut)
+
+
+def test_a_page_in_other_letters_says_that_a_file_is_missing(site: Path) -> None:
+    with serve(site, Latin) as server:
+        # There is no config.json beside it.
+        found = open_source(f"{server.url}/one.safetensors")
+        assert found.layers
+        assert len(server.requests) < 20
+        with pytest.raises(st.SourceError, match="there is no model at"):
+            open_source(f"{server.url}/two.safetensors")
+        server.denied = "one"
+        with pytest.raises(st.SourceError, match="access is denied"):
+            open_source(f"{server.url}/one.safetensors")
+
+
+@pytest.mark.parametrize(("tags", "same"), [(('"a"', 'W/"a"'), True), (('W/"a"', 'W/"b"'), False)])
+def test_a_weak_tag_is_that_of_the_same_content(
+    site: Path, tags: tuple[str, str], same: bool
+) -> None:
+    with serve(site, etags=False) as server:
+        server.extra = {"ETag": tags[0]}
+        [layer, *_] = open_source(f"{server.url}/one.safetensors").layers
+        server.extra = {"ETag": tags[1]}
+        if same:
+            layer.read()
+            return
+        with pytest.raises(st.SourceChangedError):
+            layer.read()
+
+
+def test_an_empty_tag_says_nothing(site: Path) -> None:
+    with serve(site, etags=False, extra={"ETag": '""'}) as server:
+        before = open_source(f"{server.url}/one.safetensors").fingerprint
+        data = bytearray((site / "one.safetensors").read_bytes())
+        data[-4:] = b"\0\0\x80?"
+        (site / "one.safetensors").write_bytes(data)
+        assert open_source(f"{server.url}/one.safetensors").fingerprint != before

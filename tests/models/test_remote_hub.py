@@ -17,6 +17,8 @@ from huggingface_hub import constants, try_to_load_from_cache
 from safetensors.torch import save_file
 
 import spectail as st
+from spectail.measuring.engines.task import Request, Trouble, measure_request
+from spectail.measuring.planning import make_plan
 from spectail.models.open import open_source
 from tests.conftest import weights
 from tests.models.servers import COMMIT, Server, serve, serve_hub
@@ -177,6 +179,26 @@ def test_files_beside_the_model_may_be_missing_in_the_cache(
     (home / "trees" / f"{COMMIT}.json").write_text(json.dumps(noted))
     assert len(open_source("org/toy-1.5").layers) > 10
     assert not hub.requests
+
+
+def test_a_run_from_the_hub_and_one_from_the_cache_say_how_they_differ(
+    hub: Server, repository: Path, tmp_path: Path
+) -> None:
+    st.analyze("org/toy-1.5", out=tmp_path / "run", include=["*layers.0*"])
+    st.analyze("org/toy-1.5", out=tmp_path / "a", shard="1/2")
+    plan = make_plan("org/toy-1.5", spec=st.presets.FARMS)
+    keep(repository, tmp_path / "cache", ["config.json", "model.safetensors"])
+    st.analyze("org/toy-1.5", out=tmp_path / "b", shard="2/2")
+    trouble = measure_request(Request("", "org/toy-1.5", None, plan.run, "cpu", 1, False))
+    assert isinstance(trouble, Trouble)
+    advice = "give hf://org/toy-1.5 to read the hub everywhere"
+    assert trouble.reason.endswith(advice)
+    with pytest.raises(st.RunError, match=f"{advice}$"):
+        st.analyze("org/toy-1.5", out=tmp_path / "run", include=["*layers.0*"])
+    with pytest.raises(st.RunError, match=f"{advice}$"):
+        st.analyze("org/toy-1.5", out=tmp_path / "a", shard="2/2")
+    with pytest.raises(st.RunError, match=f"{advice}$"):
+        st.merge(tmp_path / "a", tmp_path / "b", out=tmp_path / "c")
 
 
 def test_failures_of_the_hub_are_repeated(hub: Server, repository: Path, impatient: None) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from spectail.basics.locks import open_locked
 from spectail.basics.schema import parse_json
 from spectail.errors import RunError
 from spectail.measuring.layer import record_of
+from spectail.models.formats.hub import advice_on_cache
 from spectail.models.source import Layer
 from spectail.results.records import LayerRecord, RunInfo
 
@@ -261,8 +262,14 @@ def _require_same(folder: Path, stored: dict[str, Any], run: RunInfo) -> None:
     )
     raise RunError(
         f"{folder} holds a run of {what}: {stored.get('source')} there, {run.source} now; "
-        "choose another --out, or --fresh to replace it"
+        f"choose another --out, or --fresh to replace it{why_other_model(different, stored, run)}"
     )
+
+
+def why_other_model(different: Sequence[str], stored: Mapping[str, Any], run: RunInfo) -> str:
+    """Return why one name may have two fingerprints; empty if that is not what differs."""
+    one_name = "fingerprint" in different and stored.get("source") == run.source
+    return advice_on_cache(run.source) if one_name else ""
 
 
 def differences(stored: dict[str, Any], run: RunInfo) -> list[str]:

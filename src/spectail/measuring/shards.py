@@ -24,7 +24,7 @@ from spectail.basics.schema import Count, SchemaError, checked, parse_json
 from spectail.basics.texts import first_names, joined, plural
 from spectail.errors import RunError, SpecError
 from spectail.measuring.cost import plan_seconds
-from spectail.measuring.journal import JOURNAL_FILE, Journal, differences
+from spectail.measuring.journal import JOURNAL_FILE, Journal, differences, why_other_model
 from spectail.measuring.layer import Plan
 from spectail.results.records import LayerRecord, RunInfo
 
@@ -318,6 +318,7 @@ def _require_one_run(parts: Sequence[_Part]) -> None:
             raise RunError(
                 f"{first.folder} and {part.folder} are parts of runs of different {what} "
                 f"({joined(different)}): measure one of them again, or remove it"
+                f"{why_other_model(different, part.run.to_dict(), first.run)}"
             )
         if (part.shard.count, part.total) != (first.shard.count, first.total):
             raise RunError(
@@ -376,6 +377,7 @@ def _require_same(folder: Path, stored: dict[str, Any], run: RunInfo) -> None:
         raise RunError(
             f"{folder} holds results of {what} ({joined(different)}): {stored.get('source')} "
             f"there, {run.source} now; choose another --out, or --fresh to replace it"
+            f"{why_other_model(different, stored, run)}"
         )
 
 

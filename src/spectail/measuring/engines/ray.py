@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, ClassVar
 
+from spectail.basics.addresses import without_secrets
 from spectail.basics.files import local_path
 from spectail.basics.texts import joined, plural, visible
 from spectail.errors import RunError, SourceChangedError, SourceError, SpecError
@@ -254,9 +255,10 @@ class _Driver:
             _LOG.warning("%s is not used: %s", where, trouble.reason)
         self.capacity = self._look()
         if not self.capacity.machines:
+            machines = plural(len(self.bad_nodes), "machine")
             raise SourceError(
-                f"no machine of the cluster ({plural(len(self.bad_nodes), 'machine')}) can measure "
-                f"{self.source}: {trouble.reason}; every machine must reach it by this name"
+                f"no machine of the cluster ({machines}) can measure {without_secrets(self.source)}"
+                f": {trouble.reason}; every machine must reach it by this name"
             )
 
     def _check_cluster(self) -> None:

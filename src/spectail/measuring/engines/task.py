@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
 
+from spectail.basics.addresses import without_secrets
 from spectail.core.threads import spread_over
 from spectail.errors import SourceChangedError, SourceError, SpecError
 from spectail.measuring.device import usable_device
 from spectail.measuring.layer import Plan, measure_layer
 from spectail.measuring.rounding import with_rounding
+from spectail.models.formats.hub import advice_on_cache
 from spectail.models.open import open_source
 from spectail.models.source import Source
 from spectail.results.records import LayerRecord, RunInfo
@@ -55,7 +57,9 @@ def measure_request(request: Request) -> LayerRecord | Trouble:
         return Trouble(str(error))
     if opened.fingerprint != request.run.fingerprint:
         return Trouble(
-            f"{request.source} is another model than the one that was planned", changed=True
+            f"{without_secrets(request.source)} is another model than the one that was planned"
+            + advice_on_cache(request.source),
+            changed=True,
         )
     layers = {layer.name: layer for layer in (*opened.layers, *opened.tied)}
     plan = Plan(request.run, opened.layers, device)

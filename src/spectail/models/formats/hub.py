@@ -14,7 +14,7 @@ from spectail.errors import SourceError
 from spectail.models.formats.model_files import is_whole
 from spectail.models.formats.stores import AccessDeniedError, Store, settings
 from spectail.models.formats.table import endings
-from spectail.models.formats.web_page import read_page, wait_of
+from spectail.models.formats.web_page import read_page, status_of, wait_of
 
 T = TypeVar("T")
 
@@ -48,6 +48,20 @@ def hub_address(place: str) -> tuple[str, str | None, str]:
         shown = without_secrets(f"hf://{place}")
         raise SourceError(f"{shown!r} names no model; expected hf://org/name")
     return match[1], unquote(match[2]) if match[2] else None, (match[3] or "").strip("/")
+
+
+def advice_on_cache(source: str) -> str:
+    """Return what to do if two machines open two models under a hub id; empty for other names.
+
+    >>> advice_on_cache("org/name")[-46:], advice_on_cache("hf://org/name")
+    ('give hf://org/name to read the hub everywhere', '')
+    """
+    if not is_hub_id(source):
+        return ""
+    return (
+        "; a copy in the hub's cache counts as another model than that on the hub: "
+        f"give hf://{source} to read the hub everywhere"
+    )
 
 
 def cached_folder(name: str) -> Path | None:
@@ -91,8 +105,16 @@ class HubRepository(Store):
 
     def asked_wait(self, key: str) -> float:
         """Return the seconds after which the hub wants to be asked again."""
+        return wait_of(*self._file(key))
+
+    def status(self, key: str) -> str:
+        """Ask for the status of a refused file."""
+        return status_of(*self._file(key))
+
+    def _file(self, key: str) -> tuple[str, dict[str, str]]:
+        """Return the address of a file, and what is sent with a request for it."""
         endpoint, headers = self._hub()
-        return wait_of(f"{endpoint}/{self._place()}/{quote(key)}", headers)
+        return f"{endpoint}/{self._place()}/{quote(key)}", headers
 
     def _opened(self, obstore: Any) -> Any:
         """Open the commit's files. Requests are redirected to where the hub keeps large files."""

@@ -173,6 +173,10 @@ class Store(ABC):
         """
         return 0.0
 
+    def status(self, key: str) -> str:
+        """Ask for the status of a refused file, such as ``404 Not Found``; empty if unknown."""
+        return ""
+
     def _part(self, key: str, start: int, end: int) -> Piece:
         """Read a part as ``get`` does, unless the server is busy."""
         rest, silent = pauses(), 0
@@ -221,6 +225,9 @@ class Store(ABC):
         except Exception as error:  # noqa: BLE001 - obstore raises OSError and classes of its own
             if type(error).__name__ == "NotSupportedError":
                 raise RangesIgnoredError from None
+            # obstore loses the status if the page that comes with it is no UTF-8.
+            if "FromUtf8Error" in str(error) and (status := self.status(key)):
+                raise failure(self.address(key), status, "") from None
             raise explained(error, self.address(key)) from None
 
     def _pieces(self, result: Any, key: str) -> Iterator[bytes]:
@@ -277,8 +284,6 @@ def explained(error: Exception, shown: str) -> Exception:
         return LengthUnknownError(
             f"{shown} cannot be read: the server does not say how long its answer is; download it"
         )
-    if status[:3] == "416":
-        return PastEndError(f"{shown} cannot be read: it is shorter than it was")
     if "parsing Path" in text or "empty path segment" in text:
         return UnnameableError(
             f"{shown} cannot be read: an empty part, '.', '..' or a control character in a path "
@@ -312,6 +317,8 @@ def failure(shown: str, status: str, cause: str) -> Exception:
     """
     if status[:3] in {"404", "410"}:
         return FileNotFoundError(f"there is no {shown}")
+    if status[:3] == "416":
+        return PastEndError(f"{shown} cannot be read: it is shorter than it was")
     if status[:3] in {"401", "403"}:
         return AccessDeniedError(
             f"{shown} cannot be read: access is denied ({status}); "
@@ -391,4 +398,6 @@ def _stamp(meta: Mapping[str, Any]) -> RemoteStamp:
     # A server that states no date is said to state the beginning of 1970.
     date = meta["last_modified"]
     dated = date.isoformat() if date.timestamp() else ""
-    return RemoteStamp(meta["size"], meta["e_tag"] or dated)
+    # Proxies mark a tag as weak on their way; an empty one would be that of every file.
+    tag = (meta["e_tag"] or "").removeprefix("W/").strip('"')
+    return RemoteStamp(meta["size"], tag or dated)

@@ -21,7 +21,7 @@ from spectail.models.formats.stores import (
 )
 from spectail.models.formats.table import endings
 from spectail.models.formats.usual_names import usual_names
-from spectail.models.formats.web_page import read_page, wait_of
+from spectail.models.formats.web_page import read_page, status_of, wait_of
 
 _FILE_NAME = re.compile(r"\.[A-Za-z][A-Za-z0-9]+$")
 """The end of a name that is a file's (``model.gguf``) and no folder's (``Qwen2.5``)."""
@@ -87,8 +87,16 @@ class WebFolder(Store):
 
     def asked_wait(self, key: str) -> float:
         """Return the seconds after which the server wants to be asked again."""
+        return wait_of(self._file(key), self._headers())
+
+    def status(self, key: str) -> str:
+        """Ask for the status of a refused file."""
+        return status_of(self._file(key), self._headers())
+
+    def _file(self, key: str) -> str:
+        """Return the address of a file, without user and password."""
         path = f"{self._parts.path.rstrip('/')}/{quote(key)}" if key else self._parts.path
-        return wait_of(self._address(path), self._headers())
+        return self._address(path)
 
     def _opened(self, obstore: Any) -> Any:
         """Open the folder; keys are appended to its address."""

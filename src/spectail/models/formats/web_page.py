@@ -64,8 +64,7 @@ def read_page(url: str, shown: str, headers: Mapping[str, str]) -> bytes:
                 raise SourceError(f"{shown} is too long for a listing; name the file to open")
             return content
         except HTTPError as error:
-            # Not the server's own words, which may be anything.
-            status = f"{error.code} {http.client.responses.get(error.code, '')}".rstrip()
+            status = _status(error)
             wait = asked_wait(error.headers.get("Retry-After")) if error.code in {429, 503} else 0.0
             error.close()
         except (ValueError, http.client.InvalidURL):
@@ -95,15 +94,37 @@ def read_page(url: str, shown: str, headers: Mapping[str, str]) -> bytes:
 
 def wait_of(url: str, headers: Mapping[str, str]) -> float:
     """Ask a busy server for one byte of a file, to learn how long it wants to be left alone."""
+    try:
+        refusal = _refusal(url, headers)
+    except (OSError, http.client.HTTPException, ValueError):
+        return 0.0
+    # Without a refusal, it answers again.
+    return asked_wait(refusal.headers.get("Retry-After")) if refusal else 0.1
+
+
+def status_of(url: str, headers: Mapping[str, str]) -> str:
+    """Ask for one byte of a file; return the status of a refusal, empty if there is none."""
+    try:
+        refusal = _refusal(url, headers)
+    except (OSError, http.client.HTTPException, ValueError):
+        return ""
+    return _status(refusal) if refusal else ""
+
+
+def _refusal(url: str, headers: Mapping[str, str]) -> HTTPError | None:
+    """Ask for one byte of a file; return the server's refusal, or None if it answers."""
     request = Request(url, headers={**headers, "Range": "bytes=0-0"})
     try:
         with build_opener(_Redirects).open(request, timeout=waiting.ANSWER.total_seconds()):
-            return 0.1  # it answers again
+            return None
     except HTTPError as error:
-        with error:
-            return asked_wait(error.headers.get("Retry-After"))
-    except (OSError, http.client.HTTPException, ValueError):
-        return 0.0
+        error.close()
+        return error
+
+
+def _status(error: HTTPError) -> str:
+    """Return a status such as ``404 Not Found``: not the server's words, which may be anything."""
+    return f"{error.code} {http.client.responses.get(error.code, '')}".rstrip()
 
 
 def _cause(error: Exception) -> str:
