@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import spectail as st
-from tests.processes import SIGNALLED
+from tests.processes import SIGNALLED_SLOW
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes and signals of POSIX")
 COMMAND = [sys.executable, "-m", "spectail"]
@@ -113,8 +113,9 @@ def test_a_signal_ends_a_run_that_goes_on_later(
     name: str, model: Path, analysis: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    command = [*SIGNALLED, "analyze", str(model), "--out", str(out)]
-    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
+    command = [*SIGNALLED_SLOW, "analyze", str(model), "--out", str(out)]
+    two = {**os.environ, "OMP_NUM_THREADS": "2"}
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, env=two) as process:
         wait_for_rows(out / ".progress.jsonl")
         process.send_signal(getattr(signal, name))
         _, said = process.communicate(timeout=60)

@@ -70,10 +70,14 @@ def remember_what_is_measured(names: list[str]) -> None:
     module.measure_layer = measure_layer
 
 
-def work(rank: int, how: str, port: int, folder: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def meet(rank: int, folder: Path) -> None:
+    """Connect the two processes; by a file, since a port may be taken before they listen on it."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+
+
+def work(rank: int, how: str, folder: Path) -> None:
+    meet(rank, folder)
     try:
         measured: list[str] = []
         remember_what_is_measured(measured)
@@ -138,7 +142,7 @@ def alone() -> tuple[st.Balancer, list[torch.Tensor]]:
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
 def test_two_processes_do_what_one_does(how: str, tmp_path: Path) -> None:
-    spawn(work, (how, free_port(), tmp_path), nprocs=2)
+    spawn(work, (how, tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     balancer, weights = alone()
     assert first["factors"] == second["factors"] == first["resumed factors"]
@@ -159,14 +163,12 @@ def test_two_processes_do_what_one_does(how: str, tmp_path: Path) -> None:
     assert (first["logged"], second["logged"]) == ([2, 4], []), "one process logs"
 
 
-def work_with_zero(rank: Any, port: Any, folder: Path) -> None:
+def work_with_zero(rank: Any, folder: Path) -> None:
     from torch.distributed.optim import (
         ZeroRedundancyOptimizer,
     )  # warns of torch.jit when it is imported
 
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    meet(rank, folder)
     try:
         model = DistributedDataParallel(net())
         optimizer = ZeroRedundancyOptimizer(
@@ -187,7 +189,7 @@ def work_with_zero(rank: Any, port: Any, folder: Path) -> None:
 
 
 def test_an_optimizer_that_is_shared_out_between_processes(tmp_path: Path) -> None:
-    spawn(work_with_zero, (free_port(), tmp_path), nprocs=2)
+    spawn(work_with_zero, (tmp_path,), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     balancer, weights = alone()
     assert first["held"] + second["held"] == len(weights), "each process steps its share"
