@@ -87,10 +87,8 @@ SAFETENSORS: dict[str, Attack] = {
         lambda: b.safetensors({"a": b.entry([1], 0, 4, ["F32"])}, bytes(4))
     ),
     "a header of spaces": _st(lambda: b.safetensors(b"{" + b" " * 10**6 + b"}")),
-    "10,000 empty tensors": _st(
-        lambda: b.safetensors(
-            {f"layers.{i}.a.weight": b.entry([0, 4], 0, 0) for i in range(10_000)}
-        )
+    "3,000 empty tensors": _st(
+        lambda: b.safetensors({f"layers.{i}.a.weight": b.entry([0, 4], 0, 0) for i in range(3_000)})
     ),
     "names of dots only": _st(
         lambda: b.safetensors(
