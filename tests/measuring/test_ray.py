@@ -200,7 +200,7 @@ def test_the_note_of_a_cluster_that_was_killed_is_no_cluster(
     command += ["--ray-address", address] if address else []
     environment = os.environ | {"RAY_TMPDIR": str(short)}
     environment.pop("RAY_ADDRESS", None)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     if address:
         assert done.returncode == 2
         assert done.stderr.startswith("spectail: no Ray cluster answers at 127.0.0.1:9 (")
