@@ -35,7 +35,7 @@ class Bands:
 
     ``read`` returns the band from a start to a stop as (1, rows, cols). ``complete`` says that the
     matrix may be read whole and repeatedly: then only one band is in memory at a time. Otherwise
-    all bands that were read stay in memory, and none is read twice.
+    all that was read stays in memory, and nothing is read twice, also where bands overlap.
     """
 
     def __init__(
@@ -93,23 +93,33 @@ class Bands:
         return found
 
     def _band(self, start: int, stop: int) -> Tensor:
-        """Return a band, read only if it lies in none that is in memory."""
-        if (kept := self._in_memory(start, stop)) is not None:
-            return kept
-        if self.complete:
+        """Return a band; what of it is in memory is not read again."""
+        gaps = self._gaps(start, stop)
+        if gaps and self.complete:
             self._kept.clear()
-        band = self._read(start, stop)
-        if not math.isfinite(largest_magnitude(band)):
-            raise SourceError("some of the weights that were read are NaN or infinite")
-        self._kept[start, stop] = band
-        return band
+            gaps = [(start, stop)]
+        for gap in gaps:
+            piece = self._read(*gap)
+            if not math.isfinite(largest_magnitude(piece)):
+                raise SourceError("some of the weights that were read are NaN or infinite")
+            self._kept[gap] = piece
+        pieces = []
+        for (first, last), kept in sorted(self._kept.items(), key=lambda item: item[0]):
+            begin, end = max(start, first), min(stop, last)
+            if begin < end:
+                pieces.append(kept.narrow(self.axis + 1, begin - first, end - begin))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=self.axis + 1)
 
-    def _in_memory(self, start: int, stop: int) -> Tensor | None:
-        """Return a band that lies in one that is in memory, or None."""
-        for (first, last), kept in self._kept.items():
-            if first <= start and stop <= last:
-                return kept.narrow(self.axis + 1, start - first, stop - start)
-        return None
+    def _gaps(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Return where the parts of a band begin and end that are not in memory."""
+        gaps, at = [], start
+        for first, last in sorted(self._kept):
+            if last <= at or first >= stop:
+                continue
+            if first > at:
+                gaps.append((at, first))
+            at = last
+        return [*gaps, (at, stop)] if at < stop else gaps
 
 
 def bands_of(matrices: Tensor | Bands) -> Iterable[Tensor]:
