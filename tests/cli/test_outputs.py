@@ -194,8 +194,8 @@ import os, sys
 from spectail.cli import run
 writable, *commands = sys.argv[1:]
 # Once as root: Python's own files may not be readable for others.
-for arguments in commands:
-    run([*arguments.split("|")[:-1], f"{writable}/{len(arguments)}", "--quiet"])
+for number, arguments in enumerate(commands):
+    run([*arguments.split("|")[:-1], f"{writable}/{number}", "--quiet"])
 os.setgid(65534)
 os.setuid(65534)
 for arguments in commands:
