@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 import spectail as st
 from spectail.cli import run
 from spectail.measuring import layer as measuring
+from spectail.models.formats.folders import LONGEST_NAME
 from spectail.models.formats.open_file import OpenFile
 from spectail.models.lazy_tensor import LazyTensor
 from spectail.models.naming.names import natural_key
@@ -114,7 +115,7 @@ def test_digits_of_any_script_in_names(name: str, tmp_path: Path) -> None:
     analysis = st.analyze(state, out=tmp_path)
     assert [layer.name for layer in analysis.layers] == [f"layers.{name}.fc", "layers.2.fc"]
     assert (analysis.table["status"] == "ok").all()
-    if name.isprintable():
+    if name.isprintable() and len(name) < LONGEST_NAME - 20:
         save_file(state, tmp_path / "m.safetensors")
         stored = st.analyze(tmp_path / "m.safetensors")
         assert {layer.name for layer in stored.layers} == {f"layers.{name}.fc", "layers.2.fc"}

@@ -495,3 +495,17 @@ def test_formats_are_preferred_in_the_order_of_the_table(tmp_path: Path) -> None
     write_safetensors(tmp_path, state(1))
     write_torch(tmp_path, state(2))
     assert np.array_equal(open_source(tmp_path).layers[0].read()[0], state(1)["layers.0.weight"])
+
+
+@pytest.mark.parametrize("name", ["..", "../other", "/other"])
+def test_a_pipeline_does_not_name_folders_outside(name: str, tmp_path: Path) -> None:
+    name = str(tmp_path / "other") if name == "/other" else name
+    for folder in (tmp_path, tmp_path / "other", tmp_path / "model"):
+        folder.mkdir(exist_ok=True)
+        save_file({"net.weight": torch.eye(4)}, folder / "model.safetensors")
+    (tmp_path / "model" / "modules.json").write_text(json.dumps([{"path": name}]))
+    assert len(open_source(tmp_path / "model").layers) == 1
+    (tmp_path / "model" / "model.safetensors").unlink()
+    (tmp_path / "model" / "model_index.json").write_text(json.dumps({name: ["a", "b"]}))
+    with pytest.raises(SourceError, match="weights"):
+        open_source(tmp_path / "model")

@@ -42,6 +42,19 @@ ADAPTERS: dict[str, Attack] = {
             "lora_up.weight": (2000, 1, 1, 1),
         },
     ),
+    "6,000 adapters of one weight, and 6,000 magnitudes": lambda d: b.adapter(
+        d,
+        {f"lora_A.a{i}.weight": (4, 1) for i in range(6_000)}
+        | {f"lora_magnitude_vector.b{i}.weight": (1,) for i in range(6_000)},
+    ),
+    "a million experts": lambda d: b.adapter(
+        d,
+        {"lora_A.weight": (1_000_000, 1), "lora_B.weight": (1, 1_000_000)},
+        {"r": 1, "target_parameters": ["q_proj.down_proj"]},
+    ),
+    "a million stacked experts": lambda d: b.adapter(
+        d, {"lora_A.weight": (1_000_000, 1, 1), "lora_B.weight": (1_000_000, 1, 1)}, {"r": 1}
+    ),
     "an OFT whose blocks are 40 GB": lambda d: _oft(d, (1, 0), 100_000),
     "a rank pattern that backtracks for ever": lambda d: _pattern(
         d, {"(a+)+b": 4, "(.*)*x": 3, r"(\w+\s?)+$": 2}

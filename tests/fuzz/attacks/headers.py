@@ -113,6 +113,28 @@ SAFETENSORS: dict[str, Attack] = {
             bytes(1024),
         )
     ),
+    "100,000 underlines in the name of integers": _st(
+        lambda: b.safetensors({"_" * 100_000: b.entry([16, 16], 0, 256, "I8")}, bytes(256))
+    ),
+    "scales within scales": _st(
+        lambda: b.safetensors({"a." + "scale." * 16_000 + "scale": SQUARE}, bytes(1024))
+    ),
+    "names of 33,000 numbers": _st(
+        lambda: b.safetensors({f"{'1.a' * 33_000}{i}": b.entry([0], 0, 0) for i in range(40)})
+    ),
+    "20,000 flat parameters": _st(
+        lambda: b.safetensors(
+            {f"m.{i}.flat_param": b.entry([1], 4 * i, 4 * i + 4) for i in range(20_000)},
+            bytes(80_000),
+        )
+    ),
+    "6,000 integers beside 6,000 scales": _st(
+        lambda: b.safetensors(
+            {f"w{i}": b.entry([2, 2], 4 * i, 4 * i + 4, "I8") for i in range(6_000)}
+            | {f"x{i}_scale": b.entry([0], 24_000, 24_000) for i in range(6_000)},
+            bytes(24_000),
+        )
+    ),
     "an empty name": _st(
         lambda: b.safetensors({"": SQUARE, ".weight": b.entry([0], 1024, 1024)}, bytes(1024))
     ),

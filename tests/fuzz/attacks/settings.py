@@ -35,6 +35,12 @@ CONFIG: dict[str, Attack] = {
         d, {"model_type": ["phi3"], "num_attention_heads": 4}
     ),
     "a configuration in itself, 500 times": lambda d: b.model_with(d, b.inside("text_config", 500)),
+    "50,000 sub-configurations": lambda d: b.model_with(
+        d,
+        {f"a{i}_config": {} for i in range(50_000)},
+        {f"layers.{i}.weight": (1, 1) for i in range(300)},
+    ),
+    "a module that is the folder itself": lambda d: _own_module(d),
     "sub-configurations of the same role": lambda d: b.model_with(
         d,
         {f"vision{i}_config": {"num_heads": i} for i in range(3000)},
@@ -132,3 +138,10 @@ def _snapshot(folder: Path, commit: str) -> Path:
     b.put(folder, "snapshots/abc/model.safetensors", b.tensors({"a.weight": (16, 16)}))
     b.put(folder, "refs/main", commit)
     return folder
+
+
+def _own_module(folder: Path) -> Path:
+    """A model whose list of modules leads back to it, three times."""
+    (folder / "m").symlink_to(".")
+    b.put(folder, "modules.json", json.dumps([{"path": "m"}] * 3))
+    return b.model_with(folder, {})

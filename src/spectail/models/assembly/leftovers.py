@@ -7,8 +7,9 @@ its type, its name and the names of the scales around it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
+from typing import TypeAlias
 
 from spectail.models.assembly.eight_bit import is_float8
 from spectail.models.assembly.pieces import shape_text
@@ -114,12 +115,7 @@ def judge_the_rest(
         modules: Paths of modules with a computed weight. Those of failed rows are added.
 
     """
-    # Unused scales, by every module that they may belong to.
-    scales: dict[str, list[str]] = {}
-    for name in known:
-        if name not in used and name not in made and is_scale_name(name):
-            for module in _scaled_modules(name):
-                scales.setdefault(module, []).append(name)
+    scales = _unused_scales(known, made.keys() | used)
     weights = {weight.name for weight in made.values()}
     for name, stored in known.items():
         near = _near_scales(stored, scales)
@@ -132,6 +128,22 @@ def judge_the_rest(
         if (weight is not None and weight.problem) or (stored.problem and not _is_float(stored)):
             modules.add(name.rpartition(".")[0])
             used.update(near)
+
+
+_Scales: TypeAlias = dict[str, dict[str, list[str]]]
+"""Names of scales, by the module that they may belong to and by what they are named after."""
+
+
+def _unused_scales(known: Mapping[str, LazyTensor], used: Set[str]) -> _Scales:
+    """List the scales that no weight has used and that lie in a module of a quantised weight."""
+    quantised = (name for name, stored in known.items() if _may_have_scale(stored))
+    scales: _Scales = {name.rpartition(".")[0]: {} for name in quantised}
+    for name in known:
+        if name not in used and is_scale_name(name):
+            for module in {path for path in _scaled_modules(name) if path in scales}:
+                stem = _stem(name.removeprefix(f"{module}.") if module else name)
+                scales[module].setdefault(stem, []).append(name)
+    return scales
 
 
 def is_scale_name(name: str) -> bool:
@@ -163,26 +175,25 @@ def _ancestors(name: str) -> Iterator[str]:
     yield ""
 
 
-def _scaled_modules(name: str) -> set[str]:
-    """Return the paths of the modules whose weight a scale of this name may belong to.
+def _scaled_modules(name: str) -> Iterator[str]:
+    """List the paths of the modules whose weight a scale of this name may belong to.
 
-    >>> sorted(_scaled_modules("q_proj.weight_scale")), sorted(_scaled_modules("attn.q_proj_scale"))
+    >>> sorted({*_scaled_modules("q_proj.weight_scale")}), [*_scaled_modules("attn.q_proj_scale")]
     (['q_proj', 'q_proj.weight'], ['attn', 'attn.q_proj'])
     """
     parent = name.rpartition(".")[0]
     match = _SCALE.search(name)
     stem = name[: match.start()].rstrip("._/:@-") if match else parent
-    found = {parent, stem}
     for path in (parent, stem):
+        yield path
         # Climb from ``q_proj.weight.quantizer`` to the module ``q_proj``.
         while _OF_WEIGHT.search(path.rpartition(".")[2]):
             path = path.rpartition(".")[0]
-            found.add(path)
+            yield path
     # Some files put the word first: scales.layers.0.q_proj.weight.
     if stem == "":
         rest = name[match.end() :].lstrip("._/:@-") if match else ""
-        found |= {rest, rest.rpartition(".")[0]} - {""}
-    return found
+        yield from {rest, rest.rpartition(".")[0]} - {""}
 
 
 def _left_over(stored: LazyTensor, near: list[str]) -> LazyTensor | None:
@@ -252,21 +263,23 @@ def _may_be_weight(stored: LazyTensor, near: list[str]) -> bool:
     return is_matrix and not selects and not is_scale_name(stored.name)
 
 
-def _near_scales(stored: LazyTensor, scales: Mapping[str, list[str]]) -> list[str]:
+def _may_have_scale(stored: LazyTensor) -> bool:
+    """Whether a tensor holds 8-bit floats or integers."""
+    return is_float8(stored) or _is_integer(stored)
+
+
+def _near_scales(stored: LazyTensor, scales: _Scales) -> list[str]:
     """Find the scales that may belong to a tensor of 8-bit floats or integers.
 
-    They lie in the same module, and are named after the tensor or after nothing. ``scales`` are the
-    names of unused scales, by the modules that they may belong to.
+    They lie in the same module, and are named after the tensor or after nothing.
     """
-    if not (is_float8(stored) or _is_integer(stored)):
+    if not _may_have_scale(stored):
         return []
     module, _, own = stored.name.rpartition(".")
-    names = [name for name in scales.get(module, []) if name != stored.name]
+    by_stem = scales.get(module, {})
     # Every scale of a module may belong to its only weight.
-    if own == "weight":
-        return names
-    prefix = f"{module}." if module else ""
-    return [name for name in names if _stem(name.removeprefix(prefix)) in {own, "weight", ""}]
+    stems = by_stem.keys() if own == "weight" else dict.fromkeys((own, "weight", ""))
+    return [name for stem in stems for name in by_stem.get(stem, ()) if name != stored.name]
 
 
 def _stem(name: str) -> str:

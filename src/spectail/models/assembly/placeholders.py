@@ -41,10 +41,11 @@ def with_placeholders(tensors: Iterable[LazyTensor]) -> list[LazyTensor]:
     """Replace every placeholder of a weight matrix by an unreadable row that says what to do."""
     tensors = list(tensors)
     flat = [stored for stored in tensors if _FLAT.search(stored.name) and len(stored.shape) == 1]
+    names = {stored.name for stored in flat}
     shapes = _shapes_by_pattern(tensors)
     result = []
     for stored in tensors:
-        if stored in flat:
+        if stored.name in names and len(stored.shape) == 1:
             # One row for all of them: flat parameters do not correspond to layers.
             if stored is flat[0]:
                 count = f"{len(flat)} flat parameter{'s' * (len(flat) > 1)}"

@@ -154,9 +154,17 @@ def _components(folder: FilePath) -> list[FilePath]:
     names = named or [
         path.name for path in sorted(folder.iterdir()) if _COMPONENTS.match(path.name)
     ]
-    return [
-        folder / name for name in names if (folder / name).is_dir() and _has_weights(folder / name)
-    ]
+    inside = _inside(folder, names)
+    return [path for path in inside if path.is_dir() and _has_weights(path)]
+
+
+def _inside(folder: FilePath, names: Iterable[str]) -> list[FilePath]:
+    """List the paths of these names that lie in the folder itself, each once.
+
+    The names come from a file, which must not make this read any other file of the user's.
+    """
+    paths = dict.fromkeys(folder / name for name in names)
+    return [path for path in paths if path.parent == folder and path.name != ".."]
 
 
 def _has_weights(folder: FilePath) -> bool:
@@ -182,9 +190,11 @@ def _with_modules(folder: FilePath, source: Source) -> Source:
     """Add the modules in sub-folders that ``modules.json`` of sentence-transformers lists."""
     modules = read_json(folder / "modules.json", list)
     paths = [str(item.get("path", "")) for item in modules if isinstance(item, Mapping)]
-    named = [folder / path for path in paths if path and (folder / path).parent == folder]
+    # A module has no modules of its own: a link may lead back to this folder.
     extra = [
-        (path.name, path_source(path)) for path in named if path.is_dir() and _has_weights(path)
+        (path.name, module)
+        for path in _inside(folder, paths)
+        if path.is_dir() and (module := _whole(path))
     ]
     if not extra:
         return source
@@ -334,7 +344,7 @@ def _read(form: Format, files: Sequence[ReadableFile]) -> Contents:
     for file in files:
         refuse_stand_in(file)
     try:
-        return form.read(files)
+        contents = form.read(files)
     except (SourceError, OSError):
         raise
     except Exception as error:  # noqa: BLE001 - damage may show as any error of a format's library
@@ -343,3 +353,15 @@ def _read(form: Format, files: Sequence[ReadableFile]) -> Contents:
             f"{files[0].path} is not readable as {form.name}: it is damaged or of another form "
             f"({type(error).__name__}: {reason})"
         ) from None
+    for stored in contents.tensors:
+        if len(stored.name) > LONGEST_NAME:
+            raise SourceError(
+                f"{files[0].path} names a tensor {stored.name[:40]!r}... of {len(stored.name):,} "
+                f"characters, more than {LONGEST_NAME:,}: it is damaged"
+            )
+    return contents
+
+
+LONGEST_NAME = 1000
+"""The most characters in a tensor's name. Reading one takes time and memory that grow with the
+square of its length."""

@@ -155,7 +155,10 @@ def check_model_settings(path: FilePath, config: Config) -> None:
         SourceError: The message names the file, the key, what was expected and what came.
 
     """
-    for where, part in _sub_models(config):
+    for count, (where, part) in enumerate(_sub_models(config)):
+        # All of them are looked through for every tensor.
+        if count > _MOST_SUB_MODELS:
+            raise SourceError(f"{path} describes over {_MOST_SUB_MODELS} sub-models: it is damaged")
         _check(path, part, _MODEL, where)
         _check(path, part.get("attn_config") or {}, _ATTENTION, f"{where}attn_config.")
         _check(path, part.get("ffn_config") or {}, _EXPERTS, f"{where}ffn_config.")
@@ -214,6 +217,8 @@ def _check(path: FilePath, stated: Config, kinds: Mapping[str, Setting], where: 
                 raise _error(path, where + key, setting, stated[key]) from None
 
 
+_MOST_SUB_MODELS = 100
+"""The most sub-models of one model; those for text, images, sound and speech are a dozen."""
 _LONGEST = 60
 """Characters of a value that an error shows."""
 

@@ -7,6 +7,7 @@ without ``.weight``. This file imports no torch, because results are compared wi
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
@@ -199,15 +200,18 @@ def layer_name(parameter: str) -> str:
     return parameter.removesuffix(".weight")
 
 
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+def natural_key(name: str) -> str:
     """Return a sort key that orders numbers by value: ``layers.2`` comes before ``layers.10``."""
-    pieces = _NUMBERS.split(name)
-    # The leading 0 or 1 keeps numbers from being compared with texts.
-    # Longer numbers are larger, so that digits need not become an int, which has limits.
-    digits = ((piece, piece.lstrip("0")) for piece in pieces)
-    return tuple(
-        (0, len(number), number) if piece.isdecimal() else (1, 0, piece) for piece, number in digits
-    )
+    # One text, since a tuple of pieces takes 150 times the memory of the name. The end of what
+    # stands before a number sorts before all letters. Longer numbers are larger, so that digits
+    # need not become an int, which has limits.
+    return _NUMBERS.sub(_number_key, name)
+
+
+def _number_key(match: re.Match[str]) -> str:
+    """Return a number without leading zeros behind its length, as one character."""
+    number = match[0].lstrip("0")
+    return f"\0{chr(min(len(number), sys.maxunicode))}{number}\0"
 
 
 def canonical_name(name: str) -> str:

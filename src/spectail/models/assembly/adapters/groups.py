@@ -59,14 +59,14 @@ def grouped(
                 order.append(groups[key])
             # Later pieces join the group of the first.
             groups[key].pieces[piece.role] = stored
-    by_target: dict[str, list[Group]] = {}
+    by_adapter: dict[tuple[str, str], list[Group]] = {}
     for group in groups.values():
-        by_target.setdefault(group.target, []).append(group)
+        # A piece without an adapter's name goes with every adapter of the weight.
+        for adapter in {"", group.adapter}:
+            by_adapter.setdefault((group.target, adapter), []).append(group)
     for stored, piece in beside:
-        for group in by_target.get(piece.target, ()):
-            # A piece without an adapter's name goes with every adapter of the weight.
-            if piece.adapter in {"", group.adapter}:
-                group.pieces[piece.role] = stored
+        for group in by_adapter.get((piece.target, piece.adapter), ()):
+            group.pieces[piece.role] = stored
     for group in groups.values():
         _settle(group)
     return _without_strays(order, groups.values()), list(groups.values())

@@ -18,6 +18,7 @@ from spectail.models.assembly.adapters.formulas import Facts
 from spectail.models.assembly.adapters.groups import Group, add_alphas, grouped, turned
 from spectail.models.assembly.adapters.known import NOTHING_KNOWN, Known, Scale
 from spectail.models.assembly.adapters.spelling import VECTORS
+from spectail.models.layout.experts import MOST_EXPERTS
 from spectail.models.lazy_tensor import Index, LazyTensor, parameters_of, piece_of, unreadable
 
 ADVICE = "load the adapter with its base model and analyse the live model"
@@ -257,7 +258,7 @@ def _expert_rows(
     down, up = pieces["down"], pieces["up"]
     if (
         len(down.shape) == 3 == len(up.shape)
-        and down.shape[0] == up.shape[0]
+        and down.shape[0] == up.shape[0] <= MOST_EXPERTS
         and down.shape[1] == up.shape[2]
     ):
         return expert_changes(
@@ -271,6 +272,8 @@ def _expert_rows(
     # peft joins the factors of all experts along the rank.
     experts, rest = divmod(down.shape[0], facts.rank or down.shape[0])
     problem: str | None = fused.problem
+    if experts > MOST_EXPERTS:
+        problem = f"{experts:,} experts, more than {MOST_EXPERTS:,}: the adapter is damaged"
     if rest or down.shape[0] != up.shape[1]:
         problem = (
             f"factors of shapes {up.shape} and {down.shape} are not {facts.rank} times a number "
