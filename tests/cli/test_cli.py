@@ -328,3 +328,12 @@ def test_the_package_runs_as_a_module() -> None:
         [sys.executable, "-m", "spectail", "--version"], check=True, capture_output=True, text=True
     )
     assert shown.stdout.strip() == metadata.version("spectail")
+
+
+def test_no_command_prints_the_help_and_no_empty_message(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert run([]) == 2
+    out, err = capfd.readouterr()
+    assert "Usage: spectail" in out
+    assert err == ""

@@ -201,5 +201,8 @@ def _outcome(arguments: list[str]) -> tuple[int, str]:
         if type(error).__name__ != "OutOfMemoryError":
             raise
         problem = f"{'. '.join(str(error).split('. ')[:2])}: use --device cpu or a smaller batch"
+    # A call without a command has printed the help text; there is nothing to add.
+    if not problem:
+        return 2, ""
     # Messages may hold line breaks from libraries; one line is easier to read and to search.
     return 2, f"spectail: {message_without_secrets(' '.join(problem.split()))}"
