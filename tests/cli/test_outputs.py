@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -236,8 +237,6 @@ def test_a_read_only_folder_is_one_line_each(inputs: Path, public: Path) -> None
 
 def test_a_closed_pipe_does_not_cost_the_file(inputs: Path, tmp_path: Path) -> None:
     out = tmp_path / "allocation.json"
-    arguments = " ".join(command("allocate", inputs, out))
-    subprocess.run(
-        f"{sys.executable} -m spectail {arguments} | true", shell=True, check=False, stderr=-1
-    )
+    line = shlex.join([sys.executable, "-m", "spectail", *command("allocate", inputs, out)])
+    subprocess.run(f"{line} | true", shell=True, check=False, stderr=-1)
     assert json.loads(out.read_text())
