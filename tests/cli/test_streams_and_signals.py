@@ -150,3 +150,25 @@ def wait_for_rows(journal: Path) -> None:
 def rows(folder: Path) -> Any:
     """The numbers of a finished run."""
     return pd.read_parquet(folder / "layers.parquet").drop(columns="seconds").to_json()
+
+
+IN_IMPORTS = """
+import os, signal, time
+from spectail.cli.signals import Stops
+signal.signal(signal.SIGINT, signal.default_int_handler)
+Stops()
+inside = "os.kill(os.getpid(), signal.SIGINT)\\nfor _ in range(1000): pass\\nprint('finished')"
+exec(compile(inside, "<frozen importlib._bootstrap>", "exec"))
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+def test_ctrl_c_within_the_import_system_comes_a_moment_later() -> None:
+    """There it left a lock taken, for which a thread that imports waited for ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", IN_IMPORTS], capture_output=True, text=True, check=False, timeout=50
+    )
+    assert done.stdout.split() == ["finished", "stopped"], done.stderr

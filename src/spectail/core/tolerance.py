@@ -4,7 +4,8 @@ A few windows give nearly the alpha of all of them, if they share neither rows n
 entries of a weight matrix depend on each other along rows and along columns, so such windows are
 nearly independent. They are taken in an order in which each shares as little as possible with those
 before it. On tiles this is a Latin square: no band of rows or columns is visited twice before all
-of them have been visited once.
+of them have been visited once. The windows of a dense grid share their entries with many others;
+there the order looks random, so that those taken are a fair sample.
 
 The change that the remaining windows would make is estimated from the spread among those taken
 (each left out in turn), as for a sample without replacement. Windows in bands of their own spread
@@ -41,6 +42,9 @@ decide when to stop would grow with the square of their number."""
 MOST_SPREAD = 1000
 """Windows whose place is chosen by those before. By then all bands have been visited often, and
 the time would grow with the square of their number."""
+MOST_SHARED = 4
+"""How often windows hold an entry, in the mean, that are spread by what they share. Tiles hold it
+less than twice along each side."""
 CONFIDENCE = 0.9
 """Two-sided confidence level of the estimated change."""
 
@@ -93,17 +97,21 @@ def spread_order(positions: Sequence[Position], window: Window) -> Iterator[int]
     before it comes next; of equally far ones, the first along the shorter side. Where positions lie
     symmetrically to the diagonal, in a square matrix, each is followed by its mirror image. So a
     matrix and its transpose are measured in the same windows. After MOST_SPREAD of them the rest is
-    scattered.
+    scattered. So are all windows that hold every entry several times, as those of a dense grid do:
+    there the middle counts as much as the edges, and each window shares much with all others.
 
     >>> list(spread_order([(0, 0), (0, 5), (5, 0), (5, 5)], Window(5, 5)))
     [0, 3, 1, 2]
     """
     corners = np.asarray(positions)
     rows, cols = np.ptp(corners, axis=0) + window
+    symmetric = _is_symmetric(positions)
+    if len(positions) * math.prod(window) > MOST_SHARED * rows * cols:
+        yield from _scattered(corners, symmetric, rows > cols).tolist()
+        return
     # Listed along the shorter side first, whichever it is. The last key is the first to sort by.
     listed = np.lexsort(corners.T if rows > cols else corners.T[::-1])
     places = corners[listed].astype(np.float64)
-    symmetric = _is_symmetric(positions)
     index = {place: i for i, place in enumerate(map(tuple, places))}
     # The index of each position's mirror image; of its own where there is none.
     mirrors = [index[tuple(p[::-1])] if symmetric else i for i, p in enumerate(places)]
