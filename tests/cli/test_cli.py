@@ -183,6 +183,8 @@ def test_a_bad_source_is_one_line_and_exit_code_2(
         ["analyze", "{source}", "--out", "{out}", "--engine", "steam"],
         ["analyze", "{source}", "--out", "{out}", "--include", "nothing*"],
         ["analyze", "{source}", "--out", "{source}"],
+        ["analyze", "{source}", "--out", ""],
+        ["analyze", "{source}", "--out="],
         ["analyze", "{source}", "--out", "{out}", "--no-such-option"],
         ["compare", "{out}", "{out}"],
         ["fly"],
@@ -337,3 +339,11 @@ def test_no_command_prints_the_help_and_no_empty_message(
     out, err = capfd.readouterr()
     assert "Usage: spectail" in out
     assert err == ""
+
+
+@pytest.mark.parametrize("words", [["--tolerance", "1%"], ["--tolerance=1%"]])
+def test_a_number_that_is_none_is_named(
+    words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["analyze", "demo", "--out", "run", *words]) == 2
+    assert "1%" in capfd.readouterr().err

@@ -7,9 +7,10 @@ import functools
 import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module, metadata
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +21,7 @@ from spectail.basics.addresses import message_without_secrets
 from spectail.cli.signals import INTERRUPTED, Stops
 from spectail.cli.streams import drop_unwritten, show_any_character, write_out
 from spectail.cli.terminal import Terminal
-from spectail.errors import SpectailError
+from spectail.errors import SpecError, SpectailError
 
 UsageProblem: Any = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
@@ -168,6 +169,7 @@ def _outcome(arguments: list[str]) -> tuple[int, str]:
     """Run the command line; return its exit code, and a line for standard error or nothing."""
     # standalone_mode=False: typer returns or raises instead of exiting with messages of its own.
     try:
+        _refuse_empty_out(arguments)
         result = typer.main.get_command(app).main(
             arguments, prog_name="spectail", standalone_mode=False
         )
@@ -181,7 +183,7 @@ def _outcome(arguments: list[str]) -> tuple[int, str]:
         goes_on = "; the same command goes on where it stopped" if stored else ""
         return INTERRUPTED, f"interrupted{goes_on}"
     except UsageProblem as error:
-        problem = error.format_message()
+        problem = _usage_problem(error, arguments)
     except SpectailError as error:
         problem = str(error)
     # The run writes and reads in many places; a full disk or a missing permission may meet any.
@@ -206,3 +208,27 @@ def _outcome(arguments: list[str]) -> tuple[int, str]:
         return 2, ""
     # Messages may hold line breaks from libraries; one line is easier to read and to search.
     return 2, f"spectail: {message_without_secrets(' '.join(problem.split()))}"
+
+
+def _refuse_empty_out(arguments: Sequence[str]) -> None:
+    """Raise SpecError for ``--out ""``, which would mean the folder where the command runs."""
+    if "" in _given(["--out"], arguments):
+        raise SpecError("--out is empty: give a folder; a variable of the shell may be unset")
+
+
+def _usage_problem(error: Any, arguments: Sequence[str]) -> str:
+    """Return typer's message; newer versions say what they expect of a number, not what came."""
+    problem: str = error.format_message()
+    given = _given(getattr(getattr(error, "param", None), "opts", ()), arguments)
+    return f"{problem}, not {given[-1]!r}" if given and "Input should be" in problem else problem
+
+
+def _given(names: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """Return the values of an option that goes by these names, as they stand on the command line.
+
+    >>> _given(["--out"], ["analyze", "demo", "--out", "run", "--out=x"])
+    ['run', 'x']
+    """
+    apart = [value for word, value in pairwise(arguments) if word in names]
+    joined = [word.partition("=") for word in arguments]
+    return apart + [value for name, sign, value in joined if sign and name in names]

@@ -23,6 +23,9 @@ from spectail.models.subclasses import (
 
 Index: TypeAlias = "tuple[int | slice, ...]"
 """What to read along the leading dimensions; the empty tuple reads everything."""
+MOST_EXPERTS = 2**14
+"""How many experts one tensor may stack; each becomes a layer. Models have hundreds, but a damaged
+file may state any number."""
 
 
 @dataclass(frozen=True)

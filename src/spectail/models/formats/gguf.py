@@ -22,8 +22,7 @@ from spectail.models.formats.gguf_names import FAMILIES, PERMUTED, HfName, hf_na
 from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.ranges import StoredArray, row_major
 from spectail.models.formats.settings import check_gguf_settings
-from spectail.models.layout.experts import MOST_EXPERTS
-from spectail.models.lazy_tensor import Index, LazyTensor, in_memory, piece_of
+from spectail.models.lazy_tensor import MOST_EXPERTS, Index, LazyTensor, in_memory, piece_of
 from spectail.models.naming.names import natural_key
 
 _SPLIT = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")

@@ -21,6 +21,7 @@ from spectail.models.layout.configuration import family_of, number
 from spectail.models.layout.cut import Cut, alternating, cut_columns, cut_rows, halves
 from spectail.models.layout.part import Part
 from spectail.models.layout.view import View
+from spectail.models.lazy_tensor import MOST_EXPERTS
 from spectail.models.naming.kinds import kind_of
 
 _STACKED = re.compile(
@@ -34,8 +35,6 @@ _FLAT_KINDS = {"w1": "gate", "v1": "up", "w2": "down"}
 """The kinds of those parameters in experts with a gate."""
 COUNT = ("moe_num_experts", "num_local_experts", "num_experts", "n_routed_experts")
 """Configuration keys for the number of experts."""
-MOST_EXPERTS = 2**14
-"""Each expert becomes a layer. Models have hundreds; a damaged file may state any number."""
 _FUSED = frozenset({"gate_up_proj", "input_linear", "ffn_gate_up_exps", "fc1"})
 """Input projections that can hold gate and up."""
 _PAIR = {

@@ -18,8 +18,14 @@ from spectail.models.assembly.adapters.formulas import Facts
 from spectail.models.assembly.adapters.groups import Group, add_alphas, grouped, turned
 from spectail.models.assembly.adapters.known import NOTHING_KNOWN, Known, Scale
 from spectail.models.assembly.adapters.spelling import VECTORS
-from spectail.models.layout.experts import MOST_EXPERTS
-from spectail.models.lazy_tensor import Index, LazyTensor, parameters_of, piece_of, unreadable
+from spectail.models.lazy_tensor import (
+    MOST_EXPERTS,
+    Index,
+    LazyTensor,
+    parameters_of,
+    piece_of,
+    unreadable,
+)
 
 ADVICE = "load the adapter with its base model and analyse the live model"
 """What to do about an adapter whose change cannot be computed from its file."""
