@@ -53,7 +53,7 @@ def hub_address(place: str) -> tuple[str, str | None, str]:
 def advice_on_cache(source: str) -> str:
     """Return what to do if two machines open two models under a hub id; empty for other names.
 
-    >>> advice_on_cache("org/name")[-46:], advice_on_cache("hf://org/name")
+    >>> advice_on_cache("org/name")[-45:], advice_on_cache("hf://org/name")
     ('give hf://org/name to read the hub everywhere', '')
     """
     if not is_hub_id(source):
