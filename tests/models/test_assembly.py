@@ -14,8 +14,9 @@ from torch import nn
 
 from spectail.models.assembly import recipes
 from spectail.models.assembly.bits import unpack, unpack_words
-from spectail.models.assembly.eight_bit import block_size, grid_of
+from spectail.models.assembly.eight_bit import grid_of
 from spectail.models.assembly.pieces import Pieces, fill_in, match_name
+from spectail.models.assembly.quantisation import Quantisation
 from spectail.models.assembly.recipes import RECIPES, Recipe, assemble
 from spectail.models.lazy_tensor import in_memory
 from spectail.models.open import open_source
@@ -207,4 +208,27 @@ def test_a_scale_is_turned_where_it_cannot_lie_as_stored() -> None:
 def test_the_block_size_is_read_where_there_is_one(
     config: dict[str, Any], expected: tuple[int, int] | None
 ) -> None:
-    assert block_size(config) == expected
+    assert Quantisation(config).block_size == expected
+
+
+def test_a_configuration_is_gone_through_once_for_all_weights() -> None:
+    class Counted(dict[str, Any]):
+        times = 0
+
+        def items(self) -> Any:
+            self.times += 1
+            return super().items()
+
+    part = Counted(bits=4)
+    tensors = [
+        tensor
+        for name in "abc"
+        for tensor in (
+            in_memory(f"{name}.weight", torch.ones(64, 64).to(torch.float8_e4m3fn)),
+            in_memory(f"{name}.weight_scale_inv", torch.ones(2, 2)),
+        )
+    ]
+    said = {"weight_block_size": [32, 32], "modules": part}
+    made = assemble(tensors, {"quantization_config": said})
+    assert [weight.problem for weight in made] == [None] * 3
+    assert part.times == 1

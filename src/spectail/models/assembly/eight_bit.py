@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -170,9 +168,9 @@ def _scaled(pieces: Pieces, scale: LazyTensor | None, zero: LazyTensor | None) -
         return pieces.failed(
             _misfit(weight, scale, "integers whose scale is an exponent per block are not defined")
         )
-    grid = grid_of(weight.shape, scale.shape, block_size(pieces.quantisation))
+    grid = grid_of(weight.shape, scale.shape, pieces.quantisation.block_size)
     if grid is None:
-        return pieces.failed(_misfit(weight, scale, _why_no_grid(pieces.quantisation)))
+        return pieces.failed(_misfit(weight, scale, _why_no_grid(pieces.quantisation.block_size)))
     if zero is not None and math.prod(zero.shape) != math.prod(scale.shape):
         return pieces.failed(_misfit(weight, zero, "expected one zero point for each scale"))
     read = partial(_read_scaled, weight, scale, zero, grid, _NO_STRETCH)
@@ -193,9 +191,9 @@ def _misfit(weight: LazyTensor, scale: LazyTensor, why: str) -> str:
     )
 
 
-def _why_no_grid(quantisation: Mapping[str, Any]) -> str:
+def _why_no_grid(block: tuple[int, int] | None) -> str:
     """Say which shape of a scale was expected."""
-    if block := block_size(quantisation):
+    if block:
         return (
             "expected one scale for the tensor, for each row, or for each block of "
             f"{shape_text(block)}"
@@ -204,35 +202,6 @@ def _why_no_grid(quantisation: Mapping[str, Any]) -> str:
         "the shapes leave more than one block size, or none; "
         "open the model's folder, whose config.json has quantization_config.weight_block_size"
     )
-
-
-def block_size(quantisation: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Read the (rows, columns) of a block from a configuration; None unless it states exactly one.
-
-    The configuration may be that of transformers or of compressed-tensors.
-    """
-    found = set(_block_sizes(quantisation))
-    return next(iter(found)) if len(found) == 1 else None
-
-
-def _block_sizes(value: object) -> list[tuple[int, int]]:
-    """Collect every block size that a configuration states, at any depth."""
-    if not isinstance(value, Mapping):
-        return []
-    sizes = []
-    for key, inner in value.items():
-        if key in {"weight_block_size", "block_structure"}:
-            parts = inner.split("x") if isinstance(inner, str) else inner
-            if (
-                isinstance(parts, list | tuple)
-                and len(parts) == 2
-                and all(str(part).isdecimal() for part in parts)
-            ):
-                sizes.append((int(parts[0]), int(parts[1])))
-        # Activations have block sizes of their own.
-        elif key not in {"input_activations", "output_activations"}:
-            sizes += _block_sizes(inner)
-    return sizes
 
 
 def grid_of(

@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from spectail.errors import SourceError
+from spectail.models.assembly.quantisation import Quantisation
 
 COMMON_BLOCKS = (16, 32, 64, 128, 256)
 """Block lengths in use, whether or not they divide the dimension."""
-
-
-def stated(quantisation: object, key: str) -> set[int]:
-    """Collect the whole numbers that a configuration states under a key, at any depth.
-
-    Formats that treat modules differently state one number for each kind of module. What is said
-    about inputs and outputs of layers does not concern their weights.
-
-    >>> sorted(stated({"bits": 4, "dynamic": {"lm_head": {"bits": 8}}}, "bits"))
-    [4, 8]
-    """
-    if not isinstance(quantisation, Mapping):
-        return set()
-    own = quantisation.get(key)
-    inner = (
-        stated(value, key)
-        for name, value in quantisation.items()
-        if name not in {"input_activations", "output_activations"}
-    )
-    return set().union({own} if isinstance(own, int) else set(), *inner)
 
 
 def block_lengths(size: int, blocks: int) -> list[int]:
@@ -49,22 +27,22 @@ def block_lengths(size: int, blocks: int) -> list[int]:
     return sorted(lengths)
 
 
-def stated_lengths(quantisation: Mapping[str, Any], size: int, blocks: int) -> set[int]:
+def stated_lengths(quantisation: Quantisation, size: int, blocks: int) -> set[int]:
     """Return the group sizes of the configuration that give this number of groups."""
     if blocks == 1:
         return {size}
-    sizes = {length for length in stated(quantisation, "group_size") if length > 0}
+    sizes = {length for length in quantisation.stated("group_size") if length > 0}
     return {length for length in sizes if -(-size // length) == blocks}
 
 
-def group_length(quantisation: Mapping[str, Any], size: int, blocks: int) -> int | None:
+def group_length(quantisation: Quantisation, size: int, blocks: int) -> int | None:
     """Return the length of all groups but the last, which may be shorter; None if it is unclear.
 
     320 inputs in 3 groups are groups of 128, 128 and 64, not of 107.
 
-    >>> group_length({}, 320, 3), group_length({}, 300, 3)
+    >>> group_length(Quantisation(), 320, 3), group_length(Quantisation(), 300, 3)
     (128, None)
-    >>> group_length({"group_size": 100}, 300, 3)
+    >>> group_length(Quantisation(group_size=100), 300, 3)
     100
     """
     lengths = stated_lengths(quantisation, size, blocks) or block_lengths(size, blocks)

@@ -20,7 +20,6 @@ from spectail.models.assembly.four_bit_floats import MX_BLOCK, e2m1_values
 from spectail.models.assembly.groups import (
     group_length,
     group_of_inputs,
-    stated,
     stated_lengths,
 )
 from spectail.models.assembly.pieces import Pieces, shape_text
@@ -92,9 +91,9 @@ def _gptq_bits(pieces: Pieces) -> int | None:
         exact = zeros.numel * 32 / scales.numel
     elif order is not None:
         exact = pieces.anchor.shape[0] * 32 / order.numel
-    choices = {int(exact)} if exact else stated(pieces.quantisation, "bits")
+    choices = {int(exact)} if exact else pieces.quantisation.stated("bits")
     choices &= {2, 3, 4, 8}
-    if not exact and stated(pieces.quantisation, "group_size"):
+    if not exact and pieces.quantisation.stated("group_size"):
         rows, groups = pieces.anchor.shape[0], scales.shape[0]
         choices = {
             b for b in choices if stated_lengths(pieces.quantisation, rows * 32 // b, groups)
@@ -192,7 +191,7 @@ def compressed_integers(pieces: Pieces) -> LazyTensor | None:
     # Several numbers of bits may fit the shapes; then the configuration decides.
     choices = _bit_choices(shape[-1], words.shape[-1])
     if len(choices) > 1:
-        said = stated(pieces.quantisation, "num_bits") | stated(pieces.quantisation, "bits")
+        said = pieces.quantisation.stated("num_bits") | pieces.quantisation.stated("bits")
         choices = {choice for choice in choices if choice[0] in said}
     length = group_length(pieces.quantisation, shape[-1], scale.shape[-1] if by_row else 1)
     if len(choices) != 1:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectail.models.assembly.quantisation import Quantisation
 from spectail.models.lazy_tensor import Index, LazyTensor, parameters_of, piece_of
 
 
@@ -72,7 +73,7 @@ class Pieces:
     """The tensor whose place the weight takes."""
     found: Mapping[str, LazyTensor]
     """All other tensors, by name pattern."""
-    quantisation: Mapping[str, Any] = field(default_factory=dict)
+    quantisation: Quantisation = field(default_factory=Quantisation)
     """The checkpoint's ``quantization_config``; empty if there is none."""
 
     def __getitem__(self, pattern: str) -> LazyTensor:

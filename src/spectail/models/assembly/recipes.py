@@ -22,6 +22,7 @@ from spectail.models.assembly import (
 )
 from spectail.models.assembly.leftovers import is_no_weight, is_plain_weight, judge_the_rest
 from spectail.models.assembly.pieces import Pieces, fill_in, match_name, may_match
+from spectail.models.assembly.quantisation import Quantisation, quantisation_of
 from spectail.models.assembly.unreadable import exl2_shape, exl3_shape, marlin_shape, packed_by
 from spectail.models.lazy_tensor import LazyTensor
 
@@ -336,7 +337,7 @@ def assemble(
 
 
 def _apply_recipes(
-    known: Mapping[str, LazyTensor], quantisation: Mapping[str, Any]
+    known: Mapping[str, LazyTensor], quantisation: Quantisation
 ) -> tuple[dict[str, LazyTensor], set[str], set[str]]:
     """Try all recipes on all tensors.
 
@@ -375,7 +376,7 @@ def _pieces(
     anchor: LazyTensor,
     match: tuple[str, str],
     known: Mapping[str, LazyTensor],
-    quantisation: Mapping[str, Any],
+    quantisation: Quantisation,
 ) -> Pieces | None:
     """Find the tensors of one weight; None if a required one is missing."""
     found = {}
@@ -388,21 +389,3 @@ def _pieces(
         elif pattern == marked:
             return None
     return Pieces(fill_in(recipe.weight, *match), match[0], anchor, found, quantisation)
-
-
-def quantisation_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what a configuration says about quantisation; empty if it says nothing.
-
-    The text part of a multi-modal configuration counts too.
-    """
-    for part in (config, config.get("text_config")):
-        if isinstance(part, Mapping):
-            for key in ("quantization_config", "compression_config", "quantization"):
-                if isinstance(part.get(key), Mapping):
-                    return {**_bits_of(config), **part[key]}
-    return _bits_of(config)
-
-
-def _bits_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ChatGLM's number of bits, which it states at the top level of the configuration."""
-    return {"quantization_bit": config["quantization_bit"]} if "quantization_bit" in config else {}

@@ -11,7 +11,7 @@ from typing import Any
 from spectail.basics.json_values import read_json
 from spectail.basics.texts import type_and_line
 from spectail.errors import SourceChangedError, SourceError
-from spectail.models.assembly.recipes import quantisation_of
+from spectail.models.assembly.quantisation import quantisation_of
 from spectail.models.build import build_source
 from spectail.models.formats import table
 from spectail.models.formats.adapter_files import CONFIG, adapter_beside
