@@ -42,6 +42,8 @@ class Server:
     """Whether folders are answered with a page, which does not say how long it is."""
     page: bytes = b""
     """What is sent in place of a file that does not exist, as if it existed."""
+    refusal: tuple[int, bytes] | None = None
+    """A status and a body with which every request is refused."""
     denied: str = "$^"
     """A pattern of the paths that are answered with 403."""
     user: str = ""
@@ -81,7 +83,9 @@ class _Handler(BaseHTTPRequestHandler):
             state.requests.append(Request(self.command, self.path, headers))
             fails = state.fail_every and len(state.requests) % state.fail_every == 0
         state.on_request(state)
-        if fails and state.fault == "reset":
+        if state.refusal:
+            self.answer(*state.refusal)
+        elif fails and state.fault == "reset":
             self.close_connection = True
             self.connection.close()
         elif fails and state.fault.isdigit():

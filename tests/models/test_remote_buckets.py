@@ -20,6 +20,7 @@ from spectail.models.formats.buckets import bucket_region
 from spectail.models.open import open_source
 from tests.conftest import weights
 from tests.models.format_cases import state, write_gguf, write_torch
+from tests.models.servers import serve
 from tests.models.test_remote import assert_same, impatient, table
 
 __all__ = ["impatient"]
@@ -253,6 +254,34 @@ def test_credentials_that_no_header_can_hold_are_one_line(
     with pytest.raises(st.SourceError, match="holds a space, a line break or another") as found:
         open_source("s3://toys/models/toy model")
     assert "hidden" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (400, "ExpiredToken", "the credentials have expired; ask for new ones"),
+        (400, "AuthorizationHeaderMalformed", "another region; set AWS_DEFAULT_REGION"),
+        (403, "RequestTimeTooSkewed", "the clock of this machine is wrong"),
+        (403, "InvalidObjectState", "it lies in an archive; restore it first"),
+        (403, "SignatureDoesNotMatch", "check the address and the credentials"),
+    ],
+)
+@pytest.mark.parametrize("key", ["model", "model.safetensors"])
+def test_a_request_that_s3_refuses_says_what_to_do(
+    s3: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    code: str,
+    words: str,
+    key: str,
+) -> None:
+    body = f"<Error><Code>{code}</Code><Message>secret-of-tests</Message></Error>"
+    with serve(tmp_path, refusal=(status, body.encode())) as refusing:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", refusing.url)
+        with pytest.raises(st.SourceError, match=words) as found:
+            open_source(f"s3://toys/{key}")
+    assert "secret" not in str(found.value)
 
 
 @pytest.mark.parametrize("host", ["nonsense://x", "http://a b", "http://"])

@@ -14,7 +14,11 @@ from spectail.errors import SourceError
 from spectail.models.formats.file_path import FilePath
 from spectail.models.formats.open_file import OpenFile, ReadableFile
 from spectail.models.formats.remote_file import RemoteFile
-from spectail.models.formats.stores import IN_FLIGHT, AccessDeniedError, Store
+from spectail.models.formats.store_errors import AccessDeniedError
+from spectail.models.formats.stores import (
+    IN_FLIGHT,
+    Store,
+)
 
 
 @total_ordering

@@ -12,9 +12,11 @@ from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit, urlunsp
 
 from spectail.errors import SourceError, SourceUnreachableError
 from spectail.models.formats.foreign import is_page
-from spectail.models.formats.stores import (
+from spectail.models.formats.store_errors import (
     AccessDeniedError,
     LengthUnknownError,
+)
+from spectail.models.formats.stores import (
     Place,
     Store,
     settings,
