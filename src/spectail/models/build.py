@@ -15,6 +15,7 @@ from spectail.models.assembly.adapters.known import NOTHING_KNOWN, Known
 from spectail.models.assembly.placeholders import with_placeholders
 from spectail.models.assembly.recipes import assemble
 from spectail.models.layout.arrange import as_is
+from spectail.models.layout.configuration import Configuration
 from spectail.models.layout.part import Part
 from spectail.models.layout.rules import parts_of
 from spectail.models.lazy_tensor import LazyTensor, in_memory
@@ -62,6 +63,7 @@ def build_source(
     weights = _once(weights)
     shapes = {stored.name: stored.shape for stored in (*tensors, *weights)}
     among_weights = are_weights_named(shapes)
+    config = Configuration(config or {})
     layers: dict[str, Layer] = {}
     n_vectors = 0
     for stored in weights:
@@ -69,11 +71,11 @@ def build_source(
         if len(stored.shape) < 2 or stored.name.endswith("bias"):
             n_vectors += 1
             continue
-        for layer in _layers_of(stored, shapes, config or {}, among_weights):
+        for layer in _layers_of(stored, shapes, config, among_weights):
             _add(layers, layer, label)
     numbers = block_numbers(layers)
     found = tuple(replace(layer, block=numbers[layer.name]) for layer in layers.values())
-    tied = tied_head(found, config or {})
+    tied = tied_head(found, config)
     return Source(label, fingerprint, found, n_vectors, (*notes, *adapter_notes), tied)
 
 

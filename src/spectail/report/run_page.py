@@ -12,6 +12,7 @@ import numpy as np
 
 from spectail import presets
 from spectail.basics.files import local_path
+from spectail.basics.texts import plural
 from spectail.models.naming.blocks import unit_of
 from spectail.report import page
 from spectail.report.curves import (
@@ -325,15 +326,16 @@ def _compact(count: int) -> str:
 
 def _windows_note(layers: tuple[LayerRecord, ...], run: RunInfo) -> str:
     """Say how many windows were read, and their shape if they share one."""
-    n = sum(layer.n_windows for layer in layers)
+    counted = plural(sum(layer.n_windows for layer in layers), "window")
     if run.window is None:
-        return f"{n:,} windows"
+        return counted
     # Windows may lie across or along a matrix: their sides are sorted, for both have one spectrum.
     shapes = {tuple(sorted((x.window_rows, x.window_cols))) for x in layers if x.comparable}
     if len(shapes) != 1:
-        return f"{n:,} windows, short side {run.window:,}"
+        return f"{counted}, short side {run.window:,}"
     short, long = shapes.pop()
-    return f"{n:,} windows, most of {short:,}\u00a0{TIMES}\u00a0{long:,}"
+    of = " of" if all(layer.comparable for layer in layers) else ", most of"
+    return f"{counted}{of} {short:,}\u00a0{TIMES}\u00a0{long:,}"
 
 
 def _charts(results: Results) -> tuple[dict[str, Any], list[Section]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from spectail.models.naming.blocks import block_of
@@ -50,6 +51,19 @@ TOO_LARGE = 2**31
 """No model has a size like this; a damaged configuration may state any number."""
 
 
+class Configuration(dict[str, Any]):
+    """A model's configuration that looks for its sub-models once, and not for every tensor."""
+
+    @cached_property
+    def sub_models(self) -> dict[str, Configuration]:
+        """The configurations of the sub-models, by what they describe: ``vision`` or ``text``."""
+        return {
+            _role(key) or key: Configuration(value)
+            for key, value in self.items()
+            if is_sub_model(key, value)
+        }
+
+
 def sub_config(config: Config, name: str) -> Config:
     """Return the configuration of the sub-model that the tensor lies in; empty if there is none.
 
@@ -59,6 +73,7 @@ def sub_config(config: Config, name: str) -> Config:
     >>> sub_config(both, "model.layers.0.mlp.up_proj")
     {'n_head': 4}
     """
+    config = config if isinstance(config, Configuration) else Configuration(config)
     components = name.split(".")
     for i, component in enumerate(components):
         # Descend one level for each component that names a sub-model.
@@ -68,25 +83,22 @@ def sub_config(config: Config, name: str) -> Config:
     if any(_BETWEEN.search(component) for component in components):
         return config
     # A text model's heads must not be applied to a vision tower.
-    if _is_foreign(components) and (
-        _is_text(config) or any(is_sub_model(*entry) for entry in config.items())
-    ):
-        return {}
+    if _is_foreign(components):
+        return {} if _is_text(config) or config.sub_models else config
     # Names without a telling component belong to the language model.
-    for role in () if _is_foreign(components) else _TEXT:
-        inner = config.get(f"{role}_config")
-        if isinstance(inner, Mapping):
-            return sub_config(inner, name)
+    for role in _TEXT:
+        if role in config.sub_models:
+            return sub_config(config.sub_models[role], name)
     return config
 
 
-def _meant(config: Config, component: str) -> Config | None:
+def _meant(config: Configuration, component: str) -> Configuration | None:
     """Find the sub-configuration that one component of a name refers to."""
-    subs: dict[str, Config] = {
-        _role(key) or key: value for key, value in config.items() if is_sub_model(key, value)
-    }
+    subs = config.sub_models
     if component in subs:
         return subs[component]
+    if not subs:
+        return None
     for words, pattern in _SYNONYMS:
         if pattern.search(component):
             return next((sub for role, sub in subs.items() if role in words), None)

@@ -7,7 +7,7 @@ A new allocator is one file with one class, and one line in the table of
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeAlias
@@ -22,6 +22,7 @@ from spectail.errors import PruneError
 from spectail.models.live.walk import module_source
 from spectail.models.live.weights import Weight
 from spectail.models.naming.blocks import unit_of
+from spectail.models.source import Layer
 from spectail.pruning.calibration import as_tokens
 from spectail.pruning.reached_layers import scope_of
 from spectail.pruning.setting import Setting
@@ -147,8 +148,13 @@ def check_eps(eps: object) -> float:
 
 def layers_by_unit(model: nn.Module, scope: Scope) -> dict[str, dict[str, int]]:
     """Return the number of weights of every layer in scope, by block and by layer."""
+    return _by_unit(scope.cover(module_source(model, fingerprint=False)).layers)
+
+
+def _by_unit(layers: Iterable[Layer]) -> dict[str, dict[str, int]]:
+    """Return the number of weights of every layer, by block and by layer."""
     found: dict[str, dict[str, int]] = {}
-    for layer in scope.cover(module_source(model, fingerprint=False)).layers:
+    for layer in layers:
         found.setdefault(unit_of(layer.name) or layer.name, {})[layer.name] = layer.numel
     return found
 
@@ -191,7 +197,7 @@ def make_allocation(
             LayerValue(name, ratios[name], name, None, numel)
             if name in ratios
             else LayerValue(name, ratios[unit], unit, None, numel)
-            for unit, layers in layers_by_unit(model, scope).items()
+            for unit, layers in _by_unit(covered.layers).items()
             for name, numel in layers.items()
         ),
         left_out=covered.left_out,
