@@ -46,8 +46,8 @@ def main() -> None:
             for name, table in tables.items()
         },
     )
-    parts = [table(_read(name)) for name, table in FEW.items() if _path(name).exists()]
-    fill_page(LARGE_PAGE, {"large": "\n\n".join(parts) or MISSING})
+    large = _large(_read("checkpoint")) if _path("checkpoint").exists() else MISSING
+    fill_page(LARGE_PAGE, {"large": large})
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def _checkpoint(results: dict[str, Any]) -> str:
 
 
 def _large(results: dict[str, Any]) -> str:
-    """Few windows beside all of them."""
+    """Few windows beside all of them, and the samples of a larger model."""
     few = [results["tolerance"], results["tolerance, smaller window"]]
     runs = [results["analyze"], *few]
     rows = [
@@ -141,25 +141,7 @@ def _large(results: dict[str, Any]) -> str:
         ["rank correlation of alpha", "", *(f"{run['rank_correlation']:.3f}" for run in few)],
     ]
     head = [f"7B, {results['blocks']} blocks", "all windows", "tolerance 1 %", "windows of 512"]
-    return markdown_table(head, rows)
-
-
-def _whole(results: dict[str, Any]) -> str:
-    """Few windows of all blocks, and the sample of a larger model."""
-    runs = [results["tolerance"], results["tolerance, smaller window"]]
-    rows = [
-        ["layers", *(f"{run['layers']:,}" for run in runs)],
-        ["windows", *(f"{run['windows']:,}" for run in runs)],
-        ["minutes", *(f"{run['seconds'] / 60:.1f}" for run in runs)],
-        ["peak resident memory", *(f"{run['peak_megabytes'] / 1024:.2f} GiB" for run in runs)],
-    ]
-    head = [f"7B, {results['blocks']} blocks", "tolerance 1 %", "windows of 512"]
     return "\n\n".join([markdown_table(head, rows), *map(_sampled, results.get("70b", []))])
-
-
-FEW = {"few_windows": _large, "few_windows_whole": _whole}
-"""Results of ``checkpoint`` with a tolerance: a part of the 7B with the run of all windows beside
-it, and the whole without."""
 
 
 def _sampled(results: dict[str, Any]) -> str:
