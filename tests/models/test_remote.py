@@ -207,6 +207,19 @@ def test_user_and_password_are_sent_and_not_shown(
     assert "there is no model at" in printed.err
 
 
+@pytest.mark.parametrize("end", ["", "/model.safetensors.index.json?X-Amz-Signature=hidden"])
+def test_shards_that_may_not_be_read_are_denied_and_not_missing(site: Path, end: str) -> None:
+    with (
+        serve(site, denied=r"-of-00002\.safetensors$") as server,
+        pytest.raises(st.SourceError, match=r"00001-of.*access is denied \(403") as found,
+    ):
+        open_source(f"{server.url}/{FOLDER}{end}")
+    assert "hidden" not in str(found.value)
+    (site / "models" / "toy model" / "model-00001-of-00002.safetensors").unlink()
+    with serve(site) as server, pytest.raises(st.SourceError, match=r"00001-of.* is missing"):
+        open_source(f"{server.url}/{FOLDER}{end}")
+
+
 def test_denied_files_beside_a_model_do_not_matter(site: Path) -> None:
     """An address that is signed for one file gives access to nothing else."""
     with serve(site, denied=r"(?<!one\.safetensors)$") as server:

@@ -260,6 +260,7 @@ def test_credentials_that_no_header_can_hold_are_one_line(
     ("status", "code", "words"),
     [
         (400, "ExpiredToken", "the credentials have expired; ask for new ones"),
+        (400, "TokenRefreshRequired", "the credentials have expired; ask for new ones"),
         (400, "AuthorizationHeaderMalformed", "another region; set AWS_DEFAULT_REGION"),
         (403, "RequestTimeTooSkewed", "the clock of this machine is wrong"),
         (403, "InvalidObjectState", "it lies in an archive; restore it first"),

@@ -162,3 +162,13 @@ def open_at_once(paths: Iterable[FilePath]) -> None:
     if remote:
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             list(pool.map(opened, remote))
+
+
+def refuse_denied(path: FilePath) -> None:
+    """Raise AccessDeniedError for a remote file that may not be read; ``is_file`` says "missing".
+
+    A file that is missing is none of them, and neither is a local one.
+    """
+    if isinstance(path, RemotePath):
+        with suppress(FileNotFoundError):
+            path.open()

@@ -10,7 +10,7 @@ from spectail.basics.schema import checked, parse_json
 from spectail.basics.texts import first_line, first_names
 from spectail.errors import SourceError
 from spectail.models.formats.file_path import FilePath
-from spectail.models.formats.remote_path import open_at_once
+from spectail.models.formats.remote_path import open_at_once, refuse_denied
 from spectail.models.lazy_tensor import LazyTensor
 from spectail.models.naming.names import natural_key
 
@@ -19,7 +19,8 @@ def read_index(index: FilePath) -> tuple[list[FilePath], list[str]]:
     """Return the files that an index names, all from its own folder, and its tensors' names.
 
     Raises:
-        SourceError: The file is no index, it names a shard elsewhere, or a shard is missing.
+        SourceError: The file is no index, it names a shard elsewhere, or a shard is missing or may
+            not be read.
 
     """
     try:
@@ -48,6 +49,8 @@ def read_index(index: FilePath) -> tuple[list[FilePath], list[str]]:
         if not (folder / name).is_file():
             missing.append(name)
     if missing:
+        # The address of the index may be signed for this file alone.
+        refuse_denied(folder / missing[0])
         raise SourceError(
             f"shard {first_names(missing)} of {index} is missing; download the model again"
         )

@@ -56,6 +56,11 @@ _TOLD: tuple[tuple[str, type[SourceError], str], ...] = (
     # Codes of S3, whose statuses do not tell them apart.
     ("<Code>ExpiredToken<", AccessDeniedError, "the credentials have expired; ask for new ones"),
     (
+        "<Code>TokenRefreshRequired<",
+        AccessDeniedError,
+        "the credentials have expired; ask for new ones",
+    ),
+    (
         "<Code>InvalidToken<",
         AccessDeniedError,
         "the session token is not valid; ask for new credentials",
