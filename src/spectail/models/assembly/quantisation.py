@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 _NOT_OF_WEIGHTS = frozenset({"input_activations", "output_activations"})
 """Keys of parts that concern the inputs and outputs of layers, not their weights."""
 _BLOCK_SIZES = frozenset({"weight_block_size", "block_structure"})
+KEYS = ("quantization_config", "compression_config", "quantization")
+"""Where a model's configuration keeps what it says about quantisation."""
 
 
 class Quantisation(dict[str, Any]):
@@ -22,7 +24,17 @@ class Quantisation(dict[str, Any]):
     @cached_property
     def _entries(self) -> list[tuple[str, Any]]:
         """Every key with its value, at any depth."""
-        return list(_entries(self))
+        found: list[tuple[str, Any]] = []
+        parts: list[Mapping[str, Any]] = [self]
+        for part in parts:  # the list grows meanwhile
+            entries = list(part.items())
+            found += entries
+            parts += [
+                value
+                for key, value in entries
+                if isinstance(value, Mapping) and key not in _NOT_OF_WEIGHTS
+            ]
+        return found
 
     @cached_property
     def _whole_numbers(self) -> Mapping[str, set[int]]:
@@ -48,17 +60,18 @@ class Quantisation(dict[str, Any]):
         >>> Quantisation(weights={"block_structure": "128x64"}).block_size
         (128, 64)
         """
-        sizes = {
-            (int(parts[0]), int(parts[1]))
-            for key, value in self._entries
-            if key in _BLOCK_SIZES
-            and isinstance(
-                parts := value.split("x") if isinstance(value, str) else value, list | tuple
-            )
-            and len(parts) == 2
-            and all(str(part).isdecimal() for part in parts)
-        }
+        found = {_rows_and_columns(value) for key, value in self._entries if key in _BLOCK_SIZES}
+        sizes = found - {None}
         return sizes.pop() if len(sizes) == 1 else None
+
+
+def _rows_and_columns(block: Any) -> tuple[int, int] | None:
+    """Read the size of a block, ``[128, 64]`` or ``128x64``; None if it is neither."""
+    parts = block.split("x") if isinstance(block, str) else block
+    if not isinstance(parts, list | tuple) or len(parts) != 2:
+        return None
+    rows, columns = map(str, parts)
+    return (int(rows), int(columns)) if rows.isdecimal() and columns.isdecimal() else None
 
 
 def quantisation_of(config: Mapping[str, Any]) -> Quantisation:
@@ -68,7 +81,7 @@ def quantisation_of(config: Mapping[str, Any]) -> Quantisation:
     """
     for part in (config, config.get("text_config")):
         if isinstance(part, Mapping):
-            for key in ("quantization_config", "compression_config", "quantization"):
+            for key in KEYS:
                 if isinstance(part.get(key), Mapping):
                     return Quantisation({**_bits_of(config), **part[key]})
     return Quantisation(_bits_of(config))
@@ -77,13 +90,3 @@ def quantisation_of(config: Mapping[str, Any]) -> Quantisation:
 def _bits_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return ChatGLM's number of bits, which it states at the top level of the configuration."""
     return {"quantization_bit": config["quantization_bit"]} if "quantization_bit" in config else {}
-
-
-def _entries(part: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield every key and value of a part of the configuration and of all parts within it."""
-    waiting = [part]
-    while waiting:
-        for key, value in waiting.pop().items():
-            yield key, value
-            if isinstance(value, Mapping) and key not in _NOT_OF_WEIGHTS:
-                waiting.append(value)

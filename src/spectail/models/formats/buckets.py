@@ -13,16 +13,8 @@ from spectail.basics.addresses import without_secrets
 from spectail.basics.texts import type_and_line
 from spectail.errors import SourceError
 from spectail.models.formats import waiting
-from spectail.models.formats.store_errors import (
-    AccessDeniedError,
-    UnnameableError,
-    explained,
-)
-from spectail.models.formats.stores import (
-    Place,
-    Store,
-    settings,
-)
+from spectail.models.formats.store_errors import AccessDeniedError, UnnameableError, explained
+from spectail.models.formats.stores import Place, Store, settings
 from spectail.models.formats.usual_names import usual_names
 from spectail.models.formats.waiting import waiting_for
 

@@ -13,10 +13,7 @@ from spectail.basics.schema import checked, parse_json
 from spectail.errors import SourceError
 from spectail.models.formats.model_files import is_whole
 from spectail.models.formats.store_errors import AccessDeniedError
-from spectail.models.formats.stores import (
-    Store,
-    settings,
-)
+from spectail.models.formats.stores import Store, settings
 from spectail.models.formats.table import endings
 from spectail.models.formats.web_page import read_page, status_of, wait_of
 

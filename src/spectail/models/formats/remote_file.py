@@ -17,18 +17,8 @@ from typing import Any
 from spectail.errors import SourceChangedError, SourceError, SourceUnreachableError
 from spectail.models.formats.open_file import ReadableFile
 from spectail.models.formats.samples import PIECE, Samples, fixed_places
-from spectail.models.formats.store_errors import (
-    RETRIES,
-    PastEndError,
-    RangesIgnoredError,
-)
-from spectail.models.formats.stores import (
-    IN_FLIGHT,
-    Piece,
-    Place,
-    RemoteStamp,
-    pauses,
-)
+from spectail.models.formats.store_errors import RETRIES, PastEndError, RangesIgnoredError
+from spectail.models.formats.stores import IN_FLIGHT, Piece, Place, RemoteStamp, pauses
 
 _FIRST = 2**16
 """Bytes that are read on opening: the header of most safetensors files fits."""

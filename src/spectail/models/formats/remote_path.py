@@ -15,10 +15,7 @@ from spectail.models.formats.file_path import FilePath
 from spectail.models.formats.open_file import OpenFile, ReadableFile
 from spectail.models.formats.remote_file import RemoteFile
 from spectail.models.formats.store_errors import AccessDeniedError
-from spectail.models.formats.stores import (
-    IN_FLIGHT,
-    Store,
-)
+from spectail.models.formats.stores import IN_FLIGHT, Store
 
 
 @total_ordering
@@ -167,7 +164,7 @@ def open_at_once(paths: Iterable[FilePath]) -> None:
 def refuse_denied(path: FilePath) -> None:
     """Raise AccessDeniedError for a remote file that may not be read; ``is_file`` says "missing".
 
-    A file that is missing is none of them, and neither is a local one.
+    Nothing happens for a file that is missing, and for a local one.
     """
     if isinstance(path, RemotePath):
         with suppress(FileNotFoundError):

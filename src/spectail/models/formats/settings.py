@@ -16,6 +16,7 @@ from msgspec import Meta
 from spectail.basics.checks import MOST_SEED
 from spectail.basics.schema import SchemaError, checked
 from spectail.errors import SourceError
+from spectail.models.assembly.quantisation import KEYS
 from spectail.models.formats.file_path import FilePath
 from spectail.models.layout.configuration import (
     GROUPS,
@@ -162,7 +163,7 @@ def check_model_settings(path: FilePath, config: Config) -> None:
         _check(path, part, _MODEL, where)
         _check(path, part.get("attn_config") or {}, _ATTENTION, f"{where}attn_config.")
         _check(path, part.get("ffn_config") or {}, _EXPERTS, f"{where}ffn_config.")
-        for key in ("quantization_config", "compression_config", "quantization"):
+        for key in KEYS:
             # Other programs write texts under "quantization", which are not used.
             if isinstance(part.get(key), Mapping):
                 check_quantisation(path, part[key], f"{where}{key}.")

@@ -39,6 +39,7 @@ _ANOTHER_NAME = (
     "an empty part, '.', '..' or a control character in a path is not supported; copy the model "
     "to another name"
 )
+_EXPIRED = "the credentials have expired; ask for new ones"
 _TOLD: tuple[tuple[str, type[SourceError], str], ...] = (
     (
         "token request",
@@ -54,12 +55,8 @@ _TOLD: tuple[tuple[str, type[SourceError], str], ...] = (
     ("parsing Path", UnnameableError, _ANOTHER_NAME),
     ("empty path segment", UnnameableError, _ANOTHER_NAME),
     # Codes of S3, whose statuses do not tell them apart.
-    ("<Code>ExpiredToken<", AccessDeniedError, "the credentials have expired; ask for new ones"),
-    (
-        "<Code>TokenRefreshRequired<",
-        AccessDeniedError,
-        "the credentials have expired; ask for new ones",
-    ),
+    ("<Code>ExpiredToken<", AccessDeniedError, _EXPIRED),
+    ("<Code>TokenRefreshRequired<", AccessDeniedError, _EXPIRED),
     (
         "<Code>InvalidToken<",
         AccessDeniedError,

@@ -12,15 +12,8 @@ from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit, urlunsp
 
 from spectail.errors import SourceError, SourceUnreachableError
 from spectail.models.formats.foreign import is_page
-from spectail.models.formats.store_errors import (
-    AccessDeniedError,
-    LengthUnknownError,
-)
-from spectail.models.formats.stores import (
-    Place,
-    Store,
-    settings,
-)
+from spectail.models.formats.store_errors import AccessDeniedError, LengthUnknownError
+from spectail.models.formats.stores import Place, Store, settings
 from spectail.models.formats.table import endings
 from spectail.models.formats.usual_names import usual_names
 from spectail.models.formats.web_page import read_page, status_of, wait_of

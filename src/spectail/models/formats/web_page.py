@@ -19,10 +19,7 @@ from spectail.basics.texts import first_line
 from spectail.errors import SourceError, SourceUnreachableError
 from spectail.models.formats import waiting
 from spectail.models.formats.retry_after import asked_wait, wait_as_asked
-from spectail.models.formats.store_errors import (
-    failure,
-    unanswered,
-)
+from spectail.models.formats.store_errors import failure, unanswered
 from spectail.models.formats.stores import pauses
 from spectail.models.formats.waiting import waiting_for
 
